@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gateway.cli.eval_options import (
-    DATA,
     Concurrency,
     Config,
     Data,
@@ -18,13 +18,14 @@ from gateway.cli.eval_options import (
     SlotTokens,
     Student,
     Teacher,
+    data_option,
     of_the_extra,
     pair_of,
 )
 
 NONE_HELPS = 3
 """Exit status if no exemplars help."""
-_SEARCH = "Search"
+_search = partial(typer.Option, rich_help_panel="Search")
 
 
 def exemplars(
@@ -36,41 +37,23 @@ def exemplars(
         bool, typer.Option("--force", help="Overwrite the file, and write the best exemplars even if none help.")
     ] = False,
     data: Data = "generated",
-    offset: Annotated[
-        int, typer.Option(min=0, help="Exclude this many questions, for an evaluation.", rich_help_panel=DATA)
-    ] = 0,
-    evaluated: Annotated[
-        Path | None,
-        typer.Option(help="Folder of `eval run` whose questions are excluded.", rich_help_panel=DATA),
-    ] = None,
+    offset: Annotated[int, data_option(min=0, help="Exclude this many questions, for an evaluation.")] = 0,
+    evaluated: Annotated[Path | None, data_option(help="Folder of `eval run` whose questions are excluded.")] = None,
     skip_bad: SkipBad = False,
     scorer: Scorer = None,
     judge: Judge = None,
     exemplars_file: Annotated[
-        Path | None,
-        typer.Option("--exemplars", help="File with additional exemplars to compare.", rich_help_panel=DATA),
+        Path | None, data_option("--exemplars", help="File with additional exemplars to compare.")
     ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, max=4096, help="Guidance tokens (m) to optimize for.", rich_help_panel=_SEARCH)
-    ] = 40,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Token limit of an answer, guidance included.", rich_help_panel=_SEARCH)
-    ] = 300,
-    pool: Annotated[
-        int, typer.Option(min=1, help="Questions that exemplars are made from.", rich_help_panel=_SEARCH)
-    ] = 16,
-    select: Annotated[
-        int, typer.Option(min=2, help="Questions for comparing sets of exemplars.", rich_help_panel=_SEARCH)
-    ] = 40,
-    check: Annotated[
-        int, typer.Option(min=0, help="Questions for validating the result.", rich_help_panel=_SEARCH)
-    ] = 40,
-    most: Annotated[int, typer.Option(min=1, max=32, help="Most exemplars.", rich_help_panel=_SEARCH)] = 8,
-    max_answer_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an exemplar's answer.", rich_help_panel=_SEARCH)
-    ] = 60,
-    calls: Annotated[int, typer.Option(min=1, help="Most calls of engines.", rich_help_panel=_SEARCH)] = 1500,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=_SEARCH)] = 0,
+    tokens: Annotated[int, _search(min=1, max=4096, help="Guidance tokens (m) to optimize for.")] = 40,
+    max_tokens: Annotated[int, _search(min=1, help="Token limit of an answer, guidance included.")] = 300,
+    pool: Annotated[int, _search(min=1, help="Questions that exemplars are made from.")] = 16,
+    select: Annotated[int, _search(min=2, help="Questions for comparing sets of exemplars.")] = 40,
+    check: Annotated[int, _search(min=0, help="Questions for validating the result.")] = 40,
+    most: Annotated[int, _search(min=1, max=32, help="Most exemplars.")] = 8,
+    max_answer_tokens: Annotated[int, _search(min=1, help="Most tokens of an exemplar's answer.")] = 60,
+    calls: Annotated[int, _search(min=1, help="Most calls of engines.")] = 1500,
+    seed: Annotated[int, _search(min=0, help="Random seed.")] = 0,
     config: Config = None,
     teacher: Teacher = None,
     student: Student = None,

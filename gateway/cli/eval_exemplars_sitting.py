@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,40 +11,149 @@ import typer
 import uvloop
 from rich.console import Console
 
-from gateway.cli.eval_exemplars_print import SearchPrinter, provenance
-from gateway.cli.eval_progress import ProgressBars, ProgressLines
+from gateway.cli.eval_progress import duration, progress_on
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.tables import console_for, plain_table
 from gateway.errors import EngineError, StartupError
+from gateway.evaluation.advice.target import percent
 from gateway.evaluation.folder import RunFolder, digest
-from gateway.evaluation.judges import judge_of
-from gateway.evaluation.pair import ConfiguredPair, LocalPair, manifest_facts
-from gateway.evaluation.priming.exemplars import given, split
-from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, exists_error, write_file
-from gateway.evaluation.priming.finding import find
-from gateway.evaluation.priming.trials import Trials
-from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, load
-from gateway.evaluation.questions.exemplars_file import exemplars
-from gateway.evaluation.record import Manifest
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.pair import judge_of, manifest_facts
+from gateway.evaluation.priming.exemplars import exemplar_yaml, exists_error, given, split, write_file
+from gateway.evaluation.priming.finding import Trials, describe, find
+from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, exemplars, load
+from gateway.evaluation.record import Manifest, read_run
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import STUDENT, TEACHER
-from gateway.local import weights
 from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit, Style
     from gateway.evaluation.priming.finding import SearchLimits, SearchReport
+    from gateway.evaluation.priming.search import ScoreDifference, SearchStep, Trial
     from gateway.evaluation.setting import Setting
 
 _GENERATED_DATA = (GENERATED, GENERATED_CHOICES)
 _GENERATED_COUNT = 2000
 # `eval run` uses seed 0.
 _OTHER_SEED = 1
+_PIPE_WIDTH = 120
+_LEGEND = (
+    "Score: guided accuracy on the same questions in each row. Gain: points against no exemplars, with the 95 % "
+    "confidence interval. Input, output: teacher tokens per request. Tried: number of compared sets."
+)
+
+
+class SearchPrinter:
+    """Prints the steps of a search. The folder has the times of its calls, and `calls` limits them."""
+
+    def __init__(self, folder: RunFolder, calls: int) -> None:
+        self.console = console_for(_PIPE_WIDTH)
+        self._folder = folder
+        self._calls = calls
+
+    def planned(self, parts: QuestionSplit) -> None:
+        """Print the size of the search."""
+        self.say(
+            f"Exemplars are made of {len(parts.pool)} questions, compared on {len(parts.select)} others and checked on "
+            f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
+        )
+
+    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
+        """Print the number of candidates by style."""
+        each = ", ".join(f"{len(candidates)} {style}" for style, candidates in styles.items())
+        none = f" {wrong} questions of the pool have no correct answer that is short enough." if wrong else ""
+        self.say(f"Exemplars to choose from: {each}.{none}")
+
+    def on_step(self, step: SearchStep) -> None:
+        """Print one step."""
+        score, spent = percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
+        if step.gained is None:
+            self.say(f"Without exemplars: {score}, {spent}. Comparing sets of exemplars.")
+        else:
+            best = f"the best of {step.tried}" if step.tried > 1 else "the only one"
+            self.say(f"Taken: {describe(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
+
+    def ended(self, result: SearchReport) -> None:
+        """Print the result as a table."""
+        table = plain_table("exemplars", "score", "gain", "input", "output", "tried", right=slice(1, None))
+        for step in result.search.steps:
+            table.add_row(*_row(step.trial, step.gained), str(step.tried or ""))
+        if (close := result.search.runner_up) is not None:
+            table.add_row(*_row(close.trial, close.gained), f"{close.tried}, not taken", style="dim")
+        if result.check is not None:
+            table.add_section()
+            table.add_row(*_row(result.check.without, None), "check")
+            table.add_row(*_row(result.check.with_exemplars, result.check.gained), "check")
+        self.console.print(table)
+        self.console.print(_LEGEND, style="dim", soft_wrap=not self.console.is_terminal, highlight=False)
+        if result.search.ended == "calls":
+            self.say("The search ended at the limit --calls. A higher limit may find better exemplars.")
+        self.say(f"It took {result.spent:,} calls, including those of earlier sessions.")
+
+    def verdict(self, result: SearchReport, out: Path, *, written: bool) -> None:
+        """Print whether exemplars help, and the file."""
+        if result.helps:
+            self.say(f"These exemplars help: they are in {out}.")
+            if result.check is None:
+                self.say("Expect a smaller gain: they were selected on these questions. Validate it with --check.")
+        elif result.search.best is not None:
+            self.say("No exemplars help: the best set gains nothing on the questions of the check.")
+        else:
+            self.say("No exemplars help: no gain is significant.")
+        if not result.helps:
+            self.say(f"The best exemplars were written to {out}." if written else "No file was written.")
+
+    def _left(self) -> str:
+        """Return the longest remaining time as text, if calls were timed."""
+        seconds, calls = (sum(getattr(stage, name) for stage in self._folder.stages) for name in ("seconds", "calls"))
+        if not calls:
+            return "" if self._folder.examples else "; the time is estimated after the first calls"
+        return f"; at most {duration(max(0, self._calls - calls) * seconds / calls)} left"
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
+
+
+def provenance(result: SearchReport, step: SearchStep, facts: Sequence[str]) -> list[str]:
+    """Return the header lines of the file: `facts` and the measurements."""
+    without = result.search.steps[0].trial
+    compared = f"On the {len(without.scores)} questions on which sets were compared"
+    lines = [*facts, f"{compared}: {_measured(without, step.trial, step.gained)}"]
+    if (checked := result.check) is not None:
+        others = f"On {len(checked.without.scores)} other questions"
+        lines.append(f"{others}: {_measured(checked.without, checked.with_exemplars, checked.gained)}")
+    read, before = step.trial.read_tokens, without.read_tokens
+    lines.append(f"Each request has {read:.0f} input tokens of the teacher, and {before:.0f} without exemplars.")
+    if not result.helps:
+        lines.append("The gain is not significant: the file was written because of --force.")
+    return lines
+
+
+def gain(difference: ScoreDifference) -> str:
+    """Return a difference in points with its interval."""
+    low, high = difference.low * 100, difference.high * 100
+    return f"{difference.gain * 100:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _measured(without: Trial, behind: Trial, gained: ScoreDifference | None) -> str:
+    scores = f"{percent(behind.score)}, and {percent(without.score)} without exemplars"
+    return f"{scores}." if gained is None else f"{scores}: {gain(gained)}."
+
+
+def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
+    return (
+        describe(trial.shown),
+        percent(trial.score),
+        "" if gained is None else gain(gained).replace(" points", ""),
+        f"{trial.read_tokens:.0f}",
+        f"{trial.written_tokens:.0f}",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +195,7 @@ def seek(session: ExemplarSession) -> bool:
     name, parts = draw_questions(session)
     own = () if session.own is None else given(exemplars(session.own), parts)
     session.limits.check_calls(parts)
-    if isinstance(session.pair, LocalPair):
-        # Outside the event loop, so that Ctrl-C ends a download. An unknown name fails before any download.
-        for fetch in (weights.find, weights.fetch):
-            for model in dict.fromkeys((session.pair.teacher, session.pair.student)):
-                fetch(model)
+    session.pair.fetch()  # outside the event loop, so that Ctrl-C ends a download
     with RunFolder(session.folder) as folder:
         printer = SearchPrinter(folder, session.limits.calls)
         reports: list[SearchReport] = []
@@ -155,31 +259,17 @@ async def _search(
         )
         folder.begin(manifest, every)
 
-    console = Console(stderr=True)
-    progress = ProgressBars(console) if console.is_terminal else ProgressLines(console)
-    async with AsyncExitStack() as exits:
-        exits.callback(progress.end)
-        judge = None
-        if session.judge is not None:
-            if not isinstance(session.pair, ConfiguredPair):
-                raise StartupError(f"--judge {session.judge} is a model of a configuration: name that with --config.")
-            judge = await exits.enter_async_context(judge_of(session.pair.settings, session.judge, folder.generations))
-        score = Scoring(judge).score
-        trials = Trials(
-            folder=folder,
-            pair=session.pair,
-            setting=session.setting,
-            all_questions=every,
-            score=score,
-            progress=progress,
-            concurrency=session.concurrency,
-            begin=begin,
-        )
-        printer.planned(parts)
-        try:
+    progress = progress_on(Console(stderr=True))
+    try:
+        async with judge_of(session.pair, session.judge, folder.generations) as judge:
+            score = Scoring(judge).score
+            trials = Trials(folder, session.pair, session.setting, every, score, progress, session.concurrency, begin)
+            printer.planned(parts)
             return await find(trials, parts, score, session.limits, session.seed, printer, own)
-        except EngineError as error:
-            raise StartupError(f"The judge failed: {error.message} Run the same command again to resume.") from error
+    except EngineError as error:
+        raise StartupError(f"The judge failed: {error.message} Run the same command again to resume.") from error
+    finally:
+        progress.end()
 
 
 def _write(session: ExemplarSession, name: str, result: SearchReport, printer: SearchPrinter) -> bool:

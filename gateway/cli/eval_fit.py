@@ -15,9 +15,8 @@ from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.evaluation.advice.auto import LengthFamily, LengthResult
-    from gateway.evaluation.advice.fit import FitComparison
-    from gateway.policy.length_model import FittedLengths
+    from gateway.evaluation.advice.fit import LengthFamily
+    from gateway.policy.length_model import FitFigures, FittedLengths
 
 NO_BETTER = 3
 """Exit status if the model is not significantly better than a fixed length. The file is written anyway."""
@@ -32,9 +31,7 @@ def fit(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Questions of the run: a data set's name, or a file.",
-            metavar="DATA",
-            show_default="that of run.json",
+            help="Questions of the run: a data set's name, or a file.", metavar="DATA", show_default="that of run.json"
         ),
     ] = None,
     setting: Annotated[
@@ -56,11 +53,10 @@ def fit(
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
         raise StartupError(f"--out {out}: use a name like lengths/chat.json, of letters, digits and any of . _ -")
     with of_the_extra():
-        from gateway.evaluation.advice.auto import families, fixed_lengths
-        from gateway.evaluation.advice.fit import compare, tables_of
+        from gateway.evaluation.advice.fit import compare, families, tables_of
         from gateway.evaluation.advice.fit import fit as fitted
         from gateway.evaluation.questions.data import load
-        from gateway.evaluation.run_records import read_run
+        from gateway.evaluation.record import read_run
     run = read_run(folder)
     manifest = run.manifest
     questions = load(data or manifest.data, count=max(1, manifest.questions), seed=manifest.seed).questions
@@ -75,32 +71,23 @@ def fit(
     new = out.with_name(f".{out.name}")
     new.write_text(model.model_dump_json(indent=1) + "\n")
     new.replace(out)  # atomically, since a gateway may watch the file
-    show(family, fixed_lengths(family), rows, model, out)
+    show(family, rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)
 
 
-def show(
-    family: LengthFamily, fixed: dict[int, LengthResult], rows: list[FitComparison], model: FittedLengths, out: Path
-) -> None:
+def show(family: LengthFamily, rows: list[FitFigures], model: FittedLengths, out: Path) -> None:
     """Print the comparison with fixed lengths."""
     console = Console()
     console.print(f"{len(family.questions)} questions; {family.name}", highlight=False)
     table = Table("length", "correct", "USD per answer", "auto at that cost", "USD", "difference, 95 %", box=None)
     compared = {one.fixed_tokens: one for one in rows}
-    for tokens, result in fixed.items():
-        comparison = compared.get(tokens)
-        cells = (
-            ["", "", ""]
-            if comparison is None
-            else [
-                f"{comparison.auto_right:.1%}",
-                f"{comparison.auto_usd:.3g}",
-                f"{comparison.difference:+.1%} ({comparison.low:+.1%} to {comparison.high:+.1%})",
-            ]
-        )
-        name = str(tokens) if tokens else "student alone"
-        table.add_row(name, f"{result.right:.1%}", f"{result.usd:.3g}", *cells)
+    for tokens in family.lengths:
+        mean, cells = family.mean(tokens), [""] * 3
+        if (one := compared.get(tokens)) is not None:
+            difference = f"{one.difference:+.1%} ({one.low:+.1%} to {one.high:+.1%})"
+            cells = [f"{one.auto_right:.1%}", f"{one.auto_usd:.3g}", difference]
+        table.add_row(str(tokens or "student alone"), f"{mean.score:.1%}", f"{mean.usd:.3g}", *cells)
     console.print(table)
     figures = model.figures
     assert figures is not None, "set by fit()"
@@ -109,11 +96,8 @@ def show(
         f"best fixed length ({figures.fixed_tokens}) has {figures.fixed_right:.1%} at {figures.fixed_usd:.3g} USD.",
         highlight=False,
     )
+    keep = f"tokens: {figures.fixed_tokens}" if figures.fixed_tokens else "mode: student"
+    advice = f"It is not significantly better than the fixed length: use {keep}. {out} was written anyway."
     if figures.beats:
-        console.print(f"It is better than the fixed length. Set guidance.auto.model to {out}.", highlight=False)
-    else:
-        keep = f"tokens: {figures.fixed_tokens}" if figures.fixed_tokens else "mode: student"
-        console.print(
-            f"It is not significantly better than the fixed length: use {keep}. {out} was written anyway.",
-            highlight=False,
-        )
+        advice = f"It is better than the fixed length. Set guidance.auto.model to {out}."
+    console.print(advice, highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -16,49 +17,26 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.pair import Pair
 
-DATA, ENGINES = "Questions", "Engines"
+data_option = partial(typer.Option, rich_help_panel="Questions")
+engine_option = partial(typer.Option, rich_help_panel="Engines")
 
 Data: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        help="Questions: generated, generated-choices, gsm8k, csqa, or a JSON Lines file.", rich_help_panel=DATA
-    ),
+    str, data_option(help="Questions: generated, generated-choices, gsm8k, csqa, or a JSON Lines file.")
 ]
-SkipBad: TypeAlias = Annotated[bool, typer.Option("--skip-bad", help="Skip invalid lines.", rich_help_panel=DATA)]
+SkipBad: TypeAlias = Annotated[bool, data_option("--skip-bad", help="Skip invalid lines.")]
 Scorer: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="Scorer of answers instead of the data's; package.module:function for your own.",
-        rich_help_panel=DATA,
-    ),
+    str | None, data_option(help="Scorer of answers instead of the data's; package.module:function for your own.")
 ]
-Judge: TypeAlias = Annotated[
-    str | None, typer.Option(help="Model of --config that scores answers without a rule.", rich_help_panel=DATA)
-]
-Config: TypeAlias = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Use models of this configuration.", rich_help_panel=ENGINES)
-]
+Judge: TypeAlias = Annotated[str | None, data_option(help="Model of --config that scores answers without a rule.")]
+Config: TypeAlias = Annotated[Path | None, engine_option("--config", "-c", help="Use models of this configuration.")]
 Teacher: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Model of --config; else a catalogue name or a .gguf file. Default: {TEACHER}.",
-        rich_help_panel=ENGINES,
-    ),
+    str | None, engine_option(help=f"Model of --config; else a catalogue name or a .gguf file. Default: {TEACHER}.")
 ]
 Student: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Model of --config; else a catalogue name or a .gguf file. Default: {STUDENT}.",
-        rich_help_panel=ENGINES,
-    ),
+    str | None, engine_option(help=f"Model of --config; else a catalogue name or a .gguf file. Default: {STUDENT}.")
 ]
-Concurrency: TypeAlias = Annotated[
-    int, typer.Option(min=1, max=1024, help="Concurrent questions.", rich_help_panel=ENGINES)
-]
-SlotTokens: TypeAlias = Annotated[
-    int,
-    typer.Option(min=256, help="Context tokens per question of local models.", rich_help_panel=ENGINES),
-]
+Concurrency: TypeAlias = Annotated[int, engine_option(min=1, max=1024, help="Concurrent questions.")]
+SlotTokens: TypeAlias = Annotated[int, engine_option(min=256, help="Context tokens per question of local models.")]
 
 
 def pair_of(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:

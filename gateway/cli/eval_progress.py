@@ -15,6 +15,11 @@ _LINE_EVERY_S = 30.0
 _MIN_DONE = 16
 
 
+def progress_on(console: Console) -> ProgressBars | ProgressLines:
+    """Return bars on a terminal, else lines."""
+    return ProgressBars(console) if console.is_terminal else ProgressLines(console)
+
+
 class ProgressBars:
     """A progress bar for each stage. Call `end` also after failures."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 NONE_PAYS, TOO_FEW = 3, 4
 """Exit statuses where no guided setting is recommended."""
-_TARGET = "Target (one of these)"
-_POLICY = "Policy file"
+_to = partial(typer.Option, rich_help_panel="Target (one of these)")
+_policy = partial(typer.Option, rich_help_panel="Policy file")
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,12})?"
 
 
@@ -33,34 +34,21 @@ def recommend(
     ],
     keep: Annotated[
         str | None,
-        typer.Option(
+        _to(
             help="Cheapest setting with at least this share of the teacher's accuracy.",
             metavar="95%",
             show_default="95%",
-            rich_help_panel=_TARGET,
         ),
     ] = None,
     loss: Annotated[
         str | None,
-        typer.Option(
-            help="Cheapest setting at most this many points less accurate than the teacher.",
-            metavar="POINTS",
-            rich_help_panel=_TARGET,
-        ),
+        _to(help="Cheapest setting at most this many points less accurate than the teacher.", metavar="POINTS"),
     ] = None,
     budget_usd_per_1k: Annotated[
-        str | None,
-        typer.Option(
-            help="Most accurate setting for at most this cost per 1000 answers.", metavar="USD", rich_help_panel=_TARGET
-        ),
+        str | None, _to(help="Most accurate setting for at most this cost per 1000 answers.", metavar="USD")
     ] = None,
     cost_share: Annotated[
-        str | None,
-        typer.Option(
-            help="Most accurate setting for at most this share of the teacher's cost.",
-            metavar="60%",
-            rich_help_panel=_TARGET,
-        ),
+        str | None, _to(help="Most accurate setting for at most this share of the teacher's cost.", metavar="60%")
     ] = None,
     confidence: Annotated[
         str, typer.Option(help="Simultaneous confidence of the claims for all settings.", metavar="80%")
@@ -68,8 +56,7 @@ def recommend(
     folds: Annotated[int, typer.Option(min=2, max=20, help="Folds of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     asked: Annotated[
-        str | None,
-        typer.Option(help="Form of requests that callers use, if the run has several.", metavar="'chat'"),
+        str | None, typer.Option(help="Form of requests that callers use, if the run has several.", metavar="'chat'")
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -80,50 +67,29 @@ def recommend(
         ),
     ] = None,
     one: Annotated[bool, typer.Option("--one", help="Recommend one setting for all folders together.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Policy file to write.", metavar="FILE", rich_help_panel=_POLICY)
-    ] = None,
+    out: Annotated[Path | None, _policy("--out", "-o", help="Policy file to write.", metavar="FILE")] = None,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Overwrite existing files, and accept files that were edited since the run.",
-            rich_help_panel=_POLICY,
-        ),
+        bool, _policy("--force", help="Overwrite existing files, and accept files that were edited since the run.")
     ] = False,
-    tenant: Annotated[
-        str, typer.Option("--tenant", "-t", help="Tenant of the policy.", metavar="NAME", rich_help_panel=_POLICY)
-    ] = "default",
+    tenant: Annotated[str, _policy("--tenant", "-t", help="Tenant of the policy.", metavar="NAME")] = "default",
     route: Annotated[
         list[str] | None,
-        typer.Option(
+        _policy(
             help="Route (`model` of requests), once for each folder. Default: chat, or the data sets' names.",
             metavar="NAME",
-            rich_help_panel=_POLICY,
         ),
     ] = None,
     teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the teacher in config.yaml. Default: that of the run.",
-            metavar="NAME",
-            rich_help_panel=_POLICY,
-        ),
+        str | None, _policy(help="Name of the teacher in config.yaml. Default: that of the run.", metavar="NAME")
     ] = None,
     student: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the student in config.yaml. Default: that of the run.",
-            metavar="NAME",
-            rich_help_panel=_POLICY,
-        ),
+        str | None, _policy(help="Name of the student in config.yaml. Default: that of the run.", metavar="NAME")
     ] = None,
     guidance: Annotated[
         list[str] | None,
-        typer.Option(
+        _policy(
             help="Additional guidance keys of the policy, like deadline=5s or exemplars=exemplars/mine.yaml.",
             metavar="NAME=VALUE",
-            rich_help_panel=_POLICY,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -142,10 +108,9 @@ def recommend(
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of
-        from gateway.evaluation.advice.policy_file import policy_text, write_policy
-        from gateway.evaluation.advice.policy_files import files_to_write, write_files
+        from gateway.evaluation.advice.policy_file import files_to_write, policy_text, write_files, write_policy
         from gateway.evaluation.advice.recommend import recommend as recommended
-        from gateway.evaluation.run_records import read_run
+        from gateway.evaluation.record import read_run
     from gateway.cli.eval_recommend_print import in_json, print_recommendations
 
     target = _target(keep, loss, budget_usd_per_1k, cost_share)
@@ -256,7 +221,7 @@ def _guided_settings(
 def _check_unedited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> None:
     """Raise StartupError if a file of a setting was edited since the run; with `force` only print a warning."""
     from gateway.config.yaml_source import display_path
-    from gateway.evaluation.edited import edited_files
+    from gateway.evaluation.advice.policy_file import edited_files
 
     for files in filter(None, dict.fromkeys(map(edited_files, settings))):
         problem = f"{' or '.join(map(display_path, files))} was edited since the run"

@@ -10,16 +10,15 @@ from rich.text import Text
 from gateway.cli.tables import console_for, plain_table
 from gateway.evaluation.advice.policy_file import comments, usd_per_1k
 from gateway.evaluation.advice.target import percent
-from gateway.evaluation.statistics import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from gateway.evaluation.advice.bounds import BoundedMean
     from gateway.evaluation.advice.evidence import CandidateSetting
     from gateway.evaluation.advice.recommend import Recommendation
+    from gateway.evaluation.advice.target import BoundedMean
 
 _PIPE_WIDTH = 200
 _POINTS, _THOUSAND = 100, 1000
@@ -34,65 +33,45 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
     """Print the settings of each route by cost, and the recommendation."""
     console = console_for(_PIPE_WIDTH)
     for route, one in recommendation:
-        console.print(
-            f"{route}: {', '.join(one.evidence.sources)}, {len(one.evidence.questions)} questions, target: "
-            f"{one.target}",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        head = f"{route}: {', '.join(one.evidence.sources)}, {len(one.evidence.questions)} questions"
+        console.print(f"{head}, target: {one.target}", soft_wrap=True, markup=False, highlight=False)
         console.print(_table(one))
         verdict, color = _VERDICTS[one.verdict]
         name = "nothing" if one.setting is None else one.setting.name
         console.print(Text(f"{verdict}: {name}", f"bold {color}"), soft_wrap=True)
-        for line in comments(one):
-            console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-        for line in _chosen(one):
+        for line in (*comments(one), *_chosen(one)):
             console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _table(recommendation: Recommendation) -> Table:
-    unit = "points" if recommendation.target.minimizes_cost else "USD/1000"
-    table = plain_table(
-        "setting",
-        "right",
-        "95 %",
-        "USD/1000",
-        "of teacher's",
-        f"within, {unit}",
-        "over mixture, points",
-        right=slice(1, None),
-    )
-    teacher = recommendation.evidence.candidates[recommendation.evidence.teacher]
-    order = sorted(
-        range(len(recommendation.results)), key=lambda index: recommendation.evidence.candidates[index].cost_usd
-    )
-    for index in order:
-        one, standing = recommendation.evidence.candidates[index], recommendation.results[index]
-        low, high = wilson(one.correct, len(one.examples))
-        own = index == recommendation.evidence.teacher and recommendation.target.minimizes_cost
+    evidence, cheapest = recommendation.evidence, recommendation.target.minimizes_cost
+    titles = ("setting", "right", "95 %", "USD/1000", "of teacher's")
+    within = f"within, {'points' if cheapest else 'USD/1000'}"
+    table = plain_table(*titles, within, "over mixture, points", right=slice(1, None))
+    teacher = evidence.candidates[evidence.teacher]
+    for index in sorted(range(len(evidence.candidates)), key=lambda index: evidence.candidates[index].cost_usd):
+        one, standing = evidence.candidates[index], recommendation.results[index]
+        is_chosen, own = index == recommendation.chosen, index == evidence.teacher and cheapest
         table.add_row(
-            Text(f"{'> ' if index == recommendation.chosen else '  '}{_short(one, recommendation)}"),
+            Text(f"{'> ' if is_chosen else '  '}{_short(one, recommendation)}"),
             percent(one.accuracy),
-            f"{low * 100:.1f} to {high * 100:.1f}",
+            f"{one.interval.low * 100:.1f} to {one.interval.high * 100:.1f}",
             usd_per_1k(one.cost_usd),
             percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
-            "yes" if own else _claim(standing.within, _POINTS if recommendation.target.minimizes_cost else _THOUSAND),
+            "yes" if own else _claim(standing.within, _POINTS if cheapest else _THOUSAND),
             "" if standing.pays is None else _claim(standing.pays, _POINTS),
-            style="bold" if index == recommendation.chosen else None,
+            style="bold" if is_chosen else None,
         )
     return table
 
 
 def _short(one: CandidateSetting, recommendation: Recommendation) -> str:
-    """Return the name of a setting without the parts that all settings share."""
     name = one.name.replace(f", {recommendation.evidence.request_form}", "", 1)
     limits = {other.setting["max_tokens"] for other in recommendation.evidence.candidates}
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
 
 def _claim(claim: BoundedMean, unit: int) -> str:
-    """Return a mean with its lower bound and whether it is significant."""
     word = "yes" if claim.shown else "perhaps" if claim.likely else "no"
     digits = "+.1f" if unit == _POINTS else "+.3g"
     return f"{claim.point * unit:{digits}} (at least {claim.bound * unit:{digits}}) {word}"
@@ -100,11 +79,9 @@ def _claim(claim: BoundedMean, unit: int) -> str:
 
 def _chosen(recommendation: Recommendation) -> list[str]:
     lines = []
-    if recommendation.favorite is not None and recommendation.favorite != recommendation.chosen:
-        lines.append(
-            "Without a test, the best setting would be: "
-            f"{recommendation.evidence.candidates[recommendation.favorite].name}."
-        )
+    favorite = recommendation.favorite_setting
+    if favorite is not None and recommendation.favorite != recommendation.chosen:
+        lines.append(f"Without a test, the best setting would be: {favorite.name}.")
     if recommendation.held_out is not None:
         often = "; ".join(f"{times} x {name}" for name, times in recommendation.held_out.chosen.items())
         lines.append(f"Chosen in {recommendation.held_out.folds} folds: {often}.")
@@ -113,9 +90,8 @@ def _chosen(recommendation: Recommendation) -> list[str]:
 
 def in_json(recommendation: Sequence[tuple[str, Recommendation]]) -> str:
     """Return the recommendations as JSON."""
-    return msgspec.json.format(
-        msgspec.json.encode({"routes": [_plain(*one) for one in recommendation]}), indent=2
-    ).decode()
+    routes = [_plain(*one) for one in recommendation]
+    return msgspec.json.format(msgspec.json.encode({"routes": routes}), indent=2).decode()
 
 
 def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
@@ -124,7 +100,7 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
         {
             "setting": dict(one.setting),
             "accuracy": one.accuracy,
-            "interval": wilson(one.correct, len(one.examples)),
+            "interval": one.interval,
             "cost_usd": one.cost_usd,
             "teacher_output_tokens": one.teacher_tokens,
             "student_output_tokens": one.student_tokens,
@@ -144,7 +120,7 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
         "why": recommendation.reason,
         "more_questions": recommendation.more,
         "chosen": None if recommendation.setting is None else recommendation.setting.name,
-        "favourite": None if recommendation.favorite is None else evidence.candidates[recommendation.favorite].name,
+        "favourite": None if recommendation.favorite_setting is None else recommendation.favorite_setting.name,
         "teacher": evidence.candidates[evidence.teacher].name,
         "student": evidence.candidates[evidence.student].name,
         "settings": settings,

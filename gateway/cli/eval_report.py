@@ -34,9 +34,9 @@ def report(
     if out is None and len(folders) > 1:
         raise StartupError("A report of several folders needs --out FOLDER.")
     with of_the_extra():
+        from gateway.evaluation.record import read_run
         from gateway.evaluation.reporting.rendering import write_report
         from gateway.evaluation.reporting.report import section
-        from gateway.evaluation.run_records import read_run
     runs = [read_run(folder) for folder in folders]
     written = write_report([section(run, seed) for run in runs], out or folders[0] / "report", seed)
     for run in runs:

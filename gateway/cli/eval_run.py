@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.eval_options import (
-    DATA,
-    ENGINES,
     Concurrency,
     Config,
     Data,
@@ -19,6 +18,8 @@ from gateway.cli.eval_options import (
     SlotTokens,
     Student,
     Teacher,
+    data_option,
+    engine_option,
     pair_of,
 )
 from gateway.errors import StartupError
@@ -27,105 +28,62 @@ if TYPE_CHECKING:
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData, QuestionRange
 
-_GRID, _LIVE = "Grid", "Through a gateway"
+_grid = partial(typer.Option, rich_help_panel="Grid")
+_live = partial(typer.Option, rich_help_panel="Through a gateway")
 _LIST = "One value, or several separated by commas."
 
 
 def run(
     folder: Annotated[Path, typer.Argument(help="Folder of the run. An existing run is resumed.")],
     data: Data = "generated",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use at most this many questions.", rich_help_panel=DATA)
-    ] = None,
+    limit: Annotated[int | None, data_option(min=1, help="Use at most this many questions.")] = None,
     sample: Annotated[
-        int | None,
-        typer.Option(min=1, help="Use a random sample of this size, drawn with --seed.", rich_help_panel=DATA),
+        int | None, data_option(min=1, help="Use a random sample of this size, drawn with --seed.")
     ] = None,
-    offset: Annotated[int, typer.Option(min=0, help="Skip this many questions.", rich_help_panel=DATA)] = 0,
+    offset: Annotated[int, data_option(min=0, help="Skip this many questions.")] = 0,
     skip_bad: SkipBad = False,
-    exemplars: Annotated[
-        Path | None, typer.Option(help="File of exemplars for --shots and projection primed.", rich_help_panel=DATA)
-    ] = None,
+    exemplars: Annotated[Path | None, data_option(help="File of exemplars for --shots and projection primed.")] = None,
     scorer: Scorer = None,
     judge: Judge = None,
-    mode: Annotated[
-        str | None, typer.Option(help=f"Modes: teacher, student, guided. {_LIST} Default: all.", rich_help_panel=_GRID)
-    ] = None,
+    mode: Annotated[str | None, _grid(help=f"Modes: teacher, student, guided. {_LIST} Default: all.")] = None,
     tokens: Annotated[
-        str | None,
-        typer.Option(help=f"Guidance lengths in tokens, or auto. {_LIST} Default: 20,40,80.", rich_help_panel=_GRID),
+        str | None, _grid(help=f"Guidance lengths in tokens, or auto. {_LIST} Default: 20,40,80.")
     ] = None,
     auto: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file with the rule of --tokens auto, as guidance.auto in a policy. Default: the built-in rule.",
-            rich_help_panel=_GRID,
+        _grid(
+            help="YAML file with the rule of --tokens auto, as guidance.auto in a policy. Default: the built-in rule."
         ),
     ] = None,
     projection: Annotated[
         str | None,
-        typer.Option(
-            help=f"Projections: cutoff, concise, hint, primed, or of --policies. {_LIST} Default: cutoff.",
-            rich_help_panel=_GRID,
-        ),
+        _grid(help=f"Projections: cutoff, concise, hint, primed, or of --policies. {_LIST} Default: cutoff."),
     ] = None,
     placement: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Placements: prefix, context, input. {_LIST} Default: the projection's.", rich_help_panel=_GRID
-        ),
+        str | None, _grid(help=f"Placements: prefix, context, input. {_LIST} Default: the projection's.")
     ] = None,
-    form: Annotated[
-        str | None, typer.Option(help=f"API: chat, completion. {_LIST} Default: chat.", rich_help_panel=_GRID)
-    ] = None,
-    shots: Annotated[
-        str | None, typer.Option(help=f"Number of exemplars in the prompt. {_LIST} Default: 0.", rich_help_panel=_GRID)
-    ] = None,
-    max_tokens: Annotated[
-        str | None, typer.Option(help=f"Token limits of an answer. {_LIST} Default: 300.", rich_help_panel=_GRID)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature. Default: 0, greedy.", rich_help_panel=_GRID)
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Nucleus sampling. Default: not sent.", rich_help_panel=_GRID)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed. Default: 0.", rich_help_panel=_GRID)] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Answers per question, with a temperature above 0.", rich_help_panel=_GRID)
-    ] = None,
-    grid: Annotated[
-        Path | None, typer.Option(help="YAML file with these settings; options override it.", rich_help_panel=_GRID)
-    ] = None,
+    form: Annotated[str | None, _grid(help=f"API: chat, completion. {_LIST} Default: chat.")] = None,
+    shots: Annotated[str | None, _grid(help=f"Number of exemplars in the prompt. {_LIST} Default: 0.")] = None,
+    max_tokens: Annotated[str | None, _grid(help=f"Token limits of an answer. {_LIST} Default: 300.")] = None,
+    temperature: Annotated[float | None, _grid(help="Sampling temperature. Default: 0, greedy.")] = None,
+    top_p: Annotated[float | None, _grid(help="Nucleus sampling. Default: not sent.")] = None,
+    seed: Annotated[int | None, _grid(help="Random seed. Default: 0.")] = None,
+    samples: Annotated[int | None, _grid(help="Answers per question, with a temperature above 0.")] = None,
+    grid: Annotated[Path | None, _grid(help="YAML file with these settings; options override it.")] = None,
     policies: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of policies with your own projections. Default: that of --config.",
-            metavar="DIR",
-            rich_help_panel=_GRID,
-        ),
+        _grid(help="Folder of policies with your own projections. Default: that of --config.", metavar="DIR"),
     ] = None,
-    local: Annotated[
-        bool,
-        typer.Option("--local", help="Use models on this machine, as without --config.", rich_help_panel=ENGINES),
-    ] = False,
+    local: Annotated[bool, engine_option("--local", help="Use models on this machine, as without --config.")] = False,
     config: Config = None,
     teacher: Teacher = None,
     student: Student = None,
     concurrency: Concurrency = 16,
     slot_tokens: SlotTokens = 2048,
-    live: Annotated[
-        bool, typer.Option("--live", help="Send requests to a gateway in this process.", rich_help_panel=_LIVE)
-    ] = False,
-    gateway: Annotated[
-        str | None, typer.Option(help="Send requests to a running gateway, http(s)://host:port.", rich_help_panel=_LIVE)
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="API key for --gateway: env:NAME or file:/path.", rich_help_panel=_LIVE)
-    ] = None,
-    route: Annotated[
-        list[str] | None, typer.Option(help="Route of --gateway. Can be repeated.", rich_help_panel=_LIVE)
-    ] = None,
+    live: Annotated[bool, _live("--live", help="Send requests to a gateway in this process.")] = False,
+    gateway: Annotated[str | None, _live(help="Send requests to a running gateway, http(s)://host:port.")] = None,
+    key: Annotated[str | None, _live(help="API key for --gateway: env:NAME or file:/path.")] = None,
+    route: Annotated[list[str] | None, _live(help="Route of --gateway. Can be repeated.")] = None,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the stored answers again. Sends no requests.")
     ] = False,
@@ -143,11 +101,9 @@ def run(
     and more questions of the same data are added to an existing run.
     """
     from gateway.cli.eval_run_sitting import EvalSession, hold
-    from gateway.evaluation.auto_length import read_auto
-    from gateway.evaluation.grid import read_grid, settings_of
     from gateway.evaluation.questions.data import QuestionRange
-    from gateway.evaluation.run_library import RunLibrary
     from gateway.evaluation.scoring import plug_in
+    from gateway.evaluation.setting import RunLibrary, read_auto, read_grid, settings_of
 
     options = _given(
         lists={"mode": mode, "projection": projection, "placement": placement, "form": form},
@@ -205,7 +161,6 @@ def _given(lists: dict[str, str | None], numbers: dict[str, str | None], single:
 
 
 def _check_exclusive(*groups: dict[str, Any]) -> None:
-    """Raise BadParameter if more than one option of a group is set."""
     for options in groups:
         names = [name for name, value in options.items() if value]
         if len(names) > 1:
@@ -213,7 +168,6 @@ def _check_exclusive(*groups: dict[str, Any]) -> None:
 
 
 def _policies(folder: Path | None, pair: Pair) -> Path | None:
-    """Return the folder of policies with custom projections, or None."""
     from gateway.evaluation.pair import ConfiguredPair
 
     if folder is not None and not folder.is_dir():

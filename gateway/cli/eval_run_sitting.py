@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,25 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.eval_progress import ProgressBars, ProgressLines, duration
+from gateway.cli.eval_progress import ProgressBars, ProgressLines, duration, progress_on
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
-from gateway.evaluation.elsewhere import describe_routes, remote_routes
 from gateway.evaluation.folder import RunFolder, digest, shown_hash
-from gateway.evaluation.judges import judge_of
-from gateway.evaluation.live import LiveRun, connect_gateway, setting_routes, start_gateway
-from gateway.evaluation.pair import ConfiguredPair, LocalPair, manifest_facts
+from gateway.evaluation.live import (
+    connect_gateway,
+    describe_routes,
+    remote_routes,
+    run_live,
+    setting_routes,
+    start_gateway,
+)
+from gateway.evaluation.pair import LocalPair, judge_of, judge_settings, manifest_facts
 from gateway.evaluation.record import Manifest
 from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import check_staged
-from gateway.local import weights
 from gateway.local.stack import usable_cores
 from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
@@ -38,9 +42,9 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData
+    from gateway.evaluation.run import QuestionScorer
     from gateway.evaluation.scoring import Scorer
     from gateway.evaluation.setting import Setting
 
@@ -100,18 +104,20 @@ def hold(session: EvalSession) -> None:
     set_up_logs("error", "auto")  # each failed call is in the examples, by its label
     console = Console(stderr=True, soft_wrap=True)
     if session.gateway is not None:
-        _check_address(session.gateway)
+        parts = urlsplit(session.gateway)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+            raise StartupError("--gateway: must be http(s)://host:port, without a password.")
     elif not session.live:
         check_staged(session.settings)
-    if session.judge is not None and not isinstance(session.pair, ConfiguredPair):
-        raise StartupError(f"--judge {session.judge} is a model of a configuration: name that with --config.")
+    if session.judge is not None:
+        judge_settings(session.pair, session.judge)
     with RunFolder(session.folder) as folder:
         # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
         if session.gateway is None:
             folder.check(session.manifest(session.plain_settings), session.data.questions)
         if session.gateway is None and not session.rescore:
             _warn_where_busy(session.pair, console)
-            _fetch(session.pair)
+            session.pair.fetch()
         if session.live or session.gateway is not None:
             _agree_on_live(session, folder, console)
         elif not session.rescore:
@@ -129,14 +135,18 @@ def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: 
 async def _held(session: EvalSession, folder: RunFolder, console: Console) -> None:
     async with _begun(session, folder, console) as (work, progress):
         if session.gateway is not None:
-            await _elsewhere(session, work, folder, progress)
-        elif session.live:
+            routes = remote_routes(session.routes, work)
+            async with connect_gateway(session.gateway, _key(session.key)) as caller:
+                settings = await describe_routes(routes, caller, work, folder.manifest)
+                folder.begin(session.manifest(settings), work.questions)
+                await run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
+            return
+        folder.begin(session.manifest(session.plain_settings), work.questions)
+        if session.live:
             routes = setting_routes(work.settings)
-            folder.begin(session.manifest(session.plain_settings), work.questions)
             async with start_gateway(session.pair, routes, session.folder) as caller:
-                await LiveRun(folder, work, caller, progress, concurrency=session.concurrency).run(routes)
+                await run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
         else:
-            folder.begin(session.manifest(session.plain_settings), work.questions)
             await _staged(session, work, folder, progress, console)
 
 
@@ -145,15 +155,12 @@ async def _begun(
     session: EvalSession, folder: RunFolder, console: Console
 ) -> AsyncIterator[tuple[EvalWork, ProgressBars | ProgressLines]]:
     """Yield the work, with its judge if it has one, and the progress display."""
-    progress = ProgressBars(console) if console.is_terminal else ProgressLines(console)
-    async with AsyncExitStack() as exits:
-        exits.callback(progress.end)
-        judge = None
-        if session.judge is not None:
-            assert isinstance(session.pair, ConfiguredPair)  # or it would not have begun
-            judging = judge_of(session.pair.settings, session.judge, folder.generations)
-            judge = await exits.enter_async_context(judging)
-        yield session.work(Scoring(judge, session.scorer).score), progress
+    progress = progress_on(console)
+    try:
+        async with judge_of(session.pair, session.judge, folder.generations) as judge:
+            yield session.work(Scoring(judge, session.scorer).score), progress
+    finally:
+        progress.end()
 
 
 async def _staged(
@@ -174,23 +181,6 @@ async def _time_a_few(session: EvalSession, folder: RunFolder, console: Console)
     async with _begun(few, folder, console) as (work, progress):
         folder.begin(few.manifest(few.plain_settings), work.questions)
         await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, console)
-
-
-async def _elsewhere(
-    session: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines
-) -> None:
-    assert session.gateway is not None
-    routes = remote_routes(session.routes, work)
-    async with connect_gateway(session.gateway, _key(session.key)) as caller:
-        settings = await describe_routes(routes, caller, work, folder.manifest)
-        folder.begin(session.manifest(settings), work.questions)
-        await LiveRun(folder, work, caller, progress, concurrency=session.concurrency).run(routes)
-
-
-def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise StartupError("--gateway: must be http(s)://host:port, without a password.")
 
 
 def _key(reference: str | None) -> str:
@@ -215,14 +205,6 @@ def _warn_where_busy(pair: Pair, console: Console) -> None:
             "other programs they may take ten times as long",
             highlight=False,
         )
-
-
-def _fetch(pair: Pair) -> None:
-    """Download weights before measurements start. Wrong names are reported before any download."""
-    if isinstance(pair, LocalPair):
-        for fetch in (weights.find, weights.fetch):
-            for model in dict.fromkeys((pair.teacher, pair.student)):
-                fetch(model)
 
 
 def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) -> None:

@@ -25,13 +25,18 @@ from gateway.cli.admin_commands import usd_of
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config.models import ModelSettings
 from gateway.config.settings import check_settings
-from gateway.engines.build import build
 from gateway.errors import ConfigError, EngineError, StartupError
-from gateway.planning.curve import Curve, CurveOrigin, CurvePrice
-from gateway.planning.measured import StreamTiming, context_of, improving_steps, prefill_of, step_of
-from gateway.policy.book import PolicySet
-from gateway.policy.policies import Policies
-from gateway.telemetry.metrics import Metrics
+from gateway.evaluation.pair import built
+from gateway.planning.curve import (
+    Curve,
+    CurveOrigin,
+    CurvePrice,
+    StreamTiming,
+    context_of,
+    improving_steps,
+    prefill_of,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,31 +181,32 @@ class _Measurement:
 
     async def run(self) -> None:
         """Measure all batch sizes. Raises EngineError, and StartupError if the time limit was too short."""
-        engine = (await build([self._model], Policies(PolicySet.of([]), None), Metrics(None, 1)))[self._model.name]
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
-            with Progress(*columns, console=self._console, transient=True) as progress:
-                work = progress.add_task("", total=1 + 3 * _READS + sum(self._sizes))
-                progress.update(work, description="first call")
-                await self._ask(engine, 8, 4)  # warm-up
-                progress.advance(work)
-                for words in (self._words // 4, self._words, self._words * 2):
-                    progress.update(work, description=f"reading {words} words")
-                    self._reads.append([])
-                    for _ in range(_READS):
-                        self._reads[-1].append(await self._ask(engine, words, 2))
-                        progress.advance(work)
-                for size in self._sizes:
-                    progress.update(work, description=f"{size} at once")
-                    if not await self._decode(engine, size):
-                        return
-                    progress.advance(work, size)
+            async with built(self._model) as engine:
+                await self._measure(engine)
         except TimeoutError:
             raise StartupError(
                 "The engine is too slow for the time limit: increase --seconds or shorten --prompt."
             ) from None
-        finally:
-            await engine.close()
+
+    async def _measure(self, engine: Engine) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            work = progress.add_task("", total=1 + 3 * _READS + sum(self._sizes))
+            progress.update(work, description="first call")
+            await self._ask(engine, 8, 4)  # warm-up
+            progress.advance(work)
+            for words in (self._words // 4, self._words, self._words * 2):
+                progress.update(work, description=f"reading {words} words")
+                self._reads.append([])
+                for _ in range(_READS):
+                    self._reads[-1].append(await self._ask(engine, words, 2))
+                    progress.advance(work)
+            for size in self._sizes:
+                progress.update(work, description=f"{size} at once")
+                if not await self._decode(engine, size):
+                    return
+                progress.advance(work, size)
 
     async def _decode(self, engine: Engine, size: int) -> bool:
         """Measure one batch size. Return False if the time limit was reached."""

@@ -19,14 +19,15 @@ from gateway.evaluation.record import (
     Example,
     Manifest,
     StageRecord,
+    replace_file,
+    stored_lines,
     write_lines,
 )
 from gateway.policy.projections import PROJECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
@@ -71,14 +72,11 @@ class RunFolder:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.close()
 
     @property
     def generations(self) -> Path:
-        """Path of the generated texts."""
         return self.path / GENERATIONS
 
     def check(self, manifest: Manifest, questions: Sequence[Question]) -> None:
@@ -132,7 +130,7 @@ class RunFolder:
 
     def add(self, example: Example) -> None:
         """Append an example that cannot be computed from texts; it is on disk on return."""
-        self.examples[example.setting, example.question] = example
+        self.keep(example)
         _append(self.path / EXAMPLES, example)
 
     def keep(self, example: Example) -> None:
@@ -161,10 +159,7 @@ class RunFolder:
 
     def _store(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        file = self.path / MANIFEST
-        new = file.with_name(file.name + ".new")
-        new.write_bytes(orjson.dumps(orjson.loads(msgspec.json.encode(manifest)), option=orjson.OPT_INDENT_2) + b"\n")
-        new.replace(file)
+        replace_file(self.path / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
     def _load(self) -> None:
         file = self.path / MANIFEST
@@ -173,10 +168,9 @@ class RunFolder:
                 self.manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
             except msgspec.DecodeError as error:
                 raise StartupError(f"{file} is not a run's manifest: {error}. Name another folder.") from error
-        for line in _lines(self.path / EXAMPLES):
-            example = msgspec.convert(line, Example, strict=False)
-            self.examples[example.setting, example.question] = example
-        lines = list(_lines(self.path / STAGES))
+        for line in stored_lines(self.path / EXAMPLES):
+            self.keep(msgspec.convert(line, Example, strict=False))
+        lines = list(stored_lines(self.path / STAGES))
         self.stages = [msgspec.convert({"concurrency": 0} | line, StageRecord) for line in lines]
         if any("concurrency" not in line for line in lines):
             # The file predates `concurrency`: rewrite it for other readers.
@@ -228,18 +222,3 @@ def _path(manifest: Manifest) -> str:
 def _append(file: Path, record: msgspec.Struct) -> None:
     with file.open("ab") as lines:
         lines.write(msgspec.json.encode(record) + b"\n")
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines. A kill may have truncated the last one, so end it with a newline."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with file.open("ab") as lines:
-            lines.write(b"\n")
-    for line in content.splitlines():
-        try:
-            yield orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue

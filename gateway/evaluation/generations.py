@@ -10,36 +10,38 @@ import asyncio
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.engines.base import TeacherReply, TokenUsage
+from gateway.engines.base import EngineState, TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.stops import before_stop
+from gateway.evaluation.record import stored_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, TeacherRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, TeacherRequest
     from gateway.protocol.body import Json
+
+
+# Lines of earlier runs lack the fourth one.
+_COUNTS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherText:
-    """A teacher's text in pieces: one for each token if the engine streams tokens.
-
-    The field names are also those of the stored lines.
+    """A teacher's text in pieces: one for each token if the engine streams tokens. Stored lines have the same fields.
 
     Attributes:
         pieces: The pieces, possibly with a stop string; the token that ends an answer has none.
         at_ms: Milliseconds from the call to each piece; the engine works on the rest of the batch too.
         asked_tokens: The token limit of the request.
-        seconds: Time to the end of the reply.
         cache_write_tokens: Prompt tokens that the engine wrote to its prompt cache; 0 for older lines.
     """
 
@@ -65,7 +67,7 @@ class TeacherText:
             return TeacherReply(self.text, "stop" if stopped_itself else "length", self._usage(self.output_tokens))
         if tokens > self.asked_tokens:
             return None
-        text, stopped = before_stop(self._first_text(tokens), stop)
+        text, stopped = before_stop("".join(self._first_pieces(tokens)), stop)
         return TeacherReply(text, "stop" if stopped else "length", self._usage(min(tokens, self.output_tokens)))
 
     def streamed_pieces(self, tokens: int) -> Iterator[str]:
@@ -83,9 +85,6 @@ class TeacherText:
         """Return the seconds until the first `tokens` tokens had arrived."""
         count = math.ceil(self._piece_count(tokens))
         return self.seconds if count >= len(self.at_ms) else self.at_ms[max(1, count) - 1] / 1000
-
-    def _first_text(self, tokens: int) -> str:
-        return "".join(self._first_pieces(tokens))
 
     def _first_pieces(self, tokens: int) -> Iterator[str]:
         """Yield the pieces of the first `tokens` tokens; the last piece may be partial."""
@@ -109,107 +108,82 @@ class TeacherText:
 
 
 class Generations:
-    """The texts of one run in a file that grows. Close it with `close`."""
+    """The texts of one run in a file that grows."""
 
     def __init__(self, path: Path) -> None:
-        self._teacher_texts: dict[str, TeacherText] = {}
-        self._answers: dict[str, Json] = {}
-        self.incomplete_lines = 0
-        """Number of incomplete lines that a kill left; they are skipped."""
-        if path.exists():
-            self._load(path)
+        self.teacher_texts: dict[str, TeacherText] = {}
+        """The teacher's texts by request, whatever their token limits."""
+        self.answers: dict[str, Json] = {}
+        """The replies by request: `text`, `finish`, `usage`, `seconds`."""
+        for line in stored_lines(path):
+            line.pop("engine", None)
+            if key := line.pop("opening", None):
+                line["pieces"], line["at_ms"] = tuple(line["pieces"]), tuple(line["at_ms"])
+                self.teacher_texts[key] = TeacherText(**line)
+            elif key := line.pop("answer", None):
+                self.answers[key] = line
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
 
     def close(self) -> None:
         self._file.close()
 
-    def __len__(self) -> int:
-        return len(self._teacher_texts) + len(self._answers)
-
-    def teacher_text(self, key: str) -> TeacherText | None:
-        """Return the teacher's text for this request, whatever its token limit."""
-        return self._teacher_texts.get(key)
-
-    def answer(self, key: str) -> Json | None:
-        """Return the reply to this request: `text`, `finish`, `usage`, `seconds`."""
-        return self._answers.get(key)
-
     def store_opening(self, key: str, engine: str, teacher_text: TeacherText) -> None:
-        self._teacher_texts[key] = teacher_text
-        facts = {name: getattr(teacher_text, name) for name in TeacherText.__slots__}
-        self._write({"opening": key, "engine": engine, **facts})
+        self.teacher_texts[key] = teacher_text
+        self._write({"opening": key, "engine": engine, **asdict(teacher_text)})
 
     def store_answer(self, key: str, engine: str, answer: Json) -> None:
-        self._answers[key] = answer
+        self.answers[key] = answer
         self._write({"answer": key, "engine": engine, **answer})
 
     def _write(self, line: Json) -> None:
         self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         self._file.flush()
 
-    def _load(self, path: Path) -> None:
-        whole = path.read_bytes()
-        if whole and not whole.endswith(b"\n"):
-            # Separate the next line from one that a kill truncated.
-            with path.open("ab") as file:
-                file.write(b"\n")
-        for raw in whole.splitlines():
-            try:
-                line = orjson.loads(raw)
-            except orjson.JSONDecodeError:
-                self.incomplete_lines += 1
-                continue
-            line.pop("engine", None)
-            if key := line.pop("opening", None):
-                line["pieces"], line["at_ms"] = tuple(line["pieces"]), tuple(line["at_ms"])
-                self._teacher_texts[key] = TeacherText(**line)
-            elif key := line.pop("answer", None):
-                self._answers[key] = line
-
 
 class RecordingEngine:
     """An engine that stores its texts; it does not send a stored request again.
 
-    Args:
-        engine: The engine.
-        storage: The stored texts.
-        revision: Identity of the weights and their serving; texts of another revision are not used.
-        may_send: Whether requests may be sent; if not, a missing text raises KeyError.
+    `engine` is None if it does not run: a missing text then raises KeyError, and `name` and `state` describe it.
+    `revision` identifies the weights and their serving; texts of another revision are not used.
     """
 
-    def __init__(self, engine: Engine, storage: Generations, revision: str, *, may_send: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        storage: Generations,
+        revision: str,
+        name: str = "",
+        state: EngineState | None = None,
+    ) -> None:
         self._engine = engine
         self._storage = storage
         self._revision = revision
-        self._may_send = may_send
         self._locks: dict[str, asyncio.Lock] = {}
+        self.name = name if engine is None else engine.name
+        self.state = (state or EngineState()) if engine is None else engine.state
         self.calls = 0
         """Number of requests sent to the engine."""
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def state(self) -> EngineState:
-        return self._engine.state
 
     async def teacher_text(self, request: TeacherRequest) -> TeacherText:
         """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
         key = self._key_of(request)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            teacher_text = self._storage.teacher_text(key)
-            if teacher_text is None or teacher_text.truncated(request.max_tokens, tuple(request.stop)) is None:
-                self._check_may_send(key)
-                teacher_text = await self._send_opening(request)
+            teacher_text = self._stored(request)
+            if teacher_text is None:
+                teacher_text = await self._send_opening(self._running(key), request)
                 self._storage.store_opening(key, self.name, teacher_text)
         return teacher_text
 
     def holds(self, request: TeacherRequest) -> bool:
         """Return whether `teacher_text` has the text in storage."""
-        teacher_text = self._storage.teacher_text(self._key_of(request))
-        return teacher_text is not None and teacher_text.truncated(request.max_tokens, tuple(request.stop)) is not None
+        return self._stored(request) is not None
+
+    def _stored(self, request: TeacherRequest) -> TeacherText | None:
+        teacher_text = self._storage.teacher_texts.get(self._key_of(request))
+        return (
+            teacher_text if teacher_text and teacher_text.truncated(request.max_tokens, tuple(request.stop)) else None
+        )
 
     def _key_of(self, request: TeacherRequest) -> str:
         parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
@@ -227,7 +201,7 @@ class RecordingEngine:
         assert reply is not None, "teacher_text() returns at least the requested length"
         return reply
 
-    async def _send_opening(self, request: TeacherRequest) -> TeacherText:
+    async def _send_opening(self, engine: Engine, request: TeacherRequest) -> TeacherText:
         pieces: list[str] = []
         at_ms: list[int] = []
         started = time.perf_counter()
@@ -236,7 +210,7 @@ class RecordingEngine:
             pieces.append(piece)
             at_ms.append(round((time.perf_counter() - started) * 1000))
 
-        reply = await self._engine.generate_guidance(request, on_text=record)
+        reply = await engine.generate_guidance(request, on_text=record)
         self.calls += 1
         seconds = round(time.perf_counter() - started, 3)
         usage = reply.usage or TokenUsage(0, len(pieces), estimated=True)
@@ -258,47 +232,46 @@ class RecordingEngine:
         how = None if prefill is None else (prefill.text, prefill.continuation.mode)
         key = _key(self._revision, "answer", (sent, how))
         async with self._locks.setdefault(key, asyncio.Lock()):
-            answer = self._storage.answer(key)
+            answer = self._storage.answers.get(key)
             if answer is None:
-                self._check_may_send(key)
-                answer = await self._send_completion(body, prefill)
+                answer = await self._send_completion(self._running(key), body, prefill)
                 self._storage.store_answer(key, self.name, answer)
         return _as_reply(answer)
 
-    async def _send_completion(self, body: Json, prefill: Prefill | None) -> Json:
+    async def _send_completion(self, engine: Engine, body: Json, prefill: Prefill | None) -> Json:
         started = time.perf_counter()
-        reply = await self._engine.complete(body, prefill)
+        reply = await engine.complete(body, prefill)
         self.calls += 1
         choice = reply["choices"][0]
         usage = read_usage(reply.get("usage"))
         return {
             "text": choice["message"].get("content") or "",
             "finish": choice.get("finish_reason"),
-            "usage": None if usage is None else _counts(usage),
+            "usage": None if usage is None else [getattr(usage, name) for name in _COUNTS],
             "seconds": round(time.perf_counter() - started, 3),
         }
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        return self._engine.stream(body, prefill)
+        return self._running("a stream").stream(body, prefill)
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        return await self._engine.embed(body)
+        return await self._running("embeddings").embed(body)
 
     async def probe(self) -> None:
-        await self._engine.probe()
+        await self._running("a probe").probe()
 
-    async def close(self) -> None:
-        await self._engine.close()
+    async def close(self) -> None: ...
 
-    def _check_may_send(self, key: str) -> None:
-        if not self._may_send:
+    def _running(self, key: str) -> Engine:
+        if self._engine is None:
             raise KeyError(key)
+        return self._engine
 
 
 def _as_reply(answer: Json) -> Json:
     message = {"role": "assistant", "content": answer["text"], "refusal": None}
-    reply: Json = {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}]}
-    reply["seconds"] = answer["seconds"]
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}
+    reply: Json = {"choices": [choice], "seconds": answer["seconds"]}
     if answer["usage"] is not None:
         read, teacher_text, cached, *stored = answer["usage"]
         reply["usage"] = {
@@ -307,11 +280,6 @@ def _as_reply(answer: Json) -> Json:
             "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": sum(stored)},
         }
     return reply
-
-
-def _counts(usage: TokenUsage) -> list[int]:
-    """Return the token counts. Lines of earlier runs lack the fourth one."""
-    return [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_input_tokens]
 
 
 def _key(*parts: Any) -> str:

@@ -6,6 +6,7 @@ written to disk at once.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -14,16 +15,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import msgspec
+import orjson
 
+from gateway.accounting.receipt import Receipt
 from gateway.config.settings import Settings
-from gateway.errors import EngineError
-from gateway.evaluation.caller import GatewayClient
-from gateway.evaluation.example import failed_example, scored_example
-from gateway.evaluation.patience import PAUSES_S, StageRetries
-from gateway.evaluation.staged import STUDENT, TEACHER
+from gateway.engines.sse import SseDecoder
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineProtocolError,
+    EngineRejected,
+    EngineUnreachable,
+    StartupError,
+)
+from gateway.evaluation.pair import PAUSES_S, StageRetries
+from gateway.evaluation.run import failed_example, scored_example
+from gateway.evaluation.staged import STUDENT, TEACHER, QuestionAnswer
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.book import PolicySet
-from gateway.policy.schema import Route, TenantPolicy
+from gateway.policy.schema import TenantPolicy
 from gateway.server.in_process import gateway_in_process, wait_until_probed
 
 if TYPE_CHECKING:
@@ -33,104 +45,186 @@ if TYPE_CHECKING:
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Example
+    from gateway.evaluation.record import Example, Manifest
     from gateway.evaluation.run import EvalWork, RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.protocol.body import Json
 
+GATEWAY = "gateway"
+"""Engine name in errors."""
+_RECEIPT_TIMEOUT_S = 20.0
+_RECEIPT_INTERVAL_S = 0.05
+_BUSY = frozenset({429, 503})
+_MS_PER_S = 1000
 # An engine on a CPU is slow, and an unguided answer would not count for a guided setting.
 _DEADLINE_S = 600.0
 _LEASE_S = 900.0
+_GUIDANCE: Json = {
+    "stream": False,  # guidance arrives as one piece
+    "deadline": _DEADLINE_S,
+    "cache_ttl": 0.0,  # each setting pays for its own guidance
+    "on_failure": "reject",
+    "on_queue_full": "reject",
+}
+# A route that chooses the guidance length may leave a question unguided, and its receipt then lacks the settings.
+_TRIES = 8
+
+
+class GatewayClient:
+    """Client of one gateway, by its public listener. The headers of `session` have the API key."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+
+    async def complete(self, body: Json) -> tuple[QuestionAnswer, float]:
+        """Send a request and return the streamed answer with its receipt, and its seconds.
+
+        Raises EngineError with the gateway's error code as `reason`, and StartupError if the receipts cannot be used.
+        """
+        route = "completions" if "prompt" in body else "chat/completions"
+        started = time.perf_counter()
+        pieces: list[str] = []
+        try:
+            async with self._session.post(
+                f"{self._url}/v1/{route}", json=body | {"stream": True}, allow_redirects=False
+            ) as reply:
+                if reply.status != 200:
+                    raise _error(reply.status, await reply.read())
+                await _read_stream(reply, pieces)
+                request_id = reply.headers.get("x-request-id", "")
+            total_s = round(time.perf_counter() - started, 3)
+            receipt = await self._receipt(request_id)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnreachable(f"The {GATEWAY} does not respond.", engine=GATEWAY) from error
+        if receipt.status != "ok":
+            failure = EngineFailed(f"The {GATEWAY} answered with {receipt.status}.", engine=GATEWAY)
+            failure.reason = receipt.status
+            raise failure
+        teacher_ms = receipt.timings.teacher_ms
+        teacher_s = None if teacher_ms is None else round(teacher_ms / _MS_PER_S, 3)
+        return QuestionAnswer("".join(pieces), _guidance(receipt, pieces), receipt, teacher_s, None), total_s
+
+    async def _receipt(self, request_id: str) -> Receipt:
+        """Poll for the receipt, which is written shortly after the last byte of the stream."""
+        deadline = time.perf_counter() + _RECEIPT_TIMEOUT_S
+        while True:
+            async with self._session.get(f"{self._url}/v1/receipts/{request_id}", allow_redirects=False) as reply:
+                raw = await reply.read()
+            if reply.status == 200:
+                try:
+                    return msgspec.convert(orjson.loads(raw), Receipt)
+                except (msgspec.ValidationError, orjson.JSONDecodeError) as error:
+                    raise StartupError(
+                        "The gateway's receipts have no costs: set show_cost: true on its routes."
+                    ) from error
+            if time.perf_counter() > deadline:
+                raise EngineProtocolError(f"The {GATEWAY} has no receipt for {request_id}.", engine=GATEWAY)
+            await asyncio.sleep(_RECEIPT_INTERVAL_S)
+
+
+async def _read_stream(reply: aiohttp.ClientResponse, pieces: list[str]) -> None:
+    """Append the text of the stream to `pieces` as it arrives. Raises EngineFailed if the stream ends with an error."""
+    decoder = SseDecoder()
+    async for received in reply.content.iter_any():
+        for event in decoder.feed(received):
+            if event == b"[DONE]":
+                return
+            chunk = orjson.loads(event)
+            if "error" in chunk:
+                raise _error(reply.status, event)
+            for choice in chunk.get("choices", ()):
+                text = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
+                if text:
+                    pieces.append(text)
+    raise EngineProtocolError(f"The {GATEWAY} ended a stream without [DONE].", engine=GATEWAY)
+
+
+def _guidance(receipt: Receipt, pieces: list[str]) -> str:
+    """Return the guidance if the client received it: the routes of an evaluation send it as one piece."""
+    guidance = receipt.guidance
+    if guidance is None or guidance.placement != "prefix" or not pieces:
+        return ""
+    return "".join(pieces) if receipt.mode == "teacher_complete" else pieces[0]
+
+
+def _error(status: int, body: bytes) -> EngineError:
+    try:
+        content = orjson.loads(body)["error"]
+        code = content.get("code") or content.get("type")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        code = None
+    message = f"The {GATEWAY} answered with status {status}" + (f" ({code})." if code else ".")
+    error: EngineError
+    if 400 <= status < 500 and status not in _BUSY:
+        error = EngineRejected(message, engine=GATEWAY, status_sent=status)
+    else:
+        error = (EngineOverloaded if status in _BUSY else EngineFailed)(message, engine=GATEWAY)
+    error.reason = code if isinstance(code, str) else None
+    return error
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRoute:
-    """A route of a gateway, for one setting.
-
-    Attributes:
-        model: The `model` value of requests.
-        name: The name of the setting in the run.
-        setting: The request parameters.
-    """
+    """A route of a gateway: the `model` value of requests, the name of its setting in the run, and the setting."""
 
     model: str
     name: str
     setting: Setting
 
 
-class LiveRun:
-    """Sends every question to every route, unless the folder has its answer.
+async def run_live(
+    routes: Sequence[LiveRoute],
+    folder: RunFolder,
+    work: EvalWork,
+    client: GatewayClient,
+    progress: RunProgress,
+    *,
+    concurrency: int,
+    pauses_s: Sequence[float] = PAUSES_S,
+) -> None:
+    """Send every question to every route, unless the folder has its answer.
 
-    Args:
-        folder: Folder of the run.
-        work: The questions.
-        client: Client of the gateway.
-        progress: Receiver of progress.
-        concurrency: Number of concurrent requests.
-        pauses_s: Pauses in seconds before each retry of a failed call.
+    `pauses_s` are the seconds before each retry of a failed call. Raises StartupError if the gateway is gone; earlier
+    answers are kept.
     """
+    retries = StageRetries(pauses_s)
+    answered = {key for key, example in folder.examples.items() if example.error is None}
+    remaining = [(route, question) for route in routes for question in work.questions]
+    remaining = [(route, question) for route, question in remaining if (route.name, question.id) not in answered]
+    done = 0
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        work: EvalWork,
-        client: GatewayClient,
-        progress: RunProgress,
-        *,
-        concurrency: int,
-        pauses_s: Sequence[float] = PAUSES_S,
-    ) -> None:
-        self._folder = folder
-        self._work = work
-        self._client = client
-        self._progress = progress
-        self._concurrency = concurrency
-        self._pauses_s = pauses_s
+    async def run_one(item: tuple[LiveRoute, Question]) -> None:
+        nonlocal done
+        example = await _live_example(*item, work, client, retries)
+        folder.add(example)
+        done += 1
+        progress.step(example.teacher_output_tokens + example.student_output_tokens)
 
-    async def run(self, routes: Sequence[LiveRoute]) -> None:
-        """Send the missing requests. Raises StartupError if the gateway is gone; earlier answers are kept."""
-        remaining = [(route, self._remaining(route)) for route in routes]
-        retries = StageRetries(self._pauses_s)
-        self._progress.begin("live", sum(len(questions) for _, questions in remaining))
-        try:
-            for route, questions in remaining:
-                if questions:
-                    await self._stage(route, questions, retries)
-        finally:
-            self._folder.write_examples(self._work.questions)
-        self._progress.end()
+    progress.begin("live", len(remaining))
+    try:
+        for route in routes:
+            started, done = time.perf_counter(), 0
+            try:
+                group = [item for item in remaining if item[0] is route]
+                await retries.run_concurrently(group, run_one, concurrency)
+            finally:
+                seconds = round(time.perf_counter() - started, 3)
+                folder.add_stage("live", route.name, done, seconds, concurrency)
+    finally:
+        folder.write_examples(work.questions)
+    progress.end()
 
-    async def run_one(self, route: LiveRoute, question: Question, retries: StageRetries) -> Example:
-        """Send one question and store the example."""
-        body = request_body(route, question, self._work)
-        try:
-            answer = await retries.call(lambda: self._client.complete(body))
-        except EngineError as error:
-            example = failed_example(route.name, question, error.reason or error.label, route.setting.mode)
-        else:
-            example = await scored_example(route.name, question, answer.answered, self._work.score, answer.total_s)
-        self._folder.add(example)
-        return example
 
-    async def _stage(self, route: LiveRoute, questions: Sequence[Question], retries: StageRetries) -> None:
-        started, done = time.perf_counter(), 0
-
-        async def run_one(question: Question) -> None:
-            nonlocal done
-            example = await self.run_one(route, question, retries)
-            done += 1
-            self._progress.step(example.teacher_output_tokens + example.student_output_tokens)
-
-        try:
-            await retries.run_concurrently(questions, run_one, self._concurrency)
-        finally:
-            seconds = round(time.perf_counter() - started, 3)
-            self._folder.add_stage("live", route.name, done, seconds, self._concurrency)
-
-    def _remaining(self, route: LiveRoute) -> list[Question]:
-        done = self._folder.examples
-        keys = ((question, done.get((route.name, question.id))) for question in self._work.questions)
-        return [question for question, example in keys if example is None or example.error is not None]
+async def _live_example(
+    route: LiveRoute, question: Question, work: EvalWork, client: GatewayClient, retries: StageRetries
+) -> Example:
+    body = request_body(route, question, work)
+    try:
+        answered, total_s = await retries.call(lambda: client.complete(body))
+    except EngineError as error:
+        return failed_example(route.name, question, error.reason or error.label, route.setting.mode)
+    return await scored_example(route.name, question, answered, work.score, total_s)
 
 
 def request_body(route: LiveRoute, question: Question, work: EvalWork) -> Json:
@@ -150,14 +244,9 @@ async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(EmbeddedRedis())
         engines = await stack.enter_async_context(pair.serving(TEACHER, STUDENT))
+        listeners = {"server": {"host": "127.0.0.1", "port": 0}, "admin": {"port": 0}}
         settings = Settings.model_validate(
-            {
-                "server": {"host": "127.0.0.1", "port": 0},
-                "admin": {"port": 0},
-                "redis": {"lease": _LEASE_S},
-                "data": folder,
-                "models": engines.models,
-            }
+            {**listeners, "redis": {"lease": _LEASE_S}, "data": folder, "models": engines.models}
         )
         at = await stack.enter_async_context(gateway_in_process(settings, _policies(routes, key), redis.url))
         session = await stack.enter_async_context(_session(key))
@@ -182,35 +271,61 @@ def _session(key: str) -> aiohttp.ClientSession:
 
 def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
     keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
-    policy = TenantPolicy.model_validate(
-        {"tenant": "eval", "keys": keys, "routes": [_route(run_one) for run_one in routes]}
-    )
+    rules = [one.setting.route(one.model, TEACHER, STUDENT, **_GUIDANCE) for one in routes]
+    policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": rules})
+    # The projection object may have its own exemplars, or come from a file that the gateway does not read.
+    guidances = [
+        one.guidance.with_projection(by.setting.projection) for one, by in zip(policy.routes, routes, strict=True)
+    ]
     with_projections = tuple(
-        _with_projection(run_one, by.setting) for run_one, by in zip(policy.routes, routes, strict=True)
+        one.model_copy(update={"guidance": guidance}) for one, guidance in zip(policy.routes, guidances, strict=True)
     )
     return PolicySet.of([policy.model_copy(update={"routes": with_projections})])
 
 
-def _with_projection(route: Route, setting: Setting) -> Route:
-    """Set the projection object: it may have its own exemplars, or come from a file that the gateway does not read."""
-    return route.model_copy(update={"guidance": route.guidance.with_projection(setting.projection)})
+def remote_routes(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
+    """Return each route with each request form. The settings of `work` give the forms, and all have mode student."""
+    return [
+        LiveRoute(name, f"route {name}, {setting.name.removeprefix('student, ')}", setting)
+        for name in names
+        for setting in work.settings
+    ]
 
 
-def _route(route: LiveRoute) -> dict[str, Any]:
+async def describe_routes(
+    routes: Sequence[LiveRoute], client: GatewayClient, work: EvalWork, manifest: Manifest | None
+) -> list[dict[str, Any]]:
+    """Return the routes in the format of a manifest's settings.
+
+    A route that the manifest does not know gets the first question, and further ones if its length rule leaves that
+    one unguided. Raises StartupError if a route does not respond.
+    """
+    known = {} if manifest is None else {setting["name"]: setting for setting in manifest.settings}
+    return [known.get(route.name) or await _describe(route, client, work) for route in routes]
+
+
+async def _describe(route: LiveRoute, client: GatewayClient, work: EvalWork) -> dict[str, Any]:
+    for question in work.questions[:_TRIES]:
+        try:
+            answered, _ = await client.complete(request_body(route, question, work))
+        except EngineError as error:
+            raise StartupError(f"--route {route.model}: {error.message}") from error
+        receipt = answered.receipt
+        if receipt.guidance is not None or receipt.length is None:
+            return route.setting.as_dict() | {"name": route.name, "route": route.model} | _settings_of(receipt)
+    raise StartupError(
+        f"--route {route.model}: its length rule leaves the first questions unguided, so the guidance is unknown. "
+        "Start with other questions: --offset, or --sample."
+    )
+
+
+def _settings_of(receipt: Receipt) -> dict[str, Any]:
+    if receipt.guidance is None:
+        return {"mode": receipt.mode}
     return {
-        "model": route.model,
-        "mode": route.setting.mode,
-        "teacher": TEACHER,
-        "student": STUDENT,
-        "baseline": TEACHER,
-        "guidance": {
-            **route.setting.length,
-            "placement": route.setting.placement,
-            "boundary": route.setting.boundary,
-            "stream": False,  # guidance arrives as one piece
-            "deadline": _DEADLINE_S,
-            "cache_ttl": 0.0,  # each setting pays for its own guidance
-            "on_failure": "reject",
-            "on_queue_full": "reject",
-        },
+        "mode": "guided",
+        "tokens": receipt.guidance.tokens if receipt.length is None else "auto",
+        "projection": receipt.guidance.projection,
+        "placement": receipt.guidance.placement,
+        "boundary": "word",
     }

@@ -1,4 +1,4 @@
-"""The teacher and the student of an evaluation: small local models, or two models of a config.yaml.
+"""The engines of an evaluation: small local models, or two models of a config.yaml, and a judge from the latter.
 
 Each engine is named by its role, so texts, prices and error messages of both kinds are alike.
 """
@@ -6,10 +6,10 @@ Each engine is named by its role, so texts, prices and error messages of both ki
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,7 +20,9 @@ from gateway.config.models import BreakerSettings, ModelSettings
 from gateway.config.settings import Settings
 from gateway.engines.base import EngineState
 from gateway.engines.build import build
-from gateway.errors import EngineError, StartupError
+from gateway.engines.replies import message_text
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected, StartupError
+from gateway.evaluation.generations import Generations, RecordingEngine
 from gateway.evaluation.staged import STUDENT, TEACHER, TokenPrices
 from gateway.local import weights
 from gateway.local.stack import LocalStack
@@ -29,13 +31,13 @@ from gateway.policy.policies import Policies
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
-    from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
+    from gateway.engines.base import Engine
+    from gateway.evaluation.scoring import Judge
     from gateway.protocol.body import Json
 
-ROLES = (TEACHER, STUDENT)
 # Evaluations tolerate slow answers, and a CPU reads many concurrent prompts slowly.
 _TIMEOUTS: Json = {"first_token": 3000.0, "total": 3600.0, "idle": 3000.0}
 _NOWHERE = "http://127.0.0.1:9"
@@ -43,18 +45,23 @@ _PER_1M = 1_000_000
 _TEACHER_CONCURRENCY = 128
 _PROBES = 3
 _PROBE_PAUSE_S = 1.0
+_MAX_JUDGMENT_TOKENS = 64
 # The run itself retries calls and stops if an engine is gone, so the circuit breaker is disabled.
 _NO_BREAKER = BreakerSettings(failures=1000)
+T = TypeVar("T")
+PAUSES_S = (1.0, 4.0, 15.0)
+"""Pauses in seconds before each retry of a failed call."""
+_GONE_AFTER_FAILURES = 8
+# An engine that responds with errors is running; some questions may be too long for it.
+_BROKEN_AFTER_FAILURES = 64
+_MAX_RETRY_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPair:
     """Models of the catalog or .gguf files, served by child processes. Prices are examples.
 
-    Attributes:
-        teacher, student: Model names or paths.
-        parallel: Concurrent requests of each engine, each with `slot_tokens` of context.
-        slot_tokens: Context of a request in tokens.
+    Each engine has `parallel` concurrent requests, each with a context of `slot_tokens` tokens.
     """
 
     teacher: str
@@ -69,8 +76,13 @@ class LocalPair:
 
     @property
     def prices(self) -> TokenPrices:
-        """Return the token prices by role."""
         return _token_prices(self._models({}))
+
+    def fetch(self) -> None:
+        """Download the weights. Blocks. An unknown name fails before any download."""
+        for fetch in (weights.find, weights.fetch):
+            for model in dict.fromkeys((self.teacher, self.student)):
+                fetch(model)
 
     @asynccontextmanager
     async def serving(self, *roles: str) -> AsyncIterator[Settings]:
@@ -88,22 +100,16 @@ class LocalPair:
             yield Settings(models=tuple(self._models(urls)))
 
     def _models(self, urls: Mapping[str, str]) -> list[ModelSettings]:
-        models: tuple[Json, ...] = (
-            {
-                "name": TEACHER,
-                "protocol": "tgi",
-                "api_base": urls.get(TEACHER, _NOWHERE),
-                "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
-            },
-            {
-                "name": STUDENT,
-                "model": self.names[STUDENT],
-                "protocol": "openai",
-                "api_base": urls.get(STUDENT, _NOWHERE) + "/v1",
-                "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
-            },
-        )
-        return [ModelSettings.model_validate(one | {"timeouts": _TIMEOUTS}) for one in models]
+        teacher: Json = {"name": TEACHER, "protocol": "tgi", "api_base": urls.get(TEACHER, _NOWHERE)}
+        student: Json = {"name": STUDENT, "protocol": "openai", "api_base": urls.get(STUDENT, _NOWHERE) + "/v1"}
+        student["model"] = self.names[STUDENT]
+        priced = ((teacher, Decimal("0.90")), (student, Decimal("0.10")))
+        return [
+            ModelSettings.model_validate(
+                {**model, "price": {"input_per_1m": usd, "output_per_1m": usd}, "timeouts": _TIMEOUTS}
+            )
+            for model, usd in priced
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +123,20 @@ class ConfiguredPair:
 
     def __post_init__(self) -> None:
         """Raise StartupError if the file lacks one of the models."""
-        chosen = []
-        for role, name in ((TEACHER, self.teacher), (STUDENT, self.student)):
-            model = self.settings.by_name.get(name)
-            if model is None:
-                known = ", ".join(self.settings.by_name)
-                raise StartupError(f"--{role} {name}: the configuration has no such model. Models: {known}.")
-            chosen.append(model.model_copy(update={"name": role, "breaker": _NO_BREAKER}))
+        named = {role: _named(self.settings, role, name) for role, name in self.names.items()}
+        chosen = [model.model_copy(update={"name": role, "breaker": _NO_BREAKER}) for role, model in named.items()]
         object.__setattr__(self, "_chosen", chosen)
 
     @property
     def names(self) -> dict[str, str]:
-        """Return the names of the models in the file, by role."""
         return {TEACHER: self.teacher, STUDENT: self.student}
 
     @property
     def prices(self) -> TokenPrices:
-        """Return the token prices by role."""
         return _token_prices(self._chosen)
+
+    def fetch(self) -> None:
+        """Do nothing: the models are served elsewhere."""
 
     @asynccontextmanager
     async def serving(self, *roles: str) -> AsyncIterator[Settings]:
@@ -148,13 +150,21 @@ Pair = LocalPair | ConfiguredPair
 @asynccontextmanager
 async def engine(pair: Pair, role: str) -> AsyncIterator[Engine]:
     """Yield one probed engine of the pair. Raises StartupError if it does not respond."""
-    async with AsyncExitStack() as stack:
-        settings = await stack.enter_async_context(pair.serving(role))
-        models = [model for model in settings.models if model.name == role]
-        engines = await build(models, Policies(PolicySet.of([]), None), Metrics(None, 1))
-        stack.push_async_callback(engines[role].close)
-        await _probe(engines[role], role, pair.names[role])
-        yield engines[role]
+    async with pair.serving(role) as settings:
+        model = next(one for one in settings.models if one.name == role)
+        async with built(model) as found:
+            await _probe(found, role, pair.names[role])
+            yield found
+
+
+@asynccontextmanager
+async def built(model: ModelSettings) -> AsyncIterator[Engine]:
+    """Yield a client of this engine."""
+    found = (await build([model], Policies(PolicySet.of([]), None), Metrics(None, 1)))[model.name]
+    try:
+        yield found
+    finally:
+        await found.close()
 
 
 async def _probe(engine: Engine, role: str, name: str) -> None:
@@ -177,39 +187,16 @@ def student_state(state: EngineState) -> Json | None:
     return {"continuation": continuation, "takes_prompts": state.takes_prompts, "reasoning": state.reasoning}
 
 
-class AbsentEngine:
-    """An engine that is not running, for reading stored texts. `capabilities`: the result of `student_state`."""
-
-    def __init__(self, name: str, capabilities: Json | None = None) -> None:
-        self.name = name
-        self.state = EngineState()
-        if capabilities is not None:
-            known = capabilities["continuation"]
-            self.state.continuation = None if known is None else Continuation(**known)
-            self.state.takes_prompts = capabilities["takes_prompts"]
-            self.state.reasoning = capabilities["reasoning"]
-
-    async def generate_guidance(
-        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
-    ) -> TeacherReply:
-        raise self._absent()
-
-    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        raise self._absent()
-
-    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        raise self._absent()
-
-    async def embed(self, body: Json) -> EngineEmbeddings:
-        raise self._absent()
-
-    async def probe(self) -> None:
-        raise self._absent()
-
-    async def close(self) -> None: ...
-
-    def _absent(self) -> RuntimeError:
-        return RuntimeError(f"the {self.name} is not running: only its stored texts are available")
+def stored_state(capabilities: Json | None) -> EngineState | None:
+    """Return the state for a result of `student_state`."""
+    if capabilities is None:
+        return None
+    known = capabilities["continuation"]
+    return EngineState(
+        continuation=None if known is None else Continuation(**known),
+        takes_prompts=capabilities["takes_prompts"],
+        reasoning=capabilities["reasoning"],
+    )
 
 
 def _token_prices(models: list[ModelSettings]) -> TokenPrices:
@@ -219,14 +206,113 @@ def _token_prices(models: list[ModelSettings]) -> TokenPrices:
     )
 
 
-def prices_of(prices: TokenPrices) -> dict[str, tuple[Decimal, Decimal]]:
-    """Return USD per 1M input and output tokens, by role."""
-    return {
-        role: ((price.input_usd * _PER_1M).normalize(), (price.output_usd * _PER_1M).normalize())
-        for role, price in prices.prices.items()
-    }
-
-
 def manifest_facts(pair: Pair) -> dict[str, Any]:
-    """Return the pair's facts for a manifest."""
-    return {"teacher": pair.names[TEACHER], "student": pair.names[STUDENT], "prices": prices_of(pair.prices)}
+    """Return the pair's facts for a manifest, with prices in USD per 1M input and output tokens."""
+    prices = {
+        role: ((price.input_usd * _PER_1M).normalize(), (price.output_usd * _PER_1M).normalize())
+        for role, price in pair.prices.prices.items()
+    }
+    return {"teacher": pair.names[TEACHER], "student": pair.names[STUDENT], "prices": prices}
+
+
+def _named(settings: Settings, option: str, name: str) -> ModelSettings:
+    if name not in settings.by_name:
+        known = ", ".join(settings.by_name)
+        raise StartupError(f"--{option} {name}: the configuration has no such model. Models: {known}.")
+    return settings.by_name[name]
+
+
+def judge_settings(pair: Pair, name: str) -> Settings:
+    """Return the configuration of a judge. Raises StartupError without a configuration."""
+    if isinstance(pair, ConfiguredPair):
+        return pair.settings
+    raise StartupError(f"--judge {name} is a model of a configuration: name that with --config.")
+
+
+@asynccontextmanager
+async def judge_of(pair: Pair, name: str | None, storage_path: Path) -> AsyncIterator[Judge | None]:
+    """Yield a judge that uses this model with greedy decoding, and stores its replies next to a run's texts.
+
+    Yields None without a name. Raises StartupError if the configuration lacks the model.
+    """
+    if name is None:
+        yield None
+        return
+    retries = StageRetries()
+    async with built(_named(judge_settings(pair, name), "judge", name)) as judge:
+        with closing(Generations(storage_path)) as storage:
+            recorded = RecordingEngine(judge, storage, f"judge {name}")
+
+            async def complete(prompt: str) -> str:
+                messages = [{"role": "user", "content": prompt}]
+                body = {"messages": messages, "temperature": 0, "max_tokens": _MAX_JUDGMENT_TOKENS}
+                return message_text(await retries.call(lambda: recorded.complete(body))) or ""
+
+            yield complete
+
+
+class StageRetries:
+    """Retries of one stage with one engine.
+
+    `pauses_s` are the seconds before each retry. A longer Retry-After of the engine is respected.
+    """
+
+    def __init__(self, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        self._pauses_s = pauses_s
+        self._failed = 0  # consecutive calls that failed after all retries
+        self._gone: EngineError | None = None
+
+    async def call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `call` with retries.
+
+        Raises the EngineError of the last attempt. An error that blames the request is raised without a retry.
+        """
+        for pause_s in (*self._pauses_s, None):
+            try:
+                result = await call()
+            except EngineError as error:
+                rejected = isinstance(error, EngineRejected)
+                if isinstance(error, EngineRejected) and error.blames_request:
+                    self._failed = 0
+                    raise
+                if pause_s is None or rejected or self._gone is not None:
+                    self._count_failure(error)
+                    raise
+                await asyncio.sleep(max(pause_s, min(error.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)))
+            else:
+                self._failed = 0
+                return result
+        raise AssertionError("the last attempt returns or raises")
+
+    def _count_failure(self, error: EngineError) -> None:
+        self._failed += 1
+        answers = isinstance(error, EngineFailed | EngineProtocolError)
+        if self._failed >= (_BROKEN_AFTER_FAILURES if answers else _GONE_AFTER_FAILURES):
+            self._gone = error
+
+    async def run_concurrently(
+        self, items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int
+    ) -> None:
+        """Run `work` on every item in order, with limited concurrency; start nothing more once the engine is gone.
+
+        Raises StartupError if the engine is gone; the message explains how to resume.
+        """
+        queue = iter(items)
+
+        async def run_worker() -> None:
+            for item in queue:
+                if self._gone is not None:
+                    return
+                await work(item)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(run_worker())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if self._gone is not None:
+            raise StartupError(
+                f"Engine '{self._gone.engine}' is gone: {self._failed} consecutive calls failed ({self._gone.label}). "
+                "All texts are stored: start the engine and repeat the command to resume."
+            ) from self._gone

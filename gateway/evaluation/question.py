@@ -14,7 +14,6 @@ class Question:
     """A question of a data set.
 
     Attributes:
-        id: Unique name in the data set.
         text: The text for the model, including choices.
         answer: The correct answer as its scorer reads it: a number, a choice's letter, a text.
         scorer: Name of the scorer (`scoring.SCORERS`).

@@ -7,26 +7,32 @@ stages.jsonl    one line for each stage of each sitting (`StageRecord`), with it
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
+import orjson
 
 from gateway.accounting.receipt import LengthFacts
+from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+_T = TypeVar("_T", bound=msgspec.Struct)
+_TRUNCATED = "Input data was truncated"
 MANIFEST, EXAMPLES, STAGES, GENERATIONS = "run.json", "examples.jsonl", "stages.jsonl", "generations.jsonl"
 
 
 class ScoredAnswer(msgspec.Struct, frozen=True):
-    """The result of a scorer.
+    """The result of a scorer: 1 for a correct answer, 0 for a wrong one; a judge may return values in between.
 
-    Attributes:
-        score: 1 for a correct answer, 0 for a wrong one; a judge may return values in between.
-        found: The extracted result of the answer; None if there is none.
+    `found` is the extracted result of the answer; None if there is none.
     """
 
     score: float
@@ -39,18 +45,15 @@ class ScoredAnswer(msgspec.Struct, frozen=True):
 
 
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A question under a setting.
+    """A question (its id) under a setting (its name).
 
     Attributes:
-        setting: Name of the setting (`Setting.name`).
-        question: Id of the question in the data set.
         mode: What happened, as in the receipt: guided, teacher_complete, student, teacher.
         score, found: The result of the scorer.
-        text: The answer as a caller receives it.
-        finish: The finish reason.
+        text: The answer as a caller receives it; `finish` is its finish reason.
         unguided: The receipt's reason for an unguided answer.
         guidance: The kept guidance; `guidance_score` is its score without the student (paper, Table 2). The fields are
-        `opening` and `opening_score` on disk.
+            `opening` and `opening_score` on disk.
         *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
             answer. The student's tokens include those of a probe.
         cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
@@ -88,7 +91,6 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def correct(self) -> bool:
-        """Return whether the answer is correct, as `ScoredAnswer.correct`."""
         return ScoredAnswer(self.score).correct
 
 
@@ -104,12 +106,10 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The models, data and settings of a run.
+    """The models, data and settings (as `Setting.as_dict`) of a run, and the number of questions used.
 
     Attributes:
-        data: Name of the data set; `questions` is the number of questions used.
         data_sha256: Hash of the questions and their answers.
-        settings: Each setting as `Setting.as_dict`.
         prices: USD per 1M input and output tokens, by role.
         live: Whether the run used a whole gateway, else the paper's two stages.
         student_look: Capabilities of the student, for computing answers without it; None before its first call, and
@@ -130,16 +130,139 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     student_look: dict[str, Any] | None = None
 
 
-def read_lines(path: Path, kind: type[Any]) -> Iterator[Any]:
-    """Yield the records of a file that a run wrote. Raises msgspec.DecodeError for an invalid line."""
-    decoder = msgspec.json.Decoder(kind)
-    with path.open("rb") as lines:
-        for line in lines:
-            yield decoder.decode(line)
-
-
 def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Replace a file of records."""
+    replace_file(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+
+
+def replace_file(path: Path, content: bytes) -> None:
     """Replace a file atomically."""
     new = path.with_name(path.name + ".new")
-    new.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+    new.write_bytes(content)
     new.replace(path)
+
+
+def stored_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the valid lines of a file, if it exists. A kill may have truncated the last one: end it with a newline."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+    for line in content.splitlines():
+        with suppress(orjson.JSONDecodeError):
+            yield orjson.loads(line)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The records of a run's folder, with remarks on missing ones. An unfinished run has fewer examples."""
+
+    path: Path
+    manifest: Manifest
+    examples: tuple[Example, ...]
+    stages: tuple[StageRecord, ...]
+    remarks: tuple[str, ...]
+
+    @cached_property
+    def by_setting(self) -> Mapping[str, Mapping[str, Example]]:
+        """Return the examples by setting name and question id, in file order."""
+        found: dict[str, dict[str, Example]] = {}
+        for one in self.examples:
+            found.setdefault(one.setting, {})[one.question] = one
+        return found
+
+
+class _SettingFields(msgspec.Struct):
+    """Fields that every setting of a manifest has."""
+
+    name: str
+    form: Literal["chat", "completion"]
+    shots: int
+    max_tokens: int
+    temperature: float
+
+
+class _Teacher(_SettingFields, tag_field="mode", tag="teacher"): ...
+
+
+class _Student(_SettingFields, tag_field="mode", tag="student"): ...
+
+
+class _Guided(_SettingFields, tag_field="mode", tag="guided"):
+    tokens: int | Literal["auto"]
+    projection: str
+    placement: str
+    boundary: str
+
+
+def read_run(path: Path) -> RunRecords:
+    """Read a run's folder. Raises StartupError with file and line if a file is missing or invalid."""
+    try:
+        return _read(path)
+    except OSError as error:
+        raise StartupError(f"{error.filename or path}: cannot be read: {(error.strerror or 'error').lower()}") from None
+
+
+def _read(path: Path) -> RunRecords:
+    manifest = _manifest(path / MANIFEST)
+    remarks: list[str] = []
+    if not (path / EXAMPLES).is_file():
+        raise StartupError(f"{path / EXAMPLES}: no such file: let `gkt-gateway eval run` finish in this folder first")
+    examples = _examples(path / EXAMPLES, manifest, remarks)
+    stages: tuple[StageRecord, ...] = ()
+    if (path / STAGES).is_file():
+        stages = tuple(one for _, one in _lines(path / STAGES, StageRecord, remarks))
+    else:
+        remarks.append(f"{STAGES} is missing, so the durations of the stages are unknown.")
+    return RunRecords(path, manifest, examples, stages, tuple(remarks))
+
+
+def _manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise StartupError(f"{path}: no such file: name a folder that `gkt-gateway eval run` wrote")
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        for setting in manifest.settings:
+            msgspec.convert(setting, _Teacher | _Student | _Guided)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"{path}: not written by `gkt-gateway eval run`: {error}") from None
+    if not manifest.settings:
+        raise StartupError(f"{path}: settings is empty")
+    return manifest
+
+
+def _examples(path: Path, manifest: Manifest, remarks: list[str]) -> tuple[Example, ...]:
+    settings = dict.fromkeys(setting["name"] for setting in manifest.settings)
+    found: dict[tuple[str, str], Example] = {}
+    for number, one in _lines(path, Example, remarks):
+        if one.setting not in settings:
+            raise StartupError(f"{path}, line {number}: setting {one.setting!r} is not in {MANIFEST}")
+        if not 0 <= one.score <= 1:
+            raise StartupError(f"{path}, line {number}: score must be between 0 and 1, not {one.score}")
+        if not all(amount.is_finite() for amount in (one.cost_usd, one.teacher_usd, one.baseline_usd)):
+            raise StartupError(f"{path}, line {number}: money must be a finite number")
+        # A live run appends a line for a repeated question: the last line counts.
+        found[one.setting, one.question] = one
+    if not found:
+        raise StartupError(f"{path}: no examples: let `gkt-gateway eval run` finish in this folder first")
+    answers = Counter(setting for setting, _ in found)
+    remarks += [
+        f"{name}: only {answers[name]} of {manifest.questions} questions have answers."
+        for name in settings
+        if answers[name] < manifest.questions
+    ]
+    return tuple(found.values())
+
+
+def _lines(path: Path, kind: type[_T], remarks: list[str]) -> Iterator[tuple[int, _T]]:
+    """Yield each line with its number. A line may be incomplete if a run was killed and resumed."""
+    decoder = msgspec.json.Decoder(kind)
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if str(error) != _TRUNCATED:
+                raise StartupError(f"{path}, line {number}: not written by `gkt-gateway eval run`: {error}") from None
+            remarks.append(f"{path.name}, line {number}: skipped, because a kill truncated it.")

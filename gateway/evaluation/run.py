@@ -8,64 +8,126 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from decimal import Decimal
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import orjson
 
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
-from gateway.errors import GatewayError
+from gateway.errors import EngineError, GatewayError
 from gateway.evaluation import staged
-from gateway.evaluation.example import failed_example, scored_example
 from gateway.evaluation.generations import Generations, RecordingEngine
-from gateway.evaluation.pair import AbsentEngine, engine, student_state
-from gateway.evaluation.patience import PAUSES_S, StageRetries
+from gateway.evaluation.pair import PAUSES_S, StageRetries, engine, stored_state, student_state
+from gateway.evaluation.record import Example, ScoredAnswer
+from gateway.evaluation.scoring import Unscored
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.pipeline.student import StudentCall
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from gateway.accounting.receipt import Receipt
     from gateway.engines.base import Engine, TeacherRequest
-    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
+    from gateway.evaluation.staged import QuestionAnswer
     from gateway.policy.projections import Exemplar
 
+T = TypeVar("T")
+QuestionScorer: TypeAlias = "Callable[[str, Question], Awaitable[ScoredAnswer]]"
+"""Scorer of an answer to a question. Raises Unscored, and EngineErrors of a judge."""
 _SAVE_INTERVAL_S = 60.0
+_ZERO = Decimal(0)
+
+
+async def scored_example(
+    setting: str, question: Question, answered: QuestionAnswer, score: QuestionScorer, total_s: float | None = None
+) -> Example:
+    """Return the record of an answer. An answer that cannot be scored keeps its text and gets an error label.
+
+    The guidance alone is scored too. `total_s`: seconds as measured by the client of a live run.
+    """
+    verdict, guidance_verdict, error = ScoredAnswer(0.0), ScoredAnswer(0.0), None
+    try:
+        verdict = await score(answered.text, question)
+        if answered.guidance:
+            guidance_verdict = await score(answered.guidance, question)
+    except (Unscored, EngineError) as failure:
+        verdict, error = ScoredAnswer(0.0), failure.label
+    receipt = answered.receipt
+    teacher = receipt.teacher
+    student = [share for share in (receipt.student, receipt.probe) if share is not None]
+    return Example(
+        setting=setting,
+        question=question.id,
+        mode=receipt.mode,
+        score=verdict.score,
+        found=verdict.found,
+        text=answered.text,
+        finish=receipt.finish_reason,
+        unguided=receipt.unguided,
+        guidance=answered.guidance,
+        guidance_score=guidance_verdict.score,
+        kept_tokens=_kept_tokens(receipt),
+        teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
+        teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
+        student_input_tokens=sum(share.input_tokens for share in student),
+        student_output_tokens=sum(share.output_tokens for share in student),
+        cost_usd=receipt.cost_usd,
+        teacher_usd=_ZERO if teacher is None else teacher.cost_usd,
+        baseline_usd=receipt.baseline_usd,
+        teacher_s=answered.teacher_s,
+        student_s=answered.student_s,
+        total_s=total_s,
+        length=receipt.length,
+        chosen_tokens=_chosen_tokens(receipt),
+        error=error,
+    )
+
+
+def failed_example(setting: str, question: Question, label: str, mode: str) -> Example:
+    """Return the record of a question without an answer. `label`: the error label."""
+    return Example(
+        setting=setting,
+        question=question.id,
+        mode=mode,
+        score=0.0,
+        text="",
+        cost_usd=_ZERO,
+        teacher_usd=_ZERO,
+        baseline_usd=_ZERO,
+        error=label,
+    )
+
+
+def _kept_tokens(receipt: Receipt) -> int:
+    if receipt.guidance is not None:
+        return receipt.guidance.kept_tokens
+    return receipt.teacher.output_tokens if receipt.mode == "teacher" and receipt.teacher is not None else 0
+
+
+def _chosen_tokens(receipt: Receipt) -> int | None:
+    if receipt.length is None:
+        return None
+    return 0 if receipt.guidance is None else receipt.guidance.tokens
 
 
 class RunProgress(Protocol):
-    """Receiver of a run's progress."""
+    """Receiver of a run's progress: stages of `total` steps, and finished steps with newly generated tokens."""
 
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of `total` steps begins."""
-        ...
-
-    def step(self, tokens: int = 0) -> None:
-        """Record a finished step, with `tokens` newly generated tokens."""
-        ...
-
-    def end(self) -> None:
-        """The stage ends."""
-        ...
+    def begin(self, stage: str, total: int) -> None: ...
+    def step(self, tokens: int = 0) -> None: ...
+    def end(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EvalWork:
-    """The questions and settings of a run, and the scorer.
-
-    Attributes:
-        questions: The questions.
-        exemplars: Exemplars of few-shot prompts.
-        settings: The settings.
-        score: Scorer of an answer to a question.
-    """
+    """The questions and settings of a run, the exemplars of few-shot prompts, and the scorer."""
 
     questions: Sequence[Question]
     exemplars: Sequence[Exemplar]
@@ -74,28 +136,13 @@ class EvalWork:
 
     @property
     def items(self) -> list[tuple[Setting, Question]]:
-        """Return every setting with every question, in processing order."""
         return [(setting, question) for setting in self.settings for question in self.questions]
-
-
-@dataclass(slots=True)
-class _TeacherRequest:
-    """A distinct teacher request with the largest token limit of all settings; `setting` is the first of them."""
-
-    request: TeacherRequest
-    setting: Setting
 
 
 class StagedRun:
     """A run of every question under every setting, stored in a folder. Close it with `close`.
 
-    Args:
-        folder: Folder of the run.
-        work: The questions and settings.
-        pair: Teacher and student.
-        progress: Receiver of progress.
-        concurrency: Number of concurrent questions.
-        pauses_s: Pauses in seconds before each retry of a failed call.
+    `concurrency` is the number of concurrent questions. `pauses_s` are the seconds before each retry of a failed call.
     """
 
     def __init__(
@@ -123,8 +170,7 @@ class StagedRun:
     async def run(self) -> None:
         """Run both stages. Raises StartupError if an engine does not start or is gone; all texts are stored."""
         try:
-            missing = [one for one in self._teacher_requests() if not self._teacher.holds(one.request)]
-            if missing:
+            if missing := self._missing_requests():
                 async with engine(self._pair, TEACHER) as teacher:
                     await self._run_teacher(missing, teacher)
             remaining = await self._from_texts(self._student_state(), self._work.items)
@@ -145,10 +191,9 @@ class StagedRun:
 
     def calls_left(self) -> tuple[int, int]:
         """Return the number of teacher calls and the upper bound of student calls that remain."""
-        teacher = sum(not self._teacher.holds(one.request) for one in self._teacher_requests())
         done = {key for key, example in self._folder.examples.items() if example.error is None}
-        students = [(setting, question) for setting, question in self._work.items if setting.mode != "teacher"]
-        return teacher, sum((setting.name, question.id) not in done for setting, question in students)
+        students = ((setting.name, question.id) for setting, question in self._work.items if setting.mode != "teacher")
+        return len(self._missing_requests()), sum(key not in done for key in students)
 
     def write(self) -> None:
         """Write the examples to disk."""
@@ -159,37 +204,31 @@ class StagedRun:
         """Close the text storage."""
         self._storage.close()
 
-    def _teacher_requests(self) -> list[_TeacherRequest]:
-        """Return each distinct teacher request once, with the largest token limit of all settings."""
-        found: dict[bytes, _TeacherRequest] = {}
+    def _missing_requests(self) -> list[tuple[Setting, TeacherRequest]]:
+        """Return each distinct teacher request without a text, with its first setting and the largest token limit."""
+        found: dict[bytes, tuple[Setting, TeacherRequest]] = {}
         for setting, question in self._work.items:
             request = staged.teacher_request(setting, question, self._work.exemplars)
-            if request is None:
-                continue
-            one = found.setdefault(_identity(request), _TeacherRequest(request, setting))
-            if request.max_tokens > one.request.max_tokens:
-                one.request = request
-        return list(found.values())
+            if request is not None:
+                first, longest = found.get(_identity(request), (setting, request))
+                found[_identity(request)] = first, max(longest, request, key=lambda one: one.max_tokens)
+        return [(setting, request) for setting, request in found.values() if not self._teacher.holds(request)]
 
-    async def _run_teacher(self, requests: Sequence[_TeacherRequest], teacher: Engine) -> None:
+    async def _run_teacher(self, missing: Sequence[tuple[Setting, TeacherRequest]], teacher: Engine) -> None:
         recorded = self._recorded(TEACHER, teacher)
         retries = StageRetries(self._pauses_s)
 
-        async def send(one: _TeacherRequest) -> None:
+        async def send(one: tuple[Setting, TeacherRequest]) -> None:
+            request = one[1]
             try:
-                teacher_text = await retries.call(lambda: recorded.teacher_text(one.request))
+                teacher_text = await retries.call(lambda: recorded.teacher_text(request))
             except GatewayError as error:
-                self._labels[_identity(one.request)] = error.label
+                self._labels[_identity(request)] = error.label
                 self._progress.step()
             else:
                 self._progress.step(teacher_text.output_tokens)
 
-        self._progress.begin(f"teacher {self._pair.names[TEACHER]}", len(requests))
-        for setting in dict.fromkeys(one.setting for one in requests):
-            async with self._stage("teacher", setting, recorded):
-                group = [one for one in requests if one.setting is setting]
-                await retries.run_concurrently(group, send, self._concurrency)
-        self._progress.end()
+        await self._run_stage("teacher", missing, send, recorded, retries)
 
     async def _from_texts(
         self, state: dict[str, object] | None, items: Sequence[tuple[Setting, Question]]
@@ -218,12 +257,7 @@ class StagedRun:
             if time.monotonic() > self._saved_at + _SAVE_INTERVAL_S:
                 self.write()
 
-        self._progress.begin(f"student {self._pair.names[STUDENT]}", len(remaining))
-        for setting in dict.fromkeys(setting for setting, _ in remaining):
-            async with self._stage("student", setting, recorded):
-                pairs = [pair for pair in remaining if pair[0] is setting]
-                await retries.run_concurrently(pairs, run_one, self._concurrency)
-        self._progress.end()
+        await self._run_stage("student", remaining, run_one, recorded, retries)
 
     async def _answer(
         self, setting: Setting, question: Question, student_call: StudentCall, retries: StageRetries | None = None
@@ -255,9 +289,7 @@ class StagedRun:
     def _recorded(
         self, role: str, running: Engine | None = None, state: dict[str, object] | None = None
     ) -> RecordingEngine:
-        return RecordingEngine(
-            running or AbsentEngine(role, state), self._storage, self._pair.names[role], may_send=running is not None
-        )
+        return RecordingEngine(running, self._storage, self._pair.names[role], role, stored_state(state))
 
     @staticmethod
     def _student_call(student: RecordingEngine) -> StudentCall:
@@ -265,19 +297,28 @@ class StagedRun:
         # The circuit breaker is disabled, since the run retries calls itself.
         return StudentCall({STUDENT: GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), metrics)}, metrics)
 
-    @asynccontextmanager
-    async def _stage(self, stage: StageName, setting: Setting, recorded: RecordingEngine) -> AsyncIterator[None]:
-        """Record the duration of a stage, also after an error."""
-        before, started = recorded.calls, time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = round(time.perf_counter() - started, 3)
-            self._folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self._concurrency)
+    async def _run_stage(
+        self,
+        stage: StageName,
+        items: Sequence[tuple[Setting, T]],
+        work: Callable[[tuple[Setting, T]], Awaitable[None]],
+        recorded: RecordingEngine,
+        retries: StageRetries,
+    ) -> None:
+        """Run `work` on every item, by setting, and record the duration for each setting, also after an error."""
+        self._progress.begin(f"{stage} {self._pair.names[stage]}", len(items))
+        for setting in dict.fromkeys(setting for setting, _ in items):
+            before, started = recorded.calls, time.perf_counter()
+            try:
+                group = [item for item in items if item[0] is setting]
+                await retries.run_concurrently(group, work, self._concurrency)
+            finally:
+                seconds = round(time.perf_counter() - started, 3)
+                self._folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self._concurrency)
+        self._progress.end()
 
 
 def _identity(request: TeacherRequest) -> bytes:
-    """Return the identity of a request without its token limit."""
     return orjson.dumps(
         (request.messages, request.prompt, request.temperature, request.top_p, request.seed, tuple(request.stop))
     )

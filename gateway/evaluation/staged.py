@@ -54,13 +54,9 @@ _ANY_STUDENT = EngineSnapshot(Continuation("trailing"))
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """The result of one question.
+    """The text of one answer as a caller receives it, the kept guidance (may be empty), and the receipt.
 
-    Attributes:
-        text: The answer as a caller receives it, including visible guidance.
-        guidance: The kept guidance; empty without one.
-        receipt: The receipt.
-        teacher_s, student_s: Writing time of each model in seconds, with concurrent requests; None without a call.
+    The seconds are the writing time of each model with concurrent requests; None without a call.
     """
 
     text: str

@@ -30,16 +30,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
 
 class McNemar(NamedTuple):
-    """McNemar's test of two settings on the same questions.
+    """McNemar's test of two settings, from the questions that only one of them answered correctly.
 
-    Attributes:
-        only_first, only_second: Questions that only one of them answered correctly; the test uses only these.
-        p: Exact two-sided p-value: the probability of a split at least as uneven if both are equally good.
+    `p` is exact and two-sided: the probability of a split at least as uneven if both are equally good.
     """
 
     only_first: int
@@ -47,25 +42,21 @@ class McNemar(NamedTuple):
     p: float
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: int, n: int) -> Interval:
     """Return Wilson's score interval of a share without continuity correction; [0, 1] for n = 0.
 
     Raises ValueError if there are more successes than trials.
     """
     if n == 0:
         return Interval(0.0, 1.0)
-    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    low, high = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(low), float(high))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Return McNemar's test in its exact form: the binomial test of the questions on which the two differ.
 
-    Args:
-        first, second: Whether each question was answered correctly, in the same order.
-
-    Raises:
-        ValueError: The lengths differ.
+    The arguments state whether each question was answered correctly. Raises ValueError if the lengths differ.
     """
     pairs = list(zip(first, second, strict=True))
     only_first = sum(one and not other for one, other in pairs)
@@ -82,20 +73,20 @@ def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater
     return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
 
 
-def agresti_min(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def agresti_min(differences: Sequence[float]) -> Interval:
     """Return the interval of the mean difference of two settings, from one difference from -1 to 1 per question.
 
     This is Agresti and Min's interval for pairs (2005): Wald's after adding half a question to each of the four cells.
     It is valid for few questions, and if no question differs.
     """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     count = len(differences) + 2
     mean = sum(differences) / count
     error = math.sqrt(((sum(one * one for one in differences) + 1) / count - mean * mean) / count)
     return Interval(max(-1.0, mean - z * error), min(1.0, mean + z * error))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval | None:
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval | None:
     """Return the interval of the difference of two shares of the same questions; None for fewer than two questions.
 
     Uses `agresti_min`: a bootstrap is too narrow if few questions differ, and claims equality if none does. Raises
@@ -104,31 +95,20 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
     pairs = list(zip(first, second, strict=True))
     if len(pairs) < 2:
         return None
-    return agresti_min([one - other for one, other in pairs], confidence)
+    return agresti_min([one - other for one, other in pairs])
 
 
-def paired_bootstrap(
-    statistic: Callable[..., Means],
-    *samples: Sequence[float],
-    seed: int,
-    confidence: float = CONFIDENCE,
-    draws: int = RESAMPLES,
-) -> Interval | None:
+def paired_bootstrap(statistic: Callable[..., Means], *samples: Sequence[float], seed: int) -> Interval | None:
     """Return the percentile interval of a statistic of several settings, resampling their questions together.
 
     Args:
         statistic: Function of the samples' means, which are arrays with one value per resample; returns such an array.
         samples: One value per question for each setting, in the same order.
         seed: The same seed and samples give the same interval.
-        confidence: Confidence level.
-        draws: Number of resamples.
 
-    Returns:
-        The interval. None for fewer than two questions, if the statistic is undefined for a resample (such as a share
-        of 0), and if all resamples agree, since a sample without differences does not prove equality.
-
-    Raises:
-        ValueError: The lengths differ.
+    Returns None for fewer than two questions, and if the statistic is undefined for a resample (such as a share of 0).
+    Returns None too if all resamples agree, since a sample without differences does not prove equality. Raises
+    ValueError if the lengths differ.
     """
     if len(samples[0]) < 2:
         return None
@@ -144,8 +124,8 @@ def paired_bootstrap(
             paired=True,
             vectorized=True,
             method="percentile",
-            confidence_level=confidence,
-            n_resamples=draws,
+            confidence_level=CONFIDENCE,
+            n_resamples=RESAMPLES,
             batch=_BATCH,
             rng=np.random.default_rng(seed),
         )

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from gateway.evaluation.setting import REQUEST_PARAMETERS
 from gateway.evaluation.statistics import wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from decimal import Decimal
 
     from gateway.evaluation.record import Example
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.statistics import Interval
 
-_ZERO = Decimal(0)
-# Request parameters: settings with equal parameters had the same requests.
-_REQUEST_PARAMETERS = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
+# fmt: off
+_SUMS = (
+    "kept_tokens", "teacher_input_tokens", "teacher_output_tokens", "student_input_tokens", "student_output_tokens",
+    "cost_usd", "teacher_usd", "baseline_usd",
+)
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingSummary:
-    """Totals of one setting over n questions. Money is USD.
+    """Totals of one setting (as `Setting.as_dict`) over n questions, in the order of the run. Money is USD.
 
     Attributes:
-        setting: As `Setting.as_dict`.
-        questions: Ids of the questions, in the order of the run.
         correct: Number of correct answers; errors are not correct.
         score: Mean score, which differs from the accuracy if a judge gives scores between 0 and 1.
         guidance_correct: Number of questions that the guidance alone answers (paper, Table 2: ACC_teacher); None unless
             guided.
         cost_usd, teacher_usd: Cost of the answers, and the teacher's part of it.
         baseline_usd: Cost of the teacher alone for these prompts and answers, from receipts.
-        teacher_s, student_s, total_s: Mean seconds over the questions that have them; None if none has.
-        teacher_timed, student_timed: Number of questions that have them.
+        teacher_s, student_s, total_s: Mean seconds over the `*_timed` questions that have them; None if none has.
         modes, errors, unguided: Number of questions by the receipt's values.
         cut: Number of answers that ended at their limit.
         lengths: If a rule chose m: number of questions by rule and m in tokens (0: none).
@@ -76,11 +77,6 @@ class SettingSummary:
         return mode
 
     @property
-    def request_key(self) -> tuple[Any, ...]:
-        """Return form, shots, limit and sampling, which settings must share for a comparison."""
-        return request_key(self.setting)
-
-    @property
     def n(self) -> int:
         return len(self.questions)
 
@@ -90,13 +86,26 @@ class SettingSummary:
 
     @property
     def interval(self) -> Interval:
-        """Return Wilson's 95 % interval of the accuracy."""
         return wilson(self.correct, self.n)
 
     @property
     def cost_per_answer(self) -> Decimal:
         """Return the mean cost of an answer in USD."""
         return self.cost_usd / self.n
+
+    @property
+    def guidance_accuracy(self) -> float | None:
+        return None if self.guidance_correct is None else self.guidance_correct / self.n
+
+    @property
+    def savings_usd(self) -> Decimal:
+        """Return the savings relative to the teacher alone with the same answers."""
+        return self.baseline_usd - self.cost_usd
+
+    @property
+    def cost_share(self) -> float | None:
+        """Return the cost as a part of that of the teacher alone with the same answers; None if that is 0."""
+        return float(self.cost_usd / self.baseline_usd) if self.baseline_usd else None
 
     @property
     def output_tokens(self) -> int:
@@ -110,8 +119,8 @@ class SettingSummary:
 
 
 def request_key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return `SettingSummary.request_key` of a setting as a dict."""
-    return tuple(setting.get(name) for name in _REQUEST_PARAMETERS)
+    """Return form, shots, limit and sampling of a setting as a dict; settings must share them for a comparison."""
+    return tuple(setting.get(name) for name in REQUEST_PARAMETERS)
 
 
 def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
@@ -121,28 +130,16 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
     """
     if not examples:
         raise ValueError(f"no examples of {setting['name']}")
-    for one in examples:
-        if one.setting != setting["name"]:
-            raise ValueError(f"an example of {one.setting} among those of {setting['name']}")
-
-    def money(of: Callable[[Example], Decimal]) -> Decimal:
-        return sum((of(one) for one in examples), _ZERO)
-
+    if other := next((one.setting for one in examples if one.setting != setting["name"]), None):
+        raise ValueError(f"an example of {other} among those of {setting['name']}")
     guided = setting["mode"] == "guided"
+    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in examples) for name in _SUMS}
     return SettingSummary(
         setting=setting,
         questions=tuple(one.question for one in examples),
         correct=sum(one.correct for one in examples),
         score=sum(one.score for one in examples) / len(examples),
         guidance_correct=sum(one.guidance_score >= 0.5 for one in examples) if guided else None,
-        kept_tokens=sum(one.kept_tokens for one in examples),
-        teacher_input_tokens=sum(one.teacher_input_tokens for one in examples),
-        teacher_output_tokens=sum(one.teacher_output_tokens for one in examples),
-        student_input_tokens=sum(one.student_input_tokens for one in examples),
-        student_output_tokens=sum(one.student_output_tokens for one in examples),
-        cost_usd=money(lambda one: one.cost_usd),
-        teacher_usd=money(lambda one: one.teacher_usd),
-        baseline_usd=money(lambda one: one.baseline_usd),
         teacher_s=_mean([one.teacher_s for one in examples]),
         student_s=_mean([one.student_s for one in examples]),
         total_s=_mean([one.total_s for one in examples]),
@@ -153,6 +150,7 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
         unguided=Counter(one.unguided for one in examples if one.unguided is not None),
         cut=sum(one.finish == "length" for one in examples),
         lengths=Counter(chosen for one in examples if (chosen := _chosen(one)) is not None),
+        **sums,
     )
 
 
@@ -167,11 +165,11 @@ def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Exampl
 
 def reference(of: SettingSummary, mode: Mode, among: Sequence[SettingSummary]) -> SettingSummary | None:
     """Return the teacher or the student alone with the same requests as `of`; None if there is none."""
-    return next((one for one in among if one.mode == mode and one.request_key == of.request_key), None)
+    key = request_key(of.setting)
+    return next((one for one in among if one.mode == mode and request_key(one.setting) == key), None)
 
 
 def _chosen(one: Example) -> tuple[str, int] | None:
-    """Return the rule and the number of tokens that it chose."""
     if one.length is None or one.chosen_tokens is None:
         return None
     named = one.length.rule or one.length.model

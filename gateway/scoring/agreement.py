@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.scoring.choices import letter
 from gateway.scoring.numbers import equal, result
-from gateway.scoring.texts import normalize_text, shared_words, stated_text
+from gateway.scoring.statements import normalize_text, shared_words, stated_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

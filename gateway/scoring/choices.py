@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gateway.scoring.statements import first_answer, is_complete, plain, sentences, statements
@@ -50,7 +49,7 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
 
 def letter(text: str) -> str | None:
     """Return the letter from a to j that an answer names when the choices are unknown; None as in `choice`."""
-    return _choice(text, _any_letter())
+    return _choice(text, _ANY_LETTER)
 
 
 def _choice(text: str, reader: _ChoiceParser) -> str | None:
@@ -82,11 +81,6 @@ def _choice(text: str, reader: _ChoiceParser) -> str | None:
 def _only(found: Iterable[str]) -> str | None:
     different = set(found)
     return different.pop() if len(different) == 1 else None
-
-
-def _behind_gap(text: str, at: int) -> int:
-    gap = _GAP.match(text, at)
-    return gap.end() if gap is not None else at
 
 
 class _ChoiceParser:
@@ -180,7 +174,8 @@ class _ChoiceParser:
         """Return whether a mention is negated, as in "not (a)" or "(a) harbor is not"."""
         if _DENIED.search(text[max(0, mark.start() - _LOOKBEHIND_CHARS) : mark.start()]):
             return True
-        own = self._named.match(text, _behind_gap(text, mark.end()))
+        gap = _GAP.match(text, mark.end())
+        own = self._named.match(text, gap.end() if gap is not None else mark.end())
         return _DENIAL.match(text, own.end() if own is not None else mark.end()) is not None
 
     def _of(self, text: str) -> str | None:
@@ -199,6 +194,4 @@ def _loosely(text: str) -> str:
     return r"\s+".join(map(re.escape, text.split()))
 
 
-@lru_cache(maxsize=1)
-def _any_letter() -> _ChoiceParser:
-    return _ChoiceParser(dict.fromkeys("abcdefghij", ""))
+_ANY_LETTER = _ChoiceParser(dict.fromkeys("abcdefghij", ""))

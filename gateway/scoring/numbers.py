@@ -37,8 +37,7 @@ _RESTATES = re.compile(
 )
 # Numbers of list items, headings and steps.
 _NUMBERED = re.compile(
-    r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
-    re.IGNORECASE | re.MULTILINE,
+    r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b", re.IGNORECASE | re.MULTILINE
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _UNITS = re.compile(r"\s*+[A-Za-z/ ]{0,24}+[\s.]*+")
@@ -87,7 +86,6 @@ def result(text: str) -> NumberValue | None:
 
 
 def _result_of_truncated(parts: list[str]) -> NumberValue | None:
-    """Return the result that a truncated text had reached."""
     if not parts or _ends_with_operator(parts[-1]) or _substitutes_numbers(parts[-1]):
         return None
     for sentence in reversed(parts):
@@ -170,7 +168,6 @@ def _whole(text: str) -> NumberValue | None:
 
 
 def _located(text: str) -> Iterator[tuple[NumberValue, int, int]]:
-    """Yield each number with its start and end."""
     for match in _NUMBER.finditer(text):
         amount = _amount(match, text)
         if amount is not None:

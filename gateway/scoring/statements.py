@@ -1,4 +1,4 @@
-"""Statements of an answer's result: "The answer is 18.", "#### 18", "\\boxed{18}". Pure functions.
+"""Statements of an answer's result: "The answer is 18.", "#### 18", "\boxed{18}". Pure functions.
 
 Only the answer is parsed, never the question, so numbers and choices of a question cannot be taken for a result.
 """
@@ -6,6 +6,8 @@ Only the answer is parsed, never the question, so numbers and choices of a quest
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 # A model that was given example questions may continue with a question of its own.
@@ -43,6 +45,10 @@ _LATEX = (
     (re.compile("\u2248"), "="),
     (re.compile("[\u00d7\u00b7]"), "*"),
 )
+_AROUND = " .!?;:,\"'\u201c\u201d\u2018\u2019*`"
+# In scripts without spaces each character counts as a word.
+_SPACELESS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +168,23 @@ def _braced(text: str, at: int) -> tuple[str, int]:
         if depth == 0:
             return text[at + 1 : brace.start()], brace.end()
     return "", len(text)
+
+
+def stated_text(text: str) -> str:
+    """Return the last statement of an answer ("The answer is"), else the whole answer."""
+    own = first_answer(text)
+    stated = [statement.text for statement in statements(plain(own)) if not statement.prescriptive]
+    return stated[-1] if stated else own.strip()
+
+
+def normalize_text(text: str) -> str:
+    """Return the text normalized: case-folded, single spaces, without surrounding punctuation and quotes."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_AROUND)
+
+
+def shared_words(text: str, other: str) -> float | None:
+    """Return the F1 score of the words that both texts share, by count; None if the other text has no words."""
+    ours, theirs = (Counter(_WORD.findall(normalize_text(one))) for one in (text, other))
+    if not theirs:
+        return None
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())

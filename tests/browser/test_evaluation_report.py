@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from gateway.evaluation.record import read_run
 from gateway.evaluation.reporting.rendering import write_report
 from gateway.evaluation.reporting.report import section
-from gateway.evaluation.run_records import read_run
 from tests.browser.conftest import accessible, shoot
 from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.cli.eval_recommend import TOO_FEW
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.record import read_run
 from tests.cli.in_process import run
 
 if TYPE_CHECKING:

@@ -13,12 +13,11 @@ from ruamel.yaml import YAML
 from gateway.cli.eval_exemplars_sitting import ExemplarSession, draw_questions
 from gateway.evaluation.pair import LocalPair
 from gateway.evaluation.priming.finding import SearchLimits
-from gateway.evaluation.questions.data import load
-from gateway.evaluation.questions.exemplars_file import exemplars
-from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
+from gateway.evaluation.questions.data import exemplars, load
+from gateway.evaluation.record import EXAMPLES, Example, write_lines
 from gateway.evaluation.setting import Setting
 from tests.cli.in_process import Done, run
-from tests.evaluation.run_folders import STUDENT
+from tests.evaluation.run_folders import STUDENT, read_lines
 from tests.evaluation.run_folders import run_folder as a_run
 from tests.gateway_process import model
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
 from gateway.cli.lazy import SETTINGS
 from gateway.errors import StartupError
-from gateway.evaluation.questions.exemplars_file import exemplars
-from gateway.evaluation.run_library import RunLibrary
+from gateway.evaluation.questions.data import exemplars
+from gateway.evaluation.setting import RunLibrary
 from tests.cli import in_process
 from tests.cli.in_process import Done
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, Truth, folder_of

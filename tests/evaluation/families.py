@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from decimal import Decimal
 
 from gateway.evaluation.folder import shown_hash
@@ -32,7 +33,11 @@ def _plain(number: int) -> str:
 
 
 def manifest(count: int) -> Manifest:
-    settings = [STUDENT, *(GUIDED.with_tokens(tokens) for tokens in LENGTHS), Setting(mode="teacher", max_tokens=200)]
+    settings = [
+        STUDENT,
+        *(replace(GUIDED, tokens=tokens) for tokens in LENGTHS),
+        Setting(mode="teacher", max_tokens=200),
+    ]
     return Manifest(
         data="made-up",
         data_sha256="0" * 64,
@@ -56,7 +61,7 @@ def examples(sample: list[Question], *, by_kind: bool, seed: int = 0) -> list[Ex
     """
     chance = random.Random(seed)
     found = []
-    for setting in (STUDENT, *(GUIDED.with_tokens(tokens) for tokens in LENGTHS)):
+    for setting in (STUDENT, *(replace(GUIDED, tokens=tokens) for tokens in LENGTHS)):
         for index, one in enumerate(sample):
             if by_kind:
                 right = setting.tokens == 80 if index % 2 or index % 5 == 0 else setting.tokens == 0

@@ -15,7 +15,7 @@ from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CONCISE, HINT, Exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 TEACHER, STUDENT = Setting(mode="teacher"), Setting(mode="student")
@@ -23,7 +23,7 @@ GUIDED = Setting(mode="guided", tokens=40)
 SETTINGS = (
     TEACHER,
     STUDENT,
-    *(GUIDED.with_tokens(tokens) for tokens in (20, 40, 80)),
+    *(replace(GUIDED, tokens=tokens) for tokens in (20, 40, 80)),
     replace(GUIDED, projection=CONCISE),
     replace(GUIDED, projection=HINT, placement="context"),
 )
@@ -137,3 +137,8 @@ def _skill(setting: Setting) -> float:
 def _usd(role: str, read: int, written: int) -> Decimal:
     reading, writing = PRICES[role]
     return (read * reading + written * writing) / _MILLION
+
+
+def read_lines(path: Path, kind: type[Any]) -> Iterator[Any]:
+    """Yield the records of a file that a run wrote. Raises msgspec.DecodeError for an invalid line."""
+    yield from (msgspec.json.decode(line, type=kind) for line in path.read_bytes().splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import msgspec
@@ -9,8 +10,8 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.auto import by_probe, by_rules, evaluate_lengths, families, fixed_lengths
-from gateway.evaluation.auto_length import read_auto
+from gateway.evaluation.advice.fit import families
+from gateway.evaluation.setting import read_auto
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, LengthRule
 from gateway.protocol.chat import parse_chat
@@ -30,7 +31,7 @@ def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> N
 
 def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
     """Otherwise lengths would be compared on different questions."""
-    lost = GUIDED.with_tokens(20).name
+    lost = replace(GUIDED, tokens=20).name
     some = [one for one in examples(ASKED, by_kind=True) if (one.setting, one.question) != (lost, "7")]
     family = families(manifest(COUNT), some, ASKED)[0]
     assert set(family.questions) == {one.id for one in ASKED} - {"7"}
@@ -43,37 +44,20 @@ def test_a_run_without_lengths_is_an_error() -> None:
 
 
 def test_every_fixed_length_reproduces_the_records() -> None:
-    gave = fixed_lengths(FAMILY)
-    assert [gave[tokens].right for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
-    assert gave[80].teacher_tokens == 80
-    assert gave[40].usd == pytest.approx(0.0005)
+    assert [FAMILY.mean(tokens).score for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
+    assert FAMILY.mean(80).teacher_tokens == 80
+    assert FAMILY.mean(40).usd == pytest.approx(0.0005)
 
 
 def test_rules_choose_the_same_length_as_the_gateway() -> None:
     """The choice equals the gateway's for the same body."""
     rule = AutoRule(rules=(LengthRule(name="sums", prompt="maths", tokens=80),), default=20)
-    choose = by_rules(rule)
-    chosen = [choose(request) for request in FAMILY.requests]
+    chosen = [choose_length(rule, request, request.max_tokens, {}).tokens for request in FAMILY.requests]
     for question, tokens in zip(ASKED, chosen, strict=True):
         body = {"model": "chat", "max_tokens": 200, "messages": [{"role": "user", "content": question.text}]}
         on_the_path = parse_chat(orjson.dumps(body))
         assert choose_length(rule, on_the_path, 200, {}).tokens == tokens
-    gave = evaluate_lengths(FAMILY, chosen)
-    assert gave.lengths == {0: 0, 20: COUNT // 2, 40: 0, 80: COUNT // 2}
-    assert gave.right == 0.5
-
-
-def test_a_sure_student_is_left_alone() -> None:
-    sure = {one.id: 0.95 for index, one in enumerate(ASKED) if not index % 2}
-    chosen = by_probe(lambda _: 80, sure, 0.9, FAMILY)
-    assert evaluate_lengths(FAMILY, chosen).right == 1.0
-
-
-def test_a_length_between_two_is_judged_by_the_shorter() -> None:
-    """A length with more help than chosen is not used, unless even the shortest is longer."""
-    assert [FAMILY.lengths[FAMILY.nearest(tokens)] for tokens in (0, 1, 20, 39, 40, 79, 500)] == [
-        0, 20, 20, 20, 40, 40, 80,
-    ]  # fmt: skip
+    assert Counter(chosen) == {20: COUNT // 2, 80: COUNT // 2}
 
 
 def test_other_facts_of_a_setting_do_not_split_a_family() -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError
-from gateway.evaluation.advice.auto import families
-from gateway.evaluation.advice.fit import fit
-from gateway.evaluation.auto_length import read_auto
+from gateway.evaluation.advice.fit import families, fit
+from gateway.evaluation.setting import read_auto
 from gateway.policy.length_rules import AutoRule
 from tests.evaluation.families import examples, manifest, questions
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.live import LiveRun, setting_routes, start_gateway
+from gateway.evaluation.live import run_live, setting_routes, start_gateway
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.setting import Setting
+from gateway.evaluation.setting import AutoLength, Setting
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests import fake_texts
+from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import ProgressRecorder, lines, manifest, settings_for, staged
 from tests.fakes import FakeEngine, says, says_with_odds
 
@@ -99,7 +99,7 @@ async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) ->
         folder.begin(manifest(pair, settings, ASKED, live=True), ASKED)
         async with start_gateway(pair, routes, path) as caller:
             work = EvalWork(ASKED, (), settings, Scoring().score)
-            await LiveRun(folder, work, caller, ProgressRecorder(), concurrency=1, pauses_s=(0.01,)).run(routes)
+            await run_live(routes, folder, work, caller, ProgressRecorder(), concurrency=1, pauses_s=(0.01,))
     return list(read_lines(path / EXAMPLES, Example))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evaluation.advice.bounds import Contrast, claims
+from gateway.evaluation.advice.target import Contrast, claims
 
 CELLS = np.array([0.0, 1.0, -1.0, 0.0])
 

@@ -213,18 +213,9 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
     assert set(drawn) < set(ids(load("generated", QuestionRange(sample=20), count=100)))
 
 
-@pytest.mark.parametrize(
-    ("selection", "message"),
-    [
-        ({"offset": -1}, "--offset"),
-        ({"limit": 0}, "--limit must be 1 or more"),
-        ({"sample": 0}, "--sample must be 1 or more"),
-        ({"limit": 1, "sample": 1}, "exclude each other"),
-    ],
-)
-def test_a_part_that_cannot_be_is_refused(selection: dict[str, int], message: str) -> None:
-    with pytest.raises(StartupError, match=message):
-        QuestionRange(**selection)
+def test_a_part_that_cannot_be_is_refused() -> None:
+    with pytest.raises(StartupError, match="--limit and --sample exclude each other"):
+        QuestionRange(limit=1, sample=1)
 
 
 def test_an_offset_past_the_end_is_rejected() -> None:
@@ -242,11 +233,11 @@ def test_a_scorer_may_be_named_for_all() -> None:
         load("generated", scorer="gateway.evaluation.scoring:none")
 
 
-def test_the_hash_covers_questions_and_answers(tmp_path: Path) -> None:
-    first = load(str(write(tmp_path, {"question": "a", "answer": "b", "note": "x"}))).sha256
-    assert load(str(write(tmp_path, {"note": "y", "question": "a", "answer": "b"}))).sha256 == first
-    assert load(str(write(tmp_path, {"question": "a", "answer": "c"}))).sha256 != first
-    assert load(str(write(tmp_path, {"question": "b", "answer": "b"}))).sha256 != first
+def test_questions_differ_only_by_question_and_answer(tmp_path: Path) -> None:
+    first = load(str(write(tmp_path, {"question": "a", "answer": "b", "note": "x"}))).questions
+    assert load(str(write(tmp_path, {"note": "y", "question": "a", "answer": "b"}))).questions == first
+    assert load(str(write(tmp_path, {"question": "a", "answer": "c"}))).questions != first
+    assert load(str(write(tmp_path, {"question": "b", "answer": "b"}))).questions != first
 
 
 def test_our_own_exemplars_go_with_numbers_and_choices_and_with_nothing_else(tmp_path: Path) -> None:
@@ -263,8 +254,8 @@ def test_exemplars_of_a_file_win(tmp_path: Path) -> None:
 
 
 def test_generated_data_are_the_same_for_a_seed() -> None:
-    assert load("generated", count=9, seed=4).sha256 == load("generated", count=9, seed=4).sha256
-    assert load("generated", count=9, seed=4).sha256 != load("generated", count=9, seed=5).sha256
+    assert load("generated", count=9, seed=4).questions == load("generated", count=9, seed=4).questions
+    assert load("generated", count=9, seed=4).questions != load("generated", count=9, seed=5).questions
     assert {"generated", "generated-choices"} < set(NAMES)
 
 

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from gateway.evaluation.advice.auto import families
-from gateway.evaluation.advice.fit import fit
-from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.edited import edited_files
+from gateway.evaluation.advice.fit import families, fit
+from gateway.evaluation.advice.policy_file import edited_files
 from gateway.evaluation.folder import shown_hash
-from gateway.evaluation.questions.exemplars_file import exemplars
-from gateway.evaluation.run_library import RunLibrary
-from gateway.evaluation.setting import Setting
+from gateway.evaluation.questions.data import exemplars
+from gateway.evaluation.setting import RunLibrary, Setting, read_auto
 from tests.evaluation.families import examples, manifest, questions
 
 if TYPE_CHECKING:

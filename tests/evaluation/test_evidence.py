@@ -11,11 +11,11 @@ from msgspec import structs
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, combine, evidence_of
-from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.record import EXAMPLES, Example, read_run, write_lines
+from gateway.evaluation.setting import read_auto
 from gateway.pricing import Price
 from tests.evaluation.known_truth import ALONE, M20, M40, STUDENT, TEACHER, Truth, folder_of
+from tests.evaluation.run_folders import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

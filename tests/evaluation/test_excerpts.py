@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.evaluation.reporting.excerpts import MAX_CHARS, excerpt
+from gateway.evaluation.reporting.tables import MAX_CHARS, excerpt
 
 
 def test_an_excerpt_is_the_end_of_a_text() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import ConfigError
-from gateway.evaluation.questions.exemplars_file import exemplars, shipped
+from gateway.evaluation.questions.data import exemplars, shipped
 from gateway.policy.projections import Exemplar
 from gateway.scoring.choices import choice
 from gateway.scoring.numbers import result

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import ExemplarCandidate, Style
-from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, write_file
+from gateway.evaluation.priming.exemplars import ExemplarCandidate, Style, exemplar_yaml, write_file
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:

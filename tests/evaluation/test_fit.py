@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.auto import by_model, evaluate_lengths, families
-from gateway.evaluation.advice.fit import FitComparison, compare, fit, tables_of
+from gateway.evaluation.advice.fit import compare, families, figures_of, fit, tables_of
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
 from gateway.policy.length_model import lengths_of
@@ -39,8 +39,9 @@ def test_lengths_that_depend_on_words_are_learned(model: FittedLengths) -> None:
     assert model.figures.auto_right == 1.0
     assert model.figures.fixed_right == 0.6
     assert model.figures.auto_usd <= model.figures.fixed_usd * 1.01
-    choose = by_model(model)
-    assert evaluate_lengths(FAMILY, [choose(request) for request in FAMILY.requests]).right == 1.0
+    chosen = [model.predict(features_of(request, request.max_tokens).numbers).tokens for request in FAMILY.requests]
+    cells = [row[FAMILY.lengths.index(tokens)] for row, tokens in zip(FAMILY.cells, chosen, strict=True)]
+    assert {cell.score for cell in cells} == {1.0}
 
 
 def test_random_lengths_do_not_beat_a_fixed_length() -> None:
@@ -93,7 +94,8 @@ def test_features_are_equal_in_training_and_in_the_gateway(form: Form, shots: in
 
 def test_four_questions_do_not_show_that_chosen_lengths_are_better() -> None:
     """Four for and none against: McNemar's p is 0.125, but a bootstrap's interval is above 0."""
-    low, high = agresti_min([1.0] * 4 + [0.0] * 96)
-    found = FitComparison(80, auto_right=0.64, fixed_right=0.6, auto_usd=1.0, fixed_usd=1.0, low=low, high=high)
+    auto, fixed = (np.array([[1.0] * right + [0.0] * (100 - right), [1.0] * 100]) for right in (64, 60))
+    found = figures_of(80, auto, fixed)
+    assert (found.low, found.high) == agresti_min([1.0] * 4 + [0.0] * 96)
     assert mcnemar([True] * 4 + [False] * 96, [False] * 100).p == pytest.approx(0.125)
     assert not found.beats

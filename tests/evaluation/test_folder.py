@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.example import failed_example
 from gateway.evaluation.folder import RunFolder, shown_hash
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
+from gateway.evaluation.run import failed_example
+from gateway.evaluation.setting import read_auto
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for

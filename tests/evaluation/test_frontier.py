@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.evaluation.reporting.frontier import FrontierPoint, best, hull, pareto
+from gateway.evaluation.reporting.comparison import FrontierPoint, best, hull, pareto
 
 
 def point(name: str, cost: int, accuracy: float) -> FrontierPoint:

@@ -61,7 +61,7 @@ def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Pa
     kept.close()
     file.write_text(file.read_text().replace(',"cache_write_tokens":0', ""))
     kept = Generations(file)
-    texts = [kept.teacher_text(key) for key in ("old", "new")]
+    texts = [kept.teacher_texts.get(key) for key in ("old", "new")]
     kept.close()
     assert texts == [ENDED, replace(ENDED, cache_write_tokens=9)]
     reply = replace(ENDED, cache_write_tokens=9).truncated(40, ())

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.grid import read_grid, settings_of
+from gateway.evaluation.setting import read_auto, read_grid, settings_of
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS, Projection
 from tests.evaluation.run_world import PRIMED

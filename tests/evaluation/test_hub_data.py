@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.questions.data import load
-from gateway.evaluation.questions.hub_data import HUB_SETS
+from gateway.evaluation.questions.data import HUB_SETS, LoadedData, load
 from gateway.local import hub
 
 if TYPE_CHECKING:
@@ -76,6 +75,13 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
 
 
+def load_from(endpoint: str, name: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> LoadedData:
+    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return load(name)
+
+
 def served(name: str, content: bytes) -> dict[str, bytes]:
     return {f"/datasets/{HUB_SETS[name].repo}/resolve/main/{HUB_SETS[name].file}": content}
 
@@ -86,9 +92,9 @@ def as_parquet(name: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_gsm8k_comes_from_the_hub(tmp_path: Path) -> None:
+def test_gsm8k_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_hub(served("gsm8k", as_parquet("gsm8k", tmp_path))) as (endpoint, _):
-        data = load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept")
+        data = load_from(endpoint, "gsm8k", monkeypatch, tmp_path)
     assert [(one.id, one.answer, one.scorer) for one in data.questions] == [
         ("gsm8k-test-0", "5", "numeric"),
         ("gsm8k-test-1", "12", "numeric"),
@@ -96,27 +102,29 @@ def test_gsm8k_comes_from_the_hub(tmp_path: Path) -> None:
     assert len(data.exemplars) == 8
 
 
-def test_csqa_comes_from_the_hub_with_its_choices(tmp_path: Path) -> None:
+def test_csqa_comes_from_the_hub_with_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_hub(served("csqa", as_parquet("csqa", tmp_path))) as (endpoint, _):
-        (question,) = load("csqa", endpoint=endpoint, folder=tmp_path / "kept").questions
+        (question,) = load_from(endpoint, "csqa", monkeypatch, tmp_path).questions
     assert question.id == "c1"
     assert question.text == "Where do boats lie? Answer Choices: (a) harbour (b) attic (c) oven"
     assert (question.answer, question.scorer) == ("a", "choice")
 
 
-def test_a_cached_file_is_not_downloaded_again(tmp_path: Path) -> None:
+def test_a_cached_file_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_hub(served("gsm8k", as_parquet("gsm8k", tmp_path))) as (endpoint, requests):
-        first = load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept")
+        first = load_from(endpoint, "gsm8k", monkeypatch, tmp_path)
         before = len(requests)
-        assert load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept").sha256 == first.sha256
+        assert load_from(endpoint, "gsm8k", monkeypatch, tmp_path).questions == first.questions
         assert len(requests) == before
-    assert load("gsm8k", endpoint="http://127.0.0.1:1", folder=tmp_path / "kept").sha256 == first.sha256
+    assert load_from("http://127.0.0.1:1", "gsm8k", monkeypatch, tmp_path).questions == first.questions
 
 
 @pytest.mark.parametrize("name", HUB_SETS)
-def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(name: str, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(StartupError) as raised:
-        load(name, endpoint="http://127.0.0.1:1", folder=tmp_path)
+        load_from("http://127.0.0.1:1", name, monkeypatch, tmp_path)
     message = raised.value.message
     assert "\n" not in message
     assert message.startswith(f"data set '{name}': the hub is unreachable (")
@@ -124,9 +132,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(name: 
     assert "--data generated" in message
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         small_hub(served("gsm8k", b"<html>")) as (endpoint, _),
         pytest.raises(StartupError, match=r"00001\.parquet is not Parquet: delete it"),
     ):
-        load("gsm8k", endpoint=endpoint, folder=tmp_path)
+        load_from(endpoint, "gsm8k", monkeypatch, tmp_path)

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from gateway.config.settings import Settings
 from gateway.errors import StartupError
-from gateway.evaluation.judges import judge_of
+from gateway.evaluation.pair import ConfiguredPair, judge_of
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.scoring import Scoring
 from tests.fakes import served
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ async def test_scores_of_a_judge_are_stored_and_not_requested_again(tmp_path: Pa
     file = tmp_path / "generations.jsonl"
     with served(app) as url:
         for _ in range(2):
-            async with judge_of(settings(url), "big", file) as found:
-                assert await found.score("Blue light bounces most.", QUESTION) == ScoredAnswer(0.8, "8")
+            async with judge_of(ConfiguredPair(settings(url), "big", "big"), "big", file) as found:
+                assert await Scoring(found).score("Blue light bounces most.", QUESTION) == ScoredAnswer(0.8, "8")
     (body,) = bodies
     assert body["temperature"] == 0
     assert "Blue light bounces most." in body["messages"][0]["content"]
-    async with judge_of(settings("http://127.0.0.1:9"), "big", file) as found:
-        assert (await found.score("Blue light bounces most.", QUESTION)).correct
+    async with judge_of(ConfiguredPair(settings("http://127.0.0.1:9"), "big", "big"), "big", file) as found:
+        assert (await Scoring(found).score("Blue light bounces most.", QUESTION)).correct
 
 
 async def test_a_missing_judge_is_an_error(tmp_path: Path) -> None:
+    pair = ConfiguredPair(settings("http://127.0.0.1:9"), "big", "big")
     with pytest.raises(StartupError, match="the configuration has no such model"):
-        async with judge_of(settings("http://127.0.0.1:9"), "tiny", tmp_path / "generations.jsonl"):
+        async with judge_of(pair, "tiny", tmp_path / "generations.jsonl"):
             pass

@@ -9,17 +9,23 @@ import msgspec
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.auto_length import AutoLength
-from gateway.evaluation.elsewhere import describe_routes, remote_routes
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.live import LiveRun, connect_gateway, setting_routes, start_gateway
-from gateway.evaluation.record import EXAMPLES, Example, StageRecord, read_lines
+from gateway.evaluation.live import (
+    connect_gateway,
+    describe_routes,
+    remote_routes,
+    run_live,
+    setting_routes,
+    start_gateway,
+)
+from gateway.evaluation.record import EXAMPLES, Example, StageRecord
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.setting import Setting
+from gateway.evaluation.setting import AutoLength, Setting
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule
 from gateway.policy.projections import SkipRule
+from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import (
     EXEMPLARS,
     PRIMED,
@@ -68,7 +74,7 @@ async def live(
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, questions, live=True), questions)
         async with start_gateway(pair, routes, path) as caller:
-            await LiveRun(folder, work, caller, progress, concurrency=1, pauses_s=(0.01,)).run(routes)
+            await run_live(routes, folder, work, caller, progress, concurrency=1, pauses_s=(0.01,))
     return progress
 
 
@@ -134,7 +140,7 @@ async def test_the_routes_of_a_gateway_that_runs_are_settings(
                 manifest(pair_of(engines), (), QUESTIONS[:1], live=True), settings=settings
             )
             folder.begin(new_manifest, QUESTIONS[:1])
-            await LiveRun(folder, work, caller, ProgressRecorder(), concurrency=1).run(routes)
+            await run_live(routes, folder, work, caller, ProgressRecorder(), concurrency=1)
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
     assert [one.setting for one in found] == names
     assert all(one.text and one.total_s and not one.error for one in found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineUnreachable, StartupError
-from gateway.evaluation.patience import StageRetries
+from gateway.evaluation.pair import StageRetries
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

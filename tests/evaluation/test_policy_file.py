@@ -12,12 +12,11 @@ import pytest
 from gateway.config.yaml_source import parse
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of
-from gateway.evaluation.advice.policy_file import cautions, policy_text
-from gateway.evaluation.advice.policy_files import files_to_write
+from gateway.evaluation.advice.policy_file import cautions, files_to_write, policy_text
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import RecommendationTarget
-from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.record import read_run
+from gateway.evaluation.setting import read_auto
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
 from tests.evaluation.known_truth import ALONE, M40, Truth, folder_of

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import StartupError
 from gateway.evaluation.priming.exemplars import ExemplarCandidate, TeacherAnswer, given, split
-from gateway.evaluation.priming.finding import SearchLimits, find
+from gateway.evaluation.priming.finding import POOL_CALLS_EACH, SearchLimits, find
 from gateway.evaluation.priming.search import CALLS_EACH, TrialOutcome, min_calls
-from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 from gateway.evaluation.question import Question
 from gateway.evaluation.scoring import Scoring
 from gateway.policy.projections import Exemplar

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.generations import Generations
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.priming.exemplars import QuestionSplit, split
-from gateway.evaluation.priming.finding import SearchLimits, SearchReport, find
-from gateway.evaluation.priming.trials import Trials
+from gateway.evaluation.priming.finding import SearchLimits, SearchReport, Trials, find
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import PRIMED
+from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import ProgressRecorder, lines, manifest, pair_of, settings_for
 from tests.evaluation.test_priming_finding import SearchRecorder
 from tests.fakes import recording_proxy
@@ -65,8 +63,7 @@ async def searched(
 
 
 def texts(path: Path) -> int:
-    with closing(Generations(path / GENERATIONS)) as kept:
-        return len(kept)
+    return len((path / GENERATIONS).read_bytes().splitlines())
 
 
 class Killed(Exception):

@@ -9,9 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from gateway.evaluation.questions.problem_stories import STORIES, Sum
-from gateway.evaluation.questions.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, ProblemRandom
-from gateway.evaluation.questions.problems import MAX_STEPS, MIN_STEPS, choice_problems, problems
+from gateway.evaluation.questions.data import MAX_STEPS, MIN_STEPS, choice_problems, problems
+from gateway.evaluation.questions.problem_stories import BAKED, CROPS, GOODS, HOLDERS, KEPT, STORIES, ProblemRandom, Sum
 from gateway.evaluation.scoring import SCORERS
 
 RUN = problems(1000, seed=7)

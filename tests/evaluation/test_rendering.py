@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from gateway.accounting.receipt import LengthFacts
-from gateway.evaluation.auto_length import read_auto
+from gateway.evaluation.record import read_run
 from gateway.evaluation.reporting.rendering import markdown, write_report
 from gateway.evaluation.reporting.report import section
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.setting import read_auto
 from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:

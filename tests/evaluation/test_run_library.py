@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.run_library import RunLibrary
-from gateway.evaluation.setting import Setting
+from gateway.evaluation.setting import RunLibrary, Setting
 from gateway.policy.projections import PRIMED, PROJECTIONS, Exemplar
 
 if TYPE_CHECKING:

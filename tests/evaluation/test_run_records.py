@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.run_records import read_run
+from gateway.evaluation.record import read_run
 from tests.evaluation.run_folders import GUIDED, TEACHER, run_folder
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ import pytest
 from msgspec import structs
 
 from gateway.errors import StartupError
-from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.question import Question
-from gateway.evaluation.setting import Setting
+from gateway.evaluation.setting import AutoLength, Setting
 from gateway.evaluation.staged import check_staged, teacher_request
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern

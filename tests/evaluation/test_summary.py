@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gateway.evaluation.record import EXAMPLES, Example, read_lines
+from gateway.evaluation.record import EXAMPLES, Example
 from gateway.evaluation.summary import reference, summaries, summarize
-from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
+from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, read_lines, run_folder, with_shots
 
 if TYPE_CHECKING:
     from pathlib import Path

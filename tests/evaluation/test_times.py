@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.evaluation.record import Example, StageRecord
-from gateway.evaluation.reporting.times import QuestionTimes, stage_times, times
+from gateway.evaluation.reporting.report import QuestionTimes, stage_times, times
 from gateway.evaluation.summary import summarize
 from tests.evaluation.run_folders import GUIDED, TEACHER
 

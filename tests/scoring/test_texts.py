@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.scoring.texts import normalize_text, shared_words, stated_text
+from gateway.scoring.statements import normalize_text, shared_words, stated_text
 
 
 def test_words_count_as_often_as_in_both() -> None:

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
+from gateway.evaluation.statistics import wilson
 from gateway.pricing import Price, cost_usd, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.record import Example, Manifest
-    from gateway.evaluation.run_records import RunRecords
+    from gateway.evaluation.record import Example, Manifest, RunRecords
+    from gateway.evaluation.statistics import Interval
 
 Numbers = NDArray[np.float64]
 
@@ -44,12 +45,15 @@ class CandidateSetting:
 
     @property
     def correct(self) -> int:
-        """Return the number of correct answers."""
         return sum(one.correct for one in self.examples)
 
     @property
     def accuracy(self) -> float:
         return self.correct / len(self.examples)
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(self.correct, len(self.examples))
 
     @property
     def cost_usd(self) -> Decimal:
@@ -69,15 +73,10 @@ class CandidateSetting:
 
 @dataclass(frozen=True)
 class Evidence:
-    """k settings with equal request forms on the same n questions.
+    """k settings with equal request forms on the same n questions, from folders (`sources`) with their manifests.
 
-    Attributes:
-        sources: The folders; `manifests` are their manifests.
-        request_form: Form, shots and sampling of requests, which a policy does not choose.
-        questions: Ids of the questions.
-        candidates: The settings, in the order of the run.
-        teacher, student: Indices of the teacher alone and the student alone among the candidates.
-        notes: Sentences about excluded records.
+    `request_form` has form, shots and sampling of requests, which a policy does not choose. `teacher` and `student` are
+    the indices of the two alone among the candidates. `notes` are sentences about excluded records.
     """
 
     sources: tuple[str, ...]
@@ -103,53 +102,40 @@ class Evidence:
 def evidence_of(
     run: RunRecords, request_form: str | None = None, prices: Mapping[str, Price] | None = None
 ) -> Evidence:
-    """Return the settings with one request form, on their common questions.
+    """Return the settings with one request form (`request_form_of`; None: the only one), on their common questions.
 
-    Args:
-        run: The records.
-        request_form: A form as named by `request_form_of`; None: the only one.
-        prices: Prices by role instead of the run's; all costs are then computed from the tokens. The teacher's input
-            beyond that of the teacher alone (exemplars and projection) is equal for all requests and counts as cached.
+    `prices` by role replace those of the run; all costs are then computed from the tokens. The teacher's input beyond
+    that of the teacher alone (exemplars and projection) is equal for all requests and counts as cached.
 
-    Raises:
-        StartupError: There are several forms and none is chosen, or the teacher or the student alone is missing.
+    Raises StartupError if there are several forms and none is chosen, or the teacher or the student alone is missing.
     """
     settings = _settings_with(run, request_form)
-    form = request_form_of(settings[0])
+    form, path = request_form_of(settings[0]), display_path(run.path)
+    counts = {one["name"]: len(run.by_setting.get(one["name"], ())) for one in settings}
+    max_questions = max(counts.values())
     notes = []
-    if missing := [one["name"] for one in settings if not run.by_setting.get(one["name"])]:
+    if missing := [name for name, count in counts.items() if not count]:
         notes.append(f"left out without answers: {'; '.join(missing)}")
-    run_settings = [one for one in settings if run.by_setting.get(one["name"])]
-    max_questions = max((len(run.by_setting[one["name"]]) for one in run_settings), default=0)
-    kept = [one for one in run_settings if len(run.by_setting[one["name"]]) >= _MIN_SHARE * max_questions]
-    notes += [
-        f"left out, with {len(run.by_setting[one['name']])} of {max_questions} questions: {one['name']}"
-        for one in run_settings
-        if one not in kept
-    ]
+    too_few = {name: count for name, count in counts.items() if 0 < count < _MIN_SHARE * max_questions}
+    notes += [f"left out, with {count} of {max_questions} questions: {name}" for name, count in too_few.items()]
+    kept = [one for one in settings if counts[one["name"]] and one["name"] not in too_few]
     found = [run.by_setting[one["name"]] for one in kept]
     common = tuple(name for name in (found[0] if found else {}) if all(name in one for one in found))
     if found and len(common) < max_questions:
         notes.append(f"the settings answered different questions: only the {len(common)} common ones count")
     if found and not common:
-        raise StartupError(
-            f"{display_path(run.path)}: no question has answers in all settings: let `gkt-gateway eval run` finish"
-        )
-    answered = [(one, tuple(run.by_setting[one["name"]][name] for name in common)) for one in kept]
+        raise StartupError(f"{path}: no question has answers in all settings: let `gkt-gateway eval run` finish")
+    answered = [(one, tuple(examples[name] for name in common)) for one, examples in zip(kept, found, strict=True)]
     candidates = [
         CandidateSetting(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered
     ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
-    teacher, student = _references(
-        candidates, display_path(run.path), form, requested={one["mode"] for one in settings}
-    )
+    teacher, student = _references(candidates, path, form, requested={one["mode"] for one in settings})
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
         candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
-    return Evidence(
-        (display_path(run.path),), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes)
-    )
+    return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes))
 
 
 def combine(several: Sequence[Evidence]) -> Evidence:
@@ -157,32 +143,28 @@ def combine(several: Sequence[Evidence]) -> Evidence:
     by_name = [{one.name: one for one in evidence.candidates} for evidence in several]
     shared = [one for one in several[0].candidates if all(one.name in found for found in by_name)]
     dropped = sorted({name for found in by_name for name in found} - {one.name for one in shared})
-    same_rule = [one for one in shared if len({repr(found[one.name].setting.get("auto")) for found in by_name}) == 1]
-    names = [one.name for one in same_rule]
+    rules = {one.name: {repr(found[one.name].setting.get("auto")) for found in by_name} for one in shared}
     notes = [note for evidence in several for note in evidence.notes]
     if dropped:
         notes.append(f"left out, because some folders lack them: {'; '.join(dropped)}")
-    if differing := [one.name for one in shared if one not in same_rule]:
+    if differing := [name for name, blocks in rules.items() if len(blocks) > 1]:
         notes.append(f"left out, because each folder has another rule: {'; '.join(differing)}")
     candidates = [
         CandidateSetting(
-            by_name[0][name].setting,
-            tuple(example for found in by_name for example in found[name].examples),
-            tuple(usd for found in by_name for usd in found[name].costs_usd),
+            one.setting,
+            tuple(example for found in by_name for example in found[one.name].examples),
+            tuple(usd for found in by_name for usd in found[one.name].costs_usd),
         )
-        for name in names
+        for one in shared
+        if one.name not in differing
     ]
-    sources = tuple(source for evidence in several for source in evidence.sources)
     teacher, student = _references(candidates, "the settings that all folders share", several[0].request_form)
     return Evidence(
-        sources,
+        tuple(source for evidence in several for source in evidence.sources),
         tuple(manifest for evidence in several for manifest in evidence.manifests),
         several[0].request_form,
         tuple(name for evidence in several for name in evidence.questions),
-        tuple(candidates),
-        teacher,
-        student,
-        tuple(notes),
+        *(tuple(candidates), teacher, student, tuple(notes)),
     )
 
 
@@ -198,22 +180,15 @@ def _settings_with(run: RunRecords, request_form: str | None) -> list[dict[str, 
     forms: dict[str, list[dict[str, Any]]] = {}
     for setting in run.manifest.settings:
         forms.setdefault(request_form_of(setting), []).append(setting)
-    listed = " | ".join(f"'{form}'" for form in forms)
-    if not forms:
-        raise StartupError(f"{display_path(run.path)} has no settings: run `gkt-gateway eval run` on this folder")
+    listed, path = " | ".join(f"'{form}'" for form in forms), display_path(run.path)
     if request_form is not None and request_form not in forms:
-        raise StartupError(
-            f"{display_path(run.path)} has no settings with the request form '{request_form}': --asked {listed}"
-        )
+        raise StartupError(f"{path} has no settings with the request form '{request_form}': --asked {listed}")
     if request_form is None and len(forms) > 1:
-        raise StartupError(
-            f"{display_path(run.path)} has {len(forms)} request forms, and callers use one: choose --asked {listed}"
-        )
+        raise StartupError(f"{path} has {len(forms)} request forms, and callers use one: choose --asked {listed}")
     return forms[request_form if request_form is not None else next(iter(forms))]
 
 
 def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]:
-    """Return the prices by role."""
     by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
     if missing := [role for role in ("teacher", "student") if role not in by_role]:
         raise StartupError(
@@ -249,17 +224,16 @@ def _references(
     for index, one in enumerate(candidates):
         if not one.guided:
             limits[one.setting["mode"]][one.setting["max_tokens"]] = index
-    for role, found in limits.items():
-        if not found and role in requested:
+    if role := next((role for role, found in limits.items() if not found), None):
+        if role in requested:
             raise StartupError(
                 f"{where}: the run is not finished: the {role} alone has no answers yet ({form}), and guidance is "
                 "compared with it. Repeat the `gkt-gateway eval run` to resume"
             )
-        if not found:
-            raise StartupError(
-                f"{where}: the {role} alone has no answers ({form}), and guidance is compared with it: run "
-                f"`gkt-gateway eval run` on this folder with mode {role} among its settings"
-            )
+        raise StartupError(
+            f"{where}: the {role} alone has no answers ({form}), and guidance is compared with it: run "
+            f"`gkt-gateway eval run` on this folder with mode {role} among its settings"
+        )
     common_limits = limits["teacher"].keys() & limits["student"].keys()
     teacher, student = (found[max(common_limits or found)] for found in limits.values())
     return teacher, student

@@ -8,33 +8,134 @@ fixed length. All figures come from questions outside the fit: nested cross-vali
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import StartupError
+from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min
+from gateway.evaluation.summary import request_key
 from gateway.policy.length_model import FitFigures, FitProvenance, FittedLengths, OneLength
 from gateway.policy.question_features import FEATURES, features_of
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gateway.evaluation.advice.auto import LengthFamily
-    from gateway.evaluation.record import Manifest
+    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Example, Manifest
+    from gateway.protocol.requests import CompletionRequest
 
+# Keys of a guided setting that differ in its family, or do not belong to its description.
+_LENGTH_KEYS = ("name", "mode", "tokens", "shown", "policies")
+_MIN_LENGTHS = 3
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
-
 MIN_FIT_QUESTIONS = 40
 """A fold of fewer questions has no information."""
 _FOLDS = 5
 _STRENGTH = 0.1  # of the regression; small, for a few hundred questions and more than a dozen features
 _VALUES = 81
 _MARGIN = 1.01  # relative tolerance in comparisons of costs
+
+
+@dataclass(frozen=True, slots=True)
+class LengthOutcome:
+    """Result of one length for one question, or the mean of several. `score` is 1 if correct, else 0."""
+
+    score: float
+    usd: float
+    teacher_tokens: float
+
+    @classmethod
+    def of(cls, example: Example) -> LengthOutcome:
+        return cls(float(example.correct), float(example.cost_usd), example.teacher_output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthFamily:
+    """A setting (the shared keys of `Setting.as_dict`) at several lengths.
+
+    Attributes:
+        lengths: In tokens, ascending; the first is 0, the student alone.
+        questions, requests: Ids of the questions, and the caller's request of each.
+        cells: The results of each question, in the order of `lengths`.
+    """
+
+    setting: dict[str, Any]
+    lengths: tuple[int, ...]
+    questions: tuple[str, ...]
+    requests: tuple[CompletionRequest, ...]
+    cells: tuple[tuple[LengthOutcome, ...], ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.setting.items() if value not in (None, 0))
+
+    def mean(self, length: int) -> LengthOutcome:
+        """Return the mean result of one length for all questions."""
+        index, count = self.lengths.index(length), len(self.cells)
+        cells = [row[index] for row in self.cells]
+        tokens = sum(one.teacher_tokens for one in cells) / count
+        return LengthOutcome(sum(one.score for one in cells) / count, sum(one.usd for one in cells) / count, tokens)
+
+
+def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:
+    """Return the families of a run, those with the most lengths first, on the questions that all lengths answered.
+
+    Raises StartupError without a family: a run needs the student alone and guidance of at least two lengths.
+    """
+    by_setting: dict[str, dict[str, Example]] = defaultdict(dict)
+    for one in examples:
+        if one.error is None:
+            by_setting[one.setting][one.question] = one
+    known = {one.id: one for one in questions}
+    found = []
+    for shared, named in _groups(manifest.settings):
+        tried = {tokens: by_setting.get(name, {}) for tokens, name in named.items()}
+        ids = [one for one in known if all(one in examples_of for examples_of in tried.values())]
+        if ids:
+            found.append(_family(shared, tried, [known[one] for one in ids]))
+    if not found:
+        raise StartupError(
+            "The run needs a setting with the student alone and guidance of at least two lengths, each with answers to "
+            "these questions: run it with several --tokens, and name the data of the run."
+        )
+    return sorted(found, key=lambda one: (-len(one.lengths), -len(one.questions)))
+
+
+def _groups(settings: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[int, str]]]:
+    """Return settings that differ only in the length, each with the names by length, including the student's."""
+    alone = {request_key(one): one["name"] for one in reversed(settings) if one["mode"] == "student"}
+    groups: dict[str, tuple[dict[str, Any], dict[int, str]]] = {}
+    for one in settings:
+        if one["mode"] == "guided" and one["tokens"] != "auto" and request_key(one) in alone:
+            shared = {name: value for name, value in one.items() if name not in _LENGTH_KEYS}
+            key = repr(sorted(shared.items()))
+            _, named = groups.setdefault(key, (shared, {0: alone[request_key(one)]}))
+            named[one["tokens"]] = one["name"]
+    return [one for one in groups.values() if len(one[1]) >= _MIN_LENGTHS]
+
+
+def _family(
+    shared: dict[str, Any], tried: Mapping[int, Mapping[str, Example]], questions: list[Question]
+) -> LengthFamily:
+    lengths = tuple(sorted(tried))
+    request_setting = Setting(
+        mode="student", form=shared["form"], max_tokens=shared["max_tokens"], temperature=shared["temperature"]
+    )
+    return LengthFamily(
+        setting=shared,
+        lengths=lengths,
+        questions=tuple(one.id for one in questions),
+        # The exemplars of the prompt are left out: the request path does not use them for the choice either.
+        requests=tuple(request_setting.request(one, ()) for one in questions),
+        cells=tuple(tuple(LengthOutcome.of(tried[length][one.id]) for length in lengths) for one in questions),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +165,6 @@ class _Regressions:
         return np.asarray(1 / (1 + np.exp(-np.clip(odds, -40, 40))), dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class FitComparison:
-    """Chosen lengths compared with one fixed length, on questions outside the fit.
-
-    Attributes:
-        fixed_tokens: The fixed length, whose cost limits that of the chosen ones; None: the best one of each fold.
-        *_right: Shares of correct answers; *_usd: mean costs of an answer.
-        low, high: The 95 % interval of auto_right - fixed_right.
-    """
-
-    fixed_tokens: int | None
-    auto_right: float
-    fixed_right: float
-    auto_usd: float
-    fixed_usd: float
-    low: float
-    high: float
-
-    @property
-    def difference(self) -> float:
-        return self.auto_right - self.fixed_right
-
-    @property
-    def beats(self) -> bool:
-        """Return whether the chosen lengths are significantly better at no higher cost."""
-        return self.low > 0 and self.auto_usd <= self.fixed_usd * _MARGIN
-
-
 def tables_of(family: LengthFamily) -> FitTables:
     """Convert a family to arrays. Raises StartupError for too few questions, or without costs."""
     if len(family.questions) < MIN_FIT_QUESTIONS:
@@ -107,14 +180,10 @@ def tables_of(family: LengthFamily) -> FitTables:
     return FitTables(features, right, usd)
 
 
-def compare(tables: FitTables, lengths: tuple[int, ...], tokens: int | None = None, *, seed: int = 0) -> FitComparison:
-    """Compare chosen lengths with a fixed one.
+def compare(tables: FitTables, lengths: tuple[int, ...], tokens: int | None = None, *, seed: int = 0) -> FitFigures:
+    """Compare chosen lengths with a fixed one, whose cost limits that of the chosen ones, in folds by `seed`.
 
-    Args:
-        tables: The family.
-        lengths: Its lengths.
-        tokens: The fixed length; None: in each fold the most accurate one of the other folds.
-        seed: Seed of the folds.
+    `tokens` is the fixed length; None: in each fold the most accurate one of the other folds.
     """
     count = len(tables.features)
     auto, fixed = np.zeros((2, count)), np.zeros((2, count))
@@ -126,16 +195,25 @@ def compare(tables: FitTables, lengths: tuple[int, ...], tokens: int | None = No
         rows = np.arange(len(test_rows))
         auto[:, test_rows] = testing.right[rows, chosen], testing.usd[rows, chosen]
         fixed[:, test_rows] = testing.right[:, index], testing.usd[:, index]
+    return figures_of(lengths[_best(tables)] if tokens is None else tokens, auto, fixed)
+
+
+def figures_of(tokens: int, auto: Numbers, fixed: Numbers) -> FitFigures:
+    """Compare chosen lengths with a fixed one of `tokens`. Both arrays have the shape (2, questions): right and USD."""
     # A bootstrap would take four questions that only one of the two answers correctly for proof.
     low, high = agresti_min((auto[0] - fixed[0]).tolist())
-    return FitComparison(
-        tokens,
-        auto_right=float(auto[0].mean()),
-        fixed_right=float(fixed[0].mean()),
-        auto_usd=float(auto[1].mean()),
-        fixed_usd=float(fixed[1].mean()),
+    auto_right, auto_usd, fixed_right, fixed_usd = (float(one.mean()) for one in (*auto, *fixed))
+    return FitFigures(
+        folds=_FOLDS,
+        fixed_tokens=tokens,
+        auto_right=auto_right,
+        fixed_right=fixed_right,
+        auto_usd=auto_usd,
+        fixed_usd=fixed_usd,
+        difference=auto_right - fixed_right,
         low=low,
         high=high,
+        beats=low > 0 and auto_usd <= fixed_usd * _MARGIN,
     )
 
 
@@ -145,21 +223,19 @@ def fit(family: LengthFamily, manifest: Manifest, name: str, created: int, *, se
     Raises StartupError as `tables_of`.
     """
     tables = tables_of(family)
-    comparison = compare(tables, family.lengths, seed=seed)
-    best = _best(tables)
-    value = _value(tables, float(tables.usd[:, best].mean()), seed)
+    value = _value(tables, float(tables.usd[:, _best(tables)].mean()), seed)
     regressions = _fitted(tables)
     costs = tables.usd.mean(axis=0)
     return FittedLengths(
         name=f"{name}.{created}",
         features=FEATURES,
-        means=_plain(regressions.means),
-        scales=_plain(regressions.scales),
+        means=tuple(regressions.means.tolist()),
+        scales=tuple(regressions.scales.tolist()),
         lengths=tuple(
             OneLength(
                 tokens=length,
                 intercept=float(regressions.intercepts[index]),
-                weights=_plain(regressions.weights[index]),
+                weights=tuple(regressions.weights[index].tolist()),
                 cost_usd=float(costs[index]),
             )
             for index, length in enumerate(family.lengths)
@@ -175,23 +251,11 @@ def fit(family: LengthFamily, manifest: Manifest, name: str, created: int, *, se
             created=created,
             version=__version__,
         ),
-        figures=FitFigures(
-            folds=_FOLDS,
-            fixed_tokens=family.lengths[best],
-            auto_right=comparison.auto_right,
-            fixed_right=comparison.fixed_right,
-            auto_usd=comparison.auto_usd,
-            fixed_usd=comparison.fixed_usd,
-            difference=comparison.difference,
-            low=comparison.low,
-            high=comparison.high,
-            beats=comparison.beats,
-        ),
+        figures=compare(tables, family.lengths, seed=seed),
     )
 
 
 def _folds(count: int, seed: int) -> Iterator[tuple[Indices, Indices]]:
-    """Yield the rows of the fit and those of the test, _FOLDS times."""
     from sklearn.model_selection import KFold
 
     yield from KFold(_FOLDS, shuffle=True, random_state=seed).split(np.zeros(count))
@@ -245,7 +309,3 @@ def _value(tables: FitTables, budget_usd: float, seed: int) -> float:
         regressions.append((float(tables.usd[rows, chosen].mean()), -float(tables.right[rows, chosen].mean()), value))
     within = [one for one in regressions if one[0] <= budget_usd * (1 + 1e-9)] or [min(regressions)]
     return min(within, key=lambda one: (one[1], one[0]))[2]
-
-
-def _plain(numbers: Numbers) -> tuple[float, ...]:
-    return tuple(float(number) for number in numbers)

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import textwrap
+from copy import deepcopy
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from gateway.config.yaml_source import display_path, parse
+from gateway.config.yaml_source import display_path, parse, read
 from gateway.errors import StartupError
-from gateway.evaluation.advice.policy_files import exemplars_path
 from gateway.evaluation.advice.target import percent
-from gateway.evaluation.statistics import wilson
+from gateway.evaluation.folder import shown_hash
+from gateway.evaluation.questions.data import exemplars
+from gateway.evaluation.setting import REQUEST_PARAMETERS, AutoLength, RunLibrary, Setting
+from gateway.policy.exemplar_files import ENDINGS
+from gateway.policy.length_model import lengths_of
+from gateway.policy.length_rules import AutoRule
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from decimal import Decimal
-    from pathlib import Path
 
     from gateway.evaluation.advice.evidence import CandidateSetting
     from gateway.evaluation.advice.recommend import HeldOutResult, Recommendation
 
 # Keys of a setting that belong to the caller or to the route, or that name sources of the measurement. The other keys
 # are those of a policy's guidance.
-_CALLERS = {"form", "shots", "max_tokens", "temperature", "top_p", "seed"}
-_NOT_GUIDANCE = _CALLERS | {"name", "mode", "shown", "policies", "auto_file", "route"}
+_NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "auto_file", "route"}
 _WIDTH = 108
+_SOURCES = ("exemplars", "policies")
 # Default deadline of guidance in a policy.
 _DEADLINE_S = 2.0
 _SLOW = 0.95
+EXEMPLARS_FOLDER = "exemplars"
 
 
 def write_policy(path: Path, text: str, *, force: bool = False) -> None:
@@ -45,7 +52,7 @@ def write_policy(path: Path, text: str, *, force: bool = False) -> None:
     except FileExistsError:
         raise StartupError(f"{display_path(path)} exists: overwrite it with --force, or choose another --out") from None
     except OSError as error:
-        raise StartupError(f"{display_path(path)} cannot be written: {(error.strerror or 'error').lower()}") from error
+        raise _unwritable(path, error) from error
 
 
 def policy_text(
@@ -58,14 +65,9 @@ def policy_text(
 ) -> str | None:
     """Return the file with one route for each recommendation that has a setting; None if none has.
 
-    Args:
-        recommendations: Each with the name of its route.
-        tenant: The tenant.
-        teacher, student: Names of the models in config.yaml; None: the names in the run.
-        guidance: Additional or overriding keys of `guidance`.
-
-    Raises:
-        StartupError: A policy cannot contain a name or a key.
+    Each recommendation comes with the name of its route. `teacher` and `student` are names of config.yaml; None: those
+    of the run. `guidance` has additional or overriding keys. Raises StartupError if a policy cannot contain a name or a
+    key.
     """
     routes = CommentedSeq()
     without: list[str] = []
@@ -73,7 +75,9 @@ def policy_text(
         if one.setting is None:
             without += [f"No route {route}:", *comments(one)]
             continue
-        routes.append(_route(route, one, one.setting, teacher, student, guidance or {}))
+        manifest = one.evidence.manifests[0]
+        engines = {"teacher": teacher or manifest.teacher, "student": student or manifest.student}
+        routes.append(_route(route, engines, one.setting, guidance or {}))
         routes.yaml_set_comment_before_after_key(len(routes) - 1, before=_wrapped(comments(one)), indent=2)
     if not routes:
         return None
@@ -85,6 +89,7 @@ def policy_text(
     ]
     policy.yaml_set_start_comment(_wrapped(head) + "\n")
     yaml = YAML()
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 120
     output = StringIO()
@@ -140,14 +145,12 @@ def cautions(recommendation: Recommendation) -> Iterator[str]:
 
 
 def _expected(one: CandidateSetting, teacher: CandidateSetting) -> str:
-    n = len(one.examples)
-    low, high = wilson(one.correct, n)
     comparison = share = ""
     if one is not teacher:
         comparison = f", the teacher alone {percent(teacher.accuracy)}"
         share = f", {percent(float(one.cost_usd / teacher.cost_usd), 0)} of the teacher's" if teacher.cost_usd else ""
     return (
-        f"Expected from {n} questions: {percent(one.accuracy)} right (95 %: {percent(low)} to {percent(high)})"
+        f"Expected from {len(one.examples)} questions: {percent(one.accuracy)} right{_interval(one.interval)}"
         f"{comparison}; {usd_per_1k(one.cost_usd)} USD per 1000 answers{share}; each answer has "
         f"{one.teacher_tokens:.0f} teacher tokens and {one.student_tokens:.0f} student tokens."
     )
@@ -173,52 +176,26 @@ def _interval(found: tuple[float, float] | None) -> str:
     return "" if found is None else f" (95 %: {percent(found[0])} to {percent(found[1])})"
 
 
-def _route(
-    name: str,
-    recommendation: Recommendation,
-    one: CandidateSetting,
-    teacher: str | None,
-    student: str | None,
-    more: Mapping[str, Any],
-) -> CommentedMap:
-    manifest = recommendation.evidence.manifests[0]
+def _route(name: str, engines: Mapping[str, str], one: CandidateSetting, more: Mapping[str, Any]) -> dict[str, Any]:
     setting = one.setting
-    engines = {"teacher": teacher or manifest.teacher, "student": student or manifest.student}
-    route = CommentedMap({"model": name, "mode": setting["mode"]})
     # `check` warns about an engine that the mode does not use.
     roles = engines if one.guided else [setting["mode"]]
-    route.update({role: engines[role] for role in roles})
-    route["baseline"] = engines["teacher"]
-    route["default_max_tokens"] = setting["max_tokens"]
+    route = {"model": name, "mode": setting["mode"], **{role: engines[role] for role in roles}}
+    route |= {"baseline": engines["teacher"], "default_max_tokens": setting["max_tokens"]}
     if one.guided:
-        route["guidance"] = _plain(_guidance(setting) | dict(more))
+        guidance = {
+            key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])
+        }
+        if "exemplars" in guidance:
+            guidance["exemplars"] = exemplars_path(guidance["exemplars"])
+        route["guidance"] = deepcopy(guidance | dict(more))  # a value shared by two routes would become a YAML alias
     return route
 
 
-def _guidance(setting: Mapping[str, Any]) -> dict[str, Any]:
-    guidance = {
-        key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])
-    }
-    return guidance | ({"exemplars": exemplars_path(guidance["exemplars"])} if "exemplars" in guidance else {})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return CommentedMap({key: _plain(one) for key, one in value.items()})
-    if isinstance(value, list):
-        return CommentedSeq(map(_plain, value))
-    return value
-
-
 def _wrapped(sentences: Iterable[str]) -> str:
-    return "\n".join(
-        line for one in sentences for line in textwrap.wrap(_printable(one), _WIDTH, subsequent_indent="  ")
-    )
-
-
-def _printable(text: str) -> str:
-    """Replace line breaks, so that a name from a file cannot end a comment."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    # A line break in a name from a file must not end a comment.
+    printable = ("".join(letter if letter.isprintable() else " " for letter in one) for one in sentences)
+    return "\n".join(line for one in printable for line in textwrap.wrap(one, _WIDTH, subsequent_indent="  "))
 
 
 def _check(text: str) -> None:
@@ -233,3 +210,109 @@ def _check(text: str) -> None:
         raise StartupError(
             "a policy cannot contain this: " + "; ".join(f"{one.field}: {one.message}" for one in issues)
         )
+
+
+def exemplars_path(file: str) -> str:
+    """Return the policy's path of a copied exemplars file, relative to the policies folder."""
+    path = Path(file)
+    return f"{EXEMPLARS_FOLDER}/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
+
+
+def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield each file of the setting with its path in a policies folder.
+
+    `setting`: as `Setting.as_dict`; without `projection` if the policy names another one.
+    """
+    auto, auto_file = setting.get("auto"), setting.get("auto_file")
+    if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
+        yield Path(auto_file).parent / model, model
+    exemplars_file = setting.get("exemplars")
+    if exemplars_file is not None and Path(exemplars_file).is_absolute():
+        yield Path(exemplars_file), exemplars_path(exemplars_file)
+    if (policies := setting.get("policies")) is not None and "projection" in setting:
+        name = f"{PROJECTIONS_FOLDER}/{setting['projection']}.yaml"
+        yield Path(policies) / name, name
+        source, _ = read(Path(policies) / name)
+        exemplars_name = source.get("exemplars") if source is not None else None
+        if isinstance(exemplars_name, str) and exemplars_file is None:
+            yield Path(policies) / exemplars_name, exemplars_name
+
+
+def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force: bool = False) -> dict[Path, bytes]:
+    """Return the contents to write into the policies `folder`, for settings as `Setting.as_dict`.
+
+    Files with equal contents are left out. Raises StartupError if a file of the run is missing, or another file exists
+    at its path and `force` is not set.
+    """
+    found: dict[Path, bytes] = {}
+    for file, name in (pair for setting in settings for pair in files_of(setting)):
+        target = folder / name
+        try:
+            content = file.read_bytes()
+            existing = target.read_bytes() if target.exists() else None
+        except OSError as error:
+            raise StartupError(
+                f"{display_path(Path(error.filename))} cannot be read ({(error.strerror or 'error').lower()}): the run "
+                "used it, so restore it, or name other exemplars with --guidance exemplars=FILE"
+            ) from error
+        if found.get(target, content) != content:
+            raise StartupError(f"two routes need different files with the path {name}: rename one, and repeat its run")
+        if existing is not None and existing != content and not force:
+            raise StartupError(
+                f"{display_path(target)} exists with other contents than {display_path(file)}: "
+                "overwrite it with --force"
+            )
+        if existing != content:
+            found[target] = content
+    return found
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write the files. Raises StartupError if one cannot be written."""
+    for file, content in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> StartupError:
+    return StartupError(f"{display_path(file)} cannot be written: {(error.strerror or 'error').lower()}")
+
+
+def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return the files of a guided setting if they have changed since the run, else an empty tuple. Blocks.
+
+    The hash covers all shown texts together, so of two files it is unknown which one changed. An unusable file has
+    changed too.
+
+    Some settings cannot be checked and yield an empty tuple:
+
+    - Settings without a hash, as in older folders and for routes of a remote gateway.
+    - Settings whose projection has no files.
+    - Few-shot prompts with a projection of a policies folder: the hash covers the prompt's exemplars, and the folder
+      does not name them. With a file of --exemplars for `primed`, that file has them.
+
+    `setting`: the result of `Setting.as_dict`, with `shown_hash`.
+    """
+    files = tuple(file for file, _ in files_of(setting))
+    unknown_shots = setting["shots"] and setting.get("exemplars") is None
+    if not files or "shown" not in setting or "projection" not in setting or unknown_shots:
+        return ()
+    try:
+        return () if _current_hash(setting) == setting["shown"] else files
+    except (StartupError, OSError, ValueError):
+        return files
+
+
+def _current_hash(setting: Mapping[str, Any]) -> str:
+    exemplars_file, policies = (None if (file := setting.get(name)) is None else Path(file) for name in _SOURCES)
+    listed = () if exemplars_file is None else exemplars(exemplars_file)
+    projection = RunLibrary.read(policies, exemplars_file, listed).find(setting["projection"])
+    auto = learned = None
+    if (block := setting.get("auto")) is not None:
+        if (model := block.get("model")) is not None and "auto_file" in setting:
+            learned = lengths_of((Path(setting["auto_file"]).parent / model).read_bytes())
+        auto = AutoLength(AutoRule(), block, learned=learned)
+    return shown_hash(Setting(mode="guided", shots=setting["shots"], projection=projection, auto=auto), listed)

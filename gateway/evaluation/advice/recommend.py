@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gateway.evaluation.advice.bounds import BoundedMean, claims
-from gateway.evaluation.advice.target import AnswerPanel, percent
+from gateway.evaluation.advice.target import AnswerPanel, BoundedMean, claims, percent
 from gateway.evaluation.statistics import MIN_QUESTIONS, Interval, paired_bootstrap
 from gateway.pricing import total_usd
 
@@ -34,11 +33,9 @@ Verdict = Literal["guided", "none_pays", "too_few"]
 
 @dataclass(frozen=True, slots=True)
 class SettingResult:
-    """Tests of one setting.
+    """Tests of one setting: the claim that it reaches the target, and the claim that it pays.
 
-    Attributes:
-        within: The claim that it reaches the target.
-        pays: The claim that it beats a random mixture of student and teacher; None for these two alone.
+    It pays if it beats a random mixture of student and teacher; None for these two alone.
     """
 
     within: BoundedMean
@@ -60,7 +57,6 @@ class HeldOutResult:
     """Cross-validated result of the procedure: each fold is answered by the setting that the other folds select.
 
     Attributes:
-        folds: Number of folds.
         n: Number of questions, without folds for which no setting was selected.
         accuracy, teacher: Accuracy of the procedure, and of the teacher alone on the same questions.
         cost_usd, teacher_usd: Their mean costs of an answer.
@@ -104,12 +100,14 @@ class Recommendation:
 
     @property
     def setting(self) -> CandidateSetting | None:
-        """Return the recommended setting."""
         return None if self.chosen is None else self.evidence.candidates[self.chosen]
 
     @property
+    def favorite_setting(self) -> CandidateSetting | None:
+        return None if self.favorite is None else self.evidence.candidates[self.favorite]
+
+    @property
     def reason(self) -> str:
-        """Return the reason for the verdict in a sentence."""
         return _reason(self)
 
 
@@ -123,12 +121,8 @@ def recommend(
 ) -> Recommendation:
     """Return the recommendation, deterministically for a seed.
 
-    Args:
-        evidence: The settings and their results.
-        target: The target.
-        confidence: One-sided confidence of each of the two claims, above 0.5.
-        folds: Number of cross-validation folds.
-        seed: Seed of random samples.
+    `confidence` is the one-sided confidence of each of the two claims, above 0.5. `folds` are those of the
+    cross-validation.
     """
     panel = AnswerPanel.of(evidence)
     results = check_settings(panel, target, confidence, seed)
@@ -230,7 +224,7 @@ def _held_out(
 
 
 def _reason(recommendation: Recommendation) -> str:
-    confidence = percent(recommendation.confidence, 0)
+    confidence, evidence = percent(recommendation.confidence, 0), recommendation.evidence
     guided = [one for one in recommendation.results if one.pays is not None]
     if recommendation.verdict == "guided":
         return (
@@ -240,11 +234,8 @@ def _reason(recommendation: Recommendation) -> str:
         return f"no guided setting is shown to reach the target and to pay yet: {_missing_evidence(recommendation)}"
     if not guided:
         return "the run has no guided setting: add some to the grid of `gkt-gateway eval run`"
-    if (
-        recommendation.target.minimizes_cost
-        and recommendation.favorite is None
-        and not recommendation.evidence.correct[:, recommendation.evidence.teacher].any()
-    ):
+    cheapest, favorite = recommendation.target.minimizes_cost, recommendation.favorite_setting
+    if cheapest and favorite is None and not evidence.correct[:, evidence.teacher].any():
         return "none pays: the teacher answered no question correctly, so it has no accuracy to keep"
     reach = [one for one in guided if one.within.likely]
     if not reach:
@@ -255,34 +246,22 @@ def _reason(recommendation: Recommendation) -> str:
             f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, but none beats a mixture of "
             f"student and teacher at the same cost; the best is {abs(best) * 100:.1f} points below"
         )
-    assert recommendation.favorite is not None, (
-        "a setting that reaches the target and beats the mixture would be the favorite"
-    )
-    alone = recommendation.evidence.candidates[recommendation.favorite].setting["mode"]
-    comparison = "cheaper" if recommendation.target.minimizes_cost else "better"
-    doubt = (
-        ""
-        if recommendation.favorite == recommendation.chosen
-        else f" (as measured; not shown with {confidence} confidence)"
-    )
+    assert favorite is not None, "a setting that reaches the target and beats the mixture would be the favorite"
+    is_chosen = recommendation.favorite == recommendation.chosen
+    doubt = "" if is_chosen else f" (as measured; not shown with {confidence} confidence)"
     return (
-        f"none pays: the {alone} alone reaches the target{doubt}, and is {comparison} than every guided setting that "
-        "reaches it and beats a mixture of student and teacher"
+        f"none pays: the {favorite.setting['mode']} alone reaches the target{doubt}, and is "
+        f"{'cheaper' if cheapest else 'better'} than every guided setting that reaches it and beats a mixture of "
+        "student and teacher"
     )
 
 
 def _missing_evidence(recommendation: Recommendation) -> str:
-    n = len(recommendation.evidence.questions)
-    more = (
-        ""
-        if recommendation.more is None
-        else f"about {recommendation.more:,} questions in addition to these {n} would show it"
-    )
-    if recommendation.favorite is None or not recommendation.evidence.candidates[recommendation.favorite].guided:
-        return more or f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
-    name = recommendation.evidence.candidates[recommendation.favorite].name
-    if recommendation.more is None:
-        return (
-            f"as measured {name} would be chosen, but it is too close to the limit for a reasonable number of questions"
-        )
-    return f"as measured {name} would be chosen; {more}"
+    n, more, favorite = len(recommendation.evidence.questions), recommendation.more, recommendation.favorite_setting
+    needed = "" if more is None else f"about {more:,} questions in addition to these {n} would show it"
+    if favorite is None or not favorite.guided:
+        return needed or f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
+    chosen = f"as measured {favorite.name} would be chosen"
+    if more is None:
+        return f"{chosen}, but it is too close to the limit for a reasonable number of questions"
+    return f"{chosen}; {needed}"

@@ -9,19 +9,25 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import LiteralScalarString
+
 from gateway.errors import StartupError
-from gateway.evaluation.judging import Unscored
 from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.scoring import Unscored
 from gateway.guidance.trim import without_leading_reasoning
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
-    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.question import Question
+    from gateway.evaluation.run import QuestionScorer
 
 PromptStyle = Literal["as it is", "concise", "primed"]
 """Prompt for an exemplar's answer: the question alone, or the shipped projection `concise` or `primed`."""
@@ -44,14 +50,21 @@ _NAMES_THE_RESULT = re.compile(
 )
 
 
+_ORIGIN: Mapping[Style, str] = {
+    "as it is": "the teacher's, unchanged",
+    "concise": "the teacher's, with the concise projection",
+    "primed": "the teacher's, after general exemplars",
+    "result alone": "the result of the teacher's",
+    "result first": "the teacher's, with its result moved to the start",
+    "reasoning first": "the teacher's, with its result moved to the end",
+}
+_WIDTH = 110
+
+
 @dataclass(frozen=True, slots=True)
 class QuestionSplit:
-    """Disjoint parts of a data set's questions.
-
-    Attributes:
-        pool: Questions that may become exemplars.
-        select: Questions on which the search compares exemplars.
-        check: Questions on which the found exemplars are compared with no exemplars.
+    """Disjoint parts of a data set's questions: to make exemplars from, to compare sets of them on, and to check the
+    result.
     """
 
     pool: tuple[Question, ...]
@@ -70,14 +83,10 @@ class TeacherAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ExemplarCandidate:
-    """An exemplar that may be chosen.
+    """An exemplar that may be chosen, with the id of its question.
 
-    Attributes:
-        exemplar: The exemplar.
-        style: Its style.
-        question: Id of its question.
-        tokens: Tokens of its answer; for a rule, in proportion to the source text.
-        result: The result that its scorer found; None if the answer has no result.
+    `tokens` are those of its answer; for a rule, in proportion to the source text. `result` is what its scorer found;
+    None if the answer has no result.
     """
 
     exemplar: Exemplar
@@ -90,15 +99,10 @@ class ExemplarCandidate:
 def split(
     questions: Sequence[Question], *, pool: int, select: int, check: int, seed: int, exclude: Iterable[str] = ()
 ) -> QuestionSplit:
-    """Draw the three parts. Raises StartupError if the data has too few distinct questions.
+    """Draw the three parts in these sizes. Raises StartupError if the data has too few distinct questions.
 
-    `select` and `check` are drawn first, so that a larger pool keeps them and their stored texts.
-
-    Args:
-        questions: The data set.
-        pool, select, check: Sizes of the parts.
-        seed: Seed of the order.
-        exclude: Texts of questions to leave out, such as those of a later evaluation.
+    `select` and `check` are drawn first, so that a larger pool keeps them and their stored texts. `exclude` are texts
+    of questions to leave out, such as those of a later evaluation.
     """
     seen = {_question_key(text) for text in exclude}
     fresh: list[Question] = []
@@ -204,17 +208,14 @@ def ordered_by_style(found: Iterable[ExemplarCandidate], seed: int) -> dict[Styl
 
 
 def _interleave(by_result: Mapping[str | None, list[ExemplarCandidate]], seed: int) -> list[ExemplarCandidate]:
-    rows = [sorted(group, key=lambda one: (one.tokens, one.question)) for _, group in sorted(_by_name(by_result))]
+    groups = [group for _, group in sorted(by_result.items(), key=lambda item: item[0] or "")]
+    rows = [sorted(group, key=lambda one: (one.tokens, one.question)) for group in groups]
     random.Random(seed).shuffle(rows)  # noqa: S311  not security-relevant
     turns: list[ExemplarCandidate] = []
     for index in range(max(map(len, rows), default=0)):
         # Within a turn the shorter first; the shuffle decides ties.
         turns += sorted((row[index] for row in rows if index < len(row)), key=lambda one: one.tokens)
     return turns
-
-
-def _by_name(by_result: Mapping[str | None, list[ExemplarCandidate]]) -> Iterable[tuple[str, list[ExemplarCandidate]]]:
-    return ((result or "", group) for result, group in by_result.items())
 
 
 async def _verdict(text: str, question: Question, score: QuestionScorer) -> ScoredAnswer:
@@ -241,3 +242,52 @@ def _reasoning(text: str) -> list[str]:
 def _question_key(text: str) -> str:
     """Return a key that ignores white space, case and final punctuation."""
     return " ".join(text.split()).casefold().rstrip(".?! ")
+
+
+def exemplar_yaml(shown: Sequence[ExemplarCandidate], provenance: Sequence[str]) -> str:
+    """Return the file's text: one comment line per line of `provenance`, then the exemplars with their sources."""
+    entries = CommentedSeq()
+    for one in shown:
+        entries.append(CommentedMap(question=_text(one.exemplar.question), answer=_text(one.exemplar.answer)))
+    for at, one in enumerate(shown):
+        entries.yaml_set_comment_before_after_key(at, before=_origin(one))
+    yaml = YAML()
+    yaml.width = _WIDTH
+    yaml.allow_unicode = True
+    output = StringIO()
+    yaml.dump(entries, output)
+    return "".join(f"# {_plain(line)}\n" for line in provenance) + "\n" + output.getvalue()
+
+
+def write_file(path: Path, text: str, *, overwrite: bool) -> None:
+    """Write the file. Raises StartupError if it exists and may not be overwritten, or cannot be written."""
+    try:
+        with path.open("w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise exists_error(path) from None
+    except OSError as error:
+        raise StartupError(f"{path} cannot be written: {error.strerror}. Name another file with --out.") from error
+
+
+def exists_error(path: Path) -> StartupError:
+    """Return the error for an existing file."""
+    return StartupError(f"{path} exists. Name another file with --out, or overwrite it with --force.")
+
+
+def _origin(one: ExemplarCandidate) -> str:
+    if one.style == "given":
+        return f"Number {_plain(one.question)}, unchanged."
+    return f"Question {_plain(one.question)} of the data; its answer is {_ORIGIN[one.style]}, {one.tokens} tokens."
+
+
+def _text(text: str) -> str:
+    """Keep several lines as a YAML literal if possible: without trailing blanks and leading white space."""
+    lines = text.split("\n")
+    is_literal = all(line == line.rstrip() and line.isprintable() for line in lines)
+    return LiteralScalarString(text) if len(lines) > 1 and is_literal and text[0].strip() and lines[-1] else text
+
+
+def _plain(text: str) -> str:
+    """Return the text as one line, so that it stays within a comment."""
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())

@@ -2,57 +2,143 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import orjson
+
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import candidates, ordered_by_style
-from gateway.evaluation.priming.search import ExemplarSearch, MeasuredOutcomes, ScoreDifference, min_calls
-from gateway.evaluation.priming.trials import POOL_CALLS_EACH
+from gateway.evaluation.priming.exemplars import TeacherAnswer, candidates, ordered_by_style
+from gateway.evaluation.priming.search import ExemplarSearch, MeasuredOutcomes, ScoreDifference, TrialOutcome, min_calls
+from gateway.evaluation.run import EvalWork, StagedRun
+from gateway.policy.projections import CONCISE, CUTOFF, PRIMED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.evaluation.example import QuestionScorer
-    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit, Style, TeacherAnswer
-    from gateway.evaluation.priming.search import SearchResult, SearchStep, Shown, Trial, TrialOutcome
+    from gateway.evaluation.folder import RunFolder
+    from gateway.evaluation.pair import Pair
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, PromptStyle, QuestionSplit, Style
+    from gateway.evaluation.priming.search import SearchResult, SearchStep, Shown, Trial
     from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Example
+    from gateway.evaluation.run import QuestionScorer, RunProgress
+    from gateway.evaluation.setting import Setting
+    from gateway.policy.projections import Exemplar
+
+POOL_CALLS_EACH = 3
+"""Calls of one question of the pool: plain, concise and primed."""
+# Errors that a retry cannot fix: a set that exceeds an engine's context, or an unreadable judgment.
+_FINAL_ERRORS = frozenset({"engine_rejected", "invalid_request", "judge_unreadable"})
 
 
-class SearchMeasures(Protocol):
-    """Engine calls of a search; implemented by `trials.Trials`."""
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Measures in `folder`, as `StagedRun` does; `begin` adds settings to its manifest.
+
+    `setting` is guided with the guidance length of the search; its projection is ignored. `all_questions` are those of
+    the search, in one order.
+    """
+
+    folder: RunFolder
+    pair: Pair
+    setting: Setting
+    all_questions: Sequence[Question]
+    score: QuestionScorer
+    progress: RunProgress
+    concurrency: int
+    begin: Callable[[Sequence[Setting]], None]
 
     async def answers(self, pool: Sequence[Question], pool_answer_tokens: int) -> dict[str, list[TeacherAnswer]]:
-        """Return the teacher's answers to each question, by id."""
-        ...
+        """Return the teacher's complete answers to each question from three prompts, by id.
+
+        `pool_answer_tokens`: token limit of an answer. Raises StartupError if the teacher is missing or fails.
+        """
+        plain = replace(self.setting, mode="teacher", max_tokens=pool_answer_tokens)
+        primed = replace(plain, shots=len(PRIMED.exemplars))
+        concise = [replace(one, id=f"{one.id} (concise)", text=f"{CONCISE.instruction} {one.text}") for one in pool]
+        await self._run([plain, primed], pool, PRIMED.exemplars)
+        await self._run([plain], concise)
+        found: dict[str, list[TeacherAnswer]] = {}
+        examples: list[tuple[PromptStyle, Question, Example]] = []
+        for question, prompt in zip(pool, concise, strict=True):
+            examples.append(("as it is", question, self._example(plain, question)))
+            examples.append(("concise", question, self._example(plain, prompt)))
+            examples.append(("primed", question, self._example(primed, question)))
+        for style, question, example in examples:
+            if example.error is None and example.finish == "stop":
+                answer = TeacherAnswer(style, example.text, example.teacher_output_tokens)
+                found.setdefault(question.id, []).append(answer)
+        return found
 
     async def measure(self, requests: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
-        """Return the outcome of each question with its exemplars."""
-        ...
+        """Return the outcomes in order. Raises StartupError if an engine is missing or fails.
+
+        A request that an engine rejects scores 0, since such exemplars prevent an answer. An answer whose judgment is
+        unreadable scores 0 too.
+        """
+        settings = {shown: self.setting_with(shown) for shown, _ in requests}
+        by_names: dict[tuple[str, ...], list[Setting]] = {}
+        for shown, setting in settings.items():
+            names = tuple(question.id for one, question in requests if one == shown)
+            by_names.setdefault(names, []).append(setting)
+        by_id = {question.id: question for _, question in requests}
+        for names, group in by_names.items():
+            await self._run(group, [by_id[name] for name in names])
+        return [_outcome(self._example(settings[shown], question)) for shown, question in requests]
+
+    def setting_with(self, shown: Shown) -> Setting:
+        """Return the setting in which only the teacher reads these exemplars."""
+        if not shown:
+            return replace(self.setting, mode="guided", projection=CUTOFF)
+        exemplars = tuple(one.exemplar for one in shown)
+        texts = orjson.dumps([(one.question, one.answer) for one in exemplars])
+        digest = hashlib.blake2b(texts, digest_size=4).hexdigest()
+        projection = replace(PRIMED, name=f"primed {digest}", exemplars=exemplars)
+        return replace(self.setting, mode="guided", projection=projection)
+
+    async def _run(
+        self, settings: Sequence[Setting], questions: Sequence[Question], exemplars: Sequence[Exemplar] = ()
+    ) -> None:
+        self.begin(settings)
+        work = EvalWork(questions=questions, exemplars=exemplars, settings=settings, score=self.score)
+        with closing(StagedRun(self.folder, work, self.pair, self.progress, concurrency=self.concurrency)) as run:
+            await run.run()
+        self.folder.write_examples(self.all_questions)
+        examples = [self._example(setting, question) for setting in settings for question in questions]
+        failed = {one.error for one in examples if one.error is not None} - _FINAL_ERRORS
+        if failed:
+            raise StartupError(
+                f"Answers are missing ({', '.join(sorted(failed))}), so no exemplars can be chosen. All texts are "
+                "stored: repeat the command to resume."
+            )
+
+    def _example(self, setting: Setting, question: Question) -> Example:
+        return self.folder.examples[setting.name, question.id]
+
+
+def _outcome(example: Example) -> TrialOutcome:
+    if example.error is not None:
+        return TrialOutcome(0.0, 0, 0, 1)
+    student_wrote = example.mode != "teacher_complete"
+    return TrialOutcome(example.score, example.teacher_input_tokens, example.teacher_output_tokens, 1 + student_wrote)
 
 
 class SearchListener(Protocol):
-    """Receiver of a search's progress."""
+    """Receiver of a search's progress. `wrong` questions of the pool have no correct answer that is short enough."""
 
-    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
-        """Report the candidates; `wrong` questions of the pool have no correct answer that is short enough."""
-        ...
-
-    def on_step(self, step: SearchStep) -> None:
-        """Report a step of the search."""
-        ...
+    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None: ...
+    def on_step(self, step: SearchStep) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchLimits:
-    """Limits of a search.
+    """Limits of a search: engine calls in total, exemplars of a set, and tokens of an exemplar's answer.
 
-    Attributes:
-        calls: Engine calls in total.
-        max_exemplars: Exemplars of a set.
-        max_tokens: Tokens of an exemplar's answer.
-        pool_answer_tokens: Token limit of the teacher's answers to the pool.
+    `pool_answer_tokens` limits the teacher's answers to the pool.
     """
 
     calls: int
@@ -82,12 +168,9 @@ class SearchCheck:
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """Result of a search with its check.
+    """Result of a search with its check, and the engine calls, including those of earlier sittings.
 
-    Attributes:
-        search: The result of the race.
-        check: None if nothing was found, or without questions for a check.
-        spent: Engine calls, including those of earlier sittings.
+    `check` is None if nothing was found, or without questions for a check.
     """
 
     search: SearchResult
@@ -106,7 +189,7 @@ class SearchReport:
 
 
 async def find(
-    measures: SearchMeasures,
+    measures: Trials,
     parts: QuestionSplit,
     score: QuestionScorer,
     limits: SearchLimits,
@@ -116,9 +199,8 @@ async def find(
 ) -> SearchReport:
     """Search among the exemplars from the pool, and `own`.
 
-    Raises:
-        StartupError: The calls do not suffice, an engine fails, or there is no exemplar at all.
-        EngineError: A judge fails.
+    Raises StartupError if the calls do not suffice, an engine fails, or there is no exemplar at all, and EngineError if
+    a judge fails.
     """
     limits.check_calls(parts)
     answers = await measures.answers(parts.pool, limits.pool_answer_tokens)

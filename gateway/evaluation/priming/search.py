@@ -33,12 +33,9 @@ _RUNGS = 3
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """A question, answered with guidance from one set of exemplars.
+    """A question, answered with guidance from one set of exemplars: its score, and the teacher's tokens.
 
-    Attributes:
-        score: Score of the answer.
-        read_tokens, written_tokens: Tokens of the teacher.
-        calls: Number of engine texts, including stored ones.
+    `calls` is the number of engine texts, including stored ones.
     """
 
     score: float
@@ -52,13 +49,7 @@ Measure: TypeAlias = "Callable[[Sequence[tuple[Shown, Question]]], Awaitable[lis
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Results of one set of exemplars on some questions, in their order.
-
-    Attributes:
-        shown: The set.
-        scores: Score of each question.
-        read_tokens, written_tokens: Mean tokens of the teacher per request.
-    """
+    """Results of a set of exemplars on some questions, in their order, with mean tokens of the teacher per request."""
 
     shown: Shown
     scores: tuple[float, ...]
@@ -98,12 +89,9 @@ class ScoreDifference:
 
 
 class MeasuredOutcomes:
-    """Outcomes within a budget of calls; each is measured once.
+    """Outcomes within a budget of calls, of which `spent` are used; each is measured once.
 
-    Args:
-        measure: Measures outcomes.
-        calls: Budget; a set is measured only if its upper bound of calls fits into the rest.
-        spent: Calls before the first set.
+    A set is measured only if its upper bound of calls fits into the rest.
     """
 
     def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
@@ -139,12 +127,9 @@ class MeasuredOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class SearchStep:
-    """A selected set.
+    """A selected set. `tried` is the number of sets in its race, and `spent` the calls up to then.
 
-    Attributes:
-        trial: Its results.
-        gained: Advantage over no exemplars; None for the first step, which has none.
-        tried: Number of sets in its race; spent: calls up to then.
+    `gained` is the advantage over no exemplars; None for the first step, which has none.
     """
 
     trial: Trial
@@ -155,12 +140,10 @@ class SearchStep:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Result of a search.
+    """Result of a search: the selected sets, of which the first is empty.
 
-    Attributes:
-        steps: The selected sets; the first is empty.
-        runner_up: The best set of the last race if it was not selected; None without such a race.
-        ended: Nothing is better beyond noise, or the calls do not suffice for another set.
+    `runner_up` is the best set of the last race if it was not selected; None without such a race. `ended`: nothing is
+    better beyond noise, or the calls do not suffice for another set.
     """
 
     steps: tuple[SearchStep, ...]
@@ -174,14 +157,9 @@ class SearchResult:
 
 
 class ExemplarSearch:
-    """A search for exemplars.
+    """A search for exemplars by style, in the order of trials. It leaves `reserve` calls unused.
 
-    Args:
-        styles: Exemplars by style, in the order of trials.
-        questions: Questions to compare on; ValueError if an exemplar is one of them.
-        scores: Measured outcomes.
-        max_exemplars: Maximum exemplars of a set.
-        reserve: Calls to leave unused.
+    Raises ValueError if an exemplar is one of the questions to compare on.
     """
 
     def __init__(
@@ -207,24 +185,21 @@ class ExemplarSearch:
         (without,) = await self._scores.of([()], self._questions)
         steps = [SearchStep(without, None, 0, self._scores.spent)]
         on_step(steps[0])
-        runner_up: SearchStep | None = None
         tried: set[Shown] = {()}
         while moves := [one for one in self.moves(steps[-1].trial.shown) if one not in tried]:
             moves = moves[: self._affordable(len(moves))]
             if not moves:
-                return SearchResult(tuple(steps), runner_up, "calls")
+                return SearchResult(tuple(steps), None, "calls")
             tried.update(moves)
             finalists = await self._race(moves)
-            raced = [
-                SearchStep(one, ScoreDifference.of(without, one), len(moves), self._scores.spent) for one in finalists
-            ]
-            better = [one for one in raced if improves(one.trial, steps[-1].trial)]
-            if not better:
-                runner_up = raced[0]
-                break
-            steps.append(better[0])
-            on_step(steps[-1])
-        return SearchResult(tuple(steps), runner_up, "nothing better")
+            spent = self._scores.spent
+            raced = [SearchStep(one, ScoreDifference.of(without, one), len(moves), spent) for one in finalists]
+            better = next((one for one in raced if improves(one.trial, steps[-1].trial)), None)
+            if better is None:
+                return SearchResult(tuple(steps), raced[0], "nothing better")
+            steps.append(better)
+            on_step(better)
+        return SearchResult(tuple(steps), None, "nothing better")
 
     def moves(self, shown: Shown) -> list[Shown]:
         """Return the next sets to try, most promising first: first of each style, then larger, smaller and others."""

@@ -6,50 +6,136 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import display_path
+from gateway.config.yaml_source import display_path, in_file_order, read
 from gateway.errors import ConfigError, ConfigIssue, StartupError
-from gateway.evaluation.questions import hub_data
+from gateway.evaluation.question import Question, with_choices
 from gateway.evaluation.questions.data_lines import InvalidLine, question_of
-from gateway.evaluation.questions.exemplars_file import exemplars, shipped
-from gateway.evaluation.questions.problems import choice_problems, problems
+from gateway.evaluation.questions.problem_stories import ASIDES, KEPT, PEOPLE, STORIES, ProblemRandom, compared, worth
 from gateway.evaluation.scoring import check_name, is_plug_in, plug_in
+from gateway.local import WeightsUnavailable, hub
+from gateway.local.weights import cache_folder
+from gateway.policy.projection_shapes import ExemplarRule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.questions.problem_stories import Sum
     from gateway.policy.projections import Exemplar
 
-GENERATED, GENERATED_CHOICES = "generated", "generated-choices"
-NAMES = (*hub_data.HUB_SETS, GENERATED, GENERATED_CHOICES)
-"""Values of `--data` other than files."""
+MIN_STEPS, MAX_STEPS = 2, 8
+"""The range of GSM8K (paper, section 4: Datasets)."""
 
+_LETTERS = "abcde"
+_ASIDE_IN = 3  # one problem in three has an irrelevant number
 DEFAULT_COUNT = 200
 MAX_ISSUES_SHOWN = 10
+_SHIPPED = Path(__file__).with_name("shipped")
+_NO_EXEMPLARS = "has no exemplars: it must be a list: one '- question: ...' with 'answer: ...' per entry"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A problem with its story's name, its calculation (that of the correct person for a choice), and the number of
+    steps.
+    """
+
+    question: Question
+    kind: str
+    sum: Sum
+    steps: int
+
+
+def problems(count: int, seed: int = 0) -> list[Problem]:
+    """Return `count` different word problems with whole numbers as answers."""
+    seen: set[str] = set()
+    return [_new_problem("problem", seed, index, seen) for index in range(count)]
+
+
+def choice_problems(count: int, seed: int = 0) -> list[Problem]:
+    """Return `count` different questions for the person among five with the most or the fewest items."""
+    seen: set[str] = set()
+    return [_new_problem("choice", seed, index, seen) for index in range(count)]
+
+
+def _new_problem(form: str, seed: int, index: int, seen: set[str]) -> Problem:
+    attempt = 0
+    while True:
+        draw = ProblemRandom(f"{form}:{seed}:{index}:{attempt}")
+        name = f"{form}-{seed}-{index}"
+        problem = _word_problem(draw, name) if form == "problem" else _who(draw, name)
+        if problem is not None and problem.question.text not in seen:
+            seen.add(problem.question.text)
+            return problem
+        attempt += 1
+
+
+def _word_problem(draw: ProblemRandom, name: str) -> Problem | None:
+    # The minimum of two: many steps are rare, as in GSM8K.
+    steps = min(draw.between(MIN_STEPS, MAX_STEPS), draw.between(MIN_STEPS, MAX_STEPS))
+    kind = draw.pick(list(STORIES))
+    story = STORIES[kind](draw, steps)
+    if story.steps != steps:
+        return None  # two of its calculations are equal
+    *statements, question = story.sentences
+    if not draw.below(_ASIDE_IN):
+        aside = draw.pick(ASIDES).format(name=draw.pick(PEOPLE), number=draw.between(2, 30))
+        statements.insert(draw.between(1, len(statements)), aside)
+    text = " ".join([*statements, question])
+    return Problem(Question(name, text, str(story.value), "numeric", steps=steps), kind, story.sum, steps)
+
+
+def _who(draw: ProblemRandom, name: str) -> Problem | None:
+    names, thing = draw.some(PEOPLE, len(_LETTERS)), draw.pick(KEPT)
+    amounts: list[Sum] = [draw.between(20, 60)]
+    statements = [f"{names[0]} has {thing.count(worth(amounts[0]))}."]
+    for before, other in pairwise(names):
+        amount, sentence = compared(draw, amounts[-1], other, before, thing.many)
+        amounts.append(amount)
+        statements.append(sentence)
+    values = [worth(amount) for amount in amounts]
+    superlative, extreme = draw.pick((("most", max(values)), ("fewest", min(values))))
+    if values.count(extreme) > 1:
+        return None
+    correct = names[values.index(extreme)]
+    choices = dict(zip(_LETTERS, draw.some(names, len(names)), strict=True))
+    letter = next(letter for letter, name_of_choice in choices.items() if name_of_choice == correct)
+    text = with_choices(f"{' '.join(statements)} Who has the {superlative} {thing.many}?", choices)
+    question = Question(name, text, letter, "choice", tuple(choices.items()), steps=len(names) - 1)
+    return Problem(question, "who", amounts[names.index(correct)], len(names) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSet:
+    """A split of a data set: its repository on the hub, and the file in it."""
+
+    repo: str
+    file: str
+    split: str
+
+
+HUB_SETS: Mapping[str, HubSet] = {
+    "gsm8k": HubSet("openai/gsm8k", "main/test-00000-of-00001.parquet", "test"),
+    "csqa": HubSet("tau/commonsense_qa", "data/validation-00000-of-00001.parquet", "validation"),
+}
+"""Data sets by name (paper, appendix A). CSQA's test split has no answers, so its validation split is used."""
+
+GENERATED, GENERATED_CHOICES = "generated", "generated-choices"
+NAMES = (*HUB_SETS, GENERATED, GENERATED_CHOICES)
+"""Values of `--data` other than files."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """The loaded questions.
-
-    Attributes:
-        name: Name of the data set, or of the file without its suffix.
-        questions: The questions.
-        exemplars: Exemplars of few-shot prompts and primed guidance, from the given file or shipped.
-        sha256: Hash of the questions, their answers and scorers, in order.
-        skipped: The skipped lines with their errors.
-    """
+    """The loaded questions, exemplars of few-shot prompts and primed guidance, and the issues of skipped lines."""
 
     name: str
     questions: tuple[Question, ...]
     exemplars: tuple[Exemplar, ...]
-    sha256: str
     skipped: tuple[ConfigIssue, ...] = ()
 
 
@@ -57,7 +143,7 @@ class LoadedData:
 class QuestionRange:
     """Selection of questions: the first `limit` from `offset` on, or a random `sample` of these, in order.
 
-    Raises StartupError for a number that is too small, or if both are given.
+    Raises StartupError if both are given.
     """
 
     offset: int = 0
@@ -66,12 +152,6 @@ class QuestionRange:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.offset < 0:
-            raise StartupError("--offset must be 0 or more")
-        for name in ("limit", "sample"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise StartupError(f"--{name} must be 1 or more")
         if self.limit is not None and self.sample is not None:
             raise StartupError("--limit and --sample exclude each other: use one of them")
 
@@ -94,29 +174,25 @@ def load(
     scorer: str | None = None,
     exemplars_file: Path | None = None,
     skip_bad: bool = False,
-    endpoint: str | None = None,
-    folder: Path | None = None,
 ) -> LoadedData:
     """Load the questions of `spec`: one of `NAMES`, or the path of a file with one JSON object per line.
 
     Args:
-        spec: The name or path.
-        part: Selection of questions; None: all.
         count, seed: Number of generated problems, and their seed.
         scorer: Scorer of all questions, overriding the data: a name, or `package.module:function`.
-        exemplars_file: YAML or JSON, a list of {question, answer}.
-        skip_bad: Skip and count invalid lines.
-        endpoint, folder: As in `hub_data.rows`.
+        exemplars_file: YAML or JSON, a list of {question, answer}; None: the shipped exemplars.
+        skip_bad: Skip invalid lines.
 
     Raises:
         ConfigError: Invalid lines (the first of them with their numbers), or invalid exemplars.
         StartupError: Unknown data set, missing file, no question, unknown scorer, or an unreachable hub.
     """
-    if scorer is not None:
-        _check_scorer(scorer)
-    if count < 1:
-        raise StartupError("--count must be 1 or more")
-    name, all_questions, skipped = _all(spec, count, seed, scorer, skip_bad, endpoint, folder)
+    # Check the scorer before the run.
+    if scorer is not None and is_plug_in(scorer):
+        plug_in(scorer)
+    elif scorer is not None and (issue := check_name(scorer)) is not None:
+        raise StartupError(f"--scorer: {issue}")
+    name, all_questions, skipped = _all(spec, count, seed, scorer, skip_bad)
     part = part or QuestionRange()
     questions = part.of(all_questions)
     if not questions:
@@ -124,27 +200,18 @@ def load(
             f"data set '{name}' has {len(all_questions)} questions: --offset {part.offset} skips all of them"
         )
     few_shot = exemplars(exemplars_file) if exemplars_file else shipped([one.scorer for one in all_questions])
-    return LoadedData(name, questions, few_shot, _sha256(questions), skipped)
-
-
-def _check_scorer(name: str) -> None:
-    """Check the scorer before the run. Raises StartupError."""
-    if is_plug_in(name):
-        plug_in(name)
-    elif (issue := check_name(name)) is not None:
-        raise StartupError(f"--scorer: {issue}")
+    return LoadedData(name, questions, few_shot, skipped)
 
 
 def _all(
-    spec: str, count: int, seed: int, scorer: str | None, skip_bad: bool, endpoint: str | None, folder: Path | None
+    spec: str, count: int, seed: int, scorer: str | None, skip_bad: bool
 ) -> tuple[str, list[Question], tuple[ConfigIssue, ...]]:
     if spec in {GENERATED, GENERATED_CHOICES}:
         made = problems(count, seed) if spec == GENERATED else choice_problems(count, seed)
         return spec, [replace(one.question, scorer=scorer or one.question.scorer) for one in made], ()
-    if spec in hub_data.HUB_SETS:
-        split = hub_data.HUB_SETS[spec].split
-        rows = enumerate(hub_data.rows(spec, endpoint=endpoint, folder=folder))
-        parsed = ((number + 1, row, f"{spec}-{split}-{number}") for number, row in rows)
+    if spec in HUB_SETS:
+        rows = enumerate(_hub_rows(spec))
+        parsed = ((number + 1, row, f"{spec}-{HUB_SETS[spec].split}-{number}") for number, row in rows)
         return spec, *_questions(parsed, spec, scorer, skip_bad)
     path = Path(spec)
     if not path.is_file():
@@ -219,8 +286,57 @@ def _first(issues: list[ConfigIssue], file: str) -> list[ConfigIssue]:
     return [*issues[:MAX_ISSUES_SHOWN], ConfigIssue(file, 0, 0, "", text)]
 
 
-def _sha256(questions: Iterable[Question]) -> str:
-    hashed = hashlib.sha256()
-    for one in questions:
-        hashed.update(orjson.dumps((one.id, one.text, one.answer, one.scorer, one.options)))
-    return hashed.hexdigest()
+def exemplars(path: Path) -> tuple[Exemplar, ...]:
+    """Read a YAML or JSON list of {question, answer}. Raises ConfigError with the line of every issue."""
+    source, issues = read(path, of=list)
+    if source is None:
+        raise ConfigError(issues)
+    result = []
+    for part in source.entries():
+        entry, entry_issues = part.check(ExemplarRule)
+        issues += entry_issues
+        if entry is not None:
+            result.append(entry.exemplar())
+    if not issues and not result:
+        issues = [ConfigIssue(source.file, 0, 0, "", _NO_EXEMPLARS)]
+    if issues:
+        raise ConfigError(in_file_order(issues))
+    return tuple(result)
+
+
+def shipped(scorers: Sequence[str]) -> tuple[Exemplar, ...]:
+    """Return the shipped exemplars for questions with these scorers: all numeric, or all choice; none for others."""
+    kinds = set(scorers)
+    if kinds == {"numeric"}:
+        return exemplars(_SHIPPED / "arithmetic.yaml")
+    if kinds == {"choice"}:
+        return exemplars(_SHIPPED / "choices.yaml")
+    return ()
+
+
+def _hub_rows(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a data set in order. Its file is downloaded once, next to the cache of weights."""
+    hub_set = HUB_SETS[name]
+    staging = cache_folder().parent / "datasets" / name
+    path = staging / hub_set.file
+    if not path.exists():
+        try:
+            path = hub.download(hub_set.repo, hub_set.file, staging, report=lambda _: None, kind="dataset")
+        except WeightsUnavailable as error:
+            raise StartupError(
+                f"data set '{name}': {error.message}. Name a copy with --data FILE (JSON lines), "
+                "or use --data generated, which needs no download"
+            ) from error
+    try:
+        # Imported here, because it belongs to an extra and takes long.
+        import pyarrow as arrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError as error:
+        raise StartupError(
+            f"data set '{name}': reading it needs {error.name}: pip install 'gkt-gateway[eval]'"
+        ) from error
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise StartupError(f"data set '{name}': {path} is not Parquet: delete it to download it again") from error
+    return rows

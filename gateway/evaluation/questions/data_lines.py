@@ -33,18 +33,17 @@ class InvalidLine(Exception):
 
 
 def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
-    """Return the question of a line.
+    """Return the question of a line (the parsed JSON), by `default_id` if it has no id. Raises InvalidLine.
 
-    Args:
-        line: The parsed JSON.
-        default_id: Id for a line without one.
-        scorer: Overrides the line's scorer; may name a plug-in.
-
-    Raises InvalidLine.
+    `scorer` overrides the line's scorer and may name a plug-in.
     """
     if not isinstance(line, dict):
         raise InvalidLine("", "must be an object with 'question' and 'answer'")
-    _check_names(line)
+    for name in line:
+        # Other fields are allowed, but a misspelled one must not be ignored silently.
+        close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
+        if close:
+            raise InvalidLine(name, f"unknown field. Did you mean '{close[0]}'?")
     text, choices = _text(line, "question"), _choices(line)
     # CSQA on the hub uses `answerKey`.
     answer = _answer(line, "answerKey" if "answerKey" in line and "answer" not in line else "answer")
@@ -64,20 +63,13 @@ def _build(line: Json, text: str, answer: str, choices: Mapping[str, str], defau
     elif scorer == "choice":
         raise InvalidLine("choices", 'missing: the scorer choice needs them, as {"a": "...", "b": "..."}')
     if scorer == "numeric":
-        _check_number(answer, "answer")
+        if not _is_number(answer):
+            raise InvalidLine("answer", f"'{answer[:40]}' is not a number, and the scorer numeric needs one")
         if "tolerance" in line:
             options["tolerance"] = _tolerance(line["tolerance"])
     if scorer == "regex":
         options["pattern"] = _pattern(line)
     return Question(_id(line, default_id), text, answer, scorer, tuple(options.items()))
-
-
-def _check_names(line: Json) -> None:
-    for name in line:
-        # Other fields are allowed, but a misspelled one must not be ignored silently.
-        close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
-        if close:
-            raise InvalidLine(name, f"unknown field. Did you mean '{close[0]}'?")
 
 
 def _text(line: Json, field: str) -> str:
@@ -106,7 +98,6 @@ def _id(line: Json, default: str) -> str:
 
 
 def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
-    """Return the scorer of the line, or the default for its fields."""
     value = line.get("scorer")
     if value is not None:
         if not isinstance(value, str):
@@ -124,11 +115,15 @@ def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
         return "choice"
     if "pattern" in line:
         return "regex"
+    return "numeric" if _is_number(answer) else "exact"
+
+
+def _is_number(text: str) -> bool:
     try:
-        numbers.number(answer)
+        numbers.number(text)
     except ValueError:
-        return "exact"
-    return "numeric"
+        return False
+    return True
 
 
 def _choices(line: Json) -> dict[str, str]:
@@ -159,20 +154,12 @@ def _raise_choices(message: str) -> NoReturn:
 
 
 def _letter(answer: str, choices: Mapping[str, str]) -> str:
-    """Return the letter of the correct choice, given by letter or by text."""
     if answer.lower() in choices:
         return answer.lower()
     letters = [letter for letter, text in choices.items() if text.lower() == answer.lower()]
     if len(letters) == 1:
         return letters[0]
     raise InvalidLine("answer", f"'{answer[:40]}' is not one of the choices ({', '.join(choices)})")
-
-
-def _check_number(value: str, field: str) -> None:
-    try:
-        numbers.number(value)
-    except ValueError:
-        raise InvalidLine(field, f"'{value[:40]}' is not a number, and the scorer numeric needs one") from None
 
 
 def _tolerance(value: object) -> str:

@@ -3,36 +3,114 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
-from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
-
-from gateway.evaluation.questions.problem_words import BAKED, CROPS, DAYS, GOODS, HOLDERS, JOBS, KEPT, NAMES
+from random import Random
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.evaluation.questions.problem_words import ProblemRandom
-
+T = TypeVar("T")
 Sum: TypeAlias = int | tuple[str, "Sum", "Sum"]
 """A number in the story, or ("+", "-", "*" or "/", one sum, another)."""
-
 _MOST_TO_DOUBLE = 200
 _ENOUGH_TO_GIVE = 60
 
 
-@dataclass(slots=True)
-class Story:
-    """An unfinished story.
+class ProblemRandom:
+    """Random numbers of one problem.
 
-    Attributes:
-        sum: The calculation; `value` is its result.
-        sentences: The text; the last sentence is the question.
+    Only `Random.random` is used: Python guarantees its results for a seed in all versions, unlike those of others.
     """
 
+    def __init__(self, seed: str) -> None:
+        self._random = Random(seed)  # noqa: S311 (not security-relevant)
+
+    def below(self, end: int) -> int:
+        """Return a number from 0 to `end` - 1."""
+        return int(self._random.random() * end)
+
+    def between(self, low: int, high: int) -> int:
+        """Return a number from `low` to `high`, both included."""
+        return low + self.below(high - low + 1)
+
+    def pick(self, values: Sequence[T]) -> T:
+        return values[self.below(len(values))]
+
+    def some(self, values: Sequence[T], count: int) -> list[T]:
+        """Return `count` different values in random order."""
+        rest = list(values)
+        return [rest.pop(self.below(len(rest))) for _ in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """A countable noun."""
+
+    one: str
+    many: str
+
+    def count(self, number: int) -> str:
+        """Return `1 apple` or `2 apples`."""
+        return f"{number} {self.one if number == 1 else self.many}"
+
+    @property
+    def a(self) -> str:
+        """Return the noun with its article, `an apple` or `a pear`; valid for the nouns below."""
+        return f"{'an' if self.one[0] in 'aeiou' else 'a'} {self.one}"
+
+
+def _nouns(words: str) -> tuple[Noun, ...]:
+    return tuple(Noun(one, many or one + "s") for one, _, many in (word.partition("/") for word in words.split(", ")))
+
+
+# fmt: off
+PEOPLE = (
+    "Ada", "Amir", "Bea", "Bruno", "Carla", "Chen", "Dario", "Dora", "Elif", "Emil", "Farah", "Felix", "Greta",
+    "Hana", "Hugo", "Ines", "Ivo", "Jana", "Jonas", "Kemal", "Kira", "Lars", "Leila", "Luis", "Maja", "Marek",
+    "Nadia", "Noah", "Olga", "Omar", "Petra", "Pia", "Quentin", "Rana", "Rosa", "Samir", "Selma", "Tariq", "Tilda",
+    "Uma", "Viktor", "Wanda", "Yusuf", "Zoe",
+)
+GOODS = (
+    (Noun("notebook", "notebooks"), 2, 6), (Noun("pen", "pens"), 1, 4), (Noun("apple", "apples"), 1, 3),
+    (Noun("umbrella", "umbrellas"), 7, 15), (Noun("mug", "mugs"), 4, 12), (Noun("scarf", "scarves"), 8, 20),
+    (Noun("lamp", "lamps"), 15, 40), (Noun("cake", "cakes"), 6, 18), (Noun("ticket", "tickets"), 5, 14),
+    (Noun("brush", "brushes"), 2, 9), (Noun("orange", "oranges"), 1, 3), (Noun("book", "books"), 6, 25),
+)
+"""Goods with their minimum and maximum price in dollars."""
+# fmt: on
+KEPT = _nouns(
+    "marble, sticker, postcard, shell, stamp, badge, bead, button, coin, acorn, comic, toy car, eraser, ribbon, pebble"
+)
+"""Things that a person keeps, finds or gives away."""
+HOLDERS = _nouns("box/boxes, bag, packet, tin, envelope")
+BAKED = _nouns("roll, bun, muffin, pretzel, biscuit, loaf/loaves, pie, tart")
+CROPS = _nouns("tomato/tomatoes, cabbage, carrot, tulip, onion, pumpkin, melon, leek")
+JOBS = ("in a bakery", "at a garden centre", "in a library", "at a bicycle shop", "on a farm", "in a cinema")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+ASIDES = (
+    "{name} has {number} cousins.",
+    "{name} lives at number {number}.",
+    "It is {number} degrees outside.",
+    "{name} got up {number} minutes late that day.",
+    "A neighbour of {name} has {number} hens.",
+    "{name}'s favourite number is {number}.",
+    "The trip home takes {name} {number} minutes.",
+)
+"""Sentences with an irrelevant number."""
+
+
+@dataclass(slots=True)
+class Story:
+    """An unfinished story: the calculation with its result, and the sentences, of which the last is the question."""
+
     sum: Sum
-    value: int
     sentences: list[str] = field(default_factory=list)
+
+    @property
+    def value(self) -> int:
+        return worth(self.sum)
 
     @property
     def steps(self) -> int:
@@ -42,14 +120,8 @@ class Story:
     def then(self, sign: str, other: Sum, sentence: str | None = None) -> None:
         """Add a step with an optional sentence."""
         self.sum = (sign, self.sum, other)
-        self.value = worth(self.sum)
         if sentence is not None:
             self.sentences.append(sentence)
-
-    def out_of(self, whole: int) -> None:
-        """Add a step that subtracts the sum from a whole."""
-        self.sum = ("-", whole, self.sum)
-        self.value = worth(self.sum)
 
 
 def operations(total: Sum) -> frozenset[Sum]:
@@ -73,10 +145,10 @@ def worth(total: Sum) -> int:
 
 def collection(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a person who finds, buys and gives away things."""
-    name, *friends = draw.some(NAMES, 4)
+    name, *friends = draw.some(PEOPLE, 4)
     thing, holder = draw.pick(KEPT), draw.pick(HOLDERS)
     start = draw.between(15, 90)
-    story = Story(start, start, [f"{name} has {thing.count(start)}."])
+    story = Story(start, [f"{name} has {thing.count(start)}."])
     last = ""
     while story.steps < steps:
         kind = _next_event(draw, story, steps - story.steps, last)
@@ -117,40 +189,39 @@ def _next_event(draw: ProblemRandom, story: Story, steps: int, last: str) -> str
 
 def shopping(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a purchase and ask for the total or the change."""
-    name = draw.pick(NAMES)
-    parts, story = [], None
+    name = draw.pick(PEOPLE)
+    parts: list[str] = []
+    costs: list[Sum] = []
     for thing, low, high in draw.some(GOODS, (steps + 1) // 2):
         number, price = draw.between(2, 8), draw.between(low, high)
         parts.append(f"{thing.count(number)} at ${price} each")
-        story = _added(story, ("*", number, price))
-    assert story is not None
-    story.sentences.append(f"{name} buys {_listed(parts)}.")
+        costs.append(("*", number, price))
+    story = Story(reduce(_plus, costs), [f"{name} buys {_listed(parts)}."])
     if steps % 2:
         story.sentences.append(f"How many dollars does {name} pay in all?")
         return story
-    note = _above(story.value, draw)
-    story.out_of(note)
-    story.sentences.append(f"{name} pays with ${note}.")
-    story.sentences.append(f"How many dollars does {name} get back?")
+    note = (story.value // 10 + draw.between(1, 4)) * 10
+    story.sum = ("-", note, story.sum)
+    story.sentences += [f"{name} pays with ${note}.", f"How many dollars does {name} get back?"]
     return story
 
 
 def journey(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a trip at several speeds and ask for the distance covered or left."""
-    name = draw.pick(NAMES)
+    name = draw.pick(PEOPLE)
     how, low, high = draw.pick((("cycles", 12, 24), ("walks", 3, 6), ("drives", 45, 95), ("sails", 8, 18)))
-    parts, story = [], None
+    parts: list[str] = []
+    ways: list[Sum] = []
     for _ in range((steps + 1) // 2):
         hours, speed = draw.between(2, 5), draw.between(low, high)
         parts.append(f"for {hours} hours at {speed} km an hour")
-        story = _added(story, ("*", hours, speed))
-    assert story is not None
-    story.sentences.append(f"{name} {how} {_listed(parts, 'and then')}.")
+        ways.append(("*", hours, speed))
+    story = Story(reduce(_plus, ways), [f"{name} {how} {_listed(parts, 'and then')}."])
     if steps % 2:
         story.sentences.append(f"How many kilometres does {name} travel in all?")
         return story
     whole = story.value + draw.between(5, 60)
-    story.out_of(whole)
+    story.sum = ("-", whole, story.sum)
     story.sentences.insert(0, f"The way to the coast is {whole} km long.")
     story.sentences.append(f"How many kilometres are then still ahead of {name}?")
     return story
@@ -158,11 +229,9 @@ def journey(draw: ProblemRandom, steps: int) -> Story:
 
 def wages(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a person who earns money and spends some."""
-    name, job = draw.pick(NAMES), draw.pick(JOBS)
+    name, job = draw.pick(PEOPLE), draw.pick(JOBS)
     days, hours, pay = draw.between(2, 6), draw.between(3, 8), draw.between(9, 21)
-    earned = ("*", ("*", days, hours), pay)
-    story = Story(earned, worth(earned))
-    story.sentences.append(f"At first {name} has no money.")
+    story = Story(("*", ("*", days, hours), pay), [f"At first {name} has no money."])
     story.sentences.append(f"{name} works {job} for {hours} hours on each of {days} days and gets ${pay} an hour.")
     rest = draw.some(GOODS, len(GOODS))
     while story.steps < steps:
@@ -184,9 +253,9 @@ def wages(draw: ProblemRandom, steps: int) -> Story:
 
 def family(draw: ProblemRandom, steps: int) -> Story:
     """Tell of several people, each with an amount relative to the previous one, and ask for the total."""
-    names, thing = draw.some(NAMES, steps // 2 + 1), draw.pick(KEPT)
+    names, thing = draw.some(PEOPLE, steps // 2 + 1), draw.pick(KEPT)
     amount: Sum = draw.between(12, 40)
-    story = Story(amount, worth(amount), [f"{names[0]} has {thing.count(worth(amount))}."])
+    story = Story(amount, [f"{names[0]} has {thing.count(worth(amount))}."])
     statements = []
     for before, name in pairwise(names):
         amount, sentence = compared(draw, amount, name, before, thing.many)
@@ -217,18 +286,18 @@ def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str
 
 def bakery(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a baker who bakes, sells, and packs the rest."""
-    name, thing = draw.pick(NAMES), draw.pick(BAKED)
+    name, thing = draw.pick(PEOPLE), draw.pick(BAKED)
     trays, each = draw.between(5, 12), draw.between(8, 20)
     first = f"{name} bakes {trays} trays with {each} {thing.many} on each."
-    return _packed(draw, steps, Story(("*", trays, each), trays * each, [first]), thing.many, "bakes", name)
+    return _packed(draw, steps, Story(("*", trays, each), [first]), thing.many, "bakes", name)
 
 
 def garden(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a gardener who plants, loses some, and packs the rest."""
-    name, thing = draw.pick(NAMES), draw.pick(CROPS)
+    name, thing = draw.pick(PEOPLE), draw.pick(CROPS)
     rows, each = draw.between(5, 12), draw.between(8, 20)
     first = f"{name} grows {rows} rows of {thing.many} with {each} in each row."
-    return _packed(draw, steps, Story(("*", rows, each), rows * each, [first]), thing.many, "grows", name)
+    return _packed(draw, steps, Story(("*", rows, each), [first]), thing.many, "grows", name)
 
 
 def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
@@ -267,10 +336,10 @@ def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str
 
 def reading(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a person who reads a book, and ask for the pages or days left."""
-    name = draw.pick(NAMES)
+    name = draw.pick(PEOPLE)
     days, pages = draw.between(2, 6), draw.between(12, 40)
     last = draw.between(10, 30)
-    story = Story(("*", days, pages), days * pages, [f"For {days} days {name} reads {pages} pages a day."])
+    story = Story(("*", days, pages), [f"For {days} days {name} reads {pages} pages a day."])
     # The question needs one step for the pages left, and another one for the days.
     ends = 1 if steps == 2 else draw.between(1, 2)
     while story.steps < steps - ends:
@@ -281,7 +350,7 @@ def reading(draw: ProblemRandom, steps: int) -> Story:
         else:
             story.then("+", more, f"Then there is a day on which {name} reads {more} pages.")
     whole = story.value + last * draw.between(2, 8)
-    story.out_of(whole)
+    story.sum = ("-", whole, story.sum)
     story.sentences.insert(0, f"A book has {whole} pages.")
     if ends == 1:
         story.sentences.append(f"How many pages are then left for {name} to read?")
@@ -291,22 +360,14 @@ def reading(draw: ProblemRandom, steps: int) -> Story:
     return story
 
 
-STORIES: Mapping[str, Callable[[ProblemRandom, int], Story]] = MappingProxyType(
-    {story.__name__: story for story in (collection, shopping, journey, wages, family, bakery, garden, reading)}
-)
+STORIES: Mapping[str, Callable[[ProblemRandom, int], Story]] = {
+    story.__name__: story for story in (collection, shopping, journey, wages, family, bakery, garden, reading)
+}
 """All stories by name; each supports any number of steps from two on."""
 
 
-def _added(story: Story | None, part: Sum) -> Story:
-    if story is None:
-        return Story(part, worth(part))
-    story.then("+", part)
-    return story
-
-
-def _above(value: int, draw: ProblemRandom) -> int:
-    """Return a round sum of money above `value`."""
-    return (value // 10 + draw.between(1, 4)) * 10
+def _plus(total: Sum, part: Sum) -> Sum:
+    return "+", total, part
 
 
 def _listed(parts: Sequence[str], joined: str = "and") -> str:

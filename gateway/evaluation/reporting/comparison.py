@@ -1,27 +1,29 @@
-"""Paired comparison of two settings: difference, interval, test, and the questions on which they differ."""
+"""Comparison of settings: paired by question, and by accuracy against cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap, paired_difference, share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from decimal import Decimal
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.statistics import Means
+    from gateway.evaluation.setting import Mode
+
+KEEP = 0.95
+"""The part of the teacher's accuracy that the best setting must keep, as the paper claims (Table 6)."""
+_KEEP = f"{KEEP:.0%}".replace("%", "\u00a0%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingComparison:
-    """A setting compared with a reference, on their common questions.
+    """A setting compared with a reference, on their n common questions.
 
     Attributes:
-        reference: Name of the reference.
-        n: Number of common questions.
-        accuracy, reference_accuracy: Accuracies on these questions.
         interval: Interval of the difference (`paired_difference`); None for too few questions.
         test: Counts of questions that only one of them answers correctly, and McNemar's exact p.
         won, lost: These questions.
@@ -54,8 +56,7 @@ def compare(one: Mapping[str, Example], other: Mapping[str, Example]) -> Setting
     shared = [question for question in one if question in other]
     if not shared:
         return None
-    first = [one[question].correct for question in shared]
-    second = [other[question].correct for question in shared]
+    first, second = _right(one, other)
     pairs = list(zip(shared, first, second, strict=True))
     return SettingComparison(
         reference=other[shared[0]].setting,
@@ -64,12 +65,8 @@ def compare(one: Mapping[str, Example], other: Mapping[str, Example]) -> Setting
         reference_accuracy=sum(second) / len(shared),
         interval=paired_difference(first, second),
         test=mcnemar(first, second),
-        won=tuple(
-            question for question, first_correct, second_correct in pairs if first_correct and not second_correct
-        ),
-        lost=tuple(
-            question for question, first_correct, second_correct in pairs if second_correct and not first_correct
-        ),
+        won=tuple(question for question, right, other_right in pairs if right and not other_right),
+        lost=tuple(question for question, right, other_right in pairs if other_right and not right),
     )
 
 
@@ -94,15 +91,94 @@ def gap_closed(
         return None
     return ShareInterval(
         (sum(guided) - sum(alone)) / (sum(by_teacher) - sum(alone)),
-        paired_bootstrap(_gap_share, guided, alone, by_teacher, seed=seed),
+        paired_bootstrap(lambda one, low, high: (one - low) / (high - low), guided, alone, by_teacher, seed=seed),
     )
-
-
-def _gap_share(guided: Means, alone: Means, by_teacher: Means) -> Means:
-    return (guided - alone) / (by_teacher - alone)
 
 
 def _right(*answers: Mapping[str, Example]) -> list[list[bool]]:
     """Return whether each common question was answered correctly, for each setting."""
     shared = [question for question in answers[0] if all(question in one for one in answers)]
     return [[one[question].correct for question in shared] for one in answers]
+
+
+class FrontierPoint(NamedTuple):
+    """A setting by cost and accuracy; `cost_usd` is the mean of an answer."""
+
+    name: str
+    mode: Mode
+    cost_usd: Decimal
+    accuracy: float
+
+
+class BestSetting(NamedTuple):
+    """The best setting with the reason in words.
+
+    `mixture` is the accuracy of teacher and student mixed at its cost, which guidance must beat. It is None without a
+    student.
+    """
+
+    name: str
+    why: str
+    mixture: float | None
+
+    def beats_mixture(self, accuracy: float) -> bool:
+        return self.mixture is None or accuracy > self.mixture
+
+
+def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
+    """Return the points that no other point beats in cost and accuracy, cheapest first."""
+    found: list[FrontierPoint] = []
+    for point in sorted(points, key=lambda one: (one.cost_usd, -one.accuracy)):
+        if not found or point.accuracy > found[-1].accuracy:
+            found.append(point)
+    return found
+
+
+def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
+    """Return the points of `pareto` on its upper convex hull.
+
+    A route that divides its requests between two settings reaches any point on the line between them. So a point below
+    such a line is beaten by a mixture.
+    """
+    found: list[FrontierPoint] = []
+    for point in pareto(points):
+        while len(found) > 1 and _below(found[-2], found[-1], point):
+            found.pop()
+        found.append(point)
+    return found
+
+
+def best(points: Sequence[FrontierPoint]) -> BestSetting | None:
+    """Return the best guided setting among those cheaper than the teacher and more accurate than the student.
+
+    It is the cheapest one that keeps `KEEP` of the teacher's accuracy, else the most accurate one. Returns None without
+    such a setting or without a teacher alone. The selection uses the reported questions, so its accuracy is slightly
+    optimistic; `eval recommend` uses other questions.
+    """
+    teacher, student = (next((one for one in points if one.mode == mode), None) for mode in ("teacher", "student"))
+    if teacher is None:
+        return None
+    cheaper = (one for one in points if one.mode == "guided" and one.cost_usd < teacher.cost_usd)
+    paying = [one for one in cheaper if student is None or one.accuracy > student.accuracy]
+    if not paying:
+        return None
+    if keeping := [one for one in paying if one.accuracy >= KEEP * teacher.accuracy]:
+        found = min(keeping, key=lambda one: (one.cost_usd, -one.accuracy))
+        why = f"the cheapest one that keeps {_KEEP} of the teacher's accuracy"
+    else:
+        found = max(paying, key=lambda one: (one.accuracy, -one.cost_usd))
+        why = f"the most accurate one cheaper than the teacher; none keeps {_KEEP} of the teacher's accuracy"
+    return BestSetting(found.name, why, None if student is None else _mixture(found, teacher, student))
+
+
+def _mixture(of: FrontierPoint, teacher: FrontierPoint, student: FrontierPoint) -> float:
+    if not student.cost_usd < teacher.cost_usd:
+        return max(teacher.accuracy, student.accuracy)
+    share = float((of.cost_usd - student.cost_usd) / (teacher.cost_usd - student.cost_usd))
+    return student.accuracy + min(1.0, max(0.0, share)) * (teacher.accuracy - student.accuracy)
+
+
+def _below(left: FrontierPoint, middle: FrontierPoint, right: FrontierPoint) -> bool:
+    """Return whether the middle point lies on or below the line between the others."""
+    middle_distance, right_distance = float(middle.cost_usd - left.cost_usd), float(right.cost_usd - left.cost_usd)
+    return (middle.accuracy - left.accuracy) * right_distance <= (right.accuracy - left.accuracy) * middle_distance

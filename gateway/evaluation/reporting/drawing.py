@@ -6,7 +6,9 @@ Figures use placeholder colors that become CSS variables, so one drawing serves 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from io import StringIO
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -14,17 +16,33 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import PercentFormatter
 
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.wording import line
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+    from gateway.evaluation.reporting.report import ReportRow
+    from gateway.evaluation.reporting.tables import ReportTable
+    from gateway.evaluation.statistics import Interval
+    from gateway.evaluation.summary import SettingSummary
 
 WIDTH_IN = 5.0
 """The width of a phone, so that text is readable there and larger elsewhere."""
 
 _HALF_WIDTH_CHARS = 18
 _LEGEND_ROW_IN = 0.24
+_POINT = 4.0
+# Offsets in points from the marker, with the text's alignment: the first one without overlap is used.
+_OFFSETS = (
+    *((11, 0, "left", "center"), (-11, 0, "right", "center")),
+    *((7, 9, "left", "bottom"), (7, -9, "left", "top"), (-7, 9, "right", "bottom"), (-7, -9, "right", "top")),
+    *((12, 22, "left", "bottom"), (12, -22, "left", "top"), (-12, 22, "right", "bottom"), (-12, -22, "right", "top")),
+)
 
 INK, SOFT, GRID, GROUND = "#010101", "#020202", "#030303", "#040404"
 TEACHER, STUDENT = "#050505", "#060606"
@@ -32,6 +50,7 @@ SERIES = ("#070707", "#080808", "#090909", "#0a0a0a")
 """Placeholder colors of guided settings, by kind of guidance. Markers and dashes distinguish them as well."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
+_ALONE = {"teacher alone": (TEACHER, "*"), "student alone": (STUDENT, "X")}
 
 # Placeholder, name, light and dark color; distinguishable with color blindness, as on the other pages.
 _COLORS = (
@@ -96,8 +115,9 @@ def style(name: str) -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE | {"svg.hashsalt": name})
 
 
-def percent_axis(axes: Axes, accuracies: Sequence[float]) -> None:
-    """Set up the accuracy axis for these values."""
+def percent_axis(axes: Axes, spans: Iterable[Iterable[float]]) -> None:
+    """Set up the accuracy axis for intervals, or other groups of accuracies."""
+    accuracies = list(chain.from_iterable(spans))
     low, high = min(accuracies), max(accuracies)
     room = max(0.02, (high - low) * 0.08)
     axes.set_ylim(max(-0.015, low - room), min(1.015, high + room))
@@ -137,3 +157,92 @@ def standalone(text: str, alt: str) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(
         r"(<svg [^>]*>)", lambda found: found[1] + title + rules, text, count=1
     )
+
+
+def place_labels(axes: Axes, labels: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]]) -> None:
+    """Write each label (x, y, text in units of the axes) near its point, with the least overlap.
+
+    Call it after everything else is drawn.
+    """
+    canvas = axes.get_figure(root=True)
+    assert canvas is not None, "the axes belong to a drawing"
+    canvas.draw_without_rendering()
+    frame = axes.get_window_extent()
+    dots = [axes.transData.transform(point) for point in points]
+    occupied: list[Bbox] = []
+    for x, y, text in labels:
+        best, least_overlap = None, float("inf")
+        for across, up, horizontal, vertical in _OFFSETS:
+            annotation = axes.annotate(
+                text, (x, y), (across, up), textcoords="offset points", ha=horizontal, va=vertical, color=INK,
+                fontsize=11,
+            )  # fmt: skip
+            box = annotation.get_window_extent().padded(1)
+            overlap = sum(box.padded(_POINT).contains(*dot) for dot in dots) + 6 * box.count_overlaps(occupied)
+            overlap += 4 * (box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1)
+            if overlap < least_overlap:
+                if best is not None:
+                    best.remove()
+                best, least_overlap = annotation, overlap
+            else:
+                annotation.remove()
+        if best is not None:
+            occupied.append(best.get_window_extent().padded(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing (`drawing.svg`) with its data as a table; `alt` gives them as text."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    table: ReportTable
+
+    @property
+    def alt(self) -> str:
+        heads = self.table.columns[1:]
+        data = "; ".join(
+            f"{row[0]}: " + ", ".join(f"{head} {cell}" for head, cell in zip(heads, row[1:], strict=True))
+            for row in self.table.rows
+        )
+        return f"{self.title}. {data}."
+
+
+@dataclass(frozen=True, slots=True)
+class OmittedFigure:
+    """A figure that cannot be drawn, with the reason."""
+
+    title: str
+    reason: str
+
+
+def kind_of(row: ReportRow, among: Sequence[ReportRow]) -> str:
+    mode = row.summary.mode
+    return line(row.summary.setting, [one.summary.setting for one in among]) if mode == "guided" else row.short_label
+
+
+def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a color and a marker for each label of guided settings, and for the teacher and the student alone."""
+    guided = (label for label in dict.fromkeys(labels) if label not in _ALONE)
+    found = {label: (SERIES[at % len(SERIES)], MARKERS[at % len(MARKERS)]) for at, label in enumerate(guided)}
+    return _ALONE | found
+
+
+def curve(
+    axes: Axes, xs: Sequence[float], ys: Sequence[float], spans: Sequence[Interval], mark: tuple[str, str], dash: str,
+    label: str | None, size: float = 6,
+) -> None:  # fmt: skip
+    """Draw points with their intervals. `mark` is a color and a marker, and `dash` the style of the joining line."""
+    # Rounding may cause error bars of negative length.
+    low = [max(0.0, y - span.low) for y, span in zip(ys, spans, strict=True)]
+    high = [max(0.0, span.high - y) for y, span in zip(ys, spans, strict=True)]
+    color, marker = mark
+    axes.errorbar(
+        xs, ys, yerr=(low, high), color=color, marker=marker, ms=size, linestyle=dash, elinewidth=0.9, label=label
+    )
+
+
+def accuracy(name: str, summary: SettingSummary) -> tuple[str, str, str]:
+    return name, w.percent(summary.accuracy), w.percents(summary.interval)

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING
 
 from gateway.evaluation.reporting import drawing as d
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.figure_parts import (
-    Figure,
-    OmittedFigure,
-    accuracy,
-    curve,
-    kind_of,
-    not_negative,
-    styles_by_kind,
-    styles_by_setting,
-)
-from gateway.evaluation.reporting.frontier import hull, pareto
-from gateway.evaluation.reporting.placing_labels import place_labels
+from gateway.evaluation.reporting.comparison import hull, pareto
+from gateway.evaluation.reporting.drawing import Figure, OmittedFigure
 from gateway.evaluation.reporting.tables import ReportTable
 from gateway.evaluation.statistics import Interval, wilson
 
@@ -35,6 +25,7 @@ MIN_QUESTIONS = 12
 _PARTS = 4
 _MAX_LINES = 4
 _MAX_LABELS = 12
+_PARTIAL = " Only some of the guided settings are drawn; the tables have all."
 
 
 def figures(section: ReportSection, prefix: str) -> Iterator[Figure | OmittedFigure]:
@@ -58,69 +49,46 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
     unbeaten, edge = pareto(group.points), hull(group.points)
     names = {one.name for one in unbeaten}
     best = group.best_row
+    few = len(group.comparable) <= _MAX_LABELS
     named = [
         row
         for row in group.comparable
-        if row.summary.name in names
-        or row.summary.mode != "guided"
-        or row is best
-        or len(group.comparable) <= _MAX_LABELS
+        if few or row.summary.name in names or row.summary.mode != "guided" or row is best
     ]
-    styles = styles_by_kind(group.rows)
+    styles = d.styles(d.kind_of(row, group.rows) for row in group.rows)
     with d.style(name):
         sheet, axes = d.sheet(3.1)
-        spans = [group.on_common(row).interval for row in group.comparable]
-        d.percent_axis(axes, [*(span.low for span in spans), *(span.high for span in spans)])
+        d.percent_axis(axes, (group.on_common(row).interval for row in group.comparable))
         axes.set_xlabel("USD per 1,000 answers")
-        axes.plot(
-            [_per_thousand(one.cost_usd) for one in edge],
-            [one.accuracy for one in edge],
-            color=d.SOFT,
-            linestyle="--",
-            linewidth=1.2,
-            label="mixture",
-        )
+        xs, ys = [_per_thousand(one.cost_usd) for one in edge], [one.accuracy for one in edge]
+        axes.plot(xs, ys, color=d.SOFT, linestyle="--", linewidth=1.2, label="mixture")
         labeled = set()
+        occupied = []
         for row in group.comparable:
-            kind = kind_of(row, group.rows)
-            color, marker = styles[kind]
-            _point(axes, group.on_common(row), color, marker, label=None if kind in labeled else kind, bar=row in named)
+            kind = d.kind_of(row, group.rows)
+            (x, y), span = _position(group.on_common(row)), group.on_common(row).interval
+            # The bars of many points would hide them.
+            bar = span if row in named else Interval(y, y)
+            size = 11 if styles[kind][1] == "*" else 8
+            d.curve(axes, [x], [y], [bar], styles[kind], "none", None if kind in labeled else kind, size)
             labeled.add(kind)
+            occupied += [
+                (x, y),
+                *((x, span.low + (span.high - span.low) * part / 8) for part in range(9) if bar is span),
+            ]
         if best is not None:
-            axes.plot(
-                *_position(group.on_common(best)),
-                "o",
-                ms=15,
-                mfc="none",
-                mec=d.INK,
-                mew=1.6,
-                label="best",
-                linestyle="none",
-            )
+            x, y = _position(group.on_common(best))
+            axes.plot(x, y, "o", ms=15, mfc="none", mec=d.INK, mew=1.6, label="best", linestyle="none")
         d.legend_below(sheet, axes)
-        occupied = [
-            (_position(group.on_common(row))[0], y)
-            for row in group.comparable
-            for y in _bar_points(group.on_common(row), bar=row in named)
-        ]
-        place_labels(axes, [(*_position(group.on_common(row)), _short(row)) for row in named], occupied)
+        d.place_labels(axes, [(*_position(group.on_common(row)), _short(row)) for row in named], occupied)
         svg = d.svg(sheet, name)
-    table = ReportTable(
-        title,
-        ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best"),
-        tuple(
-            (
-                row.short_label,
-                w.per_thousand(group.on_common(row).cost_per_answer),
-                w.percent(group.on_common(row).accuracy),
-                w.percents(group.on_common(row).interval),
-                "yes" if row.summary.name in names else "no",
-                "yes" if row is best else "no",
-            )
-            for row in group.comparable
-        ),
-    )
-    return Figure(name, title, _frontier_caption(group), svg, table)
+    columns = ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best")
+    cells = []
+    for row in group.comparable:
+        label, *accuracy = d.accuracy(row.short_label, group.on_common(row))
+        marks = ("yes" if marked else "no" for marked in (row.summary.name in names, row is best))
+        cells.append((label, w.per_thousand(group.on_common(row).cost_per_answer), *accuracy, *marks))
+    return Figure(name, title, _frontier_caption(group), svg, ReportTable(title, columns, tuple(cells)))
 
 
 def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
@@ -131,43 +99,37 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
     ]
     kinds: dict[str, list[ReportRow]] = {}
     for row in guided:
-        kinds.setdefault(kind_of(row, group.rows), []).append(row)
+        kinds.setdefault(d.kind_of(row, group.rows), []).append(row)
     lengths = {row.summary.setting["tokens"] for row in guided}
     if len(lengths) < 2:
         return OmittedFigure(title, "it needs guidance of two lengths on common questions")
-    styles = styles_by_kind(group.rows)
+    styles = d.styles(d.kind_of(row, group.rows) for row in group.rows)
     with d.style(name):
         sheet, axes = d.sheet(2.8)
-        spans = [group.on_common(row).interval for row in guided]
         alone = [row for row in group.comparable if row.summary.mode != "guided"]
-        levels = [group.on_common(row).accuracy for row in alone]
-        d.percent_axis(axes, [*levels, *(span.low for span in spans), *(span.high for span in spans)])
-        for row in alone:
-            color = styles[kind_of(row, group.rows)][0]
-            axes.axhline(
-                group.on_common(row).accuracy, color=color, linestyle="--", linewidth=1.4, label=row.short_label
-            )
+        levels = {row.short_label: group.on_common(row).accuracy for row in alone}
+        d.percent_axis(axes, [levels.values(), *(group.on_common(row).interval for row in guided)])
+        for label, level in levels.items():
+            axes.axhline(level, color=styles[label][0], linestyle="--", linewidth=1.4, label=label)
         shift = (max(lengths) - min(lengths)) * 0.012
         for index, (kind, some) in enumerate(kinds.items()):
             some.sort(key=lambda row: int(row.summary.setting["tokens"]))
             offset = (index - (len(kinds) - 1) / 2) * shift
             xs = [row.summary.setting["tokens"] + offset for row in some]
-            curve(
-                axes, xs, [group.on_common(row) for row in some], *styles[kind], kind, d.DASHES[index % len(d.DASHES)]
-            )
+            summaries = [group.on_common(row) for row in some]
+            dash = d.DASHES[index % len(d.DASHES)]
+            _curve(axes, xs, summaries, styles[kind], dash, kind)
         axes.set_xticks(sorted(lengths))
         axes.set_xlabel("m, tokens of guidance")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
     rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.short_label))
-    table = ReportTable(
-        title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.short_label, group.on_common(row)) for row in rows)
-    )
+    cells = tuple(d.accuracy(row.short_label, group.on_common(row)) for row in rows)
     caption = (
         "Guidance as in the paper's Figure 5. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
+        + _common(group)
     )
-    caption += _common(group)
-    return Figure(name, title, caption, svg, table)
+    return Figure(name, title, caption, svg, ReportTable(title, ("setting", "accuracy", "95 %"), cells))
 
 
 def by_length(group: ReportGroup, section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
@@ -184,43 +146,26 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
     if len(parts) < 2:
         return OmittedFigure(title, "all answers of the teacher have one length")
     rows = _selected(group)
-    styles = styles_by_setting(rows)
+    styles = d.styles(row.short_label for row in rows)
     names = [f"{low}\u2013{high}" for low, high, _ in parts]
     cells: list[tuple[str, ...]] = []
     with d.style(name):
         sheet, axes = d.sheet(2.8)
-        bounds = [0.0]
+        bounds = [(0.0,)]
         for index, row in enumerate(rows):
             summary = section.answers[row.summary.name]
             offset = (index - (len(rows) - 1) / 2) * 0.09
             counts = [[summary[one].correct for one in questions if one in summary] for _, _, questions in parts]
             spans = [wilson(sum(right), len(right)) for right in counts]
             shares = [sum(right) / len(right) if right else float("nan") for right in counts]
-            low = [max(0.0, share - span.low) for share, span in zip(shares, spans, strict=True)]
-            high = [max(0.0, span.high - share) for share, span in zip(shares, spans, strict=True)]
-            color, marker = styles[row.short_label]
             dash = "-" if row.summary.mode == "guided" else "--"
             xs = [at + offset for at in range(len(parts))]
-            axes.errorbar(
-                xs,
-                shares,
-                yerr=(low, high),
-                color=color,
-                marker=marker,
-                linestyle=dash,
-                elinewidth=0.9,
-                label=row.short_label,
-            )
-            bounds.extend(span.high for right, span in zip(counts, spans, strict=True) if right)
-            cells.extend(
-                (
-                    f"{row.short_label}, {part} tokens",
-                    f"{sum(right)} of {len(right)}",
-                    w.percent(sum(right) / len(right)),
-                )
-                for part, right in zip(names, counts, strict=True)
-                if right
-            )
+            d.curve(axes, xs, shares, spans, styles[row.short_label], dash, row.short_label)
+            for part, right, share, span in zip(names, counts, shares, spans, strict=True):
+                if right:
+                    bounds.append((span.high,))
+                    label = f"{row.short_label}, {part} tokens"
+                    cells.append((label, f"{sum(right)} of {len(right)}", w.percent(share)))
         d.percent_axis(axes, bounds)
         axes.set_xticks(range(len(parts)), names)
         axes.set_xlabel("tokens of the teacher's own answer")
@@ -230,9 +175,8 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
         "As the paper's Figure 4. The questions are divided into equal parts by the length of the teacher's own "
         "answer; bars are Wilson's 95 %." + (_PARTIAL if len(rows) < len(group.rows) else "")
     )
-    return Figure(
-        name, title, caption, svg, ReportTable(title, ("setting and length", "right", "accuracy"), tuple(cells))
-    )
+    columns = ("setting and length", "right", "accuracy")
+    return Figure(name, title, caption, svg, ReportTable(title, columns, tuple(cells)))
 
 
 def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
@@ -292,27 +236,22 @@ def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | Omit
     rows = [row for some in found for row in some]
     with d.style(name):
         sheet, axes = d.sheet(2.8)
-        spans = [row.summary.interval for row in rows]
-        d.percent_axis(axes, [*(span.low for span in spans), *(span.high for span in spans)])
+        d.percent_axis(axes, (row.summary.interval for row in rows))
         kept = found[: _MAX_LINES + 2]
-        styles = styles_by_setting([some[0] for some in kept])
+        styles = d.styles(some[0].short_label for some in kept)
         for index, some in enumerate(kept):
             some.sort(key=lambda row: int(row.summary.setting["shots"]))
-            mode = some[0].summary.mode
-            color, marker = styles[some[0].short_label]
             xs = [row.summary.setting["shots"] + (index - (len(kept) - 1) / 2) * 0.08 for row in some]
-            dash = "-" if mode == "guided" else "--"
-            curve(axes, xs, [row.summary for row in some], color, marker, some[0].short_label, dash)
+            label, dash = some[0].short_label, "-" if some[0].summary.mode == "guided" else "--"
+            _curve(axes, xs, [row.summary for row in some], styles[label], dash, label)
         axes.set_xticks(sorted({row.summary.setting["shots"] for row in rows}))
         axes.set_xlabel("exemplars in the prompt")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
-    cells = tuple(accuracy(f"{row.short_label}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
+    named = ((f"{row.short_label}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
+    cells = tuple(d.accuracy(label, summary) for label, summary in named)
     caption = "As the paper's Figure 5. Bars are Wilson's 95 %." + (_PARTIAL if len(kept) < len(found) else "")
     return Figure(name, title, caption, svg, ReportTable(title, ("setting", "accuracy", "95 %"), cells))
-
-
-_PARTIAL = " Only some of the guided settings are drawn; the tables have all."
 
 
 def _frontier_caption(group: ReportGroup) -> str:
@@ -355,21 +294,10 @@ def _by_quantile(answers: Mapping[str, Example]) -> list[tuple[int, int, list[st
     return [(by_question[some[0]], by_question[some[-1]], some) for some in parts.values()]
 
 
-def _point(axes: Axes, summary: SettingSummary, color: str, marker: str, *, label: str | None, bar: bool) -> None:
-    """Draw a point with or without an error bar, since the bars of many points hide them."""
-    x, y = _position(summary)
-    span = summary.interval if bar else Interval(y, y)
-    size = 11 if marker == "*" else 8
-    error = (not_negative([y - span.low]), not_negative([span.high - y]))
-    axes.errorbar(
-        [x], [y], yerr=error, color=color, marker=marker, ms=size, linestyle="none", elinewidth=0.9, label=label
-    )
-
-
-def _bar_points(summary: SettingSummary, *, bar: bool) -> list[float]:
-    """Return the accuracies of a point and of positions on its error bar."""
-    span = summary.interval
-    return [summary.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
+def _curve(
+    axes: Axes, xs: Sequence[float], summaries: Sequence[SettingSummary], mark: tuple[str, str], dash: str, label: str
+) -> None:
+    d.curve(axes, xs, [one.accuracy for one in summaries], [one.interval for one in summaries], mark, dash, label)
 
 
 def _position(summary: SettingSummary) -> tuple[float, float]:
@@ -386,10 +314,7 @@ def _short(row: ReportRow) -> str:
 
 
 def _concurrency(rows: Sequence[ReportRow]) -> str:
-    teacher = sorted({row.times.teacher_concurrency for row in rows if row.times.teacher_concurrency is not None})
-    student = sorted({row.times.student_concurrency for row in rows if row.times.student_concurrency is not None})
-    return ", ".join(
-        f"{' or '.join(map(str, values))} at the {role}"
-        for role, values in (("teacher", teacher), ("student", student))
-        if values
-    )
+    teacher = sorted({one for row in rows if (one := row.times.teacher_concurrency) is not None})
+    student = sorted({one for row in rows if (one := row.times.student_concurrency) is not None})
+    sides = (("teacher", teacher), ("student", student))
+    return ", ".join(f"{' or '.join(map(str, values))} at the {role}" for role, values in sides if values)

@@ -7,15 +7,25 @@ Tables 2, 3, 4, 6 and 8 and Figure 3. Accuracy is in percent, seconds are for th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.tables import ReportTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from gateway.evaluation.reporting.report import ReportGroup, ReportRow, ReportSection
 
 QUESTIONS = {"gsm8k": 1319, "csqa": 1221}
 EXEMPLARS = {"gsm8k": 8, "csqa": 7}
 TEACHER_BATCH = {"Bloom-7B": 32, "Llama2-13B": 24, "Llama2-70B": 10}
 """Questions that a teacher answers together (Table 8), which does not list Llama2-7B and Flan-t5-xl."""
+CAVEAT = (
+    "Models, scale, prices and machines differ, so the figures need not agree: the paper's pairs have 3B to 70B and "
+    "sample at temperature 0.8. Comparable are the direction and the size of the effect of guidance on the student."
+)
 
 
 class PublishedModel(NamedTuple):
@@ -31,10 +41,8 @@ class PublishedModel(NamedTuple):
 class PublishedPair(NamedTuple):
     """A teacher and a student: `m` tokens of guidance, and `limit` tokens of the student's answer.
 
-    Attributes:
-        own: Accuracy of the guidance alone.
-        delta: Difference from the student alone.
-        speed_up: Speed-up over the teacher alone.
+    `own` is the accuracy of the guidance alone, `delta` the difference from the student alone. `speed_up` is that over
+    the teacher alone.
     """
 
     table: str
@@ -165,3 +173,95 @@ def pairs(data: str, lengths: set[int]) -> Iterator[PublishedPair]:
     """Yield the pairs with guidance of one of these lengths; all pairs if there is none."""
     found = [one for one in PAIRS[data] if one.m in lengths]
     yield from found or PAIRS[data]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedComparison:
+    """Measured and published pairs, the paper's claims with measured values, and notes on errors in the paper."""
+
+    pairs: ReportTable
+    claims: ReportTable
+    notes: tuple[str, ...]
+
+
+def compare_with_paper(section: ReportSection) -> PublishedComparison | None:
+    """Return the comparison; None if the paper does not use the data set."""
+    data = data_set(section.run.manifest.data)
+    if data is None:
+        return None
+    guided = [row.summary.setting for row in section.rows if row.summary.mode == "guided"]
+    lengths = {setting["tokens"] for setting in guided if setting["tokens"] != "auto"}
+    measured = [cells for group in section.groups for row in group.guided for cells in [_measured(section, group, row)]]
+    accuracies = ("student", "teacher", "guidance alone", "guided", "above the student")
+    table = ReportTable(
+        "Pairs",
+        ("pair", "m", "projection", "limit", *accuracies, "speed-up"),
+        (*measured, *(_published(data, one) for one in pairs(data, lengths))),
+        f"Accuracy in percent, for {QUESTIONS[data]:,} questions in the paper and with "
+        f"{EXEMPLARS[data]} exemplars in the prompt. Rows of the paper: those with a measured length of "
+        "guidance, or all if there is none.",
+    )
+    claims = ReportTable("Claims", ("claim", "paper", "measured"), tuple(_claims(section)))
+    return PublishedComparison(table, claims, (*NOTES[data], NOTE_ON_TIMES))
+
+
+def _measured(section: ReportSection, group: ReportGroup, row: ReportRow) -> tuple[str, ...]:
+    manifest, setting = section.run.manifest, row.summary.setting
+    student, teacher = group.alone("student"), group.alone("teacher")
+    suffix = f" ({group.title})" if len(section.groups) > 1 else ""
+    return (
+        f"measured: {manifest.teacher} over {manifest.student}{suffix}",
+        *(str(setting["tokens"]), setting["projection"], str(setting["max_tokens"])),
+        w.percent(None if student is None else student.summary.accuracy),
+        w.percent(None if teacher is None else teacher.summary.accuracy),
+        w.percent(row.summary.guidance_accuracy),
+        w.percent(row.summary.accuracy),
+        w.points(None if row.student is None else row.student.difference),
+        w.times(row.speed_up),
+    )
+
+
+def _published(data: str, pair: PublishedPair) -> tuple[str, ...]:
+    return (
+        f"paper, Table {pair.table}: {pair.teacher} over {pair.student}",
+        *(str(pair.m), pair.projection, str(pair.limit)),
+        _percent(alone(data, pair.student, pair.limit)),
+        _percent(alone(data, pair.teacher, pair.limit)),
+        _percent(pair.own),
+        _percent(pair.accuracy),
+        f"{pair.delta:+.2f}".replace("-", "\u2212"),
+        w.times(pair.speed_up),
+    )
+
+
+def _claims(section: ReportSection) -> Iterator[tuple[str, str, str]]:
+    """Yield the claims for the best guided setting; if none pays, for the most accurate one."""
+    guided = [row for group in section.groups for row in group.guided]
+    best_rows = [row for group in section.groups if (row := group.best_row) is not None]
+    if not guided:
+        return
+    row = max(best_rows or guided, key=lambda one: one.summary.accuracy)
+    kept, tokens = w.percent(KEPT), w.percent(TOKEN_SHARE)
+    yield "kept part of the teacher's accuracy", f"{kept} (ChatGPT over Llama2-70B)", w.part(row.kept)
+    yield "part of the teacher's output tokens", f"{tokens} (called cost)", w.percent(row.token_share)
+    yield "part of the teacher's whole cost", "not reported", w.percent(row.cost_share)
+    claimed = {"gsm8k": ("+14.2", "10.72\u00d7"), "csqa": ("+14.0", "7.73\u00d7")}
+    gain, speed = claimed[data_set(section.run.manifest.data) or "gsm8k"]
+    difference = None if row.student is None else row.student.difference
+    yield "points above the student alone", f"{gain} (Llama2-70B over Llama2-7B)", w.points(difference)
+    yield "speed-up over the teacher alone", f"{speed} (the same pair)", w.times(row.speed_up)
+    seconds = TRACE_S
+    teacher = next((group.alone("teacher") for group in section.groups if row in group.rows), None)
+    alone = None if teacher is None else teacher.times.busy_s
+    stages = ", ".join(w.seconds(one) for one in (row.times.teacher_s, row.times.student_s, row.times.busy_s))
+    listed = f"{seconds['guidance']}, {seconds['completion']}, {seconds['both']}; {seconds['teacher alone']}"
+    yield (
+        "seconds per answer: guidance, completion, both; the teacher alone",
+        f"{listed} (GSM8K, Llama2-13B over Llama2-7B)",
+        f"{stages}; {w.seconds(alone)}",
+    )
+    yield "measured with", "", row.label
+
+
+def _percent(value: float | None) -> str:
+    return w.NONE if value is None else f"{value:.2f}{w.PERCENT}"

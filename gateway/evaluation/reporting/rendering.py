@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,11 +14,11 @@ from markupsafe import Markup
 from gateway.errors import StartupError
 from gateway.evaluation.reporting import drawing, tables
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.beside import CAVEAT, PublishedComparison, compare_with_paper
-from gateway.evaluation.reporting.excerpts import flips
-from gateway.evaluation.reporting.figure_parts import Figure, OmittedFigure
+from gateway.evaluation.reporting.comparison import hull, pareto
+from gateway.evaluation.reporting.drawing import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
-from gateway.evaluation.reporting.plain_report import as_plain
+from gateway.evaluation.reporting.published import CAVEAT, compare_with_paper
+from gateway.evaluation.reporting.tables import flips
 from gateway.evaluation.statistics import MIN_QUESTIONS
 from gateway.version import __version__
 
@@ -26,44 +26,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.reporting.excerpts import Flips
-    from gateway.evaluation.reporting.report import ReportGroup, ReportSection
-    from gateway.evaluation.reporting.tables import ReportTable
+    from gateway.evaluation.reporting.comparison import SettingComparison, ShareInterval
+    from gateway.evaluation.reporting.report import QuestionTimes, ReportGroup, ReportRow, ReportSection
 
 FIGURES = "figures"
 _BLANKS = re.compile(r"[^\S\u00a0]+")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 
-@dataclass(frozen=True, slots=True)
-class ReportChapter:
-    """A run on a page: `facts` describe the run, `paper` compares it with the paper if possible."""
-
-    anchor: str
-    title: str
-    facts: tuple[tuple[str, str], ...]
-    remarks: tuple[str, ...]
-    headline: tuple[str, ...]
-    tables: tuple[ReportTable, ...]
-    figures: tuple[Figure, ...]
-    omitted: tuple[OmittedFigure, ...]
-    flips: tuple[Flips, ...]
-    paper: PublishedComparison | None
-
-
 def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> list[Path]:
     """Write all files of a report and return their paths, the HTML first. Raises StartupError if writing fails."""
     chapters = [_chapter(section, number) for number, section in enumerate(sections, 1)]
-    overview = tables.overview(sections) if len(sections) > 1 else None
+    several = len(sections) > 1
     common = {
-        "title": "Does guidance pay?" if len(sections) > 1 else f"Does guidance pay? {chapters[0].title}",
+        "title": "Does guidance pay?" if several else f"Does guidance pay? {chapters[0]['title']}",
         "chapters": chapters,
-        "overview": overview,
+        "overview": tables.overview(sections) if several else None,
         "caveat": CAVEAT,
         "seed": seed,
         "version": __version__,
         "folder": FIGURES,
     }
+    plain = {"seed": seed, "runs": [_section(section) for section in sections]}
     html = _pages(autoescape=True)
     html.filters["svg"] = Markup  # generated here, with all texts escaped
     html.globals |= {"light": drawing.colors("light"), "dark": drawing.colors("dark")}
@@ -72,10 +56,10 @@ def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> lis
     files = {
         "report.html": html.get_template("report.html").render(common),
         "report.md": marked.get_template("report.md").render(common),
-        "report.json": orjson.dumps(as_plain(sections, seed), option=orjson.OPT_INDENT_2).decode() + "\n",
+        "report.json": orjson.dumps(plain, option=orjson.OPT_INDENT_2).decode() + "\n",
     }
     for chapter in chapters:
-        files |= {f"{FIGURES}/{one.name}.svg": drawing.standalone(one.svg, one.alt) for one in chapter.figures}
+        files |= {f"{FIGURES}/{one.name}.svg": drawing.standalone(one.svg, one.alt) for one in chapter["figures"]}
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -103,32 +87,23 @@ def _pages(*, autoescape: bool) -> Environment:
     return environment
 
 
-def _chapter(section: ReportSection, number: int) -> ReportChapter:
+def _chapter(section: ReportSection, number: int) -> dict[str, Any]:
     manifest = section.run.manifest
     drawn = list(figures(section, f"run{number}"))
-    rows = section.rows
-    found = (
-        tables.accuracy(rows),
-        tables.comparisons(rows),
-        tables.tokens(rows),
-        tables.lengths(rows),
-        tables.money(rows),
-        tables.waits(rows),
-        tables.stages(section),
-        tables.events(rows),
-    )
-    return ReportChapter(
-        anchor=f"run{number}",
-        title=f"{manifest.data}: {manifest.teacher} over {manifest.student}",
-        facts=tuple(_facts(section)),
-        remarks=section.run.remarks,
-        headline=tuple(_headline(section)),
-        tables=tuple(table for table in found if table is not None and table.rows),
-        figures=tuple(one for one in drawn if isinstance(one, Figure)),
-        omitted=tuple(one for one in drawn if isinstance(one, OmittedFigure)),
-        flips=tuple(flips(section)),
-        paper=compare_with_paper(section),
-    )
+    of_rows = (tables.accuracy, tables.comparisons, tables.tokens, tables.lengths, tables.money, tables.waits)
+    found = [*(table(section.rows) for table in of_rows), tables.stages(section), tables.events(section.rows)]
+    return {
+        "anchor": f"run{number}",
+        "title": f"{manifest.data}: {manifest.teacher} over {manifest.student}",
+        "facts": list(_facts(section)),
+        "remarks": section.run.remarks,
+        "headline": list(_headline(section)),
+        "tables": [table for table in found if table.rows],
+        "figures": [one for one in drawn if isinstance(one, Figure)],
+        "omitted": [one for one in drawn if isinstance(one, OmittedFigure)],
+        "flips": list(flips(section)),
+        "paper": compare_with_paper(section),
+    }
 
 
 def _facts(section: ReportSection) -> Iterator[tuple[str, str]]:
@@ -139,8 +114,8 @@ def _facts(section: ReportSection) -> Iterator[tuple[str, str]]:
     yield "Student", manifest.student
     for role, (read, wrote) in manifest.prices.items():
         yield f"Price of the {role}", f"{w.usd(read)} USD per 1M input tokens, {w.usd(wrote)} per 1M output tokens"
-    path = "live, through a whole gateway" if manifest.live else "in two stages: first the guidance, then the answers"
-    yield "Path", path
+    stages = "in two stages: first the guidance, then the answers"
+    yield "Path", "live, through a whole gateway" if manifest.live else stages
     yield "Settings", f"{len(section.rows):,} of {len(manifest.settings):,} with answers"
     for group in section.groups:
         yield "Requests", f"{group.title}: {len(group.rows):,} settings"
@@ -177,8 +152,8 @@ def _best(group: ReportGroup) -> Iterator[str]:
         yield f"Best guided: {row.short_label} with {w.percent(accuracy)}, {group.best.why}."
         if row.kept is not None and row.measured is not None:
             yield (
-                f"It keeps {w.part(row.kept)} of the teacher's accuracy at {w.percent(row.measured.cost_share)} of its "
-                f"whole cost and {w.percent(row.measured.token_share)} of its output tokens."
+                f"It keeps {w.part(row.kept)} of the teacher's accuracy at {w.percent(row.cost_share)} of its whole "
+                f"cost and {w.percent(row.token_share)} of its output tokens."
             )
         if group.best.mixture is not None:
             pays = "less" if group.best.beats_mixture(accuracy) else "no less"
@@ -186,3 +161,111 @@ def _best(group: ReportGroup) -> Iterator[str]:
                 f"Without guidance the same cost yields {w.percent(group.best.mixture)}, with some questions to the "
                 f"teacher alone and the rest to the student alone: {pays} than with it."
             )
+
+
+def _section(section: ReportSection) -> dict[str, Any]:
+    """Return a run for the JSON file, with unrounded numbers and money as exact text."""
+    manifest = msgspec.to_builtins(section.run.manifest)
+    manifest.pop("settings")
+    prices = section.run.manifest.prices
+    manifest["prices"] = {role: [w.plain(one) for one in usd] for role, usd in prices.items()}
+    return {
+        "folder": section.run.path.name,
+        "manifest": manifest,
+        "remarks": list(section.run.remarks),
+        "groups": [
+            {
+                "asked": group.title,
+                "common_questions": group.questions,
+                "settings": [_row(row) for row in group.rows],
+                "pareto": [one.name for one in pareto(group.points)],
+                "hull": [one.name for one in hull(group.points)],
+                "best": None if group.best is None else group.best._asdict(),
+            }
+            for group in section.groups
+        ],
+        "stages": [msgspec.to_builtins(one) | {"seconds_per_call": one.seconds_per_call} for one in section.stages],
+        "flips": [msgspec.to_builtins(one) for one in flips(section)],
+    }
+
+
+def _row(row: ReportRow) -> dict[str, Any]:
+    own, measured = row.summary, row.measured
+    return {
+        "setting": dict(own.setting),
+        "label": row.label,
+        "n": own.n,
+        "correct": own.correct,
+        "accuracy": own.accuracy,
+        "accuracy_interval": list(own.interval),
+        "score": own.score,
+        "opening_accuracy": own.guidance_accuracy,
+        "against_student": _comparison(row.student, row.student_p),
+        "against_teacher": _comparison(row.teacher, row.teacher_p),
+        "kept": _part(row.kept),
+        "gap_closed": _part(row.gap),
+        "tokens": {
+            "teacher": {"input": own.teacher_input_tokens, "output": own.teacher_output_tokens},
+            "student": {"input": own.student_input_tokens, "output": own.student_output_tokens},
+            "kept": own.kept_tokens,
+        },
+        "teacher_token_share": {"of_teacher_alone": row.token_share, "of_all_output": own.teacher_token_share},
+        "cost_usd": w.plain(own.cost_usd),
+        "teacher_usd": w.plain(own.teacher_usd),
+        "measured": None
+        if measured is None
+        else {
+            "n": measured.n,
+            "cost_usd": w.plain(measured.cost_usd),
+            "baseline_usd": w.plain(measured.teacher_usd),
+            "savings_usd": w.plain(measured.savings_usd),
+            "cost_share": measured.cost_share,
+        },
+        "on_this_answer": {
+            "baseline_usd": w.plain(own.baseline_usd),
+            "savings_usd": w.plain(own.savings_usd),
+            "cost_share": own.cost_share,
+        },
+        "seconds": _times(row.times) | {"speed_up": row.speed_up},
+        "modes": dict(own.modes),
+        "unguided": dict(own.unguided),
+        "errors": dict(own.errors),
+        "cut_for_length": own.cut,
+        "lengths": [{"by": by, "tokens": m, "questions": count} for (by, m), count in sorted(own.lengths.items())],
+    }
+
+
+def _comparison(found: SettingComparison | None, holm: float | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "reference": found.reference,
+        "pairs": found.n,
+        "difference": found.difference,
+        "interval": None if found.interval is None else list(found.interval),
+        "only_this_right": found.test.only_first,
+        "only_that_right": found.test.only_second,
+        "p": found.test.p,
+        "p_holm": holm,
+        "won": list(found.won),
+        "lost": list(found.lost),
+    }
+
+
+def _part(found: ShareInterval | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"value": found.value, "interval": None if found.interval is None else list(found.interval)}
+
+
+def _times(found: QuestionTimes) -> dict[str, Any]:
+    return {
+        "teacher_wait": found.teacher_wait_s,
+        "student_wait": found.student_wait_s,
+        "teacher_at": found.teacher_concurrency,
+        "student_at": found.student_concurrency,
+        "teacher_stage": found.teacher_s,
+        "student_stage": found.student_s,
+        "both_stages": found.busy_s,
+        "whole_answer": found.total_s,
+    }

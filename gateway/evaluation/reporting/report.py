@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.reporting.comparison import SettingComparison, compare, gap_closed, kept_share
-from gateway.evaluation.reporting.frontier import FrontierPoint, best
-from gateway.evaluation.reporting.labels import answered_by, label, request_in_words
-from gateway.evaluation.reporting.times import QuestionTimes, StageTime, stage_times, times
+from gateway.evaluation.reporting.comparison import (
+    FrontierPoint,
+    SettingComparison,
+    best,
+    compare,
+    gap_closed,
+    kept_share,
+)
+from gateway.evaluation.reporting.wording import answered_by, label, request_in_words
 from gateway.evaluation.statistics import holm
-from gateway.evaluation.summary import reference, summaries, summarize
+from gateway.evaluation.summary import reference, request_key, summaries, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.record import Example
-    from gateway.evaluation.reporting.comparison import ShareInterval
-    from gateway.evaluation.reporting.frontier import BestSetting
-    from gateway.evaluation.run_records import RunRecords
+    from gateway.evaluation.record import Example, RunRecords, StageRecord
+    from gateway.evaluation.reporting.comparison import BestSetting, ShareInterval
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.summary import SettingSummary
 
@@ -27,14 +31,113 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredCost:
-    """Cost and tokens of a setting compared with the teacher alone, on their common questions.
+class QuestionTimes:
+    """Mean seconds of one question; None without records.
 
-    Attributes:
-        n: Number of these questions.
-        cost_usd, teacher_usd: Costs of the setting, and of the teacher alone with its own answers.
-        token_share: Teacher output tokens as a part of those of the teacher alone (the paper's 52 %).
-        speed_up: Speed-up over the teacher alone; None without times.
+    The waits for each engine are measured with concurrent requests. `total_s` is measured by the client of a live run.
+    """
+
+    teacher_wait_s: float | None
+    student_wait_s: float | None
+    teacher_concurrency: int | None
+    student_concurrency: int | None
+    total_s: float | None
+
+    @property
+    def teacher_s(self) -> float | None:
+        """Return the engine time of the teacher: the wait divided by the number of concurrent requests."""
+        return _divide(self.teacher_wait_s, self.teacher_concurrency)
+
+    @property
+    def student_s(self) -> float | None:
+        return _divide(self.student_wait_s, self.student_concurrency)
+
+    @property
+    def busy_s(self) -> float | None:
+        """Return the engine time of both stages: the paper's time of the whole set, for one question."""
+        parts = [one for one in (self.teacher_s, self.student_s) if one is not None]
+        waited = [one for one in (self.teacher_wait_s, self.student_wait_s) if one is not None]
+        return sum(parts) if parts and len(parts) == len(waited) else None
+
+    @property
+    def parts(self) -> tuple[float, float] | None:
+        """Return the teacher's and the student's seconds of an answer: waits in a live run, else engine times."""
+        teacher_s, student_s = self.teacher_s, self.student_s
+        if self.total_s is not None:
+            teacher_s, student_s = self.teacher_wait_s, self.student_wait_s
+        elif self.busy_s is None:
+            return None
+        return None if teacher_s is None and student_s is None else (teacher_s or 0.0, student_s or 0.0)
+
+    def speed_up(self, over: QuestionTimes) -> float | None:
+        """Return the speed-up over `over`, by the client's times in a live run, else by engine times."""
+        own, other = (self.total_s, over.total_s) if self.total_s is not None else (self.busy_s, over.busy_s)
+        return other / own if own and other else None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """All sittings of one stage under one setting at one concurrency."""
+
+    stage: str
+    setting: str
+    concurrency: int
+    sittings: int
+    calls: int
+    seconds: float
+
+    @property
+    def seconds_per_call(self) -> float | None:
+        return self.seconds / self.calls if self.calls else None
+
+
+def times(summary: SettingSummary, stages: Sequence[StageRecord]) -> QuestionTimes:
+    """Return the times of one setting."""
+    # The means are over questions with a call; a question that the teacher completed has no student time.
+    teacher_s, student_s, n = summary.teacher_s, summary.student_s, summary.n
+    return QuestionTimes(
+        teacher_wait_s=None if teacher_s is None else teacher_s * summary.teacher_timed / n,
+        student_wait_s=None if student_s is None else student_s * summary.student_timed / n,
+        teacher_concurrency=None if summary.mode == "student" else _concurrency("teacher", summary.name, stages),
+        student_concurrency=None if summary.mode == "teacher" else _concurrency("student", summary.name, stages),
+        total_s=summary.total_s,
+    )
+
+
+def stage_times(stages: Sequence[StageRecord]) -> list[StageTime]:
+    """Add up the records by stage, setting and concurrency, in order of appearance."""
+    found: dict[tuple[str, str, int], list[StageRecord]] = {}
+    for stage in stages:
+        found.setdefault((stage.stage, stage.setting, stage.concurrency), []).append(stage)
+    return [
+        StageTime(*key, len(group), sum(one.calls for one in group), sum(one.seconds for one in group))
+        for key, group in found.items()
+    ]
+
+
+def _concurrency(stage: str, setting: str, stages: Sequence[StageRecord]) -> int | None:
+    """Return the concurrency with the most calls of the stage, of this setting or else of any setting.
+
+    Guidance of a shorter length is cut from that of a longer one, without its own calls.
+    """
+    of_stage = [one for one in stages if one.stage == stage and one.calls and one.concurrency]
+    own = [one for one in of_stage if one.setting == setting] or of_stage
+    calls: Counter[int] = Counter()
+    for one in own:
+        calls[one.concurrency] += one.calls
+    return max(calls, key=lambda concurrency: (calls[concurrency], -concurrency)) if calls else None
+
+
+def _divide(waited_s: float | None, concurrency: int | None) -> float | None:
+    return None if waited_s is None or not concurrency else waited_s / concurrency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredCost:
+    """Cost and tokens of a setting compared with the teacher alone and its own answers, on their n common questions.
+
+    `token_share` has the teacher's output tokens as a part of those of the teacher alone (the paper's 52 %). `speed_up`
+    is None without times.
     """
 
     n: int
@@ -75,6 +178,18 @@ class ReportRow:
     gap: ShareInterval | None = None
     measured: MeasuredCost | None = None
 
+    @property
+    def token_share(self) -> float | None:
+        return None if self.measured is None else self.measured.token_share
+
+    @property
+    def cost_share(self) -> float | None:
+        return None if self.measured is None else self.measured.cost_share
+
+    @property
+    def speed_up(self) -> float | None:
+        return None if self.measured is None else self.measured.speed_up
+
 
 @dataclass(frozen=True, slots=True)
 class ReportGroup:
@@ -99,17 +214,20 @@ class ReportGroup:
 
     @property
     def comparable(self) -> list[ReportRow]:
-        """Return the rows of `common`."""
         return [row for row in self.rows if row.summary.name in self.common]
 
     @property
     def questions(self) -> int:
-        """Return the number of common questions."""
         return next((summary.n for summary in self.common.values()), 0)
 
     def alone(self, mode: Mode) -> ReportRow | None:
         """Return the teacher or the student alone."""
         return next((row for row in self.rows if row.summary.mode == mode), None)
+
+    def accuracy_of(self, mode: Mode) -> float | None:
+        """Return the accuracy of the teacher or the student alone on the common questions."""
+        row = self.alone(mode)
+        return None if row is None else self.on_common(row).accuracy
 
     @property
     def guided(self) -> list[ReportRow]:
@@ -121,7 +239,6 @@ class ReportGroup:
 
     @property
     def points(self) -> list[FrontierPoint]:
-        """Return the comparable settings by cost and accuracy."""
         return [points(summary) for summary in self.common.values()]
 
 
@@ -147,44 +264,36 @@ def points(summary: SettingSummary) -> FrontierPoint:
 
 def section(run: RunRecords, seed: int) -> ReportSection:
     """Compare all settings of a run. Intervals are reproducible for a seed."""
-    answers: dict[str, dict[str, Example]] = {}
-    for one in run.examples:
-        answers.setdefault(one.setting, {})[one.question] = one
     found = summaries(run.manifest.settings, run.examples)
-    plain = [summary.setting for summary in found]
-    rows = [_row(summary, found, answers, run, seed) for summary in found]
-    rows = [replace(row, label=label(row.summary.setting, plain)) for row in rows]
-    rows = [replace(row, short_label=answered_by(row.summary.setting, plain)) for row in rows]
-    adjusted = list(_adjusted(rows))
-    stages = tuple(stage_times(run.stages))
-    labels = {row.summary.name: row.label for row in adjusted}
-    return ReportSection(run, answers, tuple(_groups(adjusted, answers)), stages, labels)
+    rows = list(_adjusted([_row(summary, found, run, seed) for summary in found]))
+    labels = {row.summary.name: row.label for row in rows}
+    groups = tuple(_groups(rows, run.by_setting))
+    return ReportSection(run, run.by_setting, groups, tuple(stage_times(run.stages)), labels)
 
 
-def _row(
-    summary: SettingSummary, among: Sequence[SettingSummary], answers: Mapping[str, Answers], run: RunRecords, seed: int
-) -> ReportRow:
-    own = answers[summary.name]
-    row = ReportRow(summary=summary, label="", short_label="", times=times(summary, run.stages))
+def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecords, seed: int) -> ReportRow:
+    plain = [one.setting for one in among]
+    row = ReportRow(
+        summary=summary,
+        label=label(summary.setting, plain),
+        short_label=answered_by(summary.setting, plain),
+        times=times(summary, run.stages),
+    )
+    own = run.by_setting[summary.name]
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
     if summary.mode != "student" and student is not None:
-        row = replace(row, student=compare(own, answers[student.name]))
+        row = replace(row, student=compare(own, run.by_setting[student.name]))
     if summary.mode != "teacher" and teacher is not None:
-        by_teacher = answers[teacher.name]
-        row = replace(
-            row,
-            teacher=compare(own, by_teacher),
-            kept=kept_share(own, by_teacher, seed),
-            measured=_measured(summary, own, teacher, by_teacher, run),
-        )
+        by_teacher = run.by_setting[teacher.name]
+        kept, measured = kept_share(own, by_teacher, seed), _measured(summary, teacher, run)
+        row = replace(row, teacher=compare(own, by_teacher), kept=kept, measured=measured)
         if summary.mode == "guided" and student is not None:
-            row = replace(row, gap=gap_closed(own, answers[student.name], by_teacher, seed))
+            row = replace(row, gap=gap_closed(own, run.by_setting[student.name], by_teacher, seed))
     return row
 
 
-def _measured(
-    summary: SettingSummary, own: Answers, teacher: SettingSummary, by_teacher: Answers, run: RunRecords
-) -> MeasuredCost | None:
+def _measured(summary: SettingSummary, teacher: SettingSummary, run: RunRecords) -> MeasuredCost | None:
+    own, by_teacher = run.by_setting[summary.name], run.by_setting[teacher.name]
     shared = [question for question in own if question in by_teacher]
     if not shared:
         return None
@@ -202,23 +311,19 @@ def _measured(
 
 def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
     """Set Holm's p-values of all guided settings: one family against the student, one against the teacher."""
-    against: dict[str, dict[str, float]] = {}
-    for mode in ("student", "teacher"):
-        tests = {
-            row.summary.name: found.test.p
-            for row in rows
-            if row.summary.mode == "guided" and (found := row.student if mode == "student" else row.teacher)
-        }
-        against[mode] = dict(zip(tests, holm(list(tests.values())), strict=True))
+    guided = [row for row in rows if row.summary.mode == "guided"]
+    student = {row.summary.name: row.student.test.p for row in guided if row.student is not None}
+    teacher = {row.summary.name: row.teacher.test.p for row in guided if row.teacher is not None}
+    student, teacher = (dict(zip(ps, holm(list(ps.values())), strict=True)) for ps in (student, teacher))
     for row in rows:
         name = row.summary.name
-        yield replace(row, student_p=against["student"].get(name), teacher_p=against["teacher"].get(name))
+        yield replace(row, student_p=student.get(name), teacher_p=teacher.get(name))
 
 
 def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterator[ReportGroup]:
     by_request: dict[object, list[ReportRow]] = {}
     for row in rows:
-        by_request.setdefault(row.summary.request_key, []).append(row)
+        by_request.setdefault(request_key(row.summary.setting), []).append(row)
     order = ("teacher", "student", "guided")
     for some in by_request.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
@@ -230,15 +335,9 @@ def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterat
 def _common(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> dict[str, SettingSummary]:
     """Return the comparable settings by name, with at least half of the maximum of questions, on the common ones."""
     max_questions = max(row.summary.n for row in rows)
-    enough = [row for row in rows if 2 * row.summary.n >= max_questions]
-    shared = [
-        question
-        for question in enough[0].summary.questions
-        if all(question in answers[row.summary.name] for row in enough)
-    ]
-    if not shared:
-        return {}
+    enough = {row.summary.name: row.summary.setting for row in rows if 2 * row.summary.n >= max_questions}
+    first = next(iter(enough))
+    shared = [question for question in answers[first] if all(question in answers[name] for name in enough)]
     return {
-        row.summary.name: summarize(row.summary.setting, [answers[row.summary.name][one] for one in shared])
-        for row in enough
+        name: summarize(setting, [answers[name][one] for one in shared]) for name, setting in enough.items() if shared
     }

@@ -1,28 +1,32 @@
-"""The tables of a report, as text cells for all formats."""
+"""The tables of a report, as text cells for all formats, and the questions on which two settings differ."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.evaluation.reporting import wording as w
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from gateway.evaluation.reporting.comparison import SettingComparison
-    from gateway.evaluation.reporting.report import ReportRow, ReportSection
+    from gateway.evaluation.record import Example
+    from gateway.evaluation.reporting.report import MeasuredCost, ReportRow, ReportSection
 
-
+MAX_WORDS = 20
+MAX_CHARS = 160
+"""Limit for texts without spaces, in which 20 words may be the whole text."""
+MAX_QUESTIONS = 3
+"""Maximum questions per direction."""
 _NO_TEACHER = "no teacher alone"
+# Control characters, writing directions, surrogates: some of them would corrupt a page.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """A table of unescaped text; the first cell of a row names the row.
-
-    `note`: explanation of the columns; may be empty.
-    """
+    """A table of unescaped text; the first cell of a row names the row. `note` explains the columns."""
 
     title: str
     columns: tuple[str, ...]
@@ -30,24 +34,28 @@ class ReportTable:
     note: str = ""
 
 
+def _settings(
+    title: str, rows: Sequence[ReportRow], columns: Mapping[str, Callable[[ReportRow], str]], note: str
+) -> ReportTable:
+    cells = tuple((row.label, *(cell(row) for cell in columns.values())) for row in rows)
+    return ReportTable(title, ("setting", *columns), cells, note)
+
+
 def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
     """Return the accuracies, and their relation to the teacher's."""
-    return ReportTable(
+    columns: dict[str, Callable[[ReportRow], str]] = {
+        "n": lambda row: f"{row.summary.n:,}",
+        "right": lambda row: f"{row.summary.correct:,}",
+        "accuracy": lambda row: w.percent(row.summary.accuracy),
+        "95 %": lambda row: w.percents(row.summary.interval),
+        "guidance alone": lambda row: w.percent(row.summary.guidance_accuracy),
+        "kept of the teacher's": lambda row: w.part(row.kept),
+        "gap closed": lambda row: w.part(row.gap),
+    }
+    return _settings(
         "Accuracy",
-        ("setting", "n", "right", "accuracy", "95 %", "guidance alone", "kept of the teacher's", "gap closed"),
-        tuple(
-            (
-                row.label,
-                f"{row.summary.n:,}",
-                f"{row.summary.correct:,}",
-                w.percent(row.summary.accuracy),
-                w.percents(row.summary.interval),
-                w.percent(_guidance_accuracy(row)),
-                w.part(row.kept),
-                w.part(row.gap),
-            )
-            for row in rows
-        ),
+        rows,
+        columns,
         "95 %: Wilson's interval. Guidance alone: accuracy of the teacher's kept tokens alone (the paper's "
         "ACC_teacher). Gap closed: (guided - student) / (teacher - student), only if the teacher is significantly "
         "better. In parentheses: paired bootstrap, 95 %; omitted if no question distinguishes the two.",
@@ -57,28 +65,23 @@ def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
 def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
     """Return the comparisons with the student and the teacher alone."""
     found = [
-        (row.label, against, *_compared(comparison, holm))
+        (row.label, against, one, holm)
         for row in rows
-        for against, comparison, holm in (
-            ("student", row.student, row.student_p),
-            ("teacher", row.teacher, row.teacher_p),
-        )
-        if comparison is not None
+        for against, one, holm in (("student", row.student, row.student_p), ("teacher", row.teacher, row.teacher_p))
     ]
+    cells = [
+        (
+            *(label, against, f"{one.n:,}", w.points(one.difference), w.point_range(one.interval)),
+            *(f"{one.test.only_first:,}", f"{one.test.only_second:,}", w.p(one.test.p), w.p(holm)),
+        )
+        for label, against, one, holm in found
+        if one is not None
+    ]
+    only = ("only this right", "only that right")
     return ReportTable(
         "Comparison with the student and the teacher alone",
-        (
-            "setting",
-            "against",
-            "pairs",
-            "difference",
-            "95 %",
-            "only this right",
-            "only that right",
-            "p",
-            "p (Holm)",
-        ),
-        tuple(found),
+        ("setting", "against", "pairs", "difference", "95 %", *only, "p", "p (Holm)"),
+        tuple(cells),
         "On common questions, in percentage points. p is McNemar's, exact and two-sided, from the questions that only "
         "one of the two answers correctly. p (Holm) is adjusted for all guided settings of the run that are compared "
         "with a student, or with a teacher. 95 %: Agresti and Min's interval for pairs.",
@@ -87,27 +90,21 @@ def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
 
 def tokens(rows: Sequence[ReportRow]) -> ReportTable:
     """Return the mean input and output tokens of an answer."""
-    return ReportTable(
+
+    def kept(row: ReportRow) -> str:
+        return w.mean(row.summary.kept_tokens, row.summary.n) if row.summary.mode == "guided" else w.NONE
+
+    columns: dict[str, Callable[[ReportRow], str]] = {
+        "teacher input + output": lambda row: _tokens(row, "teacher"),
+        "teacher kept": kept,
+        "student input + output": lambda row: _tokens(row, "student"),
+        "part of the teacher alone's output": lambda row: w.percent(row.token_share),
+        "part of all output": lambda row: w.percent(row.summary.teacher_token_share),
+    }
+    return _settings(
         "Tokens",
-        (
-            "setting",
-            "teacher input + output",
-            "teacher kept",
-            "student input + output",
-            "part of the teacher alone's output",
-            "part of all output",
-        ),
-        tuple(
-            (
-                row.label,
-                _tokens(row, "teacher"),
-                w.mean(row.summary.kept_tokens, row.summary.n) if row.summary.mode == "guided" else w.NONE,
-                _tokens(row, "student"),
-                w.percent(None if row.measured is None else row.measured.token_share),
-                w.percent(row.summary.teacher_token_share),
-            )
-            for row in rows
-        ),
+        rows,
+        columns,
         "Mean of one answer, as counted by the engines. Part of the teacher alone's output: the teacher's output "
         "tokens relative to the teacher alone, which the paper calls cost (52 %). Part of all output: relative to the "
         "output of both models. Neither is the cost, which the next table has.",
@@ -130,80 +127,70 @@ def lengths(rows: Sequence[ReportRow]) -> ReportTable:
 
 def money(rows: Sequence[ReportRow]) -> ReportTable:
     """Return the mean cost of an answer, compared with the teacher alone."""
-    return ReportTable(
+
+    def measured(row: ReportRow, cell: Callable[[MeasuredCost], str]) -> str:
+        return w.NONE if row.measured is None else cell(row.measured)
+
+    columns: dict[str, Callable[[ReportRow], str]] = {
+        "cost": lambda row: w.per_thousand(row.summary.cost_per_answer),
+        "teacher's part": lambda row: w.per_thousand(row.summary.teacher_usd / row.summary.n),
+        "teacher alone, measured": lambda row: measured(row, lambda one: w.per_thousand(one.teacher_usd / one.n)),
+        "savings": lambda row: measured(row, lambda one: w.per_thousand(one.savings_usd / one.n)),
+        "cost share": lambda row: w.percent(row.cost_share),
+        "teacher alone, this answer": lambda row: w.per_thousand(row.summary.baseline_usd / row.summary.n),
+        "savings, this answer": lambda row: w.per_thousand(row.summary.savings_usd / row.summary.n),
+        "cost share, this answer": lambda row: w.percent(row.summary.cost_share),
+    }
+    return _settings(
         "Cost in USD per 1,000 answers",
-        (
-            "setting",
-            "cost",
-            "teacher's part",
-            "teacher alone, measured",
-            "savings",
-            "cost share",
-            "teacher alone, this answer",
-            "savings, this answer",
-            "cost share, this answer",
-        ),
-        tuple(_money(row) for row in rows),
+        rows,
+        columns,
         "Prompts and answers of both models. Measured: cost of the teacher alone for the same questions with its own "
         "answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the whole "
         "cost relative to either one.",
     )
 
 
-def waits(rows: Sequence[ReportRow]) -> ReportTable | None:
-    """Return the seconds of an answer; None without times."""
-    if all(row.times.teacher_wait_s is row.times.student_wait_s is row.times.total_s is None for row in rows):
-        return None
-    return ReportTable(
+def waits(rows: Sequence[ReportRow]) -> ReportTable:
+    """Return the seconds of an answer; a table without rows if there are no times."""
+
+    def wait(waited_s: float | None, concurrency: int | None) -> str:
+        return w.seconds(waited_s) + (f" (at {concurrency})" if waited_s is not None and concurrency else "")
+
+    columns: dict[str, Callable[[ReportRow], str]] = {
+        "waited for teacher": lambda row: wait(row.times.teacher_wait_s, row.times.teacher_concurrency),
+        "waited for student": lambda row: wait(row.times.student_wait_s, row.times.student_concurrency),
+        "teacher stage": lambda row: w.seconds(row.times.teacher_s),
+        "student stage": lambda row: w.seconds(row.times.student_s),
+        "both stages": lambda row: w.seconds(row.times.busy_s),
+        "whole answer, live": lambda row: w.seconds(row.times.total_s),
+        "speed-up": lambda row: w.times(row.speed_up),
+    }
+    timed = any((row.times.teacher_wait_s, row.times.student_wait_s, row.times.total_s) != (None,) * 3 for row in rows)
+    return _settings(
         "Seconds per answer",
-        (
-            "setting",
-            "waited for teacher",
-            "waited for student",
-            "teacher stage",
-            "student stage",
-            "both stages",
-            "whole answer, live",
-            "speed-up",
-        ),
-        tuple(
-            (
-                row.label,
-                _wait(row.times.teacher_wait_s, row.times.teacher_concurrency),
-                _wait(row.times.student_wait_s, row.times.student_concurrency),
-                w.seconds(row.times.teacher_s),
-                w.seconds(row.times.student_s),
-                w.seconds(row.times.busy_s),
-                w.seconds(row.times.total_s),
-                w.times(None if row.measured is None else row.measured.speed_up),
-            )
-            for row in rows
-        ),
+        rows if timed else (),
+        columns,
         "Waited: time until the text of the engine was complete, with concurrent requests. Stage: that wait divided by "
         "the number of concurrent requests, which is the engine time of one answer. Speed-up: time of the teacher "
         "alone divided by that of the setting, for whole answers in a live run, else for both stages.",
     )
 
 
-def stages(section: ReportSection) -> ReportTable | None:
-    """Return the durations of the stages; None without records."""
-    if not section.stages:
-        return None
+def stages(section: ReportSection) -> ReportTable:
+    """Return the durations of the stages."""
+    cells = [
+        (
+            *(section.labels.get(one.setting, one.setting), one.stage),
+            *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sittings:,}", f"{one.calls:,}"),
+            *(w.seconds(one.seconds), w.seconds(one.seconds_per_call)),
+        )
+        for one in section.stages
+    ]
     return ReportTable(
         "Stages",
         ("setting", "stage", "concurrency", "sittings", "calls", "wall seconds", "seconds per call"),
-        tuple(
-            (
-                section.labels.get(one.setting, one.setting),
-                one.stage,
-                f"{one.concurrency:,}" if one.concurrency else w.NONE,
-                f"{one.sittings:,}",
-                f"{one.calls:,}",
-                w.seconds(one.seconds),
-                w.seconds(one.seconds_per_call),
-            )
-            for one in section.stages
-        ),
+        tuple(cells),
         "Only new calls count: stored texts are not requested again, and guidance of one length is cut from that of a "
         "longer one.",
     )
@@ -211,19 +198,16 @@ def stages(section: ReportSection) -> ReportTable | None:
 
 def events(rows: Sequence[ReportRow]) -> ReportTable:
     """Return outcomes other than a regular answer."""
-    return ReportTable(
+    columns: dict[str, Callable[[ReportRow], str]] = {
+        "answered": lambda row: w.counted(row.summary.modes),
+        "unguided": lambda row: w.counted(row.summary.unguided) if row.summary.mode == "guided" else w.NONE,
+        "errors": lambda row: w.counted(row.summary.errors),
+        "truncated": lambda row: f"{row.summary.cut:,}",
+    }
+    return _settings(
         "Outcomes",
-        ("setting", "answered", "unguided", "errors", "truncated"),
-        tuple(
-            (
-                row.label,
-                w.counted(row.summary.modes),
-                w.counted(row.summary.unguided) if row.summary.mode == "guided" else w.NONE,
-                w.counted(row.summary.errors),
-                f"{row.summary.cut:,}",
-            )
-            for row in rows
-        ),
+        rows,
+        columns,
         "With the values of receipts. An error counts as a wrong answer. Truncated: answers that ended at their token "
         "limit.",
     )
@@ -234,53 +218,22 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
     found = []
     for section in sections:
         for group in section.groups:
-            teacher, student, row = group.alone("teacher"), group.alone("student"), group.best_row
-            found.append(
-                (
-                    f"{section.run.manifest.data} ({section.run.path.name}): {group.title}",
-                    w.percent(None if student is None else group.on_common(student).accuracy),
-                    w.percent(None if teacher is None else group.on_common(teacher).accuracy),
-                    (_NO_TEACHER if teacher is None else "none pays") if row is None else row.short_label,
-                    w.percent(None if row is None else group.on_common(row).accuracy),
-                    w.part(None if row is None else row.kept),
-                    w.part(None if row is None else row.gap),
-                    w.percent(None if row is None or row.measured is None else row.measured.token_share),
-                    w.percent(None if row is None or row.measured is None else row.measured.cost_share),
-                )
-            )
+            student, teacher = group.accuracy_of("student"), group.accuracy_of("teacher")
+            run = f"{section.run.manifest.data} ({section.run.path.name}): {group.title}"
+            best = (w.NONE,) * 5
+            if (row := group.best_row) is not None:
+                shares = (w.part(row.kept), w.part(row.gap), w.percent(row.token_share), w.percent(row.cost_share))
+                best = (w.percent(group.on_common(row).accuracy), *shares)
+            name = (_NO_TEACHER if teacher is None else "none pays") if row is None else row.short_label
+            found.append((run, w.percent(student), w.percent(teacher), name, *best))
+    best_columns = ("best guided setting", "its accuracy", "kept", "gap closed")
     return ReportTable(
         "All runs",
-        (
-            "run",
-            "student",
-            "teacher",
-            "best guided setting",
-            "its accuracy",
-            "kept",
-            "gap closed",
-            "part of the teacher's output",
-            "cost share",
-        ),
+        ("run", "student", "teacher", *best_columns, "part of the teacher's output", "cost share"),
         tuple(found),
         "Best: the cheapest guided setting that keeps 95 % of the teacher's accuracy, else the most accurate one that "
         "is cheaper than the teacher and better than the student. The selection uses the same questions.",
     )
-
-
-def _compared(found: SettingComparison, holm: float | None) -> tuple[str, ...]:
-    return (
-        f"{found.n:,}",
-        w.points(found.difference),
-        w.point_range(found.interval),
-        f"{found.test.only_first:,}",
-        f"{found.test.only_second:,}",
-        w.p(found.test.p),
-        w.p(holm),
-    )
-
-
-def _guidance_accuracy(row: ReportRow) -> float | None:
-    return None if row.summary.guidance_correct is None else row.summary.guidance_correct / row.summary.n
 
 
 def _tokens(row: ReportRow, role: str) -> str:
@@ -288,25 +241,69 @@ def _tokens(row: ReportRow, role: str) -> str:
     return f"{w.mean(read, row.summary.n)} + {w.mean(written, row.summary.n)}" if read or written else w.NONE
 
 
-def _money(row: ReportRow) -> tuple[str, ...]:
-    own, comparison = row.summary, row.measured
-    measured = (w.NONE, w.NONE, w.NONE)
-    if comparison is not None:
-        measured = (
-            w.per_thousand(comparison.teacher_usd / comparison.n),
-            w.per_thousand(comparison.savings_usd / comparison.n),
-            w.percent(comparison.cost_share),
-        )
-    return (
-        row.label,
-        w.per_thousand(own.cost_per_answer),
-        w.per_thousand(own.teacher_usd / own.n),
-        *measured,
-        w.per_thousand(own.baseline_usd / own.n),
-        w.per_thousand((own.baseline_usd - own.cost_usd) / own.n),
-        w.percent(float(own.cost_usd / own.baseline_usd) if own.baseline_usd else None),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """A question with different results of two settings, and the ends of their answers."""
+
+    question: str
+    found: str | None
+    reference_found: str | None
+    text: str
+    reference_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """Questions (`count`, of which the first are `shown`) that only a guided setting or only its reference answers
+    correctly.
+
+    `against` is "teacher" or "student". `way` is "won" if the guided setting is right, "lost" if the reference is.
+    """
+
+    label: str
+    against: str
+    way: str
+    count: int
+    shown: tuple[Flip, ...]
+
+
+def flips(section: ReportSection) -> Iterator[Flips]:
+    """Yield the flips of the best guided setting of each group; if none pays, of the most accurate one."""
+    for group in section.groups:
+        guided = group.guided
+        if not guided:
+            continue
+        row = group.best_row or max(guided, key=lambda one: one.summary.accuracy)
+        own = section.answers[row.summary.name]
+        for against, found in (("student", row.student), ("teacher", row.teacher)):
+            if found is None:
+                continue
+            other = section.answers[found.reference]
+            for way, questions in (("won", found.won), ("lost", found.lost)):
+                shown = tuple(_flip(question, own, other) for question in questions[:MAX_QUESTIONS])
+                yield Flips(label=row.label, against=against, way=way, count=len(questions), shown=shown)
+
+
+def excerpt(text: str) -> str:
+    """Return the last words of a text, which hold its result: at most `MAX_WORDS`, in one line and printable."""
+    words = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text).split()
+    short = " ".join(words[-MAX_WORDS:])
+    cut = len(words) > MAX_WORDS or len(short) > MAX_CHARS
+    return ("\u2026 " if cut else "") + short[-MAX_CHARS:]
+
+
+def _flip(question: str, own: Mapping[str, Example], other: Mapping[str, Example]) -> Flip:
+    answer, reference_answer = own[question], other[question]
+    return Flip(
+        question=question,
+        found=_result(answer),
+        reference_found=_result(reference_answer),
+        text=excerpt(answer.text),
+        reference_text=excerpt(reference_answer.text),
     )
 
 
-def _wait(waited_s: float | None, concurrency: int | None) -> str:
-    return w.seconds(waited_s) + (f" (at {concurrency})" if waited_s is not None and concurrency else "")
+def _result(one: Example) -> str | None:
+    if one.error is not None:
+        return f"error {one.error}"
+    return None if one.found is None else excerpt(one.found)
