@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway import wiring
 from gateway.accounting.alarm import BudgetAlerts
 from gateway.accounting.baseline import Encoding
 from gateway.accounting.budget_watch import BudgetMonitor
@@ -40,7 +41,8 @@ from gateway.api import keys
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
 from gateway.api.error_body import errors_as_openai
 from gateway.api.openapi.document import document
-from gateway.api.readiness import Readiness
+from gateway.api.probes import STARTUP, Readiness
+from gateway.api.reading_on import DISCONNECTS, Disconnects
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
@@ -51,20 +53,16 @@ from gateway.engines.watch import watch
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
+from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import RedisKeyring
-from gateway.keys.ring import Keyring
-from gateway.pipeline.admission import Admission
+from gateway.pipeline.admission import Admission, Slots
 from gateway.pipeline.completion import Completions
-from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
-from gateway.pipeline.deadlines.file import keep_written, read_times
-from gateway.pipeline.deadlines.times import GuidanceTimes
-from gateway.pipeline.disconnects import Disconnects
 from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
+from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes, keep_written, read_times
 from gateway.pipeline.quality_sampler import QualitySampler
 from gateway.pipeline.shadow import ShadowRequests
-from gateway.pipeline.slots import Slots
 from gateway.pipeline.student import StudentCall
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.policies import Policies
@@ -78,20 +76,6 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import usage_access
 from gateway.usage.uptime import Uptime
-from gateway.wiring import (
-    hourly_of,
-    init_engine_series,
-    leases_of,
-    limits_of,
-    max_comparisons,
-    max_output_of,
-    max_shadows,
-    name_series,
-    set_deadlines,
-    tracing_parts_of,
-    webhook_of,
-    when_role_changes,
-)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,8 +85,6 @@ if TYPE_CHECKING:
     from gateway.policy.files import PolicyFiles
 
 log = structlog.get_logger()
-
-MIDDLEWARES = [errors_as_openai]
 
 _ADMIN_BODY_BYTES = 65_536
 
@@ -122,12 +104,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class WatchedFiles:
-    """The configuration and policy files that the process reloads.
-
-    Attributes:
-        files: the files.
-        now: an event that triggers a reload at once.
-    """
+    """The configuration and policy files that the process reloads. The event `now` triggers a reload at once."""
 
     files: PolicyFiles
     now: asyncio.Event
@@ -139,44 +116,36 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """Construct a gateway, and close its parts on exit.
 
-    Args:
-        settings: config.yaml.
-        book: the policies.
-        redis_url: the URL of Redis.
-        worker: the number of the worker process; None: there is only one process.
-        watched: the files to reload; None: no reload.
-
-    Raises:
-        StartupError: Redis is unreachable, or an optional package is missing.
+    `worker` is the number of the worker process. None: there is only one process. Raises StartupError if Redis is
+    unreachable or an optional package is missing.
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = BackgroundTasks()
         policies = Policies(book, watched.files.edition() if watched is not None else None)
-        name_series(metrics, policies.policy_set)
-        policies.on_change(partial(name_series, metrics))
-        init_engine_series(metrics, (model.name for model in settings.models))
-        set_deadlines(metrics, policies.policy_set)
-        policies.on_change(partial(set_deadlines, metrics))
+        wiring.name_series(metrics, policies.policy_set)
+        policies.on_change(partial(wiring.name_series, metrics))
+        wiring.init_engine_series(metrics, (model.name for model in settings.models))
+        wiring.set_deadlines(metrics, policies.policy_set)
+        policies.on_change(partial(wiring.set_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
         process_id = f"{socket.gethostname()}-{secrets.token_hex(6)}"
-        tracing_parts = tracing_parts_of(settings, process_id, metrics)
-        if tracing_parts is not None:
-            stack.push_async_callback(tracing_parts.tracing.close)
-        tracing = None if tracing_parts is None else tracing_parts.tracing
+        tracing, spans, tracing_middlewares = wiring.tracing_parts_of(settings, process_id, metrics)
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
         retry_budgets = RetryBudgets()
         engines = await build(settings.models, policies, metrics, tracing, retry_budgets)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
-        lease_of = leases_of(settings.redis.lease_s, policies)
+        lease_of = wiring.leases_of(settings.redis.lease_s, policies)
         batcher = Batcher(
             redis,
             redis_keys,
             process_id=process_id,
-            limits={model.name: limits_of(model, engines[model.name], lease_of) for model in settings.models},
+            limits={model.name: wiring.limits_of(model, engines[model.name], lease_of) for model in settings.models},
             on_failure="reject" if settings.redis.on_failure == "reject" else "degrade",
             metrics=metrics,
         )
@@ -185,36 +154,26 @@ async def gateway(
         in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
         usage = usage_access(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
-        uptime = Uptime(redis, redis_keys, hourly_of(settings))
+        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings))
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
         }
         # Load tokenizers before the gateway listens: some block the whole process while they load.
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
-        alarm = BudgetAlerts(*webhook_of(settings), metrics=metrics, tasks=tasks)
+        alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         local_limits = LocalLimits(batcher.processes, batcher.joined_s)
         store = ReceiptStore(
-            redis,
-            in_redis,
-            local=local_limits,
-            on_event=alarm.send,
-            archive=usage.receipts.find,
-            metrics=metrics,
+            redis, in_redis, local=local_limits, on_event=alarm.send, archive=usage.receipts.find, metrics=metrics
         )
         redis.on_restart = store.resend
         spooler = Spooler(
-            redis,
-            in_redis,
-            store,
-            settings.data / "spool" / settings.redis.prefix,
-            receipts.spool_bytes,
-            metrics,
+            redis, in_redis, store, settings.data / "spool" / settings.redis.prefix, receipts.spool_bytes, metrics
         )
         stack.push_async_callback(spooler.close)
         prices = {model.name: model.price for model in settings.models}
-        max_output = max_output_of(settings.models, engines)
+        max_output = wiring.max_output_of(settings.models, engines)
         ledger = Ledger(
             store,
             prices=prices,
@@ -223,20 +182,13 @@ async def gateway(
             metrics=metrics,
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
-            spans=None if tracing_parts is None else tracing_parts.spans,
+            spans=spans,
             max_output=max_output,
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(process_id), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
         )
-        sweeper = IntentReaper(
-            redis,
-            in_redis,
-            ledger,
-            holds=store.holds,
-            tenants=policies.tenants,
-            lease_s=lease_s,
-        )
+        sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=policies.tenants, lease_s=lease_s)
         admission = Admission(
             settings.server.max_in_flight,
             ledger,
@@ -253,7 +205,7 @@ async def gateway(
             teacher_call=guide,
             student_call=student,
             shadows=ShadowRequests(
-                guide, student, admission, metrics, tasks, max_in_flight=max_shadows(settings), tracing=tracing
+                guide, student, admission, metrics, tasks, max_in_flight=wiring.max_shadows(settings), tracing=tracing
             ),
             quality_sampler=QualitySampler(
                 student,
@@ -263,7 +215,7 @@ async def gateway(
                 redis,
                 metrics,
                 tasks,
-                max_in_flight=max_comparisons(settings),
+                max_in_flight=max(1, wiring.max_shadows(settings) // 2),
                 tracing=tracing,
             ),
             admission=admission,
@@ -278,14 +230,13 @@ async def gateway(
 
         public = web.Application(
             client_max_size=settings.server.max_body_bytes,
-            middlewares=[*MIDDLEWARES, *(() if tracing_parts is None else (tracing_parts.middleware,))],
+            middlewares=[errors_as_openai, *tracing_middlewares],
         )
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
         sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys)
         admin = web.Application(
-            client_max_size=_ADMIN_BODY_BYTES,
-            middlewares=[*MIDDLEWARES, needs_key(sessions, OPEN_ADMIN_ROUTES)],
+            client_max_size=_ADMIN_BODY_BYTES, middlewares=[errors_as_openai, needs_key(sessions, OPEN_ADMIN_ROUTES)]
         )
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
@@ -294,7 +245,7 @@ async def gateway(
         admin[QUALITY], admin[COMPARISONS] = quality, usage.comparisons
         admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets)
-        public[keys.DISCONNECTS] = Disconnects(prices)
+        public[DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
         public[BODY_DECODER] = BodyDecoder()
         public[keys.EMBEDDINGS] = Embeddings(
@@ -346,9 +297,9 @@ async def gateway(
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
             app[keys.REDIS] = redis
-            app[keys.STARTUP] = startup
+            app[STARTUP] = startup
 
-        role_changed = when_role_changes(engines, policies)
+        role_changed = wiring.when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
         if watched is not None:
             reloader = Reloader(watched.files, policies, metrics, watched.now)

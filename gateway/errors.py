@@ -1,44 +1,9 @@
 """All errors of the gateway, in one tree. `api/error_body.py` renders them.
 
-GatewayError                     the label names the error in reply bodies, logs and metrics
-├── RequestError                 4xx: the caller can correct the request; `param` names the field
-│   ├── InvalidRequest           400
-│   ├── RouteWithoutGuidance     400: a device requested guidance from a route without guidance
-│   ├── EdgeVersion              400: the device's client and the gateway have no protocol version in common
-│   ├── NotAuthenticated         401
-│   ├── AdminKeyUnset            403: only on the admin listener
-│   ├── CrossOrigin              403: only on the admin listener
-│   ├── ModelNotFound            404
-│   ├── NotFound                 404
-│   ├── MethodNotAllowed         405
-│   ├── Conflict                 409: only on the admin listener
-│   ├── EdgeClosed               409: the request of a device's report is already settled
-│   ├── EdgeExpired              410: a device's report came too late
-│   ├── BodyTooLarge             413
-│   ├── BodyTooSlow              408
-│   ├── HeadTooLarge             431
-│   └── HeadTooSlow              408
-├── ServiceError                 the caller can only wait and retry
-│   ├── Overloaded               503, Retry-After: too many requests in flight, or the gateway is draining
-│   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy requires it
-│   ├── QueueFull                429, Retry-After: too many of the tenant's requests wait for guidance
-│   ├── RateLimited              429, Retry-After: a request or token limit of the tenant or the key
-│   │   └── NeverFits            429: the request alone exceeds the limit
-│   ├── BudgetSpent              429 insufficient_quota: the request exceeds the rest of the budget
-│   ├── TicketUnreadable         503, Retry-After: the request's ticket in Redis cannot be read
-│   └── StoreUnavailable         503, Retry-After: Redis is unreachable, and the configuration requires it
-│       └── UsageUnavailable     503, Retry-After: the usage database cannot be read
-├── EngineError                  502: a call to an engine (teacher or student) failed
-│   ├── EngineUnreachable        no connection, or the connection closed before the reply
-│   ├── EngineTimeout            504: connected, but no data within the timeout
-│   ├── EngineOverloaded         503, Retry-After: the engine answered 429 or 503
-│   ├── EngineRejected           another 4xx, `status_sent`, or fails for this request only (`proven`)
-│   │   └── EngineUnsupported    the gateway knows that the engine rejects such a request, and did not send it
-│   ├── CircuitOpen              503, Retry-After: the circuit breaker is open after failures or a requested pause
-│   ├── EngineFailed             the engine answered 5xx, or reported that generation failed
-│   └── EngineProtocolError      the reply breaks the engine's protocol
-└── StartupError                 the process cannot start; the message states the remedy
-    └── ConfigError              config.yaml or a policy file is invalid; `issues` lists all problems
+- RequestError: 4xx. The caller can correct the request; `param` names the field.
+- ServiceError: the caller can only wait and retry.
+- EngineError: a call to an engine (teacher or student) failed.
+- StartupError: the process cannot start. The message states the remedy.
 """
 
 from __future__ import annotations
@@ -73,22 +38,20 @@ _RETRY_AFTER_S = 1.0
 
 
 class GatewayError(Exception):
-    """Root of the tree.
+    """Root of the tree. `recorded` states whether a receipt records the error."""
 
-    Attributes:
-        label: a short, stable name.
-        status: the HTTP status of the reply.
-        kind: OpenAI's `error.type`.
-        code: OpenAI's `error.code`.
-        retry: whether the same request may succeed later. None: unknown.
-        recorded: whether a receipt records this error.
-    """
+    label: ClassVar[str] = "internal"  # a short, stable name for replies, logs and metrics
+    status: ClassVar[int] = 500  # the HTTP status of the reply
+    kind: ClassVar[str] = "server_error"  # OpenAI's `error.type`
+    code: ClassVar[str | None] = None  # OpenAI's `error.code`
+    retry: ClassVar[bool | None] = None  # whether the same request may succeed later; None: unknown
 
-    label: ClassVar[str] = "internal"
-    status: ClassVar[int] = 500
-    kind: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = None
-    retry: ClassVar[bool | None] = None
+    def __init_subclass__(cls, *, label: str = "", code: str = "", status: int = 0) -> None:
+        """Set the attributes that a class states in its header. The code is the label unless it is stated."""
+        if label:
+            cls.label, cls.code = label, code or label
+        if status:
+            cls.status = status
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -109,83 +72,63 @@ class InvalidRequest(RequestError):
     pass
 
 
-class RouteWithoutGuidance(RequestError):
-    label = code = "route_without_guidance"
+class RouteWithoutGuidance(RequestError, label="route_without_guidance"):
+    """A device requested guidance from a route without guidance."""
 
 
-class EdgeVersion(RequestError):
-    label = code = "edge_version"
+class EdgeVersion(RequestError, label="edge_version"):
+    """The device's client and the gateway have no protocol version in common."""
 
 
-class NotAuthenticated(RequestError):
-    label = "not_authenticated"
-    status = 401
-    code = "invalid_api_key"
+class NotAuthenticated(RequestError, label="not_authenticated", code="invalid_api_key", status=401):
+    pass
 
 
-class AdminKeyUnset(RequestError):
-    label = code = "admin_key_unset"
-    status = 403
+class AdminKeyUnset(RequestError, label="admin_key_unset", status=403):
+    """Only on the admin listener."""
 
 
-class CrossOrigin(RequestError):
-    label = code = "cross_origin"
-    status = 403
+class CrossOrigin(RequestError, label="cross_origin", status=403):
+    """Only on the admin listener."""
 
 
-class ModelNotFound(RequestError):
-    label = code = "model_not_found"
-    status = 404
+class ModelNotFound(RequestError, label="model_not_found", status=404):
+    pass
 
 
-class NotFound(RequestError):
-    label = code = "not_found"
-    status = 404
+class NotFound(RequestError, label="not_found", status=404):
+    pass
 
 
-class Conflict(RequestError):
-    label = code = "conflict"
-    status = 409
+class Conflict(RequestError, label="conflict", status=409):
+    """Only on the admin listener."""
 
 
-class EdgeClosed(RequestError):
-    label = code = "edge_closed"
-    status = 409
+class EdgeClosed(RequestError, label="edge_closed", status=409):
+    """The request of a device's report is already settled."""
 
 
-class EdgeExpired(RequestError):
-    label = code = "edge_expired"
-    status = 410
+class EdgeExpired(RequestError, label="edge_expired", status=410):
+    """A device's report came too late."""
 
 
-class MethodNotAllowed(RequestError):
-    label = code = "method_not_allowed"
-    status = 405
+class MethodNotAllowed(RequestError, label="method_not_allowed", status=405):
+    pass
 
 
-class BodyTooLarge(RequestError):
-    label = "body_too_large"
-    status = 413
-    code = "request_too_large"
+class BodyTooLarge(RequestError, label="body_too_large", code="request_too_large", status=413):
+    pass
 
 
-class BodyTooSlow(RequestError):
-    label = "body_too_slow"
-    status = 408
-    code = "request_timeout"
+class BodyTooSlow(RequestError, label="body_too_slow", code="request_timeout", status=408):
     retry = None
 
 
-class HeadTooLarge(RequestError):
-    label = "head_too_large"
-    status = 431
-    code = "request_too_large"
+class HeadTooLarge(RequestError, label="head_too_large", code="request_too_large", status=431):
+    pass
 
 
-class HeadTooSlow(RequestError):
-    label = "head_too_slow"
-    status = 408
-    code = "request_timeout"
+class HeadTooSlow(RequestError, label="head_too_slow", code="request_timeout", status=408):
     retry = None
 
 
@@ -194,54 +137,48 @@ class ServiceError(GatewayError):
     retry = True
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
-        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        super().__init__(message, param=param, retry_after_s=retry_after_s if self.retry else None)
 
 
-class Overloaded(ServiceError):
-    label = code = "overloaded"
+class Overloaded(ServiceError, label="overloaded"):
+    """Too many requests are in flight, or the gateway is draining."""
 
 
-class GuidanceUnavailable(ServiceError):
-    label = code = "guidance_unavailable"
+class GuidanceUnavailable(ServiceError, label="guidance_unavailable"):
+    """There is no guidance, and the policy requires it."""
 
 
-class QueueFull(ServiceError):
-    label = code = "queue_full"
-    status = 429
+class QueueFull(ServiceError, label="queue_full", status=429):
+    """Too many of the tenant's requests wait for guidance."""
+
     kind = "rate_limit_error"
 
 
-class RateLimited(ServiceError):
-    label = "rate_limited"
-    status = 429
+class RateLimited(ServiceError, label="rate_limited", code="rate_limit_exceeded", status=429):
+    """A request or token limit of the tenant or the key."""
+
     kind = "rate_limit_error"
-    code = "rate_limit_exceeded"
 
 
 class NeverFits(RateLimited):
+    """The request alone exceeds the limit."""
+
     retry = False
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, retry_after_s=None)
 
+class BudgetSpent(ServiceError, label="budget_spent", code="insufficient_quota", status=429):
+    """The request exceeds the rest of the budget."""
 
-class BudgetSpent(ServiceError):
-    label = "budget_spent"
-    status = 429
     kind = "insufficient_quota"
-    code = "insufficient_quota"
     retry = False
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, retry_after_s=None)
+
+class TicketUnreadable(ServiceError, label="ticket_unreadable"):
+    """The request's ticket in Redis cannot be read."""
 
 
-class TicketUnreadable(ServiceError):
-    label = code = "ticket_unreadable"
-
-
-class StoreUnavailable(ServiceError):
-    label = code = "store_unavailable"
+class StoreUnavailable(ServiceError, label="store_unavailable"):
+    """Redis is unreachable, and the configuration requires it."""
 
 
 class UsageUnavailable(StoreUnavailable):
@@ -251,7 +188,7 @@ class UsageUnavailable(StoreUnavailable):
         super().__init__("The usage database cannot be read now. Try again.")
 
 
-class EngineError(GatewayError):
+class EngineError(GatewayError, label="engine_error", status=502):
     """A call to an engine failed.
 
     Attributes:
@@ -263,8 +200,6 @@ class EngineError(GatewayError):
         engine_text: the part of `message` that the engine wrote, which may quote the prompt.
     """
 
-    label = code = "engine_error"
-    status = 502
     retryable = False
     may_have_run = True
 
@@ -301,19 +236,19 @@ class EngineError(GatewayError):
         return self.with_message(f"Engine '{self.engine}' failed a call that several requests share.")
 
 
-class EngineUnreachable(EngineError):
-    label = code = "engine_unreachable"
+class EngineUnreachable(EngineError, label="engine_unreachable"):
+    """No connection, or the connection closed before the reply."""
+
     retryable = True
 
 
-class EngineTimeout(EngineError):
-    label = code = "engine_timeout"
-    status = 504
+class EngineTimeout(EngineError, label="engine_timeout", status=504):
+    """Connected, but no data within the timeout."""
 
 
-class EngineOverloaded(EngineError):
-    label = code = "engine_overloaded"
-    status = 503
+class EngineOverloaded(EngineError, label="engine_overloaded", status=503):
+    """The engine answered 429 or 503."""
+
     retryable = True
     retry = True
 
@@ -324,22 +259,21 @@ class EngineOverloaded(EngineError):
         self.engine_retry_after_s = retry_after_s  # None: the engine sent no Retry-After; TGI never sends it
 
 
-class CircuitOpen(EngineError):
-    label = code = "engine_circuit_open"
-    status = 503
+class CircuitOpen(EngineError, label="engine_circuit_open", status=503):
+    """The circuit breaker is open after failures or a requested pause."""
+
     retry = True
     may_have_run = False
 
 
-class EngineRejected(EngineError):
-    """The engine rejected the request.
+class EngineRejected(EngineError, label="engine_rejected"):
+    """The engine rejected the request with another 4xx, or fails for this request only.
 
     Attributes:
         status_sent: the engine's HTTP status.
         proven: the engine reported a failure, and the evidence shows that only this request fails.
     """
 
-    label = code = "engine_rejected"
     retry = False
 
     def __init__(
@@ -361,10 +295,9 @@ class EngineUnsupported(EngineRejected):
     may_have_run = False
 
 
-class EngineFailed(EngineError):
+class EngineFailed(EngineError, label="engine_failed"):
     """The engine failed. `status_sent` is its HTTP status; None if it reported none."""
 
-    label = code = "engine_failed"
     retryable = True
 
     def __init__(self, message: str, *, engine: str, status_sent: int | None = None) -> None:
@@ -377,8 +310,8 @@ class EngineFailed(EngineError):
         return self.status_sent in {424, 500} and bool(self.engine_text)
 
 
-class EngineProtocolError(EngineError):
-    label = code = "engine_protocol_error"
+class EngineProtocolError(EngineError, label="engine_protocol_error"):
+    """The reply breaks the engine's protocol."""
 
 
 class StartupError(GatewayError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
-from functools import cache
+from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,19 +23,12 @@ _TEXT_MODES = frozenset({"chat", "completion", "responses", "embedding"})
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Prices in USD per token.
+    """Prices in USD per token."""
 
-    Attributes:
-        input_usd: input tokens that are not cached.
-        cached_input_usd: input tokens that the engine reads from its prompt cache.
-        output_usd: output tokens.
-        cache_write_usd: input tokens that the engine writes to its prompt cache.
-    """
-
-    input_usd: Decimal
-    cached_input_usd: Decimal
+    input_usd: Decimal  # input tokens that are not cached
+    cached_input_usd: Decimal  # input tokens that the engine reads from its prompt cache
     output_usd: Decimal
-    cache_write_usd: Decimal
+    cache_write_usd: Decimal  # input tokens that the engine writes to its prompt cache
 
     @classmethod
     def of_tokens(
@@ -73,19 +66,12 @@ class Price:
 
 
 def cost_usd(
-    price: Price,
-    input_tokens: int,
-    output_tokens: int,
-    cached_input_tokens: int = 0,
-    cache_write_input_tokens: int = 0,
+    price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
 ) -> Decimal:
     """Return the exact cost of one call.
 
-    Args:
-        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
-        cache_write_input_tokens: another part, which the engine wrote to that cache.
-
-    If both parts exceed `input_tokens` together, the cached part is reduced.
+    `cached_input_tokens` is the part of `input_tokens` that the engine read from its prompt cache. It wrote another
+    part to that cache. If both parts exceed `input_tokens` together, the cached part is reduced.
     """
     if min(input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens) < 0:
         raise ValueError("token counts cannot be negative")
@@ -105,21 +91,7 @@ def quantized(amount_usd: Decimal) -> Decimal:
 
 def total_usd(*amounts_usd: Decimal) -> Decimal:
     """Return the exact sum."""
-    total = Decimal(0)
-    for amount in amounts_usd:
-        total = _EXACT.add(total, amount)
-    return total
-
-
-def baseline_usd(
-    price: Price,
-    prompt_tokens: int,
-    answer_tokens: int,
-    cached_prompt_tokens: int = 0,
-    cache_write_prompt_tokens: int = 0,
-) -> Decimal:
-    """Return the cost of the baseline model, by default the teacher, for the same prompt and the whole answer."""
-    return cost_usd(price, prompt_tokens, answer_tokens, cached_prompt_tokens, cache_write_prompt_tokens)
+    return reduce(_EXACT.add, amounts_usd, Decimal(0))
 
 
 def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
@@ -134,23 +106,21 @@ def litellm_table(model: str) -> Price | None:
     `bedrock`. Rows without input and output prices, or with prices of 0, are ignored. The price 0 of a free model must
     be in config.yaml.
     """
-    row = _row(model)
-    return None if row is None else row.price
+    return _row(model).price
 
 
 def litellm_max_output(model: str) -> int | None:
     """Return the maximum output tokens of a model in LiteLLM's table; None if unknown."""
-    row = _row(model)
-    return None if row is None else row.max_output_tokens
+    return _row(model).max_output_tokens
 
 
 class _Row(NamedTuple):
-    provider: str
-    price: Price
-    max_output_tokens: int | None
+    provider: str = ""
+    price: Price | None = None
+    max_output_tokens: int | None = None
 
 
-def _row(model: str) -> _Row | None:
+def _row(model: str) -> _Row:
     table = _rows()
     if model in table:
         return table[model]
@@ -159,12 +129,11 @@ def _row(model: str) -> _Row | None:
         seller = table[name].provider
         if seller == provider or seller.startswith((provider + "_", provider + "-")):
             return table[name]
-    return None
+    return _Row()
 
 
 @cache
 def _rows() -> dict[str, _Row]:
-    """Return the rows of text and embedding models by model name."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from gateway.accounting.max_output import EngineMaxima
@@ -34,28 +34,15 @@ def max_shadows(settings: Settings) -> int:
     return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
 
 
-def max_comparisons(settings: Settings) -> int:
-    """Return the limit on quality comparisons in flight: half of the limit on shadow requests."""
-    return max(1, max_shadows(settings) // 2)
+def tracing_parts_of(
+    settings: Settings, process_id: str, metrics: Metrics
+) -> tuple[Tracing | None, ReceiptSpans | None, list[Middleware]]:
+    """Return the parts that export traces. Without a collector there are none, and OpenTelemetry is not imported.
 
-
-@dataclass(frozen=True, slots=True)
-class TracingParts:
-    """The parts that export traces."""
-
-    tracing: Tracing
-    spans: ReceiptSpans
-    middleware: Middleware
-
-
-def tracing_parts_of(settings: Settings, process_id: str, metrics: Metrics) -> TracingParts | None:
-    """Return the parts that export traces; None without a collector, which avoids the import of OpenTelemetry.
-
-    Raises:
-        StartupError: OpenTelemetry is not installed.
+    Raises StartupError if OpenTelemetry is not installed.
     """
     if settings.tracing.endpoint is None:
-        return None
+        return None, None, []
     try:
         from gateway.accounting.spans import ReceiptSpans
         from gateway.api.traced import traced
@@ -66,7 +53,7 @@ def tracing_parts_of(settings: Settings, process_id: str, metrics: Metrics) -> T
             f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or remove the endpoint."
         ) from error
     tracing = Tracing(settings.tracing, process_id, metrics)
-    return TracingParts(tracing, ReceiptSpans(), traced(tracing))
+    return tracing, ReceiptSpans(), [traced(tracing)]
 
 
 def name_series(metrics: Metrics, book: PolicySet) -> None:
@@ -96,10 +83,7 @@ def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
 
 
 def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
-    """Return an event for each engine, which is set when a policy change requires a new probe.
-
-    A probe is required when an engine becomes one that serves only embeddings, or is one no longer.
-    """
+    """Return an event for each engine, which is set when a policy makes it serve only embeddings, or no longer does."""
     only_embeds = {name: policies.policy_set.only_embeds(name) for name in engines}
     events = {name: asyncio.Event() for name in only_embeds}
 
@@ -131,21 +115,16 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     The lease is redis.lease, or the teacher's longest guidance deadline if that is longer, since a call must not
     outlive its permit. The lease follows policy changes.
     """
+    leases: dict[str, float] = {}
 
-    def leases_by_teacher(book: PolicySet) -> dict[str, float]:
-        leases: dict[str, float] = {}
+    def update(book: PolicySet) -> None:
+        leases.clear()
         for policy in book.policies:
             for route in policy.routes:
                 if route.teacher is not None:
                     leases[route.teacher] = max(leases.get(route.teacher, lease_s), route.guidance.max_deadline_s)
-        return leases
 
-    leases = leases_by_teacher(policies.policy_set)
-
-    def update(book: PolicySet) -> None:
-        nonlocal leases
-        leases = leases_by_teacher(book)
-
+    update(policies.policy_set)
     policies.on_change(update)
     return lambda teacher: leases.get(teacher, lease_s)
 
@@ -160,7 +139,6 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
         max_queue=model.batch.max_queue,
         max_cache_bytes=model.guidance_cache_bytes,
     )
-
     last = configured
 
     def current() -> TeacherLimits:

@@ -93,7 +93,7 @@ class Experiment:
         expected = written.text.lstrip()
         left = self._tokens - tokens_within(written, len(guidance)) + SLACK_TOKENS if self._same else SEAM_TOKENS
         seam = SeamJoin(guidance, echo=None if self._same else True)
-        answer = seam.initial_text()
+        answer = seam.initial_text
         async with aclosing(self._student.continue_answer(question, guidance, left)) as pieces:
             async for piece in pieces:
                 answer += seam.feed(piece)

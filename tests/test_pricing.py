@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pricing import Price, baseline_usd, cost_usd, litellm_table, savings_usd
+from gateway.pricing import Price, cost_usd, litellm_table, savings_usd
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
 STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5))
@@ -88,7 +88,7 @@ def test_an_hourly_price_has_few_enough_digits_for_exact_sums() -> None:
 def test_the_baseline_is_the_teacher_alone_on_the_same_prompt_and_answer() -> None:
     student = Price.of_tokens(Decimal("0.10"), Decimal("0.20"))
     cost = cost_usd(PER_1M, 100, 40) + cost_usd(student, 140, 160)
-    baseline = baseline_usd(PER_1M, 100, 200)
+    baseline = cost_usd(PER_1M, 100, 200)
     assert baseline == cost_usd(PER_1M, 100, 200)
     assert savings_usd(baseline, cost) == baseline - cost
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from gateway.accounting.bounds import TextSize, recount_error, template_error, token_error
 from gateway.accounting.estimate import TOKENS_PER_MESSAGE, can_count, count_messages, count_text, texts_of
-from gateway.pricing import baseline_usd, cost_usd, quantized
+from gateway.pricing import cost_usd, quantized
 from gateway.protocol.messages import RULES
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def baseline(
         # Text after the caller's messages was not cached yet.
         stored = min(stored, max(0, prompt.tokens - cached))
     return Baseline(
-        quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached, stored)),
+        quantized(cost_usd(price, prompt.tokens, answer.tokens, cached, stored)),
         quantized(cost_usd(price.upper_bound if stored else price, prompt.error, answer.error)),
         _weaker(prompt.basis, answer.basis),
     )

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import TENANT, tenant_scope
 from gateway.pricing import picodollars
-from gateway.telemetry.budget_gauges import BudgetFigures
+from gateway.telemetry.metrics import BudgetFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

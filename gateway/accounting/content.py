@@ -14,7 +14,8 @@ from gateway.protocol.messages import text_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.protocol.body import CallerRequest, Json
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import AnyRequest
 
 MAX_BYTES = 16_000
 """The size limit of the request's text, and of the answer's text."""
@@ -26,7 +27,7 @@ _REQUEST_FIELDS = ("messages", "prompt", "input")
 class LoggedContent:
     """The text of one request and of its answer, collected while it is sent to the caller."""
 
-    def __init__(self, request: CallerRequest) -> None:
+    def __init__(self, request: AnyRequest) -> None:
         raw = next((request.body[name] for name in _REQUEST_FIELDS if name in request.body), None)
         if isinstance(raw, str):
             self._request = _bounded(raw[:MAX_BYTES], max(0, len(raw) - MAX_BYTES))

@@ -27,7 +27,7 @@ from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import MaxCost
 from gateway.policy.plan import Plan
 from gateway.pricing import total_usd
-from gateway.protocol.body import CallerRequest, Json
+from gateway.protocol.requests import AnyRequest
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.accounting.worst_case import CallBound
     from gateway.errors import EngineError
     from gateway.pricing import Price
+    from gateway.protocol.body import Json
 
 
 _REPORTABLE = frozenset({"ok", "client_gone"})
@@ -86,7 +87,7 @@ class ReceiptBuilder(msgspec.Struct):
     refused: bool = False  # refused before a reservation: the request has no receipt
     terms: CloseTerms | None = None  # for guidance, the terms of the device's report
     measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
-    request: CallerRequest | None = None  # the admitted request, for token counts
+    request: AnyRequest | None = None  # the admitted request, for token counts
     reserved: MaxCost | None = None  # the bound on the charges of all calls; None: not admitted
     likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # teacher and student, for the baseline
 
@@ -112,14 +113,18 @@ class ReceiptBuilder(msgspec.Struct):
         """Answer without the guidance. The teacher's call is still charged."""
         self.unguided, self.kept_tokens, self.guidance_text, self.rewritten = reason, 0, "", False
 
-    def record_failure(self, plan: Plan, error: EngineError) -> None:
-        """Move the failed call to `failed`. Another call replaces it, and both are charged."""
-        call = self.teacher if plan.mode == "teacher" else self.student
-        self.failed.append(FailedCall(error.engine, error.label, call))
-        if plan.mode == "teacher":
-            self.teacher = None
+    def set_answer_call(self, call: EngineCall | None) -> None:
+        """Set the call that completes the answer. In mode teacher, the teacher completes it."""
+        if self.plan.mode == "teacher":
+            self.teacher = call
         else:
-            self.student = None
+            self.student = call
+
+    def record_failure(self, error: EngineError) -> None:
+        """Move the failed call to `failed`. Another call replaces it, and both are charged."""
+        call = self.teacher if self.plan.mode == "teacher" else self.student
+        self.failed.append(FailedCall(error.engine, error.label, call))
+        self.set_answer_call(None)
 
     @property
     def placement(self) -> str | None:

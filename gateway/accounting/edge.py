@@ -16,13 +16,13 @@ from gateway.accounting.max_output import unknown_max_output
 from gateway.accounting.receipt import EngineShare, Receipt, Timings
 from gateway.accounting.savings import with_savings
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
-from gateway.pricing import baseline_usd, quantized
+from gateway.pricing import cost_usd, quantized
 
 if TYPE_CHECKING:
     from gateway.accounting.max_output import MaxOutputOf
     from gateway.policy.schema import Route
     from gateway.pricing import Price
-    from gateway.protocol.edge import EdgeUsage, OfflineUsage
+    from gateway.protocol.edge import OfflineBody, UsageBody
 
 EDGE = "edge"
 """The mode of a device report's receipt."""
@@ -70,7 +70,7 @@ def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
     return "never_closed" if now > guidance.close.by else "open"
 
 
-def check_report(guidance: Receipt, usage: EdgeUsage, max_output: MaxOutputOf = unknown_max_output) -> None:
+def check_report(guidance: Receipt, usage: UsageBody, max_output: MaxOutputOf = unknown_max_output) -> None:
     """Check a device's report against the terms of its guidance.
 
     Args:
@@ -93,7 +93,7 @@ def check_report(guidance: Receipt, usage: EdgeUsage, max_output: MaxOutputOf = 
         _check_possible(usage, guidance.baseline_model, max_output)
 
 
-def _check_possible(usage: EdgeUsage, baseline_model: str, max_output: MaxOutputOf) -> None:
+def _check_possible(usage: UsageBody, baseline_model: str, max_output: MaxOutputOf) -> None:
     limit = max_output(baseline_model).tokens
     if usage.output_tokens > limit:
         raise InvalidRequest(
@@ -102,7 +102,7 @@ def _check_possible(usage: EdgeUsage, baseline_model: str, max_output: MaxOutput
         )
 
 
-def closing_receipt(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt:
+def closing_receipt(guidance: Receipt, usage: UsageBody, price: Price | None) -> Receipt:
     """Return the receipt of a device's report on guidance.
 
     It has the creation time of the guidance, so that sums over a time range include both. Its baseline includes the
@@ -130,7 +130,7 @@ def offline_receipt(
     tenant: str,
     key: str,
     route: Route,
-    report: OfflineUsage,
+    report: OfflineBody,
     price: Price,
     now: float,
     within_s: float,
@@ -148,8 +148,8 @@ def offline_receipt(
         EdgeExpired: the answer ended too long ago.
         InvalidRequest: the answer ends in the future, or is longer than the baseline model can write.
     """
-    usage, ended = report.usage, now if report.usage.at is None else report.usage.at
-    _check_possible(usage, route.baseline, max_output)
+    ended = now if report.at is None else report.at
+    _check_possible(report, route.baseline, max_output)
     if ended > now + _CLOCK_TOLERANCE_S:
         raise InvalidRequest("'at' is in the future: expected the Unix time at which the answer ended.", param="at")
     if ended < now - within_s:
@@ -157,11 +157,11 @@ def offline_receipt(
             f"'at': the answer ended more than {within_s:g} s ago. Reports are accepted until then.", param="at"
         )
     return _receipt(
-        offline_id(report.id),
+        offline_id(report.id.hex),
         int(min(ended, now)),
         (tenant, key, report.model),
-        usage,
-        baseline=(route.baseline, _baseline(price, usage.input_tokens, usage.output_tokens)),
+        report,
+        baseline=(route.baseline, _baseline(price, report.input_tokens, report.output_tokens)),
         unguided=OFFLINE,
         stream=False,
         edge_of=None,
@@ -169,14 +169,14 @@ def offline_receipt(
 
 
 def _baseline(price: Price | None, read: int, written: int) -> Decimal:
-    return Decimal(0) if price is None else quantized(baseline_usd(price, read, written))
+    return Decimal(0) if price is None else quantized(cost_usd(price, read, written))
 
 
 def _receipt(
     receipt_id: str,
     created: int,
     identity: tuple[str, str, str],
-    usage: EdgeUsage,
+    usage: UsageBody,
     *,
     baseline: tuple[str, Decimal],
     unguided: str | None,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.plan import Plan
     from gateway.pricing import Price
-    from gateway.protocol.body import CallerRequest
+    from gateway.protocol.requests import AnyRequest
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
@@ -92,7 +92,7 @@ class Ledger:
     async def admit(
         self,
         builder: ReceiptBuilder,
-        request: CallerRequest,
+        request: AnyRequest,
         plans: Mapping[int, Plan],
         scopes: tuple[Scope, ...],
         *,
@@ -128,7 +128,7 @@ class Ledger:
             builder.reserved = max_costs[admitted[0].variant]
         return admitted
 
-    def max_usd(self, plan: Plan, request: CallerRequest) -> Decimal:
+    def max_usd(self, plan: Plan, request: AnyRequest) -> Decimal:
         """Return the most that a request may cost under `plan`, in USD."""
         return worst_case(plan, request, self._prices, self._max_output).usd
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from gateway.accounting.calls import EngineCall
     from gateway.accounting.worst_case import CallBound
     from gateway.pricing import Price
-    from gateway.protocol.body import CallerRequest, Json
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import AnyRequest
 
 UsageError: TypeAlias = Literal["", "too_high", "too_low"]
 
@@ -72,7 +73,7 @@ def usage_error(
 
 def share_call(
     call: EngineCall,
-    request: CallerRequest | None,
+    request: AnyRequest | None,
     bound: CallBound | None,
     error: UsageError,
     prices: Mapping[str, Price],
@@ -133,9 +134,7 @@ def _share(
     )
 
 
-def _likely(
-    call: EngineCall, request: CallerRequest | None, encodings: Mapping[str, Encoding] | None
-) -> tuple[int, int]:
+def _likely(call: EngineCall, request: AnyRequest | None, encodings: Mapping[str, Encoding] | None) -> tuple[int, int]:
     """Return the likely number of tokens that a call read and wrote."""
     text = call.text.getvalue()
     if encodings is None:
@@ -156,7 +155,7 @@ def _max_written(call: EngineCall, encoding: Encoding | None) -> int:
     return bound if call.limit_tokens is None else min(bound, call.limit_tokens)
 
 
-def _max_read(call: EngineCall, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
+def _max_read(call: EngineCall, request: AnyRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
     """Return an upper bound on the tokens of a call's prompt, including its template."""
     texts, parts, image_bytes = _without_images(call.messages)
     size = 0 if request is None else request.size_bytes - image_bytes
@@ -180,7 +179,7 @@ def _bound_text(text: str, encoding: Encoding | None) -> int:
     return bound_text(encoding.name, text, own=encoding.own)
 
 
-def _others(call: EngineCall, request: CallerRequest) -> bytes:
+def _others(call: EngineCall, request: AnyRequest) -> bytes:
     """Return other content that a model may read, such as tools, schemas and documents, as JSON."""
     if call.role == "guidance":
         return b""  # a guidance call contains only messages

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.accounting.max_output import MaxOutputOf
     from gateway.policy.plan import GuidancePlan, Plan
     from gateway.pricing import Price
-    from gateway.protocol.body import CallerRequest
+    from gateway.protocol.requests import AnyRequest
 
 _QUANTUM = Decimal("1E-12")
 # English has about four bytes per token. The JSON around the text is included.
@@ -79,7 +79,7 @@ class MaxCost(NamedTuple):
 
 
 def worst_case(
-    plan: Plan, request: CallerRequest, prices: Mapping[str, Price], max_output: MaxOutputOf = unknown_max_output
+    plan: Plan, request: AnyRequest, prices: Mapping[str, Price], max_output: MaxOutputOf = unknown_max_output
 ) -> MaxCost:
     """Return the largest cost of a request: each byte counts as a token, and each answer has its full length.
 

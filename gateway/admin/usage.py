@@ -15,8 +15,7 @@ from gateway.accounting.savings import CLASSES
 from gateway.admin.bodies import number_of, only_query, suggestion
 from gateway.admin.replies import needs_redis
 from gateway.api.keys import POLICIES, SUMS, USAGE
-from gateway.api.usage import encoded
-from gateway.api.usage_query import DIMENSIONS, FILTERS, read_query
+from gateway.api.usage import DIMENSIONS, FILTERS, encoded, read_query
 from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339

@@ -24,11 +24,9 @@ def shows_key(request: web.Request) -> bool:
 
 
 def bearer(request: web.Request) -> str:
-    """Return the bearer key of the request.
+    """Return the bearer key of the request. Raises NotAuthenticated if there is none, or an empty one.
 
-    Raises:
-        NotAuthenticated: the request has no bearer key, an empty one, or more than one Authorization header. A proxy
-            and the gateway could read two headers differently.
+    More than one Authorization header is rejected, too: a proxy and the gateway could read two headers differently.
     """
     values = request.headers.getall("Authorization", ())
     if len(values) > 1:
@@ -49,7 +47,6 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 def authenticate(request: web.Request) -> Caller:
     """Return the caller of a request by its bearer key. Raises NotAuthenticated; the message never contains the key."""
     caller = request.app[CALLERS].authenticate(bearer(request))
-    if (connection := connection_of(request)) is not None:
-        connection.authenticated(caller.policy)
+    connection_of(request).authenticated(caller.policy)
     allow_content_in_logs(allowed=caller.policy.log_content)
     return caller

@@ -36,14 +36,13 @@ async def read_body(request: web.Request) -> bytes:
 async def read_parts(request: web.Request) -> list[bytes]:
     """Return the parts of a decoded body, when it is the tenant's turn to have it decoded. Call `end_body` afterwards.
 
-    Raises:
-        BodyTooSlow: the body did not arrive in time.
-        InvalidRequest: the body cannot be decoded. aiohttp rejects a body over the limit.
-        Overloaded: other requests of the tenant keep the worker busy.
+    Raises BodyTooSlow; InvalidRequest if the body cannot be decoded; Overloaded if the tenant keeps the worker busy.
     """
     try:
         if request.content.is_eof():
-            parts = _arrived(request)  # all of it came with the head, as short bodies do
+            parts = [request.content.read_nowait()]  # all of it came with the head, as short bodies do
+            if len(parts[0]) > (limit := request.client_max_size):
+                raise web.HTTPRequestEntityTooLarge(limit, len(parts[0]))
         else:
             # The rest of it stays in the socket until the tenant has its turn.
             await _take_step(request, 1.0)
@@ -56,17 +55,7 @@ async def read_parts(request: web.Request) -> list[bytes]:
 
 def end_body(request: web.Request) -> None:
     """Remove the body from the count of bodies that arrive or wait to be decoded."""
-    connection = connection_of(request)
-    if connection is not None:
-        connection.body_ended()
-
-
-def _arrived(request: web.Request) -> list[bytes]:
-    """Return a body that has arrived, as one part."""
-    raw = request.content.read_nowait()
-    if len(raw) > (limit := request.client_max_size):
-        raise web.HTTPRequestEntityTooLarge(limit, len(raw))
-    return [raw]
+    connection_of(request).body_ended()
 
 
 async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
@@ -81,29 +70,24 @@ async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
             raise web.HTTPRequestEntityTooLarge(limit, size)
         if due := size // _STEP_BYTES - steps:
             steps += due
-            if connection is not None:
-                connection.body_grew(due * _STEP_BYTES)
+            connection.body_grew(due * _STEP_BYTES)
             with rate.paused():
                 await _take_step(request, due)
     return parts
 
 
 async def _take_step(request: web.Request, cost: float) -> None:
-    """Wait for the tenant's next step. What the caller sends meanwhile stays in the socket. Raises Overloaded."""
+    """Wait for the tenant's next step, without reading from the socket. Raises Overloaded."""
     connection = connection_of(request)
-    if connection is not None and (step := connection.step(cost)) is not None:
+    if (step := connection.step(cost)) is not None:
         await connection.park(step)
 
 
 async def _read_rest(request: web.Request) -> list[bytes]:
-    """Read a body that has not arrived yet. Raises BodyTooSlow."""
     connection = connection_of(request)
     try:
         async with asyncio.timeout(None) as limit:
             rate = _ReadRate(request.content, limit)
-            if connection is None:
-                with rate:
-                    return await _parts(request, rate)
             connection.expect_body(rate.drop)
             try:
                 with rate:
@@ -115,15 +99,10 @@ async def _read_rest(request: web.Request) -> list[bytes]:
 
 
 class _ReadRate:
-    """Expires `limit` when a body arrives too slowly.
-
-    Attributes:
-        problem: why the limit expired, for the caller.
-    """
+    """Expires `limit` when a body arrives too slowly. `problem` states for the caller why the limit expired."""
 
     def __init__(self, content: StreamReader, limit: asyncio.Timeout) -> None:
-        self._content = content
-        self._limit = limit
+        self._content, self._limit = content, limit
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + _BODY_WITHIN_S
         self._seen = content.total_bytes

@@ -52,20 +52,19 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
     return await answered(request, completions, caller, await read_parsed(request, caller, parse_text_completion))
 
 
+def new_context(request: web.Request, caller: Caller) -> RequestContext:
+    """Return the context of a request that starts now. The request keeps its allowance and state."""
+    steps, now = connection_of(request), int(time.time())
+    context = RequestContext(request[REQUEST_ID], caller, now, request[STARTED], request.headers, steps=steps)
+    request[ALLOWANCE], request[STATE] = context.allowance, context.state
+    return context
+
+
 async def answered(
     request: web.Request, pipeline: CompletionPipeline[_Request], caller: Caller, parsed: _Request
 ) -> web.StreamResponse:
     """Answer a validated request, as JSON or as server-sent events. Raises GatewayError."""
-    context = RequestContext(
-        request[REQUEST_ID],
-        caller,
-        int(time.time()),
-        request[STARTED],
-        request.headers,
-        steps=connection_of(request),
-    )
-    request[ALLOWANCE] = context.allowance
-    request[STATE] = context.state
+    context = new_context(request, caller)
     if parsed.stream:
         with reads(request) as reading:
             return await as_events(request, pipeline.stream(context, parsed), reading)

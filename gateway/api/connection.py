@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from gateway.api.error_body import error_response, new_request_id
-from gateway.api.head import MAX_HEAD_BYTES, head_too_large, parse_error, problem_of
-from gateway.errors import GatewayError, HeadTooSlow, InvalidRequest, Overloaded
+from gateway.errors import GatewayError, HeadTooLarge, HeadTooSlow, InvalidRequest, Overloaded
 from gateway.runtime.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from aiohttp import StreamReader
+    from aiohttp.http_parser import RawRequestMessage
     from prometheus_client import Counter
 
     from gateway.api.loop_scheduler import LoopScheduler
@@ -36,75 +38,51 @@ SERVER = "gkt-gateway"
 READ_WITHIN_S = 30.0
 """Seconds for which the transport's write buffer of 64 KiB may be full before the caller is disconnected."""
 
+MAX_LINE_BYTES = 8190
+MAX_HEADERS = 128
+# Bounds a head of many lines that are each within MAX_LINE_BYTES.
+MAX_HEAD_BYTES = 65_536
+
+_TOO_LARGE = f"The request's head is larger than the limit of {MAX_HEAD_BYTES} bytes."
+_ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
+_UNREADABLE = "The request is not valid HTTP (RFC 9112)."
 _EXPECTATION_FAILED = 417
 _NO_SUCH_EXPECT = "The header Expect must be '100-continue'."
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerState:
-    """State that the connections of one listener share.
+    """State that the connections of one listener share."""
 
-    Attributes:
-        head_within_s: seconds from the first byte of a request's head to its last.
-        scheduler: divides the event loop's time between tenants; None: requests are answered as they arrive.
-        detached: handlers that continue after their callers disconnected.
-        by_tenant: open connections.
-        unfinished_bodies: bodies that arrive or wait to be decoded.
-        unfinished_bytes: bytes of these bodies.
-        unread_replies: replies that their callers do not read.
-        rejected: counter of replies with an error, by error label.
-        dropped: counter of holdings dropped for another tenant, by kind.
-    """
-
-    head_within_s: float
-    scheduler: LoopScheduler | None
+    head_within_s: float  # seconds from the first byte of a request's head to its last
+    scheduler: LoopScheduler | None  # divides the event loop's time between tenants; None: it is not divided
     detached: DetachedHandlers
-    by_tenant: Holdings[Connection]
-    unfinished_bodies: BoundedHoldings
-    unfinished_bytes: BoundedHoldings
-    unread_replies: BoundedHoldings
-    rejected: Counter
-    dropped: Counter
+    by_tenant: Holdings[Connection]  # open connections
+    unfinished_bodies: BoundedHoldings  # bodies that arrive or wait to be decoded
+    unfinished_bytes: BoundedHoldings  # of these bodies
+    unread_replies: BoundedHoldings  # replies that their callers do not read
+    rejected: Counter  # replies with an error, by error label
+    dropped: Counter  # holdings dropped for another tenant, by kind
 
 
 class Connection(web.RequestHandler):
-    """A connection of the gateway's listener.
+    """A connection of the gateway's listener. `tenant` is that of the last request's key; else `ANONYMOUS`."""
 
-    Attributes:
-        tenant: tenant of the last request's key; `ANONYMOUS` without one.
-        weight: weight of this tenant.
-    """
-
-    __slots__ = (
-        "_authenticated",
-        "_counts_body",
-        "_drop_body",
-        "_head_bytes",
-        "_head_due",
-        "_lingers",
-        "_newest_body",
-        "_parked",
-        "_reads_on",
-        "_shared",
-        "_took_turn",
-        "_unread_due",
-        "tenant",
-        "weight",
-    )
+    __slots__ = ("_authenticated", "_counts_body", "_drop_body", "_head_bytes", "_head_due", "_lingers", "_newest_body",
+                 "_parked", "_reads_on", "_shared", "_took_turn", "_unread_due", "tenant", "weight")  # fmt: skip
 
     def __init__(self, server: web.Server, shared: ListenerState, **options: Any) -> None:
         super().__init__(server, **options)
         self._shared = shared
         self.tenant, self.weight = ANONYMOUS, ANONYMOUS_WEIGHT
         self._authenticated = self._took_turn = self._lingers = False  # of the current request
+        self._counts_body = self._reads_on = False
         self._parked: asyncio.Future[None] | None = None
-        self._counts_body = False
         self._drop_body: Callable[[], object] | None = None
         self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # since the last request was parsed
         self._newest_body: StreamReader = EMPTY_PAYLOAD  # of the current request or of a queued one
-        self._reads_on = False
 
     @property
     def waits(self) -> bool:
@@ -140,11 +118,7 @@ class Connection(web.RequestHandler):
                 await step
 
     async def park(self, step: asyncio.Future[None]) -> None:
-        """Wait for a step without reading from the socket.
-
-        Raises:
-            Overloaded: the wait took too long, or another tenant needs the connection.
-        """
+        """Wait for a step without reading. Raises Overloaded after a long wait, or if a tenant needs the connection."""
         self._parked = step
         self._pause_transport_reading()
         try:
@@ -157,10 +131,8 @@ class Connection(web.RequestHandler):
     def expect_body(self, drop: Callable[[], object], size: int = 0) -> None:
         """Count the request's body until `body_ended`: while it arrives, and while it waits to be decoded.
 
-        Args:
-            drop: ends the request. It is called when the limit on all bodies is reached or another tenant needs the
-                connection. A second call of `expect_body` replaces it.
-            size: bytes of the body, if it is not counted yet.
+        `drop` ends the request. It is called when the limit on all bodies is reached or another tenant needs the
+        connection. A second call of `expect_body` replaces it. `size` are the body's bytes that are not counted yet.
         """
         self._drop_body = drop
         if not self._counts_body:
@@ -245,18 +217,14 @@ class Connection(web.RequestHandler):
         elif in_head and data:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self.reject(head_too_large())
+                self.reject(HeadTooLarge(_TOO_LARGE))
             elif self.waits and self._head_due is None:
                 self._head_due = self._loop.call_later(self._shared.head_within_s, self._on_head_timeout)
 
     def _check_heads(self, queued: int) -> None:
-        """Replace the first invalid head and all later messages by an error.
-
-        Args:
-            queued: number of messages that were checked before.
-        """
+        """Replace the first invalid head after `queued` checked messages, and all later messages, by an error."""
         for index, (message, _) in enumerate(list(self._messages)[queued:], start=queued):
-            if not isinstance(message, _ErrInfo) and (problem := problem_of(message)) is not None:
+            if not isinstance(message, _ErrInfo) and (problem := _problem_of(message)) is not None:
                 while len(self._messages) > index:
                     self._messages.pop()
                 self.reject(problem)
@@ -299,16 +267,11 @@ class Connection(web.RequestHandler):
             within_s = self._shared.head_within_s
             self.reject(HeadTooSlow(f"The request's head did not arrive within {within_s:g} s."))
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
+    def handle_error(self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None,
+                     message: str | None = None) -> web.StreamResponse:  # fmt: skip
         """Reply to a request that cannot be parsed, or whose handler failed. aiohttp's reply could quote a key."""
         super().handle_error(request, status, exc, message)  # logs the error
-        error = parse_error(exc) if status < 500 else GatewayError("The gateway failed with an internal error.")
+        error = _parse_error(exc) if status < 500 else GatewayError("The gateway failed with an internal error.")
         if isinstance(exc, GatewayError):
             error = exc
         self._shared.rejected.labels(error.label).inc()
@@ -343,7 +306,35 @@ class Connection(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
-def connection_of(request: web.BaseRequest) -> Connection | None:
-    """Return the request's connection; None if another server received the request, as in tests of handlers."""
+def _problem_of(head: RawRequestMessage) -> GatewayError | None:
+    """Return the error for a head that aiohttp accepts and the gateway refuses; None for any other."""
+    if _size_bytes(head) > MAX_HEAD_BYTES:
+        return HeadTooLarge(_TOO_LARGE)
+    # aiohttp accepts any coding before `chunked` and does not decode it.
+    if head.chunked and head.headers.get("Transfer-Encoding", "").strip().lower() != "chunked":
+        return InvalidRequest(_ONLY_CHUNKED)
+    return None
+
+
+def _parse_error(exc: BaseException | None) -> GatewayError:
+    """Return the error for a head that aiohttp rejected. The error quotes nothing: the line may contain a key."""
+    if isinstance(exc, LineTooLong):
+        return HeadTooLarge(
+            f"The request line or a header is longer than the limit of {MAX_LINE_BYTES} bytes. "
+            "Send long values in the body."
+        )
+    if exc is not None and exc.args == ("Too many headers received",):
+        return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, which is the limit.")
+    return InvalidRequest(_UNREADABLE)
+
+
+def _size_bytes(head: RawRequestMessage) -> int:
+    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
+    return line + sum(map(len, chain.from_iterable(head.raw_headers))) + len(": \r\n") * len(head.raw_headers)
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Return the request's connection. Only the server of `Runner` receives requests."""
     connection = request.protocol
-    return connection if isinstance(connection, Connection) else None
+    assert isinstance(connection, Connection)
+    return connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import web
@@ -18,23 +18,11 @@ from gateway.protocol.structure import INLINE_BYTES, is_light
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.api.connection import Connection
     from gateway.policy.book import Caller
 
 T = TypeVar("T")
 _WAIT_S = 30.0
-
-
-class BodyHolder(Protocol):
-    """The connection whose request has the body."""
-
-    def contended(self) -> bool:
-        """Return whether other tenants use the event loop."""
-
-    def expect_body(self, drop: Callable[[], object], size: int) -> None:
-        """Count the body; `drop` ends the wait for its turn."""
-
-    def body_ended(self) -> None:
-        """Count the body no longer: it has its turn, as one body of each tenant has."""
 
 
 class BodyDecoder:
@@ -51,24 +39,18 @@ class BodyDecoder:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def decode(
-        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: BodyHolder | None = None
+        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: Connection | None = None
     ) -> T:
-        """Decode a body with `parse` and return the result.
+        """Decode a body with `parse` and return the result. Its parts are removed from the list.
 
-        Args:
-            parts: of the body. They are removed from the list.
-
-        Raises:
-            InvalidRequest: as `parse` does.
-            Overloaded: other bodies of the tenant took too long, or the holder dropped this one.
+        Raises InvalidRequest as `parse` does; Overloaded if other bodies of the tenant take too long.
         """
         size = sum(map(len, parts))
         if size <= INLINE_BYTES:
             parts[:] = [b"".join(parts)]
             if is_light(parts[0]):
                 return parse(parts[0])
-        turn = self._turns.get(tenant)
-        if turn is None:
+        if (turn := self._turns.get(tenant)) is None:
             turn = self._turns[tenant] = asyncio.Lock()
         try:
             async with asyncio.timeout(_WAIT_S) as limit:

@@ -1,18 +1,16 @@
-"""POST /v1/embeddings: its bytes in, its reply out."""
+"""POST /v1/embeddings"""
 
 from __future__ import annotations
-
-import time
 
 from aiohttp import web
 
 from gateway.api.auth import authenticate
+from gateway.api.completions import new_context
 from gateway.api.connection import SERVER
 from gateway.api.decoding import read_parsed
 from gateway.api.events import reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, REQUEST_ID, STARTED, STATE
-from gateway.pipeline.completion import RequestContext
+from gateway.api.keys import ADMISSION, EMBEDDINGS
 from gateway.protocol.embeddings import parse_embeddings
 
 _PART_BYTES = 1 << 18
@@ -22,9 +20,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
     caller = authenticate(request)
     parsed = await read_parsed(request, caller, parse_embeddings)
-    context = RequestContext(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
-    request[ALLOWANCE] = context.allowance
-    request[STATE] = context.state
+    context = new_context(request, caller)
     async with request.app[ADMISSION].cancel_on_drain():
         vectors = await request.app[EMBEDDINGS].answer(context, parsed)
     require_caller(context.state)

@@ -30,10 +30,7 @@ _MAX_PATH_CHARS = 100
 
 
 def new_request_id() -> str:
-    """Return `req_`, the time in Unix seconds as 8 hexadecimal digits, and 16 random hexadecimal digits.
-
-    Ids of receipts therefore sort by time, and a database appends them to its indexes.
-    """
+    """Return `req_`, 8 hexadecimal digits of Unix seconds, and 16 random ones. Ids of receipts sort by time."""
     return f"req_{int(time.time()):08x}{os.urandom(8).hex()}"
 
 
@@ -105,24 +102,16 @@ def internal_error(request_id: str) -> GatewayError:
 
 
 def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> web.Response:
+    path = request.path if len(request.path) <= _MAX_PATH_CHARS else request.path[:_MAX_PATH_CHARS] + "..."
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.app._client_max_size  # noqa: SLF001
         return error_response(BodyTooLarge(f"The body is larger than the limit of {limit} bytes."), request_id)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        refused = MethodNotAllowed(f"{request.method} is not allowed on {_shown(request)}. Use {allowed}.")
+        refused = MethodNotAllowed(f"{request.method} is not allowed on {path}. Use {allowed}.")
         response = error_response(refused, request_id)
         response.headers["Allow"] = allowed
         return response
     if error.status != _NOT_FOUND:
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
-    return error_response(
-        NotFound(f"There is no {request.method} {_shown(request)} here. Try {request.app[TRY]}."),
-        request_id,
-        status=error.status,
-    )
-
-
-def _shown(request: web.Request) -> str:
-    path = request.path
-    return path if len(path) <= _MAX_PATH_CHARS else path[:_MAX_PATH_CHARS] + "..."
+    return error_response(NotFound(f"There is no {request.method} {path} here. Try {request.app[TRY]}."), request_id)

@@ -1,4 +1,4 @@
-"""A reply in server-sent events: how it begins, how an event is written, and what if nobody reads."""
+"""Replies in server-sent events."""
 
 from __future__ import annotations
 
@@ -33,16 +33,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 async def begin(request: web.Request, builder: ReceiptBuilder) -> web.StreamResponse:
-    """The head of the reply, with what is known of the answer by now."""
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-            "Server": SERVER,
-            **fact_headers(builder.facts()),
-        }
-    )
+    """Send the head of the reply, with the facts that are known by now."""
+    headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    headers |= {"X-Accel-Buffering": "no", "Server": SERVER, **fact_headers(builder.facts())}
+    response = web.StreamResponse(headers=headers)
     name_reply(request, response)
     await response.prepare(request)
     return response
@@ -86,15 +80,14 @@ async def as_events(
         try:
             async with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
-                    if connection is not None:
-                        await connection.next_step()
+                    await connection.next_step()
                     try:
                         if isinstance(part, ReceiptBuilder):
                             response = await begin(request, part)
                         elif response is not None:
                             await send(response, b"".join(map(event, part)), reading)
                     except ConnectionError:
-                        if connection is None or not connection.reads_on():
+                        if not connection.reads_on():
                             raise
         except ConnectionError:
             raise  # the caller has disconnected

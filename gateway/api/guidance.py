@@ -14,13 +14,7 @@ from gateway.api.keys import EDGE_ACCOUNTS, HANDOVER
 from gateway.api.lookups import shows_cost
 from gateway.errors import EdgeVersion
 from gateway.protocol.chat import parse_chat
-from gateway.protocol.edge import (
-    MAX_VERSION,
-    MIN_VERSION,
-    VERSION_HEADER,
-    parse_edge_usage,
-    parse_offline_usage,
-)
+from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER, parse_edge_usage, parse_offline_usage
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt

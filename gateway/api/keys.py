@@ -11,23 +11,20 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.speeds import LimitUsage
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.verdict import Allowance
-from gateway.api.readiness import Readiness
 from gateway.batching.batcher import Batcher
 from gateway.config.sections import Defaults
 from gateway.engines.guard import GuardedEngine
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
+from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import RedisKeyring
-from gateway.keys.ring import Keyring
-from gateway.pipeline.admission import Admission
+from gateway.pipeline.admission import Admission, Slots
 from gateway.pipeline.completion import Completions, RequestState
-from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
-from gateway.pipeline.disconnects import Disconnects
 from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
-from gateway.pipeline.slots import Slots
+from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis.client import RedisClient
@@ -71,7 +68,6 @@ DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", StaticDocument)
-DISCONNECTS = web.AppKey("disconnects", Disconnects)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 HANDOVER = web.AppKey("handover", EdgeGuidancePipeline)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
@@ -85,7 +81,6 @@ ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
 TRY = web.AppKey("try", str)  # a hint at the listener's paths, for a 404
-STARTUP = web.AppKey("startup", Readiness)
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)

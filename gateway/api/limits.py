@@ -17,8 +17,6 @@ from gateway.errors import StoreUnavailable
 from gateway.policy.routing import models_of
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from gateway.accounting.budgets import Balance
     from gateway.accounting.scopes import Scope
     from gateway.policy.book import Caller
@@ -54,7 +52,6 @@ def _shows_money(caller: Caller) -> bool:
 async def _read(
     request: web.Request, tenant: str, scopes: list[Scope], shows_money: bool
 ) -> tuple[dict[str, RecentUsage], dict[str, Balance]]:
-    """Return the recent usage and the balance of each scope, by name. Raises StoreUnavailable."""
     app = request.app
     limited = [scope for scope in scopes if scope.rpm or scope.tpm or scope.parallel]
     accounts = [Account(tenant, scope) for scope in scopes if shows_money and scope.budget is not None]
@@ -95,13 +92,9 @@ def _budget(scope: Scope | None, balances: dict[str, Balance]) -> Json | None:
     return {
         "duration": f"{terms.count}{terms.unit}",
         "ends": balance.ends_s,
-        "max_usd": _text(balance.limit_usd),
-        "spent_usd": _text(balance.spent_usd),
-        "reserved_usd": _text(balance.reserved_usd),
-        "left_usd": _text(balance.left_usd),
+        # As in receipts, without an exponent.
+        "max_usd": f"{balance.limit_usd:f}",
+        "spent_usd": f"{balance.spent_usd:f}",
+        "reserved_usd": f"{balance.reserved_usd:f}",
+        "left_usd": f"{balance.left_usd:f}",
     }
-
-
-def _text(usd: Decimal) -> str:
-    """Return an amount as receipts write it, without an exponent."""
-    return f"{usd:f}"

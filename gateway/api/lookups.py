@@ -1,16 +1,16 @@
-"""GET /v1/models and GET /v1/receipts: the models of a key, and the receipts of its tenant."""
+"""GET /v1/models, GET /v1/receipts and GET /openapi.json"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import orjson
-from aiohttp import web
+from aiohttp import ETag, web
 
 from gateway.accounting.edge import GUIDANCE
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.api.auth import authenticate
-from gateway.api.keys import EDGE_ACCOUNTS, READS, RECEIPTS
+from gateway.api.keys import DOCUMENT, EDGE_ACCOUNTS, READS, RECEIPTS
 from gateway.errors import ModelNotFound, NotFound
 from gateway.policy.routing import models_of
 from gateway.version import STARTED
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models"""
     caller = authenticate(request)
-    models = [_model(name) for name in models_of(caller)]
-    return _json({"object": "list", "data": models})
+    return _json({"object": "list", "data": [_model(name) for name in models_of(caller)]})
 
 
 async def show_model(request: web.Request) -> web.Response:
@@ -43,8 +42,20 @@ async def show_receipt(request: web.Request) -> web.Response:
         return _json(await _receipt(request, caller))
 
 
+async def openapi_json(request: web.Request) -> web.Response:
+    """GET /openapi.json"""
+    document = request.app[DOCUMENT]
+    etags = request.if_none_match or ()
+    if any(one.value in {document.etag, "*"} for one in etags):
+        response = web.Response(status=304)
+    else:
+        response = web.Response(body=document.body, content_type="application/json")
+    response.etag = ETag(document.etag)
+    response.headers["Cache-Control"] = "no-cache"  # a client must revalidate by ETag
+    return response
+
+
 async def _receipt(request: web.Request, caller: Caller) -> Json:
-    """Return the receipt as the caller may see it. Raises NotFound and StoreUnavailable."""
     receipt_id = request.match_info["id"]
     found = None
     if RECEIPT_ID.fullmatch(receipt_id):

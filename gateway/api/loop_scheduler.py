@@ -1,9 +1,8 @@
 """Divide the event loop's time between tenants: weighted fair queues of steps, a few steps in each loop iteration.
 
-A step is a part of a request that runs without awaiting anything: decoding a body, or writing an event. The event loop
-runs ready callbacks in order of arrival. Without queues, one step of a quiet tenant waits for a step of each of a busy
-tenant's requests. The scheduler therefore keeps a queue of steps for each tenant. Each loop iteration starts the next
-step of the tenant that had the least time so far.
+A step is a part of a request that runs without awaiting anything: decoding a body, or writing an event. Without queues,
+one step of a quiet tenant would wait for a step of each of a busy tenant's requests. Each loop iteration starts the
+next step of the tenant that had the least time so far.
 
 The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
 by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
@@ -17,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.errors import Overloaded
@@ -38,26 +38,17 @@ _MAX_WAIT_S = 30.0
 _MS_PER_S = 1000
 
 
+@dataclass(slots=True)
 class _Queue:
-    """The steps of one tenant that wait, oldest first, each with the time at which it gives up.
+    """The steps of one tenant that wait, oldest first, each with its cost and the time at which it gives up."""
 
-    Args:
-        delayed: counts them.
-    """
-
-    __slots__ = ("delayed", "steps", "weight")
-
-    def __init__(self, weight: float, delayed: Counter) -> None:
-        self.weight = weight
-        self.delayed = delayed
-        self.steps: deque[tuple[asyncio.Future[None], float, float]] = deque()  # cost, end of the wait
+    weight: float
+    delayed: Counter  # counts them
+    steps: deque[tuple[asyncio.Future[None], float, float]] = field(default_factory=deque)
 
 
 class LoopScheduler:
-    """Start the steps of all tenants, in proportion to their weights while they contend.
-
-    It belongs to the event loop that runs when it is made.
-    """
+    """Start the steps of all tenants, in proportion to their weights while they contend. Belongs to one event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._queues: dict[str, _Queue] = {}  # of tenants whose steps wait
@@ -80,13 +71,9 @@ class LoopScheduler:
         return self._time() < self._contended_until
 
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
-        """Ask for one step of the tenant.
+        """Ask for one step of the tenant. A cost of 1 is that of a small request.
 
-        Args:
-            cost: of the step; 1 is a small request's.
-
-        Returns:
-            None when the step may run at once, else what to await first. It raises Overloaded after 30 s.
+        Return None when the step may run at once, else the future to await first. It raises Overloaded after 30 s.
         """
         now = self._time()
         if tenant != self._tenant:

@@ -7,6 +7,7 @@ complete. Before, the gateway does not know whether a student continues answers,
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from gateway.api.keys import (
     PROCESS_ID,
     REDIS,
     RELOADER,
-    STARTUP,
     USAGE_BOARD,
     WORKER,
 )
@@ -31,15 +31,40 @@ from gateway.capabilities.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from gateway.keys.ring import Keyring
+    from gateway.engines.base import Engine
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
-    from gateway.usage.state import WorkerStateReader
+    from gateway.redis.client import RedisClient
 
 _NOT_READY = frozenset({"starting", "draining"})
 _MAX_ISSUES = 50
+_FIRST_PROBES_S = 5.0
+"""An engine that does not answer its first probe delays readiness by no more than this."""
+_POLL_S = 0.02
+
+
+class Readiness:
+    """The startup of one process: every engine is probed, and Redis answers afterwards. `done`: it is complete.
+
+    Redis must answer after all startup work is done: that work may block the event loop for longer than Redis' timeout.
+    """
+
+    def __init__(self, redis: RedisClient, engines: Iterable[Engine]) -> None:
+        self._redis, self._engines, self.done = redis, tuple(engines), False
+
+    async def run(self, first_probes_s: float = _FIRST_PROBES_S) -> None:
+        """Wait until the startup is complete. An unavailable Redis delays it."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + first_probes_s
+        while any(engine.state.up is None for engine in self._engines) and loop.time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        await self._redis.wait_answered()
+        self.done = True
+
+
+STARTUP = web.AppKey("startup", Readiness)
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -67,16 +92,17 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         }
         for name, engine in request.app[ENGINES].items()
     }
+    board, ago_s = request.app[USAGE_BOARD], request.app[KEYRING].age_s()
     body = {
         "status": status,
         "worker": request.app[WORKER],
         "process": request.app[PROCESS_ID],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
-        "usage": _usage(request.app[USAGE_BOARD]),
+        "usage": {"where": board.database, **msgspec.to_builtins(board.state)},
         "policies": policies_shown(request.app[POLICIES]),
         "config": config_shown(request.app.get(RELOADER)),
-        "keys": _keys(request.app[KEYRING]),
+        "keys": {"in_redis": len(request.app[KEYRING]), "read_ago_s": None if ago_s is None else round(ago_s, 1)},
         "engines": engines,
     }
     return web.Response(
@@ -89,10 +115,6 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
 def warnings_of(app: web.Application, engine: str) -> list[str]:
     """Return the warnings of an engine, and the routes that miss its guidance too often."""
     return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
-
-
-def _usage(board: WorkerStateReader) -> object:
-    return {"where": board.database, **msgspec.to_builtins(board.state)}
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
@@ -116,11 +138,6 @@ def config_shown(reloader: Reloader | None) -> dict[str, object]:
 def _first(issues: Sequence[str]) -> list[str]:
     more = len(issues) - _MAX_ISSUES
     return [*issues[:_MAX_ISSUES], *([f"and {more} more: gkt-gateway check lists all"] if more > 0 else ())]
-
-
-def _keys(ring: Keyring) -> object:
-    ago_s = ring.age_s()
-    return {"in_redis": len(ring), "read_ago_s": None if ago_s is None else round(ago_s, 1)}
 
 
 def _continuation(known: Known) -> object:

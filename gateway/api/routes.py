@@ -8,8 +8,7 @@ from gateway.api.completions import chat_completions, text_completions
 from gateway.api.embeddings import embeddings
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
-from gateway.api.lookups import list_models, show_model, show_receipt
-from gateway.api.openapi.route import openapi_json
+from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
 from gateway.api.probes import healthz, readyz
 from gateway.api.usage import show_usage
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from gateway.api.connection import Connection, ListenerState
-from gateway.api.head import MAX_HEADERS, MAX_LINE_BYTES
+from gateway.api.connection import MAX_HEADERS, MAX_LINE_BYTES, Connection, ListenerState
 from gateway.api.reading_on import DetachedHandlers
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import BoundedHoldings, Holdings
@@ -37,15 +36,11 @@ _CONNECTIONS_CHECKED = 64
 
 
 class Runner(web.AppRunner):
-    """An AppRunner that bounds connections, heads, bodies and unread replies.
+    """An AppRunner that bounds connections, heads, bodies and unread replies; see `ListenerState`.
 
-    Args:
-        listener: label of the listener in the metric of connections.
-        max_connections: maximum number of open connections. For one more, an idle connection is closed, of the tenant
-            that has most for its weight. Without an idle one the new connection is rejected.
-        scheduler: divides the event loop's time between tenants; None: requests are answered as they arrive.
-        max_detached: maximum number of handlers that continue after their callers disconnected.
-        head_within_s: seconds from the first byte of a request's head to its last.
+    For one more than `max_connections`, an idle connection is closed, of the tenant that has most for its weight.
+    Without an idle one the new connection is rejected. `max_detached` bounds the handlers that continue after their
+    callers disconnected. `listener` is the listener's label in the metric of connections.
     """
 
     def __init__(
@@ -60,14 +55,8 @@ class Runner(web.AppRunner):
         head_within_s: float = HEAD_WITHIN_S,
         **options: Any,
     ) -> None:
-        super().__init__(
-            app,
-            keepalive_timeout=IDLE_S,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_HEADERS,
-            **options,
-        )
+        options |= {"max_line_size": MAX_LINE_BYTES, "max_field_size": MAX_LINE_BYTES, "max_headers": MAX_HEADERS}
+        super().__init__(app, keepalive_timeout=IDLE_S, **options)
         self._open = metrics.connections.labels(listener)
         self._max_connections = max_connections
         self._shared = ListenerState(

@@ -1,8 +1,9 @@
-"""GET /v1/usage: usage, cost and savings of the caller's tenant."""
+"""GET /v1/usage: usage, cost and savings of the caller's tenant; and the query parameters of usage requests."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, get_args
 
 import orjson
 from aiohttp import web
@@ -10,15 +11,48 @@ from redis.exceptions import RedisError
 
 from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
-from gateway.api.usage_query import read_query
-from gateway.errors import UsageUnavailable
-from gateway.usage.sums import OTHER
+from gateway.config.yaml_messages import nearest
+from gateway.errors import InvalidRequest, UsageUnavailable
+from gateway.usage.span import TIMES, requested_range, span
+from gateway.usage.sums import OTHER, Granularity
 from gateway.usage.threads import with_pauses
+from gateway.usage.usage import MODES, UsageQuery
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.policy.schema import TenantPolicy
+    from gateway.protocol.body import Json
     from gateway.usage.rollup import SumDimensions
+    from gateway.usage.sums import Retention
     from gateway.usage.usage import UsageResult
+
+DIMENSIONS = ("key", "route", "mode", "teacher", "student")
+"""Dimensions that a tenant may group by."""
+FILTERS = ("key", "route", "mode")
+
+PARAMETERS: dict[str, tuple[str, Json]] = {
+    "since": (
+        f"Start of the range: {TIMES}. The default is 24h; 1h with granularity minute, and 30d with day.",
+        {"type": "string"},
+    ),
+    "until": ("End of the range, exclusive, in the same format. The default is now.", {"type": "string"}),
+    "granularity": (
+        "The length of a row's period. The default is one row for the whole range.",
+        {"enum": ["", *get_args(Granularity)]},
+    ),
+    "by": (
+        f"Dimensions to group by, separated by commas: {', '.join(DIMENSIONS)}. `model` means route.",
+        {"type": "string"},
+    ),
+    **{name: (f"Only usage of this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
+    "mode": ("Only answers of this mode.", {"enum": ["", *MODES]}),
+}
+"""Parameters of a tenant, for the OpenAPI document. An empty value is ignored."""
+
+_ALIASES = {"model": "route"}
+# Ranges that fit one chart.
+_DEFAULT_SINCE: dict[Granularity | None, str] = {None: "24h", "minute": "1h", "hour": "24h", "day": "30d"}
 
 
 async def show_usage(request: web.Request) -> web.Response:
@@ -51,3 +85,88 @@ def shows_money(policy: TenantPolicy, where: SumDimensions) -> bool:
     if where.route == OTHER:
         routes = [route for same in routes_of.values() for _, route in same]
     return bool(routes) and all(route.show_cost for route in routes)
+
+
+def read_query(
+    request: web.Request,
+    retention: Retention,
+    *,
+    dimensions: tuple[str, ...] = DIMENSIONS,
+    filters: tuple[str, ...] = FILTERS,
+    more: tuple[str, ...] = (),
+) -> UsageQuery:
+    """Return the usage query of a request. Raises InvalidRequest with the parameter and its allowed values.
+
+    `dimensions` are the allowed values of `by`, `filters` the parameters that filter by a dimension, and `more` those
+    that the handler reads itself.
+    """
+    _only(
+        request,
+        "since",
+        "until",
+        "granularity",
+        "by",
+        *filters,
+        *(a for a, b in _ALIASES.items() if b in filters),
+        *more,
+    )
+    now = time.time()
+    granularity = _granularity(request.query.get("granularity", ""))
+    requested = requested_range(
+        request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now
+    )
+    only = {}
+    for name, value in request.query.items():
+        if value and (dimension := _ALIASES.get(name, name)) in filters:
+            if dimension in only:
+                raise InvalidRequest(f"'{name}' repeats the filter '{dimension}': keep one of the two.", param=name)
+            only[dimension] = value
+    if "mode" in only and only["mode"] not in MODES:
+        raise InvalidRequest(
+            f"'mode' must be one of {', '.join(MODES)}.{_suggestion(only['mode'], MODES)}", param="mode"
+        )
+    by = _dimensions(request.query.get("by", ""), dimensions)
+    return UsageQuery(span(requested, granularity, retention, now), granularity, by, only)
+
+
+def _only(request: web.Request, *known: str) -> None:
+    for name in request.query:
+        if name not in known:
+            raise InvalidRequest(
+                f"'{name}': unknown parameter; known parameters: {', '.join(known)}.{_suggestion(name, known)}",
+                param=name,
+            )
+        if len(request.query.getall(name)) > 1:
+            raise InvalidRequest(f"'{name}' occurs twice: send it once.", param=name)
+
+
+def _granularity(text: str) -> Granularity | None:
+    known: tuple[Granularity, ...] = get_args(Granularity)
+    if text and text not in known:
+        raise InvalidRequest(
+            f"'granularity' must be one of {', '.join(known)}, or absent for one row of the whole range."
+            f"{_suggestion(text, known)}",
+            param="granularity",
+        )
+    return next((one for one in known if one == text), None)
+
+
+def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for part in map(str.strip, text.split(",") if text else ()):
+        name = _ALIASES.get(part, part)
+        if name not in known:
+            raise InvalidRequest(
+                f"'by': unknown dimension '{part[:64]}'. Known dimensions: {', '.join(known)}. `model` means "
+                f"route.{_suggestion(part, known)}",
+                param="by",
+            )
+        if name in found:
+            raise InvalidRequest(f"'by' names '{name}' twice: once is enough.", param="by")
+        found.append(name)
+    return tuple(found)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f" Did you mean '{close}'?" if close and close != name else ""

@@ -7,7 +7,7 @@ usage database has them, too).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.backup.records import KeyLocation
@@ -16,7 +16,7 @@ from gateway.redis.keys import KeyringKeys, RedisKeys
 if TYPE_CHECKING:
     from gateway.backup.records import Part
 
-_KEYRING = frozenset(part.name for part in fields(KeyringKeys))
+_KEYRING = frozenset(KeyringKeys._fields)
 _TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
 _SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")

@@ -37,7 +37,7 @@ class RedisScheduler:
     def __init__(self, redis: Redis, keys: RedisKeys, process_id: str, teacher: str) -> None:
         self._process_id = process_id
         self._teacher = teacher
-        self._keys = keys.teacher(teacher).as_list()
+        self._keys = list(keys.teacher(teacher))
         self._layout = keys.board
         self._channel_prefix = keys.wakeups("")
         self._script = redis.register_script(SCRIPT)

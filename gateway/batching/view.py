@@ -104,7 +104,7 @@ class SchedulerView:
     """Read the state of one teacher's scheduler in Redis, without changes."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, teacher: str) -> None:
-        self._keys = keys.teacher(teacher).as_list()
+        self._keys = list(keys.teacher(teacher))
         self._script = redis.register_script(SCRIPT)
 
     async def read(self, limits: TeacherLimits) -> QueueView:

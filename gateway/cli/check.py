@@ -16,8 +16,7 @@ from gateway.accounting.worst_case import BUDGET_MAX_TOKENS
 from gateway.config.database_url import is_postgres
 from gateway.config.yaml_source import display_path
 from gateway.keys.callers import utc_text
-from gateway.pipeline.deadlines.file import read_times
-from gateway.pipeline.deadlines.times import GuidanceTimes, as_duration, recommended_s
+from gateway.pipeline.guidance_deadlines import GuidanceTimes, as_duration, read_times, recommended_s
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
 

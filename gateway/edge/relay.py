@@ -61,7 +61,7 @@ class EdgeRelay:
     def join(self, seam: SeamJoin, thoughts: ReasoningFilter | None) -> list[Json]:
         """Join the student's text to the guidance with `seam`; `thoughts` filters its reasoning."""
         self._seam, self._thoughts = seam, thoughts
-        return self.show_remaining(seam.initial_text())
+        return self.show_remaining(seam.initial_text)
 
     def feed(self, chunk: Json) -> list[Json]:
         """Return the chunks for one chunk of the student."""

@@ -149,7 +149,7 @@ async def answer(
         if guidance.finish_reason is not None:
             builder.finish_reason, text = guidance.finish_reason, guidance.text
         else:
-            finished = await student_call.complete(plan, request, guidance, builder)
+            finished = await student_call.complete(request, guidance, builder)
             choice = finished["choices"][0]
             builder.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
             student_s = finished["seconds"]

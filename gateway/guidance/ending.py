@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.engines.base import TeacherReply
 from gateway.errors import StopStream
-from gateway.guidance.skip import GrowingSkip
+from gateway.guidance.keep import GrowingSkip
 from gateway.guidance.trim import fences, first_end
 
 if TYPE_CHECKING:
@@ -27,16 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EndRule:
-    """The condition for the end of the guidance.
+    """The condition for the end of the guidance; `skip` and `tokens` are as for GrowingSkip."""
 
-    Attributes:
-        stop_at: `sentence`: at the end of a sentence or line; `step`: at the end of a line.
-        min_tokens: the number of kept tokens before which the guidance does not end.
-        skip, tokens: the skip rule and the maximum number of kept tokens, as for GrowingSkip.
-    """
-
-    stop_at: Literal["sentence", "step"]
-    min_tokens: int
+    stop_at: Literal["sentence", "step"]  # at the end of a sentence or line; at the end of a line
+    min_tokens: int  # the number of kept tokens before which the guidance does not end
     skip: SkipRule | None = None
     tokens: int = 0
 
@@ -57,18 +51,12 @@ class EndRule:
 
 @dataclass(slots=True)
 class EndDetector:
-    """Find the end while the teacher generates.
-
-    Attributes:
-        at: the number of characters before the end, whitespace after it included; None: not found yet.
-    """
+    """Find the end while the teacher generates."""
 
     rule: EndRule
-    at: int | None = None
+    at: int | None = None  # the number of characters before the end, whitespace after it included; None: not found yet
     _text: StringIO = field(default_factory=StringIO)
-    _piece_starts: list[int] = field(
-        default_factory=list
-    )  # start of each piece; an engine sends one token per piece, or a few
+    _piece_starts: list[int] = field(default_factory=list)  # an engine sends one token per piece, or a few
     _skip: GrowingSkip | None = field(init=False)
     _earliest_end: int | None = None  # the earliest possible end
 
@@ -77,7 +65,6 @@ class EndDetector:
 
     @property
     def text(self) -> str:
-        """Return all text that was read."""
         return self._text.getvalue()
 
     def feed(self, piece: str) -> str:
@@ -114,15 +101,9 @@ async def open_to_end(
 ) -> TeacherReply:
     """Call the teacher, and end the call where its text may end. Return the reply, with the end as `ends_at`.
 
-    The rule is part of the call's dedupe key, so requests that share the call get the same text. An engine that does
-    not stream is called to its own end.
-
-    Args:
-        rule: the condition for the end; None: the reply ends where the teacher does.
-        on_text: called with each piece before the end.
-
-    Raises:
-        EngineErrors.
+    The rule is part of the call's dedupe key, so requests that share the call get the same text. Without a rule, or if
+    the engine does not stream, the call is made to the teacher's end. `on_text` gets each piece before the end. Raises
+    EngineErrors.
     """
     if rule is None:
         return await engine.generate_guidance(request, batch=batch, on_text=on_text)
@@ -147,11 +128,7 @@ async def open_to_end(
 
 
 def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
-    """Return the end of a text that was not streamed; None: it has none. Its tokens are assumed to be equally long.
-
-    Args:
-        tokens: the number of tokens in the text.
-    """
+    """Return the end of a text that was not streamed; None: it has none. Its `tokens` are assumed equally long."""
     skip_filter = _skip_of(rule)
     if skip_filter is not None:
         skip_filter.feed(text)

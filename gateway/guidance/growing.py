@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
-from gateway.guidance.stops import first_stop
+from gateway.guidance.seam import first_stop
 from gateway.guidance.trim import (
     CLOSE_TAG,
     LONGEST_WORD_CHARS,
@@ -50,10 +50,8 @@ _EMOJI_AT_END = regex.compile(r"[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{R
 class GrowingTrim:
     """Return, piece by piece, the part of a teacher's text that can be shown; at the end, the part that is kept.
 
-    Args:
-        boundary, stop: as for `trim`.
-
-    Held back are:
+    `shown_chars` counts the characters that `feed` has returned. Once a stop string was found (`stopped`), later text
+    is not part of the answer, and the teacher can stop. Held back are:
 
     - the last word;
     - with boundary `sentence`, text that may follow the last end of a sentence or line;
@@ -78,44 +76,31 @@ class GrowingTrim:
         self._special = re.compile(f"[{_SPECIAL}{first}]")
         self._pieces: list[str] = []
         self._shown: list[str] = []
-        self._shown_chars = 0
-        self._stopped = False
+        self.shown_chars = 0
+        self.stopped = False
         self._held = ""  # text that was read and not shown
         self._line = ""  # the shown part of the last line, or a placeholder for it
         self._before = TextContext()
         self._in_reasoning = False
 
-    @property
-    def shown_chars(self) -> int:
-        """Return the number of characters that `feed` has returned so far."""
-        return self._shown_chars
-
-    @property
-    def stopped(self) -> bool:
-        """Return whether a stop string was found: later text is not part of the answer, and the teacher can stop."""
-        return self._stopped
-
     def feed(self, piece: str) -> str:
         """Read the teacher's next text, of any length. Return what can be shown now."""
         self._pieces.append(piece)
-        if self._stopped or not piece:
+        if self.stopped or not piece:
             return ""
         self._held += piece
         if self._in_reasoning:
             if CLOSE_TAG not in self._held[-len(piece) - len(CLOSE_TAG) - 1 :]:
                 return ""
             self._in_reasoning = False
-        if self._shown_chars:
+        if self.shown_chars:
             return self._show(self._safe_chars(self._held, 0))
         return self._show_first()
 
     def finish(self, *, cut: bool) -> TrimmedText:
-        """Return the trimmed text after the teacher has ended. Its `text` begins with all shown text.
+        """Return the trimmed text after the teacher has ended, or was `cut` by its length limit.
 
-        The result is that of `trim`, unless that would take back shown text.
-
-        Args:
-            cut: whether the teacher was stopped by its length limit.
+        Its `text` begins with all shown text. The result is that of `trim`, unless that would take back shown text.
         """
         text, shown = "".join(self._pieces), "".join(self._shown)
         trimmed = trim(text, cut=cut, stop=self._stop, boundary=self._boundary)
@@ -164,7 +149,7 @@ class GrowingTrim:
             searched = self._held[:lead] + held[: limit - begin]
             found = first_stop(searched, self._stop, ends_after=lead)
             if found is not None:
-                self._stopped = True
+                self.stopped = True
                 return len(rstrip(held[: max(0, found[0] - lead)]))
             limit = min(limit, begin + self._before_a_stop(searched, lead))
         if reasoning_at == len(text):
@@ -200,7 +185,7 @@ class GrowingTrim:
             self._note_end(chars)
         self._held = rest
         self._shown.append(part)
-        self._shown_chars += chars
+        self.shown_chars += chars
         before = self._before
         text = self._line + part
         end = text.rfind("\n") + 1

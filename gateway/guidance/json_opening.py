@@ -23,30 +23,16 @@ _HALF_ESCAPE = re.compile(rf"(?:{_HIGH})?(?:\\(?:u{_HEX}{{0,3}})?)?")
 
 @dataclass(slots=True)
 class JsonOpening:
-    """Read JSON from its beginning, in pieces, and determine how much of it may be kept.
+    """Read JSON from its beginning, in pieces, and determine how much of it may be kept."""
 
-    Attributes:
-        valid: whether the text may still be JSON. Once it cannot, it is treated as prose.
-        stack: the open brackets, outermost first.
-        last: the first character of the last token that is not whitespace.
-        within: the kind of string that is open at the end of the text.
-    """
-
-    valid: bool = True
-    stack: str = ""
-    last: str = ""
-    within: Literal["", "key", "value"] = ""
+    valid: bool = True  # whether the text may still be JSON. Once it cannot, it is treated as prose.
+    stack: str = ""  # the open brackets, outermost first
+    last: str = ""  # the first character of the last token that is not whitespace
+    within: Literal["", "key", "value"] = ""  # the kind of string that is open at the end of the text
 
     def limit(self, text: str) -> int:
-        """Return the number of characters of `text` that may be kept if it was cut there. The state does not change.
-
-        All of them if the text is not JSON.
-
-        Args:
-            text: the text after the part that was read.
-        """
-        ahead = replace(self)
-        return ahead.take(text)
+        """Return how many characters of the next `text` may be kept if it was cut there. The state does not change."""
+        return replace(self).take(text)
 
     def reads(self, text: str) -> bool:
         """Read `text`, and return whether all of it may still be JSON."""
@@ -59,16 +45,14 @@ class JsonOpening:
             return len(text)
         at = 0
         if self.within:
-            closed = self._string(text, 0)
-            if closed is None:
+            if (closed := self._string(text, 0)) is None:
                 return self._open_string(text, 0)
             at = closed
         while at < len(text):
             if text[at] == '"':
                 is_key = self.stack[-1:] == "{" and self.last in "{,"
                 self.last, self.within = '"', "key" if is_key else "value"
-                closed = self._string(text, at + 1)
-                if closed is None:
+                if (closed := self._string(text, at + 1)) is None:
                     return self._open_string(text, at + 1)
                 at = closed
                 continue

@@ -20,9 +20,6 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
     part, or to a new part before parts without text. A chat without a user message gets one. The system text is put
     before that of the first system message, or into a new one. Exemplars follow the leading system messages. A chat of
     system messages alone gets no exemplars. The input is not changed; untouched values are shared with the result.
-
-    Args:
-        messages: OpenAI chat messages; content is text or a list of parts.
     """
     result = [dict(message) for message in messages]
     if projection.instruction is not None:

@@ -2,7 +2,7 @@
 
     trimmed = trim(teacher_text, cut=True, stop=stop)            # trimmed.text is shown, and sent to the student
     seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop)
-    emit(seam.initial_text())                                    # before the student's first text
+    emit(seam.initial_text)                                      # before the student's first text
     for delta in student: emit(seam.feed(delta))
     emit(seam.finish())
 
@@ -14,8 +14,6 @@ and without I/O. This module does not import `trim.py`, because devices join tex
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from gateway.guidance.stops import first_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +49,14 @@ class SeamJoin:
             before it is dropped. If the student writes anything else, or ends too early, its own text is the whole
             answer. All emitted text is then the student's own, so `pending_space` and `stop` are not used: the engine
             applies the latter. `echo` and `strips_leading_space` are ignored.
+
+    Attributes:
+        initial_text: the part of the guidance that may be emitted at once; empty with `written_again`. The rest may
+            begin a stop string.
+        stopped: whether a stop string was found: the answer up to it was emitted, and later text is dropped.
+        echoed: whether the student repeated the guidance. The repetition was dropped, except with `written_again`.
+        restarted: whether the student was to write the guidance again and did not, so that its own text is the answer.
+            False while that is undecided; it is decided by `finish` at the latest.
     """
 
     def __init__(
@@ -72,35 +78,8 @@ class SeamJoin:
         self._stop = () if written_again else tuple(filter(None, stop))
         self._held = ""  # text that may begin a stop string
         self._reach = 0  # the number of held characters before the student's own text
-        self._stopped = False
-        self._echoed = False
-        self._restarted = False
-        self._initial_text = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
-
-    @property
-    def stopped(self) -> bool:
-        """Return whether a stop string was found: the answer up to it was emitted, and later text is dropped."""
-        return self._stopped
-
-    @property
-    def echoed(self) -> bool:
-        """Return whether the student repeated the guidance. The repetition was dropped, except with `written_again`."""
-        return self._echoed
-
-    @property
-    def restarted(self) -> bool:
-        """Return whether the student was to write the guidance again and did not, so that its own text is the answer.
-
-        False while that is undecided. Once true it stays true; it is decided by `finish` at the latest.
-        """
-        return self._restarted
-
-    def initial_text(self) -> str:
-        """Return the part of the guidance that may be emitted at once. The rest may begin a stop string.
-
-        Empty with `written_again`.
-        """
-        return self._initial_text
+        self.stopped = self.echoed = self.restarted = False
+        self.initial_text = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
 
     def feed(self, delta: str) -> str:
         """Read student text of any length. Return what may be emitted now."""
@@ -108,7 +87,7 @@ class SeamJoin:
 
     def finish(self) -> str:
         """Return the text that was held back, after the student has ended."""
-        self._restarted = self._restarted or (self._written_again and bool(self._echo))
+        self.restarted = self.restarted or (self._written_again and bool(self._echo))
         reply, self._reply, self._echo = self._reply, "", ""
         emitted = self._continue(reply)
         held, self._held, self._reach = self._held, "", 0
@@ -120,11 +99,11 @@ class SeamJoin:
         self._reply += delta
         text = self._reply.lstrip()
         if text.startswith(self._echo):
-            rest, self._echoed = text if self._written_again else text[len(self._echo) :], True
+            rest, self.echoed = text if self._written_again else text[len(self._echo) :], True
         elif self._echo.startswith(text):
             return ""
         else:
-            rest, self._restarted = self._reply, self._written_again
+            rest, self.restarted = self._reply, self._written_again
         self._reply = self._echo = ""
         return rest
 
@@ -138,14 +117,14 @@ class SeamJoin:
 
     def _pass_on(self, text: str, *, foreign_chars: int) -> str:
         """Return what cannot become part of a stop string that begins before the student's own text."""
-        if self._stopped:
+        if self.stopped:
             return ""
         if foreign_chars:
             self._reach = len(self._held) + foreign_chars
         text = self._held + text
         found = first_stop(text, self._stop, begins_before=self._reach)
         if found is not None:
-            self._stopped = True
+            self.stopped = True
             self._held, self._reach = "", 0
             return text[: found[0]]
         safe = self._safe(text)
@@ -162,27 +141,22 @@ class SeamJoin:
         return len(text)
 
 
-def join(
-    guidance: str,
-    student_text: str,
-    *,
-    pending_space: str = "",
-    echo: bool | None = None,
-    strips_leading_space: bool = False,
-    stop: Sequence[str] = (),
-    written_again: bool = False,
-) -> tuple[str, bool]:
-    """Join a complete reply, as `SeamJoin` joins its deltas. Return the answer, and whether a stop string ended it."""
-    seam = SeamJoin(
-        guidance,
-        pending_space=pending_space,
-        echo=echo,
-        strips_leading_space=strips_leading_space,
-        stop=stop,
-        written_again=written_again,
-    )
-    answer = seam.initial_text() + seam.feed(student_text) + seam.finish()
-    return answer, seam.stopped
+def first_stop(
+    text: str, stop: Sequence[str], *, ends_after: int = 0, begins_before: int | None = None
+) -> tuple[int, int] | None:
+    """Find the stop string that is completed first; of those completed together, the longest.
+
+    Only occurrences that end after the character `ends_after` and begin before `begins_before` count. Return the start
+    and the end in characters, or None.
+    """
+    found: list[tuple[int, int]] = []
+    for one in filter(None, stop):
+        last = len(text) if begins_before is None else begins_before - 1 + len(one)
+        start = text.find(one, max(0, ends_after - len(one) + 1), max(0, last))
+        if start >= 0:
+            found.append((start + len(one), start))
+    end, start = min(found, default=(0, 0))
+    return (start, end) if found else None
 
 
 def echo_detectable(guidance: str) -> bool:

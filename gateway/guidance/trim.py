@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
-from gateway.guidance.stops import first_stop
+from gateway.guidance.seam import first_stop
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -69,18 +69,13 @@ _BROKEN = "\ufffd" + "".join(map(chr, range(0xD800, 0xE000)))
 class TrimmedText(Record, frozen=True):
     """A teacher's text in three parts: `text + pending_space + dropped`, without reasoning and leading whitespace.
 
-    Attributes:
-        text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
-        pending_space: the whitespace that followed `text`; `SeamJoin` inserts it for a student that strips its own. If
-            the answer is complete (the teacher finished, or `stopped`), `text + pending_space` is that answer verbatim.
-        dropped: the text cut off after that, including a stop string.
-        stopped: whether one of the caller's stop strings was found, so that the answer ends here without a student.
+    If the answer is complete (the teacher finished, or `stopped`), `text + pending_space` is that answer verbatim.
     """
 
-    text: str
-    pending_space: str
-    dropped: str
-    stopped: bool
+    text: str  # the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty
+    pending_space: str  # the whitespace that followed; `SeamJoin` inserts it for a student that strips its own
+    dropped: str  # the text cut off after that, including a stop string
+    stopped: bool  # one of the caller's stop strings was found, so that the answer ends here without a student
 
 
 def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary = "word") -> TrimmedText:
@@ -107,12 +102,10 @@ def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary =
     - token: nothing else is dropped. The last word may be incomplete.
 
     Args:
-        text: the teacher's decoded text.
         cut: whether the teacher was stopped by its length limit, so that its last word may be incomplete.
         stop: the caller's stop strings; empty ones are ignored. The first one completed counts, as in an engine that
             searches while it generates. A stop string within the leading whitespace does not count, because the caller
             never sees that whitespace.
-        boundary: where a cut text may end.
     """
     return divide(without_leading_reasoning(text), cut=cut, stop=stop, boundary=boundary)
 
@@ -161,28 +154,21 @@ def open_reasoning(body: str) -> int:
 
 
 class CodeFence(NamedTuple):
-    """The opening line of a code fence: its mark, the text after the mark, and the start of the next line."""
+    """The opening line of a code fence."""
 
     mark: str
-    info: str
-    end: int
+    info: str  # the text after the mark
+    end: int  # the start of the next line
 
 
 @dataclass(slots=True)
 class TextContext:
-    """The context of a piece of text.
+    """The context of a piece of text."""
 
-    Attributes:
-        begin: number of characters of the piece that are shown already; they only help to read the rest.
-        fence: the fence that is open at the beginning of the piece.
-        json: the reader of the shown text, if that is JSON, or of the JSON in the open fence.
-        since_bytes: bytes shown since the last sentence or line ended; None: none has ended.
-    """
-
-    begin: int = 0
-    fence: CodeFence | None = None
-    json: JsonOpening | None = None
-    since_bytes: int | None = None
+    begin: int = 0  # number of characters of the piece that are shown already; they only help to read the rest
+    fence: CodeFence | None = None  # the fence that is open at the beginning of the piece
+    json: JsonOpening | None = None  # the reader of the shown text, if that is JSON, or of the JSON in the open fence
+    since_bytes: int | None = None  # bytes shown since the last sentence or line ended; None: none has ended
 
 
 def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
@@ -274,19 +260,12 @@ def _unfinished_cluster(text: str) -> int:
     end = len(text)
     while end and (text[end - 1] == _JOINER or text[end - 1] in _REGIONAL):
         tail = text[max(0, end - LONGEST_WORD_CHARS) : end]
-        begin = min(_last_cluster(tail + more) for more in _CONTINUATIONS[-2:])
+        begin = min([one.start() for one in _CLUSTER.finditer(tail + more)][-1] for more in _CONTINUATIONS[-2:])
         if begin == len(tail) and tail[-1] != _JOINER:
             break
         # A joiner that joins nothing is dropped as well; the text before it may be half a flag.
         end = end - len(tail) + begin if begin < len(tail) else len(text[:end].rstrip(_JOINER))
     return end
-
-
-def _last_cluster(text: str) -> int:
-    begin = 0
-    for cluster in _CLUSTER.finditer(text):
-        begin = cluster.start()
-    return begin
 
 
 def _last_end(text: str, before: TextContext, *, in_prose: bool) -> int:
@@ -303,11 +282,8 @@ def _last_end(text: str, before: TextContext, *, in_prose: bool) -> int:
 
 def ended_at(text: str, begin: int, end: int, *, in_prose: bool) -> int | None:
     """Return the last end of a sentence or line between `begin` and `end`; None: there is none."""
-    found = None
-    for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin):
-        if one.end() <= end:
-            found = one.end()
-    return found
+    ends = [one.end() for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin)]
+    return max((one for one in ends if one <= end), default=None)
 
 
 def first_end(text: str, begin: int, *, in_prose: bool) -> int | None:
@@ -335,10 +311,7 @@ def holds_json(fence: CodeFence) -> bool:
 def fences(body: str, fence: CodeFence | None = None) -> tuple[CodeFence | None, int]:
     """Return the code fence that is open at the end, and the start of an incomplete opening line of a fence.
 
-    Without such a line, the second value is the length of the text.
-
-    Args:
-        fence: the fence that is open at the beginning.
+    Without such a line, the second value is the length of the text. `fence` is open at the beginning.
     """
     unfinished = len(body)
     for line in _FENCE_LINE.finditer(body):

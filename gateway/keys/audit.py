@@ -17,29 +17,20 @@ _FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """An action in the audit trail.
-
-    Attributes:
-        at: Unix seconds by Redis' clock.
-        before, after: states as JSON without secrets, or empty.
-    """
+    """An action in the audit trail."""
 
     id: str
-    at: float
+    at: float  # Unix seconds by Redis' clock
     actor: str
     action: str
     tenant: str
     subject: str
-    before: str
+    before: str  # the states as JSON without secrets, or empty
     after: str
 
 
 class AuditTrail:
-    """Write and read the audit trail.
-
-    Args:
-        key: name of the stream in Redis.
-    """
+    """Write and read the audit trail, a stream in Redis."""
 
     def __init__(self, redis: Redis, key: str) -> None:
         self._redis = redis
@@ -50,12 +41,8 @@ class AuditTrail:
     ) -> None:
         """Write an action before it is carried out. If this raises, do not carry it out. Raises RedisError and OSError.
 
-        Args:
-            actor: name that the operator gives.
-            action: noun and verb: `budget.raise`.
-            subject: object within the tenant: the id of a key, or empty.
-            before: previous state as JSON without secrets.
-            after: new state as JSON without secrets.
+        `actor` is the name that the operator gives. `action` is noun and verb: `budget.raise`. `subject` is the object
+        within the tenant: the id of a key, or empty. The states are JSON without secrets.
         """
         values: dict[Any, Any] = dict(zip(_FIELDS, (actor, action, tenant, subject, before, after), strict=True))
         await self._redis.xadd(self._key, values, maxlen=MAX_ENTRIES, approximate=True)

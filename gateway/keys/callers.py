@@ -13,8 +13,7 @@ from gateway.policy.book import Caller
 
 if TYPE_CHECKING:
     from gateway.keys.follower import KeyFollower
-    from gateway.keys.held import HeldKey
-    from gateway.keys.ring import Keyring
+    from gateway.keys.held import HeldKey, Keyring
     from gateway.policy.policies import Policies
     from gateway.policy.schema import KeyEntry
 

@@ -9,8 +9,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
+from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import HistoryHead
-from gateway.keys.ring import Keyring
 
 if TYPE_CHECKING:
     from gateway.keys.redis_keyring import RedisKeyring

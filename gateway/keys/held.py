@@ -1,7 +1,8 @@
-"""A key from Redis: its permissions and its dates."""
+"""Keys from Redis in the memory of one process: their permissions and dates."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -13,6 +14,8 @@ from gateway.config.limits import BudgetDuration
 from gateway.policy.schema import KeyEntry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from pydantic import BaseModel
 
 Status: TypeAlias = Literal["active", "grace", "expired", "replaced", "revoked"]
@@ -57,12 +60,7 @@ def policy_fields(rule: BaseModel | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class HeldKey:
-    """A key in memory. Times are Unix seconds by Redis' clock.
-
-    Attributes:
-        replaces: id of the key that this key replaced by rotation.
-        replaced: whether another key replaced this key. Then `expires_s` is the end of its grace period.
-    """
+    """A key in memory. Times are Unix seconds by Redis' clock."""
 
     sha256: str
     tenant: str
@@ -71,8 +69,8 @@ class HeldKey:
     created_s: float
     expires_s: float | None
     revoked_s: float | None
-    replaces: str | None
-    replaced: bool
+    replaces: str | None  # id of the key that this key replaced by rotation
+    replaced: bool  # by another key; then `expires_s` is the end of the grace period
 
     @classmethod
     def of(cls, sha256: bytes, terms: bytes, dates: bytes) -> HeldKey:
@@ -112,3 +110,56 @@ class HeldKey:
         if self.replaced:
             return "replaced" if over else "grace"
         return "expired" if over else "active"
+
+
+class Keyring:
+    """Keys by SHA-256 digest, and by tenant and id. No method awaits."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._by_hash: dict[str, HeldKey] = {}
+        self._by_id: dict[tuple[str, str], HeldKey] = {}
+        self._redis_s: float | None = None  # Redis' time at the last read
+        self._read_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    def find(self, sha256: str) -> HeldKey | None:
+        """Return the key with this digest in hex, or None."""
+        return self._by_hash.get(sha256)
+
+    def by_id(self, tenant: str, key_id: str) -> HeldKey | None:
+        """Return the key of a tenant with this id, or None."""
+        return self._by_id.get((tenant, key_id))
+
+    def all(self) -> Iterator[HeldKey]:
+        """Return all keys, including ended keys."""
+        return iter(self._by_hash.values())
+
+    def now(self) -> float:
+        """Return the time by Redis' clock in Unix seconds, extrapolated from the last read; else the local time."""
+        if self._redis_s is None:
+            return time.time()
+        return self._redis_s + self._monotonic() - self._read_at
+
+    def age_s(self) -> float | None:
+        """Return the seconds since all changes were read; None before the first read."""
+        return None if self._redis_s is None else self._monotonic() - self._read_at
+
+    def update(self, keys: Iterable[HeldKey]) -> None:
+        """Store new and changed keys."""
+        for key in keys:
+            old = self._by_hash.get(key.sha256)
+            if old is not None and self.by_id(old.tenant, old.id) is old:
+                del self._by_id[old.tenant, old.id]
+            self._by_hash[key.sha256] = key
+            self._by_id[key.tenant, key.id] = key
+
+    def replace_with(self, other: Keyring) -> None:
+        """Replace all keys by those of another ring, in constant time. Do not use the other ring afterwards."""
+        self._by_hash, self._by_id = other._by_hash, other._by_id
+
+    def mark_read(self, redis_s: float) -> None:
+        """Record that all changes up to `redis_s` (Unix seconds by Redis' clock) were read."""
+        self._redis_s, self._read_at = redis_s, self._monotonic()

@@ -54,23 +54,15 @@ class HistoryHead:
 
 @dataclass(frozen=True, slots=True)
 class KeyringChanges:
-    """A page of changes.
+    """A page of changes."""
 
-    Attributes:
-        known: whether the history contains the head of the request. If not, the page has no keys.
-        redis_s: time by Redis' clock, in Unix seconds.
-        read_version: version up to which this page contains changes.
-        total_keys: number of keys in Redis.
-        unreadable: number of keys of this page that this version of the gateway cannot read.
-    """
-
-    known: bool
+    known: bool  # whether the history contains the head of the request. If not, the page has no keys.
     head: HistoryHead
-    total_keys: int
-    redis_s: float
-    read_version: int
+    total_keys: int  # in Redis
+    redis_s: float  # time by Redis' clock, in Unix seconds
+    read_version: int  # version up to which this page contains changes
     keys: Sequence[HeldKey]
-    unreadable: int
+    unreadable: int  # number of keys of this page that this version of the gateway cannot read
 
     @property
     def last(self) -> bool:
@@ -87,7 +79,7 @@ class RedisKeyring:
         self._max_used = max_used
         self._redis = redis
         self._used = names.used
-        self._all = names.as_list()
+        self._all = list(names)
         self._read_keys = [names.terms, names.dates, names.changes, names.heads, names.state]
         self._create = _script(redis, "common.lua", "create.lua")
         self._rotate = _script(redis, "common.lua", "rotate.lua")
@@ -99,10 +91,8 @@ class RedisKeyring:
         self, sha256: str, tenant: str, key_id: str, terms: KeyTerms, expiry: KeyExpiry, actor: str
     ) -> HeldKey:
         """Store a new key. Also raises Conflict."""
-        reply = await self._create(
-            keys=self._all,
-            args=[sha256, tenant, key_id, terms.to_json(), *expiry.arguments(), _nonce(), MAX_KEYS, actor],
-        )
+        what = (sha256, tenant, key_id, terms.to_json(), *expiry.arguments())
+        reply = await self._create(keys=self._all, args=(*what, _nonce(), MAX_KEYS, actor))
         return _held(reply, sha256.encode(), f"{tenant}/{key_id}")
 
     async def rotate(
@@ -112,13 +102,8 @@ class RedisKeyring:
 
         Without an expiry, the new key has that of the old key. Also raises Conflict.
         """
-        reply = await self._rotate(
-            keys=self._all,
-            args=[
-                *(sha256, old.tenant, old.id, terms.to_json(), old.sha256),
-                *(_us(grace_s), *expiry.arguments(), _nonce(), MAX_KEYS, actor),
-            ],
-        )
+        what = (sha256, old.tenant, old.id, terms.to_json(), old.sha256, _us(grace_s), *expiry.arguments())
+        reply = await self._rotate(keys=self._all, args=(*what, _nonce(), MAX_KEYS, actor))
         new = _held(reply, sha256.encode(), f"{old.tenant}/{old.id}")
         return new, HeldKey.of(*reply[3:6])
 

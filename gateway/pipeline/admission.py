@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -19,10 +19,11 @@ from gateway.accounting.scopes import Scopes
 from gateway.config.sections import Defaults
 from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
-from gateway.pipeline.slots import Slots
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
+from gateway.runtime.fair_share import FairShare
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
@@ -31,23 +32,19 @@ if TYPE_CHECKING:
     from gateway.accounting.scopes import Scope
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.book import Caller
-    from gateway.policy.plan import Plan
     from gateway.policy.schema import TenantPolicy
-    from gateway.protocol.body import CallerRequest
+    from gateway.protocol.requests import AnyRequest
     from gateway.telemetry.metrics import Metrics
-
 
 NO_DEFAULTS = Defaults()
 _DISCONNECTS = (asyncio.CancelledError, GeneratorExit, ConnectionError)
 
 
 class Admission:
-    """Admit requests and count those in flight.
+    """Admit requests to the `max_in_flight` slots of this process, and count those in flight.
 
-    Args:
-        max_in_flight: number of slots of this process.
-        defaults: limits and budgets of tenants and keys whose policy sets none.
-        on_redis_failure: whether requests are admitted while Redis is unavailable; a tenant's policy may override it.
+    `defaults` are limits and budgets of tenants and keys whose policy sets none. A tenant's policy may override
+    `on_redis_failure`, which decides about requests while Redis is unavailable.
     """
 
     def __init__(
@@ -95,16 +92,14 @@ class Admission:
         if not self._slots.held:
             self._empty.set()
 
-    async def reserve(self, builder: ReceiptBuilder, request: CallerRequest, caller: Caller) -> Plan:
+    async def reserve(self, builder: ReceiptBuilder, request: AnyRequest, caller: Caller) -> None:
         """Reserve the limits and the cost of the request. The caller must settle the receipt afterwards.
 
-        Returns:
-            The plan to follow. Where a budget requires it, this is a cheaper plan, which replaces the builder's.
+        Where a budget requires it, a cheaper plan replaces the builder's.
 
         Raises:
             RateLimited, BudgetSpent: a limit or a budget has no room for the request.
-            StoreUnavailable: Redis is unavailable, and the policy or the configuration says `reject`, or the allowance
-                of this process is spent.
+            StoreUnavailable: Redis is unavailable, and this process may not or may no longer admit the request.
         """
         if caller.policy.log_content and builder.shadow_of is None:  # the request's own log line has its content
             builder.content = LoggedContent(request)
@@ -120,7 +115,7 @@ class Admission:
         if admitted is None:
             if scopes:
                 self._metrics.uncounted.labels(self._metrics.series.tenant(builder.tenant)).inc()
-            return builder.plan
+            return
         verdict, counted, now_us = admitted
         if verdict.left is not None:
             builder.allowance.requests = verdict.left.get("requests")
@@ -132,7 +127,6 @@ class Admission:
         builder.budget = "soft" if verdict.soft else None
         if verdict.variant in plans:
             builder.plan = plans[verdict.variant]
-        return builder.plan
 
     def settled(self, builder: ReceiptBuilder) -> AbstractContextManager[None]:
         """Settle one receipt for the block, however the block ends.
@@ -232,3 +226,43 @@ class _CancelOnDrain:
             timed_out = True
         if timed_out and self._timeout.expired():
             raise Overloaded("This process shut down before the answer was complete. Retry the request.") from None
+
+
+class Slots:
+    """Count the slots that tenants hold. At the bound of `capacity` slots, `FairShare.admits` decides.
+
+    `kind` is a plural noun for the work, used in errors and as a label of gkt_limited_total.
+    """
+
+    def __init__(self, capacity: int, kind: str, metrics: Metrics) -> None:
+        self._kind = kind
+        self._metrics = metrics
+        self._share = FairShare(capacity)
+
+    @property
+    def held(self) -> int:
+        return self._share.total
+
+    def acquire(self, tenant: str, weight: float) -> None:
+        """Acquire a slot until `release`. Raises Overloaded."""
+        share = self._share
+        if not share.admits(tenant, weight):
+            self._metrics.limited.labels(self._metrics.series.tenant(tenant), f"concurrent_{self._kind}").inc()
+            raise Overloaded(
+                f"This process holds {share.total} {self._kind}, its limit, and {share.held(tenant)} of them are this "
+                "tenant's. Send fewer at once, or retry after Retry-After."
+            )
+        share.acquire(tenant, weight)
+
+    def release(self, tenant: str) -> None:
+        """Release a slot of the tenant."""
+        self._share.release(tenant)
+
+    @contextmanager
+    def hold(self, tenant: str, weight: float) -> Iterator[None]:
+        """Hold a slot inside the block. Raises Overloaded."""
+        self.acquire(tenant, weight)
+        try:
+            yield
+        finally:
+            self.release(tenant)

@@ -16,7 +16,7 @@ import msgspec
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.quality_sampler import answer_buffer_for
+from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
 from gateway.policy.projection_size import caller_tokens
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.guidance_request import Guidance
-    from gateway.pipeline.quality_sampler import AnswerBuffer, QualitySampler
+    from gateway.pipeline.quality_sampler import QualitySampler
     from gateway.pipeline.shadow import ShadowRequests
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall
@@ -43,19 +43,12 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
-    class RelayMaker(Protocol):
-        def __call__(self, head: ReplyHead, *, wants_usage: bool) -> StreamRelay: ...
-
 
 @dataclass(slots=True)
 class RequestState:
-    """State of a request that a disconnect handler reads at any time.
+    """State of a request that a disconnect handler reads at any time."""
 
-    Attributes:
-        builder: the receipt of the request; None until the plan is resolved.
-    """
-
-    builder: ReceiptBuilder | None = None
+    builder: ReceiptBuilder | None = None  # None until the plan is resolved
 
     @property
     def abandoned(self) -> bool:
@@ -70,26 +63,17 @@ class LoopSteps(Protocol):
 
 
 class RequestContext(Record, frozen=True):
-    """The caller of a request, its start time, and what its answer depends on besides the body.
-
-    Attributes:
-        created: Unix seconds.
-        started: time.perf_counter() seconds.
-        headers: the request's headers; a route may select by them.
-        allowance: the caller's remaining limits, filled in at admission.
-        route_override: an operator's choice of mode and guidance, instead of the caller's headers.
-        steps: divides the event loop's time between tenants; None: the time is not divided.
-    """
+    """The caller of a request, its start time, and what its answer depends on besides the body."""
 
     id: str
     caller: Caller
-    created: int
-    started: float
-    headers: Mapping[str, str]
-    allowance: Allowance = msgspec.field(default_factory=Allowance)
-    route_override: RouteOverride | None = None
+    created: int  # Unix seconds
+    started: float  # time.perf_counter() seconds
+    headers: Mapping[str, str]  # a route may select by them
+    allowance: Allowance = msgspec.field(default_factory=Allowance)  # the caller's remaining limits, after admission
+    route_override: RouteOverride | None = None  # an operator's choice, instead of the caller's headers
     state: RequestState = msgspec.field(default_factory=RequestState)
-    steps: LoopSteps | None = None
+    steps: LoopSteps | None = None  # divides the event loop's time between tenants; None: the time is not divided
 
     async def next_step(self) -> None:
         """Wait for the tenant's turn in the event loop. Call it before a longer computation that follows a wait."""
@@ -120,74 +104,61 @@ class Answer(Record, frozen=True):
     show_cost: bool
 
 
+@dataclass(frozen=True, slots=True)
 class Completions:
     """Answer completion requests with the given components."""
 
-    def __init__(
-        self,
-        *,
-        teacher_call: TeacherCall,
-        student_call: StudentCall,
-        shadows: ShadowRequests,
-        quality_sampler: QualitySampler,
-        admission: Admission,
-        ledger: Ledger,
-    ) -> None:
-        self._teacher_call = teacher_call
-        self._student_call = student_call
-        self._shadows = shadows
-        self._quality_sampler = quality_sampler
-        self._admission = admission
-        self._ledger = ledger
+    teacher_call: TeacherCall
+    student_call: StudentCall
+    shadows: ShadowRequests
+    quality_sampler: QualitySampler
+    admission: Admission
+    ledger: Ledger
 
     async def answer(self, context: RequestContext, request: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        plan = await self._resolve(context, request)
+        builder = await self._resolve(context, request)
         head = _head(context, request)
-        builder = context.new_receipt(plan, request.model, stream=request.stream)
-        with self._admission.slot(context.caller), self._admission.settled(builder):
-            plan = await self._admission.reserve(builder, request, context.caller)
+        with self.admission.slot(context.caller), self.admission.settled(builder):
+            await self.admission.reserve(builder, request, context.caller)
             await context.next_step()
-            self._student_call.check_available(plan, builder)
-            guidance = await self._teacher_call.open(plan, request, builder)
+            self.student_call.check_available(builder)
+            guidance = await self.teacher_call.open(request, builder)
             if guidance.finish_reason is not None:
                 reply = _whole_reply(guidance)
             else:
-                reply = await self._student_call.complete(plan, request, guidance, builder)
+                reply = await self.student_call.complete(request, guidance, builder)
                 await context.next_step()
             builder.finish_reason = reply["choices"][0].get("finish_reason")
-            receipt = await self._ledger.close(builder, shown=plan.show_cost)
-            usage = _caller_usage(plan, request, builder, receipt)
-            body = head.completion(reply["choices"], usage) | engine_fields(reply)
+            plan = builder.plan
+            receipt = await self.ledger.close(builder, shown=plan.show_cost)
+            body = head.completion(reply["choices"], _caller_usage(request, builder, receipt)) | engine_fields(reply)
             if builder.content is not None:
                 builder.content.add([body])
-            answer_buffer = answer_buffer_for(plan)
+            answer_buffer = AnswerBuffer() if plan.quality is not None else None
             if answer_buffer is not None:
                 answer_buffer.add([body])
             self._start_background_work(builder, request, context.caller, answer_buffer)
             return Answer(body, receipt, plan.show_cost)
 
     async def stream(
-        self, context: RequestContext, request: CompletionRequest, relay_of: RelayMaker = StreamRelay
+        self, context: RequestContext, request: CompletionRequest, relay_of: type[StreamRelay] = StreamRelay
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
         """Answer an SSE caller.
 
         Yield the receipt builder first, once the reply's headers are known, then groups of chunks. An error raised
-        before the first yield can still become an HTTP status. A later error cannot.
-
-        Args:
-            relay_of: creates the object that converts the engines' chunks to the caller's.
+        before the first yield can still become an HTTP status. A later error cannot. `relay_of` creates the object that
+        converts the engines' chunks to the caller's.
         """
-        plan = await self._resolve(context, request)
+        builder = await self._resolve(context, request)
         head = _head(context, request)
-        builder = context.new_receipt(plan, request.model, stream=request.stream)
-        with self._admission.slot(context.caller), self._admission.settled(builder):
-            plan = await self._admission.reserve(builder, request, context.caller)
+        with self.admission.slot(context.caller), self.admission.settled(builder):
+            await self.admission.reserve(builder, request, context.caller)
             await context.next_step()
-            relay = relay_of(head, wants_usage=request.wants_usage)
-            answer_buffer = answer_buffer_for(plan)
+            relay, plan = relay_of(head, wants_usage=request.wants_usage), builder.plan
+            answer_buffer = AnswerBuffer() if plan.quality is not None else None
             announced = False
-            async with aclosing(self._chunks(plan, request, relay, builder)) as groups:
+            async with aclosing(self._chunks(request, relay, builder)) as groups:
                 async for chunks in groups:
                     if not announced:
                         yield builder
@@ -199,21 +170,18 @@ class Completions:
                     yield chunks
             builder.finish_reason = relay.finish_reason
             if request.wants_usage:
-                receipt = await self._ledger.close(builder, shown=plan.show_cost)
+                receipt = await self.ledger.close(builder, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
-                yield [relay.usage_chunk(_caller_usage(plan, request, builder, receipt), facts)]
+                yield [relay.usage_chunk(_caller_usage(request, builder, receipt), facts)]
             self._start_background_work(builder, request, context.caller, answer_buffer)
 
     async def _chunks(
-        self, plan: Plan, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
+        self, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
-        """Yield the answer's chunks: the guidance, the student's text and the end.
-
-        Chunks that arrived together form one group.
-        """
+        """Yield groups of chunks that arrived together: the guidance, the student's text and the end."""
         guidance = UNGUIDED
-        self._student_call.check_available(plan, builder)
-        async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
+        self.student_call.check_available(builder)
+        async with aclosing(self.teacher_call.stream(request, builder)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     builder.mark_first_token()
@@ -222,7 +190,7 @@ class Completions:
                     guidance = piece
         try:
             if guidance.finish_reason is None:
-                async with aclosing(self._student_call.stream(plan, request, guidance, relay, builder)) as groups:
+                async with aclosing(self.student_call.stream(request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         yield chunks
             elif rest := relay.show_rest(guidance.text):
@@ -241,17 +209,17 @@ class Completions:
         """Start the shadow request and the quality sample that the plan contains. The caller has its answer by now."""
         if builder.caller_left:
             return
-        if builder.plan.shadow is not None:
-            self._shadows.start(builder.child_receipt(builder.plan.shadow, "shadow"), request, caller)
+        if (shadow := builder.plan.shadow) is not None:
+            self.shadows.start(builder.child_receipt(shadow, "shadow"), request, caller)
         if answer_buffer is not None:
-            self._quality_sampler.start(builder, request, caller, answer_buffer)
+            self.quality_sampler.start(builder, request, caller, answer_buffer)
 
-    async def _resolve(self, context: RequestContext, request: CompletionRequest) -> Plan:
-        route = await find_route(context.caller, request, context.headers)
-        snapshot = partial(self._student_call.engine_snapshot, tenant=context.caller.policy.tenant)
-        return resolve(
-            context.caller.policy, route, request, snapshot, headers=context.headers, override=context.route_override
-        )
+    async def _resolve(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
+        policy, headers = context.caller.policy, context.headers
+        route = await find_route(context.caller, request, headers)
+        snapshot = partial(self.student_call.engine_snapshot, tenant=policy.tenant)
+        plan = resolve(policy, route, request, snapshot, headers=headers, override=context.route_override)
+        return context.new_receipt(plan, request.model, stream=request.stream)
 
 
 def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:
@@ -265,12 +233,13 @@ def _whole_reply(guidance: Guidance) -> Json:
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": guidance.finish_reason}]}
 
 
-def _caller_usage(plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, receipt: Receipt) -> Json:
+def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: Receipt) -> Json:
     """Return OpenAI's usage for the caller: its own prompt, and the whole answer of teacher and student.
 
     A student counts the guidance as part of its prompt, and a teacher counts its exemplars. The caller did not send
     them, so they are subtracted.
     """
+    plan = builder.plan
     answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if answerer is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0

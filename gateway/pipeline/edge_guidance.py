@@ -8,12 +8,13 @@ charged as for any chat, and the gateway calls no student. The device reports ho
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.accounting.receipt import CloseTerms
 from gateway.pipeline.completion import Answer
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student_request import place_in_messages
+from gateway.pipeline.student import place_in_messages
 from gateway.policy.for_devices import resolve_guidance
 from gateway.policy.routing import find_route
 
@@ -26,35 +27,28 @@ if TYPE_CHECKING:
     from gateway.pipeline.completion import RequestContext
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.teacher import TeacherCall
-    from gateway.policy.plan import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
 
 
+@dataclass(frozen=True, slots=True)
 class EdgeGuidancePipeline:
-    """Answer guidance requests with the given components.
+    """Answer guidance requests. A device may report within `close_within_s` seconds after its request."""
 
-    Args:
-        close_within_s: seconds after its request within which a device may report.
-    """
-
-    def __init__(
-        self, *, teacher_call: TeacherCall, admission: Admission, ledger: Ledger, close_within_s: float
-    ) -> None:
-        self._teacher_call = teacher_call
-        self._admission = admission
-        self._ledger = ledger
-        self._close_within_s = close_within_s
+    teacher_call: TeacherCall
+    admission: Admission
+    ledger: Ledger
+    close_within_s: float
 
     async def answer(self, context: RequestContext, request: ChatRequest) -> Answer:
         """Return the complete guidance. Raises GatewayErrors."""
         builder = await self._new_builder(context, request)
-        with self._admission.slot(context.caller), self._admission.settled(builder):
-            plan = await self._admission.reserve(builder, request, context.caller)
-            guidance = await self._teacher_call.open(plan, request, builder)
-            terms = self._hand_over(builder, request, guidance)
-            receipt = await self._ledger.close(builder, shown=plan.show_cost)
-            return Answer(_reply(builder, plan, request, guidance, terms), receipt, plan.show_cost)
+        with self.admission.slot(context.caller), self.admission.settled(builder):
+            await self.admission.reserve(builder, request, context.caller)
+            guidance = await self.teacher_call.open(request, builder)
+            terms, show_cost = self._hand_over(builder, request, guidance), builder.plan.show_cost
+            receipt = await self.ledger.close(builder, shown=show_cost)
+            return Answer(_reply(builder, request, guidance, terms), receipt, show_cost)
 
     async def stream(
         self, context: RequestContext, request: ChatRequest
@@ -66,10 +60,10 @@ class EdgeGuidancePipeline:
         cannot.
         """
         builder = await self._new_builder(context, request)
-        with self._admission.slot(context.caller), self._admission.settled(builder):
-            plan = await self._admission.reserve(builder, request, context.caller)
+        with self.admission.slot(context.caller), self.admission.settled(builder):
+            await self.admission.reserve(builder, request, context.caller)
             guidance, announced = UNGUIDED, False
-            async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
+            async with aclosing(self.teacher_call.stream(request, builder)) as pieces:
                 async for piece in pieces:
                     if not isinstance(piece, str):
                         guidance = piece
@@ -78,55 +72,47 @@ class EdgeGuidancePipeline:
                         yield builder
                         announced = True
                     builder.mark_first_token()
-                    yield [{"object": "guidance.chunk", "id": _name(builder), "delta": piece}]
-            terms = self._hand_over(builder, request, guidance)
+                    yield [{"object": "guidance.chunk", "id": f"guid-{builder.id}", "delta": piece}]
+            terms, show_cost = self._hand_over(builder, request, guidance), builder.plan.show_cost
             if not announced:
                 yield builder
-            receipt = await self._ledger.close(builder, shown=plan.show_cost)
-            facts = receipt.facts(show_cost=plan.show_cost)
-            yield [{**_reply(builder, plan, request, guidance, terms), "gkt": facts}]
+            receipt = await self.ledger.close(builder, shown=show_cost)
+            yield [{**_reply(builder, request, guidance, terms), "gkt": receipt.facts(show_cost=show_cost)}]
 
     async def _new_builder(self, context: RequestContext, request: ChatRequest) -> ReceiptBuilder:
         route = await find_route(context.caller, request, context.headers)
         plan = resolve_guidance(context.caller.policy, route, request, context.headers)
         builder = context.new_receipt(plan, request.model, stream=request.stream)
         # Set before the call: if this process dies after its reply, the device may still report.
-        builder.terms = CloseTerms(
-            self._due(builder), None if plan.max_tokens is None else plan.max_tokens * request.generated_choices
-        )
+        builder.terms = self._terms(builder, request)
         return builder
 
-    def _due(self, builder: ReceiptBuilder) -> int:
-        return int(builder.created + self._close_within_s)
+    def _terms(self, builder: ReceiptBuilder, request: ChatRequest) -> CloseTerms:
+        max_tokens = builder.plan.max_tokens
+        most = None if max_tokens is None else (max_tokens - builder.shown_tokens) * request.generated_choices
+        return CloseTerms(int(builder.created + self.close_within_s), most)
 
     def _hand_over(self, builder: ReceiptBuilder, request: ChatRequest, guidance: Guidance) -> CloseTerms:
         """Store in the receipt what the device may report for this guidance, and return it."""
         builder.finish_reason = guidance.finish_reason
         if builder.content is not None:
             builder.content.add([{"choices": [{"message": {"content": guidance.text}}]}])
-        max_tokens = builder.plan.max_tokens
+        terms = self._terms(builder, request)
         if guidance.finish_reason is not None:
             builder.terms = None  # the answer is complete: there is nothing to report
-            return CloseTerms(self._due(builder), 0)
-        builder.terms = CloseTerms(
-            self._due(builder),
-            None if max_tokens is None else (max_tokens - builder.shown_tokens) * request.generated_choices,
-        )
-        return builder.terms
+            return CloseTerms(terms.by, 0)
+        builder.terms = terms
+        return terms
 
 
-def _name(builder: ReceiptBuilder) -> str:
-    return f"guid-{builder.id}"
-
-
-def _reply(builder: ReceiptBuilder, plan: Plan, request: ChatRequest, guidance: Guidance, terms: CloseTerms) -> Json:
-    guidance_plan = plan.guidance
+def _reply(builder: ReceiptBuilder, request: ChatRequest, guidance: Guidance, terms: CloseTerms) -> Json:
+    guidance_plan = builder.plan.guidance
     prefix = guidance_plan is not None and guidance_plan.placement == "prefix"
     placed = None
     if guidance_plan is not None and guidance.text and not prefix and guidance.finish_reason is None:
         placed = place_in_messages(guidance_plan, request.messages, guidance.text)
     return {
-        "id": _name(builder),
+        "id": f"guid-{builder.id}",
         "object": "guidance",
         "created": builder.created,
         "model": request.model,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.completion import RequestContext
-    from gateway.policy.plan import Plan
     from gateway.protocol.embeddings import EmbeddingsRequest
     from gateway.protocol.texts import Text
     from gateway.telemetry.metrics import Metrics
@@ -40,52 +39,44 @@ class EmbeddingsAnswer:
     show_cost: bool
 
 
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """Answer embeddings requests with the given components."""
 
-    def __init__(
-        self,
-        *,
-        engines: Mapping[str, GuardedEngine],
-        admission: Admission,
-        ledger: Ledger,
-        metrics: Metrics,
-        budgets: RetryBudgets,
-    ) -> None:
-        self._engines = engines
-        self._admission = admission
-        self._ledger = ledger
-        self._metrics = metrics
-        self._budgets = budgets
+    engines: Mapping[str, GuardedEngine]
+    admission: Admission
+    ledger: Ledger
+    metrics: Metrics
+    budgets: RetryBudgets
 
     async def answer(self, context: RequestContext, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         """Return the engine's reply under the caller's name of the model. Raises GatewayErrors."""
         route = await find_route(context.caller, request, context.headers)
         tenant = context.caller.policy.tenant
         plan = resolve_embeddings(
-            route, lambda engine: self._engines[engine].in_cooldown_for(tenant), headers=context.headers
+            route, lambda engine: self.engines[engine].in_cooldown_for(tenant), headers=context.headers
         )
         builder = context.new_receipt(plan, request.model, stream=False)
-        with self._admission.slot(context.caller), self._admission.settled(builder):
-            await self._admission.reserve(builder, request, context.caller)
-            reply = await self._embed(plan, request, builder)
-            receipt = await self._ledger.close(builder, shown=plan.show_cost)
+        with self.admission.slot(context.caller), self.admission.settled(builder):
+            await self.admission.reserve(builder, request, context.caller)
+            reply = await self._embed(request, builder)
+            receipt = await self.ledger.close(builder, shown=plan.show_cost)
             return EmbeddingsAnswer(await write_embeddings(reply, request.model), receipt, plan.show_cost)
 
-    async def _embed(self, plan: Plan, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
-        request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
-        retries = Retries(plan.students, plan.retries, request_retries)
+    async def _embed(self, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
+        request_retries = RequestRetries(builder, self.budgets, self.metrics)
+        retries = Retries(builder.plan.students, builder.plan.retries, request_retries)
         while True:
             engine = retries.student.engine
             builder.student = builder.running = call = _call(engine, request.inputs)
             try:
-                reply = await self._engines[engine].embed(request.body)
+                reply = await self.engines[engine].embed(request.body)
                 break
             except EngineError as error:
-                record_failure(error, builder.id, self._metrics)
+                record_failure(error, builder.id, self.metrics)
                 if not error.may_have_run:
                     builder.student = None  # the failed call cost nothing
-                await retry_or_raise(retries, error, plan, builder, self._metrics)
+                await retry_or_raise(retries, error, builder, self.metrics)
             finally:
                 builder.running = None
         call.usage = reply.usage or call.usage

@@ -43,16 +43,14 @@ _PARTS = re.compile("[^ ]+")
 
 
 class GenerationTracker:
-    """Read the chunks or the reply of one call, and record the token counts in its `EngineCall`.
+    """Read the chunks or the reply of one call, sent at `now`, and record the token counts in its `EngineCall`.
 
     Args:
         limit: output tokens of each choice that the request allows; None: the request has no limit.
-        choices: number of choices in the reply.
         generated_choices: number of choices that the engine generates, of which it may return the best.
         stops_within_s: seconds within which the engine stops after a disconnect; None: it is not known to stop.
         preface: text that the engine may repeat before its own, in the first choice; None: its length is unknown, so
             the reply's text does not bound the number of tokens.
-        now: time.perf_counter() seconds at which the call is sent.
     """
 
     def __init__(
@@ -66,13 +64,8 @@ class GenerationTracker:
         preface: str | None,
         now: float,
     ) -> None:
-        self._call = call
-        self._limit = limit
-        self._choices = choices
-        self._generated_choices = generated_choices
-        self._stops_within_s = stops_within_s
-        self._preface = preface
-        self._read_at = now
+        self._call, self._limit, self._preface, self._read_at = call, limit, preface, now
+        self._choices, self._generated_choices, self._stops_within_s = choices, generated_choices, stops_within_s
         self._counts: dict[int, _Count] = {}
         self._ended: set[int] = set()
         self._over = False  # the engine's own count exceeds the limit
@@ -126,11 +119,8 @@ class GenerationTracker:
         if self._limit is None or self._preface is None:
             return
         size = sum(map(len, texts))
-        counted = (
-            _visible_tokens(usage_body)
-            if usage_body is not None and usage is not None and self._exceeds(usage_body)
-            else 0
-        )
+        exceeds = usage_body is not None and usage is not None and self._exceeds(usage_body)
+        counted = _visible_tokens(usage_body) if exceeds else 0
         for choice, text in zip(reply["choices"], texts, strict=True):
             content = choice["message"].get("content")
             if not isinstance(content, str) or not content:
@@ -168,19 +158,14 @@ class GenerationTracker:
         self._add_to_running_count(call, limit)
 
     def _least_tokens(self) -> int:
-        """Return a lower bound on the output tokens; 0 where it is clearly below the engine's count.
-
-        Some engines report the count of one choice for all of them.
-        """
+        """Return a lower bound on the output tokens; 0 where it is clearly below the engine's count."""
         call = self._call
         if call.usage is None or self._preface is None:
             return 0
         texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
         reported = call.usage.output_tokens
-        max_words = characters = 0
-        for text in texts.values():
-            max_words += text.count(" ") + 1
-            characters += len(text)
+        max_words = sum(text.count(" ") + 1 for text in texts.values())
+        characters = sum(map(len, texts.values()))
         if max_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
         limit, total = max(reported, _COUNTED_TOKENS), 0
@@ -207,9 +192,7 @@ class GenerationTracker:
     def _add_to_running_count(self, call: EngineCall, limit: int | None) -> None:
         """Use the engine's running count instead of the text as the base of the bound, where there is one."""
         usage = call.usage
-        if usage is None:
-            return
-        if self._choices > 1 or call.unbounded:  # some engines count each choice separately
+        if usage is None or self._choices > 1 or call.unbounded:  # some engines count each choice separately
             call.usage = None
             return
         output_tokens = usage.output_tokens + call.lost_tokens
@@ -244,24 +227,17 @@ class GenerationTracker:
 
 
 def unread_tokens(seconds: float) -> int:
-    """Return the largest number of tokens of one choice that an engine generates in this time after the last read."""
+    """Return the most tokens of one choice that an engine generates in this time after the last read."""
     return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
 
 
 def unread_once_ended(stops_within_s: float | None) -> int | None:
-    """Return the largest number of tokens of one choice that an engine generates after the gateway ends the call.
-
-    None: the engine is not known to stop.
-    """
+    """Return the most tokens of one choice that an engine generates after the call's end; None: it may not stop."""
     return None if stops_within_s is None else unread_tokens(stops_within_s)
 
 
 class _Count:
-    """Lower bounds on the tokens of a growing text.
-
-    Args:
-        preface: text that may come first and is not counted.
-    """
+    """Lower bounds on the tokens of a growing text. The text may begin with `preface`, which is not counted."""
 
     __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
 
@@ -330,21 +306,16 @@ def _words_in(text: str, *, within: bool, limit: int) -> int:
     """Return the number of words that begin in a text, or a larger number than `limit` if there are more.
 
     Only spaces separate words: some tokens contain line ends between other characters. The time depends on `limit`, not
-    on the number of words.
-
-    Args:
-        within: whether the text continues a word.
+    on the number of words. If the text is `within` a word, it may continue that word.
     """
     words = (part for part in _PARTS.finditer(text) if not part[0].isspace())
-    first = next(words, None)
-    if first is None:
+    if (first := next(words, None)) is None:
         return 0
     continued = within and first.start() == 0
     return sum(1 for _ in islice(words, max(0, limit) + 1)) + 1 - continued
 
 
 def _visible_tokens(usage: Any) -> int:
-    """Return the output tokens of a usage object without hidden reasoning."""
     written_tokens = usage["completion_tokens"]
     details = usage.get("completion_tokens_details")
     hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None

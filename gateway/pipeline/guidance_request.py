@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.engines.base import TeacherReply
     from gateway.guidance.keep import GrowingKeep
     from gateway.policy.plan import GuidancePlan, Plan
-    from gateway.policy.projections import Projection
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -32,21 +31,13 @@ _BYTES_PER_TOKEN = 4
 
 
 class Guidance(Record, frozen=True):
-    """The guidance of one answer.
-
-    Attributes:
-        text: the guidance as it is shown and sent; empty if the answer is unguided.
-        pending_space: the whitespace that followed it in the teacher's text.
-        tokens: the number of the teacher's tokens in `text`.
-        finish_reason: set if `text` is the whole answer and no student is called; else None.
-        dropped: the teacher's text after that, which is not shown.
-    """
+    """The guidance of one answer, as it is shown and sent. It is empty if the answer is unguided."""
 
     text: str = ""
-    pending_space: str = ""
-    tokens: int = 0
-    finish_reason: str | None = None
-    dropped: str = ""
+    pending_space: str = ""  # the whitespace that followed in the teacher's text
+    tokens: int = 0  # the number of the teacher's tokens in `text`
+    finish_reason: str | None = None  # set if `text` is the whole answer and no student is called
+    dropped: str = ""  # the teacher's text after that, which is not shown
 
 
 UNGUIDED = Guidance()
@@ -55,8 +46,7 @@ UNGUIDED = Guidance()
 class GuidanceStream:
     """The text of a teacher while it generates, and the part that the caller may be shown already.
 
-    Args:
-        keeps_lead: whether the text's leading whitespace is shown, as after a raw prompt.
+    With `keeps_lead` the text's leading whitespace is shown, as after a raw prompt.
     """
 
     def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
@@ -85,9 +75,15 @@ class GuidanceStream:
 def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
     """Return the request to send to the teacher."""
     projection = guidance_plan.projection
+    read: dict[str, Any] = {}
+    if isinstance(request, TextRequest):
+        assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
+        read["prompt"] = teacher_prompt(projection, request.prompt)
+    else:
+        read["messages"] = teacher_messages(projection, request.messages)
     return TeacherRequest(
         max_tokens=guidance_plan.requested_tokens,
-        **_read_by_teacher(projection, request),
+        **read,
         temperature=guidance_plan.temperature,
         top_p=guidance_plan.top_p,
         seed=guidance_plan.seed,
@@ -106,8 +102,7 @@ def guidance_from_reply(
 ) -> Guidance | str:
     """Return the guidance in a teacher's reply, or the reason if nothing of it is kept. Record it in the builder.
 
-    Args:
-        stream: the reply as it was streamed; None: it was not streamed.
+    `stream` is the reply as it was streamed; None: it was not streamed.
     """
     may_finish = guidance_plan.projection.teacher_may_finish and guidance_plan.may_answer
     shown = guidance_plan.placement == "prefix"
@@ -140,29 +135,15 @@ def guidance_from_reply(
     return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
 
 
-def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict[str, Any]:
-    """Return the teacher's input as arguments of a TeacherRequest."""
-    if isinstance(request, TextRequest):
-        assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
-        return {"prompt": teacher_prompt(projection, request.prompt)}
-    return {"messages": teacher_messages(projection, request.messages)}
-
-
 def _lead(text: str) -> str:
-    """Return the leading whitespace of a text.
-
-    A chat template writes it in a chat; after a raw prompt it is significant.
-    """
+    """Return the leading whitespace: a chat template writes it in a chat; after a raw prompt it is significant."""
     return text[: len(text) - len(text.lstrip())]
 
 
 def teacher_input(teacher_request: TeacherRequest) -> Sequence[Json]:
     """Return the teacher's input as messages, for the gateway's own token count."""
-    return (
-        teacher_request.messages
-        if teacher_request.messages is not None
-        else [{"role": "user", "content": teacher_request.prompt}]
-    )
+    messages = teacher_request.messages
+    return messages if messages is not None else [{"role": "user", "content": teacher_request.prompt}]
 
 
 def answered_call(
@@ -172,12 +153,10 @@ def answered_call(
     shared: str = "",
     unread: int | None = None,
 ) -> EngineCall:
-    """Return the teacher's call as the receipt charges it.
+    """Return the teacher's call as the receipt charges it; `shared` as in `EngineCall`.
 
-    Args:
-        shared: as in `EngineCall`.
-        unread: largest number of tokens that the teacher generated after the gateway ended its call; None: the teacher
-            is not known to stop, so its limit counts.
+    `unread` bounds the tokens that the teacher generated after the gateway ended its call. None: the teacher is not
+    known to stop, so its limit counts.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
     max_tokens = guidance_plan.requested_tokens

@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 
 class PrefillEcho:
-    """Remove the repeated beginning from each choice of one reply.
+    """Remove the repeated beginning `text` from each choice of one reply.
 
-    Args:
-        text: the caller's beginning.
-        echo: whether the engine repeats it; None: unknown, so only a beginning too long to be a coincidence is removed.
+    `echo` states whether the engine repeats it. None: unknown, so only a text too long to be a coincidence is removed.
     """
 
     def __init__(self, text: str, *, echo: bool | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -72,69 +72,39 @@ class AnswerBuffer:
         return self._text.getvalue() or None if self._complete_text else None
 
 
-def answer_buffer_for(plan: Plan) -> AnswerBuffer | None:
-    """Return a buffer for an answer that may be compared, else None."""
-    return AnswerBuffer() if plan.quality is not None else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A guided answer to compare.
+    """A guided answer to compare."""
 
-    Attributes:
-        source: the receipt of the guided request.
-        answer: the text that its caller got.
-    """
-
-    source: ReceiptBuilder
+    source: ReceiptBuilder  # the receipt of the guided request
     request: CompletionRequest
     caller: Caller
-    answer: str
+    answer: str  # the text that its caller got
     quality: QualityPlan
 
 
 class _SampleSkipped(Exception):
-    """A comparison ended without a result.
-
-    Args:
-        result: label of the comparison in the metric.
-    """
+    """A comparison ended without a result. `result` is its label in the metric."""
 
     def __init__(self, result: str) -> None:
         super().__init__(result)
         self.result = result
 
 
+@dataclass(frozen=True, slots=True)
 class QualitySampler:
-    """Compare samples of guided answers.
+    """Compare samples of guided answers, at most `max_in_flight` at a time in this process. Others are dropped."""
 
-    Args:
-        max_in_flight: comparisons at a time in this process; further samples are dropped.
-    """
-
-    def __init__(
-        self,
-        student_call: StudentCall,
-        admission: Admission,
-        ledger: Ledger,
-        book: QualityStore,
-        client: RedisClient,
-        metrics: Metrics,
-        tasks: BackgroundTasks,
-        *,
-        max_in_flight: int,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self._student_call = student_call
-        self._admission = admission
-        self._ledger = ledger
-        self._book = book
-        self._client = client
-        self._metrics = metrics
-        self._tasks = tasks
-        self._max_in_flight = max_in_flight
-        self._tracing = tracing
-        self._in_flight: Counter[tuple[str, str]] = Counter()
+    student_call: StudentCall
+    admission: Admission
+    ledger: Ledger
+    book: QualityStore
+    client: RedisClient
+    metrics: Metrics
+    tasks: BackgroundTasks
+    max_in_flight: int
+    tracing: Tracing | None = None
+    _in_flight: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
     def start(
         self, source: ReceiptBuilder, request: CompletionRequest, caller: Caller, answer_buffer: AnswerBuffer
@@ -144,7 +114,7 @@ class QualitySampler:
         if quality is None or source.mode not in _GUIDED:
             return
         route = source.tenant, source.route
-        busy = self._in_flight.total() >= self._max_in_flight or self._in_flight[route] >= quality.rule.max_in_flight
+        busy = self._in_flight.total() >= self.max_in_flight or self._in_flight[route] >= quality.rule.max_in_flight
         if answer is None or busy:
             self._count("dropped")
         elif source.budget is not None:
@@ -152,7 +122,7 @@ class QualitySampler:
         else:
             self._in_flight[route] += 1
             sample = _Sample(source, without_streaming(request), caller, answer, quality)
-            task = self._tasks.spawn(f"{source.id}-quality", self._run_counted(sample))
+            task = self.tasks.spawn(f"{source.id}-quality", self._run_counted(sample))
             task.add_done_callback(lambda _: self._release(route))
 
     def _release(self, route: tuple[str, str]) -> None:
@@ -161,14 +131,14 @@ class QualitySampler:
             del self._in_flight[route]
 
     def _count(self, result: str) -> None:
-        self._metrics.quality_samples.labels(result).inc()
+        self.metrics.quality_samples.labels(result).inc()
 
     async def _run_counted(self, sample: _Sample) -> None:
         result = "refused"  # no slot was free
         try:
             # One slot for the whole comparison: a drain waits for all of it, and no second slot is acquired.
-            async with self._admission.cancel_on_drain():
-                with self._admission.slot(sample.caller):
+            async with self.admission.cancel_on_drain():
+                with self.admission.slot(sample.caller):
                     result = "dropped"  # the result if a shutdown cancels it, which is not a failure of an engine
                     await self._compare(sample)
                     result = "made"
@@ -188,9 +158,8 @@ class QualitySampler:
         student = await self._run(sample, _student_alone(sample.source), sample.request, "shadow-student")
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
         alone = await self._agreement(sample, student, teacher, "student")
-        source = sample.source
+        source, tally = sample.source, QualityTally.of(guided, alone)
         length = length_of(source.kept_tokens)
-        tally = QualityTally.of(guided, alone)
         comparison = Comparison(
             id=source.id,
             created=source.created,
@@ -202,12 +171,12 @@ class QualitySampler:
             student=tally.student,
         )
         with self._convert_redis_errors():
-            await self._book.add(comparison)
+            await self.book.add(comparison)
         # After the row, so that the metric and the row count the same comparisons.
-        series = self._metrics.series
+        series = self.metrics.series
         labels = series.tenant(source.tenant), series.route(source.tenant, source.route)
         for pair, score in (("guided_teacher", guided), ("student_teacher", alone)):
-            self._metrics.quality_agreement.labels(*labels, pair, length).observe(score)
+            self.metrics.quality_agreement.labels(*labels, pair, length).observe(score)
 
     async def _agreement(self, sample: _Sample, answer: str, teacher: str, answer_name: str) -> float:
         rule, judge = sample.quality.rule, sample.quality.judge
@@ -225,83 +194,58 @@ class QualitySampler:
     async def _run(
         self, sample: _Sample, plan: Plan, request: CompletionRequest, name: str, *, measures: bool = False
     ) -> str:
-        """Return an engine's answer, with a receipt of its own, within the route's daily budget. Raises _Ended."""
+        """Return an engine's answer, with a receipt of its own, within the route's daily budget."""
         builder = sample.source.child_receipt(_single_bounded_call(plan, request), name)
-        max_cost_usd = spent = self._ledger.max_usd(builder.plan, request)
+        max_cost_usd = spent = self.ledger.max_usd(builder.plan, request)
+        max_budget = sample.quality.rule.max_budget
         with self._convert_redis_errors():
-            reservation = await self._book.take(
-                builder.tenant, builder.route, max_cost_usd, sample.quality.rule.max_budget
-            )
+            reservation = await self.book.take(builder.tenant, builder.route, max_cost_usd, max_budget)
         if reservation is None:
             raise _SampleSkipped("over_budget")
         try:
-            with self._tracing.shadow() if self._tracing is not None else nullcontext():
-                reply = await self._complete(builder, request, sample.caller, sample.source if measures else None)
+            with self.tracing.shadow() if self.tracing is not None else nullcontext(), self.admission.settled(builder):
+                await self.admission.reserve(builder, request, sample.caller)
+                reply = await self.student_call.complete(request, UNGUIDED, builder)
+                builder.finish_reason = reply["choices"][0].get("finish_reason")
+                # If the caller set no limit, an answer that ended at the sample's limit is incomplete.
+                cut = builder.finish_reason == "length" and sample.source.plan.max_tokens is None
+                builder.measures = sample.source if measures and not cut else None
+                # Close the receipt before it settles: the reservation returns the unused part of its cost.
+                await self.ledger.close(builder)
             spent = builder.receipt.cost_usd if builder.receipt is not None else max_cost_usd
         except GatewayError as error:
-            if _had_no_engine_call(builder):
-                spent = Decimal(0)
+            calls = (builder.teacher, builder.student, *(failed.call for failed in builder.failed))
+            if calls.count(None) == len(calls):
+                spent = Decimal(0)  # no engine received a call
             raise _SampleSkipped("refused" if builder.refused or builder.admitted is None else "failed") from error
         finally:
             # If this fails, the day counts the maximum cost, so that less is spent, never more.
             with suppress(RedisError, OSError):
-                await self._book.settle(reservation, spent)
+                await self.book.settle(reservation, spent)
         answer = text_of(reply["choices"][0]["message"].get("content")) or ""
         if len(answer) > MAX_ANSWER_CHARS:
             raise _SampleSkipped("dropped")
         return answer
 
-    async def _complete(
-        self,
-        builder: ReceiptBuilder,
-        request: CompletionRequest,
-        caller: Caller,
-        measured: ReceiptBuilder | None = None,
-    ) -> Json:
-        """Answer a request without guidance, and settle its receipt.
-
-        Args:
-            measured: the request whose baseline this call measures.
-        """
-        with self._admission.settled(builder):
-            plan = await self._admission.reserve(builder, request, caller)
-            reply = await self._student_call.complete(plan, request, UNGUIDED, builder)
-            builder.finish_reason = reply["choices"][0].get("finish_reason")
-            # If the caller set no limit, an answer that ended at the sample's limit is incomplete.
-            cut = builder.finish_reason == "length" and measured is not None and measured.plan.max_tokens is None
-            builder.measures = None if cut else measured
-            # Close the receipt before it settles: the reservation returns the unused part of its cost.
-            await self._ledger.close(builder)
-            return reply
-
     @contextmanager
     def _convert_redis_errors(self) -> Iterator[None]:
         """Raise _SampleSkipped in the block for errors of Redis: without the store, nothing may be spent."""
-        if not self._client.up:
+        if not self.client.up:
             raise _SampleSkipped("refused")
         try:
             yield
         except (RedisError, OSError) as error:
-            self._client.failed(error)
+            self.client.failed(error)
             raise _SampleSkipped("refused") from error
 
 
 def _student_alone(source: ReceiptBuilder) -> Plan:
-    """Return the plan of the student that answered, or was to answer, without guidance."""
     plan = source.plan
     answered = [one for one in plan.students if source.student is not None and one.engine == source.student.model]
-    students = (*answered, *plan.students)[:1]
-    return structs.replace(
-        plan, mode="student", students=students, guidance=None, length=None, unguided=None, quality=None
-    )
+    unguided = structs.replace(plan, mode="student", guidance=None, length=None, unguided=None, quality=None)
+    return structs.replace(unguided, students=(*answered, *plan.students)[:1])
 
 
 def _single_bounded_call(plan: Plan, request: CompletionRequest) -> Plan:
-    """Return a plan with a limited output and without retries."""
     max_tokens = plan.max_tokens if plan.max_tokens is not None else request.max_tokens or MAX_ANSWER_TOKENS
     return structs.replace(plan, max_tokens=max_tokens, retries=NO_RETRIES)
-
-
-def _had_no_engine_call(builder: ReceiptBuilder) -> bool:
-    """Return whether no engine received a call."""
-    return builder.teacher is None and builder.student is None and all(failed.call is None for failed in builder.failed)

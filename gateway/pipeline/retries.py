@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
-    from gateway.policy.plan import Plan, RetryPlan, StudentPlan
+    from gateway.policy.plan import RetryPlan, StudentPlan
     from gateway.telemetry.metrics import Metrics
 
 # An engine that requests a longer pause is not retried while the caller waits.
@@ -28,14 +28,11 @@ _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
 async def retry_or_raise(
-    retries: Retries, error: EngineError, plan: Plan, builder: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
+    retries: Retries, error: EngineError, builder: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
 ) -> None:
     """Wait until the next attempt is due. Raise the error, in the caller's terms, if there is none.
 
-    A caller that has disconnected gets no further attempt.
-
-    Args:
-        placed: whether the request ended with the guidance as a prefix.
+    A caller that has disconnected gets no further attempt. `placed`: the request ended with the guidance as a prefix.
     """
     pause_s = retries.next_pause_s(error, placed=placed) if not builder.caller_left else None
     if pause_s is None:
@@ -43,7 +40,7 @@ async def retry_or_raise(
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
             raise InvalidRequest(error.message, param=error.param or _refused_field(error, builder)) from error
         raise error
-    builder.record_failure(plan, error)
+    builder.record_failure(error)
     metrics.retries.labels(retries.student.engine, error.label).inc()
     if pause_s:
         await asyncio.sleep(pause_s)
@@ -59,17 +56,11 @@ def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None
 class RequestRetries:
     """The retries that one request may make: its own limit, and the budget of its tenant at each engine.
 
-    All further calls count toward the limit of the request:
-
-    - retries of the teacher and the student;
-    - calls of the next student;
-    - a prompt that is resent without its guidance.
-
-    An engine's budget counts only retries at the same engine.
+    Retries of the teacher and the student count toward the limit of the request. So do calls of the next student, and a
+    prompt that is resent without its guidance. An engine's budget counts only retries at that engine.
     """
 
-    def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
-        self._plan = plan
+    def __init__(self, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
         self._builder = builder
         self._budgets = budgets
         self._metrics = metrics
@@ -77,12 +68,11 @@ class RequestRetries:
     def may_retry(self, engine: str, *, others: int = 0) -> bool:
         """Return whether the same engine may be called again. If so, take the retry from its budget.
 
-        Args:
-            others: number of engines that may be called after this one; one call of each is reserved.
+        One call of each of the `others` is reserved, the engines that may be called after this one.
         """
         if self._remaining() <= others:
             return self._refuse(engine, "request")
-        rule = self._plan.retries
+        rule = self._builder.plan.retries
         if not self._budgets.try_acquire(engine, self._builder.tenant, rule.share, rule.floor):
             return self._refuse(engine, "engine")
         return True
@@ -92,7 +82,7 @@ class RequestRetries:
         return self._remaining() > 0 or self._refuse(engine, "request")
 
     def _remaining(self) -> int:
-        return self._plan.max_retries - len(self._builder.failed)
+        return self._builder.plan.max_retries - len(self._builder.failed)
 
     def _refuse(self, engine: str, budget: str) -> bool:
         self._metrics.retries_refused.labels(engine, budget).inc()
@@ -100,13 +90,10 @@ class RequestRetries:
 
 
 class Retries:
-    """The attempts of one answer. Pure, except for the budgets of `request_retries`.
+    """The attempts of one answer. Pure, except for the budgets of `request_retries`; None: every retry is allowed.
 
-    Args:
-        students: the engines in the order of their calls; at least one.
-        rule: number of retries of the same engine, and the pause between them.
-        request_retries: decides whether a retry is allowed; None: always.
-        draw: returns a number from 0 to 1, so that pauses differ between requests.
+    `students` are the engines in the order of their calls, at least one. `draw` returns a number from 0 to 1, so that
+    pauses differ between requests.
     """
 
     def __init__(
@@ -134,31 +121,23 @@ class Retries:
     def next_pause_s(self, error: EngineError, *, placed: bool) -> float | None:
         """Return the seconds to wait before the next attempt at `student`, which may change; None: no attempt is left.
 
-        Args:
-            placed: whether the request ended with the guidance as a prefix, which the engine may have rejected.
+        If the request ended with the guidance as a prefix (`placed`), the engine may have rejected that.
         """
         if error.retryable and self._retries < self._rule.num_retries:
             pause_s = self._pause_s(error)
-            bearable = pause_s <= (LONGEST_PAUSE_S if len(self._students) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S)
-            if bearable and self._may_retry():
+            limits, others = self._request_retries, len(self._students) - 1
+            bearable = pause_s <= (_LONGEST_PAUSE_BESIDE_OTHERS_S if others else LONGEST_PAUSE_S)
+            if bearable and (limits is None or limits.may_retry(self.student.engine, others=others)):
                 self._retries += 1
                 return pause_s
-        refused = (
-            isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineUnsupported)
-        )
-        proven = isinstance(error, EngineRejected) and error.proven
-        if refused and not placed and not proven:
+        refused = isinstance(error, EngineRejected) and error.blames_request and not error.proven
+        if refused and not placed and not isinstance(error, EngineUnsupported):
             return None  # the next engine would get the same request
         failed = self._students.pop(0).engine
         self._retries = 0
         if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):
             return None
         return 0.0
-
-    def _may_retry(self) -> bool:
-        return self._request_retries is None or self._request_retries.may_retry(
-            self.student.engine, others=len(self._students) - 1
-        )
 
     def _pause_s(self, error: EngineError) -> float:
         """Return a pause that doubles with each retry, half of it random, at least as long as the engine requested."""

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 
 class StreamRelay:
-    """Convert the student's chunks to the caller's.
+    """Convert the student's chunks to the caller's. `head` has the fields of every chunk.
 
     The role is sent with the first text. Until then another student can still answer instead.
-
-    Args:
-        head: fields of every chunk.
-        wants_usage: whether the caller requested a usage chunk.
     """
 
     def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
@@ -53,11 +49,10 @@ class StreamRelay:
     def join(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None = None) -> list[Json]:
         """Set the seam between the guidance and the next student's text; None: the student gets no prefix.
 
-        Returns:
-            Chunks with the part of the guidance that can be shown now and was not shown before.
+        Return chunks with the part of the guidance that can be shown now and was not shown before.
         """
         self._seam, self._reasoning_filter = seam, reasoning_filter
-        return self.show_rest(seam.initial_text()) if seam is not None else []
+        return self.show_rest(seam.initial_text) if seam is not None else []
 
     def show_rest(self, guidance: str) -> list[Json]:
         """Return chunks with the part of the guidance that was not shown before."""
@@ -81,8 +76,8 @@ class StreamRelay:
             return []
         chunks: list[Json] = []
         reason: str | None = finish_reason or "stop"
+        held: Json = {}
         if self._seam is not None:
-            held: Json = {}
             reason = _join(self._seam, self._reasoning_filter, held, reason)
             if held:
                 chunks.append(self._first_choice_chunk(held))
@@ -124,9 +119,7 @@ class StreamRelay:
 
     def _chunk(self, choices: list[Json], original: Json | None = None) -> Json:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
-        if original is None:
-            return chunk
-        return {**chunk, **engine_fields(original)}
+        return chunk if original is None else {**chunk, **engine_fields(original)}
 
 
 def _first_delta(role: str, fields: Json) -> Json:
@@ -143,7 +136,7 @@ def join_reply(reply: Json, seam: SeamJoin, reasoning_filter: ReasoningFilter | 
     choice = reply["choices"][0]
     finish_reason = choice.get("finish_reason") or "stop"
     choice["finish_reason"] = _join(seam, reasoning_filter, choice["message"], finish_reason)
-    choice["message"]["content"] = seam.initial_text() + (choice["message"].get("content") or "")
+    choice["message"]["content"] = seam.initial_text + (choice["message"].get("content") or "")
 
 
 def _join(

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import random
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
@@ -18,7 +19,6 @@ from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.worst_case import TEACHER_RETRIES
 from gateway.batching.ticket import Ticket
 from gateway.engines.failures import record_failure
-from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import (
     EngineError,
     EngineOverloaded,
@@ -32,7 +32,6 @@ from gateway.errors import (
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
 from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, ConfidenceProbe
-from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
 from gateway.pipeline.generation import unread_once_ended
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
@@ -55,7 +54,9 @@ if TYPE_CHECKING:
     from gateway.batching.single_flight import SingleFlight
     from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine, TeacherReply, TeacherRequest
-    from gateway.policy.plan import GuidancePlan, Plan
+    from gateway.engines.retry_budget import RetryBudgets
+    from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
+    from gateway.policy.plan import GuidancePlan
     from gateway.protocol.requests import CompletionRequest
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
@@ -66,39 +67,31 @@ _BYTES_PER_TOKEN = 4
 _INLINE_HASH_BYTES = 256_000
 
 
+@dataclass(slots=True)
 class TeacherCall:
     """Call teachers for guidance. Each call has a permit of the teacher's batch, and identical calls are made once."""
 
-    def __init__(
-        self,
-        engines: Mapping[str, Engine],
-        batcher: Batcher,
-        flights: SingleFlight,
-        metrics: Metrics,
-        tasks: BackgroundTasks,
-        deadlines: GuidanceDeadlines | None = None,
-        budgets: RetryBudgets | None = None,
-    ) -> None:
-        self._engines = engines
-        self._batcher = batcher
-        self._flights = flights
-        self._metrics = metrics
-        self._tasks = tasks
-        self._deadlines = GuidanceDeadlines() if deadlines is None else deadlines
-        self._budgets = budgets or RetryBudgets()
-        self._probe = ConfidenceProbe(engines, metrics)
+    engines: Mapping[str, Engine]
+    batcher: Batcher
+    flights: SingleFlight
+    metrics: Metrics
+    tasks: BackgroundTasks
+    deadlines: GuidanceDeadlines
+    budgets: RetryBudgets
+    probe: ConfidenceProbe = field(init=False)
 
-    async def stream(
-        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder
-    ) -> AsyncGenerator[str | Guidance, None]:
+    def __post_init__(self) -> None:
+        self.probe = ConfidenceProbe(self.engines, self.metrics)
+
+    async def stream(self, request: CompletionRequest, builder: ReceiptBuilder) -> AsyncGenerator[str | Guidance, None]:
         """Yield the guidance while it is generated: pieces that may be shown at once, then all of it.
 
         The complete text begins with the shown pieces. If the teacher fails after a piece was shown, the guidance is
         short. Raises the errors of `open`, but never after a piece.
         """
-        guidance_plan = plan.guidance
+        guidance_plan = builder.plan.guidance
         if guidance_plan is None or not guidance_plan.stream:
-            yield await self.open(plan, request, builder)
+            yield await self.open(request, builder)
             return
         skip = guidance_plan.projection.skip
         stream = GuidanceStream(
@@ -106,7 +99,7 @@ class TeacherCall:
             keeps_lead=isinstance(request, TextRequest),
         )
         # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
-        task = self._tasks.spawn("guidance", self._open_or_error(plan, request, builder, stream))
+        task = self.tasks.spawn("guidance", self._open_or_error(request, builder, stream))
         task.add_done_callback(lambda _: stream.pieces.put_nowait(""))
         try:
             while piece := await stream.pieces.get():
@@ -119,17 +112,17 @@ class TeacherCall:
         yield result
 
     async def _open_or_error(
-        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream
+        self, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream
     ) -> Guidance | GatewayError:
         try:
-            return await self.open(plan, request, builder, stream)
+            return await self.open(request, builder, stream)
         except GatewayError as error:
             return error
         finally:
             stream.closed = True
 
     async def open(
-        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream | None = None
+        self, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream | None = None
     ) -> Guidance:
         """Return the guidance. It is empty, with the reason in the builder, if the teacher did not deliver.
 
@@ -139,23 +132,23 @@ class TeacherCall:
             QueueFull: too many requests of the tenant wait, and the policy rejects requests then.
             StoreUnavailable: Redis is unavailable and the configuration says `reject`.
         """
-        guidance_plan = plan.guidance
+        plan, guidance_plan = builder.plan, builder.plan.guidance
         if guidance_plan is None:
             builder.unguided = plan.unguided
             return UNGUIDED
         # One deadline for the caller's timer, the ticket, and the requests that share the call.
-        deadline_s = self._deadlines.deadline_s(guidance_plan)
+        deadline_s = self.deadlines.deadline_s(guidance_plan)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        if await self._probe.is_confident(plan, request, builder, deadline):
+        if await self.probe.is_confident(request, builder, deadline):
             builder.unguided = STUDENT_CONFIDENT
             return UNGUIDED
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(plan, guidance_plan, request, builder, deadline, deadline_s, stream)
+                reply = await self._ask(guidance_plan, request, builder, deadline, deadline_s, stream)
         except TimeoutError:
             builder.guided = time.perf_counter()
             self._missed(guidance_plan, deadline_s, builder, stream)
-            return self._without(plan, guidance_plan, builder, "teacher_late", None, stream)
+            return self._without(guidance_plan, builder, "teacher_late", None, stream)
         except QueueFull as full:
             builder.guided = time.perf_counter()
             builder.unguided = full.label
@@ -164,22 +157,18 @@ class TeacherCall:
             return UNGUIDED
         except TicketUnreadable as unreadable:
             builder.guided = time.perf_counter()
-            return self._without(plan, guidance_plan, builder, unreadable.label, None)
+            return self._without(guidance_plan, builder, unreadable.label, None)
         except EngineError as error:
             builder.guided = time.perf_counter()
             if not error.may_have_run:
                 builder.teacher = None
-            return self._without(
-                plan, guidance_plan, builder, "teacher_" + error.label.removeprefix("engine_"), error, stream
-            )
+            reason = "teacher_" + error.label.removeprefix("engine_")
+            return self._without(guidance_plan, builder, reason, error, stream)
         guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream)
-        if isinstance(guidance, str):
-            return self._without(plan, guidance_plan, builder, guidance, None)
-        return guidance
+        return self._without(guidance_plan, builder, guidance, None) if isinstance(guidance, str) else guidance
 
     async def _ask(
         self,
-        plan: Plan,
         guidance_plan: GuidancePlan,
         request: CompletionRequest,
         builder: ReceiptBuilder,
@@ -187,7 +176,7 @@ class TeacherCall:
         deadline_s: float,
         stream: GuidanceStream | None,
     ) -> TeacherReply:
-        engine = self._engines[guidance_plan.teacher]
+        engine, plan = self.engines[guidance_plan.teacher], builder.plan
         teacher_request = build_teacher_request(guidance_plan, request)
         ends = EndRule.of(plan, guidance_plan)
         facts = (guidance_plan.share, engine, teacher_request, builder.id, ends)
@@ -208,28 +197,26 @@ class TeacherCall:
         def granted(grant: Grant) -> None:
             builder.granted = time.perf_counter()
             builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
-            # Until the teacher answers, it is unknown how many of these tokens it generated.
             max_tokens = guidance_plan.requested_tokens
-            builder.teacher = EngineCall(
+            builder.running = builder.teacher = EngineCall(
                 guidance_plan.teacher,
                 teacher_input(teacher_request),
-                lost_tokens=max_tokens,
+                lost_tokens=max_tokens,  # until the teacher answers, it is unknown how many of them it generated
                 limit_tokens=max_tokens,
                 role="guidance",
             )
-            builder.running = builder.teacher
 
         async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
-            request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
+            request_retries = RequestRetries(builder, self.budgets, self.metrics)
             batch: str | None = grant.batch_id
+            on_piece = stream.feed if stream is not None else None
             while True:
                 try:
-                    on_piece = stream.feed if stream is not None else None
                     return await open_to_end(engine, teacher_request, batch, ends, on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
-                    record_failure(error, builder.id, self._metrics)
+                    record_failure(error, builder.id, self.metrics)
                     # A retry does not help an overloaded teacher, and the answer can do without guidance.
                     has_output = stream is not None and stream.tokens > 0
                     given_up = builder.caller_left or not retries or not error.retryable
@@ -240,21 +227,20 @@ class TeacherCall:
                     builder.failed.append(
                         FailedCall(error.engine, error.label, builder.teacher if error.may_have_run else None)
                     )
-                    self._metrics.retries.labels(error.engine, error.label).inc()
+                    self.metrics.retries.labels(error.engine, error.label).inc()
                 batch = None  # another prompt of the batch may have caused the failure
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
         builder.guidance_requested = time.perf_counter()
-        queue = self._batcher.queue(guidance_plan.teacher)
+        queue = self.batcher.queue(guidance_plan.teacher)
         try:
-            flight = await self._flights.join(queue, ticket, ask, granted, deadline)
+            flight = await self.flights.join(queue, ticket, ask, granted, deadline)
         finally:
             builder.running = None
-        builder.guided = time.perf_counter()
-        reply = flight.reply
+        builder.guided, reply = time.perf_counter(), flight.reply
         if not flight.shared and builder.shadow_of is None:
-            self._deadlines.arrived(
+            self.deadlines.arrived(
                 builder.route,
                 guidance_plan,
                 builder.guided - builder.guidance_requested,
@@ -271,7 +257,7 @@ class TeacherCall:
         """Record late guidance. Set the hint, which names the setting to change, if it is often late."""
         if builder.guidance_requested is None or builder.guided is None or builder.shadow_of is not None:
             return  # the probe used up the time, or no guidance was awaited
-        builder.hint = self._deadlines.missed(
+        builder.hint = self.deadlines.missed(
             builder.route,
             guidance_plan,
             deadline_s,
@@ -280,9 +266,8 @@ class TeacherCall:
             called_s=builder.guided - builder.granted if builder.granted is not None else None,
         )
 
+    @staticmethod
     def _without(
-        self,
-        plan: Plan,
         guidance_plan: GuidancePlan,
         builder: ReceiptBuilder,
         reason: str,
@@ -290,7 +275,7 @@ class TeacherCall:
         stream: GuidanceStream | None = None,
     ) -> Guidance:
         if stream is not None and stream.shown:
-            return self._cut_short(plan, guidance_plan, builder, reason, stream)
+            return _cut_short(guidance_plan, builder, reason, stream)
         builder.unguided = reason
         if guidance_plan.required and isinstance(cause, EngineRejected) and cause.blames_request:
             # An engine may quote its input, a part of which is not the caller's.
@@ -303,22 +288,18 @@ class TeacherCall:
             ) from cause
         return UNGUIDED
 
-    @staticmethod
-    def _cut_short(
-        plan: Plan, guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream
-    ) -> Guidance:
-        """Return the guidance that was shown before the teacher failed: the student continues from there."""
-        text = stream.text.getvalue()
-        tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
-        if builder.teacher is not None:
-            builder.teacher.text.write(text)
-            builder.teacher.lost_tokens = max(0, guidance_plan.requested_tokens - stream.tokens)
-        builder.kept_tokens = tokens
-        builder.guidance_text = stream.shown
-        builder.cut_short = reason
-        # A student cannot be called for zero tokens.
-        finish_reason = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
-        return Guidance(stream.shown, "", tokens, finish_reason)
+
+def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream) -> Guidance:
+    """Return the guidance that was shown before the teacher failed: the student continues from there."""
+    text, max_tokens = stream.text.getvalue(), builder.plan.max_tokens
+    tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
+    if builder.teacher is not None:
+        builder.teacher.text.write(text)
+        builder.teacher.lost_tokens = max(0, guidance_plan.requested_tokens - stream.tokens)
+    builder.kept_tokens, builder.guidance_text, builder.cut_short = tokens, stream.shown, reason
+    # A student cannot be called for zero tokens.
+    finish_reason = "length" if max_tokens is not None and tokens >= max_tokens else None
+    return Guidance(stream.shown, "", tokens, finish_reason)
 
 
 def _dedupe_key(

@@ -8,20 +8,20 @@ from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from gateway.policy.projections import Projection
-    from gateway.protocol.body import CallerRequest
+    from gateway.protocol.requests import AnyRequest
 
 # A template writes about four tokens around a turn.
 _BYTES_PER_TURN = 16
 
 
-def added_bytes(projection: Projection, request: CallerRequest) -> int:
+def added_bytes(projection: Projection, request: AnyRequest) -> int:
     """Return the bytes that the projection adds to the caller's prompt, the template's text around turns included."""
     if isinstance(request, TextRequest):
         return len((projection.instruction or "").encode())
     return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
 
 
-def caller_tokens(projection: Projection, request: CallerRequest, read_tokens: int) -> int:
+def caller_tokens(projection: Projection, request: AnyRequest, read_tokens: int) -> int:
     """Estimate the tokens of the caller's own prompt among those that the teacher read, in proportion to bytes."""
     if isinstance(request, TextRequest) or not projection.turns:
         return read_tokens

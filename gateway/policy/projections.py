@@ -36,7 +36,7 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True)
 class SkipRule:
-    """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/skip.py).
+    """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/keep.py).
 
     Attributes:
         patterns: RE2 patterns, each for the beginning of a dropped sentence.

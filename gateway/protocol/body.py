@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from functools import cache
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import msgspec.inspect
@@ -13,11 +13,9 @@ import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.field_names import check_names
-from gateway.protocol.forbidden_fields import forbidden_field
-from gateway.protocol.structure import MAX_DEPTH, check_values
-from gateway.protocol.token_ids import FIELDS, take_token_ids
-from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
+from gateway.protocol.field_names import check_names, forbidden_field
+from gateway.protocol.structure import MAX_DEPTH, check_values, escape_safe_chunks
+from gateway.protocol.texts import FIELDS, take_token_ids
 
 Json = dict[str, Any]
 _KnownFields = TypeVar("_KnownFields", bound=Struct)
@@ -28,6 +26,17 @@ MAX_STOP_CHARS = 1000
 _MAX_EXACT_FLOAT = 2.0**53  # larger floats represent several integers
 _SURROGATE = "surrogate"  # in orjson's error for a surrogate without its other half
 
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some editors and clients write before UTF-8."""
+
+# An escaped backslash. A zero byte occurs in no JSON document.
+_BACKSLASH, _MARK = b"\\\\", b"\0\0"
+_LOW = rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HIGH = rb"\\u[dD][89abAB][0-9a-fA-F]{2}"
+_LONE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_IS_HIGH = re.compile(_HIGH)
+_ESCAPE_BYTES = 6
+
 MAX_CHOICES = 1024
 """Largest number of answers to one request.
 
@@ -37,8 +46,6 @@ Each is kept in memory until its stream ends. A reply with this number of answer
 MAX_TOKENS = 2**31 - 1
 """Larger than any answer, and small enough that sums are exact in JSON."""
 
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-TopP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 # The integers of the decoder: it converts longer ones to floats.
 Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
@@ -53,44 +60,28 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class CallerRequest(Protocol):
-    """The fields of every checked request.
+class SamplingBody(Struct, frozen=True, kw_only=True):
+    """The fields that chats and text completions share, with OpenAI's ranges."""
 
-    Attributes:
-        body: the body as the caller sent it.
-        choices: number of answers that it requests.
-        generated_choices: number of answers that the engine generates; it may return only the best.
-        non_text_parts: number of content parts without text, whose token count may exceed their size in bytes.
-        size_bytes: size of its body.
-    """
-
-    @property
-    def body(self) -> Json: ...
-
-    @property
-    def choices(self) -> int: ...
-
-    @property
-    def generated_choices(self) -> int: ...
-
-    @property
-    def non_text_parts(self) -> int: ...
-
-    @property
-    def size_bytes(self) -> int: ...
+    model: Annotated[str, Meta(min_length=1)]
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    n: Choices | None = None
+    stop: Stop | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
 
 def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[Json, _KnownFields]:
-    """Decode a body. Return it as it was sent, and its known fields, checked.
+    """Decode a body. Return it as it was sent, and its known fields, checked. Raises InvalidRequest with the field.
 
     A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in an integer field. For a long
-    list of token ids the struct has a short one: read the ids from the body.
-
-    Args:
-        needs: the required fields, as text for errors.
-
-    Raises:
-        InvalidRequest: `param` is the field.
+    list of token ids the struct has a short one: read the ids from the body. Errors name the required fields (`needs`).
     """
     raw = raw.removeprefix(BOM)
     token_ids = None
@@ -154,9 +145,43 @@ def _decode(raw: bytes, needs: str) -> Any:
     raise InvalidRequest(f"The body is not valid JSON ({reason}). Send a JSON object with {needs}.")
 
 
+def replace_lone_surrogates(raw: bytes) -> bytes:
+    """Replace each escaped surrogate without its other half by U+FFFD, as UTF-8 decoders do.
+
+    A client that cuts text between UTF-16 units sends such escapes. UTF-8, which engines read, cannot encode them.
+    """
+    repaired: list[bytes] = []
+    held = b""
+    for chunk in escape_safe_chunks(raw):
+        text = held + chunk.replace(_BACKSLASH, _MARK)
+        # Do not cut an escape or a pair of them.
+        cut = text.rfind(b"\\", max(0, len(text) - _ESCAPE_BYTES + 1))
+        cut = len(text) if cut < 0 else cut
+        if _IS_HIGH.match(text, max(0, cut - _ESCAPE_BYTES), cut):
+            cut -= _ESCAPE_BYTES
+        repaired.append(_repaired(text[:cut]))
+        held = text[cut:]
+    return b"".join((*repaired, _repaired(held)))
+
+
+def _repaired(text: bytes) -> bytes:
+    return _LONE.sub(rb"\\ufffd", text).replace(_MARK, _BACKSLASH)
+
+
+def locate_invalid_utf8(raw: bytes) -> str | None:
+    """Return the position of the first byte that is not UTF-8, as text; None if there is none."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        at = error.start
+        line = raw.count(b"\n", 0, at) + 1
+        column = at - raw.rfind(b"\n", 0, at)
+        return f"byte 0x{raw[at]:02x} at line {line}, byte {column}"
+    return None
+
+
 @cache
 def _integer_fields(fields_type: type[Struct]) -> tuple[str, ...]:
-    """Return the names of a struct's integer fields."""
     struct = msgspec.inspect.type_info(fields_type)
     assert isinstance(struct, msgspec.inspect.StructType)
     return tuple(field.name for field in struct.fields if _has_integers(field.type))
@@ -183,11 +208,7 @@ def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:
 
 
 def too_deep(raw: bytes, body: Any) -> bool:
-    """Return whether JSON is nested too deep to be encoded again.
-
-    Args:
-        body: the value that was decoded from `raw`.
-    """
+    """Return whether JSON, and the value that was decoded from it, is nested too deep to be encoded again."""
     return raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and not _is_encodable(body)
 
 

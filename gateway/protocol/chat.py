@@ -7,20 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.body import (
-    MAX_TOKENS,
-    Choices,
-    Json,
-    Penalty,
-    Seed,
-    Stop,
-    StreamOptions,
-    Temperature,
-    TopP,
-    read_body,
-    stops,
-    wants_usage,
-)
+from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stops, wants_usage
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -45,25 +32,13 @@ class ResponseFormat(Struct, frozen=True):
     type: str
 
 
-class ChatBody(Struct, frozen=True):
+class ChatBody(SamplingBody, frozen=True, kw_only=True):
     """The fields of /v1/chat/completions that the gateway reads, with OpenAI's ranges."""
 
-    model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
-    n: Choices | None = None
     best_of: Choices | None = None
-    stop: Stop | None = None
-    logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     tools: list[Json] | None = None
     functions: list[Json] | None = None
     response_format: ResponseFormat | None = None
@@ -86,13 +61,11 @@ class ChatRequest(Record, frozen=True):
 
     @property
     def messages(self) -> list[Json]:
-        """Return the messages of the body."""
         messages: list[Json] = self.body["messages"]
         return messages
 
     @property
     def choices(self) -> int:
-        """Return the number of answers."""
         return self.body.get("n") or 1
 
     @property
@@ -107,29 +80,20 @@ class ChatRequest(Record, frozen=True):
 
 
 def parse_chat(raw: bytes) -> ChatRequest:
-    """Decode and check the body of a chat completion request.
-
-    Raises:
-        InvalidRequest: with `param` naming the field.
-    """
+    """Decode and check the body of a chat completion request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
     non_text_parts = _check_messages(known.messages, body["messages"])
+    limits = [limit for limit in (known.max_completion_tokens, known.max_tokens) if limit is not None]
     return ChatRequest(
         body=body,
         model=known.model,
-        max_tokens=_smaller(known.max_completion_tokens, known.max_tokens),
+        max_tokens=min(limits, default=None),
         stop=stops(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
         non_text_parts=non_text_parts,
     )
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return min(one, other)
 
 
 def _check_messages(messages: list[Message], raw_messages: list[Json]) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from gateway.protocol.body import read_body
 
@@ -56,49 +56,13 @@ class OfflineBody(UsageBody, frozen=True, kw_only=True):
     id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeUsage:
-    """A checked report. Times are milliseconds since the user's request; `at` is in Unix seconds."""
-
-    input_tokens: int
-    output_tokens: int
-    student: str
-    finish_reason: str | None
-    first_token_ms: float | None
-    total_ms: float | None
-    guided: bool
-    at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class OfflineUsage:
-    """A checked report of an answer that was made without the gateway."""
-
-    id: str
-    model: str
-    usage: EdgeUsage
-
-
-def parse_edge_usage(raw: bytes) -> EdgeUsage:
+def parse_edge_usage(raw: bytes) -> UsageBody:
     """Decode and check the report of an answer with guidance. Raises InvalidRequest with the field."""
     _, known = read_body(raw, UsageBody, "'input_tokens', 'output_tokens' and 'student'")
-    return _usage(known, guided=known.guided is not False)
+    return replace(known, guided=known.guided is not False)
 
 
-def parse_offline_usage(raw: bytes) -> OfflineUsage:
+def parse_offline_usage(raw: bytes) -> OfflineBody:
     """Decode and check the report of an answer that a device made alone. Raises InvalidRequest with the field."""
     _, known = read_body(raw, OfflineBody, "'id', 'model', 'input_tokens', 'output_tokens' and 'student'")
-    return OfflineUsage(known.id.hex, known.model, _usage(known, guided=False))
-
-
-def _usage(known: UsageBody, *, guided: bool) -> EdgeUsage:
-    return EdgeUsage(
-        known.input_tokens,
-        known.output_tokens,
-        known.student,
-        known.finish_reason,
-        known.first_token_ms,
-        known.total_ms,
-        guided,
-        known.at,
-    )
+    return replace(known, guided=False)

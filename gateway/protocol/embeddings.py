@@ -37,29 +37,13 @@ class EmbeddingsRequest:
     model: str
     inputs: list[Text]  # one vector each
     size_bytes: int
-
-    @property
-    def choices(self) -> int:
-        """Return 0: the reply has no text."""
-        return 0
-
-    @property
-    def generated_choices(self) -> int:
-        """Return 0: no text is generated."""
-        return 0
-
-    @property
-    def non_text_parts(self) -> int:
-        """Return 0: all input is text."""
-        return 0
+    choices: int = 0
+    generated_choices: int = 0
+    non_text_parts: int = 0
 
 
 def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
-    """Decode and check the body of an embeddings request.
-
-    Raises:
-        InvalidRequest: with `param` naming the field.
-    """
+    """Decode and check the body of an embeddings request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, EmbeddingsBody, "'model' and 'input'")
     inputs = each_text(body["input"], "input")
     if len(inputs) > MAX_INPUTS:

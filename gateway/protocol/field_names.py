@@ -1,7 +1,7 @@
-"""Reject names that an engine treats as the number of answers, the token limit or another field that the gateway reads.
+"""Reject fields that set the destination or the credentials of a call, and other names of the fields of its structs.
 
-The gateway reserves and counts by the fields of its structs. A field that it forwards without reading must not change
-that. docs/reference/request-fields.md shows the table; a test compares.
+Only the configuration may set a destination. The gateway reserves and counts by the fields of its structs. A field that
+it forwards without reading must not change that. docs/reference/request-fields.md shows the table; a test compares.
 """
 
 from __future__ import annotations
@@ -14,6 +14,26 @@ from gateway.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Fields from which other gateways and servers read a call's destination, credentials or a predefined answer.
+FORBIDDEN_FIELDS = frozenset(
+    {
+        *("api_base", "base_url", "api_key", "api_type", "custom_llm_provider"),
+        *("litellm_params", "litellm_credential_name"),
+        *("user_config", "model_list", "router_settings_override", "fallbacks", "context_window_fallbacks"),
+        *("mock_response", "mock_tool_calls", "mock_timeout", "mock_testing_fallbacks"),
+        *("extra_headers", "headers", "azure_ad_token", "vertex_credentials"),
+        *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_bedrock_runtime_endpoint"),
+        *("callbacks", "success_callback", "failure_callback", "langfuse_host", "langsmith_base_url"),
+        # vLLM and SGLang fetch a prompt's KV cache from the server that these fields name.
+        *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
+    }
+)
+_HOLDERS = (dict, list)
+# The caller's content and schemas: a field name in them has no effect.
+CALLER_CONTENT_FIELDS = frozenset(
+    {"messages", "prompt", "input", "suffix", "prediction", "tools", "functions", "tool_choice", "response_format",
+     "logit_bias", "metadata", "structured_outputs", "guided_json", "json_schema", "grammar"}
+)  # fmt: skip
 ALIASES = {
     # llama.cpp; Transformers; TensorRT-LLM.
     "n": ("n_cmpl", "num_return_sequences", "num_beams", "beam_width"),
@@ -37,24 +57,16 @@ REFUSED_IN_HOLDER = {**REFUSED, **{name: name for name in _NOT_HELD}}
 
 
 def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
-    """Reject other names of the fields that the gateway reads.
+    """Reject other names of the `fields` that the gateway reads on this route.
 
-    Some engines ignore the case of names, so a name in another case is another name.
-
-    Args:
-        body: the body as the caller sent it. An alias whose value is null counts as absent.
-        fields: the fields that the gateway reads on this route.
-
-    Raises:
-        InvalidRequest: `param` is the rejected field; the message names its replacement.
+    Some engines ignore the case of names, so a name in another case is another name. An alias whose value is null
+    counts as absent. The InvalidRequest has the rejected field as `param`, and names its replacement.
     """
     meanings = _meanings(fields)
     for name, value in body.items():
-        if (
-            name not in fields
-            and (replacement := meanings.get(name.casefold()))
-            and not (value is None and name in REFUSED)
-        ):
+        if name in fields or (value is None and name in REFUSED):
+            continue
+        if replacement := meanings.get(name.casefold()):
             raise _refusal(name, replacement)
     if "max_tokens" not in fields:
         return  # the route generates no tokens
@@ -67,7 +79,6 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
 
 @cache
 def _meanings(fields: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the field that each lower-case name means."""
     own = {name: name for name in fields}
     return {**REFUSED, **own} if "max_tokens" in fields else own
 
@@ -78,3 +89,23 @@ def _refusal(path: str, replacement: str) -> InvalidRequest:
         f"Send '{replacement}'.",
         param=path,
     )
+
+
+def forbidden_field(body: dict[str, Any]) -> str | None:
+    """Return the path of the first field, at any depth, that an engine could treat as a destination or credential."""
+    for name, value in body.items():
+        if name in FORBIDDEN_FIELDS and value is not None:
+            return name
+        if isinstance(value, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (path := _within(value)) is not None:
+            return f"{name}{path}"
+    return None
+
+
+def _within(value: Any) -> str | None:
+    parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, part in parts:
+        if name in FORBIDDEN_FIELDS and part is not None:
+            return f".{name}"
+        if isinstance(part, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (path := _within(part)) is not None:
+            return f".{name}{path}" if isinstance(value, dict) else f"[{name}]{path}"
+    return None

@@ -45,11 +45,7 @@ def is_light(raw: bytes) -> bool:
 
 
 def check_values(raw: bytes) -> int:
-    """Reject a document with too many values. Return an upper bound of its opening brackets.
-
-    Raises:
-        InvalidRequest: the message contains the limit.
-    """
+    """Reject a document with too many values by InvalidRequest. Return an upper bound of its opening brackets."""
     brackets, values = count_values(raw, MAX_VALUES)
     if values > MAX_VALUES:
         raise InvalidRequest(
@@ -132,7 +128,6 @@ def _bounds(raw: bytes, limit: int) -> tuple[int, int]:
 
 
 def _outside_strings(raw: bytes) -> Iterator[bytes]:
-    """Yield the bytes of a document that are outside strings, piece by piece."""
     inside = 0
     for chunk in escape_safe_chunks(raw):
         parts = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.body import (
-    MAX_CHOICES,
-    MAX_TOKENS,
-    Choices,
-    Penalty,
-    Seed,
-    Stop,
-    StreamOptions,
-    Temperature,
-    TopP,
-    read_body,
-    stops,
-    wants_usage,
-)
+from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stops, wants_usage
 from gateway.protocol.texts import Texts, each_text
 from gateway.runtime.record import Record
 
@@ -28,27 +15,15 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-class TextBody(Struct, frozen=True):
+class TextBody(SamplingBody, frozen=True, kw_only=True):
     """The fields of /v1/completions that the gateway reads, with OpenAI's ranges."""
 
-    model: Annotated[str, Meta(min_length=1)]
     prompt: Texts | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
-    n: Choices | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: Stop | None = None
     echo: bool | None = None
     suffix: str | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
 
 class TextRequest(Record, frozen=True):
@@ -64,6 +39,8 @@ class TextRequest(Record, frozen=True):
     wants_usage: bool
     size_bytes: int
     has_empty_prompt: bool = False
+    non_text_parts: int = 0
+    limit_field: str = "max_tokens"  # the name of the field in which the caller sends its token limit
 
     @property
     def generated_choices(self) -> int:
@@ -71,23 +48,9 @@ class TextRequest(Record, frozen=True):
         n = self.body.get("n") or 1
         return self.choices // n * max(n, self.body.get("best_of") or 1)
 
-    @property
-    def non_text_parts(self) -> int:
-        """Return 0: all input is text."""
-        return 0
-
-    @property
-    def limit_field(self) -> str:
-        """Return the name of the field in which the caller sends its token limit."""
-        return "max_tokens"
-
 
 def parse_text_completion(raw: bytes) -> TextRequest:
-    """Decode and check the body of a completion request.
-
-    Raises:
-        InvalidRequest: with `param` naming the field.
-    """
+    """Decode and check the body of a completion request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, TextBody, "'model' and 'prompt'")
     if known.prompt is None:
         if "messages" in body:
@@ -105,8 +68,8 @@ def parse_text_completion(raw: bytes) -> TextRequest:
     if known.stream and best_of is not None and best_of > n:
         raise InvalidRequest("'best_of' cannot be streamed: which one is best is known at the end.", param="best_of")
     if known.max_tokens == 0 and not known.echo:
-        raise InvalidRequest("'max_tokens' may be 0 only with 'echo': there would be nothing to return.",
-                             param="max_tokens")  # fmt: skip
+        text = "'max_tokens' may be 0 only with 'echo': there would be nothing to return."
+        raise InvalidRequest(text, param="max_tokens")
     only = prompts[0] if len(prompts) == 1 else None
     return TextRequest(
         body=body,

@@ -45,20 +45,14 @@ MAX_BACKOFF_S = 8.0
 
 
 class ReconnectBackoff:
-    """The pause after a failure of Redis. It doubles with each failure, up to `MAX_BACKOFF_S`.
+    """The pause after a failure of Redis, until `until`. It doubles with each failure, up to `MAX_BACKOFF_S`.
 
-    It restarts at `first_s` after Redis worked for `MAX_BACKOFF_S`. Each attempt costs waiting requests time.
-
-    Times are seconds of one clock, passed as `now`.
-
-    Attributes:
-        until: the end of the pause.
+    It restarts at `first_s` after Redis worked for `MAX_BACKOFF_S`. Each attempt costs waiting requests time. Times are
+    seconds of one clock, passed as `now`.
     """
 
     def __init__(self, first_s: float) -> None:
-        self._first_s = first_s
-        self._last_s = 0.0
-        self.until = -math.inf
+        self._first_s, self._last_s, self.until = first_s, 0.0, -math.inf
 
     def begin(self, now: float) -> None:
         """Begin a pause after a failure."""
@@ -68,12 +62,7 @@ class ReconnectBackoff:
 
 
 class RedisClient:
-    """The connections of this process to Redis, and the circuit breaker.
-
-    Args:
-        url: the URL of Redis.
-        timeout_s: the timeout of a command.
-        metrics: the process's metrics.
+    """The connections of this process to Redis, and the circuit breaker. A command takes at most `timeout_s`.
 
     Attributes:
         commands: for requests.
@@ -116,7 +105,7 @@ class RedisClient:
                 f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {PERCENT_ENCODE}."
             ) from None
         self._metrics = metrics
-        self.on_restart: Callable[[], None] = _nothing
+        self.on_restart: Callable[[], None] = lambda: None
         self._run_id: str | None = None
         self.unchanged_at = -math.inf
         self.up = True
@@ -150,20 +139,15 @@ class RedisClient:
                 return
 
     async def require(self, *, embedded: bool = True) -> None:
-        """Check at startup that Redis is up and recent enough. Raises StartupError.
-
-        Args:
-            embedded: whether the error message suggests an embedded Redis.
-        """
+        """Check at startup that Redis is up and recent enough. Raises StartupError, which may suggest `embedded`."""
         try:
             info = await self.commands.info("server")
         except (RedisError, OSError, ValueError) as error:  # ValueError: invalid TLS options
             advice = "Start it, or correct redis.url in config.yaml or GKT_REDIS_URL."
             if embedded:
                 advice = "Start it, correct redis.url in config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
-            raise StartupError(
-                f"Redis at {self._address} does not answer ({type(error).__name__}). {advice}"
-            ) from error
+            reason = type(error).__name__
+            raise StartupError(f"Redis at {self._address} does not answer ({reason}). {advice}") from error
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             minimum = ".".join(map(str, MINIMUM_VERSION))
@@ -217,7 +201,3 @@ def _is_local(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _nothing() -> None:
-    return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 
 
 class _WithLoopDeadlines(AbstractConnection):
-    """A connection with loop deadlines.
-
-    Args:
-        command_timeout_s: the timeout of one write and of one reply; None: no timeout, for subscribers.
-        connect_timeout_s: the timeout of connecting.
-    """
+    """A connection with loop deadlines: of one write and of one reply (None: for subscribers), and of connecting."""
 
     def __init__(self, *, command_timeout_s: float | None, connect_timeout_s: float, **more: Any) -> None:
         # The library's own connect timeout remains as an upper limit.
         own_limits = {"socket_timeout": None, "socket_connect_timeout": connect_timeout_s + MAX_LAG_S}
         super().__init__(**more | own_limits)
-        self._command_timeout_s = command_timeout_s
-        self._connect_timeout_s = connect_timeout_s
+        self._command_timeout_s, self._connect_timeout_s = command_timeout_s, connect_timeout_s
 
     async def _connect(self) -> None:
         async with LoopDeadline(self._connect_timeout_s):
@@ -62,27 +56,9 @@ class _WithLoopDeadlines(AbstractConnection):
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
-class _Tcp(_WithLoopDeadlines, Connection):
-    pass
-
-
-class _Tls(_WithLoopDeadlines, SSLConnection):
-    pass
-
-
-class _Unix(_WithLoopDeadlines, UnixDomainSocketConnection):
-    pass
-
-
-_CLASSES: dict[type[AbstractConnection], type[_WithLoopDeadlines]] = {
-    Connection: _Tcp,
-    SSLConnection: _Tls,
-    UnixDomainSocketConnection: _Unix,
-}
-
-
 def use_loop_deadlines(redis: Redis) -> Redis:
     """Make the client create such connections. It must be created by `from_url` with the arguments of this class."""
     pool = redis.connection_pool
-    pool.connection_class = _CLASSES[pool.connection_class]
+    original = pool.connection_class
+    pool.connection_class = type(original.__name__, (_WithLoopDeadlines, original), {})
     return redis

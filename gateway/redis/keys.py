@@ -7,7 +7,8 @@ two versions can run at the same time. CONTRIBUTING.md explains when to increase
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 BOARD = 4
 """The layout of teachers' queues and of wakeup channels. Each ticket contains it, too."""
@@ -20,8 +21,7 @@ HEARTBEAT = 1
 SESSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TeacherKeys:
+class TeacherKeys(NamedTuple):
     """The keys of one teacher's queue, in the order of the script's KEYS. Times are microseconds of Redis TIME."""
 
     queue: str  # sorted set without scores: the waiting tickets, by tenant, then by arrival
@@ -39,12 +39,8 @@ class TeacherKeys:
     settled: str  # set: ids of the processes that reported all their tickets since the queue began or one returned
     boards: str  # hash: layout of a queue of this teacher -> its last use, its processes, its calls in flight
 
-    def as_list(self) -> list[str]:
-        return [getattr(self, part.name) for part in fields(self)]
 
-
-@dataclass(frozen=True, slots=True)
-class KeyringKeys:
+class KeyringKeys(NamedTuple):
     """The keys for API keys, in the order of the scripts' KEYS. Times are microseconds of Redis TIME."""
 
     terms: str  # hash: SHA-256 of a whole key -> its terms
@@ -57,12 +53,8 @@ class KeyringKeys:
     used: str  # sorted set: SHA-256 by the last use of the key
     audit: str  # stream: the actions of operators; kept here so that each change of a key has an entry
 
-    def as_list(self) -> list[str]:
-        return [getattr(self, part.name) for part in fields(self)]
 
-
-@dataclass(frozen=True, slots=True)
-class LedgerKeys:
+class LedgerKeys(NamedTuple):
     """Keys shared by all tenants: for usage workers, the uptime of engines, and comparisons of answers.
 
     The last keys belong to the previous version, where processes of both versions need them. `usage-db migrate`
@@ -109,20 +101,15 @@ class LedgerKeys:
 
 @dataclass(frozen=True, slots=True)
 class RedisKeys:
-    """The names of all keys.
+    """The names of all keys."""
 
-    Attributes:
-        prefix: the prefix of the deployment.
-        board: the layout of teachers' queues that this process uses.
-    """
-
-    prefix: str
-    board: int = BOARD
+    prefix: str  # of the deployment
+    board: int = BOARD  # the layout of teachers' queues that this process uses
 
     def teacher(self, name: str) -> TeacherKeys:
         teacher = f"{{{self.prefix}:teacher:{name}}}:"
         # Layouts find each other by `boards`. Its name and format never change.
-        names = [part.name for part in fields(TeacherKeys) if part.name != "boards"]
+        names = [name for name in TeacherKeys._fields if name != "boards"]
         return TeacherKeys(**{one: f"{teacher}v{self.board}:{one}" for one in names}, boards=teacher + "boards")
 
     def wakeups(self, process_id: str) -> str:
@@ -134,10 +121,7 @@ class RedisKeys:
         return f"{self.prefix}:v{HEARTBEAT}:alive:{process_id}"
 
     def intents(self, tenant: str, process_id: str) -> str:
-        """Return the key of a hash: request id -> its admission time and its intent.
-
-        It has the requests of one tenant that one process runs. The time is a slot of 100 ms.
-        """
+        """Return the key of a hash of one tenant's requests in one process: request id -> its time slot and intent."""
         return f"{self.tenant_base(tenant)}intents:{process_id}"
 
     def owners(self, tenant: str) -> str:
@@ -169,7 +153,7 @@ class RedisKeys:
 
     def ledger(self) -> LedgerKeys:
         base = self.ledger_base
-        names = [part.name for part in fields(LedgerKeys) if part.name != "base"]
+        names = [name for name in LedgerKeys._fields if name != "base"]
         return LedgerKeys(**{name: base + name for name in names}, base=base)
 
     def ended_session(self, session_id: str) -> str:
@@ -177,7 +161,7 @@ class RedisKeys:
         return f"{self.prefix}:v{SESSION}:ended_session:{session_id}"
 
     def keyring(self) -> KeyringKeys:
-        return KeyringKeys(*(self.keyring_base + part.name for part in fields(KeyringKeys)))
+        return KeyringKeys(*(self.keyring_base + name for name in KeyringKeys._fields))
 
     @property
     def keyring_base(self) -> str:

@@ -104,9 +104,7 @@ def set_up_logs(
 ) -> None:
     """Configure structlog and `logging` to write to standard error in one format.
 
-    Args:
-        worker: the number of this worker, added to each line; None for a single process.
-        console_processor: shortens events for the console; None: no processor.
+    Each line has the number of this worker, if there is one. `console_processor` shortens events for the console.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -141,8 +139,7 @@ def set_up_logs(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered]
         )
     )
     root = logging.getLogger()

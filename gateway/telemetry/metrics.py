@@ -7,45 +7,73 @@ from __future__ import annotations
 
 import math
 import platform
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from gateway.runtime.fair_share import ANONYMOUS
-from gateway.telemetry.budget_gauges import BudgetGauges
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
-from gateway.telemetry.request_metrics import RequestMetrics
 from gateway.telemetry.series import OTHER, SeriesLimit
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-disable_created_metrics()  # avoid a second series for each counter
+prometheus.disable_created_metrics()  # avoid a second series for each counter
 
 
-class Metrics(RequestMetrics):
-    """The metrics of one process, on its own registry.
+class BudgetFigures(NamedTuple):
+    """A tenant's budget with its raise, the spent amount, and the unspent and unreserved amount, in USD.
 
-    Args:
-        worker: the number of this worker; None for a single process.
-        max_tenants: the number of tenants with their own series.
+    The values are floats: they are meant for graphs, not for bills.
+    """
 
-    Attributes:
-        series: returns the label values for tenants and routes. No other values may be used.
-        worker: the label value for this process.
+    limit_usd: float
+    spent_usd: float
+    left_usd: float
+
+
+class BudgetGauges(Collector):
+    """The budgets that this process read last. Redis counts them, so they are not summed over workers.
+
+    A plain gauge would keep the series of a budget that was removed.
+    """
+
+    def __init__(self) -> None:
+        self._figures: Mapping[str, BudgetFigures] = {}
+
+    def set(self, figures: Mapping[str, BudgetFigures]) -> None:
+        """Replace the budgets, by tenant."""
+        self._figures = dict(figures)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges, in the thread that renders."""
+        budgets = self._figures  # the event loop may replace the attribute meanwhile
+        for field, text in (
+            ("limit_usd", "Budget of a tenant, including a raise."),
+            ("spent_usd", "Spent part of a tenant's budget."),
+            ("left_usd", "Part of a tenant's budget that is neither spent nor reserved."),
+        ):
+            family = GaugeMetricFamily(f"gkt_budget_{field}", text, labels=("tenant",))
+            for tenant, figures in budgets.items():
+                family.add_metric((tenant,), getattr(figures, field))
+            yield family
+
+
+class Metrics:
+    """The metrics of one process, on its own registry; `worker` is None for a single process.
+
+    Use only the label values of tenants and routes that `series` returns: `max_tenants` have their own.
     """
 
     def __init__(self, worker: int | None = None, max_tenants: int = 1000) -> None:
@@ -62,294 +90,263 @@ class Metrics(RequestMetrics):
                         routes = [sample.labels["route"]] if "route" in sample.labels else []
                         self.series.name(sample.labels["tenant"], routes)
         self.registry = registry = CollectorRegistry()
-        super().__init__(registry)
-        self.batch_size = Histogram(
-            "gkt_batch_size",
-            "Calls per batch, over the fleet.",
-            ("teacher",),
-            buckets=_BATCH_BUCKETS,
-            registry=registry,
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram, summary = partial(Histogram, registry=registry), partial(Summary, registry=registry)
+        # Gauges by the way in which the values of several workers become one.
+        newest, total = partial(gauge, multiprocess_mode="livemostrecent"), partial(gauge, multiprocess_mode="livesum")
+        smallest, largest = partial(gauge, multiprocess_mode="livemin"), partial(gauge, multiprocess_mode="livemax")
+        self.requests = counter(
+            "gkt_requests",
+            "Requests that ended, by status: ok, or the label of the error.",
+            ("tenant", "route", "mode", "status"),
         )
-        self.batch_fill = Histogram(
-            "gkt_batch_fill",
-            "Size of each batch as a share of the largest size.",
-            ("teacher",),
-            buckets=_FILL_BUCKETS,
-            registry=registry,
+        self.refused = counter(
+            "gkt_refused", "Requests rejected before a receipt existed, by error label.", ("status",)
         )
-        self.batch_window = Gauge(
-            "gkt_batch_window_seconds",
-            "Time that the next ticket waits for others.",
-            ("teacher",),
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self.connections = total("gkt_connections", "Open connections, by listener (public, admin).", ("listener",))
+        self.steps_delayed = counter(
+            "gkt_steps_delayed", "Parts of requests that were delayed because the event loop was busy.", ("tenant",)
         )
-        self.tickets = Counter(
+        self.holdings_dropped = counter(
+            "gkt_holdings_dropped",
+            "Resources evicted in favor of other tenants: connections, unfinished_bodies, unread_replies.",
+            ("resource",),
+        )
+        self.unguided = counter(
+            "gkt_unguided",
+            "Requests of guided routes that were answered without guidance, by reason. Shadows are not counted.",
+            ("route", "reason"),
+        )
+        self.shadows = counter(
+            "gkt_shadows", "Shadow requests by result: made, failed, refused, dropped, unguidable.", ("result",)
+        )
+        self.edge_closings = counter(
+            "gkt_edge_closings",
+            "Device reports by outcome: closed, closed_twice, unknown, too_many_tokens, expired, offline.",
+            ("outcome",),
+        )
+        self.quality_samples = counter(
+            "gkt_quality_samples",
+            "Quality samples of guided answers by result: made, unscored, failed, refused, over_budget, dropped.",
+            ("result",),
+        )
+        self.quality_agreement = summary(
+            "gkt_quality_agreement",
+            "Agreement of answers from 0 to 1, by pair (guided_teacher, student_teacher) and guidance length.",
+            ("tenant", "route", "pair", "length"),
+        )
+        self.tokens = counter(
+            "gkt_tokens",
+            "Charged tokens by role (teacher, student, failed) and direction (input, cached, cache_write, output).",
+            ("tenant", "role", "engine", "direction"),
+        )
+        self.cost_usd = counter("gkt_cost_usd", "Cost of requests.", ("tenant", "route"))
+        self.class_cost_usd = counter(
+            "gkt_class_cost_usd",
+            "Cost of requests by savings class. measuring: shadows, quality samples and confidence probes.",
+            ("tenant", "route", "savings_class"),
+        )
+        self.engine_cost_usd = counter(
+            "gkt_engine_cost_usd",
+            "Cost of engine calls by engine and role: teacher, student, failed.",
+            ("engine", "role"),
+        )
+        self.engine_usage_errors = counter(
+            "gkt_engine_usage_errors",
+            "Calls whose reported usage is impossible: too_high or too_low for the sent and received text. They are "
+            "charged by the gateway's own bound.",
+            ("engine", "reason"),
+        )
+        self.baseline_usd = counter(
+            "gkt_baseline_usd", "Cost of the baseline model alone for the same answers.", ("tenant", "route")
+        )
+        self.savings_usd = counter(
+            "gkt_savings_usd", "Savings of the receipts that saved. Subtract gkt_losses_usd_total.", ("tenant", "route")
+        )
+        self.losses_usd = counter(
+            "gkt_losses_usd", "Amounts by which receipts that count cost more than their baseline.", ("tenant", "route")
+        )
+        self.savings_error_usd = counter(
+            "gkt_savings_error_usd", "Error bound of the savings that count.", ("tenant", "route")
+        )
+        self.savings_error_removed_usd = counter(
+            "gkt_savings_error_removed_usd",
+            "Part of gkt_savings_error_usd_total that measured baselines removed.",
+            ("tenant", "route"),
+        )
+        self.stage_seconds = histogram(
+            "gkt_stage_seconds",
+            "Time by stage: admission, batch_wait, teacher, first_token, total.",
+            ("stage", "mode"),
+            buckets=_STAGE_BUCKETS,
+        )
+        self.guidance = counter(
+            "gkt_guidance",
+            "Guidance by source: teacher (the request's own call), flight (an identical request's call), cache.",
+            ("teacher", "source"),
+        )
+        self.batch_size = histogram(
+            "gkt_batch_size", "Calls per batch, over the fleet.", ("teacher",), buckets=_BATCH_BUCKETS
+        )
+        self.batch_fill = histogram(
+            "gkt_batch_fill", "Size of each batch as a share of the largest size.", ("teacher",), buckets=_FILL_BUCKETS
+        )
+        self.batch_window = newest(
+            "gkt_batch_window_seconds", "Time that the next ticket waits for others.", ("teacher",)
+        )
+        self.tickets = counter(
             "gkt_tickets",
             "Tickets that ended without a permit: expired, withdrawn, refused, unreadable, reclaimed.",
             ("teacher", "end"),
-            registry=registry,
         )
-        self.queue_depth = Gauge(
-            "gkt_queue_depth",
-            "Tickets that wait for a permit, over the fleet.",
-            ("teacher",),
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self.queue_depth = newest("gkt_queue_depth", "Tickets that wait for a permit, over the fleet.", ("teacher",))
+        self.queue_age = largest("gkt_queue_age_seconds", "Waiting time of this process's oldest ticket.", ("teacher",))
+        self.teacher_in_flight = newest(
+            "gkt_teacher_in_flight", "Teacher calls in flight, over the fleet.", ("teacher",)
         )
-        self.queue_age = Gauge(
-            "gkt_queue_age_seconds",
-            "Waiting time of this process's oldest ticket.",
-            ("teacher",),
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.teacher_cap = newest("gkt_teacher_cap", "Limit of teacher calls in flight.", ("teacher",))
+        self.in_flight = total("gkt_in_flight", "Requests in flight, over all workers.")
+        self.guidance_deadline = smallest(
+            "gkt_guidance_deadline_seconds", "Shortest guidance deadline of the teacher's routes.", ("teacher",)
         )
-        self.teacher_in_flight = Gauge(
-            "gkt_teacher_in_flight",
-            "Teacher calls in flight, over the fleet.",
-            ("teacher",),
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self.engine_in_flight = total(
+            "gkt_engine_in_flight", "Engine calls in flight, in any role, over all workers.", ("engine",)
         )
-        self.teacher_cap = Gauge(
-            "gkt_teacher_cap",
-            "Limit of teacher calls in flight.",
-            ("teacher",),
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self.engine_up = smallest(
+            "gkt_engine_up", "1 when the engine answered the last probe of every worker.", ("engine",)
         )
-        self.in_flight = Gauge(
-            "gkt_in_flight", "Requests in flight, over all workers.", registry=registry, multiprocess_mode="livesum"
+        self.engine_errors = counter(
+            "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label")
         )
-        self.guidance_deadline = Gauge(
-            "gkt_guidance_deadline_seconds",
-            "Shortest guidance deadline of the teacher's routes.",
-            ("teacher",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.engine_in_flight = Gauge(
-            "gkt_engine_in_flight",
-            "Engine calls in flight, in any role, over all workers.",
-            ("engine",),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.engine_up = Gauge(
-            "gkt_engine_up",
-            "1 when the engine answered the last probe of every worker.",
-            ("engine",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.engine_errors = Counter(
-            "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label"), registry=registry
-        )
-        self.engine_breaker = Gauge(
+        self.engine_breaker = largest(
             "gkt_engine_breaker",
             "State of the engine's circuit breaker: 0 closed, 1 half-open, 2 open. The highest of all workers.",
             ("engine",),
-            registry=registry,
-            multiprocess_mode="livemax",
         )
-        self.retries = Counter(
-            "gkt_retries",
-            "Engine retries, by engine and by the label of the previous error.",
-            ("engine", "label"),
-            registry=registry,
+        self.retries = counter(
+            "gkt_retries", "Engine retries, by engine and by the label of the previous error.", ("engine", "label")
         )
-        self.retries_refused = Counter(
+        self.retries_refused = counter(
             "gkt_retries_refused",
             "Retries that a retry budget refused, by failed engine and budget: request or engine.",
             ("engine", "budget"),
-            registry=registry,
         )
-        self.redis_up = Gauge(
-            "gkt_redis_up", "1 while Redis is up for every worker.", registry=registry, multiprocess_mode="livemin"
+        self.redis_up = smallest("gkt_redis_up", "1 while Redis is up for every worker.")
+        self.receipts_waiting = total("gkt_receipts_waiting", "Receipts in memory that Redis has not stored yet.")
+        self.receipts_lost = counter(
+            "gkt_receipts_lost", "Receipts dropped because too many waited for Redis, or in Redis for a usage worker."
         )
-        self.receipts_waiting = Gauge(
-            "gkt_receipts_waiting",
-            "Receipts in memory that Redis has not stored yet.",
-            registry=registry,
-            multiprocess_mode="livesum",
+        self.receipts_resent = counter(
+            "gkt_receipts_resent", "Receipts sent again after a restart of Redis, which may have lost them."
         )
-        self.receipts_lost = Counter(
-            "gkt_receipts_lost",
-            "Receipts dropped because too many waited for Redis, or in Redis for a usage worker.",
-            registry=registry,
-        )
-        self.receipts_resent = Counter(
-            "gkt_receipts_resent",
-            "Receipts sent again after a restart of Redis, which may have lost them.",
-            registry=registry,
-        )
-        self.spool_receipts = Gauge(
-            "gkt_spool_receipts",
-            "Receipts in the spools of all workers.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.spool_bytes = Gauge(
-            "gkt_spool_bytes", "Size of the spools of all workers.", registry=registry, multiprocess_mode="livesum"
-        )
-        self.spooled = Counter("gkt_spooled", "Receipts written to a spool.", registry=registry)
-        self.spool_failures = Counter("gkt_spool_failures", "Writes to a spool that failed.", registry=registry)
-        self.spool_replayed = Counter(
+        self.spool_receipts = total("gkt_spool_receipts", "Receipts in the spools of all workers.")
+        self.spool_bytes = total("gkt_spool_bytes", "Size of the spools of all workers.")
+        self.spooled = counter("gkt_spooled", "Receipts written to a spool.")
+        self.spool_failures = counter("gkt_spool_failures", "Writes to a spool that failed.")
+        self.spool_replayed = counter(
             "gkt_spool_replayed",
             "Spooled receipts sent to Redis, by spool: own, or dead for a dead process's spool.",
             ("spool",),
-            registry=registry,
         )
-        self.usage_up = Gauge(
-            "gkt_usage_up",
-            "1 while a usage worker writes receipts to the database, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
+        self.usage_up = newest(
+            "gkt_usage_up", "1 while a usage worker writes receipts to the database, over the fleet."
         )
-        self.usage_lag = Gauge(
+        self.usage_lag = newest(
             "gkt_usage_lag_seconds",
             "Age of the oldest receipt in Redis that is not in the usage database yet, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
         )
-        self.usage_waiting = Gauge(
-            "gkt_usage_waiting",
-            "Receipts in Redis that are not in the usage database yet, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
+        self.usage_waiting = newest(
+            "gkt_usage_waiting", "Receipts in Redis that are not in the usage database yet, over the fleet."
         )
-        self.usage_receipts = Gauge(
+        self.usage_receipts = newest(
             "gkt_usage_receipts",
             "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
             "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
             ("result",),
-            registry=registry,
-            multiprocess_mode="livemostrecent",
         )
-        self.receipts_buffered = Gauge(
-            "gkt_receipts_buffered",
-            "Receipts in the outboxes in Redis, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.limited = Counter(
+        self.receipts_buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")
+        self.limited = counter(
             "gkt_limited",
             "Requests rejected by a limit of their tenant or key (requests, tokens, parallel, budget), or by their "
             "tenant's share of a full worker (concurrent_requests, concurrent_reads).",
             ("tenant", "limit"),
-            registry=registry,
         )
-        self.uncounted = Counter(
+        self.uncounted = counter(
             "gkt_uncounted",
             "Requests of tenants with limits or budgets that continued uncounted while Redis was down.",
             ("tenant",),
-            registry=registry,
         )
-        self.local_admissions = Counter(
+        self.local_admissions = counter(
             "gkt_local_admissions",
             "Requests decided by a process's share of limits and budgets while Redis was down: admitted, or the"
             " exceeded limit (requests, tokens, parallel, budget).",
             ("tenant", "outcome"),
-            registry=registry,
         )
-        self.budget_events = Counter(
+        self.budget_events = counter(
             "gkt_budget_events",
             "Budgets that reached their soft limit (soft) or had no room for a request (hard).",
             ("tenant", "kind"),
-            registry=registry,
         )
-        self.webhooks = Counter(
-            "gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",), registry=registry
+        self.webhooks = counter("gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",))
+        self.spans = counter(
+            "gkt_spans", "Trace spans by outcome: sent, failed (rejected by the collector), dropped.", ("outcome",)
         )
-        self.spans = Counter(
-            "gkt_spans",
-            "Trace spans by outcome: sent, failed (rejected by the collector), dropped.",
-            ("outcome",),
-            registry=registry,
-        )
-        self.intents_missed = Counter(
-            "gkt_intents_missed", "Requests without a stored intent, since Redis was down.", registry=registry
-        )
-        self.intents_abandoned = Counter(
+        self.intents_missed = counter("gkt_intents_missed", "Requests without a stored intent, since Redis was down.")
+        self.intents_abandoned = counter(
             "gkt_intents_abandoned",
             "Requests of dead processes that this process settled at their reserved cost.",
             ("tenant",),
-            registry=registry,
         )
-        self.policy_reloads = Counter(
-            "gkt_policy_reloads",
-            "Edits of the policies folder, by result: loaded, refused.",
-            ("result",),
-            registry=registry,
+        self.policy_reloads = counter(
+            "gkt_policy_reloads", "Edits of the policies folder, by result: loaded, refused.", ("result",)
         )
-        self.policy_stale = Gauge(
-            "gkt_policy_stale",
-            "1 while the policy files are invalid and some worker uses older ones.",
-            registry=registry,
-            multiprocess_mode="livemax",
+        self.policy_stale = largest(
+            "gkt_policy_stale", "1 while the policy files are invalid and some worker uses older ones."
         )
-        self.config_stale = Gauge(
-            "gkt_config_stale",
-            "1 while config.yaml differs from the configuration of some worker.",
-            registry=registry,
-            multiprocess_mode="livemax",
+        self.config_stale = largest(
+            "gkt_config_stale", "1 while config.yaml differs from the configuration of some worker."
         )
-        self.policy_loaded = Gauge(
+        self.policy_loaded = smallest(
             "gkt_policy_loaded_timestamp_seconds",
             "Time at which the current policies were loaded; the earliest of all workers.",
-            registry=registry,
-            multiprocess_mode="livemin",
         )
-        self.lines_left_out = Counter(
-            "gkt_log_requests_left_out",
-            "Requests that were not logged because of log.requests.sample.",
-            registry=registry,
+        self.lines_left_out = counter(
+            "gkt_log_requests_left_out", "Requests that were not logged because of log.requests.sample."
         )
-
         # prometheus_client's own process metrics cover only the worker that answers the scrape.
-        self.loop_lag = Histogram(
+        self.loop_lag = histogram(
             "gkt_event_loop_lag_seconds",
             "Delay of a timer in the event loop, measured four times a second.",
             buckets=_LAG_BUCKETS,
-            registry=registry,
         )
-        self.resident = self._worker_gauge("gkt_process_resident_memory_bytes", "Resident memory of the process.")
-        self.open_files = self._worker_gauge("gkt_process_open_fds", "Open files and connections of the process.")
-        self.max_files = self._worker_gauge(
-            "gkt_process_max_fds", "Limit of open files and connections of the process."
+        self.resident = largest("gkt_process_resident_memory_bytes", "Resident memory of the process.", ("worker",))
+        self.open_files = largest("gkt_process_open_fds", "Open files and connections of the process.", ("worker",))
+        self.max_files = largest(
+            "gkt_process_max_fds", "Limit of open files and connections of the process.", ("worker",)
         )
-        self.loop_tasks = self._worker_gauge("gkt_process_tasks", "Tasks of the process's event loop.")
-        self.started = self._worker_gauge(
-            "gkt_process_start_timestamp_seconds", "Start time of the process in Unix seconds."
+        self.loop_tasks = largest("gkt_process_tasks", "Tasks of the process's event loop.", ("worker",))
+        self.started = largest(
+            "gkt_process_start_timestamp_seconds", "Start time of the process in Unix seconds.", ("worker",)
         )
-        self.cpu_seconds = Counter(
-            "gkt_process_cpu_seconds", "User and system CPU time of the process.", ("worker",), registry=registry
-        )
-        self.build = Gauge(
-            "gkt_build_info",
-            "1. The labels state the gateway's version and the Python version.",
-            ("version", "python"),
-            registry=registry,
-            multiprocess_mode="livemax",
+        self.cpu_seconds = counter("gkt_process_cpu_seconds", "User and system CPU time of the process.", ("worker",))
+        self.build = largest(
+            "gkt_build_info", "1. The labels state the gateway's version and the Python version.", ("version", "python")
         )
         self.build.labels(__version__, platform.python_version()).set(1)
         self._deadlines: Mapping[str, float] = {}
         self.budgets = BudgetGauges()
         registry.register(self.budgets)
         # Series used in alerts must exist at 0 first: Prometheus sees no increase in a new series.
-        for outcome in ("ok", "failed"):
-            self.webhooks.labels(outcome)
-        for result in ("loaded", "refused"):
-            self.policy_reloads.labels(result)
-        for result in ("made", "unscored", "failed", "refused", "over_budget", "dropped"):
-            self.quality_samples.labels(result)
-        for spool in ("own", "dead"):
-            self.spool_replayed.labels(spool)
-        self.steps_delayed.labels(ANONYMOUS)
-        self.refused.labels("overloaded")
-
-    def _worker_gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("worker",), registry=self.registry, multiprocess_mode="livemax")
+        for metric, values in (
+            (self.webhooks, ("ok", "failed")),
+            (self.policy_reloads, ("loaded", "refused")),
+            (self.quality_samples, ("made", "unscored", "failed", "refused", "over_budget", "dropped")),
+            (self.spool_replayed, ("own", "dead")),
+            (self.steps_delayed, (ANONYMOUS,)),
+            (self.refused, ("overloaded",)),
+        ):
+            for value in values:
+                metric.labels(value)
 
     def set_deadlines(self, shortest_s: Mapping[str, float]) -> None:
         """Set the shortest deadlines by teacher. A teacher that is no longer listed gets an infinite deadline."""
@@ -366,7 +363,7 @@ class Metrics(RequestMetrics):
     def render(self) -> bytes:
         """Return the Prometheus text format, over all workers. Takes milliseconds. Any thread may call it."""
         if not self._shared:
-            return generate_latest(self.registry)
+            return prometheus.generate_latest(self.registry)
         registry = all_workers_registry()
         registry.register(self.budgets)
-        return generate_latest(registry)
+        return prometheus.generate_latest(registry)

@@ -1,8 +1,7 @@
 """The names of all span attributes. The conventions still change, so the names are only here.
 
-The HTTP names are stable. The generative AI names are "in development". They follow OpenTelemetry's GenAI conventions
-since these have their own repository (2026). The gateway never used older names, such as `gen_ai.system`. So it needs
-no opt-in by OTEL_SEMCONV_STABILITY_OPT_IN. The `gkt.*` names are the gateway's own and stable.
+The HTTP names are stable. The generative AI names follow OpenTelemetry's GenAI conventions of 2026, which are "in
+development". The `gkt.*` names are the gateway's own and stable.
 """
 
 from __future__ import annotations

@@ -16,11 +16,8 @@ class SeriesLimit:
     """Label values for tenants and routes. The first ones get their own, for the life of the process.
 
     A tenant keeps its value after it is deleted: a counter that is removed and returns would decrease. A tenant may
-    have any number of routes. All tenants together may have ten routes for each tenant of `max_tenants`.
-
-    Args:
-        max_tenants: the number of tenants with their own series.
-        reserved: label values that are no tenants. They are always used as they are and are not counted.
+    have any number of routes. All tenants together may have ten routes for each tenant of `max_tenants`. The `reserved`
+    label values are no tenants. They are always used as they are and are not counted.
     """
 
     def __init__(self, max_tenants: int, reserved: Iterable[str] = ()) -> None:

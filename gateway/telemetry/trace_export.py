@@ -9,13 +9,13 @@ import asyncio
 import logging
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from gateway.version import __version__
@@ -51,24 +51,12 @@ class TraceExport:
             {"service.name": settings.service, "service.version": __version__, "service.instance.id": instance}
         )
         self._exporter = _Counted(
-            OTLPSpanExporter(
-                endpoint=f"{settings.endpoint}/v1/traces",
-                headers={name: value.get_secret_value() for name, value in settings.headers.items()} or None,
-                timeout=settings.timeout_s,
-            ),
             metrics,
+            endpoint=f"{settings.endpoint}/v1/traces",
+            headers={name: value.get_secret_value() for name, value in settings.headers.items()} or None,
+            timeout=settings.timeout_s,
         )
-        self._queue = _Bounded(
-            BatchSpanProcessor(
-                self._exporter,
-                max_queue_size=settings.max_queue,
-                max_export_batch_size=min(_MAX_BATCH, settings.max_queue),
-                schedule_delay_millis=_SEND_INTERVAL_MS,
-            ),
-            self._exporter,
-            settings.max_queue,
-            metrics,
-        )
+        self._queue = _Bounded(self._exporter, settings.max_queue, metrics)
         provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample)), resource=resource, shutdown_on_exit=False
         )
@@ -81,7 +69,7 @@ class TraceExport:
         loop = asyncio.get_running_loop()
 
         def send() -> None:
-            self._queue.shutdown()
+            self._queue.shutdown()  # type: ignore[no-untyped-call]
             with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(done.set)
 
@@ -91,53 +79,42 @@ class TraceExport:
             async with asyncio.timeout(_SHUTDOWN_TIMEOUT_S):
                 await done.wait()
         except TimeoutError:
-            self._exporter.give_up()
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # stop waiting between retries
             log.warning("traces_unsent", spans=self._queue.waiting)
 
 
-class _Counted(SpanExporter):
+class _Counted(OTLPSpanExporter):
     """Count sent and failed spans. Only the sending thread calls it."""
 
-    def __init__(self, exporter: OTLPSpanExporter, metrics: Metrics) -> None:
-        self._exporter = exporter
-        self._sent, self._failed = metrics.spans.labels("sent"), metrics.spans.labels("failed")
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self.sent, self.failed = metrics.spans.labels("sent"), metrics.spans.labels("failed")
         self.processed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.processed += len(spans)
-        result = self._exporter.export(spans)
-        (self._sent if result is SpanExportResult.SUCCESS else self._failed).inc(len(spans))
+        result = super().export(spans)
+        (self.sent if result is SpanExportResult.SUCCESS else self.failed).inc(len(spans))
         return result
 
-    def give_up(self) -> None:
-        """Stop waiting between retries."""
-        self._exporter.shutdown()
 
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-
-class _Bounded(SpanProcessor):
+class _Bounded(BatchSpanProcessor):
     """Drop and count spans when the queue is full. The library drops them without a count."""
 
-    def __init__(self, processor: BatchSpanProcessor, exporter: _Counted, limit: int, metrics: Metrics) -> None:
-        self._processor = processor
-        self._exporter = exporter
-        self._limit = limit
-        self._dropped = metrics.spans.labels("dropped")
-        self._queued = 0
+    def __init__(self, exporter: _Counted, limit: int, metrics: Metrics) -> None:
+        batch = min(_MAX_BATCH, limit)
+        super().__init__(exporter, limit, schedule_delay_millis=_SEND_INTERVAL_MS, max_export_batch_size=batch)
+        self.exporter, self.limit, self.queued = exporter, limit, 0
+        self.dropped = metrics.spans.labels("dropped")
 
     @property
     def waiting(self) -> int:
         """Return the queue length. Each of the two numbers has one writing thread, so no lock is needed."""
-        return self._queued - self._exporter.processed
+        return self.queued - self.exporter.processed
 
     def on_end(self, span: ReadableSpan) -> None:
-        if self.waiting >= self._limit:
-            self._dropped.inc()
+        if self.waiting >= self.limit:
+            self.dropped.inc()
             return
-        self._queued += 1
-        self._processor.on_end(span)
-
-    def shutdown(self) -> None:
-        self._processor.shutdown()
+        self.queued += 1
+        super().on_end(span)

@@ -50,9 +50,7 @@ class RequestTrace:
 
     The span ends when both the reply and the receipt are complete. Its end time is the end of the reply. Times are
     time.perf_counter() seconds. They are converted with one fixed offset, so that clock steps do not distort a trace.
-
-    Attributes:
-        recorded: whether the trace is exported. Its ids are sent to engines in any case.
+    `recorded` states whether the trace is exported. Its ids are sent to engines in any case.
     """
 
     __slots__ = ("_context", "_ended", "_epoch_ns", "_failed", "_receipt_due", "_root", "_span", "_status", "_tracer",
@@ -191,18 +189,13 @@ class CallSpan:
 
 
 class Tracing:
-    """The tracing of one process.
-
-    Args:
-        settings: the section `tracing` of config.yaml.
-        instance: the unique name of this process in its spans.
-        metrics: the process's metrics.
-    """
+    """The tracing of one process. `instance` is the unique name of the process in its spans."""
 
     def __init__(self, settings: TracingSettings, instance: str, metrics: Metrics) -> None:
         assert settings.endpoint is not None, "tracing needs an endpoint"
-        self._export = TraceExport(settings, instance, metrics)
-        self._tracer = self._export.tracer
+        export = TraceExport(settings, instance, metrics)
+        self.close = export.close
+        self._tracer = export.tracer
         self._continue_callers = settings.follow_callers
         self._send_to_engines = settings.tell_engines
         self._propagator = TraceContextTextMapPropagator()
@@ -240,16 +233,11 @@ class Tracing:
 
         They contain ids, and the caller's `tracestate` where its trace continues. `baggage` is not sent.
         """
-        context = _call.get()
-        if context is None or not self._send_to_engines:
+        if (context := _call.get()) is None or not self._send_to_engines:
             return None
         headers: dict[str, str] = {}
         self._propagator.inject(headers, context)
         return headers
-
-    async def close(self) -> None:
-        """Send the queued spans, for a limited time."""
-        await self._export.close()
 
 
 def _end(span: Span, failed: str | None, at_ns: int, *, is_error: bool = True) -> None:

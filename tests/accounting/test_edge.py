@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from decimal import Decimal
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -18,18 +18,18 @@ from gateway.accounting.worst_case import worst_case
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
-from gateway.protocol.edge import EdgeUsage, OfflineUsage
+from gateway.protocol.edge import OfflineBody, UsageBody
 from gateway.usage.rollup import SumRow, dims_of
 from tests.accounting.receipt_builders import PRICES, builder, call, chat, closed, guided, plan
 
 GIVEN = structs.replace(plan(), mode="guidance", students=())
 TERMS = CloseTerms(1_700_000_600, 60)
-USAGE = EdgeUsage(150, 55, "my phone's 1B", "stop", 120.0, 900.0, guided=True, at=None)
+USAGE = UsageBody(150, 55, "my phone's 1B", "stop", 120.0, 900.0, guided=True, at=None)
 ROUTE = TenantPolicy.model_validate(
     {"tenant": "acme", "routes": [{"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}]}
 ).routes[0]
 NOW = 1_700_000_000.0
-OFFLINE = OfflineUsage("0" * 32, "chat", replace(USAGE, guided=False, at=NOW - 5))
+OFFLINE = OfflineBody(**structs.asdict(structs.replace(USAGE, guided=False, at=NOW - 5)), model="chat", id=UUID(int=0))
 
 
 def given(status: str = "ok", **more: object) -> Receipt:
@@ -89,13 +89,13 @@ def test_without_guidance_the_baseline_includes_the_prompt() -> None:
     """The guidance was late before any call, so its receipt has no baseline."""
     alone = given(teacher=None, kept_tokens=0, guided=None, unguided="teacher_late", batch=None)
     assert (alone.cost_usd, alone.baseline_usd) == (Decimal(0), Decimal(0))
-    report = closing_receipt(alone, replace(USAGE, guided=False), PRICES["big"])
+    report = closing_receipt(alone, structs.replace(USAGE, guided=False), PRICES["big"])
     assert report.baseline_usd == cost_usd(PRICES["big"], 150, 55)
     assert report.unguided == "teacher_late"
 
 
 def test_a_report_without_guidance_keeps_the_request_of_the_guidance() -> None:
-    report = closing_receipt(given(), replace(USAGE, guided=False), PRICES["big"])
+    report = closing_receipt(given(), structs.replace(USAGE, guided=False), PRICES["big"])
     row = SumRow()
     row.merge(SumRow.of(report))
     assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
@@ -105,7 +105,7 @@ def test_a_report_without_guidance_keeps_the_request_of_the_guidance() -> None:
 def test_unused_guidance_is_not_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
     """The guidance's receipt includes it as one. A baseline is never negative."""
     guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", students=()))
-    report = closing_receipt(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
+    report = closing_receipt(guidance, structs.replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
     assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
 
 
@@ -128,22 +128,24 @@ def test_a_failed_guidance_request_cannot_be_reported(status: str) -> None:
 
 
 def test_a_report_above_the_requested_limit_is_rejected_with_that_limit() -> None:
-    check_report(given(), replace(USAGE, output_tokens=60))
+    check_report(given(), structs.replace(USAGE, output_tokens=60))
     with pytest.raises(InvalidRequest, match="exceeds the rest of the caller's limit, 60 tokens") as caught:
-        check_report(given(), replace(USAGE, output_tokens=61))
+        check_report(given(), structs.replace(USAGE, output_tokens=61))
     assert caught.value.param == "output_tokens"
-    check_report(given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=9_999))
+    check_report(given(terms=CloseTerms(TERMS.by, None)), structs.replace(USAGE, output_tokens=9_999))
 
 
 def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
     """A request without a limit has the largest possible answer as its limit."""
-    unlimited, long = given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=5000)
+    unlimited, long = given(terms=CloseTerms(TERMS.by, None)), structs.replace(USAGE, output_tokens=5000)
     maxima = EngineMaxima({"big": 4999}, {})
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
         check_report(unlimited, long, maxima)
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
-        offline_receipt("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, maxima)
-    check_report(unlimited, replace(USAGE, output_tokens=4999), maxima)
+        offline_receipt(
+            "acme", "ci", ROUTE, structs.replace(OFFLINE, output_tokens=5000), PRICES["big"], NOW, 60, maxima
+        )
+    check_report(unlimited, structs.replace(USAGE, output_tokens=4999), maxima)
 
 
 def test_of_a_whole_answer_there_is_nothing_to_report() -> None:
@@ -174,7 +176,7 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
 )
 def test_an_answer_of_long_ago_or_of_the_future_is_not_accounted_for(at: float | None, error: type[Exception]) -> None:
     """A clock that is slightly ahead is accepted, and its receipt is not in the future."""
-    report = replace(OFFLINE, usage=replace(OFFLINE.usage, at=at))
+    report = structs.replace(OFFLINE, at=at)
     if error is None:
         assert offline_receipt("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60).created == NOW
         return

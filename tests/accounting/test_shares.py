@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import Receipt
     from gateway.policy.plan import Plan
-    from gateway.protocol.body import CallerRequest
+    from gateway.protocol.requests import AnyRequest
 
 MODELS = dict.fromkeys(PRICES, Encoding("o200k_base"))
 
 
-def chat(**fields: Any) -> CallerRequest:
+def chat(**fields: Any) -> AnyRequest:
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], **fields}
     return parse_chat(orjson.dumps(body))
 
 
-def admitted(one: Plan, request: CallerRequest, **calls: Any) -> ReceiptBuilder:
+def admitted(one: Plan, request: AnyRequest, **calls: Any) -> ReceiptBuilder:
     """Return the builder of an admitted request with its calls."""
     return builder(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
 
 
-def call(model: str, request: CallerRequest, usage: TokenUsage | None = None, **more: Any) -> EngineCall:
+def call(model: str, request: AnyRequest, usage: TokenUsage | None = None, **more: Any) -> EngineCall:
     return EngineCall(model, request.body.get("messages", ()), usage, **more)
 
 
@@ -52,7 +52,7 @@ def closed(one: ReceiptBuilder) -> Receipt:
     return one.close("ok", PRICES, MODELS)
 
 
-def student(request: CallerRequest, usage: TokenUsage | None = None, **more: Any) -> Receipt:
+def student(request: AnyRequest, usage: TokenUsage | None = None, **more: Any) -> Receipt:
     return closed(admitted(plan("student"), request, student=call("small", request, usage, **more)))
 
 
@@ -273,7 +273,7 @@ usages = st.one_of(st.none(), st.builds(TokenUsage, numbers, numbers, numbers, c
 
 
 @st.composite
-def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
+def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, AnyRequest]:
     """A random plan and body, and engines that report any usage or none and fail as often as the plan allows."""
     retries = draw(st.integers(0, 2))
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
@@ -313,7 +313,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
 
 
 @given(behaviors(), st.booleans())
-def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder, CallerRequest], counts: bool) -> None:
+def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder, AnyRequest], counts: bool) -> None:
     one, _ = made
     assert one.reserved is not None
     receipt = one.build_receipt("ok", PRICES, MODELS if counts else None)

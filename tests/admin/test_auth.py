@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from pydantic import SecretStr
 
 from gateway.admin.auth import needs_key
@@ -17,6 +17,7 @@ from gateway.api import keys
 from gateway.api.error_body import errors_as_openai
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
+from tests.listener_server import ListenerServer
 
 if TYPE_CHECKING:
     from tests.gateway_process import GatewayProcess
@@ -43,7 +44,7 @@ async def ask(
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app[keys.TRY] = "GET /open"
-    async with TestClient(TestServer(app)) as client, client.request(method, path, headers=headers) as reply:
+    async with TestClient(ListenerServer(app)) as client, client.request(method, path, headers=headers) as reply:
         body = await reply.text()
         return reply.status, (await reply.json()) if body.startswith("{") else body
 
@@ -112,7 +113,7 @@ async def test_every_other_route_of_the_listener_requires_the_key() -> None:
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     opened = {route.handler for route in OPEN_ROUTES}
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(ListenerServer(app)) as client:
         for route in app.router.routes():
             resource = route.resource
             assert resource is not None

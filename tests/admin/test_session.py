@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from aiohttp.test_utils import TestClient, make_mocked_request
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -23,6 +23,7 @@ from gateway.pipeline.admission import Admission
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
+from tests.listener_server import ListenerServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +61,7 @@ async def listener(
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app[keys.TRY] = "GET /open"
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(ListenerServer(app)) as client:
         yield client
 
 

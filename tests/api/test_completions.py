@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gateway.api import body, events, keys
 from gateway.api.error_body import errors_as_openai
+from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
 
@@ -27,7 +28,8 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", handler)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    runner = Runner(app, metrics=metrics, listener="public", max_connections=9, access_log=None,
+                    handler_cancellation=True, shutdown_timeout=0.1)  # fmt: skip
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

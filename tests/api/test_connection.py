@@ -19,10 +19,9 @@ from gateway.api import connection as web_connection
 from gateway.api import keys
 from gateway.api import runner as web_runner
 from gateway.api.body import read_body
-from gateway.api.connection import connection_of
+from gateway.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, connection_of
 from gateway.api.decoding import BODY_DECODER, BodyDecoder, read_parsed
 from gateway.api.error_body import errors_as_openai
-from gateway.api.head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES
 from gateway.api.loop_scheduler import LoopScheduler
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission

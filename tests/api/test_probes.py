@@ -12,8 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.api import keys
-from gateway.api.probes import readyz
-from gateway.api.readiness import Readiness
+from gateway.api.probes import STARTUP, Readiness, readyz
 from gateway.engines.base import EngineState
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
@@ -56,7 +55,7 @@ async def ready(
     admission.draining = draining
     engines, client = probed(*ups), Redis(up=redis)
     app[keys.ENGINES] = engines
-    app[keys.STARTUP] = await started(client, engines, first_probes_s)
+    app[STARTUP] = await started(client, engines, first_probes_s)
     client.up = client.up and up_later
     app[keys.REDIS] = client  # type: ignore[assignment]
     async with TestClient(TestServer(app)) as caller, caller.get("/readyz") as reply:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api import keys
+from gateway.api.reading_on import DISCONNECTS
 from gateway.api.runner import Runner
 from gateway.pipeline.completion import RequestState
 from gateway.telemetry.metrics import Metrics
@@ -66,7 +67,7 @@ class Stage:
 async def staged(seconds: float) -> AsyncIterator[Stage]:
     stage = Stage(seconds)
     app = web.Application()
-    app[keys.DISCONNECTS] = stage  # type: ignore[misc]
+    app[DISCONNECTS] = stage  # type: ignore[misc]
     app.router.add_get("/", stage.handle)
     runner = Runner(app, metrics=Metrics(), listener="public", max_connections=100, max_detached=MOST,
                     access_log=None, handler_cancellation=True, shutdown_timeout=0.1)  # fmt: skip

@@ -20,9 +20,8 @@ from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.config.database_url import sqlalchemy_url
 from gateway.config.limits import BudgetDuration
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import KeyTerms
+from gateway.keys.held import Keyring, KeyTerms
 from gateway.keys.redis_keyring import NEVER, RedisKeyring
-from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.quality.comparison import Comparison
 from gateway.redis.client import RedisClient

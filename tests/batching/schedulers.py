@@ -104,7 +104,7 @@ class ScriptScheduler:
         return replace(decision, opened=list(decision.opened)), woken
 
     async def clear(self) -> None:
-        names = [*self._keys.teacher("big").as_list(), self._clock, self._woken]
+        names = [*self._keys.teacher("big"), self._clock, self._woken]
         await self._redis.delete(*names)
 
     async def left(self) -> dict[str, int]:

@@ -218,7 +218,7 @@ async def test_a_redis_that_lost_its_data_gets_all_tickets_again(redis_url: str,
     async with process(redis_url, keys, limits) as queue, queue.acquire(ticket()) as first:
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
-        await redis.delete(*keys.teacher("big").as_list())
+        await redis.delete(*keys.teacher("big"))
         await until(lambda: len(queue._waiters) == 2 and all(held.future.done() for held in queue._waiters.values()), 3)
         assert len(await permits(redis, keys)) == 2
         other = await RedisScheduler(redis, keys, "ben", "big").exchange(

@@ -140,7 +140,7 @@ async def test_versions_do_not_read_each_others_tickets_or_wake_ups(
     await newer.run_exchange(0.1, wants=20)
     other = replace(keys, board=BOARD + 1)
     ours, theirs = keys.teacher("big"), other.teacher("big")
-    assert set(ours.as_list()) & set(theirs.as_list()) == {ours.boards}
+    assert set(ours) & set(theirs) == {ours.boards}
     assert keys.wakeups("ann") != other.wakeups("ann")
     assert {raw.split(b"|")[0] for raw in await redis.hvals(ours.tickets)} == {str(BOARD).encode()}
     assert {raw.split(b"|")[0] for raw in await redis.hvals(theirs.tickets)} == {str(BOARD + 1).encode()}

@@ -208,15 +208,15 @@ async def test_all_keys_expire_after_the_fleet_has_ended(redis: Redis, keys: Red
     await scheduler.exchange(SchedulerUpdate([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
     await asyncio.sleep(1.01)
     await scheduler.exchange(SchedulerUpdate(), limits)
-    there = [name for name in keys.teacher("big").as_list() if await redis.exists(name)]
-    assert set(keys.teacher("big").as_list()) - set(there) == {keys.teacher("big").settled}, "there after outages only"
+    there = [name for name in keys.teacher("big") if await redis.exists(name)]
+    assert set(keys.teacher("big")) - set(there) == {keys.teacher("big").settled}, "there after outages only"
     assert all([86_000 < await redis.ttl(name) <= 86_400 for name in there])
 
 
 def test_all_keys_of_the_script_are_in_one_slot(keys: RedisKeys) -> None:
     """A Redis Cluster runs a script only on keys of one slot: one hash tag in all of them."""
     for teacher in ("big", "a:b", "with{braces}", "70b"):
-        names = keys.teacher(teacher).as_list()
+        names = list(keys.teacher(teacher))
         tags = {name[name.index("{") + 1 : name.index("}")] for name in names}
         assert len(tags) == 1
         assert tags != {""}

@@ -15,7 +15,9 @@ from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.single_flight import FlightResult, SingleFlight
 from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
+from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
+from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
@@ -356,8 +358,11 @@ class Room:
 
     def __init__(self, flights: SingleFlight, queue: TeacherQueue) -> None:
         self.engine, self.metrics, self._queue = ScriptedEngine(), Metrics(), queue
-        engines = {"big": self.engine}
-        self._guide = TeacherCall(engines, self, flights, self.metrics, BackgroundTasks())  # type: ignore[arg-type]
+        engines: Any = {"big": self.engine}
+        here: Any = self
+        self._guide = TeacherCall(
+            engines, here, flights, self.metrics, BackgroundTasks(), GuidanceDeadlines(), RetryBudgets()
+        )
 
     def queue(self, _: str) -> TeacherQueue:
         return self._queue
@@ -368,7 +373,7 @@ class Room:
         assert guided.guidance is not None
         guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule), length=length)
         one = builder(guided)
-        return await self._guide.open(guided, chat(), one), one
+        return await self._guide.open(chat(), one), one
 
 
 def chat() -> ChatRequest:

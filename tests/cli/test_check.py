@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
 from gateway.config.settings import OVERRIDES
-from gateway.pipeline.deadlines.file import write_times
-from gateway.pipeline.deadlines.times import MeasuredTime
+from gateway.pipeline.guidance_deadlines import MeasuredTime, write_times
 from gateway.policy.book import check_all
 from tests.policy.test_length_model import FILE as FITTED
 

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.api.openapi.document import document
 from gateway.api.routes import ROUTES
-from gateway.protocol.forbidden_fields import FORBIDDEN_FIELDS
+from gateway.protocol.field_names import FORBIDDEN_FIELDS
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 

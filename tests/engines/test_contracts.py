@@ -53,9 +53,9 @@ async def guided(engine: Engine, body: dict[str, Any]) -> str:
     prefill = Prefill(OPENING, how)
     seam = seam_of(how)
     choice = (await engine.complete(body, prefill))["choices"][0]
-    answer = seam.initial_text() + seam.feed(choice["message"]["content"]) + seam.finish()
+    answer = seam.initial_text + seam.feed(choice["message"]["content"]) + seam.finish()
     seam = seam_of(how)
-    streamed, finish, counted = seam.initial_text(), None, None
+    streamed, finish, counted = seam.initial_text, None, None
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with aclosing(engine.stream(body, prefill)) as groups:
         for chunk in [chunk async for chunks in groups for chunk in chunks]:

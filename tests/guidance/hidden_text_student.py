@@ -95,7 +95,7 @@ def chunks(text: str, sizes: Iterable[int]) -> list[str]:
 
 def play(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
     """Return the text that a caller gets for these deltas."""
-    return seam.initial_text() + "".join(seam.feed(delta.get("content") or "") for delta in deltas) + seam.finish()
+    return seam.initial_text + "".join(seam.feed(delta.get("content") or "") for delta in deltas) + seam.finish()
 
 
 def relayed(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:

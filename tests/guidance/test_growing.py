@@ -170,7 +170,7 @@ def test_text_that_a_student_could_complete_to_a_stop_string_is_held_back() -> N
     assert growing.feed("One. Tw") == "One"
     trimmed = growing.finish(cut=True)
     assert trimmed.text == "One."
-    assert SeamJoin(trimmed.text, stop=[".\n\n"]).initial_text() == "One"
+    assert SeamJoin(trimmed.text, stop=[".\n\n"]).initial_text == "One"
     assert GrowingTrim(stop=[".\n\n"]).feed("One. Two three") == "One. Two", "what stands before a whole word is none"
 
 
@@ -195,6 +195,6 @@ def test_growing_guidance_and_its_seam_equal_whole_guidance(
     if trimmed.stopped:
         return
     seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, echo=echo, stop=stop)
-    assert seam.initial_text().startswith(shown)
+    assert seam.initial_text.startswith(shown)
     whole = play(seam, student.deltas(trimmed.text, sizes))
     assert whole.startswith(shown)

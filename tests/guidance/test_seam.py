@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.guidance.seam import ECHO_DETECTION_MIN_BYTES, SeamJoin, echo_detectable, join
+from gateway.guidance.seam import ECHO_DETECTION_MIN_BYTES, SeamJoin, echo_detectable
 from gateway.guidance.trim import trim
 from tests.guidance.hidden_text_student import (
     TEXTS,
@@ -51,6 +51,13 @@ hidden_texts = st.lists(PIECES, max_size=24).map("".join)
 chunkings = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
+def join(guidance: str, student_text: str, **options: Any) -> tuple[str, bool]:
+    """Join a complete reply. Return the answer, and whether a stop string ended it."""
+    seam = SeamJoin(guidance, **options)
+    answer = seam.initial_text + seam.feed(student_text) + seam.finish()
+    return answer, seam.stopped
+
+
 @st.composite
 def students(draw: st.DrawFn, *, strips_leading_space: bool | None = False) -> HiddenTextStudent:
     return HiddenTextStudent(
@@ -66,12 +73,12 @@ def students(draw: st.DrawFn, *, strips_leading_space: bool | None = False) -> H
 
 
 def test_the_guidance_is_emitted_before_the_students_text() -> None:
-    assert SeamJoin(LONG).initial_text() == LONG
+    assert SeamJoin(LONG).initial_text == LONG
 
 
 def test_opening_can_be_called_again() -> None:
     seam = SeamJoin("one tw", stop=["two"])
-    assert (seam.initial_text(), seam.initial_text()) == ("one ", "one ")
+    assert (seam.initial_text, seam.initial_text) == ("one ", "one ")
 
 
 def test_an_empty_answer_leaves_the_guidance() -> None:
@@ -124,7 +131,7 @@ def test_an_engine_without_echo_may_repeat_the_guidance() -> None:
 
 def test_an_unknown_echo_is_detected() -> None:
     seam = SeamJoin(LONG)
-    assert seam.initial_text() == LONG
+    assert seam.initial_text == LONG
     assert seam.feed("\nThe quick brown fox jumps") == ""
     assert seam.feed(" over the lazy dog. It") == " It"
     assert seam.feed(LONG) == LONG
@@ -185,7 +192,7 @@ def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: s
     """No text is emitted before. The whitespace before it is dropped, and the following text is the student's own."""
     seam = SeamJoin("Hello", written_again=True, pending_space="\n", strips_leading_space=True, stop=["lo w"])
     student_text = chunks(lead + "Hello world", [size])
-    sent = [seam.initial_text(), *(seam.feed(delta) for delta in student_text), seam.finish()]
+    sent = [seam.initial_text, *(seam.feed(delta) for delta in student_text), seam.finish()]
     assert "".join(sent) == "Hello world"
     assert next(text for text in sent if text).startswith("Hello")
     assert (seam.echoed, seam.restarted, seam.stopped) == (True, False, False)
@@ -275,7 +282,7 @@ def test_nothing_is_inserted_for_an_engine_that_keeps_its_whitespace() -> None:
 @pytest.mark.parametrize("size", range(1, 9))
 def test_a_stop_string_across_the_seam_ends_the_answer(size: int) -> None:
     seam = SeamJoin("One.\nQ", stop=["\nQ:"])
-    assert seam.initial_text() == "One."
+    assert seam.initial_text == "One."
     assert "".join(seam.feed(c) for c in chunks(": two", [size])) == ""
     assert seam.stopped
     assert (seam.feed("more"), seam.finish()) == ("", "")
@@ -283,7 +290,7 @@ def test_a_stop_string_across_the_seam_ends_the_answer(size: int) -> None:
 
 def test_a_held_tail_that_is_no_stop_string_is_released() -> None:
     seam = SeamJoin("One.\nQ", stop=["\nQ:"])
-    assert [seam.initial_text(), seam.feed("u"), seam.feed("een"), seam.finish()] == ["One.", "\nQu", "een", ""]
+    assert [seam.initial_text, seam.feed("u"), seam.feed("een"), seam.finish()] == ["One.", "\nQu", "een", ""]
     assert not seam.stopped
 
 
@@ -304,7 +311,7 @@ def test_a_stop_string_within_the_students_text_is_left_to_the_engine() -> None:
 
 def test_a_stop_string_within_the_guidance_ends_it_too() -> None:
     seam = SeamJoin("Hello stop it", stop=["stop"])
-    assert (seam.initial_text(), seam.stopped, seam.feed("x"), seam.finish()) == ("Hello ", True, "", "")
+    assert (seam.initial_text, seam.stopped, seam.feed("x"), seam.finish()) == ("Hello ", True, "", "")
 
 
 def test_a_stop_string_may_contain_pending_space() -> None:
@@ -339,7 +346,7 @@ def test_a_stop_string_that_the_engine_withheld_is_not_detected() -> None:
 
 
 def test_no_stop_strings_hold_nothing_back() -> None:
-    assert SeamJoin("Hello", stop=["", ""]).initial_text() == "Hello"
+    assert SeamJoin("Hello", stop=["", ""]).initial_text == "Hello"
 
 
 # The oracle: whatever the engine's quirks, the joined answer is the hidden text.
@@ -441,7 +448,7 @@ def test_the_sent_prefix_equals_the_emitted_text(
     stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
     seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, echo=student.echo_after is not None, stop=stop)
     emitted = play(seam, student.deltas(trimmed.text, sizes))
-    assert trimmed.text.startswith(seam.initial_text())
+    assert trimmed.text.startswith(seam.initial_text)
     if not seam.stopped:
         assert emitted.startswith(trimmed.text)
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.accounting.estimate import count_text
-from gateway.guidance.keep import GrowingKeep, keep
-from gateway.guidance.skip import MAX_SENTENCE_CHARS, MAX_SENTENCES, GrowingSkip, skipped
+from gateway.guidance.keep import MAX_SENTENCE_CHARS, MAX_SENTENCES, GrowingKeep, GrowingSkip, keep
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import SkipRule
@@ -22,6 +21,12 @@ words = st.sampled_from(
      "\U0001f600", "\ud83d", "\u2019", "Mr", "it is", "`"]
 )  # fmt: skip
 texts = st.lists(words, max_size=25).map("".join)
+
+
+def skipped(text: str, skip: SkipRule, tokens: int) -> tuple[str, GrowingSkip]:
+    """Return the kept part of a complete text, and the filter that was applied."""
+    growing = GrowingSkip(skip, tokens)
+    return growing.feed(text) + growing.finish(), growing
 
 
 def kept(text: str, tokens: int = MANY) -> str:
@@ -73,14 +78,14 @@ def test_text_that_may_be_part_of_the_answer_is_kept(text: str) -> None:
 
 def test_a_text_of_boilerplate_alone_is_dropped() -> None:
     rest, growing = skipped("Certainly! Let's break this down step by step.", SKIP, MANY)
-    assert (rest, growing.dropped, growing.cut) == ("", True, False)
+    assert (rest, growing.dropped, growing.cut_at) == ("", True, None)
 
 
 def test_reasoning_is_passed_on_and_not_counted() -> None:
     thoughts = "<think>Sure! What do they want?</think>"
     rest, growing = skipped(f"{thoughts}\n\nCertainly! Four of them are red", SKIP, 2)
     assert rest == thoughts + "Four of"
-    assert growing.cut
+    assert growing.cut_at is not None
 
 
 def test_unclosed_reasoning_is_passed_on() -> None:
@@ -99,9 +104,9 @@ def test_a_sentence_that_is_too_long_is_passed_on() -> None:
 
 def test_text_after_m_tokens_is_cut() -> None:
     rest, growing = skipped("Certainly! One two, three four", SKIP, 4)
-    assert (rest, growing.cut) == ("One two, three", True)
+    assert (rest, growing.cut_at is not None) == ("One two, three", True)
     rest, growing = skipped("Certainly! One two, three", SKIP, 4)
-    assert (rest, growing.cut) == ("One two, three", False)
+    assert (rest, growing.cut_at is not None) == ("One two, three", False)
 
 
 def test_the_gateways_own_count_keeps_rather_fewer_tokens() -> None:
@@ -138,7 +143,7 @@ def test_the_result_does_not_depend_on_the_pieces(text: str, sizes: list[int], t
     whole, what = skipped(text, SKIP, tokens)
     growing = GrowingSkip(SKIP, tokens)
     passed = "".join(growing.feed(piece) for piece in cut_up(text, sizes)) + growing.finish()
-    assert (passed, growing.dropped, growing.cut) == (whole, what.dropped, what.cut)
+    assert (passed, growing.dropped, growing.cut_at is None) == (whole, what.dropped, what.cut_at is None)
 
 
 @given(texts)

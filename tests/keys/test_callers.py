@@ -8,8 +8,7 @@ import pytest
 
 from gateway.errors import NotAuthenticated
 from gateway.keys.callers import Callers
-from gateway.keys.held import HeldKey, KeyTerms
-from gateway.keys.ring import Keyring
+from gateway.keys.held import HeldKey, Keyring, KeyTerms
 from gateway.keys.token import digest_of
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies

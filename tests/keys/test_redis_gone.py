@@ -12,9 +12,8 @@ from redis.asyncio import Redis
 
 from gateway.errors import StartupError
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import KeyTerms
+from gateway.keys.held import Keyring, KeyTerms
 from gateway.keys.redis_keyring import NEVER, RedisKeyring
-from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient

@@ -16,9 +16,8 @@ from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.errors import Conflict, NotFound
 from gateway.keys import redis_keyring
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import HeldKey, KeyTerms, policy_fields
+from gateway.keys.held import HeldKey, Keyring, KeyTerms, policy_fields
 from gateway.keys.redis_keyring import NEVER, HistoryHead, KeyExpiry, RedisKeyring
-from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
@@ -252,7 +251,7 @@ async def test_more_than_a_page_is_read_whole_while_more_comes(world: World) -> 
 
 
 async def _flushed(world: World) -> None:
-    names = world.names.keyring().as_list()
+    names = list(world.names.keyring())
     await world.client.commands.delete(*names)
 
 

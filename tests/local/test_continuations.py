@@ -64,8 +64,8 @@ async def answers(engine: Engine, question: str, prefix: str) -> tuple[SeamJoin,
     whole, streamed = seam(), seam()
     reply = await engine.complete(body, Prefill(prefix, how))
     text = reply["choices"][0]["message"]["content"]
-    answer = whole.initial_text() + whole.feed(text) + whole.finish()
-    parts = [streamed.initial_text()]
+    answer = whole.initial_text + whole.feed(text) + whole.finish()
+    parts = [streamed.initial_text]
     options = {"stream": True, "stream_options": {"include_usage": True}}
     async with aclosing(engine.stream({**body, **options}, Prefill(prefix, how))) as groups:
         async for chunks in groups:

@@ -265,7 +265,7 @@ class ProbedStudent:
         outcomes = []
         for _ in range(times):
             one = structs.replace(builder(probed), tenant=tenant)
-            await self._probe.is_confident(probed, chat(), one, asyncio.get_running_loop().time() + 10)
+            await self._probe.is_confident(chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
             outcomes.append(one.probed.outcome)
         return outcomes

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway.accounting.calls import EngineCall
-from gateway.pipeline.disconnects import MAX_REST_USD, Disconnects
+from gateway.api.reading_on import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
 from tests.accounting.receipt_builders import builder, plan
 from tests.counting_engine import Books, CountingEngine

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 from redis.exceptions import RedisError
 
 from gateway.errors import NotFound, Overloaded, StoreUnavailable
+from gateway.pipeline.admission import Slots
 from gateway.pipeline.edge_reports import EdgeReports
-from gateway.pipeline.slots import Slots
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.test_edge import USAGE
@@ -40,7 +40,7 @@ async def test_invalid_ids_are_not_read_from_the_store(receipt_id: str) -> None:
     """PostgreSQL, for example, fails at a NUL, which would be a 503."""
     store = Store()
     with pytest.raises(NotFound):
-        await _reports(store).close(CALLER, receipt_id, replace(USAGE, at=NOW))
+        await _reports(store).close(CALLER, receipt_id, structs.replace(USAGE, at=NOW))
     assert store.requested == []
 
 
@@ -58,7 +58,7 @@ async def test_recent_unknown_guidance_is_a_temporary_error(at: float | None, re
     """Only the process that gave guidance while Redis was unavailable knows it, and another may get the report."""
     store, metrics = Store(), Metrics()
     with pytest.raises(refused):
-        await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, replace(USAGE, at=at))
+        await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, structs.replace(USAGE, at=at))
     assert len(store.requested) == 3
     counted = 'gkt_edge_closings_total{outcome="unknown"} 1.0' in metrics.render().decode()
     assert counted == (refused is NotFound)

@@ -14,7 +14,9 @@ from msgspec import structs
 from gateway.batching.single_flight import FlightResult
 from gateway.batching.ticket import Grant
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
+from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineFailed
+from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
@@ -72,14 +74,29 @@ class Batcher:
         return None
 
 
+def teacher_call_of(teacher: Any, flight: Any) -> TeacherCall:
+    batcher: Any = Batcher()
+    return TeacherCall(
+        {"big": teacher}, batcher, flight, Metrics(), BackgroundTasks(), GuidanceDeadlines(), RetryBudgets()
+    )
+
+
 async def test_text_of_a_shared_teacher_after_the_deadline_is_not_shown() -> None:
     """The student continues from the text that was shown before the deadline."""
     teacher = Teacher()
-    teacher_call = TeacherCall({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = TeacherCall(
+        {"big": teacher},
+        Batcher(),
+        SharedFlight(teacher),
+        Metrics(),
+        BackgroundTasks(),
+        GuidanceDeadlines(),
+        RetryBudgets(),
+    )  # type: ignore[dict-item, arg-type]
     guided = plan()
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
-    async with aclosing(teacher_call.stream(guided, CHAT, builder(guided))) as parts:
+    async with aclosing(teacher_call.stream(CHAT, builder(guided))) as parts:
         pieces = [part async for part in parts]
     guidance = pieces.pop()
     assert isinstance(guidance, Guidance)
@@ -140,10 +157,10 @@ async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charg
     num_retries: int, batches: list[str | None]
 ) -> None:
     teacher = FailsBatches()
-    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = teacher_call_of(teacher, OwnFlight())
     guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
     one = builder(guided)
-    await teacher_call.open(guided, CHAT, one)
+    await teacher_call.open(CHAT, one)
     assert teacher.batches == batches
     assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)
     assert one.unguided == (None if num_retries else "teacher_failed")
@@ -171,12 +188,12 @@ async def test_guidance_ends_at_its_sentence_after_skipped_boilerplate(
 ) -> None:
     """The receipt has the sentence end only if the guidance ended there."""
     teacher = WordTeacher(CHATTY)
-    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = teacher_call_of(teacher, OwnFlight())
     guided = plan_until_sentence(tokens, min_tokens)
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
     one = builder(guided)
-    async with aclosing(teacher_call.stream(guided, CHAT, one)) as parts:
+    async with aclosing(teacher_call.stream(CHAT, one)) as parts:
         pieces = [part async for part in parts]
     guidance = pieces.pop()
     assert isinstance(guidance, Guidance)
@@ -193,10 +210,10 @@ async def test_a_canceled_teacher_is_charged_at_its_bound(stops_within_s: float 
     """A teacher that is not known to stop may generate up to its limit."""
     teacher = WordTeacher("The answer is short. And then it goes on and on")
     teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
-    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = teacher_call_of(teacher, OwnFlight())
     guided = plan_until_sentence(400, 2, skip=None)
     one = builder(guided)
-    await teacher_call.open(guided, CHAT, one)
+    await teacher_call.open(CHAT, one)
     assert one.ended_at == "sentence"
     assert one.teacher is not None
     assert (one.teacher.usage, one.teacher.lost_tokens, one.teacher.limit_tokens) == (None, lost, 400)

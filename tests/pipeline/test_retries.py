@@ -112,11 +112,11 @@ class CallLimits:
     """The limits of one request: `left` further calls, and an engine's retry budget."""
 
     def __init__(self, left: int, budget: int = 99) -> None:
-        self.builder = SimpleNamespace(tenant="acme", failed=[])
+        plan = SimpleNamespace(max_retries=left, retries=RetryPlan(10, 0.1))
+        self.builder = SimpleNamespace(tenant="acme", failed=[], plan=plan)
         self.metrics = Metrics()
         self._budget = budget
-        plan = SimpleNamespace(max_retries=left, retries=RetryPlan(10, 0.1))
-        self.retries = RequestRetries(plan, self.builder, self, self.metrics)  # type: ignore[arg-type]
+        self.retries = RequestRetries(self.builder, self, self.metrics)  # type: ignore[arg-type]
 
     def try_acquire(self, *_: object) -> bool:
         self._budget -= 1

@@ -57,7 +57,7 @@ def test_a_guided_stream_is_one_answer() -> None:
     """Teacher and student share id, time and model. The first chunk has the role, the last the finish_reason."""
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
-        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), guidance=seam.initial_text()
+        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), guidance=seam.initial_text
     )
     assert {(each["id"], each["created"], each["model"], each["object"]) for each in received} == {
         ("chatcmpl-ours", 1_700_000_000, "route", "chat.completion.chunk")
@@ -190,7 +190,7 @@ def test_an_echo_is_removed(pieces: list[str]) -> None:
     """The caller has read the guidance already."""
     seam = SeamJoin(GUIDANCE, echo=True)
     received = relayed_chunks(
-        relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), guidance=seam.initial_text()
+        relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), guidance=seam.initial_text
     )
     assert text_of(received) == GUIDANCE + " And"
     assert seam.echoed
@@ -199,7 +199,7 @@ def test_an_echo_is_removed(pieces: list[str]) -> None:
 def test_held_text_is_released_with_the_finish_reason() -> None:
     """A possible beginning of an echo is sent before the finish_reason or in the same chunk."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), guidance=seam.initial_text())
+    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), guidance=seam.initial_text)
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["finish_reason"] == "stop"
@@ -222,7 +222,7 @@ def test_text_in_content_parts_is_joined() -> None:
     """Mistral's reasoning models send parts (mistral client, `ContentChunk`)."""
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
-        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), guidance=seam.initial_text()
+        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), guidance=seam.initial_text
     )
     assert text_of(received) == "Because the sky is blue."
 
@@ -230,7 +230,7 @@ def test_text_in_content_parts_is_joined() -> None:
 def test_held_text_is_released_without_a_finish_reason() -> None:
     """A student that sends only [DONE] loses no text, and the caller still gets a finish_reason."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), guidance=seam.initial_text())
+    received = relayed_chunks(relay(seam), says("The quick"), guidance=seam.initial_text)
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["delta"] == {}
@@ -240,7 +240,7 @@ def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
     """It is shown when the student's text continues differently."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), guidance=seam.initial_text())
+    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), guidance=seam.initial_text)
     assert received[0]["choices"][0]["delta"]["content"] == "One"
     assert text_of(received) == "One\nQuick"
     assert not one.done
@@ -250,7 +250,7 @@ def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
     """The finish_reason is stop, sent once. The student's later text is dropped."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    received = one.show(seam.initial_text())
+    received = one.show(seam.initial_text)
     assert not one.done
     ended = one.feed(says(": two"))
     assert one.done
@@ -301,7 +301,7 @@ def test_usage_is_null_in_every_chunk_if_requested() -> None:
     seam = SeamJoin("So", echo=False)
     one = relay(seam, wants_usage=True)
     sent = (says(" x", usage=COUNTED), says("y", "stop"), {"choices": [], "usage": COUNTED})
-    received = relayed_chunks(one, *sent, guidance=seam.initial_text())
+    received = relayed_chunks(one, *sent, guidance=seam.initial_text)
     assert len(received) == 3
     assert all(each["usage"] is None for each in received)
     last = one.usage_chunk(usage_body(1, 2), {"mode": "guided"})

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.edge.link import EDGE_VERSION
 from gateway.errors import InvalidRequest
-from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, EdgeUsage, parse_edge_usage, parse_offline_usage
+from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, UsageBody, parse_edge_usage, parse_offline_usage
 
 LEAST: dict[str, Any] = {"input_tokens": 5, "output_tokens": 7, "student": "phone"}
 ALONE = LEAST | {"id": "6f1b3f0e-4c1c-4b5e-9d53-2f6d0c7c9a11", "model": "chat"}
@@ -50,14 +50,14 @@ def test_a_field_that_is_missing_is_named(missing: str) -> None:
 
 
 def test_missing_fields_are_none_and_guidance_counts_as_used() -> None:
-    assert parse_edge_usage(orjson.dumps(LEAST)) == EdgeUsage(5, 7, "phone", None, None, None, guided=True, at=None)
+    assert parse_edge_usage(orjson.dumps(LEAST)) == UsageBody(5, 7, "phone", None, None, None, guided=True, at=None)
     assert not parse_edge_usage(orjson.dumps(LEAST | {"guided": False})).guided
 
 
 def test_a_uuid_is_normalized() -> None:
     written = [ALONE["id"], ALONE["id"].upper(), ALONE["id"].replace("-", "")]
     assert len({parse_offline_usage(orjson.dumps(ALONE | {"id": one})).id for one in written}) == 1
-    assert not parse_offline_usage(orjson.dumps(ALONE | {"guided": True})).usage.guided, "nobody guided it"
+    assert not parse_offline_usage(orjson.dumps(ALONE | {"guided": True})).guided, "nobody guided it"
 
 
 def test_the_client_of_this_release_uses_the_newest_version() -> None:

@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequest
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.structure import MAX_VALUES
 from gateway.protocol.text import parse_text_completion
-from gateway.protocol.token_ids import MAX_IDS, take_token_ids
+from gateway.protocol.texts import MAX_IDS, take_token_ids
 
 IDS = [128_000 + index for index in range(2 * MAX_VALUES)]
 LISTS = [IDS[at : at + 8191] for at in range(0, len(IDS), 8191)]

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.body import locate_invalid_utf8, replace_lone_surrogates
 from gateway.protocol.chat import parse_chat
-from gateway.protocol.unicode import locate_invalid_utf8, replace_lone_surrogates
 
 LEAST = b'{"model":"m","messages":[{"role":"user","content":"%b"}]}'
 PIECE = 1 << 17

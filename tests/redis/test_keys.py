@@ -17,12 +17,12 @@ KEYS = RedisKeys("gkt")
 @pytest.mark.parametrize(
     ("names", "layout"),
     [
-        ([name for name in KEYS.teacher("big").as_list() if not name.endswith("}:boards")], redis_keys.BOARD),
+        ([name for name in KEYS.teacher("big") if not name.endswith("}:boards")], redis_keys.BOARD),
         ([KEYS.wakeups("ann")], redis_keys.BOARD),
         ([KEYS.outbox("acme"), KEYS.owners("acme"), *KEYS.scope("acme", "tenant")], redis_keys.TENANT),
         ([KEYS.receipt("acme", "req_1")], redis_keys.RECEIPT),
         ([KEYS.ledger().tenants, KEYS.ledger().up("big", 0)], redis_keys.LEDGER),
-        (KEYS.keyring().as_list(), redis_keys.KEYRING),
+        (list(KEYS.keyring()), redis_keys.KEYRING),
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
         ([KEYS.ended_session("1f")], redis_keys.SESSION),
     ],

@@ -2,9 +2,7 @@
 
     shapes.py       structs of the replies
     operations.py   of each handler: request body, reply, parameters and errors
-    rules.py        rules for request bodies beyond types and ranges
-    document.py     builds the document from these, the route table, the request structs and the error tree
-    route.py        GET /openapi.json
+    document.py     builds the document from these, rules for request bodies, the route table and the error tree
 
 Types and ranges of request bodies come from the structs that the parsers decode. The document contains nothing of the
 configuration: it is the same for every gateway of one version, and public.

@@ -14,12 +14,14 @@ from aiohttp import web
 from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
 from gateway.api.keys import StaticDocument
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
-from gateway.api.openapi.rules import RULES, UNKNOWN
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.policy import overrides
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
+from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
+from gateway.protocol.embeddings import MAX_INPUTS
+from gateway.protocol.field_names import CALLER_CONTENT_FIELDS, FORBIDDEN_FIELDS, HOLDERS, REFUSED, REFUSED_IN_HOLDER
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -27,6 +29,76 @@ if TYPE_CHECKING:
 
     from gateway.api.openapi.operations import ErrorType
     from gateway.protocol.body import Json
+
+# Rules for request bodies that types and ranges cannot express. The parsers enforce them in code. A test sends bodies
+# that follow or break the rules, and checks the replies.
+_NO_TEXT = {"properties": {"type": {"not": {"const": "text"}}}}
+_PART = {
+    "type": "object",
+    "properties": {"type": {"type": "string", "minLength": 1}},
+    "required": ["type"],
+    "anyOf": [_NO_TEXT, {"properties": {"text": {"type": "string"}}, "required": ["text"]}],
+}
+_PARTS = {"type": "array", "minItems": 1, "items": _PART}
+_TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, _PARTS]}
+_ANY_CONTENT = {"anyOf": [{"type": "null"}, {"type": "string"}, _PARTS]}
+
+
+def _if_given(field: str, then: Json) -> Json:
+    return {"anyOf": [{"properties": {field: {"type": "null"}}}, then]}
+
+
+_STREAM_OPTIONS = _if_given("stream_options", {"properties": {"stream": {"const": True}}, "required": ["stream"]})
+
+_FIELDS: Json = {
+    "properties": {
+        **{name: {"type": "null"} for name in sorted(FORBIDDEN_FIELDS)},
+        **{name: {} for name in sorted(CALLER_CONTENT_FIELDS)},
+    }
+}
+UNKNOWN: Json = {
+    "description": "Unknown fields are passed to the engine. Fields that select the target or the credentials of a "
+    "call are rejected at any depth. This schema describes the first levels only.",
+    **_FIELDS,
+    "additionalProperties": {**_FIELDS, "items": _FIELDS},
+}
+_HOLDER_FIELDS: Json = {"properties": {name: {"type": "null"} for name in REFUSED_IN_HOLDER}}
+_OTHER_NAMES: Json = {
+    "description": "Other names of the number of answers and of the token limit are rejected, in upper and lower case.",
+    "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HOLDER_FIELDS)},
+}
+_UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
+
+RULES: dict[str, Json] = {
+    "Message": {
+        "anyOf": [
+            {"properties": {"content": _TEXT_OR_PARTS}, "required": ["content"]},
+            {"properties": {"role": {"enum": sorted(ROLES_WITHOUT_TEXT)}, "content": _ANY_CONTENT}},
+        ]
+    },
+    "ChatBody": {"allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS]},
+    "TextBody": {
+        "allOf": [
+            _UNKNOWN_REF,
+            _OTHER_NAMES,
+            _STREAM_OPTIONS,
+            {
+                "anyOf": [
+                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
+                    {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+                ]
+            },
+        ]
+    },
+    "UsageBody": {"allOf": [_UNKNOWN_REF]},
+    "OfflineBody": {"allOf": [_UNKNOWN_REF]},
+    "EmbeddingsBody": {
+        "allOf": [_UNKNOWN_REF],
+        "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
+    },
+}
+"""Additional rules, by the name of the struct."""
+
 
 _SCHEMA = "#/components/schemas/{name}"
 _DESCRIPTION = (
@@ -37,11 +109,7 @@ _DESCRIPTION = (
 
 
 def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
-    """Return the document of the routes.
-
-    Raises:
-        KeyError: `OPERATIONS` does not describe a handler.
-    """
+    """Return the document of the routes. Raises KeyError if `OPERATIONS` does not describe a handler."""
     paths: dict[str, Json] = {}
     for route in routes:
         assert isinstance(route, web.RouteDef), "the route table contains single routes only"
@@ -63,12 +131,7 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
             "components": {
                 "schemas": _schemas(),
                 "headers": _headers(),
-                "parameters": {
-                    "ClientRequestId": _CLIENT_REQUEST_ID,
-                    "Mode": _MODE,
-                    "GuidanceTokens": _TOKENS,
-                    "EdgeVersion": _EDGE_VERSION,
-                },
+                "parameters": _PARAMETERS,
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
         }
@@ -102,10 +165,9 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
     headers = ["x-request-id"]
     if is_api:
         headers += ["x-client-request-id", "openai-version", "openai-processing-ms"]
+    facts = _fact_headers() if operation.has_receipt else ()
     described["responses"] = {
-        "200": _response(
-            "Success.", _content(operation), [*headers, *(_fact_headers() if operation.has_receipt else ())]
-        ),
+        "200": _response("Success.", _content(operation), [*headers, *facts]),
         **{
             str(status): _response(text, _plain(values) if values else {}, headers)
             for status, (text, values) in operation.other_replies.items()
@@ -144,7 +206,7 @@ def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Js
     for status, same in sorted(by_status.items()):
         lines = [HTTPStatus(status).phrase + ":", *(f"- {_error_line(error)}" for error in same)]
         retries = {error.retry for error in same}
-        headers: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in header_names}
+        headers = _header_refs(header_names)
         if retries != {None}:
             values = [value for value, retry in (("true", True), ("false", False)) if retry in retries]
             headers["x-should-retry"] = {
@@ -153,7 +215,7 @@ def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Js
                 "schema": {"type": "string", "enum": values},
             }
         if True in retries:
-            headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in ("Retry-After", "retry-after-ms")}
+            headers |= _header_refs(("Retry-After", "retry-after-ms"))
         responses[str(status)] = {"description": "\n".join(lines), "headers": headers, "content": _json(ErrorReply)}
     return responses
 
@@ -163,71 +225,61 @@ def _error_line(error: ErrorType) -> str:
     return f"`{error.label}`: {retry[error.retry]}" + (f"; `code` is `{error.code}`" if error.code else "")
 
 
-def _response(description: str, content: Json, headers: list[str]) -> Json:
-    response: Json = {
-        "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
-    }
-    if content:
-        response["content"] = content
-    return response
+def _response(description: str, content: Json, headers: Iterable[str]) -> Json:
+    response = {"description": description, "headers": _header_refs(headers)}
+    return {**response, "content": content} if content else response
+
+
+def _header_refs(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _fact_headers() -> list[str]:
     return ["x-gkt-" + name.replace("_", "-") for name in FACTS]
 
 
-_CLIENT_REQUEST_ID: Json = {
-    "name": "X-Client-Request-Id",
-    "in": "header",
-    "required": False,
-    "description": "The caller's id of the request. The gateway returns and logs it.",
-    "schema": {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
-}
+def _optional_header(name: str, description: str, schema: Json) -> Json:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
-_EDGE_VERSION: Json = {
-    "name": VERSION_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "The client's version of the edge protocol. The default is the newest.",
-    "schema": {"type": "integer", "minimum": MIN_VERSION, "maximum": MAX_VERSION},
-}
 
-_MODE: Json = {
-    "name": overrides.MODE,
-    "in": "header",
-    "required": False,
-    "description": "Mode of this request. Rejected if the tenant's policy does not allow it.",
-    "schema": {"enum": list(get_args(OverrideMode))},
-}
-_TOKENS: Json = {
-    "name": overrides.TOKENS,
-    "in": "header",
-    "required": False,
-    "description": "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
+_PARAMETERS: Json = {
+    "ClientRequestId": _optional_header(
+        "X-Client-Request-Id",
+        "The caller's id of the request. The gateway returns and logs it.",
+        {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
+    ),
+    "Mode": _optional_header(
+        overrides.MODE,
+        "Mode of this request. Rejected if the tenant's policy does not allow it.",
+        {"enum": list(get_args(OverrideMode))},
+    ),
+    "GuidanceTokens": _optional_header(
+        overrides.TOKENS,
+        "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
+    ),
+    "EdgeVersion": _optional_header(
+        VERSION_HEADER,
+        "The client's version of the edge protocol. The default is the newest.",
+        {"type": "integer", "minimum": MIN_VERSION, "maximum": MAX_VERSION},
+    ),
 }
 
 
 def _headers() -> Json:
     text: Json = {"type": "string"}
-    request_id: Json = {"type": "string", "pattern": "^req_[0-9a-f]+$"}
-    version: Json = {"type": "string", "const": OPENAI_VERSION}
-    milliseconds: Json = {"type": "integer", "minimum": 0}
+    request_id, version = {**text, "pattern": "^req_[0-9a-f]+$"}, {**text, "const": OPENAI_VERSION}
+    seconds, milliseconds = ({"type": "integer", "minimum": 1, "maximum": most} for most in (120, 120_000))
     headers: dict[str, tuple[str, bool, Json]] = {
         "x-request-id": ("Id of the request and of its receipt.", True, request_id),
         "x-client-request-id": ("The caller's X-Client-Request-Id.", False, text),
         "openai-version": ("Version of the OpenAI API.", True, version),
-        "openai-processing-ms": ("Milliseconds until the response headers were sent.", True, milliseconds),
-        "Retry-After": ("Seconds to wait before a retry.", True, {"type": "integer", "minimum": 1, "maximum": 120}),
-        "retry-after-ms": (
-            "Milliseconds to wait before a retry.",
-            True,
-            {"type": "integer", "minimum": 1, "maximum": 120_000},
-        ),
-    }
-    for name, description in zip(_fact_headers(), FACTS.values(), strict=True):
-        headers[name] = (description, False, text)
+        "openai-processing-ms": ("Milliseconds until the response headers were sent.", True,
+                                 {"type": "integer", "minimum": 0}),
+        "Retry-After": ("Seconds to wait before a retry.", True, seconds),
+        "retry-after-ms": ("Milliseconds to wait before a retry.", True, milliseconds),
+        **{name: (fact, False, text) for name, fact in zip(_fact_headers(), FACTS.values(), strict=True)},
+    }  # fmt: skip
     return {
         name: {"description": description, "required": required, "schema": schema}
         for name, (description, required, schema) in headers.items()
@@ -254,10 +306,8 @@ def _schemas() -> dict[str, Json]:
         if isinstance(struct, type)
     ]
     _, schemas = msgspec.json.schema_components([*used, ErrorReply], ref_template=_SCHEMA)
-    errors = {error for operation in OPERATIONS.values() for error in operation.all_errors} | {
-        NotFound,
-        MethodNotAllowed,
-    }
+    errors = {error for operation in OPERATIONS.values() for error in operation.all_errors}
+    errors |= {NotFound, MethodNotAllowed}
     fields = schemas["Error"]["properties"]
     fields["type"] = {"type": "string", "enum": sorted({error.kind for error in errors})}
     fields["code"] = {"enum": [None, *sorted({error.code for error in errors if error.code})]}

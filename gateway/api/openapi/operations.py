@@ -10,23 +10,10 @@ from gateway.api.completions import chat_completions, text_completions
 from gateway.api.embeddings import embeddings
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
-from gateway.api.lookups import list_models, show_model, show_receipt
-from gateway.api.openapi.route import openapi_json
-from gateway.api.openapi.shapes import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    EmbeddingsReply,
-    GuidanceReply,
-    LimitsReply,
-    Model,
-    Models,
-    ShownReceipt,
-    TextCompletion,
-    UsageReply,
-)
+from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
+from gateway.api.openapi import shapes
 from gateway.api.probes import healthz, readyz
-from gateway.api.usage import show_usage
-from gateway.api.usage_query import PARAMETERS
+from gateway.api.usage import PARAMETERS, show_usage
 from gateway.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -66,30 +53,19 @@ ErrorType = type[GatewayError]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Description of one handler.
-
-    Attributes:
-        reply: body of a 200: the struct of a JSON object, or the possible values of a plain text.
-        body: struct of the request body.
-        event: struct of the events, if the handler can stream.
-        has_receipt: whether headers contain the facts of the receipt.
-        versioned: whether the request may have the header of the edge protocol's version.
-        public: whether no key is required.
-        errors: errors beyond those of every handler.
-        query: description and schema of the query parameters, by name.
-        other_replies: description and possible values of plain texts, by status, for replies that are no errors.
-    """
+    """Description of one handler."""
 
     summary: str
     tag: str
-    reply: type[Struct] | tuple[str, ...] | None = None
+    reply: type[Struct] | tuple[str, ...] | None = None  # body of a 200: a JSON object, or the values of a plain text
     body: type[Struct] | None = None
-    event: type[Struct] | None = None
-    has_receipt: bool = False
-    versioned: bool = False
-    public: bool = False
-    errors: tuple[ErrorType, ...] = ()
-    query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)
+    event: type[Struct] | None = None  # struct of the events, if the handler can stream
+    has_receipt: bool = False  # headers contain the facts of the receipt
+    versioned: bool = False  # the request may have the header of the edge protocol's version
+    public: bool = False  # no key is required
+    errors: tuple[ErrorType, ...] = ()  # beyond those of every handler
+    query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)  # description and schema of each parameter
+    # Description and possible values of plain texts, by status, for replies that are no errors.
     other_replies: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
@@ -112,6 +88,7 @@ def family(root: ErrorType) -> tuple[ErrorType, ...]:
     return tuple(found)
 
 
+_REPORTED: tuple[ErrorType, ...] = (EdgeClosed, EdgeExpired, EdgeVersion)
 _ANSWERING: tuple[ErrorType, ...] = (
     ModelNotFound,
     Overloaded,
@@ -126,8 +103,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Create a chat completion. The teacher starts the answer, the student finishes it.",
         "Answers",
         body=ChatBody,
-        reply=ChatCompletion,
-        event=ChatCompletionChunk,
+        reply=shapes.ChatCompletion,
+        event=shapes.ChatCompletionChunk,
         has_receipt=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
     ),
@@ -135,8 +112,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Complete a raw prompt. The teacher starts the answer, the student finishes it.",
         "Answers",
         body=TextBody,
-        reply=TextCompletion,
-        event=TextCompletion,
+        reply=shapes.TextCompletion,
+        event=shapes.TextCompletion,
         has_receipt=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
     ),
@@ -144,7 +121,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Create an embedding of each text.",
         "Answers",
         body=EmbeddingsBody,
-        reply=EmbeddingsReply,
+        reply=shapes.EmbeddingsReply,
         has_receipt=True,
         errors=_ANSWERING,
     ),
@@ -152,8 +129,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Create guidance for a chat completion that a device finishes.",
         "Edge",
         body=ChatBody,
-        reply=GuidanceReply,
-        event=GuidanceReply,
+        reply=shapes.GuidanceReply,
+        event=shapes.GuidanceReply,
         has_receipt=True,
         versioned=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull, RouteWithoutGuidance, EdgeVersion),
@@ -164,7 +141,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body=UsageBody,
         reply=Receipt,
         versioned=True,
-        errors=(NotFound, EdgeClosed, EdgeExpired, EdgeVersion, Overloaded, StoreUnavailable),
+        errors=(NotFound, *_REPORTED, Overloaded, StoreUnavailable),
     ),
     offline_usage: Operation(
         "Report an answer that a device generated without guidance.",
@@ -172,35 +149,26 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body=OfflineBody,
         reply=Receipt,
         versioned=True,
-        errors=(
-            ModelNotFound,
-            RouteWithoutGuidance,
-            EdgeClosed,
-            EdgeExpired,
-            EdgeVersion,
-            Overloaded,
-            RateLimited,
-            StoreUnavailable,
-        ),
+        errors=(ModelNotFound, RouteWithoutGuidance, *_REPORTED, Overloaded, RateLimited, StoreUnavailable),
     ),
-    list_models: Operation("List the models that the key may use.", "Models", reply=Models),
-    show_model: Operation("Return one model.", "Models", reply=Model, errors=(ModelNotFound,)),
+    list_models: Operation("List the models that the key may use.", "Models", reply=shapes.Models),
+    show_model: Operation("Return one model.", "Models", reply=shapes.Model, errors=(ModelNotFound,)),
     show_receipt: Operation(
         "Return the receipt of a request by the x-request-id of its reply: cost, baseline and savings.",
         "Receipts",
-        reply=ShownReceipt,
+        reply=shapes.ShownReceipt,
         errors=(NotFound, StoreUnavailable),
     ),
     show_limits: Operation(
         "Return the limits of the key and its tenant, and their current use. The request counts toward no limit.",
         "Limits",
-        reply=LimitsReply,
+        reply=shapes.LimitsReply,
         errors=(StoreUnavailable,),
     ),
     show_usage: Operation(
         "Return the usage of the key's tenant, with cost and savings. The request counts toward no limit.",
         "Usage",
-        reply=UsageReply,
+        reply=shapes.UsageReply,
         query=PARAMETERS,
         errors=(Overloaded, StoreUnavailable),
     ),

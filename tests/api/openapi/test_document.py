@@ -10,9 +10,8 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.api.openapi.document import document
+from gateway.api.openapi.document import RULES, document
 from gateway.api.openapi.operations import FACTS, OPERATIONS, family
-from gateway.api.openapi.rules import RULES
 from gateway.api.routes import ROUTES
 from gateway.errors import EngineError, GatewayError, RequestError, ServiceError
 from tests.docs.test_docs import page

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from gateway.pipeline.deadlines.deadlines import RECENT, GuidanceDeadlines
-from gateway.pipeline.deadlines.file import NAME, read_times, write_times
-from gateway.pipeline.deadlines.times import (
+from gateway.pipeline.guidance_deadlines import (
     ENOUGH,
     KEEP_S,
     MAX_CLASSES,
+    NAME,
+    RECENT,
     WINDOW,
+    GuidanceDeadlines,
     GuidanceTimes,
     MeasuredTime,
     as_duration,
+    read_times,
     recommended_s,
+    write_times,
 )
 from gateway.policy.deadline_rules import AutoDeadline
 from tests.accounting.receipt_builders import plan

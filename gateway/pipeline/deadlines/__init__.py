@@ -1,1 +1,0 @@
-"""Measured guidance times: the basis of `deadline: auto` and of the warning about often late guidance."""
