@@ -16,23 +16,13 @@ import structlog
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.admin.bodies import PlaygroundRun, only_query, read_shape, suggestion
-from gateway.admin.marked_relay import MarkedRelay
 from gateway.admin.replies import json_reply
+from gateway.api import keys
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.events import DONE, begin, event, reads, send
-from gateway.api.keys import (
-    ADMISSION,
-    CALLERS_LISTENER,
-    COMPLETIONS,
-    ENGINES,
-    LEDGER,
-    POLICIES,
-    RECEIPTS,
-    REQUEST_ID,
-    STARTED,
-)
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.pipeline.completion import RequestContext
+from gateway.pipeline.stream import StreamRelay
 from gateway.policy.book import Caller
 from gateway.policy.overrides import modes_of
 from gateway.policy.projections import Placement
@@ -44,14 +34,18 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.engines.guard import GuardedEngine
+    from gateway.guidance.seam import SeamJoin
     from gateway.policy.book import PolicySet
     from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol.body import Json
+    from gateway.protocol.reply import ReplyHead
     from gateway.runtime.timeouts import Watchdog
 
 log = structlog.get_logger()
 
+MARK = "x_gkt"
 _KEY = KeyEntry.model_construct(id=PLAYGROUND, sha256="0" * 64)
 """The key of playground runs. No caller can present it: no policy contains it, and no key has this hash."""
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
@@ -64,9 +58,9 @@ async def show_options(request: web.Request) -> web.Response:
     """GET /playground/options: the choices of the form."""
     only_query(request)
     app = request.app
-    engines = [_engine(one) for one in app[ENGINES].values()]
+    engines = [_engine(one) for one in app[keys.ENGINES].values()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
-    shown = await asyncio.to_thread(_options, app[POLICIES].policy_set, engines, _base_url(request))
+    shown = await asyncio.to_thread(_options, app[keys.POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
 
 
@@ -76,14 +70,14 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
     policy = _policy(request, run)
     chat = run.chat()
     context = RequestContext(
-        request[REQUEST_ID],
+        request[keys.REQUEST_ID],
         Caller(policy, _KEY),
         int(time.time()),
-        request[STARTED],
+        request[keys.STARTED],
         NO_HEADERS,
-        route_override=run.route_override(request.app[POLICIES].policy_set.projections),
+        route_override=run.route_override(request.app[keys.POLICIES].policy_set.projections),
     )
-    parts = request.app[COMPLETIONS].stream(context, chat, MarkedRelay)
+    parts = request.app[keys.COMPLETIONS].stream(context, chat, MarkedRelay)
     with reads(request) as reading, _canceled_on_disconnect(request):
         return await _as_events(request, parts, reading)
 
@@ -106,7 +100,7 @@ async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | 
         return None
     for polls_left in reversed(range(_RECEIPT_POLLS)):
         try:
-            if (found := await request.app[RECEIPTS].get(tenant, receipt_id)) is not None:
+            if (found := await request.app[keys.RECEIPTS].get(tenant, receipt_id)) is not None:
                 return found
         except StoreUnavailable:
             if not polls_left:
@@ -116,7 +110,7 @@ async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | 
 
 
 def _policy(request: web.Request, run: PlaygroundRun) -> TenantPolicy:
-    book = request.app[POLICIES].policy_set
+    book = request.app[keys.POLICIES].policy_set
     policy = book.policy_of(run.tenant)
     if policy is None:
         names = [one.tenant for one in book.policies]
@@ -138,7 +132,7 @@ async def _as_events(
     status, end = "ok", DONE
     async with aclosing(parts):
         try:
-            async with request.app[ADMISSION].cancel_on_drain():
+            async with request.app[keys.ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if isinstance(part, ReceiptBuilder):
                         builder, response = part, await begin(request, part)
@@ -151,16 +145,16 @@ async def _as_events(
             if response is None:
                 raise
             if not isinstance(error, GatewayError):
-                log.exception("stream_broke", id=request[REQUEST_ID])
-                error = internal_error(request[REQUEST_ID])
+                log.exception("stream_broke", id=request[keys.REQUEST_ID])
+                error = internal_error(request[keys.REQUEST_ID])
             # The receipt has the same status: the path cannot tell a drain from a caller that disconnected.
-            status = "shutdown" if request.app[ADMISSION].cancelling else error.label
+            status = "shutdown" if request.app[keys.ADMISSION].cancelling else error.label
             end = b""
             await send(response, event(error_body(error)), reading)
     assert response is not None
     assert builder is not None
     # `close` is idempotent: it settles the receipt unless the path already did.
-    settled = await request.app[LEDGER].close(builder, status)
+    settled = await request.app[keys.LEDGER].close(builder, status)
     await send(response, b"event: receipt\ndata: " + orjson.dumps(settled.as_dict()) + b"\n\n" + end, reading)
     await response.write_eof()
     return response
@@ -192,7 +186,7 @@ def _canceled_on_disconnect(request: web.Request) -> Iterator[None]:
 
 def _base_url(request: web.Request) -> str:
     """Return the base URL of the callers' listener, as the operator's browser reaches it."""
-    listener = request.app[CALLERS_LISTENER]
+    listener = request.app[keys.CALLERS_LISTENER]
     host = (request.url.host or "127.0.0.1") if listener.host in _WILDCARDS else listener.host
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.port}/v1"
 
@@ -243,3 +237,50 @@ def _engine(engine: GuardedEngine) -> dict[str, Any]:
     known = engine.state.continuation
     continues = None if known == "not_probed" else known is not None
     return {"name": engine.name, "up": engine.state.up, "rests": engine.breaker == "open", "continues": continues}
+
+
+class MarkedRelay(StreamRelay):
+    """Relays chunks as StreamRelay does, and copies the guidance in a chunk's content to `x_gkt.opening`.
+
+    Guidance precedes the student's text in a chunk. The seam may hold back the end of the guidance and release it with
+    the student's text. The relay therefore counts the characters that it sent.
+    """
+
+    def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
+        super().__init__(head, wants_usage=wants_usage)
+        self._joined: SeamJoin | None = None
+        self._sent = 0  # characters of the answer
+
+    def join(self, seam: SeamJoin | None, thoughts: ReasoningFilter | None = None) -> list[Json]:
+        self._joined = seam
+        return super().join(seam, thoughts)
+
+    def show(self, piece: str) -> list[Json]:
+        chunks = super().show(piece)
+        for chunk in chunks:
+            chunk[MARK] = {"opening": piece}
+        self._sent += len(piece)
+        return chunks
+
+    def feed(self, chunk: Json) -> Json | None:
+        relayed = super().feed(chunk)
+        if relayed is not None:
+            self._mark(relayed)
+        return relayed
+
+    def end(self, finish_reason: str | None = None) -> list[Json]:
+        chunks = super().end(finish_reason)
+        for chunk in chunks:
+            self._mark(chunk)
+        return chunks
+
+    def _mark(self, chunk: Json) -> None:
+        """Mark the rest of the guidance in a chunk of the student: its end, or all of it if the student repeated it.
+
+        If the student restarted the answer with another text, no part of its answer is guidance.
+        """
+        content = "".join(one["delta"].get("content") or "" for one in chunk["choices"] if one["index"] == 0)
+        seam = self._joined
+        if content and seam is not None and not seam.restarted and self._sent < len(seam.guidance):
+            chunk[MARK] = {"opening": content[: len(seam.guidance) - self._sent]}
+        self._sent += len(content)

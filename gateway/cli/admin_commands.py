@@ -81,8 +81,3 @@ def _login_name() -> str:
 def in_json(body: Any) -> str:
     """Return a reply as indented JSON; Decimals become numbers."""
     return msgspec.json.format(_ENCODER.encode(body), indent=2).decode()
-
-
-def when(moment: str) -> str:
-    """Return a time of the admin API for tables."""
-    return moment.replace("T", " ").replace("Z", " UTC")

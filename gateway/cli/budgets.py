@@ -12,18 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import (
-    ActorOption,
-    JsonOption,
-    call_admin,
-    in_json,
-    list_all,
-    usd_of,
-    when,
-    without_none,
-)
+from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.tables import plain_table
+from gateway.cli.tables import plain_table, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

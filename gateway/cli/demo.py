@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.accounting.savings import ABOUT_ZERO
-from gateway.admin.marked_relay import MARK
+from gateway.admin.playground import MARK
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.cli.tables import TEACHER_STYLE, MarkedText
 from gateway.config.settings import Settings

@@ -13,18 +13,9 @@ import typer
 from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import (
-    ActorOption,
-    JsonOption,
-    call_admin,
-    in_json,
-    list_all,
-    usd_of,
-    when,
-    without_none,
-)
+from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.tables import console_for, plain_table
+from gateway.cli.tables import console_for, plain_table, when
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.keys.token import digest_of, new_token

@@ -49,3 +49,8 @@ class MarkedText:
         if by_teacher != self._by_teacher and not self._console.is_terminal:
             self._console.print(Text("[" if by_teacher else "]"), end="", soft_wrap=True)
         self._by_teacher = by_teacher
+
+
+def when(moment: str) -> str:
+    """Return a time of the admin API for tables."""
+    return moment.replace("T", " ").replace("Z", " UTC")

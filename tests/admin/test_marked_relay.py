@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.marked_relay import MarkedRelay
+from gateway.admin.playground import MarkedRelay
 from gateway.guidance.seam import SeamJoin
 from gateway.protocol.reply import ReplyHead
 from tests.pipeline.test_stream import chunk, says, text_of
