@@ -8,20 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.eval_options import (
-    Concurrency,
-    Config,
-    Data,
-    Judge,
-    Scorer,
-    SkipBad,
-    SlotTokens,
-    Student,
-    Teacher,
-    data_option,
-    of_the_extra,
-    pair_of,
-)
+from gateway.cli import eval_options
 
 NONE_HELPS = 3
 """Exit status if no exemplars help."""
@@ -36,14 +23,16 @@ def exemplars(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the file, and write the best exemplars even if none help.")
     ] = False,
-    data: Data = "generated",
-    offset: Annotated[int, data_option(min=0, help="Exclude this many questions, for an evaluation.")] = 0,
-    evaluated: Annotated[Path | None, data_option(help="Folder of `eval run` whose questions are excluded.")] = None,
-    skip_bad: SkipBad = False,
-    scorer: Scorer = None,
-    judge: Judge = None,
+    data: eval_options.Data = "generated",
+    offset: Annotated[int, eval_options.data_option(min=0, help="Exclude this many questions, for an evaluation.")] = 0,
+    evaluated: Annotated[
+        Path | None, eval_options.data_option(help="Folder of `eval run` whose questions are excluded.")
+    ] = None,
+    skip_bad: eval_options.SkipBad = False,
+    scorer: eval_options.Scorer = None,
+    judge: eval_options.Judge = None,
     exemplars_file: Annotated[
-        Path | None, data_option("--exemplars", help="File with additional exemplars to compare.")
+        Path | None, eval_options.data_option("--exemplars", help="File with additional exemplars to compare.")
     ] = None,
     tokens: Annotated[int, _search(min=1, max=4096, help="Guidance tokens (m) to optimize for.")] = 40,
     max_tokens: Annotated[int, _search(min=1, help="Token limit of an answer, guidance included.")] = 300,
@@ -54,11 +43,11 @@ def exemplars(
     max_answer_tokens: Annotated[int, _search(min=1, help="Most tokens of an exemplar's answer.")] = 60,
     calls: Annotated[int, _search(min=1, help="Most calls of engines.")] = 1500,
     seed: Annotated[int, _search(min=0, help="Random seed.")] = 0,
-    config: Config = None,
-    teacher: Teacher = None,
-    student: Student = None,
-    concurrency: Concurrency = 16,
-    slot_tokens: SlotTokens = 2048,
+    config: eval_options.Config = None,
+    teacher: eval_options.Teacher = None,
+    student: eval_options.Student = None,
+    concurrency: eval_options.Concurrency = 16,
+    slot_tokens: eval_options.SlotTokens = 2048,
 ) -> None:
     """Search exemplars that improve the teacher's guidance, and write them to a file.
 
@@ -70,7 +59,7 @@ def exemplars(
     The file is for `exemplars:` in a policy and for `gkt-gateway eval run --exemplars`. After Ctrl-C or a kill, the
     same command resumes. Exits with 3 if no exemplars help; then no file is written without --force.
     """
-    with of_the_extra():
+    with eval_options.of_the_extra():
         import gateway.evaluation.statistics  # noqa: F401  needed at the end of the search
     from gateway.cli.eval_exemplars_sitting import ExemplarSession, seek
     from gateway.evaluation.priming.finding import SearchLimits
@@ -97,7 +86,7 @@ def exemplars(
             calls=calls, max_exemplars=most, max_tokens=max_answer_tokens, pool_answer_tokens=max_tokens
         ),
         seed=seed,
-        pair=pair_of(config, teacher, student, concurrency, slot_tokens),
+        pair=eval_options.pair_of(config, teacher, student, concurrency, slot_tokens),
         concurrency=concurrency,
     )
     if not seek(session):

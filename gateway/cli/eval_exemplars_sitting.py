@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,16 +15,15 @@ from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.cli.tables import console_for, plain_table
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.advice.target import percent
-from gateway.evaluation.folder import RunFolder, digest
+from gateway.evaluation.folder import RunFolder, new_manifest
 from gateway.evaluation.pair import judge_of, manifest_facts
 from gateway.evaluation.priming.exemplars import exemplar_yaml, exists_error, given, split, write_file
 from gateway.evaluation.priming.finding import Trials, describe, find
 from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, exemplars, load
-from gateway.evaluation.record import Manifest, read_run
+from gateway.evaluation.record import read_run
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.telemetry.logs import set_up_logs
-from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -246,18 +244,9 @@ async def _search(
     every = (*parts.select, *parts.check, *parts.pool)
 
     def begin(settings: Sequence[Setting]) -> None:
-        manifest = Manifest(
-            data=name,
-            data_sha256=digest(every),
-            questions=len(every),
-            settings=[setting.as_dict() for setting in settings],
-            seed=session.seed,
-            live=False,
-            version=__version__,
-            created=int(time.time()),
-            **manifest_facts(session.pair),
-        )
-        folder.begin(manifest, every)
+        plain = [setting.as_dict() for setting in settings]
+        facts = manifest_facts(session.pair)
+        folder.begin(new_manifest(name, every, plain, seed=session.seed, live=False, **facts), every)
 
     progress = progress_on(Console(stderr=True))
     try:

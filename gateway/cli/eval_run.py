@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.eval_options import (
-    Concurrency,
-    Config,
-    Data,
-    Judge,
-    Scorer,
-    SkipBad,
-    SlotTokens,
-    Student,
-    Teacher,
-    data_option,
-    engine_option,
-    pair_of,
-)
+from gateway.cli import eval_options
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -35,16 +22,18 @@ _LIST = "One value, or several separated by commas."
 
 def run(
     folder: Annotated[Path, typer.Argument(help="Folder of the run. An existing run is resumed.")],
-    data: Data = "generated",
-    limit: Annotated[int | None, data_option(min=1, help="Use at most this many questions.")] = None,
+    data: eval_options.Data = "generated",
+    limit: Annotated[int | None, eval_options.data_option(min=1, help="Use at most this many questions.")] = None,
     sample: Annotated[
-        int | None, data_option(min=1, help="Use a random sample of this size, drawn with --seed.")
+        int | None, eval_options.data_option(min=1, help="Use a random sample of this size, drawn with --seed.")
     ] = None,
-    offset: Annotated[int, data_option(min=0, help="Skip this many questions.")] = 0,
-    skip_bad: SkipBad = False,
-    exemplars: Annotated[Path | None, data_option(help="File of exemplars for --shots and projection primed.")] = None,
-    scorer: Scorer = None,
-    judge: Judge = None,
+    offset: Annotated[int, eval_options.data_option(min=0, help="Skip this many questions.")] = 0,
+    skip_bad: eval_options.SkipBad = False,
+    exemplars: Annotated[
+        Path | None, eval_options.data_option(help="File of exemplars for --shots and projection primed.")
+    ] = None,
+    scorer: eval_options.Scorer = None,
+    judge: eval_options.Judge = None,
     mode: Annotated[str | None, _grid(help=f"Modes: teacher, student, guided. {_LIST} Default: all.")] = None,
     tokens: Annotated[
         str | None, _grid(help=f"Guidance lengths in tokens, or auto. {_LIST} Default: 20,40,80.")
@@ -74,12 +63,14 @@ def run(
         Path | None,
         _grid(help="Folder of policies with your own projections. Default: that of --config.", metavar="DIR"),
     ] = None,
-    local: Annotated[bool, engine_option("--local", help="Use models on this machine, as without --config.")] = False,
-    config: Config = None,
-    teacher: Teacher = None,
-    student: Student = None,
-    concurrency: Concurrency = 16,
-    slot_tokens: SlotTokens = 2048,
+    local: Annotated[
+        bool, eval_options.engine_option("--local", help="Use models on this machine, as without --config.")
+    ] = False,
+    config: eval_options.Config = None,
+    teacher: eval_options.Teacher = None,
+    student: eval_options.Student = None,
+    concurrency: eval_options.Concurrency = 16,
+    slot_tokens: eval_options.SlotTokens = 2048,
     live: Annotated[bool, _live("--live", help="Send requests to a gateway in this process.")] = False,
     gateway: Annotated[str | None, _live(help="Send requests to a running gateway, http(s)://host:port.")] = None,
     key: Annotated[str | None, _live(help="API key for --gateway: env:NAME or file:/path.")] = None,
@@ -122,7 +113,7 @@ def run(
     parsed_grid = read_grid(grid, options)
     part = QuestionRange(offset=offset, limit=limit, sample=sample, seed=parsed_grid.seed)
     loaded = _load(data, part, scorer, exemplars, skip_bad=skip_bad)
-    pair = pair_of(config, teacher, student, concurrency, slot_tokens)
+    pair = eval_options.pair_of(config, teacher, student, concurrency, slot_tokens)
     library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
     settings = [library.with_source(setting) for setting in settings_of(parsed_grid, library.find, read_auto(auto))]
     if auto is not None and all(setting.auto is None for setting in settings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
-from gateway.evaluation.folder import RunFolder, digest, shown_hash
+from gateway.evaluation.folder import RunFolder, new_manifest, shown_hash
 from gateway.evaluation.live import (
     connect_gateway,
     describe_routes,
@@ -31,19 +30,18 @@ from gateway.evaluation.live import (
     start_gateway,
 )
 from gateway.evaluation.pair import LocalPair, judge_of, judge_settings, manifest_facts
-from gateway.evaluation.record import Manifest
 from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import check_staged
 from gateway.local.stack import usable_cores
 from gateway.telemetry.logs import set_up_logs
-from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData
+    from gateway.evaluation.record import Manifest
     from gateway.evaluation.run import QuestionScorer
     from gateway.evaluation.scoring import Scorer
     from gateway.evaluation.setting import Setting
@@ -86,17 +84,8 @@ class EvalSession:
         facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
-        return Manifest(
-            data=self.data.name,
-            data_sha256=digest(self.data.questions),
-            questions=len(self.data.questions),
-            settings=settings,
-            seed=self.seed,
-            live=self.live or self.gateway is not None,
-            version=__version__,
-            created=int(time.time()),
-            **facts,
-        )
+        live = self.live or self.gateway is not None
+        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=live, **facts)
 
 
 def hold(session: EvalSession) -> None:

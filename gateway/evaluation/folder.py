@@ -24,6 +24,7 @@ from gateway.evaluation.record import (
     write_lines,
 )
 from gateway.policy.projections import PROJECTIONS
+from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -175,6 +176,23 @@ class RunFolder:
         if any("concurrency" not in line for line in lines):
             # The file predates `concurrency`: rewrite it for other readers.
             write_lines(self.path / STAGES, self.stages)
+
+
+def new_manifest(
+    data: str, questions: Sequence[Question], settings: list[dict[str, Any]], *, seed: int, live: bool, **facts: Any
+) -> Manifest:
+    """Return the manifest of a run that begins now. `facts`: as `manifest_facts` of a pair."""
+    return Manifest(
+        data=data,
+        data_sha256=digest(questions),
+        questions=len(questions),
+        settings=settings,
+        seed=seed,
+        live=live,
+        version=__version__,
+        created=int(time.time()),
+        **facts,
+    )
 
 
 def digest(questions: Iterable[Question]) -> str:

@@ -292,16 +292,9 @@ def settings_of(
 
 def _settings(grid: Grid, projection: Callable[[str], Projection], auto: AutoLength) -> Iterator[Setting]:
     seeds: Iterable[int | None] = range(grid.seed, grid.seed + grid.samples) if grid.temperature else (None,)
+    sampling = Setting(mode="student", temperature=grid.temperature, top_p=grid.top_p)
     for form, shots, max_tokens, seed in product(grid.form, grid.shots, grid.max_tokens, seeds):
-        common = Setting(
-            mode="student",
-            form=form,
-            shots=shots,
-            max_tokens=max_tokens,
-            temperature=grid.temperature,
-            top_p=grid.top_p,
-            seed=seed,
-        )
+        common = replace(sampling, form=form, shots=shots, max_tokens=max_tokens, seed=seed)
         for mode in grid.mode:
             if mode == "guided":
                 yield from _guided(grid, common, [projection(name) for name in grid.projection], auto)
