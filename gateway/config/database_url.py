@@ -50,13 +50,7 @@ def is_postgres(url: str) -> bool:
 
 
 def sqlalchemy_url(url: str, data: Path, file: str = USAGE_FILE) -> str:
-    """Return the URL for SQLAlchemy.
-
-    Args:
-        url: a URL that `check_usage_url` accepts.
-        data: the folder of relative paths.
-        file: the name of the file where the URL is `sqlite`.
-    """
+    """Return the URL for SQLAlchemy. `data` is the folder of relative paths, `file` the file of the URL `sqlite`."""
     if url == "sqlite":
         return f"sqlite:///{data / file}"
     if url.startswith("sqlite:///"):

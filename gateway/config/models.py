@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -14,14 +14,15 @@ from gateway.capabilities.continuation import Mode
 from gateway.capabilities.kinds import TGI
 from gateway.capabilities.providers import providers
 from gateway.capabilities.reasoning import Reasoning
-from gateway.config.price import PriceRule
 from gateway.config.scalars import (
     Duration,
     HttpBase,
     InvalidValue,
     Name,
+    Rate,
     Secret,
     Size,
+    Usd,
     Whole,
     duration_between,
     origin,
@@ -30,6 +31,69 @@ from gateway.config.scalars import (
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_table
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+_SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and write it as "
+
+
+class PriceRule(StrictModel):
+    """A price in YAML: per 1M tokens, or per hour of the engine together with its token rates."""
+
+    input_per_1m: Usd | None = None
+    """USD per 1,000,000 input tokens."""
+    output_per_1m: Usd | None = None
+    """USD per 1,000,000 output tokens."""
+    cached_input_per_1m: Usd | None = None
+    """USD per 1,000,000 input tokens read from the engine's prompt cache. Default: input_per_1m."""
+    cache_write_per_1m: Usd | None = None
+    """USD per 1,000,000 input tokens written to the engine's prompt cache. Default: input_per_1m."""
+    gpu_usd_per_hour: Usd | None = None
+    """USD per hour of the engine, or of each of its `gpus`."""
+    input_tokens_per_s: Rate | None = None
+    """Input tokens per second, over all concurrent requests."""
+    output_tokens_per_s: Rate | None = None
+    """Output tokens per second, over all concurrent requests."""
+    gpus: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
+    """Number of GPUs of the engine. Default: 1."""
+    key_hints: ClassVar[Mapping[str, str]] = {
+        "input_cost_per_token": _SCALE + "input_per_1m",
+        "output_cost_per_token": _SCALE + "output_per_1m",
+        "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
+        "cache_creation_input_token_cost": _SCALE + "cache_write_per_1m",
+    }
+
+    def problem(self) -> str | None:
+        """Return why this is not one complete price, or None."""
+        by_token = {"input_per_1m", "output_per_1m"}
+        by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        hourly = given & (by_hour | {"gpus"})
+        if hourly and given - hourly:
+            return "has prices per 1M tokens and per GPU hour: keep one of the two"
+        required = by_hour if hourly else by_token
+        if missing := [name for name in type(self).model_fields if name in required - given]:
+            return f"needs {' and '.join(missing)} too"
+        return None
+
+    def price(self) -> Price:
+        """Return the price per token. The rule must have no `problem()`."""
+        if self.input_per_1m is not None and self.output_per_1m is not None:
+            return Price.of_tokens(
+                self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m
+            )
+        hourly_usd, input_rate, output_rate = self.hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s
+        assert hourly_usd is not None
+        assert input_rate is not None
+        assert output_rate is not None
+        return Price.of_gpu_hour(hourly_usd, input_rate, output_rate)
+
+    @property
+    def hourly_usd(self) -> Decimal | None:
+        """USD per hour of the whole engine; None where the price is per token."""
+        return None if self.gpu_usd_per_hour is None else self.gpu_usd_per_hour * (self.gpus or 1)
 
 
 class BatchSettings(StrictModel):
@@ -49,10 +113,9 @@ class BatchSettings(StrictModel):
     @field_validator("max_queue")
     @classmethod
     def _at_least_one_batch(cls, max_queue: int, info: ValidationInfo) -> int:
-        max_size = info.data.get("max_size", 1)
-        if max_queue < max_size:
+        if max_queue < (size := info.data.get("max_size", 1)):
             raise InvalidValue(
-                f"must be at least batch.max_size, which is {max_size}: otherwise no batch of one tenant could fill"
+                f"must be at least batch.max_size, which is {size}: otherwise no batch of one tenant could fill"
             )
         return max_queue
 
@@ -105,15 +168,8 @@ ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_ed
 
 
 def tokenizer_file(name: str, folder: Path) -> str:
-    """Return the path of a tokenizer.json on this machine. Nothing is downloaded.
-
-    Args:
-        name: a path that ends in .json, or a name on the Hugging Face hub.
-        folder: the folder of relative paths.
-
-    Raises:
-        InvalidValue: the name is neither, or the file cannot be read.
-    """
+    """Return the path of a tokenizer.json on this machine. Nothing is downloaded. `name` is a path in `folder` that
+    ends in .json, or a name on the Hugging Face hub. Raises InvalidValue."""
     if name.endswith(".json"):
         path = str(folder / name)
     elif re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", name):
@@ -237,11 +293,12 @@ class ModelSettings(StrictModel):
     @field_validator("api_base")
     @classmethod
     def _without_the_route(cls, base: str | None, info: ValidationInfo) -> str | None:
+        protocol = info.data.get("protocol")
+        if base is None and protocol in {"tgi", "openai"}:
+            raise InvalidValue(MISSING)
         if base is None:
-            if info.data.get("protocol") in {"tgi", "openai"}:
-                raise InvalidValue(MISSING)
             return None
-        tgi = info.data.get("protocol") == "tgi"
+        tgi = protocol == "tgi"
         for route in ("/chat/completions", "/completions", "/generate", "/generate_stream"):
             if base.endswith(route):
                 root = base.removesuffix(route)
@@ -283,62 +340,24 @@ class ModelSettings(StrictModel):
         source = origin(info)
         return tokenizer_file(tokenizer, source.folder if source else Path())
 
-    @field_validator("batch")
+    @field_validator("batch", "continuation", "echo", "reasoning")
     @classmethod
-    def _supports_list_calls(cls, batch: BatchSettings, info: ValidationInfo) -> BatchSettings:
-        if info.data.get("protocol") == "litellm" and batch.calls == "list":
-            raise InvalidValue(
-                "calls: list is not supported with protocol litellm: its providers take one chat per call. "
-                "Write calls: single"
-            )
-        if info.data.get("protocol") == "tgi" and batch.calls == "list":
-            raise InvalidValue(
-                "calls: list is not supported with TGI: a list of prompts fails as a whole and disables the prefix "
-                "cache, and TGI batches single calls itself. Write calls: single"
-            )
-        return batch
-
-    @field_validator("continuation")
-    @classmethod
-    def _supported_by_tgi(cls, continuation: str, info: ValidationInfo) -> str:
-        if info.data.get("protocol") == "tgi" and continuation not in {"auto", *TGI.modes, "none"}:
-            raise InvalidValue(
-                f"TGI does not support it: write auto, {', '.join(TGI.modes)}, or none to send no continuation"
-            )
-        return continuation
-
-    @field_validator("continuation")
-    @classmethod
-    def _supported_by_litellm(cls, continuation: str, info: ValidationInfo) -> str:
-        if info.data.get("protocol") == "litellm":
-            provider = str(info.data.get("model")).partition("/")[0]
-            dropped = continuation == "vllm" and provider not in {"hosted_vllm", "openai"}
-            if dropped or continuation in {"sglang", "partial", "completions"}:
-                raise InvalidValue(f"LiteLLM does not pass {continuation} on to {provider}: use protocol openai")
-        return continuation
-
-    @field_validator("echo")
-    @classmethod
-    def _tgi_never_echoes(cls, echo: object, info: ValidationInfo) -> object:
-        if info.data.get("protocol") == "tgi" and echo is True:
-            raise InvalidValue("TGI never repeats the text that it continues: remove it")
-        return echo
-
-    @field_validator("reasoning")
-    @classmethod
-    def _tgi_has_no_switch(cls, reasoning: Reasoning, info: ValidationInfo) -> Reasoning:
-        if info.data.get("protocol") == "tgi" and reasoning == "switchable":
-            raise InvalidValue(
-                "TGI passes no switch to the chat template: write always, or none if the model does not reason"
-            )
-        return reasoning
+    def _supported_by_its_protocol(cls, value: object, info: ValidationInfo) -> object:
+        protocol, field = info.data.get("protocol"), info.field_name
+        unsupported = None
+        if protocol == "tgi":
+            unsupported = _unsupported_by_tgi(field, value)
+        elif protocol == "litellm":
+            unsupported = _unsupported_by_litellm(field, value, str(info.data.get("model")).partition("/")[0])
+        if unsupported is not None:
+            raise InvalidValue(unsupported)
+        return value
 
     @field_validator("price_rule")
     @classmethod
     def _known_price(cls, rule: PriceRule | None, info: ValidationInfo) -> PriceRule | None:
         if rule is not None:
-            problem = rule.problem()
-            if problem:
+            if problem := rule.problem():
                 raise InvalidValue(problem)
             return rule
         model = info.data.get("model") or info.data.get("name")
@@ -347,3 +366,32 @@ class ModelSettings(StrictModel):
                 "missing, and no list price is known: add input_per_1m and output_per_1m (0 if it is free)"
             )
         return rule
+
+
+def _unsupported_by_tgi(field: str | None, value: object) -> str | None:
+    """Return why a setting is not supported with protocol tgi; None if it is."""
+    if isinstance(value, BatchSettings) and value.calls == "list":
+        return (
+            "calls: list is not supported with TGI: a list of prompts fails as a whole and disables the prefix "
+            "cache, and TGI batches single calls itself. Write calls: single"
+        )
+    if field == "continuation" and value not in {"auto", *TGI.modes, "none"}:
+        return f"TGI does not support it: write auto, {', '.join(TGI.modes)}, or none to send no continuation"
+    if field == "echo" and value is True:
+        return "TGI never repeats the text that it continues: remove it"
+    if field == "reasoning" and value == "switchable":
+        return "TGI passes no switch to the chat template: write always, or none if the model does not reason"
+    return None
+
+
+def _unsupported_by_litellm(field: str | None, value: object, provider: str) -> str | None:
+    """Return why a setting is not supported with protocol litellm; None if it is."""
+    if isinstance(value, BatchSettings) and value.calls == "list":
+        return (
+            "calls: list is not supported with protocol litellm: its providers take one chat per call. "
+            "Write calls: single"
+        )
+    dropped = value == "vllm" and provider not in {"hosted_vllm", "openai"}
+    if field == "continuation" and (dropped or value in {"sglang", "partial", "completions"}):
+        return f"LiteLLM does not pass {value} on to {provider}: use protocol openai"
+    return None

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pydantic import GetJsonSchemaHandler
@@ -93,13 +93,11 @@ def read_duration(value: object, info: ValidationInfo) -> float:
 def _size(value: object, info: ValidationInfo) -> int:
     if isinstance(value, str):
         return size_bytes(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if info.context is not None:
-            raise InvalidValue(
-                f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes"
-            )
-        return value
-    raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+    if info.context is not None:
+        raise InvalidValue(f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes")
+    return value
 
 
 def _number(value: object) -> float:
@@ -135,22 +133,19 @@ def _exact(value: object, message: str) -> Decimal:
 
 def duration_between(low: str, high: str) -> AfterValidator:
     """Return a validator of durations from `low` to `high`, both inclusive and written as in YAML."""
-    min_s, max_s = duration_s(low), duration_s(high)
-
-    def check(value_s: float) -> float:
-        if not min_s <= value_s <= max_s:
-            raise InvalidValue(f"must be between {low} and {high}")
-        return value_s
-
-    return AfterValidator(check)
+    return _between(low, high, duration_s)
 
 
 def size_between(low: str, high: str) -> AfterValidator:
     """Return a validator of sizes from `low` to `high`, both inclusive and written as in YAML."""
-    min_bytes, max_bytes = size_bytes(low), size_bytes(high)
+    return _between(low, high, size_bytes)
 
-    def check(value: int) -> int:
-        if not min_bytes <= value <= max_bytes:
+
+def _between(low: str, high: str, parse: Callable[[str], float]) -> AfterValidator:
+    minimum, maximum = parse(low), parse(high)
+
+    def check(value: float) -> float:
+        if not minimum <= value <= maximum:
             raise InvalidValue(f"must be between {low} and {high}")
         return value
 
@@ -158,17 +153,23 @@ def size_between(low: str, high: str) -> AfterValidator:
 
 
 def dereference(value: str, source: ValueOrigin) -> str | None:
-    """Return the secret that `value` refers to, or None if it is not a reference.
-
-    Raises:
-        InvalidValue: the reference cannot be resolved. The message contains the reference only.
-    """
+    """Return the secret that `value` refers to, or None if it is not a reference. Raises InvalidValue, which contains
+    the reference only, if it cannot be resolved."""
     for prefix in ("env:", "os.environ/"):
         if value.startswith(prefix):
             return _from_environment(value.removeprefix(prefix), source)
-    if value.startswith("file:"):
-        return _from_file(value.removeprefix("file:"), source)
-    return None
+    if not value.startswith("file:"):
+        return None
+    name = value.removeprefix("file:")
+    try:
+        text = (source.folder / name).read_bytes().decode().strip()
+    except OSError as error:
+        raise InvalidValue(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
+    except ValueError:
+        raise InvalidValue(f"{name} is not UTF-8 text") from None
+    if not text:
+        raise InvalidValue(f"{name} is empty")
+    return text
 
 
 def _from_environment(name: str, source: ValueOrigin) -> str:
@@ -179,18 +180,6 @@ def _from_environment(name: str, source: ValueOrigin) -> str:
     if not source.environ[name].strip():
         raise InvalidValue(f"the environment variable {name} is empty")
     return source.environ[name].strip()
-
-
-def _from_file(name: str, source: ValueOrigin) -> str:
-    try:
-        text = (source.folder / name).read_bytes().decode().strip()
-    except OSError as error:
-        raise InvalidValue(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
-    except ValueError:
-        raise InvalidValue(f"{name} is not UTF-8 text") from None
-    if not text:
-        raise InvalidValue(f"{name} is empty")
-    return text
 
 
 def _secret(value: object, info: ValidationInfo) -> SecretStr:

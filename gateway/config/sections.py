@@ -6,16 +6,17 @@ Attribute names end in their units (`_s` seconds, `_bytes`). YAML keys do not, s
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.config.database_url import check_usage_url
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.redis_url import check_redis_url
 from gateway.config.scalars import (
+    PERCENT_ENCODE,
     Duration,
     Flag,
     HttpBase,
@@ -35,6 +36,54 @@ from gateway.config.scalars import (
 from gateway.config.yaml_source import StrictModel
 
 MAX_WORKERS = 256
+_MIN_KEY_LENGTH = 16
+_LEASE_TIMEOUTS = 4
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
+_SCHEMES = ("redis://", "rediss://", "unix://")
+# Timeouts are left out, since redis.timeout sets them; so are options that change how replies are decoded.
+_OPTIONS = ("client_name", "db", "health_check_interval", "max_connections", "password", "username")
+_TCP = f"is not a valid URL: write it like redis://:PASSWORD@HOST:6379/0, and {PERCENT_ENCODE}"
+_UNIX = f"is not a valid URL: write it like unix:///run/redis.sock, with an absolute path, and {PERCENT_ENCODE}"
+_OPTION = f"has an unknown or invalid option after '?': use {', '.join(_OPTIONS)}, and ssl_... with rediss://; "
+
+
+def check_redis_url(url: str) -> None:
+    """Raise InvalidValue for a URL that the Redis client would reject or misread."""
+    if not url.startswith(_SCHEMES):
+        raise InvalidValue("must be embedded, or a URL that starts with redis://, rediss:// or unix://")
+    if not _is_complete(url):
+        raise InvalidValue(_UNIX if url.startswith("unix:") else _TCP)
+    if not _client_accepts(url):
+        raise InvalidValue(_OPTION + PERCENT_ENCODE)
+
+
+def _is_complete(url: str) -> bool:
+    """Return whether the URL names a host or a path and has no part that the client would ignore."""
+    with suppress(ValueError):  # no port, or a half of an IPv6 address
+        parts = urlsplit(url)
+        if url.startswith("unix:"):
+            has_address = parts.hostname is None and parts.port is None and len(parts.path) > 1
+        else:
+            has_address = bool(parts.hostname) and parts.port != 0 and re.fullmatch("/?[0-9]*", parts.path) is not None
+        return has_address and "#" not in url and is_spelled_as_url(url)
+    return False
+
+
+def _client_accepts(url: str) -> bool:
+    """Return whether the client accepts every option. It checks most of them only when it creates a connection."""
+    # Imported here: `check` of an embedded Redis needs no client.
+    from redis.asyncio import ConnectionPool
+    from redis.exceptions import RedisError
+
+    query = urlsplit(url).query
+    with suppress(ValueError, TypeError, AttributeError, RedisError):
+        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        if all(name in _OPTIONS or name.startswith("ssl_") for name, _ in options):
+            ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+            return True
+    return False
+
+
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 
 
@@ -75,9 +124,6 @@ class ServerSettings(StrictModel):
     """Processes that share the ports."""
 
 
-_MIN_KEY_LENGTH = 16
-
-
 class AdminSettings(StrictModel):
     """Listener for operators: metrics, queues, detailed readiness, and the admin API."""
 
@@ -94,9 +140,6 @@ class AdminSettings(StrictModel):
         if key is not None and len(key.get_secret_value()) < _MIN_KEY_LENGTH:
             raise InvalidValue(f"must have at least {_MIN_KEY_LENGTH} characters: create one with openssl rand -hex 24")
         return key
-
-
-_LEASE_TIMEOUTS = 4
 
 
 class RedisSettings(StrictModel):
@@ -217,7 +260,6 @@ def _header_name(value: str) -> str:
     return value
 
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
 _HeaderName = Annotated[str, AfterValidator(_header_name)]
 _HeaderValue = Annotated[SecretStr, BeforeValidator(_header, json_schema_input_type=Reference)]
 
@@ -278,15 +320,10 @@ class AlertSettings(StrictModel):
     @field_validator("webhook")
     @classmethod
     def _valid_webhook(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not _is_http(url.get_secret_value()):
-            raise InvalidValue("must be a URL like https://host/path, or a reference to one: env:NAME or file:/path")
-        return url
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        complete = bool(parts.hostname) and parts.port != 0 and is_spelled_as_url(url)
-        return parts.scheme in {"http", "https"} and complete
-    except ValueError:
-        return False
+        text = "" if url is None else url.get_secret_value()
+        with suppress(ValueError):
+            parts = urlsplit(text)
+            complete = parts.hostname and parts.port != 0 and is_spelled_as_url(text)
+            if url is None or (complete and parts.scheme in {"http", "https"}):
+                return url
+        raise InvalidValue("must be a URL like https://host/path, or a reference to one: env:NAME or file:/path")

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from gateway.config.models import ModelSettings
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
@@ -71,6 +71,9 @@ def _folder(value: object, info: ValidationInfo) -> object:
     raise InvalidValue("must be the path of a folder")
 
 
+_Folder = Annotated[Path, BeforeValidator(_folder)]
+
+
 class WorkerSettings(StrictModel):
     """Sections of config.yaml that a usage worker needs. Build with `worker_settings`."""
 
@@ -80,15 +83,10 @@ class WorkerSettings(StrictModel):
     """Redis with the outboxes."""
     usage: UsageSettings = UsageSettings()
     """Usage database."""
-    data: Path = Field(Path("data"), validate_default=True)
+    data: _Folder = Field(Path("data"), validate_default=True)
     """Folder of the usage database's file."""
     log: LogSettings = LogSettings()
     """Log of the process."""
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _resolve_folder(cls, value: object, info: ValidationInfo) -> object:
-        return _folder(value, info)
 
 
 class Settings(StrictModel):
@@ -104,7 +102,7 @@ class Settings(StrictModel):
     """Receipts of requests in Redis."""
     usage: UsageSettings = UsageSettings()
     """Usage database: receipts and their sums."""
-    data: Path = Field(Path("data"), validate_default=True)
+    data: _Folder = Field(Path("data"), validate_default=True)
     """Folder of the gateway's own files: the usage database, and receipts that are not in Redis yet. A relative path
     is relative to config.yaml."""
     log: LogSettings = LogSettings()
@@ -117,7 +115,7 @@ class Settings(StrictModel):
     """Limits and budgets of tenants and keys whose policy sets none."""
     alerts: AlertSettings = AlertSettings()
     """Notifications about budgets."""
-    policies: Path = Field(Path("policies"), validate_default=True)
+    policies: _Folder = Field(Path("policies"), validate_default=True)
     """Folder of the policy files. A relative path is relative to config.yaml."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     """Engines. A policy assigns them the roles teacher and student."""
@@ -131,11 +129,6 @@ class Settings(StrictModel):
         "include": "remove it: every file in the policies folder is read",
         "environment_variables": "set them in the gateway's environment, and refer to secrets as env:NAME",
     }
-
-    @field_validator("policies", "data", mode="before")
-    @classmethod
-    def _resolve_folder(cls, value: object, info: ValidationInfo) -> object:
-        return _folder(value, info)
 
     @field_validator("models")
     @classmethod
@@ -153,10 +146,8 @@ class Settings(StrictModel):
 
 
 def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Return host and port of the admin listener, for clients. Raises ConfigError where they are invalid.
-
-    Issues in other sections are ignored: an operator's environment need not contain the engines' secrets.
-    """
+    """Return host and port of the admin listener, for clients. Raises ConfigError where they are invalid. Issues in
+    other sections are ignored: an operator's environment need not contain the engines' secrets."""
     _, source, issues = check_settings(path, environ)
     listener = None if source is None else _listener(source, "admin", AdminSettings)
     if listener is None:
@@ -165,10 +156,8 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
 
 
 def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> WorkerSettings:
-    """Return the sections that a usage worker needs. Raises ConfigError where one of them is invalid.
-
-    Issues in other sections are ignored: the worker's environment need not contain the engines' secrets.
-    """
+    """Return the sections that a usage worker needs. Raises ConfigError where one of them is invalid. Issues in other
+    sections are ignored: the worker's environment need not contain the engines' secrets."""
     environ = environment() if environ is None else environ
     source, issues = read(path)
     if source is None:
@@ -182,28 +171,19 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
 
 
 def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr | None:
-    """Return the admin key, for clients: GKT_ADMIN_KEY, else `admin.key`, else None.
-
-    Raises ConfigError where `admin.key` cannot be resolved. Other issues of the file are ignored.
-    """
+    """Return the admin key, for clients: GKT_ADMIN_KEY, else `admin.key`, else None. Raises ConfigError where
+    `admin.key` cannot be resolved. Other issues of the file are ignored."""
     environ = environment() if environ is None else environ
     if environ.get(ADMIN_KEY_VARIABLE, "").strip():
-        return _checked_key(
-            YamlSource("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"}), ValueOrigin(environ, path.parent)
-        )
-    source, _ = read(path)
-    reference = None if source is None else source.get("admin", "key")
-    if source is None or reference is None:
-        return None
-    return _checked_key(source.part({"key": reference}), ValueOrigin(environ, path.absolute().parent))
-
-
-def _checked_key(source: YamlSource, context: ValueOrigin) -> SecretStr | None:
-    admin, issues = source.check(AdminSettings, context)
+        source = YamlSource("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"})
+    else:
+        file, _ = read(path)
+        if file is None or (reference := file.get("admin", "key")) is None:
+            return None
+        source = file.part({"key": reference})
+    admin, issues = source.check(AdminSettings, ValueOrigin(environ, path.absolute().parent))
     if admin is None:
-        raise ConfigError(
-            [ConfigIssue(source.file, 0, 0, "admin.key", issue.message, issue.suggestion) for issue in issues]
-        )
+        raise ConfigError([ConfigIssue(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in issues])
     return admin.key
 
 
@@ -252,7 +232,7 @@ def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue
 def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
     """Yield issues that concern several values. This reads the raw data, so that other issues do not hide them."""
     server, admin = _listener(source, "server", ServerSettings), _listener(source, "admin", AdminSettings)
-    if server and admin and _same_listener(server, admin):
+    if server and admin and server[1] == admin[1] != 0 and (server[0] == admin[0] or {server[0], admin[0]} & _ANY):
         yield source.issue(("admin", "port"), f"server already listens on port {admin[1]}: use another port")
     seen: dict[str, int] = {}
     for index, model in enumerate(source.items("models")):
@@ -269,9 +249,8 @@ def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
 
 def _listener(source: YamlSource, key: str, section: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:
     try:
-        listener = section.model_validate(
-            {name: source.get(key, name) for name in ("host", "port") if source.get(key, name) is not None}
-        )
+        values = {name: source.get(key, name) for name in ("host", "port")}
+        listener = section.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError:
         return None
     return listener.host, listener.port
@@ -279,10 +258,6 @@ def _listener(source: YamlSource, key: str, section: type[ServerSettings | Admin
 
 _ANY = {"0.0.0.0", "::"}  # noqa: S104  compared, not listened on
 _LOCAL = {"localhost", "::1", *_ANY}
-
-
-def _same_listener(first: tuple[str, int], second: tuple[str, int]) -> bool:
-    return first[1] == second[1] != 0 and (first[0] == second[0] or bool({first[0], second[0]} & _ANY))
 
 
 def _points_at(api_base: Any, listener: tuple[str, int]) -> bool:

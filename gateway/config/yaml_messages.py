@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, ge
 from pydantic import BaseModel, RootModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Loc: TypeAlias = tuple[str | int, ...]
 
 MISSING = "missing: add it"
+MUST_BE: Mapping[type, str] = {
+    dict: "must hold keys, one per line, each as 'key: value'",
+    list: "must be a list: one '- ...' per entry",
+}
+"""Messages for the wrong type of a value."""
+_TYPES = {
+    "int_type": "must be a whole number, without quotes",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), MUST_BE[dict]),
+    **dict.fromkeys(("tuple_type", "list_type"), MUST_BE[list]),
+}
 _LIMITS = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}
 _TRUE = {"yes", "on", "y", "1"}
 _FALSE = {"no", "off", "n", "0"}
-
-
-def is_missing(message: str) -> bool:
-    """Return whether the message reports a missing key."""
-    return message.startswith("missing")
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
@@ -64,13 +69,7 @@ def message_of(detail: Any) -> tuple[str, str | None]:
 def _wrong_type(kind: str, value: object) -> str | None:
     if kind == "string_type":
         return "must be text" if isinstance(value, dict | list) else "must be text: put it in quotes"
-    if kind == "int_type":
-        return "must be a whole number, without quotes"
-    if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return "must hold keys, one per line, each as 'key: value'"
-    if kind in {"tuple_type", "list_type"}:
-        return "must be a list: one '- ...' per entry"
-    return None
+    return _TYPES.get(kind)
 
 
 def _wrong_amount(kind: str, context: Any) -> str | None:

@@ -21,9 +21,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gateway.config.yaml_messages import (
+    MUST_BE,
     field_path,
     follows_from_another,
-    is_missing,
     message_of,
     model_at,
     nearest,
@@ -37,10 +37,15 @@ if TYPE_CHECKING:
     from gateway.config.yaml_messages import Loc
 
 _TAG = "tag:yaml.org,2002:"
-_TOP: Mapping[type, str] = {
-    dict: "must hold keys, one per line, each as 'key: value'",
-    list: "must be a list: one '- ...' per entry",
+_SYNTAX = {
+    "'\\t'": "a tab instead of spaces",
+    "mapping values are not allowed": (
+        "a second ': ' on one line, or wrong indentation; put quotes around a value that contains ': '"
+    ),
+    "but found another document": "a second document ('---'); a file may have only one",
+    "<block": "a line that is indented more or less than its neighbors",
 }
+"""Messages for a part of the parser's message."""
 
 
 class StrictModel(BaseModel):
@@ -120,11 +125,8 @@ class YamlSource:
         self.root = None
 
     def check(self, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
-        """Return `data` as `model`, or None with all issues in file order.
-
-        Args:
-            context: the validators' context; default: this source. It tells validators that values come from YAML.
-        """
+        """Return `data` as `model`, or None with all issues in file order. The `context` of validators, by default this
+        source, tells them that values come from YAML."""
         context = self if context is None else context
         try:
             return model.model_validate(self.data, context=context, by_alias=True, by_name=False), []
@@ -140,7 +142,7 @@ class YamlSource:
             return None, in_file_order(
                 issue
                 for issue in issues
-                if not is_missing(issue.message) or issue.field.rpartition(".")[::2] not in misspelled
+                if not issue.message.startswith("missing") or issue.field.rpartition(".")[::2] not in misspelled
             )
 
     def _message(self, detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:
@@ -224,7 +226,7 @@ def parse(
     except RecursionError:
         return None, [ConfigIssue(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, of):
-        return None, [ConfigIssue(file, 1, 1, "", _TOP[of])]
+        return None, [ConfigIssue(file, 1, 1, "", MUST_BE[of])]
     return YamlSource(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.issues)
 
 
@@ -251,14 +253,7 @@ def _syntax(file: str, error: YAMLError) -> ConfigIssue:
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context)
-    if "'\\t'" in problem:
-        problem = "a tab instead of spaces"
-    elif problem.startswith("mapping values are not allowed"):
-        problem = "a second ': ' on one line, or wrong indentation; put quotes around a value that contains ': '"
-    elif problem == "but found another document":
-        problem = "a second document ('---'); a file may have only one"
-    elif "<block" in problem:
-        problem = "a line that is indented more or less than its neighbors"
+    problem = next((text for part, text in _SYNTAX.items() if part in problem), problem)
     problem = problem.replace("'<stream end>'", "the end of the file")
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
     return ConfigIssue(file, line, column, "", f"not valid YAML: {problem}")
@@ -312,17 +307,16 @@ class _Builder:
             return self._broken(node, loc, "refers to itself")
         if id(node) not in self._done:
             self._open.add(id(node))
-            self._done[id(node)] = self._fresh(node, loc)
+            if isinstance(node, MappingNode):
+                self._keys(node, loc)
+                data: Any = {key: self.value(value, (*loc, key)) for key, (_, value) in _entries(node).items()}
+            elif isinstance(node, SequenceNode):
+                data = [self.value(item, (*loc, index)) for index, item in enumerate(node.value)]
+            else:
+                data = self._scalar(node, loc)
+            self._done[id(node)] = data
             self._open.discard(id(node))
         return self._done[id(node)]
-
-    def _fresh(self, node: Node, loc: Loc) -> Any:
-        if isinstance(node, MappingNode):
-            self._keys(node, loc)
-            return {key: self.value(value, (*loc, key)) for key, (_, value) in _entries(node).items()}
-        if isinstance(node, SequenceNode):
-            return [self.value(item, (*loc, index)) for index, item in enumerate(node.value)]
-        return self._scalar(node, loc)
 
     def _keys(self, node: MappingNode, loc: Loc) -> None:
         first: dict[str, int] = {}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config.redis_url import check_redis_url
 from gateway.config.scalars import InvalidValue
+from gateway.config.sections import check_redis_url
 from gateway.config.settings import OVERRIDES, check_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
