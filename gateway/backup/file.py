@@ -39,20 +39,13 @@ _DECODER: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 
 class BackupHeader(msgspec.Struct, frozen=True):
-    """The first line.
-
-    Attributes:
-        gateway: version of the gateway that created the backup.
-        made: time of the backup, in Unix seconds by Redis' clock.
-        layouts: see `LAYOUTS`.
-        receipts: whether the backup contains the usage database.
-    """
+    """The first line."""
 
     gkt_backup: int
-    gateway: str
-    made: int
+    gateway: str  # version of the gateway that created the backup
+    made: int  # time of the backup, in Unix seconds by Redis' clock
     layouts: dict[str, int]
-    receipts: bool = msgspec.field(name="archive")  # the name in format 1
+    receipts: bool = msgspec.field(name="archive")  # whether it contains the usage database. The name is of format 1.
 
 
 class VerifiedBackup(NamedTuple):
@@ -94,7 +87,6 @@ class BackupWriter:
         self.counts = BackupCounts(receipts=0 if receipts else None)
 
     def put(self, record: Record) -> None:
-        """Write a record."""
         raw = _ENCODER.encode(record)
         self._packed.write(len(raw).to_bytes(4, "big") + raw)
         count(self.counts, record)
@@ -103,9 +95,7 @@ class BackupWriter:
 @contextmanager
 def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterator[BackupWriter]:
     """Write a new backup that only its owner can read (0600). It appears at `path` only when complete and on disk.
-
-    Raises StartupError if the file exists or cannot be written.
-    """
+    Raises StartupError if the file exists or cannot be written."""
     _check_free(path, overwrite=overwrite)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -114,7 +104,13 @@ def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterat
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            yield from _write_file(_ChecksumFile(file, path), made, receipts=receipts)
+            summed = _ChecksumFile(file, path)
+            summed.write(msgspec.json.encode(BackupHeader(FORMAT, __version__, made, LAYOUTS, receipts)) + b"\n")
+            with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:
+                writer = BackupWriter(packed, receipts=receipts)
+                yield writer
+                writer.put(EndRecord(writer.counts))
+            summed.write_unsummed(summed.sum.digest())
             file.flush()
             os.fsync(file.fileno())
         _check_free(path, overwrite=overwrite)
@@ -126,15 +122,6 @@ def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterat
 def _check_free(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise StartupError(f"{path} already exists. Use another path, or replace the file with --overwrite.")
-
-
-def _write_file(summed: _ChecksumFile, made: int, *, receipts: bool) -> Iterator[BackupWriter]:
-    summed.write(msgspec.json.encode(BackupHeader(FORMAT, __version__, made, LAYOUTS, receipts)) + b"\n")
-    with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:
-        writer = BackupWriter(packed, receipts=receipts)
-        yield writer
-        writer.put(EndRecord(writer.counts))
-    summed.write_unsummed(summed.sum.digest())
 
 
 def read_header(path: Path) -> BackupHeader:
@@ -150,16 +137,15 @@ def read_header(path: Path) -> BackupHeader:
     except (msgspec.MsgspecError, KeyError, ValueError, TypeError):
         raise StartupError(f"{path} is not a backup. `gkt-gateway backup` creates backups.") from None
     if file_format > FORMAT:
-        raise StartupError(_newer(path, made_by, f"its format is {file_format}, and this gateway reads {FORMAT}"))
+        raise _newer(path, made_by, f"its format is {file_format}, and this gateway reads {FORMAT}")
     try:
         header = msgspec.json.decode(line, type=BackupHeader)
     except msgspec.MsgspecError:
-        raise StartupError(_damaged(path, "its first line is incomplete")) from None
+        raise _damaged(path, "its first line is incomplete") from None
     for name, layout in header.layouts.items():
         known = LAYOUTS.get(name, 0)
         if layout > known:
-            reason = f"its layout of the {name} is {layout}, and this gateway supports {known}"
-            raise StartupError(_newer(path, made_by, reason))
+            raise _newer(path, made_by, f"its layout of the {name} is {layout}, and this gateway supports {known}")
         if layout < known:
             raise StartupError(
                 f"{path} was created by gateway {made_by} with layout {layout} of the {name}; this one needs {known}. "
@@ -185,7 +171,7 @@ def verify(path: Path, on_progress: Callable[[int], None]) -> VerifiedBackup:
             done += len(data)
             on_progress(done)
         if size <= 0 or file.read() != summed.digest():
-            raise StartupError(_damaged(path, "its checksum is wrong"))
+            raise _damaged(path, "its checksum is wrong")
     counts, number = BackupCounts(receipts=0 if header.receipts else None), 0
     for record in records(path):
         count(counts, record)
@@ -203,7 +189,7 @@ def records(path: Path) -> Iterator[Record]:
                 while not isinstance(record := _next(unpacked), EndRecord):
                     yield record
         except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
-            raise StartupError(_damaged(path, f"a record cannot be read ({type(error).__name__})")) from None
+            raise _damaged(path, f"a record cannot be read ({type(error).__name__})") from None
 
 
 def _next(unpacked: gzip.GzipFile) -> Record:
@@ -232,9 +218,11 @@ class _Prefix:
         return self._file.read(remaining if size < 0 else min(size, remaining))
 
 
-def _newer(path: Path, made_by: str, reason: str) -> str:
-    return f"{path} was created by a newer gateway, {made_by}: {reason}. Restore it with that version or a later one."
+def _newer(path: Path, made_by: str, reason: str) -> StartupError:
+    advice = "Restore it with that version or a later one."
+    return StartupError(f"{path} was created by a newer gateway, {made_by}: {reason}. {advice}")
 
 
-def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is damaged: {reason}. Nothing was restored. Use another copy of the file, or another backup."
+def _damaged(path: Path, reason: str) -> StartupError:
+    advice = "Nothing was restored. Use another copy of the file, or another backup."
+    return StartupError(f"{path} is damaged: {reason}. {advice}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.backup.places import KeyLocator
 from gateway.backup.records import (
     BackupCounts,
     IncompleteSums,
     KeyContents,
+    KeyLocator,
     ReceiptRecords,
     StreamEnd,
     StreamEntries,
     TableRows,
+    batched,
 )
 from gateway.backup.usage import put_usage
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import Pipeline
 
-    from gateway.backup.records import Record
+    from gateway.backup.records import Kind, Record
     from gateway.redis.keys import RedisKeys
     from gateway.usage.store import UsageStore
 
@@ -31,24 +32,18 @@ _KEYS_PER_SCAN = 1_000
 _KEYS_PER_CALL = 500
 _RECORDS_PER_CALL = 100
 _GROUP = "restore"
+_COMMANDS: dict[Kind, str] = {"string": "SET", "hash": "HSET", "set": "SADD", "zset": "ZADD"}
 
 
 @dataclass(slots=True)
 class DeploymentContents:
-    """The contents of a deployment before a restore.
+    """The contents of a deployment before a restore."""
 
-    Attributes:
-        counts: counts of a backup of these contents.
-        names: all keys in Redis that a restore deletes, including leases and limits per minute. Receipts are omitted,
-            because they may be very many.
-        kept: number of these keys that a backup contains.
-        alive: gateway processes and usage workers that run, or that ended within their lease.
-    """
-
-    counts: BackupCounts = field(default_factory=BackupCounts)
+    counts: BackupCounts = field(default_factory=BackupCounts)  # counts of a backup of these contents
+    # All keys in Redis that a restore deletes, with leases and limits per minute, but without the many receipts.
     names: list[bytes] = field(default_factory=list)
-    kept: int = 0
-    alive: int = 0
+    kept: int = 0  # number of these keys that a backup contains
+    alive: int = 0  # gateway processes and usage workers that run, or that ended within their lease
 
     @property
     def is_empty(self) -> bool:
@@ -65,9 +60,7 @@ class RestoreWriter:
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, usage: UsageStore | None, *, redis_too: bool = True) -> None:
-        self._redis_too = redis_too
-        self._redis = redis
-        self._keys = keys
+        self._redis_too, self._redis, self._keys = redis_too, redis, keys
         self._locator = KeyLocator(keys)
         self._usage = usage
 
@@ -94,23 +87,17 @@ class RestoreWriter:
                 contents.counts.sums += found.kept and found.location.part == "sums"
                 contents.counts.budgets += found.location.name.endswith(":budget")
             contents.alive += self._locator.is_heartbeat(key)
-        contents.counts.keys = await self._count(self._redis.hlen(self._keys.keyring().terms))
+        keys: Any = self._redis.hlen(self._keys.keyring().terms)
+        contents.counts.keys = int(await keys)
         outboxes = [raw for raw in contents.names if raw.endswith(b":outbox")]
         contents.counts.waiting = sum([await self._redis.xlen(raw) for raw in outboxes])
 
-    @staticmethod
-    async def _count(reply: Any) -> int:
-        return int(await reply)
-
     async def clear(self, present: DeploymentContents) -> None:
-        """Delete the present keys in Redis. The receipts of the usage database stay.
-
-        Also delete receipts that callers can still request: they would make requests look settled that were in flight
-        in the backup.
-        """
+        """Delete the present keys in Redis. The receipts of the usage database stay. Also delete receipts that callers
+        can still request: they would make requests look settled that were in flight in the backup."""
         if not self._redis_too:
             return
-        for batch in _batched(present.names, _KEYS_PER_CALL):
+        for batch in batched(present.names, _KEYS_PER_CALL):
             await self._redis.unlink(*batch)
         receipts: list[bytes] = []
         async for raw in self._redis.scan_iter(self._locator.receipts, count=_KEYS_PER_SCAN):
@@ -122,18 +109,14 @@ class RestoreWriter:
             await self._redis.unlink(*receipts)
 
     async def put(self, records: Iterable[Record], on_progress: Callable[[int], None]) -> None:
-        """Write all records that have not expired since the backup.
-
-        Args:
-            on_progress: receives the number of written records.
-        """
+        """Write all records that have not expired since the backup. `on_progress` receives the number of records."""
         seconds, _ = await self._redis.time()
         batch: list[Record] = []
         for done, record in enumerate(records, 1):
             if isinstance(record, ReceiptRecords | TableRows | IncompleteSums):
                 if self._usage is not None:
                     await put_usage(self._usage, record)
-            elif self._redis_too and not _has_expired(record, seconds * 1000):
+            elif self._redis_too and not (isinstance(record, KeyContents) and 0 < record.expires_ms <= seconds * 1000):
                 batch.append(record)
             if len(batch) == _RECORDS_PER_CALL:
                 await self._write(batch)
@@ -152,8 +135,10 @@ class RestoreWriter:
     def _write_record(self, pipe: Pipeline, record: Record) -> None:
         match record:
             case KeyContents(location, kind, expires, values):
+                if kind == "zset":  # ZADD reads the score before the member
+                    values = [part for i in range(0, len(values), 2) for part in (values[i + 1], values[i])]
                 key = self._locator.key(location)
-                _add(pipe, key, kind, values)
+                pipe.execute_command(_COMMANDS[kind], key, *values)
                 _expire(pipe, key, expires)
             case StreamEntries(location, entries):
                 for entry_id, fields in entries:
@@ -167,27 +152,6 @@ class RestoreWriter:
                 _expire(pipe, key, expires)
 
 
-def _has_expired(record: Record, now_ms: int) -> bool:
-    return isinstance(record, KeyContents) and 0 < record.expires_ms <= now_ms
-
-
-def _add(pipe: Pipeline, key: str, kind: str, values: Sequence[bytes]) -> None:
-    match kind:
-        case "string":
-            pipe.execute_command("SET", key, *values)
-        case "hash":
-            pipe.execute_command("HSET", key, *values)
-        case "set":
-            pipe.execute_command("SADD", key, *values)
-        case _:
-            scored = [part for i in range(0, len(values), 2) for part in (values[i + 1], values[i])]
-            pipe.execute_command("ZADD", key, *scored)
-
-
 def _expire(pipe: Pipeline, key: str, expires_ms: int) -> None:
     if expires_ms:
         pipe.pexpireat(key, expires_ms)
-
-
-def _batched(items: Sequence[bytes], size: int) -> Iterable[Sequence[bytes]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,15 +1,28 @@
-"""The records of a backup."""
+"""The records of a backup, and the keys of Redis that belong to it.
+
+Short-lived keys do not: scheduler state, limits per minute, leases, and receipts that callers can still request (the
+usage database has them, too).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+import re
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
+
+from gateway.redis.keys import KeyringKeys, RedisKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 Part = Literal["keys", "tenants", "sums"]
 """keys: API keys and the audit trail. tenants: budgets, requests in flight and outboxes. sums: keys that belong to no
 tenant, including the sums of an earlier version."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
+T = TypeVar("T")
 
 
 class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
@@ -21,17 +34,12 @@ class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
 
 
 class KeyContents(msgspec.Struct, frozen=True, array_like=True, tag="held"):
-    """The contents of one key, or a part of them.
-
-    Attributes:
-        expires_ms: time of expiry in Unix milliseconds; 0: never.
-        values: string: one value; hash: alternating fields and values; set: members; sorted set: alternating members
-            and scores.
-    """
+    """The contents of one key, or a part of them. `values` are one value of a string, alternating fields and values of
+    a hash, members of a set, or alternating members and scores of a sorted set."""
 
     location: KeyLocation
     kind: Kind
-    expires_ms: int
+    expires_ms: int  # time of expiry in Unix milliseconds; 0: never
     values: list[bytes]
 
 
@@ -43,26 +51,18 @@ class StreamEntries(msgspec.Struct, frozen=True, array_like=True, tag="entries")
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
-    """State of a stream after its entries.
-
-    Attributes:
-        last: last generated id.
-        added: number of entries that were ever added.
-        deleted: largest deleted id.
-    """
+    """State of a stream after its entries."""
 
     location: KeyLocation
     expires_ms: int
     last: bytes
-    added: int
-    deleted: bytes
+    added: int  # number of entries that were ever added
+    deleted: bytes  # largest deleted id
 
 
 class ReceiptRecords(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
-    """A part of the receipts of the usage database: tenant, entry id and JSON.
-
-    Tenant and entry id are empty except for unreadable entries, because the JSON of a receipt contains its tenant.
-    """
+    """A part of the receipts of the usage database: tenant, entry id and JSON. Tenant and entry id are empty except for
+    unreadable entries, because the JSON of a receipt contains its tenant."""
 
     receipts: list[tuple[str, str, bytes]]
 
@@ -83,23 +83,14 @@ class IncompleteSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
 
 
 class BackupCounts(msgspec.Struct, omit_defaults=True):
-    """Counts of the contents of a backup or a deployment.
-
-    Attributes:
-        keys: API keys.
-        budgets: budgets of tenants and of keys.
-        waiting: receipts in outboxes that no usage worker has written yet.
-        sums: keys of Redis that belong to no tenant.
-        receipts: receipts in the usage database; None: the backup omits the usage database.
-        rows: other rows of the usage database: comparisons, uptime of engines, and sums older than all receipts.
-    """
+    """Counts of the contents of a backup or a deployment."""
 
     keys: int = 0
-    budgets: int = 0
-    waiting: int = 0
-    sums: int = 0
-    receipts: int | None = None
-    rows: int = 0
+    budgets: int = 0  # budgets of tenants and of keys
+    waiting: int = 0  # receipts in outboxes that no usage worker has written yet
+    sums: int = 0  # keys of Redis that belong to no tenant
+    receipts: int | None = None  # receipts in the usage database; None: the backup omits the usage database
+    rows: int = 0  # other rows of the usage database: comparisons, uptime of engines, and sums older than all receipts
 
 
 class EndRecord(msgspec.Struct, frozen=True, array_like=True, tag="end"):
@@ -126,5 +117,69 @@ def count(counts: BackupCounts, record: Record) -> None:
             counts.receipts = (counts.receipts or 0) + len(receipts)
         case TableRows(_, rows) | IncompleteSums(_, _, rows):
             counts.rows += len(rows)
-        case _:
-            pass
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`; the last list may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+_KEYRING = frozenset(KeyringKeys._fields)
+_TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
+_SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
+_DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
+# Together with `state` and `cursors`, until `gkt-gateway usage-db migrate` has moved them.
+_PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKey:
+    """A key of this deployment in Redis."""
+
+    location: KeyLocation
+    kept: bool  # whether a backup contains the key. A restore also deletes the other keys.
+
+
+class KeyLocator:
+    """Map names of Redis keys of this version to locations, and back.
+
+    Attributes:
+        pattern: a SCAN pattern that matches at least all keys of `find` and `is_heartbeat`.
+        receipts: a SCAN pattern for receipts that callers can still request.
+    """
+
+    def __init__(self, keys: RedisKeys) -> None:
+        self._keys = keys
+        self._bases: dict[Part, str] = {"keys": keys.keyring_base, "sums": keys.ledger_base}
+        before, _, after = keys.tenant_base("\0").partition("\0")
+        self._tenant = re.compile(re.escape(before) + "(.+?)" + re.escape(after) + "(.+)", re.DOTALL)
+        self._heartbeats = keys.heartbeat(""), keys.ledger_base + "worker:"
+        escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", keys.prefix)
+        self.pattern, self.receipts = f"*{escaped}:*", RedisKeys(escaped).receipt("*", "*")
+
+    def find(self, key: str) -> FoundKey | None:
+        """Return the location of a Redis key, or None if it belongs to no part."""
+        for part, base in self._bases.items():
+            if key.startswith(base):
+                name = key.removeprefix(base)
+                return FoundKey(KeyLocation(part, "", name), _is_kept(part, name))
+        if (match := self._tenant.fullmatch(key)) is not None:
+            return FoundKey(KeyLocation("tenants", match[1], match[2]), _TENANT.fullmatch(match[2]) is not None)
+        return None
+
+    def is_heartbeat(self, key: str) -> bool:
+        """Return whether a key is the heartbeat of a gateway or usage worker."""
+        return key.startswith(self._heartbeats)
+
+    def key(self, location: KeyLocation) -> str:
+        """Return the name of the key in Redis."""
+        base = self._keys.tenant_base(location.tenant) if location.part == "tenants" else self._bases[location.part]
+        return base + location.name
+
+
+def _is_kept(part: Part, name: str) -> bool:
+    if part == "keys":
+        return name in _KEYRING
+    return name in _SUMS or any(pattern.fullmatch(name) is not None for pattern in (_DAYS, _PREVIOUS_SUMS))

@@ -1,11 +1,8 @@
 """Read the contents of a backup from Redis while gateways run.
 
 Budgets, requests in flight and outbox of a tenant are read in one transaction. The usage database is read afterwards: a
-receipt that leaves an outbox meanwhile is in both, and a restore stores it once.
-
-A transaction must name its keys, but SCAN may return stale keys. The intents key of a process exists only while the
-process has intents. The contents of a tenant's keys name the other keys that must exist, and the tenant is then read
-again with these keys.
+receipt that leaves an outbox meanwhile is in both, and a restore stores it once. A transaction must name its keys, but
+SCAN may return stale keys. So the tenant is read again with the keys that the contents of its keys require.
 """
 
 from __future__ import annotations
@@ -18,8 +15,7 @@ import msgspec
 
 from gateway.accounting.intent import Intent
 from gateway.accounting.scopes import ROLLING
-from gateway.backup.places import KeyLocator
-from gateway.backup.records import KeyContents, KeyLocation, StreamEnd, StreamEntries
+from gateway.backup.records import KeyContents, KeyLocation, KeyLocator, StreamEnd, StreamEntries, batched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -51,15 +47,8 @@ class KeyInventory:
 
 
 class _Snapshot(NamedTuple):
-    """The contents of keys at one time.
-
-    Attributes:
-        plain: location, kind, expiry and contents of keys other than streams.
-        streams: location, expiry and the reply of XINFO STREAM.
-    """
-
-    plain: list[tuple[KeyLocation, Kind, Any, Any]]
-    streams: list[tuple[KeyLocation, Any, Any]]
+    plain: list[tuple[KeyLocation, Kind, Any, Any]]  # location, kind, expiry and contents of keys other than streams
+    streams: list[tuple[KeyLocation, Any, Any]]  # location, expiry and the reply of XINFO STREAM
 
 
 class BackupReader:
@@ -83,14 +72,10 @@ class BackupReader:
         return inventory
 
     async def redis(self, inventory: KeyInventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
-        """Yield the records of all keys in Redis.
-
-        Args:
-            on_progress: receives the number of keys read.
-        """
+        """Yield the records of all keys in Redis. `on_progress` receives the number of keys read."""
         done = 0
         for part in ("keys", "sums"):
-            for batch in _batched(list(inventory.parts[part]), _KEYS_PER_CALL):
+            for batch in batched(inventory.parts[part], _KEYS_PER_CALL):
                 async for record in self._records(await self._snapshot(batch)):
                     yield record
                 done += len(batch)
@@ -195,14 +180,10 @@ def _kind(raw: bytes) -> Kind | None:
 
 
 def _read(pipe: Pipeline, key: str, kind: Kind) -> None:
-    if kind == "string":
-        pipe.get(key)
-    elif kind == "hash":
-        pipe.hgetall(key)
-    elif kind == "set":
-        pipe.smembers(key)
-    else:
+    if kind == "zset":
         pipe.zrange(key, 0, -1, withscores=True)
+    else:
+        {"string": pipe.get, "hash": pipe.hgetall, "set": pipe.smembers}[kind](key)
 
 
 def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
@@ -217,8 +198,8 @@ def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -
         flat = list(value)
     else:
         flat = [part for member, score in value for part in (member, repr(score).encode())]
-    for batch in _batched(flat, _VALUES_PER_RECORD):
-        yield KeyContents(location, kind, _expiry(expires), list(batch))
+    for batch in batched(flat, _VALUES_PER_RECORD):
+        yield KeyContents(location, kind, _expiry(expires), batch)
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
@@ -227,8 +208,3 @@ def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
 
 def _expiry(reply: int) -> int:
     return 0 if reply in _NEVER else reply
-
-
-def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -36,9 +36,7 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
     A restore recomputes sums from receipts, so only sums of periods with missing receipts are records. These are the
     periods up to the day of the first receipt that ended at least an hour ago.
 
-    Args:
-        made_s: time of the backup in Unix seconds.
-        on_progress: receives the number of receipts read.
+    `made_s` is the time of the backup in Unix seconds. `on_progress` receives the number of receipts read.
     """
     span, done = await store.read(receipts_reader.span), 0
     async for batch in store.receipts():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.backup.places import KeyLocator
-from gateway.backup.records import KeyLocation
+from gateway.backup.records import KeyLocation, KeyLocator
 from gateway.redis.keys import RedisKeys
 
 KEYS = RedisKeys("gkt")
