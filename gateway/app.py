@@ -15,21 +15,16 @@ import structlog
 from aiohttp import web
 
 from gateway import wiring
-from gateway.accounting.alarm import BudgetAlerts
-from gateway.accounting.baseline import Encoding
-from gateway.accounting.budget_watch import BudgetMonitor
-from gateway.accounting.budgets import Budgets
-from gateway.accounting.edge_book import EdgeBook
-from gateway.accounting.estimate import FALLBACK, load
-from gateway.accounting.heartbeat import Heartbeat
+from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
+from gateway.accounting.budgets import Budgets, LimitUsage
+from gateway.accounting.estimate import FALLBACK, Encoding, load
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
-from gateway.accounting.log_sample import LogSample
-from gateway.accounting.redis_ledger import RedisLedger
-from gateway.accounting.speeds import LimitUsage
+from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
+from gateway.accounting.request_log import LogSample
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import IntentReaper
+from gateway.accounting.sweeper import Heartbeat, IntentReaper
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.overview import OVERVIEW, Overview

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from gateway.accounting.max_output import EngineMaxima
 from gateway.accounting.shares import UsageError
+from gateway.accounting.worst_case import EngineMaxima
 from gateway.batching.ticket import TeacherLimits
 from gateway.errors import StartupError
 

@@ -9,8 +9,7 @@ import random
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from gateway.accounting.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings, with_savings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

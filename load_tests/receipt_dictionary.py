@@ -16,8 +16,7 @@ import msgspec
 import typer
 import zstandard
 
-from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts, with_savings
 from load_tests.day_receipts import day_of_receipts
 
 if TYPE_CHECKING:

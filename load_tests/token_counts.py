@@ -4,7 +4,7 @@
 
 Every tokenizer counts each text. The ratio of the larger to the smaller count of two tokenizers is the error
 of a baseline that uses the other model's count. The last column is the part of the pairs outside of the bound in
-receipts (gateway/accounting/bounds.py). No network is used.
+receipts (gateway/accounting/estimate.py). No network is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from urllib.request import Request, urlopen
 
 import typer
 
-from gateway.accounting.bounds import TextSize, token_error
-from gateway.accounting.estimate import count_text
+from gateway.accounting.estimate import TextSize, count_text, token_error
 from gateway.config.models import ENCODINGS
 from gateway.local.weights import fetch
 from gateway.runtime.llama_cpp import LlamaOptions, serve

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.accounting.receipt import Receipt
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import Receipt, with_savings
 from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())

@@ -2,23 +2,32 @@
 
 The baseline model would read the caller's prompt once and write the whole answer. Where it took part in the request,
 its own counts are used. Other counts come from its tokenizer, if config.yaml names one. Otherwise they come from the
-other model, with an error bound for the difference between tokenizers (bounds.py).
+other model, with an error bound for the difference between tokenizers (estimate.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from gateway.accounting.bounds import TextSize, recount_error, template_error, token_error
-from gateway.accounting.estimate import TOKENS_PER_MESSAGE, can_count, count_messages, count_text, texts_of
+from gateway.accounting.estimate import (
+    TOKENS_PER_MESSAGE,
+    TextSize,
+    can_count,
+    count_messages,
+    count_text,
+    recount_error,
+    template_error,
+    texts_of,
+    token_error,
+)
 from gateway.pricing import cost_usd, quantized
 from gateway.protocol.messages import RULES
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from gateway.accounting.calls import EngineCall
     from gateway.accounting.receipt import EngineShare
+    from gateway.accounting.shares import EngineCall
     from gateway.policy.plan import Plan
     from gateway.pricing import Price
 
@@ -26,13 +35,6 @@ Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
 _FROM_BEST: tuple[Basis, ...] = ("engine", "tokenizer", "estimate")
 _BYTES_PER_TOKEN = 4
 _NOTHING = TextSize(0, 0)
-
-
-class Encoding(NamedTuple):
-    """A tokenizer for a model. `own` is true where it is the model's own tokenizer."""
-
-    name: str
-    own: bool = False
 
 
 class Baseline(NamedTuple):
@@ -75,14 +77,7 @@ def baseline(
     price: Price,
     tokenizer: str | None,
 ) -> Baseline:
-    """Return the baseline of a request.
-
-    Args:
-        builder: the facts of the request.
-        teacher, student: the likely shares of the calls.
-        price: the price of the baseline model.
-        tokenizer: the baseline model's own tokenizer. Counting takes milliseconds. None: do not count.
-    """
+    """Return the baseline of a request. Counting by the model's own `tokenizer` takes milliseconds; None: no count."""
     last = student or teacher
     if last is None:
         return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
@@ -136,7 +131,7 @@ def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | 
     if own:
         reported = Counted(prompt, token_error(guidance + added_by_gateway, added_size) + turns, "estimate")
     else:
-        template = template_error(len(call.messages), TOKENS_PER_MESSAGE)
+        template = template_error(len(call.messages))
         shown = token_error(added_by_gateway, added_size) if turns else 0
         reported = Counted(prompt, token_error(prompt, size) + shown + template, "estimate")
     if tokenizer is None or read.estimated or not can_count(tokenizer, size.chars):

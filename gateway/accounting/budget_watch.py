@@ -1,4 +1,4 @@
-"""Read the tenants' budgets from Redis, for the metrics and for local limits.
+"""Read the tenants' budgets from Redis, for the metrics and for local limits, and report budget events.
 
 Metrics exclude the budgets of keys, since the number of keys is unbounded. Local limits (local_limits.py) use the
 remainder of each budget that this process uses.
@@ -7,14 +7,18 @@ remainder of each budget that this process uses.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import time
 from typing import TYPE_CHECKING
 
+import aiohttp
+import orjson
 import structlog
-from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import TENANT, tenant_scope
-from gateway.pricing import picodollars
+from gateway.pricing import dollars, picodollars
 from gateway.telemetry.metrics import BudgetFigures
 
 if TYPE_CHECKING:
@@ -22,10 +26,12 @@ if TYPE_CHECKING:
 
     from gateway.accounting.budgets import Balance, Budgets
     from gateway.accounting.local_limits import LocalLimits
+    from gateway.accounting.redis_ledger import TenantEvent
     from gateway.config.sections import Defaults
     from gateway.policy.policies import Policies
     from gateway.policy.schema import TenantPolicy
     from gateway.redis.client import RedisClient
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -33,6 +39,9 @@ log = structlog.get_logger()
 _INTERVAL_S = 10.0
 _BATCH = 100
 """Tenants per call. A call blocks the event loop for this many tenants."""
+_TIMEOUT_S = 10.0
+_RETRY_DELAYS_S = (1.0, 5.0, 30.0)
+_MAX_POSTING = 100
 
 
 class BudgetMonitor:
@@ -47,12 +56,8 @@ class BudgetMonitor:
         metrics: Metrics,
         local: LocalLimits,
     ) -> None:
-        self._client = client
-        self._budgets = budgets
-        self._policies = policies
-        self._defaults = defaults
-        self._metrics = metrics
-        self._local = local
+        self._client, self._budgets, self._policies = client, budgets, policies
+        self._defaults, self._metrics, self._local = defaults, metrics, local
 
     async def run(self) -> None:
         """Read budgets periodically until canceled. Remove the gauges while Redis is down: old values would mislead."""
@@ -63,9 +68,7 @@ class BudgetMonitor:
                     await self.refresh()
             except Exception as error:
                 self._metrics.budgets.set({})
-                self._client.failed(error)
-                unexpected = not isinstance(error, RedisError | OSError)
-                log.warning("budgets_not_read", error=type(error).__name__, exc_info=unexpected)
+                log.warning("budgets_not_read", error=type(error).__name__, exc_info=self._client.failed(error))
             await asyncio.sleep(_INTERVAL_S)
 
     async def read_budgets(self) -> dict[str, BudgetFigures]:
@@ -73,11 +76,9 @@ class BudgetMonitor:
         found = {}
         policies = self._policies.policy_set.policies
         for start in range(0, len(policies), _BATCH):
-            accounts = self._accounts(policies[start : start + _BATCH])
-            for account, balance in await self._read(accounts):
-                found[account.tenant] = BudgetFigures(
-                    float(balance.limit_usd), float(balance.spent_usd), float(balance.left_usd)
-                )
+            for account, balance in await self._read(self._accounts(policies[start : start + _BATCH])):
+                figures = balance.limit_usd, balance.spent_usd, balance.left_usd
+                found[account.tenant] = BudgetFigures(*map(float, figures))
         return found
 
     async def refresh(self) -> None:
@@ -90,15 +91,76 @@ class BudgetMonitor:
     async def _read(self, accounts: Sequence[Account]) -> list[tuple[Account, Balance]]:
         started_s = asyncio.get_running_loop().time()
         found = list(zip(accounts, await self._budgets.read(accounts), strict=True))
-        for account, balance in found:
-            left = int(picodollars(balance.left_usd))
-            self._local.learn(account.tenant, account.scope, left, started_s, used=False)
+        for (tenant, scope), balance in found:
+            self._local.learn(tenant, scope, int(picodollars(balance.left_usd)), started_s, used=False)
         return found
 
     def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
-        scopes = (
-            (policy.tenant, tenant_scope(policy, self._defaults))
-            for policy in policies
-            if self._metrics.has_own_series(policy.tenant)
-        )
+        tenants = (policy for policy in policies if self._metrics.has_own_series(policy.tenant))
+        scopes = ((policy.tenant, tenant_scope(policy, self._defaults)) for policy in tenants)
         return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]
+
+
+class BudgetAlerts:
+    """Report budget events.
+
+    Args:
+        webhook: the URL that events are posted to as JSON; None disables the webhook.
+        secret: the key that signs requests, in `x-gkt-signature: sha256=` and the HMAC of the body in hexadecimal.
+    """
+
+    def __init__(self, webhook: str | None, secret: str | None, *, metrics: Metrics, tasks: BackgroundTasks) -> None:
+        self._webhook, self._secret, self._metrics, self._tasks = webhook, secret, metrics, tasks
+        self._session: aiohttp.ClientSession | None = None
+        self._posting = 0
+
+    def send(self, tenant_event: TenantEvent) -> None:
+        """Log and count an event, and post it to the webhook in the background."""
+        event = tenant_event.event
+        budget = "tenant" if tenant_event.scope.name == TENANT else "key"
+        facts = {
+            "event": f"budget_{event.kind}",
+            "tenant": tenant_event.tenant,
+            "budget": budget,
+            "key": None if budget == "tenant" else tenant_event.scope.name.removeprefix("key:"),
+            "spent_usd": f"{dollars(event.spent):f}",
+            "reserved_usd": f"{dollars(event.reserved):f}",
+            "max_budget_usd": f"{dollars(event.limit):f}",
+            "soft_budget_usd": f"{dollars(event.soft):f}" if event.soft else None,
+        }
+        self._metrics.budget_events.labels(self._metrics.series.tenant(tenant_event.tenant), event.kind).inc()
+        log.warning("budget", **{("kind" if name == "event" else name): value for name, value in facts.items()})
+        if self._webhook is not None and self._posting < _MAX_POSTING:
+            self._posting += 1
+            self._tasks.spawn("webhook", self._post(self._webhook, orjson.dumps({**facts, "at": int(time.time())})))
+
+    async def _post(self, webhook: str, body: bytes) -> None:
+        """Post the event, with retries. Neither URL nor response is logged: both may contain secrets."""
+        headers = {"Content-Type": "application/json", "User-Agent": "gkt-gateway"}
+        if self._secret is not None:
+            headers["x-gkt-signature"] = "sha256=" + hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
+        try:
+            for delay_s in (*_RETRY_DELAYS_S, None):
+                failure = await self._try(webhook, body, headers)
+                if failure is None or delay_s is None:
+                    break
+                await asyncio.sleep(delay_s)
+            self._metrics.webhooks.labels("ok" if failure is None else "failed").inc()
+            if failure is not None:
+                log.error("webhook_failed", error=failure)
+        finally:
+            self._posting -= 1
+
+    async def _try(self, webhook: str, body: bytes, headers: dict[str, str]) -> str | None:
+        """Send one request. Return the reason of a failure, or None."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S))
+        try:
+            async with self._session.post(webhook, data=body, headers=headers, allow_redirects=False) as reply:
+                return None if reply.status < 300 else f"status {reply.status}"
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return type(error).__name__
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()

@@ -1,32 +1,69 @@
-"""Read budgets and set raises in Redis.
+"""Read budgets and the use of limits in Redis, and set raises of budgets.
 
-Reading changes nothing. Only exchange.lua counts spending. It applies a raise from the next request on.
+Reading changes nothing. Only exchange.lua counts. It applies a raise from the next request on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.accounting.periods import period_end, period_id
-from gateway.accounting.rings import ring_sum
 from gateway.pricing import dollars, picodollars, without_trailing_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
     from gateway.accounting.scopes import BudgetTerms, Scope
     from gateway.redis.keys import RedisKeys
 
+_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+_SHIFT_S = {"h": 0, "d": 0, "w": 3 * 86_400}  # 1970 began on a Thursday, and weeks begin on Monday
 KEPT_S = 34_214_400
 """Seconds for which Redis keeps an unused budget: 396 days. exchange.lua has the same constant."""
 MAX_RAISE_S = 366 * 86_400
 _SHARES = 100  # parts of a rolling budget's period; exchange.lua has the same constant
 _FIELDS = ("period", "spent", "reserved", "raise", "raise_until")
 _MICRO = 1_000_000
+_SLOT_US = 100_000  # slots of the last minute; exchange.lua has the same constants
+_SLOTS = 600
+
+
+def period_id(unit: str, count: int, now_s: int) -> str:
+    """Return the id of the period that contains `now_s` (Unix seconds), as stored in a budget's hash."""
+    return f"{unit}{count}:{_units_since_epoch(unit, now_s) // count}"
+
+
+def period_end(unit: str, count: int, now_s: int) -> int:
+    """Return the end of the period that contains `now_s`, in Unix seconds."""
+    following = (_units_since_epoch(unit, now_s) // count + 1) * count
+    if unit == "mo":
+        return int(datetime(following // 12, following % 12 + 1, 1, tzinfo=UTC).timestamp())
+    return following * _SECONDS[unit] - _SHIFT_S[unit]
+
+
+def _units_since_epoch(unit: str, now_s: int) -> int:
+    """Return the number of whole units since 1970."""
+    if unit == "mo":
+        now = datetime.fromtimestamp(now_s, UTC)
+        return now.year * 12 + now.month - 1
+    return (now_s + _SHIFT_S[unit]) // _SECONDS[unit]
+
+
+def ring_sum(held: Mapping[bytes, bytes], name: str, *, now_us: int, length_us: int, last: int) -> int:
+    """Return the sum of the slots of `name` that have not expired.
+
+    The hash `held` has a field `<letter><slot>` for each name and slot. An amount counts in its slot and `last` more.
+    """
+    letter, oldest = name[0].encode(), now_us // length_us - last
+    return sum(
+        int(amount)
+        for field, amount in held.items()
+        if field[:1] == letter and field[1:].isdigit() and int(field[1:]) >= oldest
+    )
 
 
 class Account(NamedTuple):
@@ -50,18 +87,13 @@ class Raise(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The state of a budget at `now_s` (Redis TIME, Unix seconds).
-
-    Attributes:
-        raised: the current raise.
-        ends_s: the end of the period in Unix seconds; None for a rolling budget.
-    """
+    """The state of a budget at `now_s` (Redis TIME, Unix seconds)."""
 
     spent_usd: Decimal
     reserved_usd: Decimal
     max_usd: Decimal
     raised: Raise | None
-    ends_s: int | None
+    ends_s: int | None  # the end of the period in Unix seconds; None for a rolling budget
     now_s: int
 
     @property
@@ -96,16 +128,11 @@ class Budgets:
             (seconds, microseconds), *results = await pipe.execute()
         now_us = seconds * _MICRO + microseconds
         replies = iter(results)
-        return [
-            _balance(account.terms, next(replies), {} if account.terms.aligned else next(replies), now_us)
-            for account in accounts
-        ]
+        terms = (account.terms for account in accounts)
+        return [_balance(one, next(replies), {} if one.aligned else next(replies), now_us) for one in terms]
 
     async def put_raise(self, account: Account, raised: Raise | None) -> None:
-        """Replace the raise of a budget; None removes it.
-
-        A budget that is spent again sends a new event.
-        """
+        """Replace the raise of a budget; None removes it. A budget that is spent again sends a new event."""
         key = self._key(account)
         async with self._redis.pipeline(transaction=True) as pipe:
             if raised is None:
@@ -143,3 +170,48 @@ def _balance(terms: BudgetTerms, held: Sequence[bytes | None], ring: dict[bytes,
 
 def _usd(pico: bytes | str | int | None) -> Decimal:
     return without_trailing_zeros(dollars(str(int(pico or 0))))
+
+
+@dataclass(frozen=True, slots=True)
+class RecentUsage:
+    """The use of the last 60 seconds, and the requests that run now."""
+
+    requests: int
+    tokens: int
+    parallel: int
+
+
+class LimitUsage:
+    """Read the use of limits. A process without a heartbeat for `lease_s` seconds holds no parallel slots."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys, lease_s: float) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._lease_us = round(lease_s * _MICRO)
+
+    async def read(self, tenant: str, scopes: Sequence[Scope]) -> list[RecentUsage]:
+        """Return the use of each scope, in one round trip. Raises RedisError and OSError."""
+        if not scopes:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(self._keys.owners(tenant), 0, -1, withscores=True)
+            for scope in scopes:
+                window, parallel, _ = self._keys.scope(tenant, scope.name)
+                pipe.hgetall(window)
+                pipe.hgetall(parallel)
+            (seconds, microseconds), owners, *results = await pipe.execute()
+        now_us = seconds * _MICRO + microseconds
+        living = {process_id for process_id, seen_us in owners if seen_us >= now_us - self._lease_us}
+        return [
+            RecentUsage(
+                requests=_used(window, "requests", now_us),
+                tokens=_used(window, "tokens", now_us),
+                parallel=sum(int(count) for process_id, count in parallel.items() if process_id in living),
+            )
+            for window, parallel in zip(results[::2], results[1::2], strict=True)
+        ]
+
+
+def _used(window: dict[bytes, bytes], name: str, now_us: int) -> int:
+    return ring_sum(window, name, now_us=now_us, length_us=_SLOT_US, last=_SLOTS)

@@ -47,34 +47,24 @@ class LoggedContent:
                     kept = text[: self._bytes_left]
                     self._bytes_left -= len(kept)
                     self._omitted += len(text) - len(kept)
-                    answer.write(kind, kept)
+                    answer.add(kind, kept)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields for the log line."""
-        answers = [answer.text() for _, answer in sorted(self._answers.items())]
+        answers = [answer.getvalue() for _, answer in sorted(self._answers.items())]
         if len(answers) > 1:
             answers = [f"(choice {index}) {text}" for index, text in enumerate(answers)]
-        return {
-            "asked": self._request,
-            "answered": _bounded("\n".join(answers), self._omitted),
-        }
+        return {"asked": self._request, "answered": _bounded("\n".join(answers), self._omitted)}
 
 
-class _Answer:
-    def __init__(self) -> None:
-        self._text = StringIO()
-        self._kind = "answers"
+class _Answer(StringIO):
+    kind = "answers"
 
-    def write(self, kind: str, text: str) -> None:
-        if not text:
-            return
-        if kind != self._kind:
-            self._text.write(f"\n({kind}) " if self._text.tell() else f"({kind}) ")
-            self._kind = kind
-        self._text.write(text)
-
-    def text(self) -> str:
-        return self._text.getvalue()
+    def add(self, kind: str, text: str) -> None:
+        if text and kind != self.kind:
+            self.write(f"\n({kind}) " if self.tell() else f"({kind}) ")
+            self.kind = kind
+        self.write(text)
 
 
 def _texts_of(choice: Json) -> Iterator[tuple[str, str]]:
@@ -127,7 +117,7 @@ class _Copy:
 
 
 def _bounded(text: str, omitted: int = 0) -> str:
-    """Truncate `text` to MAX_BYTES. State the number of omitted characters, including `more` omitted before."""
+    """Truncate `text` to MAX_BYTES. State the number of omitted characters, including `omitted` before."""
     raw = text.encode("utf-8", "replace")
     if len(raw) > MAX_BYTES:
         kept = raw[:MAX_BYTES].decode("utf-8", "ignore")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.accounting.baseline import baseline
-from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.content import LoggedContent
 from gateway.accounting.receipt import (
     Attempt,
@@ -20,26 +20,28 @@ from gateway.accounting.receipt import (
     ProbeFacts,
     Receipt,
     Timings,
+    call_facts,
+    class_of,
+    with_savings,
 )
-from gateway.accounting.savings import apply_class, measure, savings_class, with_savings
-from gateway.accounting.shares import share_call, usage_error
+from gateway.accounting.savings import GUIDED, MeasuredBaseline, apply_class, savings_class
+from gateway.accounting.shares import EngineCall, FailedCall, share_call, usage_error
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import MaxCost
 from gateway.policy.plan import Plan
-from gateway.pricing import total_usd
+from gateway.pricing import cost_usd, quantized, total_usd
 from gateway.protocol.requests import AnyRequest
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.accounting.baseline import Encoding
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.shares import Shares, UsageError
     from gateway.accounting.worst_case import CallBound
     from gateway.errors import EngineError
     from gateway.pricing import Price
     from gateway.protocol.body import Json
-
 
 _REPORTABLE = frozenset({"ok", "client_gone"})
 
@@ -94,11 +96,9 @@ class ReceiptBuilder(msgspec.Struct):
     def child_receipt(self, plan: Plan, name: str) -> ReceiptBuilder:
         """Return the receipt builder of a background call for this request, such as a shadow. It starts now."""
         return ReceiptBuilder(
-            id=f"{self.id}-{name}",
-            created=self.created,  # so that sums over a time range include both
-            tenant=self.tenant,
-            key=self.key,
-            route=self.route,
+            f"{self.id}-{name}",
+            self.created,  # so that sums over a time range include both
+            *(self.tenant, self.key, self.route),
             stream=False,
             started=time.perf_counter(),
             plan=plan,
@@ -138,10 +138,8 @@ class ReceiptBuilder(msgspec.Struct):
 
     @property
     def needs_estimate(self) -> bool:
-        for call in (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed)):
-            if call is not None and (call.usage is None or self._usage_error(call)):
-                return True
-        return False
+        calls = (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed))
+        return any(call is not None and (call.usage is None or self._usage_error(call)) for call in calls)
 
     @property
     def mode(self) -> str:
@@ -157,8 +155,12 @@ class ReceiptBuilder(msgspec.Struct):
     def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
         """Build and fix the receipt with all counts. Later calls return the same receipt."""
         if self.receipt is None:
-            self.receipt = self.recount(self.build_receipt(status, prices, encodings), prices, encodings)
+            self.receipt = self.build_counted(status, prices, encodings)
         return self.receipt
+
+    def build_counted(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+        """Return the receipt with all counts, which take milliseconds. The receipt is not fixed."""
+        return self.recount(self.build_receipt(status, prices, encodings), prices, encodings)
 
     def needs_recount(self, receipt: Receipt, encodings: Mapping[str, Encoding]) -> bool:
         """Return whether the model's own tokenizer can replace an estimated baseline. Counting takes milliseconds."""
@@ -169,16 +171,15 @@ class ReceiptBuilder(msgspec.Struct):
         if not self.needs_recount(receipt, encodings):
             return receipt
         model = receipt.baseline_model
-        counted_baseline = baseline(self, *self.likely, prices[model], encodings[model].name)
-        return with_savings(
-            msgspec.structs.replace(
-                receipt,
-                baseline_usd=counted_baseline.usd,
-                baseline_estimated=counted_baseline.basis == "estimate",
-                baseline_basis=counted_baseline.basis,
-                baseline_error_usd=counted_baseline.error_usd,
-            )
+        usd, error_usd, basis = baseline(self, *self.likely, prices[model], encodings[model].name)
+        receipt = msgspec.structs.replace(
+            receipt,
+            baseline_usd=usd,
+            baseline_estimated=basis == "estimate",
+            baseline_basis=basis,
+            baseline_error_usd=error_usd,
         )
+        return with_savings(receipt)
 
     def build_receipt(
         self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding] | None
@@ -209,23 +210,10 @@ class ReceiptBuilder(msgspec.Struct):
         if self.measures is not None and status == "ok":
             measured = measure(self.measures.receipt, likely_teacher, price)
         of_class = savings_class(mode=self.mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
-        savings = apply_class(
-            of_class,
-            baseline_usd=estimate.usd,
-            error_usd=estimate.error_usd,
-            cost_usd=cost,
-            probe=probe,
-            measured=measured,
-        )
+        probe_usd = None if probe is None else probe.cost_usd
+        savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, probe_usd, measured)
         return Receipt(
-            id=self.id,
-            created=self.created,
-            tenant=self.tenant,
-            key=self.key,
-            route=self.route,
-            mode=self.mode,
-            stream=self.stream,
-            status=status,
+            *(self.id, self.created, self.tenant, self.key, self.route, self.mode, self.stream, status),
             finish_reason=self.finish_reason,
             unguided=self.unguided,
             teacher=teacher,
@@ -271,64 +259,58 @@ class ReceiptBuilder(msgspec.Struct):
             facts["unguided"] = self.unguided
         if self.hint is not None:
             facts["hint"] = self.hint
-        if self.teacher is not None and self.teacher.shared:
-            facts["shared"] = self.teacher.shared
-        if self.budget is not None:
-            facts["budget"] = self.budget
-        if self.failed:
-            facts["failed_attempts"] = len(self.failed)
-        if self.batch is not None:
-            facts["batch"] = self.batch.id
-            facts["batch_size"] = self.batch.size
+        shared = None if self.teacher is None else self.teacher.shared
+        facts |= call_facts(shared, self.budget, len(self.failed), self.batch)
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
             if self.placement not in (None, "prefix"):
                 facts["placement"] = self.placement
-        for name, spent in (
-            ("admission_ms", _ms(self.started, self.admitted)),
-            ("batch_wait_ms", _ms(self.guidance_requested, self.granted)),
-            ("teacher_ms", _ms(self.granted, self.guided)),
-        ):
-            if spent is not None:
-                facts[name] = spent
-        return facts
+        stages = zip(("admission_ms", "batch_wait_ms", "teacher_ms"), self._stages_ms(), strict=True)
+        return facts | {name: spent for name, spent in stages if spent is not None}
 
     def _guidance_facts(self) -> GuidanceFacts | None:
         guidance = self.plan.guidance
         if guidance is None or self.guided is None or self.unguided is not None:
             return None
-        return GuidanceFacts(
-            guidance.projection.name,
-            self.placement or "prefix",
-            guidance.tokens,
-            self.kept_tokens,
-            complete=self.complete,
-            cut_short=self.cut_short,
-        )
+        names = guidance.projection.name, self.placement or "prefix"
+        return GuidanceFacts(*names, guidance.tokens, self.kept_tokens, self.complete, self.cut_short)
 
     def _length_facts(self) -> LengthFacts | None:
         length = self.plan.length
         if length is None:
             return None
-        return LengthFacts(
-            by=length.by,
-            prompt=length.prompt,
-            rule=length.rule,
-            model=length.model,
-            score=length.score,
-            ended=self.ended_at if self.unguided is None else None,
-            probe=self.probed,
-        )
+        ended = self.ended_at if self.unguided is None else None
+        return LengthFacts(length.by, length.prompt, length.rule, length.model, length.score, ended, self.probed)
 
     def _timings(self) -> Timings:
-        return Timings(
-            total_ms=_ms(self.started, time.perf_counter()) or 0.0,
-            admission_ms=_ms(self.started, self.admitted),
-            batch_wait_ms=_ms(self.guidance_requested, self.granted),
-            teacher_ms=_ms(self.granted, self.guided),
-            first_token_ms=_ms(self.started, self.first_token),
-        )
+        total_ms = _ms(self.started, time.perf_counter()) or 0.0
+        return Timings(total_ms, *self._stages_ms(), first_token_ms=_ms(self.started, self.first_token))
+
+    def _stages_ms(self) -> tuple[float | None, float | None, float | None]:
+        admitted_ms, waited_ms = _ms(self.started, self.admitted), _ms(self.guidance_requested, self.granted)
+        return admitted_ms, waited_ms, _ms(self.granted, self.guided)
 
 
 def _ms(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else round((end - start) * 1000, 3)
+
+
+def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> MeasuredBaseline | None:
+    """Return the measured baseline of a request, from the baseline model's own answer to it.
+
+    The call that guided the request has warmed the engine's prefix cache. So the prompt counts as cached only as far as
+    that call found it cached. Tokens that the call wrote to the cache count as written.
+
+    Return None where the guided request has not settled yet, another model answered, or no usage was reported.
+    """
+    if served is None or teacher is None or class_of(served) != GUIDED:
+        return None
+    if teacher.model != served.baseline_model or teacher.estimated or teacher.at_least:
+        return None
+    guidance_call = served.teacher
+    cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
+    if guidance_call is not None and guidance_call.model == teacher.model:
+        warmed = max(0, cached - guidance_call.cached_input_tokens)
+        cached, stored = cached - warmed, stored + min(warmed, guidance_call.cache_write_input_tokens)
+    usd = quantized(cost_usd(price, teacher.input_tokens, teacher.output_tokens, cached, stored))
+    return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from gateway.accounting.max_output import unknown_max_output
-from gateway.accounting.receipt import EngineShare, Receipt, Timings
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import EngineShare, Receipt, Timings, with_savings
+from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.pricing import cost_usd, quantized
 
 if TYPE_CHECKING:
-    from gateway.accounting.max_output import MaxOutputOf
+    from gateway.accounting.worst_case import MaxOutputOf
     from gateway.policy.schema import Route
     from gateway.pricing import Price
     from gateway.protocol.edge import OfflineBody, UsageBody
@@ -59,12 +58,7 @@ def offline_id(answer_id: str) -> str:
 
 
 def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
-    """Return the report state of a guidance request. A request that needs no report is closed.
-
-    Args:
-        closed: whether a report's receipt exists.
-        now: Unix seconds.
-    """
+    """Return the report state of a guidance request at `now` (Unix seconds). One that needs no report is closed."""
     if closed or guidance.close is None:
         return "closed"
     return "never_closed" if now > guidance.close.by else "open"
@@ -73,12 +67,9 @@ def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
 def check_report(guidance: Receipt, usage: UsageBody, max_output: MaxOutputOf = unknown_max_output) -> None:
     """Check a device's report against the terms of its guidance.
 
-    Args:
-        max_output: returns the largest answer of an engine. It bounds reports on requests without a limit.
-
     Raises:
         EdgeClosed: the guidance was the whole answer, or there was none.
-        InvalidRequest: the report exceeds the caller's limit or the largest possible answer.
+        InvalidRequest: the report exceeds the caller's limit or, without a limit, the largest possible answer.
     """
     if guidance.close is None:
         raise EdgeClosed("This guidance needs no report: there is no answer to finish.", param="receipt")
@@ -107,19 +98,16 @@ def closing_receipt(guidance: Receipt, usage: UsageBody, price: Price | None) ->
 
     It has the creation time of the guidance, so that sums over a time range include both. Its baseline includes the
     prompt only where no teacher read it. Guidance that the device did not use is subtracted from its output.
-
-    Args:
-        price: the price of the baseline model; None where it is no longer configured.
+    `price` is None where the baseline model is no longer configured.
     """
     read = usage.input_tokens if guidance.teacher is None else 0
     facts = guidance.guidance
     unused = facts.kept_tokens if facts is not None and facts.placement == "prefix" and not usage.guided else 0
     return _receipt(
-        closing_id(guidance.id),
-        guidance.created,
-        (guidance.tenant, guidance.key, guidance.route),
+        (closing_id(guidance.id), guidance.created, guidance.tenant, guidance.key, guidance.route),
         usage,
-        baseline=(guidance.baseline_model, _baseline(price, read, max(0, usage.output_tokens - unused))),
+        guidance.baseline_model,
+        Decimal(0) if price is None else quantized(cost_usd(price, read, max(0, usage.output_tokens - unused))),
         unguided=None if usage.guided else guidance.unguided or ALONE,
         stream=guidance.stream,
         edge_of=guidance.id,
@@ -156,41 +144,24 @@ def offline_receipt(
         raise EdgeExpired(
             f"'at': the answer ended more than {within_s:g} s ago. Reports are accepted until then.", param="at"
         )
-    return _receipt(
-        offline_id(report.id.hex),
-        int(min(ended, now)),
-        (tenant, key, report.model),
-        report,
-        baseline=(route.baseline, _baseline(price, report.input_tokens, report.output_tokens)),
-        unguided=OFFLINE,
-        stream=False,
-        edge_of=None,
-    )
-
-
-def _baseline(price: Price | None, read: int, written: int) -> Decimal:
-    return Decimal(0) if price is None else quantized(cost_usd(price, read, written))
+    origin = offline_id(report.id.hex), int(min(ended, now)), tenant, key, report.model
+    alone_usd = quantized(cost_usd(price, report.input_tokens, report.output_tokens))
+    return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE)
 
 
 def _receipt(
-    receipt_id: str,
-    created: int,
-    identity: tuple[str, str, str],
+    origin: tuple[str, int, str, str, str],
     usage: UsageBody,
+    baseline_model: str,
+    alone_usd: Decimal,
     *,
-    baseline: tuple[str, Decimal],
     unguided: str | None,
-    stream: bool,
-    edge_of: str | None,
+    stream: bool = False,
+    edge_of: str | None = None,
 ) -> Receipt:
-    tenant, key, route = identity
-    model, alone_usd = baseline
+    """Return a receipt with this id, creation time, tenant, key and route."""
     receipt = Receipt(
-        id=receipt_id,
-        created=created,
-        tenant=tenant,
-        key=key,
-        route=route,
+        *origin,
         mode=EDGE,
         stream=stream,
         status="ok",
@@ -201,7 +172,7 @@ def _receipt(
         guidance=None,
         batch=None,
         cost_usd=Decimal(0),
-        baseline_model=model,
+        baseline_model=baseline_model,
         baseline_usd=alone_usd,
         baseline_estimated=True,
         savings_usd=Decimal(0),

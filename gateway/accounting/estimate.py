@@ -1,6 +1,7 @@
-"""Count tokens in the gateway, for engines that report no usage and for baselines. A count takes milliseconds.
+"""Count tokens for engines that report no usage and for baselines, and bound the difference between tokenizers.
 
-A tokenizer is the name of a tiktoken encoding or the path of a tokenizer.json. Nothing is downloaded.
+A count takes milliseconds. A tokenizer is the name of a tiktoken encoding or the path of a tokenizer.json. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ import os
 import re
 from functools import cache
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 import tiktoken
-
-from gateway.accounting.bounds import recount_error, token_upper_bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,14 +35,78 @@ MAX_BOUNDED_BYTES = 512_000
 _PIECE_CHARS = 4096
 _WORD = re.compile(r" ?([A-Za-z]+)")
 _SAME_LETTERS = re.compile(r"([A-Za-z])\1{3,}")
+# Ratios between tokenizers, measured by load_tests/token_counts.py. docs/design/accounting.md shows the results.
+_LATIN_BYTES_PER_CHAR = 1.2
+_RATIO = {"ascii": 0.6, "latin": 0.8, "other": 7.0}
+_FIXED_TOKENS = 4  # short texts differ by more
+_RECOUNT_RATIO = 0.02
+_RECOUNT_FIXED_TOKENS = 2
+_TEMPLATE_FIXED_TOKENS = 32
+
+
+class Encoding(NamedTuple):
+    """A tokenizer for a model. `own` is true where it is the model's own tokenizer."""
+
+    name: str
+    own: bool = False
+
+
+class TextSize(NamedTuple):
+    """The length of a text in characters and UTF-8 bytes. Their ratio indicates the script."""
+
+    chars: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> TextSize:
+        """Return the size of all texts together."""
+        chars = size_bytes = 0
+        for text in texts:
+            chars += len(text)
+            size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        return cls(chars, size_bytes)
+
+    @property
+    def script(self) -> str:
+        """Return "ascii", "latin" (with some non-ASCII letters) or "other"."""
+        if self.size_bytes <= self.chars:
+            return "ascii"
+        return "latin" if self.size_bytes <= _LATIN_BYTES_PER_CHAR * self.chars else "other"
+
+
+def token_error(counted: int, size: TextSize) -> int:
+    """Return the largest difference between `counted` tokens and the count of another tokenizer. No tokenizer makes
+    more tokens of a text than it has bytes."""
+    if counted == 0 and size.size_bytes == 0:
+        return 0
+    error = ceil(counted * _RATIO[size.script]) + _FIXED_TOKENS
+    return min(error, max(size.size_bytes - counted, counted))
+
+
+def token_upper_bound(words: int, rest_bytes: int) -> int:
+    """Return an upper bound on the tokens of a text, from one tokenizer's count of its ASCII words.
+
+    Tokenizers differ most in digits, blanks, punctuation and other scripts, where a caller can choose the difference.
+    So each byte of these counts as a token. Only words are bounded by the measured ratio.
+    """
+    return ceil(words * (1 + _RATIO["ascii"])) + _FIXED_TOKENS + rest_bytes
+
+
+def recount_error(counted: int) -> int:
+    """Return the largest error of a count of an answer by the model's own tokenizer. A model may use other tokens than
+    its tokenizer for the same text. It also counts the token that ends its answer."""
+    return ceil(counted * _RECOUNT_RATIO) + _RECOUNT_FIXED_TOKENS
+
+
+def template_error(messages: int) -> int:
+    """Return the largest number of tokens that a chat template adds, around each message and before all of them."""
+    return messages * TOKENS_PER_MESSAGE + _TEMPLATE_FIXED_TOKENS
 
 
 @cache
 def _encoding(name: str) -> Callable[[str], int] | None:
     """Return a function that counts tokens. Return None where loading fails: a bad tokenizer must not fail requests.
-
-    The first call for a name takes 0.1 to 0.5 s.
-    """
+    The first call for a name takes 0.1 to 0.5 s."""
     try:
         return _of_file(name) if name.endswith(".json") else _of_tiktoken(name)
     except Exception:
@@ -93,12 +157,8 @@ def count_text(encoding: str, text: str) -> int:
 
 def bound_text(encoding: str, text: str, *, own: bool) -> int:
     """Return an upper bound on the tokens of `text`. Takes tenths of a second at most: call it off the event loop.
-
-    Args:
-        own: whether `encoding` is the model's own tokenizer; else the bound holds for any tokenizer.
-    """
-    size_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-    vocabulary = _encoding(encoding)
+    Unless `encoding` is the model's `own` tokenizer, the bound holds for any tokenizer."""
+    size_bytes, vocabulary = TextSize.of([text]).size_bytes, _encoding(encoding)
     if vocabulary is None:
         return size_bytes
     counted = other_bytes = 0
@@ -116,10 +176,8 @@ def bound_text(encoding: str, text: str, *, own: bool) -> int:
 
 def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:
     """Return the number of tokens in a chat. Only text parts count."""
-    total = 0
-    for message in messages:
-        total += TOKENS_PER_MESSAGE + sum(count_text(encoding, text) for text in texts_of(message))
-    return total
+    counts = (sum(count_text(encoding, text) for text in texts_of(message)) for message in messages)
+    return sum(TOKENS_PER_MESSAGE + count for count in counts)
 
 
 def texts_of(message: dict[str, Any]) -> list[str]:

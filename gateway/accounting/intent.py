@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings, with_savings
 from gateway.accounting.scopes import Charge
 
 if TYPE_CHECKING:
@@ -32,12 +31,6 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         mode, unguided: as planned, with the values of a receipt.
         teacher, student: the largest share of one call. `at_least` is set where no limit applies and the engine's
             maximum is unknown. The default maximum then counts for each choice.
-        more: the largest shares of retries and alternative calls.
-        reserved_usd: the largest cost of all calls together.
-        process_id: the process that runs the request.
-        tokens: the expected number of tokens read and written if no call fails.
-        charges: the charge in each scope while the request runs.
-        close: for a guidance request, the terms of its device's report.
     """
 
     id: str
@@ -50,14 +43,14 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     teacher: EngineShare | None
     student: EngineShare | None
     baseline: str
-    reserved_usd: Decimal
+    reserved_usd: Decimal  # the largest cost of all calls together
     process_id: str = msgspec.field(name="owner")
     unguided: str | None = None
     shadow_of: str | None = None
-    more: tuple[EngineShare, ...] = ()
-    tokens: int = 0
-    charges: tuple[Charge, ...] = ()
-    close: CloseTerms | None = None
+    more: tuple[EngineShare, ...] = ()  # the largest shares of retries and alternative calls
+    tokens: int = 0  # the expected number of tokens read and written if no call fails
+    charges: tuple[Charge, ...] = ()  # the charge in each scope while the request runs
+    close: CloseTerms | None = None  # for a guidance request, the terms of its device's report
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -71,14 +64,11 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 def intend(
     builder: ReceiptBuilder, plan: Plan, max_cost: MaxCost, process_id: str, scopes: Sequence[Scope] = ()
 ) -> Intent:
-    """Return the intent of a request that follows `plan`. `most` is its largest cost."""
+    """Return the intent of a request that follows `plan`. `max_cost` is its largest cost."""
+    mode = "student" if plan.mode == "guided" and plan.guidance is None else plan.mode
     return Intent(
-        id=builder.id,
-        created=builder.created,
-        tenant=builder.tenant,
-        key=builder.key,
-        route=builder.route,
-        mode=_mode(plan) if builder.shadow_of is None else builder.mode,
+        *(builder.id, builder.created, builder.tenant, builder.key, builder.route),
+        mode=mode if builder.shadow_of is None else builder.mode,
         stream=builder.stream,
         teacher=max_cost.teacher,
         student=max_cost.student,
@@ -94,25 +84,11 @@ def intend(
     )
 
 
-def _mode(plan: Plan) -> str:
-    return "student" if plan.mode == "guided" and plan.guidance is None else plan.mode
-
-
 def abandoned(intent: Intent, now: float) -> Receipt:
-    """Return the receipt of a request whose process died. Its cost is the reservation, its savings are 0.
-
-    Args:
-        now: Unix seconds.
-    """
+    """Return the receipt of a request whose process died. Its cost is the reservation. `now` is in Unix seconds."""
     cost = intent.reserved_usd
     receipt = Receipt(
-        id=intent.id,
-        created=intent.created,
-        tenant=intent.tenant,
-        key=intent.key,
-        route=intent.route,
-        mode=intent.mode,
-        stream=intent.stream,
+        *(intent.id, intent.created, intent.tenant, intent.key, intent.route, intent.mode, intent.stream),
         status=ABANDONED,
         finish_reason=None,
         unguided=intent.unguided,

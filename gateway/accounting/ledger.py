@@ -14,24 +14,25 @@ import structlog
 
 from gateway.accounting.edge import student_of
 from gateway.accounting.intent import intend
-from gateway.accounting.max_output import unknown_max_output
+from gateway.accounting.receipt import class_of, savings_of
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
-from gateway.accounting.savings import MEASURING, class_of, savings_of
-from gateway.accounting.worst_case import budget_max_tokens, worst_case
+from gateway.accounting.savings import MEASURING
+from gateway.accounting.worst_case import budget_max_tokens, unknown_max_output, worst_case
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from gateway.accounting.baseline import Encoding
+    from gateway.accounting.content import LoggedContent
     from gateway.accounting.draft import ReceiptBuilder
-    from gateway.accounting.log_sample import LogSample
-    from gateway.accounting.max_output import MaxOutputOf
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import EngineShare, Receipt
+    from gateway.accounting.request_log import LogSample
     from gateway.accounting.scopes import Scope
     from gateway.accounting.spans import ReceiptSpans
     from gateway.accounting.store import Admitted, ReceiptStore
+    from gateway.accounting.worst_case import MaxOutputOf
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.plan import Plan
     from gateway.pricing import Price
@@ -51,15 +52,9 @@ class Ledger:
     """Admit requests, build their receipts and publish them.
 
     Args:
-        store: stores intents and receipts in Redis.
         prices: USD per token, by model.
         encodings: the tokenizer, by model.
-        process_id: the unique id of this process.
-        metrics: the process's metrics.
-        tasks: runs work that must not delay a reply.
-        sample: selects the requests that are logged.
         spans: adds receipts to traces; None where tracing is off.
-        max_output: returns the largest answer of an engine in tokens.
     """
 
     def __init__(
@@ -75,17 +70,10 @@ class Ledger:
         spans: ReceiptSpans | None = None,
         max_output: MaxOutputOf = unknown_max_output,
     ) -> None:
-        self._store = store
-        self._prices = prices
-        self._encodings = encodings
-        self._process_id = process_id
-        self._metrics = metrics
-        self._tasks = tasks
-        self._sample = sample
-        self._spans = spans
-        self._max_output = max_output
-        self._recounting = 0
-        self._estimating = 0
+        self._store, self._sample, self._spans = store, sample, spans
+        self._prices, self._encodings, self._max_output = prices, encodings, max_output
+        self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
+        self._recounting = self._estimating = 0
         # Finding a labeled metric costs more than counting. The number of labels is bounded, and so is this cache.
         self._child = cache(_child)
 
@@ -98,25 +86,12 @@ class Ledger:
         *,
         on_failure: OnRedisFailure,
     ) -> Admitted:
-        """Reserve what the request may spend. See `ReceiptStore.admit`.
-
-        Args:
-            builder: gets the request and its reservation.
-            request: the validated request.
-            plans: the possible plans by kind, the most expensive first.
-            scopes: the scopes that count the request.
-            on_failure: the action while Redis is down.
-
-        Raises:
-            StoreUnavailable, RateLimited: Redis is down, and the request may not continue without it.
-        """
+        """Reserve what the request may spend, and set it in `builder`. `ReceiptStore.admit` has the other facts.
+        `plans`: the possible plans by kind, the most expensive first."""
         max_costs = {kind: worst_case(plan, request, self._prices, self._max_output) for kind, plan in plans.items()}
-        variants = tuple(
-            [
-                Variant(kind, intend(builder, plan, max_costs[kind], self._process_id, scopes))
-                for kind, plan in plans.items()
-            ]
-        )
+        process_id = self._process_id
+        intents = {kind: intend(builder, plan, max_costs[kind], process_id, scopes) for kind, plan in plans.items()}
+        variants = tuple([Variant(kind, intent) for kind, intent in intents.items()])
         # The reservation bounds the charge of each call, so it must not change after admission.
         builder.request, builder.reserved = request, max_costs[variants[0].kind]
         try:
@@ -137,12 +112,8 @@ class Ledger:
         return budget_max_tokens(plan, self._max_output)
 
     async def close(self, builder: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
-        """Return the receipt for a reply. Count tokens in a thread, not on the event loop.
-
-        Args:
-            shown: whether the reply shows its baseline. If False, the ledger counts the baseline at settlement, and
-                the returned receipt is preliminary.
-        """
+        """Return the receipt for a reply. Count tokens in a thread, not on the event loop. If the baseline is not
+        `shown`, the ledger counts it at settlement, and the returned receipt is preliminary."""
         if builder.receipt is not None:
             return builder.receipt
         if builder.caller_left:
@@ -153,7 +124,7 @@ class Ledger:
             else:
                 self._estimating += 1
                 try:
-                    receipt = await asyncio.to_thread(self._build_counted, builder, status)
+                    receipt = await asyncio.to_thread(builder.build_counted, status, self._prices, self._encodings)
                 finally:
                     self._estimating -= 1
         else:
@@ -171,10 +142,6 @@ class Ledger:
         if builder.receipt is None:
             builder.receipt = receipt
         return builder.receipt
-
-    def _build_counted(self, builder: ReceiptBuilder, status: str) -> Receipt:
-        receipt = builder.build_receipt(status, self._prices, self._encodings)
-        return builder.recount(receipt, self._prices, self._encodings)
 
     def _should_recount(self, builder: ReceiptBuilder, receipt: Receipt) -> bool:
         """Return whether to count the baseline now. It stays an estimate while too many baselines are being counted."""
@@ -214,11 +181,7 @@ class Ledger:
     def record_edge_report(self, receipt: Receipt) -> None:
         """Count and log the stored receipt of a device's report. Its times are not counted by stage."""
         self._count(receipt)
-        if log.is_enabled_for(logging.INFO):
-            if self._sample.includes(receipt):
-                log.info("request", **receipt.as_dict())
-            else:
-                self._metrics.lines_left_out.inc()
+        self._log(receipt, None)
 
     def _publish(self, receipt: Receipt, builder: ReceiptBuilder) -> None:
         self._store.put(receipt)
@@ -226,13 +189,16 @@ class Ledger:
         self._count_times(receipt)
         if self._spans is not None:
             self._spans.put(receipt, builder)
+        self._log(receipt, builder.content)
+
+    def _log(self, receipt: Receipt, content: LoggedContent | None) -> None:
         if not log.is_enabled_for(logging.INFO):
             return
         if not self._sample.includes(receipt):
             self._metrics.lines_left_out.inc()
         else:
-            content = {} if builder.content is None else {"content": builder.content.as_dict()}
-            log.info("request", **receipt.as_dict(), **content)
+            logged = {} if content is None else {"content": content.as_dict()}
+            log.info("request", **receipt.as_dict(), **logged)
 
     def _count(self, receipt: Receipt) -> None:
         metrics, child = self._metrics, self._child
@@ -276,15 +242,8 @@ class Ledger:
                 (increase if usd > 0 else decrease).inc(abs(float(usd)))
 
     def _count_times(self, receipt: Receipt) -> None:
-        timings = receipt.timings
-        for stage, spent_ms in (
-            ("admission", timings.admission_ms),
-            ("batch_wait", timings.batch_wait_ms),
-            ("teacher", timings.teacher_ms),
-            ("first_token", timings.first_token_ms),
-            ("total", timings.total_ms),
-        ):
-            if spent_ms is not None:
+        for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
+            if (spent_ms := getattr(receipt.timings, f"{stage}_ms")) is not None:
                 self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
 
     def _count_share(self, tenant: str, role: str, share: EngineShare) -> None:

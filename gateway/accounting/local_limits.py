@@ -107,11 +107,7 @@ class LocalLimits:
         return self._settled_s is not None and now_s < self._settled_s
 
     def learn(self, tenant: str, scope: Scope, pico: int, now_s: float, *, used: bool = True) -> None:
-        """Store the remainder of a budget as reported by Redis.
-
-        Args:
-            used: whether a request of this process caused the report.
-        """
+        """Store the remainder of a budget as reported by Redis. `used`: a request of this process caused the report."""
         if self._down_since_s is not None:
             return  # it lacks what other processes spent during the outage
         name = (tenant, scope.name)
@@ -129,18 +125,13 @@ class LocalLimits:
         return [(tenant, one.scope) for (tenant, _), one in last if one.used_s > now_s - _REFRESHED_FOR_S]
 
     def admit(self, candidate: AdmissionRequest, running: Iterable[AdmissionRequest], now_s: float) -> AdmissionVerdict:
-        """Decide without Redis, and count the request if it is admitted.
-
-        Args:
-            under_way: the requests that run in this process. They are counted at the start of the outage.
-        """
+        """Decide without Redis, and count the request if it is admitted. The first call counts all `running` ones."""
         if self._down_since_s is None:
             self._begin(running, candidate.id, now_s)
         chosen = candidate.variants[0]
         refusal = self._check(candidate, chosen, now_s)
         if refusal is not None and refusal.limit == "budget":
-            terms = candidate.scopes[refusal.scope - 1].budget
-            last = candidate.variants[-1]
+            terms, last = candidate.scopes[refusal.scope - 1].budget, candidate.variants[-1]
             if terms is not None and terms.on_hard == "student_only" and chosen.kind < last.kind == _STUDENT_ONLY:
                 chosen, refusal = last, self._check(candidate, last, now_s)
         if refusal is not None:
@@ -219,11 +210,9 @@ class LocalLimits:
             self._uses[name].pico += pico
 
     def _check(self, candidate: AdmissionRequest, variant: Variant, now_s: float) -> Refusal | None:
-        for index, scope in enumerate(candidate.scopes, 1):
-            refusal = self._check_scope(candidate.tenant, scope, index, variant, now_s)
-            if refusal is not None:
-                return refusal
-        return None
+        scopes = enumerate(candidate.scopes, 1)
+        refusals = (self._check_scope(candidate.tenant, scope, index, variant, now_s) for index, scope in scopes)
+        return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _check_scope(self, tenant: str, scope: Scope, index: int, variant: Variant, now_s: float) -> Refusal | None:
         name = (tenant, scope.name)
@@ -246,11 +235,9 @@ class LocalLimits:
 
     def _allowance(self, name: _Name, fleet: int) -> int:
         """Return the amount that this process may spend during the outage, in picodollars."""
-        known = self._remainders.get(name)
-        assert self._down_since_s is not None, "an allowance exists only while Redis is down"
-        if known is None or known.learned_s < self._down_since_s - FRESH_S:
-            return 0
-        if self._joined_s() > self._down_since_s - KNOWN_AFTER_S:
+        known, down_since_s = self._remainders.get(name), self._down_since_s
+        assert down_since_s is not None, "an allowance exists only while Redis is down"
+        if known is None or known.learned_s < down_since_s - FRESH_S or self._joined_s() > down_since_s - KNOWN_AFTER_S:
             return 0
         return max(0, known.pico) // (_RESERVE_FACTOR * fleet)
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from gateway.accounting import savings
-from gateway.accounting.savings import MeasuredBaseline
+from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -25,25 +24,21 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     """The part of one engine in a request.
 
     Attributes:
-        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
-        estimated: the gateway counted, since the engine reported no usage or one usage for several calls.
-        shared: "flight" or "cache" where an identical request made and paid for the call; the cost is then 0.
         at_least: the engine may have written more: it sent no usage, and neither a limit nor its maximum is known.
         usage_error: why the reported usage was rejected. "too_high": impossible, so the share is the reservation.
             "too_low": too few tokens for the received text.
-        cache_write_input_tokens: the part of `input_tokens` that the engine wrote to its prompt cache.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
     cost_usd: Decimal
-    cached_input_tokens: int = 0
-    estimated: bool = False
+    cached_input_tokens: int = 0  # the part of `input_tokens` that the engine read from its prompt cache
+    estimated: bool = False  # the gateway counted, since the engine reported no usage or one usage for several calls
     at_least: bool = False
-    shared: str = ""
+    shared: str = ""  # "flight" or "cache" where an identical request made and paid for the call; the cost is then 0
     usage_error: str = ""
-    cache_write_input_tokens: int = 0
+    cache_write_input_tokens: int = 0  # the part of `input_tokens` that the engine wrote to its prompt cache
 
     @property
     def fresh_input_tokens(self) -> int:
@@ -52,83 +47,50 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A failed call that another call replaced.
-
-    Attributes:
-        error: the label of the error.
-        share: the largest possible share of the call; None where the engine never received it.
-    """
+    """A failed call that another call replaced."""
 
     engine: str
     error: str
-    share: EngineShare | None = None
+    share: EngineShare | None = None  # the largest possible one; None where the engine never received the call
 
 
 class GuidanceFacts(msgspec.Struct, frozen=True):
-    """The guidance of an answer.
-
-    Attributes:
-        tokens: m, the requested number of tokens.
-        kept_tokens: the number of tokens before the seam, in the teacher's tokens.
-        complete: the teacher ended its answer by itself.
-        cut_short: why the teacher ended early, with the values of `unguided`. Its text was sent before.
-    """
+    """The guidance of an answer."""
 
     projection: str
     placement: str
-    tokens: int
-    kept_tokens: int
-    complete: bool
-    cut_short: str | None = None
+    tokens: int  # m, the requested number of tokens
+    kept_tokens: int  # the number of tokens before the seam, in the teacher's tokens
+    complete: bool  # the teacher ended its answer by itself
+    cut_short: str | None = None  # why the teacher ended early, as in `unguided`. Its text was sent before.
 
 
 class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The confidence probe: the student's first token, requested before the teacher's guidance.
+    """The confidence probe: the student's first token, requested before the teacher's guidance."""
 
-    Attributes:
-        outcome: confident, unsure, no_logprobs (the engine reports no probabilities), late or failed.
-        p1: the probability of the most likely first token.
-        entropy: the entropy in nats over the reported tokens.
-        ms: the duration in milliseconds.
-    """
-
-    outcome: str
-    p1: float | None = None
-    entropy: float | None = None
+    outcome: str  # confident, unsure, no_logprobs (the engine reports no probabilities), late or failed
+    p1: float | None = None  # the probability of the most likely first token
+    entropy: float | None = None  # the entropy in nats over the reported tokens
     ms: float | None = None
 
 
 class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The choice of the guidance's length, where the policy sets `tokens: auto`.
+    """The choice of the guidance's length, where the policy sets `tokens: auto`."""
 
-    Attributes:
-        by: the decider: rule, model or default.
-        prompt: the kind of question that the prompt was classified as.
-        rule, model: the name of the decider.
-        score: the probability, by the model, that an answer with this guidance is right.
-        ended: "sentence" or "step" where the guidance ended with one before its length was used up.
-        probe: the confidence probe.
-    """
-
-    by: str
-    prompt: str
-    rule: str | None = None
-    model: str | None = None
-    score: float | None = None
-    ended: str | None = None
+    by: str  # the decider: rule, model or default
+    prompt: str  # the kind of question that the prompt was classified as
+    rule: str | None = None  # the name of the rule that decided
+    model: str | None = None  # the name of the model that decided
+    score: float | None = None  # the probability, by the model, that an answer with this guidance is right
+    ended: str | None = None  # "sentence" or "step" where the guidance ended with one before its length was used up
     probe: ProbeFacts | None = None
 
 
 class CloseTerms(msgspec.Struct, frozen=True):
-    """The terms of a device's report on its answer.
+    """The terms of a device's report on its answer."""
 
-    Attributes:
-        by: the deadline in Unix seconds.
-        most_output_tokens: the rest of the caller's limit; None where there is no limit.
-    """
-
-    by: int
-    most_output_tokens: int | None
+    by: int  # the deadline in Unix seconds
+    most_output_tokens: int | None  # the rest of the caller's limit; None where there is no limit
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
@@ -155,24 +117,11 @@ class Receipt(msgspec.Struct, frozen=True):
         mode: guided, teacher_complete (the guidance was the whole answer), student or teacher. Also shadow (a
             background copy of another request), guidance (for a device that finishes the answer), and edge (the
             device's report).
-        status: ok, the label of an error (errors.py), or client_gone.
-        unguided: why a guided route was answered without guidance.
-        baseline_usd: the cost of the baseline model alone for the same prompt and answer.
-        baseline_estimated: whether a token count of the baseline is estimated or from another tokenizer.
-        savings_usd: the savings that count, by the rules of savings.py. They may be negative.
-        budget: "soft" where a budget of the tenant or the key was past its soft limit.
         attempts: the failed calls before the answer. The cost includes their largest possible cost.
-        shadow_of: for a shadow, the id of the original request.
         baseline_basis: engine, tokenizer or estimate: the basis of its counts. None on receipts of earlier versions.
         baseline_error_usd: the largest error of the baseline. None on receipts of earlier versions.
-        length: the choice of the guidance's length; None where the policy sets a fixed length.
-        probe: the share of the confidence probe. The cost includes it.
-        close: for guidance, the terms of the device's report; None where no report is needed.
-        edge_of: for a report, the id of the guidance request; None for an offline answer.
         hint: the setting to change and its value, where guidance was late and is often late on this route.
-        savings_class: why `savings_usd` counts or does not (savings.py).
         measured: for a quality sample's teacher call, the measured baseline of the request in `shadow_of`.
-        estimated: whether the cost includes an estimate. The cost is then an upper bound.
     """
 
     id: str
@@ -182,32 +131,32 @@ class Receipt(msgspec.Struct, frozen=True):
     route: str
     mode: str
     stream: bool
-    status: str
+    status: str  # ok, the label of an error (errors.py), or client_gone
     finish_reason: str | None
-    unguided: str | None
+    unguided: str | None  # why a guided route was answered without guidance
     teacher: EngineShare | None
     student: EngineShare | None
     guidance: GuidanceFacts | None
     batch: BatchFacts | None
     cost_usd: Decimal
     baseline_model: str
-    baseline_usd: Decimal
-    baseline_estimated: bool
-    savings_usd: Decimal
+    baseline_usd: Decimal  # the cost of the baseline model alone for the same prompt and answer
+    baseline_estimated: bool  # whether a token count of the baseline is estimated or from another tokenizer
+    savings_usd: Decimal  # the savings that count, by the rules of savings.py. They may be negative.
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
-    shadow_of: str | None = None
-    budget: str | None = None
+    shadow_of: str | None = None  # for a shadow, the id of the original request
+    budget: str | None = None  # "soft" where a budget of the tenant or the key was past its soft limit
     baseline_basis: Literal["engine", "tokenizer", "estimate"] | None = None
     baseline_error_usd: Decimal | None = None
-    length: LengthFacts | None = None
-    probe: EngineShare | None = None
-    close: CloseTerms | None = None
-    edge_of: str | None = None
+    length: LengthFacts | None = None  # the choice of the guidance's length; None where the policy sets a fixed length
+    probe: EngineShare | None = None  # the share of the confidence probe. The cost includes it.
+    close: CloseTerms | None = None  # for guidance, the terms of the device's report; None where no report is needed
+    edge_of: str | None = None  # for a report, the id of the guidance request; None for an offline answer
     hint: str | None = None
-    savings_class: str | None = None
+    savings_class: str | None = None  # why `savings_usd` counts or does not (savings.py)
     measured: MeasuredBaseline | None = None
-    estimated: bool = False
+    estimated: bool = False  # whether the cost includes an estimate. The cost is then an upper bound.
 
     @property
     def tokens(self) -> int:
@@ -226,8 +175,8 @@ class Receipt(msgspec.Struct, frozen=True):
                 if show_cost:
                     holder[name] = f"{money:f}"
         if show_cost:
-            counted = savings.savings_of(self)
-            plain["savings_about_zero"] = savings.is_about_zero(counted.usd, counted.error_usd)
+            counted = savings_of(self)
+            plain["savings_about_zero"] = is_about_zero(counted.usd, counted.error_usd)
         elif self.measured is not None:
             plain["measured"] = None
         return plain
@@ -238,13 +187,10 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:
-        """Decode a receipt. A receipt of an earlier version gets its savings class and savings.
-
-        Raises:
-            msgspec.DecodeError: `raw` is not a receipt.
-        """
+        """Decode a receipt. A receipt of an earlier version gets its savings class and savings. Raises
+        msgspec.DecodeError: `raw` is not a receipt."""
         receipt = _DECODER.decode(raw).checked()
-        return receipt if receipt.savings_class is not None else savings.with_savings(receipt)
+        return receipt if receipt.savings_class is not None else with_savings(receipt)
 
     def checked(self) -> Receipt:
         """Return the receipt. Raises msgspec.ValidationError where an amount is not finite, so that sums stay valid."""
@@ -269,40 +215,55 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["unguided"] = self.unguided
         if self.hint is not None:
             facts["hint"] = self.hint
-        facts |= self._facts_of_shares()
-        if self.guidance is not None:
-            facts["guidance_tokens"] = self.guidance.kept_tokens
-            if self.guidance.placement != "prefix":
-                facts["placement"] = self.guidance.placement
-        if self.teacher is not None and self.teacher.shared:
-            facts["shared"] = self.teacher.shared
-        if self.budget is not None:
-            facts["budget"] = self.budget
-        if self.attempts:
-            facts["failed_attempts"] = len(self.attempts)
-        if self.batch is not None:
-            facts["batch"] = self.batch.id
-            facts["batch_size"] = self.batch.size
-        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms")
-        facts |= {name: spent for name in times if (spent := getattr(self.timings, name)) is not None}
-        if show_cost:
-            facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
-            facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
-            counted = savings.savings_of(self)
-            facts["savings_usd"] = savings.shown(counted.usd, counted.error_usd)
-            facts["savings_class"] = savings.class_of(self)
-        return facts
-
-    def _facts_of_shares(self) -> Json:
-        facts: Json = {}
         for role, share in (("teacher", self.teacher), ("student", self.student)):
             if share is not None:
                 facts[role] = share.model
                 facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
         if self.estimated:
             facts["estimated"] = "true"
+        if self.guidance is not None:
+            facts["guidance_tokens"] = self.guidance.kept_tokens
+            if self.guidance.placement != "prefix":
+                facts["placement"] = self.guidance.placement
+        shared = None if self.teacher is None else self.teacher.shared
+        facts |= call_facts(shared, self.budget, len(self.attempts), self.batch)
+        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms")
+        facts |= {name: spent for name in times if (spent := getattr(self.timings, name)) is not None}
+        if show_cost:
+            facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
+            facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
+            counted = savings_of(self)
+            facts["savings_usd"] = shown(counted.usd, counted.error_usd)
+            facts["savings_class"] = class_of(self)
         return facts
+
+
+def call_facts(shared: str | None, budget: str | None, failed: int, batch: BatchFacts | None) -> Json:
+    """Return the facts of a reply about its engine calls, of which `failed` calls failed."""
+    facts: Json = {"shared": shared, "budget": budget, "failed_attempts": failed}
+    if batch is not None:
+        facts |= {"batch": batch.id, "batch_size": batch.size}
+    return {name: value for name, value in facts.items() if value}
 
 
 # Created at import: msgspec 0.22 may crash when two threads decode a type for the first time.
 _DECODER = msgspec.json.Decoder(Receipt)
+
+
+def class_of(receipt: Receipt) -> str:
+    """Return the receipt's class. A receipt of an earlier version has none, so its other fields decide."""
+    return receipt.savings_class or savings_class(
+        mode=receipt.mode, status=receipt.status, unguided=receipt.unguided, shadow_of=receipt.shadow_of
+    )
+
+
+def savings_of(receipt: Receipt) -> Savings:
+    """Return what the receipt adds to sums of savings."""
+    probe_usd = None if receipt.probe is None else receipt.probe.cost_usd
+    amounts = receipt.baseline_usd, receipt.baseline_error_usd, receipt.cost_usd, probe_usd
+    return apply_class(class_of(receipt), *amounts, receipt.measured)
+
+
+def with_savings(receipt: Receipt) -> Receipt:
+    """Return the receipt with its class and the savings that count."""
+    return msgspec.structs.replace(receipt, savings_class=class_of(receipt), savings_usd=savings_of(receipt).usd)

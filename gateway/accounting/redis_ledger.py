@@ -1,6 +1,6 @@
-"""Admit and settle requests in Redis. One script call per tenant reserves, settles and counts limits and budgets.
+"""Admit and settle requests in Redis, and store the receipts of device reports.
 
-The script is exchange.lua.
+One call of exchange.lua per tenant reserves, settles and counts limits and budgets.
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from gateway.accounting.scopes import Scope
-from gateway.accounting.verdict import (
-    AdmissionEntry,
-    ChargeEntry,
-    ExchangeReply,
-    ExchangeRequest,
-    SettlementEntry,
-    VariantEntry,
-)
+from gateway.accounting.verdict import ExchangeReply
 from gateway.pricing import picodollars
 from gateway.redis.script import RedisScript
 from gateway.runtime.record import Record
@@ -33,16 +27,18 @@ if TYPE_CHECKING:
 
     from gateway.accounting.intent import Intent
     from gateway.accounting.receipt import Receipt
-    from gateway.accounting.scopes import Charge
     from gateway.accounting.verdict import AdmissionVerdict, BudgetEvent
     from gateway.redis.keys import RedisKeys
-
 
 MAX_FORCED_USD = Decimal(100)
 """The largest reservation of a request that continued without a verdict. Redis counts up to 9 million USD: a larger
 reservation would make the script reject every other request of the exchange."""
 NAMED_FOR_S = 3600.0
 """Seconds after which a process adds a tenant to Redis's set of tenants again."""
+MAX_OFFLINE_REPORTS = 10_000
+"""Offline answers that a tenant's devices may report per hour. No other limit counts them."""
+
+Outcome = Literal["written", "closed", "expired", "full"]
 
 
 class Variant(Record, frozen=True):
@@ -53,17 +49,11 @@ class Variant(Record, frozen=True):
 
 
 class AdmissionRequest(Record, frozen=True):
-    """A request that waits for admission.
-
-    Attributes:
-        scopes: the scopes that count it.
-        variants: the possible plans, the most expensive first.
-        force: whether the request was admitted already and is only to be counted.
-    """
+    """A request that waits for admission."""
 
     scopes: tuple[Scope, ...]
-    variants: tuple[Variant, ...]
-    force: bool = False
+    variants: tuple[Variant, ...]  # the possible plans, the most expensive first
+    force: bool = False  # whether the request was admitted already and is only to be counted
 
     @property
     def id(self) -> str:
@@ -78,7 +68,7 @@ class AdmissionRequest(Record, frozen=True):
         variant = self.variants[0]
         intent = variant.intent
         if intent.reserved_usd > MAX_FORCED_USD:
-            variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MAX_FORCED_USD))
+            variant = Variant(variant.kind, replace(intent, reserved_usd=MAX_FORCED_USD))
         return AdmissionRequest(self.scopes, (variant,), force=True)
 
     def with_variant(self, kind: int) -> AdmissionRequest:
@@ -108,15 +98,12 @@ class ExchangeResult:
 
     Attributes:
         verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
-        replaced: ids of receipts that replaced an abandoned one.
-        settled: ids of abandoned requests that this exchange settled.
-        events: budget events.
         left: tenant, scope and the remainder of its budget in picodollars.
     """
 
     verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)
-    replaced: list[str] = field(default_factory=list)
-    settled: set[str] = field(default_factory=set)
+    replaced: list[str] = field(default_factory=list)  # ids of receipts that replaced an abandoned one
+    settled: set[str] = field(default_factory=set)  # ids of abandoned requests that this exchange settled
     events: list[TenantEvent] = field(default_factory=list)
     left: list[tuple[str, Scope, int]] = field(default_factory=list)
 
@@ -125,28 +112,19 @@ class RedisLedger:
     """Run exchanges with Redis, and read intents and receipts.
 
     Args:
-        redis: the connection for exchanges.
-        keys: the names of keys.
-        process_id: the unique id of this process.
         ttl_s: seconds for which Redis keeps a receipt.
         lease_s: seconds without a heartbeat after which the parallel slots of a process are free.
         queries: the connection for reading callers' receipts.
     """
 
     def __init__(
-        self,
-        redis: Redis,
-        keys: RedisKeys,
-        process_id: str,
-        ttl_s: float,
-        lease_s: float,
-        queries: Redis | None = None,
+        self, redis: Redis, keys: RedisKeys, process_id: str, ttl_s: float, lease_s: float, queries: Redis | None = None
     ) -> None:
         self._redis = redis
         self._queries = redis if queries is None else queries
         self._keys = keys
-        self._process_id = process_id
-        self._ttl_s = max(1, round(ttl_s))
+        self.process_id = process_id
+        self.ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
         self._named_tenants: dict[str, float] = {}  # tenant -> time at which to add it to the set of tenants again
         self._script = RedisScript(redis, "gateway.accounting", "exchange.lua")
@@ -154,25 +132,21 @@ class RedisLedger:
     async def exchange(
         self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
     ) -> ExchangeResult:
-        """Admit and settle requests in one round trip. Raises RedisError and OSError.
-
-        Args:
-            beats: tenants that have requests under way in this process.
-        """
+        """Admit and settle requests in one round trip, and renew this process's lease for the tenants in `beats`.
+        Raises RedisError and OSError."""
         tenants: dict[str, list[_TenantCall]] = defaultdict(lambda: [_TenantCall()])
         for candidate in admitted:
-            calls = tenants[candidate.tenant]
+            of_tenant = tenants[candidate.tenant]
             # After a policy edit, two requests may have different limits for one scope. Each needs its own call.
-            if not calls[-1].agrees(candidate):
-                calls.append(_TenantCall())
-            calls[-1].add(candidate)
+            if not of_tenant[-1].agrees(candidate):
+                of_tenant.append(_TenantCall())
+            of_tenant[-1].add(candidate)
         for settlement in settled:
             tenants[settlement.receipt.tenant][0].settled.append(settlement)
         for tenant in beats:
             tenants[tenant][0].beat = True
-        return await self._run(
-            [(tenant, call) for tenant, calls in tenants.items() for call in calls], self._process_id
-        )
+        calls = [(tenant, call) for tenant, calls_of in tenants.items() for call in calls_of]
+        return await self._run(calls, self.process_id)
 
     async def settle(self, process_id: str, settled: Sequence[Settlement]) -> ExchangeResult:
         """Settle requests of this process or of a dead one. Raises RedisError and OSError."""
@@ -182,11 +156,8 @@ class RedisLedger:
         return await self._run(list(tenants.items()), process_id)
 
     async def abandon(self, tenant: str, process_id: str, left: Mapping[str, Settlement]) -> set[str]:
-        """Settle intents of a dead process, by id. Raises RedisError and OSError.
-
-        Returns:
-            The ids that this call settled. Other processes settled the rest.
-        """
+        """Settle intents of a dead process, by id; return the ids that no other process settled. Raises RedisError and
+        OSError."""
         call = _TenantCall(settled=list(left.values()), gone=True)
         return (await self._run([(tenant, call)], process_id)).settled
 
@@ -194,7 +165,7 @@ class RedisLedger:
         calls = []
         for tenant, call in tenant_calls:
             call.number_scopes()
-            raw = call.encoded(process_id, self._ttl_s, self._lease_us)
+            raw = call.encoded(process_id, self.ttl_s, self._lease_us)
             calls.append((self._keys_of(tenant, process_id, call), [raw]))
         await self._name_tenants({tenant for tenant, call in tenant_calls if call.settled})
         result = ExchangeResult()
@@ -210,10 +181,8 @@ class RedisLedger:
         return result
 
     async def _name_tenants(self, settled: set[str]) -> None:
-        """Add tenants to the set of tenants before their first receipt, so that usage workers read their outboxes.
-
-        Each tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/trimmer.py).
-        """
+        """Add tenants to the set of tenants before their first receipt, so that usage workers read their outboxes. Each
+        tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/trimmer.py)."""
         now = time.monotonic()
         if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:
             reply: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
@@ -238,11 +207,7 @@ class RedisLedger:
         return found.encode() if isinstance(found, str) else found
 
     async def expired_processes(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:
-        """Return (tenant, process id) of processes whose lease and heartbeat have expired.
-
-        Raises:
-            RedisError, OSError: Redis did not answer.
-        """
+        """Return (tenant, process id) of expired leases and heartbeats. Raises RedisError and OSError."""
         tenants = list(tenants)
         seconds, microseconds = await self._redis.time()
         newest = seconds * 1_000_000 + microseconds - round(lease_s * 1_000_000)
@@ -254,7 +219,7 @@ class RedisLedger:
             (tenant, process_id)
             for tenant, owners in zip(tenants, found, strict=True)
             for raw in owners
-            if (process_id := raw.decode()) != self._process_id
+            if (process_id := raw.decode()) != self.process_id
         ]
         candidates = sorted({process_id for _, process_id in quiet})
         if not candidates:
@@ -265,27 +230,17 @@ class RedisLedger:
             alive = dict(zip(candidates, await pipe.execute(), strict=True))
         return [(tenant, process_id) for tenant, process_id in quiet if not alive[process_id]]
 
-    @property
-    def ttl_s(self) -> int:
-        """Return the seconds for which Redis keeps a receipt."""
-        return self._ttl_s
-
-    @property
-    def process_id(self) -> str:
-        """Return the id of this process."""
-        return self._process_id
-
     async def own_intents(self, tenants: Sequence[str], limit: int) -> dict[str, list[str]]:
         """Return ids of intents of this process, by tenant, at most `limit` each. Raises RedisError and OSError."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.hrandfield(self._keys.intents(tenant, self._process_id), limit)
+                pipe.hrandfield(self._keys.intents(tenant, self.process_id), limit)
             found = await pipe.execute() if tenants else []
         return {tenant: [raw.decode() for raw in ids] for tenant, ids in zip(tenants, found, strict=True) if ids}
 
     async def own_intents_by_id(self, tenant: str, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the intents of these requests as JSON, by id. Raises RedisError and OSError."""
-        held: Any = await self._redis.hmget(self._keys.intents(tenant, self._process_id), list(ids))
+        held: Any = await self._redis.hmget(self._keys.intents(tenant, self.process_id), list(ids))
         return {one: raw.partition(b"\n")[2] for one, raw in zip(ids, held, strict=True) if raw is not None}
 
     async def intents(self, tenant: str, process_id: str, limit: int) -> Mapping[str, bytes]:
@@ -301,8 +256,8 @@ class _TenantCall:
 
     admitted: list[AdmissionRequest] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
-    beat: bool = False
-    gone: bool = False
+    beat: bool = False  # whether to renew the process's lease. Admissions always renew it.
+    gone: bool = False  # whether the process is dead
     scopes: dict[str, Scope] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
@@ -323,44 +278,68 @@ class _TenantCall:
         self.numbers = {name: index for index, name in enumerate(self.scopes, 1)}
 
     def encoded(self, process_id: str, ttl_s: int, lease_us: int) -> bytes:
-        return msgspec.msgpack.encode(
-            ExchangeRequest(
-                process_id=process_id,
-                ttl_s=ttl_s,
-                lease_us=lease_us,
-                scopes=list(self.scopes.values()),
-                admitted=[self._admitted(candidate) for candidate in self.admitted],
-                settled=[self._settled(one) for one in self.settled],
-                beat=self.beat,
-                gone=self.gone,
-            )
-        )
+        """Return the argument of the script as MessagePack. Scopes are numbered from 1."""
+        content = {
+            "owner": process_id,
+            "ttl_s": ttl_s,
+            "lease_us": lease_us,
+            "scopes": list(self.scopes.values()),
+            "admitted": [self._admitted(candidate) for candidate in self.admitted],
+            "settled": [self._settled(one) for one in self.settled],
+            "beat": self.beat,
+            "gone": self.gone,
+        }
+        return msgspec.msgpack.encode(content)
 
-    def _admitted(self, candidate: AdmissionRequest) -> AdmissionEntry:
+    def _admitted(self, candidate: AdmissionRequest) -> dict[str, Any]:
+        intents = [(variant.kind, variant.intent) for variant in candidate.variants]
         variants = [
-            VariantEntry(
-                variant.kind,
-                picodollars(variant.intent.reserved_usd),
-                variant.intent.tokens,
-                variant.intent.to_json().decode(),
-            )
-            for variant in candidate.variants
+            {"kind": kind, "usd": picodollars(one.reserved_usd), "tokens": one.tokens, "intent": one.to_json().decode()}
+            for kind, one in intents
         ]
-        numbers = [self.numbers[scope.name] for scope in candidate.scopes]
-        return AdmissionEntry(candidate.id, numbers, variants, candidate.force)
+        scopes = [self.numbers[scope.name] for scope in candidate.scopes]
+        return {"id": candidate.id, "scopes": scopes, "variants": variants, "force": candidate.force}
 
-    def _settled(self, one: Settlement) -> SettlementEntry:
-        receipt, intent = one.receipt, one.intent
-        return SettlementEntry(
-            id=receipt.id,
-            receipt=receipt.to_json().decode(),
-            usd=picodollars(receipt.cost_usd),
-            tokens=receipt.tokens,
-            charges=[] if intent is None else [self._charge(charge) for charge in intent.charges],
-            abandoned=self.gone,
-        )
+    def _settled(self, one: Settlement) -> dict[str, Any]:
+        receipt, charges = one.receipt, one.intent.charges if one.intent is not None else ()
+        return {
+            "id": receipt.id,
+            "receipt": receipt.to_json().decode(),
+            "usd": picodollars(receipt.cost_usd),
+            "tokens": receipt.tokens,
+            "charges": [{**asdict(charge), "scope": self.numbers[charge.scope]} for charge in charges],
+            "abandoned": self.gone,
+        }
 
-    def _charge(self, charge: Charge) -> ChargeEntry:
-        return ChargeEntry(
-            self.numbers[charge.scope], charge.window, charge.parallel, charge.budget, charge.unit, charge.count
-        )
+
+class EdgeBook:
+    """Store reports.
+
+    Args:
+        ttl_s: seconds for which Redis keeps a receipt.
+        max_offline_reports: offline answers per tenant and hour.
+    """
+
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, ttl_s: float, max_offline_reports: int = MAX_OFFLINE_REPORTS
+    ) -> None:
+        self._keys = keys
+        self._ttl_s = max(1, round(ttl_s))
+        self._most_offline = max_offline_reports
+        self._redis = redis
+        self._script = RedisScript(redis, "gateway.accounting", "closing.lua")
+
+    async def write(self, receipt: Receipt, by: int | None) -> Outcome:
+        """Store the receipt of a report if it is the first and in time. Raises RedisError and OSError. The deadline
+        `by` is in Unix seconds of Redis TIME, and None where the caller has checked it."""
+        tenant = receipt.tenant
+        # Usage workers read the outboxes of tenants in this set.
+        added: Any = self._redis.sadd(self._keys.ledger().tenants, tenant)
+        await added
+        keys = [self._keys.receipt(tenant, receipt.id), self._keys.outbox(tenant), self._keys.offline(tenant)]
+        deadline = b"" if by is None else str(by).encode()
+        most_offline = b"" if receipt.edge_of is not None else str(self._most_offline).encode()
+        values = receipt.to_json(), str(self._ttl_s).encode(), deadline, most_offline
+        (raw,) = await self._script.run([(keys, values)])
+        outcome: Outcome = raw.decode()
+        return outcome

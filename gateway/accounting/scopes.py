@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.policy.allowed import allowed_key, allowed_tenant
+from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.pricing import picodollars
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
 class Charge(msgspec.Struct, frozen=True, array_like=True):
     """The charge of a request in one scope, independent of later policy edits.
 
-    Attributes:
-        unit, count: the length of the budget's periods. Redis needs it where this charge is its first of the budget.
-            `unit` is `h`, `d`, `w`, `mo`, or `s` for a rolling budget. Both are empty without a budget, and in
-            intents of earlier versions.
+    `unit` and `count`: the length of the budget's periods. Redis needs it where this charge is its first of the budget.
+    `unit` is `h`, `d`, `w`, `mo`, or `s` for a rolling budget. Both are empty without a budget, and in intents of
+    earlier versions.
     """
 
     scope: str
@@ -74,13 +73,7 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scopes:
-    """Look up the scopes of callers. Results are cached by key.
-
-    The cache keeps one entry per key, so that an edited policy replaces its previous version.
-
-    Args:
-        defaults: the limits for policies and keys that set none.
-    """
+    """Look up the scopes of callers. The cache has one entry per key, so that an edited policy replaces its entry."""
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
@@ -119,24 +112,11 @@ def key_scope(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Scope 
 def _scope(name: str, limits: LimitsRule, budget: BudgetRule | None) -> Scope | None:
     if not limits and budget is None:
         return None
-    return Scope(
-        name,
-        limits.rpm_limit or 0,
-        limits.tpm_limit or 0,
-        limits.max_parallel_requests or 0,
-        None if budget is None else _terms(budget),
-    )
+    rpm, tpm, parallel = limits.rpm_limit or 0, limits.tpm_limit or 0, limits.max_parallel_requests or 0
+    return Scope(name, rpm, tpm, parallel, None if budget is None else _terms(budget))
 
 
 def _terms(rule: BudgetRule) -> BudgetTerms:
-    period = rule.budget_duration
-    return BudgetTerms(
-        max=picodollars(rule.max_budget),
-        soft="" if rule.soft_budget is None else picodollars(rule.soft_budget),
-        unit=period.unit,
-        count=period.count,
-        seconds=period.seconds,
-        aligned=rule.calendar_aligned,
-        on_soft=rule.on_soft,
-        on_hard=rule.on_hard,
-    )
+    period, soft = rule.budget_duration, "" if rule.soft_budget is None else picodollars(rule.soft_budget)
+    lengths = period.unit, period.count, period.seconds
+    return BudgetTerms(picodollars(rule.max_budget), soft, *lengths, rule.calendar_aligned, rule.on_soft, rule.on_hard)

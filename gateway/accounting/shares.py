@@ -1,29 +1,61 @@
-"""The charge of one engine call: the engine's own count where it is possible, otherwise an upper bound.
+"""An engine call of a request and its charge: the engine's own count where it is possible, otherwise an upper bound.
 
 No share exceeds the reservation for the call, whatever usage an engine reports (worst_case.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import orjson
 
 from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_messages, count_text, texts_of
 from gateway.accounting.receipt import EngineShare
-from gateway.accounting.worst_case import TOKENS_PER_PART
+from gateway.accounting.worst_case import TOKENS_PER_PART, Role
+from gateway.engines.base import TokenUsage
 from gateway.pricing import cost_usd, quantized
+from gateway.protocol.body import Json
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from gateway.accounting.baseline import Encoding
-    from gateway.accounting.calls import EngineCall
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.worst_case import CallBound
     from gateway.pricing import Price
-    from gateway.protocol.body import Json
     from gateway.protocol.requests import AnyRequest
+
+
+# A struct: creating a dataclass takes ten times as long.
+class EngineCall(msgspec.Struct):
+    """A call to an engine."""
+
+    model: str
+    messages: Sequence[Json]
+    usage: TokenUsage | None = None  # the usage as the engine reported it
+    text: StringIO = msgspec.field(default_factory=StringIO)  # as received, to count where no usage was reported
+    lost_tokens: int = 0  # an upper bound on tokens that were written but not received
+    shared: str = ""  # "flight" or "cache" where an identical request made and paid for the call
+    unbounded: bool = False  # tokens may have been written but not received, without any bound
+    span: Any = None  # the trace span of the call, also where another request made it
+    limit_tokens: int | None = None  # the engine's output limit over all choices
+    seen_tokens: int = 0  # a lower bound on the received output tokens
+    min_output_tokens: int = 0  # a lower bound on the output tokens; 0 where it is clearly below the reported count
+    ended: bool = False  # every choice has its finish_reason. The usage may still be missing.
+    role: Role = "student"
+
+
+class FailedCall(Record, frozen=True):
+    """A failed call that another call replaced. `call` is None where the engine never received it."""
+
+    engine: str
+    label: str
+    call: EngineCall | None
+
 
 UsageError: TypeAlias = Literal["", "too_high", "too_low"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from gateway.accounting.draft import ReceiptBuilder
-    from gateway.accounting.receipt import Receipt
+    from gateway.accounting.receipt import BatchFacts, Receipt
     from gateway.telemetry.tracing import RequestTrace
 
 
@@ -47,26 +47,18 @@ def _stages(trace: RequestTrace, builder: ReceiptBuilder) -> None:
     shared = teacher.shared if teacher is not None else ""
     # The wait ended when the guidance arrived or the request ended, at the latest.
     ended = builder.granted or builder.guided or time.perf_counter()
-    attributes = attributes_of(
-        [
-            (names.SHARED, shared or None),
-            (names.BATCH_ID, builder.batch.id if builder.batch is not None else None),
-            (names.BATCH_SIZE, builder.batch.size if builder.batch is not None else None),
-        ]
-    )
+    attributes = attributes_of([(names.SHARED, shared or None), *_batch(builder.batch)])
     failed = None if builder.granted is not None or shared else builder.unguided
-    trace.child(
-        "batch_wait",
-        builder.guidance_requested,
-        ended,
-        attributes,
-        failed=failed,
-        link=teacher.span if shared and teacher else None,
-    )
+    link = teacher.span if shared and teacher else None
+    trace.child("batch_wait", builder.guidance_requested, ended, attributes, failed=failed, link=link)
+
+
+def _batch(batch: BatchFacts | None) -> list[tuple[str, AttributeValue | None]]:
+    return [] if batch is None else [(names.BATCH_ID, batch.id), (names.BATCH_SIZE, batch.size)]
 
 
 def _facts(receipt: Receipt, builder: ReceiptBuilder) -> dict[str, AttributeValue]:
-    guidance, batch = receipt.guidance, receipt.batch
+    guidance = receipt.guidance
     return attributes_of(
         [
             (names.REQUEST_MODEL, receipt.route),
@@ -80,8 +72,7 @@ def _facts(receipt: Receipt, builder: ReceiptBuilder) -> dict[str, AttributeValu
             (names.UNGUIDED, receipt.unguided),
             (names.SHARED, (builder.teacher.shared or None) if builder.teacher is not None else None),
             (names.GUIDANCE_TOKENS, guidance.kept_tokens if guidance is not None else None),
-            (names.BATCH_ID, batch.id if batch is not None else None),
-            (names.BATCH_SIZE, batch.size if batch is not None else None),
+            *_batch(receipt.batch),
             (names.FAILED_ATTEMPTS, len(receipt.attempts) or None),
             (names.COST_USD, f"{receipt.cost_usd:f}"),
             (names.BASELINE_USD, f"{receipt.baseline_usd:f}"),

@@ -40,12 +40,8 @@ class Spooler:
     """Move receipts between the store, the spool and Redis.
 
     Args:
-        client: the connections to Redis, and whether it is up.
-        ledger: sends receipts to Redis.
-        store: holds the receipts that wait.
         folder: the folder of the spools of all processes that share a Redis.
         max_bytes: the largest size of this process's spool.
-        metrics: the process's metrics.
     """
 
     def __init__(
@@ -57,11 +53,9 @@ class Spooler:
         max_bytes: int,
         metrics: Metrics,
     ) -> None:
-        self._client = client
-        self._ledger = ledger
-        self._store = store
-        self._folder = folder
-        self._own_path = folder / f"{_safe(ledger.process_id)}{SUFFIX}"
+        self._client, self._ledger, self._store, self._folder = client, ledger, store, folder
+        safe = (char if char.isalnum() or char in "-_." else "_" for char in ledger.process_id)
+        self._own_path = folder / f"{''.join(safe)}{SUFFIX}"
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._own: Spool | None = None
@@ -91,9 +85,7 @@ class Spooler:
 
     async def save(self) -> int:
         """Spool all waiting receipts before the process ends without Redis. Return the number of receipts on disk.
-
-        Receipts without room on disk are logged.
-        """
+        Receipts without room on disk are logged."""
         async with self._busy:
             try:
                 while await self._write():
@@ -154,16 +146,16 @@ class Spooler:
         if self._store.spool_only:
             lines = self._own.lines()
             while batch := await asyncio.to_thread(_next_batch, lines):
-                await self._send(self._own, [one for one in batch if self._is_spool_only(one)], "own")
+                left = [
+                    one for one in batch if one.entry is not None and one.entry.receipt.id in self._store.spool_only
+                ]
+                await self._send(self._own, left, "own")
             # Receipts that left memory meanwhile may be at an earlier line. The next pass finds them.
         if not self._store.has_spooled:
             await asyncio.to_thread(self._own.clear)
             log.info("spool_empty", receipts=self._lines)
             self._lines = 0
             self._update_metrics()
-
-    def _is_spool_only(self, line: SpoolLine) -> bool:
-        return line.entry is not None and line.entry.receipt.id in self._store.spool_only
 
     async def _send_orphaned(self, path: Path) -> None:
         spool = await asyncio.to_thread(Spool.open_orphaned, path)
@@ -214,10 +206,6 @@ class Spooler:
         if self._problem != event:
             log.error(event, folder=str(self._folder), **more)
         self._problem = event
-
-
-def _safe(process_id: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in process_id)
 
 
 def _append(spool: Spool, process_id: str, settled: Sequence[Settlement], max_bytes: int) -> int:

@@ -1,15 +1,11 @@
 """Store each request in Redis: its intent at admission, then its receipt in place of the intent.
 
 The same exchange counts limits and budgets, so it may refuse the request. At most one exchange runs at a time. Requests
-and receipts that arrive meanwhile share the next one: under load, one round trip serves many requests. Receipts wait a
-moment for such a batch, admissions do not.
+and receipts that arrive meanwhile share the next one. Receipts wait a moment for such a batch, admissions do not.
 
 While Redis is down, receipts wait in memory, up to a limit, and on disk (spooler.py). Requests then continue within a
-local allowance (local_limits.py), continue uncounted, or are rejected, as configured. A process that stops tries once
-more to store its receipts.
-
-A restarted Redis may have lost the last writes that it acknowledged. So the store keeps recent settlements for a moment
-and resends them. The script ignores those that Redis still has.
+local allowance (local_limits.py), continue uncounted, or are rejected, as configured. A restarted Redis may have lost
+the last writes that it acknowledged, so the store keeps recent settlements for a moment and resends them.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.redis_ledger import Settlement
-from gateway.accounting.refusals import refusal_error
+from gateway.accounting.verdict import refusal_error
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -49,7 +45,6 @@ REMEMBERED_S = 3.0
 # A delay for receipts, so that they share the exchange of a later admission.
 _LINGER_S = 0.02
 
-
 ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Reads a receipt that Redis does not have, by tenant and id."""
 Admitted: TypeAlias = "tuple[AdmissionVerdict, tuple[Scope, ...], int | None] | None"
@@ -61,12 +56,8 @@ class ReceiptStore:
     """Store intents and receipts in Redis, one exchange at a time.
 
     Args:
-        redis: the connections to Redis, and whether it is up.
-        ledger: runs the exchanges.
         local: decides and counts while Redis is down.
-        on_event: called with each budget event.
-        older: reads a tenant's receipt that Redis does not have; raises StoreUnavailable.
-        metrics: the process's metrics.
+        archive: reads a tenant's receipt that Redis does not have; raises StoreUnavailable.
     """
 
     def __init__(
@@ -79,12 +70,8 @@ class ReceiptStore:
         archive: ArchiveLookup | None = None,
         metrics: Metrics,
     ) -> None:
-        self._archive = archive
-        self._redis = redis
-        self._ledger = ledger
-        self._local = local
-        self._on_event = on_event
-        self._metrics = metrics
+        self._redis, self._ledger, self._local = redis, ledger, local
+        self._on_event, self._archive, self._metrics = on_event, archive, metrics
         self._under_way: dict[str, AdmissionRequest] = {}  # requests without a receipt yet
         self._unsent: dict[str, AdmissionRequest] = {}  # requests under way that the next exchange sends
         self._admitting: dict[str, asyncio.Future[Admitted]] = {}
@@ -97,25 +84,21 @@ class ReceiptStore:
         self._unsure = False  # Redis may lack intents of requests under way
         self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
         self._failed = False  # the last exchange failed
-        self._work = asyncio.Event()
+        self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._exchanging = asyncio.Lock()
 
     async def admit(self, candidate: AdmissionRequest, *, on_failure: OnRedisFailure) -> Admitted:
         """Return the verdict on a request before it spends anything.
 
         The caller must `put` a receipt for an admitted request. After an error it must do so where `holds` returns
-        True: Redis may hold an intent.
-
-        Args:
-            on_failure: the action while Redis is down. A request that continues is counted when Redis is up again.
-
-        Raises:
-            StoreUnavailable, RateLimited: Redis is down, and the request may not continue without it.
+        True: Redis may hold an intent. `on_failure` is the action while Redis is down. A request that continues is
+        counted when Redis is up again. Otherwise StoreUnavailable or RateLimited is raised.
         """
         self._under_way[candidate.id] = candidate
         try:
-            alone = on_failure == "degrade" and self._must_decide_alone(candidate)
+            alone = on_failure == "degrade" and any(scope.budget is not None for scope in candidate.scopes)
+            # Other processes may still have to report spending of the request's budgets to Redis.
+            alone = alone and self._local.is_settling(asyncio.get_running_loop().time())
             admitted = await self._verdict(candidate, alone=alone)
             if admitted is None:
                 self._metrics.intents_missed.inc()
@@ -138,12 +121,6 @@ class ReceiptStore:
             raise refusal_error(verdict.refusal, candidate.scopes, None)
         self._record_verdict(candidate, verdict)
         return verdict
-
-    def _must_decide_alone(self, candidate: AdmissionRequest) -> bool:
-        """Return whether other processes may still have to report spending of the request's budgets to Redis."""
-        if all(scope.budget is None for scope in candidate.scopes):
-            return False
-        return self._local.is_settling(asyncio.get_running_loop().time())
 
     async def _verdict(self, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
         if alone or not self._redis.up:
@@ -176,11 +153,8 @@ class ReceiptStore:
         self._wake_in(_LINGER_S)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
-        """Return a tenant's receipt as JSON, or None where there is none.
-
-        Raises:
-            StoreUnavailable: Redis is down, and the receipt was not found elsewhere.
-        """
+        """Return a tenant's receipt as JSON, or None where there is none. Raises StoreUnavailable: Redis is down, and
+        the receipt was not found elsewhere."""
         waiting = self._waiting.get(receipt_id) or self._resending.get(receipt_id)
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
@@ -226,13 +200,10 @@ class ReceiptStore:
         """Return the ids of receipts that are in the spool alone. Memory had no room for them."""
         return self._spool_only
 
-    def drop_unsaved(self) -> int:
-        """Drop receipts that are neither in Redis nor in the spool, before the process ends. Return their number."""
-        lost = [one.receipt for name, one in self._waiting.items() if name not in self._on_disk]
-        for receipt in lost:
-            del self._waiting[receipt.id]
-            self._lose(receipt)
-        return len(lost)
+    def drop_unsaved(self) -> None:
+        """Drop receipts that are neither in Redis nor in the spool, before the process ends."""
+        for name in [name for name in self._waiting if name not in self._on_disk]:
+            self._lose(self._waiting.pop(name).receipt)
 
     def _lose(self, receipt: Receipt) -> None:
         """Log a receipt that is dropped. The log line is its only record."""
@@ -297,16 +268,14 @@ class ReceiptStore:
             try:
                 result = await self._ledger.exchange(candidates, settled, beats)
             except Exception as error:
-                self._redis.failed(error)
+                unexpected = self._redis.failed(error)
                 self._local.fail()
                 self._unsure = True
                 self._in_doubt.update(one.id for one in candidates if one.id in self._admitting)
                 self._answer([candidate.id for candidate in candidates], None)
                 if not self._failed:
-                    unexpected = not isinstance(error, RedisError | OSError)
-                    log.warning(
-                        "receipts_waiting", count=len(self._waiting), error=type(error).__name__, exc_info=unexpected
-                    )
+                    count, kind = len(self._waiting), type(error).__name__
+                    log.warning("receipts_waiting", count=count, error=kind, exc_info=unexpected)
                 self._failed = True
                 return False
         self._failed = False

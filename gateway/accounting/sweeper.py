@@ -1,4 +1,4 @@
-"""Settle the intents of dead processes."""
+"""Send the heartbeat of this process, and settle the intents of dead processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 
 from gateway.accounting.intent import Intent, abandoned
 from gateway.accounting.redis_ledger import Settlement
@@ -22,18 +21,51 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# Two heartbeats may be lost before the lease expires.
+_BEATS_PER_LEASE = 4
 # Limits on the cost of one round for Redis. The next round continues.
 _TENANTS_PER_ROUND = 500
 _INTENTS_PER_ROUND = 500
+
+
+class Heartbeat:
+    """Renew this process's heartbeat key.
+
+    Args:
+        lease_s: seconds after the last heartbeat until the process counts as dead.
+        on_lapse: called when the key had expired or Redis lost it. Redis may have lost other writes as well.
+    """
+
+    def __init__(
+        self, redis: RedisClient, key: str, *, lease_s: float, on_beat: Callable[[], None], on_lapse: Callable[[], None]
+    ) -> None:
+        self._redis, self._key, self._lease_s = redis, key, lease_s
+        self._on_beat, self._on_lapse = on_beat, on_lapse
+
+    async def run(self) -> None:
+        """Renew the key until canceled, and at once when Redis is up again."""
+        first = True
+        while True:
+            await self._redis.wait_up()
+            try:
+                before = await self._redis.commands.set(self._key, b"", px=round(self._lease_s * 1000), get=True)
+            except Exception as error:
+                # The loop survives every error. Without it, other processes would take this one for dead.
+                log.warning("heartbeat_missed", error=type(error).__name__, exc_info=self._redis.failed(error))
+            else:
+                if before is None and not first:
+                    log.warning("heartbeat_lapsed")
+                    self._on_lapse()
+                first = False
+                self._on_beat()
+            if self._redis.up:
+                await asyncio.sleep(self._lease_s / _BEATS_PER_LEASE)
 
 
 class IntentReaper:
     """Settle intents of processes without a heartbeat. Every process runs one; the script settles each intent once.
 
     Args:
-        redis: the connections to Redis, and whether it is up.
-        in_redis: reads and settles intents.
-        ledger: counts and logs the receipts.
         tenants: returns the tenants to check, in each round.
         holds: returns whether this process works on a request or has not stored its receipt yet.
         lease_s: seconds without a heartbeat after which a process counts as dead.
@@ -49,32 +81,23 @@ class IntentReaper:
         holds: Callable[[str], bool],
         lease_s: float,
     ) -> None:
-        self._redis = redis
-        self._in_redis = in_redis
-        self._ledger = ledger
-        self._tenants = tenants
-        self._holds = holds
-        self._lease_s = lease_s
+        self._redis, self._in_redis, self._ledger = redis, in_redis, ledger
+        self._tenants, self._holds, self._lease_s = tenants, holds, lease_s
         self._next = 0
 
     async def run(self) -> None:
         """Sweep twice per lease until canceled."""
         while True:
             await asyncio.sleep(self._lease_s / 2)
-            if not self._redis.up or not await self._sweep_safely():
-                await self._redis.wait_up()
-                # No process could renew its heartbeat while Redis was down. Give all of them time to do so.
-                await asyncio.sleep(self._lease_s)
-
-    async def _sweep_safely(self) -> bool:
-        try:
-            await self.sweep()
-        except Exception as error:
-            self._redis.failed(error)
-            unexpected = not isinstance(error, RedisError | OSError)
-            log.warning("sweep_failed", error=type(error).__name__, exc_info=unexpected)
-            return False
-        return True
+            if self._redis.up:
+                try:
+                    await self.sweep()
+                    continue
+                except Exception as error:
+                    log.warning("sweep_failed", error=type(error).__name__, exc_info=self._redis.failed(error))
+            await self._redis.wait_up()
+            # No process could renew its heartbeat while Redis was down. Give all of them time to do so.
+            await asyncio.sleep(self._lease_s)
 
     async def sweep(self) -> int:
         """Run one round. Return the number of settled requests. Raises RedisError and OSError."""
@@ -88,11 +111,8 @@ class IntentReaper:
         return settled
 
     async def _sweep_own(self, tenants: Sequence[str]) -> int:
-        """Settle intents that Redis holds for this process, but whose requests have ended.
-
-        A replica that took over may lack the receipt, or the receipt was dropped. The intent would reserve a part of a
-        budget forever.
-        """
+        """Settle intents that Redis holds for this process, but whose requests have ended. A replica that took over may
+        lack the receipt, or the receipt was dropped. The intent would reserve a part of a budget forever."""
         settled = 0
         for tenant, ids in (await self._in_redis.own_intents(tenants, _INTENTS_PER_ROUND)).items():
             # Redis was read first. A request that is not held now was settled before, or its receipt is lost.

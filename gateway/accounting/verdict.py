@@ -1,76 +1,26 @@
-"""The request and the reply of the script that admits and settles (exchange.lua)."""
+"""The reply of the script that admits and settles (exchange.lua), and the errors for refused requests. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from gateway.accounting.scopes import Scope
+from gateway.accounting.budgets import period_end
+from gateway.errors import BudgetSpent, NeverFits, RateLimited, ServiceError, StoreUnavailable
+from gateway.pricing import dollars
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.accounting.scopes import BudgetTerms, Scope
 
 Limit = Literal["requests", "tokens", "parallel", "budget"]
-
-
-class VariantEntry(msgspec.Struct, frozen=True):
-    """A plan for a request, in an exchange. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
-
-    kind: int
-    usd: str
-    tokens: int
-    intent: str
-
-
-class AdmissionEntry(msgspec.Struct, frozen=True):
-    """A request to admit. With `force` it was admitted already and is only to be counted. Scopes count from 1."""
-
-    id: str
-    scopes: list[int]
-    variants: list[VariantEntry]
-    force: bool
-
-
-class ChargeEntry(msgspec.Struct, frozen=True):
-    """The charge of a request in one scope: see `Charge`."""
-
-    scope: int
-    window: bool
-    parallel: bool
-    budget: bool
-    unit: str
-    count: int
-
-
-class SettlementEntry(msgspec.Struct, frozen=True):
-    """An ended request with its cost and the tokens that it used."""
-
-    id: str
-    receipt: str
-    usd: str
-    tokens: int
-    charges: list[ChargeEntry]
-    abandoned: bool = False
-
-
-class ExchangeRequest(msgspec.Struct, frozen=True):
-    """The content of one script call for one tenant.
-
-    Attributes:
-        process_id: the process of these requests.
-        ttl_s: seconds for which Redis keeps a receipt.
-        lease_us: microseconds without a heartbeat after which the parallel slots of a process are free.
-        beat: whether to renew the process's lease. Admissions always renew it.
-        gone: whether the process is dead.
-    """
-
-    process_id: str = msgspec.field(name="owner")
-    ttl_s: int
-    lease_us: int
-    scopes: list[Scope]
-    admitted: list[AdmissionEntry]
-    settled: list[SettlementEntry]
-    beat: bool = False
-    gone: bool = False
+_US = 1_000_000
+_AWAY_RETRY_S = 5.0
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -93,19 +43,12 @@ class LimitRemainder(msgspec.Struct, frozen=True):
 
 
 class AdmissionVerdict(msgspec.Struct, frozen=True):
-    """The decision on a request.
+    """The decision on a request."""
 
-    Attributes:
-        variant: the kind of the admitted plan; 0 for a refused request.
-        soft: whether a budget is past its soft limit.
-        refusal: the exceeded limit, or None.
-        left: remainders of the limits per minute.
-    """
-
-    variant: int = 0
-    soft: bool = False
-    refusal: Refusal | None = msgspec.field(default=None, name="no")
-    left: dict[Literal["requests", "tokens"], LimitRemainder] | None = None
+    variant: int = 0  # the kind of the admitted plan; 0 for a refused request
+    soft: bool = False  # whether a budget is past its soft limit
+    refusal: Refusal | None = msgspec.field(default=None, name="no")  # the exceeded limit, or None
+    left: dict[Literal["requests", "tokens"], LimitRemainder] | None = None  # remainders of the limits per minute
 
 
 class BudgetEvent(msgspec.Struct, frozen=True):
@@ -120,23 +63,14 @@ class BudgetEvent(msgspec.Struct, frozen=True):
 
 
 class ExchangeReply(msgspec.Struct, frozen=True):
-    """The reply of the script.
+    """The reply of the script."""
 
-    Attributes:
-        now_us: Redis TIME in microseconds.
-        verdicts: one for each request to admit.
-        replaced: ids of receipts that replaced an abandoned one.
-        settled: ids of abandoned requests that this call settled, and no other process did.
-        events: budget events.
-        left: the remainder of each scope's budget in picodollars, or "". Empty where no scope has a budget.
-    """
-
-    now_us: int
-    verdicts: list[AdmissionVerdict]
-    replaced: list[str]
-    settled: list[str]
+    now_us: int  # Redis TIME in microseconds
+    verdicts: list[AdmissionVerdict]  # one for each request to admit
+    replaced: list[str]  # ids of receipts that replaced an abandoned one
+    settled: list[str]  # ids of abandoned requests that this call settled, and no other process did
     events: list[BudgetEvent]
-    left: list[str] = []
+    left: list[str] = []  # of each scope's budget in picodollars, or "". Empty where no scope has a budget.
 
 
 @dataclass(slots=True)
@@ -145,3 +79,73 @@ class Allowance:
 
     requests: LimitRemainder | None = None
     tokens: LimitRemainder | None = None
+
+
+def refusal_error(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None) -> ServiceError:
+    """Return the error for a refused request; `refusal` numbers the `scopes`.
+
+    `now_us` is Redis TIME in microseconds; None where this process decided while Redis was down.
+    """
+    scope = scopes[refusal.scope - 1]
+    if now_us is None:
+        return _away(refusal, scope)
+    if refusal.limit == "budget":
+        return BudgetSpent(_budget(refusal, scope, now_us))
+    if refusal.limit == "parallel":
+        return RateLimited(
+            f"The limit of {scope}, {refusal.maximum} parallel requests, is in use. Try again when one of them has "
+            "ended.",
+            retry_after_s=refusal.retry_us / _US,
+        )
+    if refusal.limit == "tokens" and int(refusal.need) > int(refusal.maximum):
+        return NeverFits(
+            f"This request may use {refusal.need} tokens, and the limit of {scope} is {refusal.maximum} per minute. "
+            "Send a shorter prompt or a lower max_tokens."
+        )
+    retry_s = refusal.retry_us / _US
+    needs = f", and this request may use {refusal.need}" if refusal.limit == "tokens" else ""
+    return RateLimited(
+        f"The limit of {scope} is {refusal.maximum} {refusal.limit} per minute: {refusal.used} were used in the last "
+        f"minute{needs}. Try again in {retry_s:.{1 if retry_s < 10 else 0}f} s.",
+        retry_after_s=retry_s,
+    )
+
+
+def _away(refusal: Refusal, scope: Scope) -> ServiceError:
+    begin = "Redis is down, so this process enforces its own share of the limits."
+    if refusal.limit == "budget":
+        return StoreUnavailable(
+            f"{begin} Until Redis is up, it may spend {_usd(refusal.maximum)} of the budget of {scope}: "
+            f"{_usd(refusal.used)} are spent or reserved, and this request may cost {_usd(refusal.need)}. Try again.",
+            retry_after_s=_AWAY_RETRY_S,
+        )
+    unit = "parallel requests" if refusal.limit == "parallel" else f"{refusal.limit} per minute"
+    return RateLimited(
+        f"{begin} Until Redis is up, it admits {refusal.maximum} {unit} of {scope}: {refusal.used} are in use, and "
+        f"this request needs {refusal.need}. Try again.",
+        retry_after_s=refusal.retry_us / _US,
+    )
+
+
+def _budget(refusal: Refusal, scope: Scope, now_us: int) -> str:
+    terms = scope.budget
+    assert terms is not None, "only a scope with a budget refuses for money"
+    left = max(0, int(refusal.maximum) - int(refusal.used))
+    unit = {"h": "hour", "d": "day", "w": "week", "mo": "month"}[terms.unit]
+    span = f"per {unit}" if terms.count == 1 else f"per {terms.count} {unit}s"
+    return (
+        f"The budget of {scope}, {_usd(refusal.maximum)} {span}, has {_usd(str(left))} left, and this request may cost "
+        f"{_usd(refusal.need)}. {_next_step(terms, now_us)}"
+    )
+
+
+def _next_step(terms: BudgetTerms, now_us: int) -> str:
+    advice = "The gateway's operator can raise it."
+    if not terms.aligned:
+        return f"Spending leaves the budget as it gets older. {advice}"
+    ends = period_end(terms.unit, terms.count, now_us // _US)
+    return f"It resets at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}. {advice}"
+
+
+def _usd(pico: str) -> str:
+    return f"${dollars(pico).quantize(Decimal('0.000001')).normalize():f}"

@@ -5,30 +5,28 @@ from __future__ import annotations
 from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gateway.accounting.max_output import unknown_max_output
 from gateway.accounting.receipt import EngineShare
-from gateway.policy.projection_size import added_bytes
 from gateway.pricing import total_usd
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from gateway.accounting.max_output import MaxOutputOf
-    from gateway.policy.plan import GuidancePlan, Plan
+    from gateway.policy.plan import Plan
+    from gateway.policy.projections import Projection
     from gateway.pricing import Price
     from gateway.protocol.requests import AnyRequest
 
 _QUANTUM = Decimal("1E-12")
 # English has about four bytes per token. The JSON around the text is included.
 _BYTES_PER_TOKEN = 4
+_BYTES_PER_TURN = 16  # a template writes about four tokens around a turn
 # No current tokenizer makes more than one token of a byte. The overhead covers a chat template and an ordinary
 # introduction for guidance as context.
 _AROUND_A_PROMPT_TOKENS = 512
 _ORDINARY_INTRODUCTION_BYTES = 256
 # Student tokens per teacher token: their vocabularies differ.
 _FOR_ONE_TOKEN = 16
-
-
 TOKENS_PER_PART = 16_384
 """The largest number of tokens that a current model makes of an image given by its URL."""
 BUDGET_MAX_TOKENS = 1024
@@ -37,39 +35,67 @@ _LIKELY_TOKENS = 1024
 """The expected length of an answer without a limit, for `tpm_limit` at admission. The receipt corrects it."""
 TEACHER_RETRIES = 1
 """Retries of a failed teacher call. The caller waits meanwhile, and a student can answer instead."""
-
-
 Role: TypeAlias = Literal["guidance", "student", "probe"]
 """The purpose of a call."""
+DEFAULT_MAX_OUTPUT_TOKENS = 131_072
+"""The bound for an engine with an unknown maximum. Only a few models of 2026 write longer answers."""
+
+
+class MaxOutput(NamedTuple):
+    """The largest number of tokens in one answer."""
+
+    tokens: int
+    known: bool = True  # False where `tokens` is the default, which the engine may exceed
+
+
+MaxOutputOf: TypeAlias = "Callable[[str], MaxOutput]"
+"""The maximum of an engine, by its name."""
+
+
+def unknown_max_output(_: str) -> MaxOutput:
+    """Return the default for every engine."""
+    return MaxOutput(DEFAULT_MAX_OUTPUT_TOKENS, known=False)
+
+
+class EngineMaxima:
+    """Look up the maximum of an engine: config.yaml, then the engine's own report, then the list, then the default.
+
+    Args:
+        configured: `max_output_tokens` of config.yaml by engine; None where it is not set.
+        listed: the maximum of the model in LiteLLM's table by engine; None where the table has none.
+        reported: returns the context size that an engine reported, in tokens; None where it reported none.
+    """
+
+    def __init__(
+        self,
+        configured: Mapping[str, int | None],
+        listed: Mapping[str, int | None],
+        reported: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
+        self._configured, self._listed, self._reported = configured, listed, reported
+
+    def __call__(self, engine: str) -> MaxOutput:
+        """Return the maximum of `engine`."""
+        tokens = self._configured.get(engine) or self._reported(engine) or self._listed.get(engine)
+        return MaxOutput(tokens) if tokens else unknown_max_output(engine)
 
 
 class CallBound(NamedTuple):
-    """The largest number of tokens that one call can read and write.
-
-    Attributes:
-        known: False where `output_tokens` is the default, since no limit applies and the engine's maximum is unknown.
-    """
+    """The largest number of tokens that one call can read and write."""
 
     input_tokens: int
     output_tokens: int
-    known: bool = True
+    known: bool = True  # False where no limit applies and the engine's maximum is unknown: a default is used
 
 
 class MaxCost(NamedTuple):
-    """The largest cost of a request.
+    """The largest cost of a request."""
 
-    Attributes:
-        teacher, student: the largest share of one call.
-        more: the largest shares of retries and of other students, one for each engine.
-        likely_tokens: the expected tokens read and written if no call fails.
-        bounds: the bound of one call, by role and engine.
-    """
-
-    teacher: EngineShare | None
-    student: EngineShare | None
-    more: tuple[EngineShare, ...]
-    likely_tokens: int
-    bounds: Mapping[tuple[Role, str], CallBound]
+    teacher: EngineShare | None  # the largest share of one call
+    student: EngineShare | None  # the largest share of one call
+    more: tuple[EngineShare, ...]  # the largest shares of retries and of other students, one for each engine
+    likely_tokens: int  # the expected tokens read and written if no call fails
+    bounds: Mapping[tuple[Role, str], CallBound]  # the bound of one call, by role and engine
 
     @property
     def usd(self) -> Decimal:
@@ -82,10 +108,7 @@ def worst_case(
     plan: Plan, request: AnyRequest, prices: Mapping[str, Price], max_output: MaxOutputOf = unknown_max_output
 ) -> MaxCost:
     """Return the largest cost of a request: each byte counts as a token, and each answer has its full length.
-
-    Args:
-        max_output: returns the largest answer of an engine, for a request without a limit.
-    """
+    `max_output` returns the largest answer of an engine, for a request without a limit."""
     guidance, limit, choices = plan.guidance, plan.max_tokens, request.generated_choices
     likely_read = max(1, request.size_bytes // _BYTES_PER_TOKEN)
     read = request.size_bytes + _AROUND_A_PROMPT_TOKENS + TOKENS_PER_PART * request.non_text_parts
@@ -115,7 +138,7 @@ def worst_case(
         bounds["student", student.engine] = bound = CallBound(read + guidance_read, written * choices, known)
         share = _share(student.engine, bound, prices)
         calls = plan.retries.num_retries + (0 if first is None else 1)
-        if first is None and _may_be_refused(guidance):
+        if first is None and guidance is not None and guidance.placement == "prefix":
             calls += 1  # a call without the guidance, after the engine refused it
         first = first or share
         more += _times(calls, share)
@@ -124,13 +147,23 @@ def worst_case(
     return MaxCost(teacher, first, tuple(more), likely, bounds)
 
 
+def added_bytes(projection: Projection, request: AnyRequest) -> int:
+    """Return the bytes that the projection adds to the caller's prompt, the template's text around turns included."""
+    if isinstance(request, TextRequest):
+        return len((projection.instruction or "").encode())
+    return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
+
+
+def caller_tokens(projection: Projection, request: AnyRequest, read_tokens: int) -> int:
+    """Estimate the tokens of the caller's own prompt among those that the teacher read, in proportion to bytes."""
+    if isinstance(request, TextRequest) or not projection.turns:
+        return read_tokens
+    return round(read_tokens * request.size_bytes / (request.size_bytes + added_bytes(projection, request)))
+
+
 def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:
     """Return the `max_tokens` for the engines of `plan` under a budget where neither caller nor route sets a limit."""
     return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in plan.students))
-
-
-def _may_be_refused(guidance: GuidancePlan | None) -> bool:
-    return guidance is not None and guidance.placement == "prefix"
 
 
 def _times(calls: int, share: EngineShare) -> list[EngineShare]:

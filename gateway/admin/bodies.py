@@ -18,9 +18,9 @@ from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
 from gateway.keys.redis_keyring import NEVER, KeyExpiry
-from gateway.policy.length_rules import Tokens
-from gateway.policy.overrides import RouteOverride
+from gateway.policy.length import Tokens
 from gateway.policy.projections import PROJECTIONS, Placement
+from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import PLAYGROUND, Label, Moment, OverrideMode
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat

@@ -24,9 +24,8 @@ from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailab
 from gateway.pipeline.completion import RequestContext
 from gateway.pipeline.stream import StreamRelay
 from gateway.policy.book import Caller
-from gateway.policy.overrides import modes_of
 from gateway.policy.projections import Placement
-from gateway.policy.routing import NO_HEADERS
+from gateway.policy.routing import NO_HEADERS, modes_of
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, PLAYGROUND, KeyEntry, OverrideMode
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.accounting.budgets import Budgets
+from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.ledger import Ledger
-from gateway.accounting.speeds import LimitUsage
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.verdict import Allowance
 from gateway.batching.batcher import Batcher

@@ -8,9 +8,8 @@ import orjson
 from aiohttp import web
 from redis.exceptions import RedisError
 
-from gateway.accounting.budgets import Account
+from gateway.accounting.budgets import Account, RecentUsage
 from gateway.accounting.scopes import key_scope, tenant_scope
-from gateway.accounting.speeds import RecentUsage
 from gateway.api.auth import authenticate
 from gateway.api.keys import BUDGETS, DEFAULTS, READS, REDIS, SPEEDS
 from gateway.errors import StoreUnavailable
@@ -36,7 +35,7 @@ async def show_limits(request: web.Request) -> web.Response:
         scopes = [one for one in (tenant, key) if one]
         usages, balances = await _read(request, caller.policy.tenant, scopes, shows_money)
     body: Json = {"object": "limits"}
-    for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key_id, key)):
+    for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key.id, key)):
         view = body[role] = {"id": name, **_limits(scope, usages)}
         if shows_money:
             view["budget"] = _budget(scope, balances)

@@ -34,8 +34,8 @@ class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
 
 
 class KeyContents(msgspec.Struct, frozen=True, array_like=True, tag="held"):
-    """The contents of one key, or a part of them. `values` are one value of a string, alternating fields and values of
-    a hash, members of a set, or alternating members and scores of a sorted set."""
+    """The contents of one key, or a part of them. `values`: one value of a string, alternating fields and values of a
+    hash, members of a set, alternating members and scores of a sorted set."""
 
     location: KeyLocation
     kind: Kind

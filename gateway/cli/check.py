@@ -18,7 +18,7 @@ from gateway.config.yaml_source import display_path
 from gateway.keys.callers import utc_text
 from gateway.pipeline.guidance_deadlines import GuidanceTimes, as_duration, read_times, recommended_s
 from gateway.policy.book import check_all, near_misses
-from gateway.policy.overrides import modes_of
+from gateway.policy.routing import modes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     """Yield warnings about a valid configuration: settings that are probably wrong in production."""
     if known := book.tenant_of_key(DEVELOPMENT_KEY):
         yield (
-            f"tenant {known.policy.tenant}: key {known.key_id} is the development key '{DEVELOPMENT_KEY}': "
+            f"tenant {known.policy.tenant}: key {known.key.id} is the development key '{DEVELOPMENT_KEY}': "
             "remove it before production"
         )
     for model in settings.models:

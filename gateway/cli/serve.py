@@ -10,7 +10,7 @@ import structlog
 import typer
 import uvloop
 
-from gateway.accounting.request_line import shorten_request_event
+from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles

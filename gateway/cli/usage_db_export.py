@@ -13,8 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gateway.accounting.receipt import Receipt
-from gateway.accounting.savings import class_of, savings_of
+from gateway.accounting.receipt import Receipt, class_of, savings_of
 from gateway.errors import StartupError
 from gateway.usage.counters import STAGES
 from gateway.usage.span import rfc3339

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from gateway.accounting.baseline import Encoding
-from gateway.accounting.estimate import FALLBACK
+from gateway.accounting.estimate import FALLBACK, Encoding
 from gateway.capabilities.continuation import Continuation
 from gateway.config.models import BreakerSettings, ModelSettings
 from gateway.config.settings import Settings

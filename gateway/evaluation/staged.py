@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.calls import EngineCall
 from gateway.accounting.draft import ReceiptBuilder
+from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
@@ -35,7 +35,7 @@ from gateway.policy.projections import CUTOFF
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.accounting.baseline import Encoding
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import Receipt
     from gateway.engines.base import TeacherReply, TeacherRequest
     from gateway.evaluation.generations import RecordingEngine

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from gateway.accounting.content import LoggedContent
-from gateway.accounting.refusals import refusal_error
 from gateway.accounting.scopes import Scopes
+from gateway.accounting.verdict import refusal_error
 from gateway.config.sections import Defaults
 from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
-from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
+from gateway.policy.resolve import AS_PLANNED, cheaper_plans
 from gateway.runtime.fair_share import FairShare
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import msgspec
 
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
+from gateway.accounting.worst_case import caller_tokens
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
-from gateway.policy.projection_size import caller_tokens
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
 from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall
     from gateway.policy.book import Caller
-    from gateway.policy.overrides import RouteOverride
     from gateway.policy.plan import Plan
+    from gateway.policy.routing import RouteOverride
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -86,7 +86,7 @@ class RequestContext(Record, frozen=True):
             id=self.id,
             created=self.created,
             tenant=self.caller.policy.tenant,
-            key=self.caller.key_id,
+            key=self.caller.key.id,
             route=route,
             stream=stream,
             started=self.started,

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.accounting.calls import EngineCall
 from gateway.accounting.receipt import ProbeFacts
+from gateway.accounting.shares import EngineCall
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.chat import read_usage
 from gateway.engines.failures import record_failure
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import Engine, TokenUsage
-    from gateway.policy.length_rules import ProbeRule
+    from gateway.policy.length import ProbeRule
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.telemetry.metrics import Metrics

@@ -15,7 +15,7 @@ from gateway.accounting.receipt import CloseTerms
 from gateway.pipeline.completion import Answer
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.student import place_in_messages
-from gateway.policy.for_devices import resolve_guidance
+from gateway.policy.resolve import resolve_guidance
 from gateway.policy.routing import find_route
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from gateway.accounting.edge import GUIDANCE, check_report, closing_id, closing_receipt, offline_receipt, state_of
-from gateway.accounting.max_output import unknown_max_output
 from gateway.accounting.receipt import REQUEST_ID, Receipt
+from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import (
     EdgeClosed,
     EdgeExpired,
@@ -24,17 +24,17 @@ from gateway.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from gateway.policy.for_devices import route_without_guidance
+from gateway.policy.resolve import route_without_guidance
 from gateway.policy.routing import models_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.accounting.edge import State
-    from gateway.accounting.edge_book import EdgeBook, Outcome
     from gateway.accounting.ledger import Ledger
-    from gateway.accounting.max_output import MaxOutputOf
+    from gateway.accounting.redis_ledger import EdgeBook, Outcome
     from gateway.accounting.store import ReceiptStore
+    from gateway.accounting.worst_case import MaxOutputOf
     from gateway.pipeline.admission import Admission, Slots
     from gateway.policy.book import Caller
     from gateway.policy.schema import Route, TenantPolicy
@@ -116,7 +116,7 @@ class EdgeReports:
             policy, route, now = caller.policy, _route(caller, report.model), self.clock()
             price, limits = self.prices[route.baseline], (self.within_s, self.max_output)
             try:
-                receipt = offline_receipt(policy.tenant, caller.key_id, route, report, price, now, *limits)
+                receipt = offline_receipt(policy.tenant, caller.key.id, route, report, price, now, *limits)
             except EdgeExpired:
                 self.metrics.edge_closings.labels("expired").inc()
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import write_embeddings
 from gateway.engines.failures import record_failure

@@ -27,7 +27,7 @@ from gateway.engines.chat import is_count, read_usage
 from gateway.protocol.messages import generated_text, text_of
 
 if TYPE_CHECKING:
-    from gateway.accounting.calls import EngineCall
+    from gateway.accounting.shares import EngineCall
     from gateway.protocol.body import Json
 
 MAX_TOKENS_PER_S = 1000

@@ -9,7 +9,7 @@ import asyncio
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TeacherRequest
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.capabilities.continuation import Prefill
 from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.engines.failures import record_failure

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.receipt import BatchFacts
-from gateway.accounting.worst_case import TEACHER_RETRIES
+from gateway.accounting.shares import EngineCall, FailedCall
+from gateway.accounting.worst_case import TEACHER_RETRIES, added_bytes
 from gateway.batching.ticket import Ticket
 from gateway.engines.failures import record_failure
 from gateway.errors import (
@@ -43,7 +43,6 @@ from gateway.pipeline.guidance_request import (
     teacher_input,
 )
 from gateway.pipeline.retries import RequestRetries
-from gateway.policy.projection_size import added_bytes
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:

@@ -9,19 +9,84 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.settings import check_settings
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import YamlSource, display_path, in_file_order
+from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse, read_bytes
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
-from gateway.policy.pages import PolicyFileCache
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS
+from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from gateway.config.settings import Settings
+    from gateway.config.yaml_source import YamlSource
     from gateway.policy.projections import Projection
-    from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.policy.schema import KeyEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """A policy file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
+
+    digest: str
+    source: YamlSource | None
+    policy: TenantPolicy | None
+    issues: tuple[ConfigIssue, ...] = ()
+
+
+class PolicyFileCache:
+    """Read policy files and cache those without issues."""
+
+    def __init__(self) -> None:
+        self.registry = ProjectionRegistry()
+        self._cached: dict[Path, PolicyFile] = {}
+        self._digests: dict[Path, str] = {}
+
+    def read(self, file: Path) -> PolicyFile:
+        """Return the current content of the file. Blocks; never raises."""
+        raw = read_bytes(file)
+        if isinstance(raw, ConfigIssue):
+            policy_file = PolicyFile("", None, None, (raw,))
+        else:
+            digest, cached = sha256(raw).hexdigest(), self._cached.get(file)
+            policy_file = cached if cached is not None and cached.digest == digest else _parse(raw, digest, file)
+        self._digests[file] = policy_file.digest
+        if policy_file.source is None or policy_file.issues:
+            self._cached.pop(file, None)
+        else:
+            self._cached[file] = policy_file
+            policy_file.source.release_nodes()
+        return policy_file
+
+    def retain(self, files: Iterable[Path]) -> None:
+        """Drop all other files from the cache."""
+        files = set(files)
+        for entries in (self._cached, self._digests):
+            for file in entries.keys() - files:
+                del entries[file]
+
+    @property
+    def files(self) -> int:
+        """Return the number of files read."""
+        return len(self._digests) + len(self.registry.digests)
+
+    @property
+    def version(self) -> str:
+        """Return a hash over the names and the last contents of the files."""
+        read = {file.name: digest for file, digest in self._digests.items()} | self.registry.digests
+        lines = sorted(f"{name} {digest}" for name, digest in read.items())
+        return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _parse(raw: bytes, digest: str, file: Path) -> PolicyFile:
+    source, issues = parse(raw, display_path(file))
+    policy = None
+    if source is not None:
+        policy, wrong = source.check(TenantPolicy)
+        issues = [*issues, *wrong]
+    return PolicyFile(digest, source, policy, tuple(in_file_order(issues)))
 
 
 class Caller(NamedTuple):
@@ -29,11 +94,6 @@ class Caller(NamedTuple):
 
     policy: TenantPolicy
     key: KeyEntry
-
-    @property
-    def key_id(self) -> str:
-        """Return the key's name in logs and receipts."""
-        return self.key.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +135,8 @@ class PolicySet:
 
     def teachers(self) -> set[str]:
         """Return the models that give guidance on some route, also in a shadow or on a caller's request."""
-        return {
-            route.teacher
-            for policy in self.policies
-            for route in policy.routes
-            if policy.max_guidance_tokens(route) and route.teacher is not None
-        }
+        routes = ((policy, route) for policy in self.policies for route in policy.routes)
+        return {route.teacher for policy, route in routes if policy.max_guidance_tokens(route) and route.teacher}
 
     def only_embeds(self, name: str) -> bool:
         """Return whether a configured model serves only embeddings."""
@@ -100,11 +156,11 @@ def check_all(
 ) -> tuple[Settings | None, PolicySet | None, list[ConfigIssue]]:
     """Check config.yaml and its policies. Return both, each None if it has issues, and the issues."""
     settings, source, issues = check_settings(config_path)
-    folder = _folder(settings, source, config_path)
+    folder = settings.policies if settings else _folder(source, config_path)
     if folder is None:
         return settings, None, issues
-    known = list(settings.by_name) if settings else _names(source)
-    policy_set, more = check_book(folder, known, dict(_protocols(source)), cache)
+    protocols = _protocols(source)
+    policy_set, more = check_book(folder, list(settings.by_name if settings else protocols) or None, protocols, cache)
     return settings, policy_set, [*issues, *more]
 
 
@@ -116,13 +172,11 @@ def check_book(
 ) -> tuple[PolicySet | None, list[ConfigIssue]]:
     """Check every *.yaml in `folder`, one tenant each, with the projections and exemplars in its subfolders.
 
+    Return the policies, or None if there are issues, and the issues.
+
     Args:
         known_models: the model names of config.yaml; None: unknown, so routes are not checked against them.
         protocols: the protocols of the models of config.yaml, by name: only `openai` has a route for embeddings.
-        cache: files parsed before; files read now are added.
-
-    Returns:
-        The policies, or None if there are issues, and the issues.
     """
     cache = cache if cache is not None else PolicyFileCache()
     try:
@@ -144,8 +198,7 @@ def check_book(
         policy_file = cache.read(file)
         found, source = list(policy_file.issues), policy_file.source
         if source is not None:
-            found += [*uniqueness.check(source), *_routes(source, known_models), *registry.check(source)]
-            found += _without_embeddings(source, protocols)
+            found += [*uniqueness.check(source), *_routes(source, known_models, protocols), *registry.check(source)]
             if policy_file.policy is not None:
                 policies.append(registry.bind(file, policy_file.policy, source))
         issues += in_file_order(found)
@@ -183,7 +236,7 @@ class _Uniqueness:
                 yield source.issue(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
 
 
-def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[ConfigIssue]:
+def _routes(source: YamlSource, known_models: list[str] | None, protocols: Mapping[str, str]) -> Iterator[ConfigIssue]:
     before: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, route in enumerate(source.items("routes")):
         if not isinstance(route, dict):
@@ -193,12 +246,15 @@ def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[Conf
             yield from _conflicts(source, name, index, route, before.setdefault(name, []))
             before[name].append((index, route))
         for where, engine in _engines(route):
+            loc, protocol = ("routes", index, *where), protocols.get(engine, "openai")
             if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
                 known = "" if hint else f"; known: {', '.join(known_models)}"
-                yield source.issue(
-                    ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
-                )
+                yield source.issue(loc, f"no model in config.yaml is called '{engine}'{known}", hint)
+            if route.get("mode") == "embeddings" and where[0] in {"student", "students"} and protocol != "openai":
+                message = f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
+                tei = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
+                yield source.issue(loc, f"{message}openai{tei}")
 
 
 def _conflicts(
@@ -213,14 +269,12 @@ def _conflicts(
             )
             return
         if "when" not in earlier and not nearest("when", earlier):
-            yield source.issue(
-                ("routes", index, "model"), f"never reached: routes[{other}] takes every request for {name}"
-            )
+            message = f"never reached: routes[{other}] takes every request for {name}"
+            yield source.issue(("routes", index, "model"), message)
             return
         if "when" in earlier and _equal_conditions(source, earlier, route):
-            yield source.issue(
-                ("routes", index, "when"), f"never reached: routes[{other}] takes these requests for {name} already"
-            )
+            message = f"never reached: routes[{other}] takes these requests for {name} already"
+            yield source.issue(("routes", index, "when"), message)
             return
 
 
@@ -249,39 +303,17 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
             yield ("students", index, "model"), engine
 
 
-def _without_embeddings(source: YamlSource, protocols: Mapping[str, str]) -> Iterator[ConfigIssue]:
-    for index, route in enumerate(source.items("routes")):
-        embeds = isinstance(route, dict) and route.get("mode") == "embeddings"
-        for where, engine in _engines(route) if embeds else ():
-            protocol = protocols.get(engine, "openai")
-            if where[0] in {"student", "students"} and protocol != "openai":
-                hint = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
-                yield source.issue(
-                    ("routes", index, *where),
-                    f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
-                    f"openai{hint}",
-                )
+def _protocols(source: YamlSource | None) -> dict[str, str]:
+    """Return the protocol of each model by name, also of a config.yaml with issues; "openai" for an invalid one."""
+    models = [model for model in (source.items("models") if source else ()) if isinstance(model, dict)]
+    named = ((model.get("name"), model.get("protocol")) for model in models)
+    return {
+        name: protocol if isinstance(protocol, str) else "openai" for name, protocol in named if isinstance(name, str)
+    }
 
 
-def _names(source: YamlSource | None) -> list[str] | None:
-    """Return the model names of a config.yaml with issues; None if it has none."""
-    models = source.items("models") if source else []
-    names = [model.get("name") for model in models if isinstance(model, dict)]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
-
-
-def _protocols(source: YamlSource | None) -> Iterator[tuple[str, str]]:
-    """Yield the name and the protocol of each model, also of a config.yaml with issues."""
-    for model in source.items("models") if source else ():
-        name, protocol = (model.get("name"), model.get("protocol")) if isinstance(model, dict) else (None, None)
-        if isinstance(name, str) and isinstance(protocol, str):
-            yield name, protocol
-
-
-def _folder(settings: Settings | None, source: YamlSource | None, config_path: Path) -> Path | None:
-    """Return the policies folder, also of a config.yaml with issues; None if it is unknown."""
-    if settings is not None:
-        return settings.policies
+def _folder(source: YamlSource | None, config_path: Path) -> Path | None:
+    """Return the policies folder of a config.yaml with issues; None if it is unknown."""
     if source is None:
         return None
     value = source.get("policies") if "policies" in source.data else "policies"

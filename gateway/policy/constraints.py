@@ -30,23 +30,14 @@ MIN_TOKENS = 2
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """Fields that exclude guidance for one reason.
+    """Fields that exclude guidance for one reason."""
 
-    Attributes:
-        reason: the value of `x-gkt-unguided` and of a receipt's `unguided`.
-        placement: the placement that remains: in the student's prompt (context), or none.
-        ignored: values that constrain nothing.
-        fields: names in a request body.
-        why: the reason in words, for the documentation.
-        apis: the routes whose requests have the fields.
-    """
-
-    reason: str
-    placement: Remaining
-    ignored: Ignored
+    reason: str  # the value of `x-gkt-unguided` and of a receipt's `unguided`
+    placement: Remaining  # the placement that remains: in the student's prompt (context), or none
+    ignored: Ignored  # values that constrain nothing
     fields: tuple[str, ...]
-    why: str
-    apis: tuple[API, ...] = APIS
+    why: str  # the reason in words, for the documentation
+    apis: tuple[API, ...] = APIS  # the routes whose requests have the fields
 
 
 CONSTRAINTS: tuple[Constraint, ...] = (
@@ -176,33 +167,20 @@ MAX_FIELDS = 1024
 
 
 class Placements(NamedTuple):
-    """The reason why guidance must not be placed; None: guidance may be placed.
+    """The reason why guidance must not be placed; None: guidance may be placed."""
 
-    Attributes:
-        prefix: as the beginning of the answer.
-        context: in the student's prompt. What excludes this excludes a prefix.
-    """
-
-    prefix: str | None = None
-    context: str | None = None
+    prefix: str | None = None  # as the beginning of the answer
+    context: str | None = None  # in the student's prompt. What excludes this excludes a prefix.
 
 
 class ExcludingField(NamedTuple):
-    """A field of a request that excludes guidance.
-
-    Attributes:
-        field: its name.
-        holder: the object that contains it; None: the body itself.
-        reason: the reason of its row; `field_not_known` without a row.
-        placement: the remaining placement.
-        order: the index of its row; the first row gives the request's reason.
-    """
+    """A field of a request that excludes guidance."""
 
     field: str
-    holder: str | None
-    reason: str
+    holder: str | None  # the object that contains it; None: the body itself
+    reason: str  # the reason of its row; `field_not_known` without a row
     placement: Remaining
-    order: int
+    order: int  # the index of its row; the first row gives the request's reason
 
     @property
     def path(self) -> str:
@@ -218,7 +196,6 @@ def placements(body: Mapping[str, Any], api: API, allowed: Collection[str] = ())
 
     Args:
         body: the caller's body. A key whose value is null counts as absent.
-        api: the API of the request.
         allowed: names of unknown fields that the policy allows.
     """
     if _NEUTRAL_OR_PROMPT[api].issuperset(body) and isinstance(body.get("prompt", ""), str):

@@ -10,40 +10,34 @@ from typing import TYPE_CHECKING
 
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import GatewayError
-from gateway.policy.allowed import allowed
+from gateway.policy.constraints import excluding_fields
 from gateway.policy.plan import EngineSnapshot
+from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
-from gateway.policy.unguided import fields_against
 from gateway.protocol.embeddings import EmbeddingsRequest
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
-    from gateway.policy.allowed import EffectiveLimits
     from gateway.policy.book import Caller
+    from gateway.policy.constraints import API
     from gateway.policy.plan import Plan
+    from gateway.policy.policies import EffectiveLimits
     from gateway.policy.routing import RouteChoice
+    from gateway.policy.schema import Route
     from gateway.protocol.requests import AnyRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The explanation of a request.
+    """The explanation of a request, which counts against the limits of its tenant and of its key."""
 
-    Attributes:
-        choice: the matching route, and the reasons against earlier ones.
-        plan: the plan; None if the request would be rejected.
-        refused: the error of a rejected request.
-        tenant, key: limits of both; the request counts against each.
-        assumed: assumptions about the engines.
-        fields: request fields that exclude guidance.
-    """
-
-    choice: RouteChoice
-    plan: Plan | None
+    choice: RouteChoice  # the matching route, and the reasons against earlier ones
+    plan: Plan | None  # the plan; None if the request would be rejected
     refused: GatewayError | None
     tenant: EffectiveLimits
     key: EffectiveLimits
@@ -59,9 +53,15 @@ def explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], set
         plan = _plan(caller, choice, request, headers, settings)
     except GatewayError as error:
         refused = error
-    assumed = () if plan is None else tuple(_assumed(plan, settings))
+    policy, defaults = caller.policy, settings.defaults
     return Explanation(
-        choice, plan, refused, *allowed(caller, settings.defaults), assumed, tuple(_fields(choice, request, plan))
+        choice,
+        plan,
+        refused,
+        allowed_tenant(policy, defaults),
+        allowed_key(policy, caller.key, defaults),
+        () if plan is None else tuple(_assumed(plan, settings)),
+        () if plan is None or choice.route is None else tuple(_fields(choice.route, request, plan)),
     )
 
 
@@ -77,13 +77,14 @@ def _plan(
     return resolve(caller.policy, route, request, lambda name: _snapshot(settings.by_name[name]), lambda: 0.0, headers)
 
 
-def _fields(choice: RouteChoice, request: AnyRequest, plan: Plan | None) -> list[str]:
+def _fields(route: Route, request: AnyRequest, plan: Plan) -> dict[str, None]:
     """Return the names of the fields that give the reason against guidance."""
-    guided = plan.shadow or plan if plan is not None else None
-    if guided is None or choice.route is None or isinstance(request, EmbeddingsRequest):
-        return []
-    excluding = [one for one in fields_against(choice.route, request) if one.reason == guided.unguided]
-    return list(dict.fromkeys(one.path for one in excluding))
+    if isinstance(request, EmbeddingsRequest):
+        return {}
+    reason, prefix = (plan.shadow or plan).unguided, route.guidance.placement == "prefix"
+    api: API = "completions" if isinstance(request, TextRequest) else "chat"
+    excluding = excluding_fields(request.body, api, route.guidance.allow_fields)
+    return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
 def _snapshot(model: ModelSettings) -> EngineSnapshot:

@@ -6,14 +6,12 @@ All functions block, so call them in a thread. Invalid file content raises no er
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from hashlib import sha256
 from time import time
 from typing import TYPE_CHECKING
 
-from gateway.policy.book import check_all, check_book, load_all
-from gateway.policy.named_files import PROJECTIONS_FOLDER
-from gateway.policy.pages import PolicyFileCache
+from gateway.policy.book import PolicyFileCache, check_all, check_book, load_all
+from gateway.policy.library import PROJECTIONS_FOLDER
 from gateway.policy.policies import PolicyEdition
 
 if TYPE_CHECKING:
@@ -26,32 +24,13 @@ Signature = tuple[object, ...]
 """Names, inodes, times and sizes of the files; it changes when a file does."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyFolder:
-    """The content of the folder. `policy_set` is None if there are issues."""
-
-    policy_set: PolicySet | None
-    issues: tuple[str, ...]
-    edition: PolicyEdition
-
-
 class PolicyFiles:
-    """Read the policy files of a running process and detect changes of config.yaml.
-
-    Args:
-        config: the config.yaml of the process.
-        digest: the hash of its content at start.
-        settings: its settings at start. Models and folder stay the same until the process ends.
-        cache: parsed policy files.
-    """
+    """Read the policy files of a running process and detect changes of config.yaml."""
 
     def __init__(self, config: Path, digest: str, settings: Settings, cache: PolicyFileCache) -> None:
-        self._config = config
-        self._digest = digest
+        self._config, self._digest, self._cache = config, digest, cache
         self._folder = settings.policies
-        self._models = list(settings.by_name)
         self._protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
-        self._cache = cache
 
     @classmethod
     def open(cls, config: Path) -> tuple[Settings, PolicySet, PolicyFiles]:
@@ -61,10 +40,8 @@ class PolicyFiles:
         return settings, policy_set, cls(config, digest, settings, cache)
 
     def signature(self) -> Signature:
-        """Return a signature of the files without reading them; a change of any file changes it.
-
-        Symbolic links are followed, since Kubernetes updates a ConfigMap by replacing a link.
-        """
+        """Return a signature of the files without reading them; a change of any file changes it. Symbolic links are
+        followed, since Kubernetes updates a ConfigMap by replacing a link."""
         named = [_stamp(self._folder / name) for name in self._cache.registry.named]
         projections = _stamps(self._folder / PROJECTIONS_FOLDER)
         return (_stamp(self._config), *_stamps(self._folder), "projections", *projections, "named", *named)
@@ -77,10 +54,10 @@ class PolicyFiles:
         """Return the issues that a restart would find in config.yaml and its policies."""
         return tuple(str(issue) for issue in check_all(self._config, self._cache)[2])
 
-    def read(self) -> PolicyFolder:
-        """Read the policies and check them against the configuration of the process."""
-        policy_set, issues = check_book(self._folder, self._models, self._protocols, self._cache)
-        return PolicyFolder(policy_set, tuple(map(str, issues)), self.edition())
+    def read(self) -> tuple[PolicySet | None, tuple[str, ...], PolicyEdition]:
+        """Check the policies against the configuration of the process. Return them, or None with their issues."""
+        policy_set, issues = check_book(self._folder, list(self._protocols), self._protocols, self._cache)
+        return policy_set, tuple(map(str, issues)), self.edition()
 
     def edition(self) -> PolicyEdition:
         """Return the version of the last reading."""
@@ -97,13 +74,10 @@ def _digest(config: Path) -> str:
 def _stamps(folder: Path) -> list[tuple[object, ...]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(_stamp(entry) for entry in entries if _is_policy_file(entry.name))
+            files = (entry for entry in entries if not entry.name.startswith("."))
+            return sorted(_stamp(file) for file in files if file.name.endswith((".yaml", ".yml")))
     except OSError as error:
         return [(type(error).__name__,)]
-
-
-def _is_policy_file(name: str) -> bool:
-    return not name.startswith(".") and name.endswith((".yaml", ".yml"))
 
 
 def _stamp(file: Path | os.DirEntry[str]) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -35,19 +35,6 @@ class PredictedLength:
     score: float
 
 
-class LengthModel(Protocol):
-    """A model that chooses the length of the guidance."""
-
-    @property
-    def name(self) -> str:
-        """Return the model's name and version for receipts."""
-        ...
-
-    def predict(self, numbers: Sequence[float]) -> PredictedLength:
-        """Return the length for a question's features, in the order of FEATURES; 0: no guidance."""
-        ...
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,39 +53,29 @@ class OneLength(_Part):
 
 
 class FitProvenance(_Part):
-    """The data that the model was fitted on.
-
-    Attributes:
-        setting: the setting of the examples, without the length.
-        questions: number of questions.
-        data_sha256: hash of the questions and their answers.
-        created: Unix seconds.
-        version: version of the gateway that fitted the model.
-    """
+    """The data that the model was fitted on."""
 
     data: Annotated[str, Field(max_length=200)]
-    data_sha256: Annotated[str, Field(max_length=64)]
-    questions: Annotated[int, Field(ge=1)]
+    data_sha256: Annotated[str, Field(max_length=64)]  # hash of the questions and their answers
+    questions: Annotated[int, Field(ge=1)]  # number of questions
     teacher: Annotated[str, Field(max_length=200)]
     student: Annotated[str, Field(max_length=200)]
-    setting: Annotated[str, Field(max_length=500)]
-    created: int
-    version: Annotated[str, Field(max_length=100)]
+    setting: Annotated[str, Field(max_length=500)]  # the setting of the examples, without the length
+    created: int  # Unix seconds
+    version: Annotated[str, Field(max_length=100)]  # version of the gateway that fitted the model
 
 
 class FitFigures(_Part):
     """Results on questions outside the fit (nested cross-validation), compared with a fixed length.
 
     Attributes:
-        fixed_tokens: the fixed length with the same cost limit.
         auto_right, fixed_right: shares of correct answers.
         auto_usd, fixed_usd: average cost of an answer.
         difference, low, high: auto_right - fixed_right, and its 95 % interval (Agresti and Min, for pairs).
-        beats: whether the interval is above 0 at no higher cost.
     """
 
     folds: int
-    fixed_tokens: int
+    fixed_tokens: int  # the fixed length with the same cost limit
     auto_right: _Share
     fixed_right: _Share
     auto_usd: Annotated[float, Field(ge=0)]
@@ -106,7 +83,7 @@ class FitFigures(_Part):
     difference: Annotated[float, Field(ge=-1, le=1)]
     low: Annotated[float, Field(ge=-1, le=1)]
     high: Annotated[float, Field(ge=-1, le=1)]
-    beats: bool
+    beats: bool  # whether the interval is above 0 at no higher cost
 
 
 class FittedLengths(_Part):
@@ -135,21 +112,19 @@ class FittedLengths(_Part):
         return self
 
     def predict(self, numbers: Sequence[float]) -> PredictedLength:
-        """Return the length with the highest expected value; of equal ones the cheaper. See `LengthModel`."""
+        """Return the length with the highest expected value for a question's features, in the order of FEATURES. Of
+        equal values, the cheaper length is returned. The length 0 means no guidance."""
         standard = [
             (number - mean) / scale for number, mean, scale in zip(numbers, self.means, self.scales, strict=True)
         ]
         best, best_value = PredictedLength(0, 0.0), -math.inf
         for one in sorted(self.lengths, key=lambda length: length.cost_usd):
-            score = _logistic(one.intercept + sum(map(float.__mul__, one.weights, standard)))
+            exponent = one.intercept + sum(map(float.__mul__, one.weights, standard))
+            score = 1 / (1 + math.exp(-max(-_MAX_EXPONENT, min(_MAX_EXPONENT, exponent))))
             value = score * self.usd_for_right - one.cost_usd
             if value > best_value:
                 best, best_value = PredictedLength(one.tokens, score), value
         return best
-
-
-def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-max(-_MAX_EXPONENT, min(_MAX_EXPONENT, value))))
 
 
 def lengths_of(raw: bytes) -> FittedLengths:

@@ -1,46 +1,176 @@
-"""Projections and files that policies may name: built-in projections, and one per file in policies/projections."""
+"""Projections and files that policies name: built-in projections, those in policies/projections, and files by path.
+
+Unchanged files are not parsed again. The content of exemplars is confidential and appears in no error message.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, in_file_order, parse, read_bytes, unreadable
 from gateway.errors import ConfigIssue
-from gateway.policy.exemplar_files import MAX_BYTES, exemplar_files, without_content
-from gateway.policy.length_files import length_files
-from gateway.policy.named_files import PROJECTIONS_FOLDER
-from gateway.policy.projection_shapes import MAX_CHARS, ProjectionRule
+from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
+from gateway.policy.projection_shapes import MAX_CHARS, ExemplarList, ProjectionRule
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
+    from gateway.config.yaml_messages import Loc
     from gateway.config.yaml_source import YamlSource
-    from gateway.policy.length_model import LengthModel
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.schema import GuidanceRule, TenantPolicy
 
+PROJECTIONS_FOLDER = "projections"
+"""Subfolder of the policies folder."""
+MAX_BYTES = 256_000
+"""Maximum size of one file of exemplars."""
+ENDINGS = frozenset({".yaml", ".yml", ".json"})
+"""Suffixes of files of exemplars."""
+_PLAIN_LOCATION = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
+_ENTRY = re.compile(r"\[\d+\]")
+_YAML_MESSAGES = ("not valid YAML: found", "not valid YAML: expected")
+_QUOTED = re.compile(r"'[^']*'")
+T = TypeVar("T")
 
-class _ParsedProjection(NamedTuple):
-    """A parsed projection file. It is checked again in each reading, since its exemplars may have changed."""
 
+@dataclass(frozen=True, slots=True)
+class ParsedFile(Generic[T]):
+    """The parsed content of a file; None, with issues, if it is invalid."""
+
+    value: T | None
+    issues: tuple[ConfigIssue, ...] = ()
+
+
+class NamedFiles(Generic[T]):
+    """Read each named file once per reading. An unchanged file is not parsed again.
+
+    Args:
+        example: a valid path, for messages.
+
+    Attributes:
+        named: paths named in this reading, existing or not, relative to the policies folder.
+    """
+
+    def __init__(
+        self, example: str, endings: frozenset[str], max_bytes: int, parse: Callable[[bytes, Path], ParsedFile[T]]
+    ) -> None:
+        self._example = example
+        self._endings = endings
+        self._most_bytes = max_bytes
+        self._parse = parse
+        self._folder = Path()
+        self._previous: dict[str, tuple[str, ParsedFile[T]]] = {}
+        self._read: dict[str, tuple[str, ParsedFile[T]]] = {}
+        self.named: set[str] = set()
+
+    def begin(self, folder: Path) -> None:
+        """Begin a reading."""
+        self._folder, self._previous, self._read, self.named = folder, self._read or self._previous, {}, set()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the digests of the files read."""
+        return {name: digest for name, (digest, _) in self._read.items()}
+
+    def of(self, name: str, source: YamlSource, loc: Loc) -> tuple[T | None, list[ConfigIssue]]:
+        """Return the content of the file that `source` names at `loc`, or None with issues. Issues of the file itself
+        are reported once per reading."""
+        if problem := self._name_problem(name) or self._link_problem(name):
+            return None, [source.issue(loc, problem)]
+        name = str(PurePosixPath(name))
+        self.named.add(name)
+        if name in self._read:
+            return self._read[name][1].value, []
+        file = self._folder / name
+        raw = read_bytes(file, self._most_bytes)
+        if isinstance(raw, ConfigIssue):
+            return None, [source.issue(loc, f"{name} {raw.message}")]
+        digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
+        parsed = previous[1] if previous is not None and previous[0] == digest else self._parse(raw, file)
+        self._read[name] = digest, parsed
+        return parsed.value, list(parsed.issues)
+
+    def _name_problem(self, name: str) -> str | None:
+        path = PurePosixPath(name)
+        if not name or not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
+            return f"must be a file within the policies folder: write its path from there, like {self._example}"
+        if path.suffix not in self._endings:
+            return f"must end in {', '.join(sorted(self._endings))}"
+        hint = f"put it into a folder of its own, like {PurePosixPath(self._example).parent}/"
+        if len(path.parts) == 1 and path.suffix != ".json":
+            return f"is in the folder of tenants' policies: {hint}"
+        if path.parts[0] == PROJECTIONS_FOLDER and len(path.parts) == len(("projections", "it.yaml")):
+            return f"is in the folder of projections: {hint}"
+        return None
+
+    def _link_problem(self, name: str) -> str | None:
+        """Return the problem with a symbolic link. Links within the folder are allowed, as in a ConfigMap."""
+        try:
+            inside = (self._folder / name).resolve().is_relative_to(self._folder.resolve())
+        except (OSError, RuntimeError):
+            return "cannot be followed: a link leads in a circle"
+        return None if inside else "leads out of the policies folder by a link: put the file itself there"
+
+
+def length_files() -> NamedFiles[FittedLengths]:
+    """Return a reader of the `eval fit` files that policies name."""
+    return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parse_lengths)
+
+
+def _parse_lengths(raw: bytes, file: Path) -> ParsedFile[FittedLengths]:
+    try:
+        return ParsedFile(lengths_of(raw))
+    except ValueError as error:
+        return ParsedFile(None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))
+
+
+def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
+    """Return a reader of the files of exemplars that policies and projections name."""
+    return NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parse_exemplars)
+
+
+def _parse_exemplars(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
+    source, issues = parse(raw, display_path(file), list)
+    if source is None:
+        return ParsedFile(None, tuple(map(without_content, issues)))
+    entries, found = source.check(ExemplarList)
+    exemplars = entries.exemplars() if entries is not None else ()
+    size = sum(len(one.question) + len(one.answer) for one in exemplars)
+    if size > MAX_CHARS:
+        problem = f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
+        found = [*found, source.issue((), problem)]
+    issues = in_file_order(map(without_content, [*issues, *found]))
+    return ParsedFile(None if issues else exemplars, tuple(issues))
+
+
+def without_content(issue: ConfigIssue) -> ConfigIssue:
+    """Return the issue without content of a file of exemplars, which its location or message may contain."""
+    location, message = issue.field, issue.message
+    if not _PLAIN_LOCATION.fullmatch(location):
+        location = match[0] if (match := _ENTRY.match(location)) else ""
+    if message.startswith(_YAML_MESSAGES):
+        message = _QUOTED.sub("'...'", message)
+    return replace(issue, field=location, message=message)
+
+
+class _ParsedProjection(NamedTuple):  # checked again in each reading, since its exemplars may have changed
     digest: str
     source: YamlSource | None
     rule: ProjectionRule | None
     issues: tuple[ConfigIssue, ...]
 
 
-class _Resolved(NamedTuple):
-    """The projection and length model that a route's guidance names. None: no name, or an unchanged built-in one."""
-
+class _Resolved(NamedTuple):  # None: no name, or an unchanged built-in one
     projection: Projection | None
-    length_model: LengthModel | None
+    length_model: FittedLengths | None
 
 
 class _Bound(NamedTuple):
@@ -105,29 +235,24 @@ class ProjectionRegistry:
             guidance = route.get("guidance") if isinstance(route, dict) else None
             if not isinstance(guidance, dict):
                 continue
-            name, file = guidance.get("projection"), guidance.get("exemplars")
+            loc: Loc = ("routes", index, "guidance")
+            name, file, auto = guidance.get("projection"), guidance.get("exemplars"), guidance.get("auto")
             if isinstance(name, str) and name not in self.projections and name not in self._invalid:
                 hint = nearest(name, self.projections)
                 known = "" if hint else f"; known: {', '.join(self.projections)}; or add {PROJECTIONS_FOLDER}/NAME.yaml"
-                loc = ("routes", index, "guidance", "projection")
-                yield source.issue(loc, f"no projection is called '{name}'{known}", hint)
+                yield source.issue((*loc, "projection"), f"no projection is called '{name}'{known}", hint)
             if isinstance(file, str):
-                loc = ("routes", index, "guidance", "exemplars")
-                exemplars, issues = self._exemplars.of(file, source, loc)
+                exemplars, issues = self._exemplars.of(file, source, (*loc, "exemplars"))
                 yield from issues
                 projection = self.projections.get(name) if isinstance(name, str) else None
                 if projection is not None and exemplars:
-                    yield from _size_issues(replace(projection, exemplars=exemplars), source, loc)
-            auto = guidance.get("auto")
+                    yield from _size_issues(replace(projection, exemplars=exemplars), source, (*loc, "exemplars"))
             if isinstance(auto, dict) and isinstance(file := auto.get("model"), str):
-                yield from self._lengths.of(file, source, ("routes", index, "guidance", "auto", "model"))[1]
+                yield from self._lengths.of(file, source, (*loc, "auto", "model"))[1]
 
     def bind(self, file: Path, policy: TenantPolicy, source: YamlSource) -> TenantPolicy:
         """Return the policy with its names resolved; the previous object if nothing changed."""
-        resolved = tuple(
-            _Resolved(self._projection_of(route.guidance, source), self._length_model_of(route.guidance, source))
-            for route in policy.routes
-        )
+        resolved = tuple(self._resolved(route.guidance, source) for route in policy.routes)
         if not any(map(any, resolved)):
             return policy
         bound = self._bound.get(file.name)
@@ -147,18 +272,15 @@ class ProjectionRegistry:
         digests = {f"{PROJECTIONS_FOLDER}/{name}.yaml": parsed.digest for name, parsed in self._parsed.items()}
         self.digests = digests | self._exemplars.digests | self._lengths.digests
 
-    def _projection_of(self, rule: GuidanceRule, source: YamlSource) -> Projection | None:
-        """Return the projection; None: an unchanged built-in one."""
+    def _resolved(self, rule: GuidanceRule, source: YamlSource) -> _Resolved:
+        length_model = None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
         projection = self.projections.get(rule.projection)
-        if projection is None or (rule.exemplars is None and rule.projection in PROJECTIONS):
-            return None
         if rule.exemplars is None:
-            return projection
+            return _Resolved(None if rule.projection in PROJECTIONS else projection, length_model)
+        if projection is None:
+            return _Resolved(None, length_model)
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
-        return replace(projection, exemplars=exemplars) if exemplars else None
-
-    def _length_model_of(self, rule: GuidanceRule, source: YamlSource) -> LengthModel | None:
-        return None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
+        return _Resolved(replace(projection, exemplars=exemplars) if exemplars else None, length_model)
 
     def _parse(self, file: Path) -> _ParsedProjection:
         raw = read_bytes(file, MAX_BYTES)
@@ -169,10 +291,7 @@ class ProjectionRegistry:
 
     def _projection(self, name: str, source: YamlSource, rule: ProjectionRule) -> tuple[Projection, list[ConfigIssue]]:
         path = source.get("exemplars")
-        exemplars: tuple[Exemplar, ...] | None = None
-        issues: list[ConfigIssue] = []
-        if isinstance(path, str):
-            exemplars, issues = self._exemplars.of(path, source, ("exemplars",))
+        exemplars, issues = self._exemplars.of(path, source, ("exemplars",)) if isinstance(path, str) else (None, [])
         projection = rule.projection(name, exemplars or ())
         return projection, [*issues, *_size_issues(projection, source, ())]
 
@@ -186,7 +305,7 @@ def _bind(rule: GuidanceRule, resolved: _Resolved) -> GuidanceRule:
     return rule.with_projection(resolved.projection, placement)
 
 
-def _size_issues(projection: Projection, source: YamlSource, loc: tuple[str | int, ...]) -> Iterator[ConfigIssue]:
+def _size_issues(projection: Projection, source: YamlSource, loc: Loc) -> Iterator[ConfigIssue]:
     size = sum(map(len, projection.shown))
     if size > MAX_CHARS:
         yield source.issue(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")
@@ -203,5 +322,5 @@ def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
         if not source.data:
             issues.append(source.issue((), "is empty: add at least one field, like instruction"))
         rule, found = source.check(ProjectionRule)
-        issues = [*issues, *found]
+        issues += found
     return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, issues))))

@@ -1,38 +1,35 @@
-"""The policies in effect."""
+"""The policies in effect, and the limits and budget that they give a tenant and a key."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from gateway.config.limits import BudgetRule, LimitsRule
+    from gateway.config.sections import Defaults
     from gateway.policy.book import PolicySet
+    from gateway.policy.schema import KeyEntry, TenantPolicy
 
 _MAX_FORMER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEdition:
-    """Version of the policies folder from which a policy set was loaded.
+    """Version of the policies folder from which a policy set was loaded."""
 
-    Attributes:
-        version: a hash over its files; None for a set without a folder.
-        loaded_at: Unix seconds.
-    """
-
-    version: str | None
+    version: str | None  # a hash over its files; None for a set without a folder
     files: int
-    loaded_at: float
+    loaded_at: float  # Unix seconds
 
 
 class Policies:
     """Hold the policy set for new requests. A request reads it once and uses it until its end.
 
     Attributes:
-        policy_set: the policies in effect.
         edition: the version of the folder that they come from.
         issues: issues of the current folder, which therefore was not loaded; empty if there are none.
     """
@@ -46,19 +43,13 @@ class Policies:
 
     def put(self, policy_set: PolicySet, edition: PolicyEdition) -> None:
         """Put a policy set into effect."""
-        removed = {policy.tenant for policy in self.policy_set.policies} - {
-            policy.tenant for policy in policy_set.policies
-        }
+        before, after = ({policy.tenant for policy in one.policies} for one in (self.policy_set, policy_set))
         self.policy_set, self.edition, self.issues = policy_set, edition, ()
-        self._former.update(dict.fromkeys(sorted(removed)))
+        self._former.update(dict.fromkeys(sorted(before - after)))
         while len(self._former) > _MAX_FORMER:
             del self._former[next(iter(self._former))]
         for listener in self._listeners:
             listener(policy_set)
-
-    def note_issues(self, issues: Sequence[str]) -> None:
-        """Set the issues of the current folder; the policies in effect stay."""
-        self.issues = tuple(issues)
 
     def on_change(self, listener: Callable[[PolicySet], object]) -> None:
         """Call `listener` with each new policy set. It must neither block nor raise."""
@@ -67,3 +58,24 @@ class Policies:
     def tenants(self) -> list[str]:
         """Return all tenants, removed ones included: their last requests may not be settled yet."""
         return list(dict.fromkeys((*(policy.tenant for policy in self.policy_set.policies), *self._former)))
+
+
+class EffectiveLimits(NamedTuple):
+    """Limits and budget of a tenant or of a key."""
+
+    limits: LimitsRule
+    budget: BudgetRule | None
+
+
+def allowed_tenant(policy: TenantPolicy, defaults: Defaults) -> EffectiveLimits:
+    """Return the limits of all keys of a tenant together. The policy overrides the defaults."""
+    limits = defaults.limits if policy.limits is None else policy.limits
+    return EffectiveLimits(limits, policy.budget or defaults.budget)
+
+
+def allowed_key(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> EffectiveLimits:
+    """Return the limits of one key. Its own entry overrides its tenant's, which overrides the defaults."""
+    limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
+    return EffectiveLimits(
+        limits if key.limits is None else key.limits, key.budget or policy.key_budget or defaults.key_budget
+    )

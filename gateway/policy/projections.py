@@ -10,15 +10,55 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from gateway.policy.primer import PRIMER
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.policy.conditions import Pattern
 
+PRIMER: tuple[tuple[str, str], ...] = (
+    (
+        (
+            "A ferry makes 5 trips a day and carries 18 cars on each. On Sunday it makes 2 trips fewer. "
+            "How many cars does it carry on Sunday?"
+        ),
+        "5 - 2 = 3 trips on Sunday. 3 x 18 = 54. The answer is 54 cars.",
+    ),
+    (
+        "Which of these would you use to measure how warm a bath is?\nA) ruler\nB) thermometer\nC) scales\nD) compass",
+        "B) thermometer. It measures temperature; a ruler measures length, scales weight, and a compass direction.",
+    ),
+    (
+        "Why does bread go stale?",
+        (
+            "Its starch crystallises again as it cools and stands, and pushes water out of the crumb. So the crumb "
+            "turns firm and dry, faster in a refrigerator than on the table or in the freezer."
+        ),
+    ),
+    (
+        "How do I mend a flat bicycle tyre?",
+        (
+            "1. Take the wheel off and lift one side of the tyre over the rim.\n"
+            "2. Pull out the tube, pump it up and find the hole by the hiss or under water.\n"
+            "3. Roughen the spot, spread the glue, wait until it is dull, and press on the patch.\n"
+            "4. Look inside the tyre for what made the hole, put tube and tyre back, and pump it up."
+        ),
+    ),
+    (
+        "Write a Python function that returns the largest even number of a list, or None.",
+        (
+            "```python\n"
+            "def largest_even(numbers):\n"
+            "    return max((number for number in numbers if number % 2 == 0), default=None)\n"
+            "```\n"
+            "`default=None` answers for a list without an even number."
+        ),
+    ),
+)
+"""Questions, each with its answer."""
+
 Placement = Literal["prefix", "context", "input"]
 
+BEGINS_LIKE_THIS = "An expert's answer begins like this:\n{guidance}\n\nGive the whole answer, from its beginning."
 SLOT = "{guidance}"
 """Placeholder of the guidance in an introduction."""
 
@@ -36,15 +76,10 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True)
 class SkipRule:
-    """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/keep.py).
+    """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/keep.py)."""
 
-    Attributes:
-        patterns: RE2 patterns, each for the beginning of a dropped sentence.
-        tokens: tokens requested in addition to the guidance's length, to make up for the dropped ones.
-    """
-
-    patterns: tuple[Pattern, ...]
-    tokens: int
+    patterns: tuple[Pattern, ...]  # RE2 patterns, each for the beginning of a dropped sentence
+    tokens: int  # tokens requested in addition to the guidance's length, to make up for the dropped ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +87,9 @@ class Projection:
     """The teacher's prompt, and the use of its text.
 
     Attributes:
-        name: the name in policies.
         instruction: inserted before the text of the last user message, only for the teacher; None: nothing.
         system: inserted before the chat's system message, or as one, only for the teacher.
         exemplars: turns inserted before the caller's, only for the teacher, which imitates them.
-        skip: the beginning of the teacher's text that is dropped; None: nothing.
-        teacher_may_finish: a teacher that stopped by itself has answered, so the student is not called.
         default_placement: placement of a policy without one: "prefix" begins the answer with the guidance, "context"
             puts it in the student's prompt, hidden from the caller, and "input" does so without an introduction.
         introduction: text around the guidance for placement "context"; contains `{guidance}`.
@@ -67,13 +99,13 @@ class Projection:
     """
 
     name: str
-    instruction: str | None = field(repr=False)
-    teacher_may_finish: bool
-    default_placement: Placement
-    introduction: str = field(repr=False)
+    instruction: str | None = field(default=None, repr=False)
+    teacher_may_finish: bool = True  # a teacher that stopped by itself has answered, so the student is not called
+    default_placement: Placement = "prefix"
+    introduction: str = field(default=BEGINS_LIKE_THIS, repr=False)
     exemplars: tuple[Exemplar, ...] = ()
     system: str | None = field(default=None, repr=False)
-    skip: SkipRule | None = None
+    skip: SkipRule | None = None  # the beginning of the teacher's text that is dropped; None: nothing
     shown_bytes: int = field(init=False, compare=False)
     """UTF-8 bytes added to the teacher's chat, without the template's text around the turns."""
 
@@ -99,20 +131,10 @@ class Projection:
         return self.skip.tokens if self.skip is not None else 0
 
 
-BEGINS_LIKE_THIS = "An expert's answer begins like this:\n{guidance}\n\nGive the whole answer, from its beginning."
-
-CUTOFF = Projection(
-    name="cutoff",
-    instruction=None,
-    teacher_may_finish=True,
-    default_placement="prefix",
-    introduction=BEGINS_LIKE_THIS,
-)
+CUTOFF = Projection(name="cutoff")
 CONCISE = Projection(
     name="concise",
     instruction="Provide the answer in a brief manner:",
-    teacher_may_finish=True,
-    default_placement="prefix",
     introduction="An expert's brief answer begins like this:\n{guidance}\n\nGive the whole answer, from its beginning.",
 )
 HINT = Projection(
@@ -122,14 +144,7 @@ HINT = Projection(
     default_placement="context",
     introduction="Hint: {guidance}",
 )
-PRIMED = Projection(
-    name="primed",
-    instruction=None,
-    teacher_may_finish=True,
-    default_placement="prefix",
-    introduction=BEGINS_LIKE_THIS,
-    exemplars=tuple(Exemplar(question, answer) for question, answer in PRIMER),
-)
+PRIMED = Projection(name="primed", exemplars=tuple(Exemplar(question, answer) for question, answer in PRIMER))
 
 PROJECTIONS: Mapping[str, Projection] = MappingProxyType({p.name: p for p in (CUTOFF, CONCISE, HINT, PRIMED)})
 """The built-in projections by name."""

@@ -54,21 +54,9 @@ _MIN_NUMBERS = 2
 _MAX_TRIVIAL_WORDS = 4
 
 FEATURES = (
-    "log_bytes",
-    "log_words",
-    "log_sentences",
-    "log_numbers",
-    "log_maths_words",
-    "choices",
-    "code",
-    "asks_for_list",
-    "asks_why",
-    "question_mark",
-    "log_turns",
-    "system",
-    "log_max_tokens",
-    "raw_prompt",
-)
+    "log_bytes", "log_words", "log_sentences", "log_numbers", "log_maths_words", "choices", "code", "asks_for_list",
+    "asks_why", "question_mark", "log_turns", "system", "log_max_tokens", "raw_prompt",
+)  # fmt: skip
 """Names of the features in order. A fitted file names the features it was fitted with."""
 
 
@@ -93,11 +81,7 @@ def question_of(request: CompletionRequest) -> str:
 
 
 def features_of(request: CompletionRequest, max_tokens: int | None) -> QuestionFeatures:
-    """Return the features of a request's question.
-
-    Args:
-        max_tokens: the limit on the answer: the caller's, else the route's; None: no limit.
-    """
+    """Return the features of a request's question. `max_tokens` limits its answer; None: no limit."""
     text = question_of(request)
     tokens = _WORD.findall(text.lower())
     vocabulary = set(tokens)

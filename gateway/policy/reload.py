@@ -1,14 +1,13 @@
 """Reload policy files while the gateway runs: valid edits apply to new requests, invalid ones change nothing.
 
-The files' names, times and sizes are polled; inotify is not used, for three reasons. NFS sends no events. Each worker
-would need one of the 128 inotify instances that a user has by default. On Kubernetes, edits replace links, so the
-watched file does not change. The watchfiles library must poll there too, and missed one of five edits in a test.
-Polling 1,000 files takes six milliseconds of a thread.
+The names, times and sizes of the files are polled: 1,000 files take six milliseconds of a thread. Events of inotify are
+missing on NFS, and a user has 128 instances. On Kubernetes, edits replace links, so a watched file does not change.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
     from gateway.policy.book import PolicySet
-    from gateway.policy.files import PolicyFiles, PolicyFolder, Signature
-    from gateway.policy.policies import Policies
+    from gateway.policy.files import PolicyFiles, Signature
+    from gateway.policy.policies import Policies, PolicyEdition
 
 log = structlog.get_logger()
 
@@ -43,21 +42,15 @@ class ReloadInterval:
 
 @dataclass(frozen=True, slots=True)
 class ConfigEdit:
-    """Changes of config.yaml since the process was started.
-
-    Attributes:
-        issues: the issues that a restart would find.
-    """
+    """Changes of config.yaml since the process was started."""
 
     changed: bool = False
     issues: tuple[str, ...] = ()
 
 
 class EditDebounce:
-    """Decide when an edit is complete: when two polls return the same signature. Pure.
-
-    Files that change all the time are read after `latest_s`, so that no edit waits forever.
-    """
+    """Decide when an edit is complete: when two polls return the same signature. Pure. Files that change all the time
+    are read after `latest_s`, so that no edit waits forever."""
 
     def __init__(self, latest_s: float) -> None:
         self._latest_s = latest_s
@@ -83,17 +76,10 @@ class EditDebounce:
 class ReloadMetrics(Protocol):
     """Metrics that a reload changes; see telemetry/metrics.py."""
 
-    @property
-    def config_stale(self) -> Gauge: ...
-
-    @property
-    def policy_loaded(self) -> Gauge: ...
-
-    @property
-    def policy_reloads(self) -> Counter: ...
-
-    @property
-    def policy_stale(self) -> Gauge: ...
+    config_stale: Gauge
+    policy_loaded: Gauge
+    policy_reloads: Counter
+    policy_stale: Gauge
 
 
 class Reloader:
@@ -114,11 +100,8 @@ class Reloader:
         now: asyncio.Event,
         pace: ReloadInterval = ReloadInterval(),
     ) -> None:
-        self._files = files
-        self._policies = policies
-        self._metrics = metrics
-        self._now = now
-        self._pace = pace
+        self._files, self._policies, self._metrics = files, policies, metrics
+        self._now, self._pace = now, pace
         self._debounce = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
         self.config = ConfigEdit()
@@ -129,11 +112,9 @@ class Reloader:
     async def run(self) -> None:
         """Poll until canceled."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.poll_every_s):
                     await self._now.wait()
-            except TimeoutError:
-                pass
             try:
                 await self._poll()
             except TimeoutError:
@@ -152,21 +133,23 @@ class Reloader:
             return
         reading = await self._in_thread(self._files.read)
         self._debounce.mark_read(seen)
-        self._apply(reading, requested=requested)
+        self._apply(*reading, requested=requested)
         await self._check_config()
 
-    def _apply(self, reading: PolicyFolder, *, requested: bool) -> None:
-        policies, edition = self._policies, reading.edition
-        if reading.policy_set is None:
-            self._refuse(reading.issues)
+    def _apply(
+        self, policy_set: PolicySet | None, issues: tuple[str, ...], edition: PolicyEdition, *, requested: bool
+    ) -> None:
+        policies = self._policies
+        if policy_set is None:
+            self._refuse(issues)
         elif edition.version != policies.edition.version:
-            changes = _changes(policies.policy_set, reading.policy_set)
-            policies.put(reading.policy_set, edition)
+            changes = _changes(policies.policy_set, policy_set)
+            policies.put(policy_set, edition)
             self._metrics.policy_reloads.labels("loaded").inc()
             self._metrics.policy_loaded.set(edition.loaded_at)
             log.info("policies_loaded", version=edition.version, files=edition.files, **changes)
         elif policies.issues:
-            policies.note_issues(())
+            policies.issues = ()
             log.info("policies_valid_again", version=edition.version, files=edition.files)
         elif requested:
             log.info("policies_unchanged", version=edition.version, files=edition.files)
@@ -175,15 +158,11 @@ class Reloader:
     def _refuse(self, issues: tuple[str, ...]) -> None:
         if issues == self._policies.issues:
             return
-        self._policies.note_issues(issues)
+        self._policies.issues = issues
         self._metrics.policy_reloads.labels("refused").inc()
         self._metrics.policy_stale.set(1)
-        log.error(
-            "policies_refused",
-            holds=self._policies.edition.version,
-            issues=issues[:_MAX_LOGGED],
-            more=max(0, len(issues) - _MAX_LOGGED),
-        )
+        more = max(0, len(issues) - _MAX_LOGGED)
+        log.error("policies_refused", holds=self._policies.edition.version, issues=issues[:_MAX_LOGGED], more=more)
 
     async def _check_config(self) -> None:
         if await self._in_thread(self._files.config_is_unchanged):
@@ -194,11 +173,8 @@ class Reloader:
             return
         edit = ConfigEdit(changed=True, issues=await self._in_thread(self._files.config_mistakes))
         if edit != self.config:
-            log.warning(
-                "config_changed",
-                then="restart to apply it; a restart would fail now" if edit.issues else "restart to apply it",
-                issues=edit.issues[:_MAX_LOGGED],
-            )
+            then = "restart to apply it; a restart would fail now" if edit.issues else "restart to apply it"
+            log.warning("config_changed", then=then, issues=edit.issues[:_MAX_LOGGED])
         self.config = edit
         self._metrics.config_stale.set(1)
 

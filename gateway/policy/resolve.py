@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from gateway.capabilities.continuation import Continuation
 from gateway.capabilities.reasoning import takes_prefix
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, RouteWithoutGuidance
+from gateway.policy.constraints import CALLER_PREFILL, MIN_TOKENS, TOKEN_LIMIT, placements
 from gateway.policy.length import choose_length
-from gateway.policy.overrides import apply_headers, refuse_overrides
-from gateway.policy.plan import GuidancePlan, Plan, QualityPlan, RetryPlan, StudentPlan
-from gateway.policy.routing import NO_HEADERS
-from gateway.policy.unguided import judge_request
+from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, RetryPlan, StudentPlan
+from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.capabilities.continuation import Known
+    from gateway.policy.constraints import API
     from gateway.policy.length import LengthChoice
-    from gateway.policy.overrides import RouteOverride
-    from gateway.policy.plan import EngineSnapshot
-    from gateway.policy.quality import QualityRule
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.route_rules import QualityRule
+    from gateway.policy.routing import RouteOverride
+    from gateway.policy.schema import Mode, Route, TenantPolicy
     from gateway.protocol.chat import ChatRequest
     from gateway.protocol.requests import CompletionRequest
 
-
+AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
+"""Kinds of plan for a budget, the most expensive first."""
+BUDGET = "budget"
+"""Reason for an unguided answer: the budget does not cover the teacher."""
 # How any engine continues a raw prompt: from its end.
 RAW = Continuation("completions", echo=False)
+# A device continues the guidance in its own way, so the gateway's student does not matter.
+_DEVICE = EngineSnapshot(Continuation("trailing", echo=False))
 
 
 def resolve(
@@ -46,7 +52,6 @@ def resolve(
     """Return the plan of a request.
 
     Args:
-        snapshot_of: returns the current state of an engine.
         random_value: returns a random number from 0 to 1, for weighted students and for samples.
         headers: the caller's headers, which may request overrides that the policy allows.
         override: an operator's override, which needs no permission; headers are ignored then.
@@ -58,56 +63,33 @@ def resolve(
     if route.mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     route = override.apply(route) if override is not None else apply_headers(policy, route, headers)
-    if route.mode != "shadow":
-        plan = _plan(policy, route, request, snapshot_of, random_value, headers)
-        # The sample covers callers, not operators.
-        return plan if override is not None else _compared(plan, policy, route, request, snapshot_of, random_value)
-    served = _plan(
-        policy, route.model_copy(update={"mode": route.shadow.serves}), request, snapshot_of, random_value, headers
-    )
-    if random_value() >= route.shadow.sample:
-        return served
-    try:
-        shadow = _plan(policy, route.model_copy(update={"mode": "guided"}), request, snapshot_of, random_value, headers)
-    except InvalidRequest:
-        return served  # no student can serve it; the caller still gets the answer
-    return structs.replace(served, shadow=shadow)
 
+    def plan_in(mode: Mode, headers: Mapping[str, str]) -> Plan:
+        in_mode = route if mode == route.mode else route.model_copy(update={"mode": mode})
+        return _plan(policy, in_mode, request, snapshot_of, random_value, headers)
 
-def _compared(
-    plan: Plan,
-    policy: TenantPolicy,
-    route: Route,
-    request: CompletionRequest,
-    snapshot_of: Callable[[str], EngineSnapshot],
-    random_value: Callable[[], float],
-) -> Plan:
-    """Return the plan, with a comparison if the request is sampled."""
-    rule = route.quality
-    # Constrained answers and several choices have no single text to compare.
-    if rule is None or plan.guidance is None or not plan.guidance.may_answer or random_value() >= rule.sample:
+    if route.mode == "shadow":
+        plan = plan_in(route.shadow.serves, headers)
+        if random_value() < route.shadow.sample:
+            with suppress(InvalidRequest):  # no student can serve it; the caller still gets the answer
+                return structs.replace(plan, shadow=plan_in("guided", headers))
         return plan
-    try:
-        teacher = _plan(
-            policy, route.model_copy(update={"mode": "teacher"}), request, snapshot_of, random_value, NO_HEADERS
-        )
-    except InvalidRequest:
-        return plan  # the teacher cannot answer it alone
-    return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, snapshot_of)))
+    plan = plan_in(route.mode, headers)
+    rule, guided = route.quality, plan.guidance
+    # The sample covers callers, not operators. Constrained answers and several choices have no single text to compare.
+    if override is not None or rule is None or guided is None or not guided.may_answer or random_value() >= rule.sample:
+        return plan
+    with suppress(InvalidRequest):  # the teacher cannot answer it alone
+        teacher = plan_in("teacher", NO_HEADERS)
+        return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, snapshot_of)))
+    return plan
 
 
 def _judge(rule: QualityRule, snapshot_of: Callable[[str], EngineSnapshot]) -> Plan | None:
     if rule.compare != "judge" or rule.judge is None:
         return None
-    return Plan(
-        mode="student",
-        students=(StudentPlan(rule.judge, None, snapshot_of(rule.judge).reasoning),),
-        guidance=None,
-        unguided=None,
-        baseline=rule.judge,
-        max_tokens=None,
-        show_cost=False,
-    )
+    judge = StudentPlan(rule.judge, None, snapshot_of(rule.judge).reasoning)
+    return Plan("student", (judge,), None, None, baseline=rule.judge, max_tokens=None, show_cost=False)
 
 
 def _plan(
@@ -118,7 +100,6 @@ def _plan(
     random_value: Callable[[], float],
     headers: Mapping[str, str],
 ) -> Plan:
-    mode = route.mode
     snapshots = [(engine, snapshot_of(engine)) for engine in _in_order(route, random_value)]
     if isinstance(request, TextRequest):
         snapshots = [(engine, snapshot) for engine, snapshot in snapshots if snapshot.takes_prompts]
@@ -132,34 +113,22 @@ def _plan(
         RAW if isinstance(request, TextRequest) else _usable_continuation(request, snapshot)
         for _, snapshot in snapshots
     ]
-    first = continuations[0]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
-    unguided, constrained = judge_request(route, request, first, max_tokens) if mode == "guided" else (None, False)
-    length = None
-    if mode == "guided" and unguided is None and route.guidance.tokens == "auto":
-        length = choose_length(route.guidance.auto, request, max_tokens, headers)
-        unguided = length.unguided
-    guided = mode == "guided" and unguided is None
-    # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
-    ahead = first is not None and (first == "not_probed" or not first.writes_again)
+    unguided = length = guidance = None
+    if route.mode == "guided":
+        unguided, constrained = _reason_against(route, request, continuations[0], max_tokens)
+        if unguided is None and route.guidance.tokens == "auto":
+            length = choose_length(route.guidance.auto, request, max_tokens, headers)
+            unguided = length.unguided
+        if unguided is None:
+            guidance = _guidance(policy, route, request, max_tokens, length, continuations[0], constrained=constrained)
     return Plan(
-        mode=mode,
+        mode=route.mode,
         students=tuple(
             StudentPlan(engine, None if continuation == "not_probed" else continuation, snapshot.reasoning)
             for (engine, snapshot), continuation in zip(snapshots, continuations, strict=True)
         ),
-        guidance=_guidance(
-            policy,
-            route,
-            request,
-            max_tokens,
-            length,
-            prefix=first is not None,
-            ahead=ahead,
-            may_answer=not constrained,
-        )
-        if guided
-        else None,
+        guidance=guidance,
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
@@ -180,16 +149,8 @@ def resolve_embeddings(
         raise InvalidRequest(f"'{route.model}' makes no embeddings: it answers chats.", param="model")
     refuse_overrides(headers)
     engines = sorted(_in_order(route, random_value), key=in_cooldown)
-    return Plan(
-        mode=route.mode,
-        students=tuple(StudentPlan(engine, None) for engine in engines),
-        guidance=None,
-        unguided=None,
-        baseline=route.baseline,
-        max_tokens=0,
-        show_cost=route.show_cost,
-        retries=_retries(route),
-    )
+    students = tuple(StudentPlan(engine, None) for engine in engines)
+    return Plan(route.mode, students, None, None, route.baseline, 0, route.show_cost, _retries(route))
 
 
 def _retries(route: Route) -> RetryPlan:
@@ -220,30 +181,54 @@ def _usable_continuation(chat: ChatRequest, snapshot: EngineSnapshot) -> Known:
     return known
 
 
+def _reason_against(
+    route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None
+) -> tuple[str | None, bool]:
+    """Return the reason in the request against guidance, and whether a field constrains the answer.
+
+    With a constrained answer, the teacher's text cannot be the whole answer. A student that cannot continue an answer
+    gets guidance in its prompt.
+    """
+    api: API = "completions" if isinstance(request, TextRequest) else "chat"
+    allowed = placements(request.body, api, route.guidance.allow_fields)
+    prefix = route.guidance.placement == "prefix"
+    reason = allowed.prefix if prefix else allowed.context
+    if reason is None and not isinstance(request, TextRequest):
+        if request.messages[-1]["role"] == "assistant":
+            reason = CALLER_PREFILL
+        elif prefix and continuation == "not_probed":
+            reason = "student_not_probed"
+    if reason is None and max_tokens is not None and max_tokens < MIN_TOKENS:
+        reason = TOKEN_LIMIT
+    return reason, allowed.prefix is not None
+
+
 def _guidance(
     policy: TenantPolicy,
     route: Route,
     request: CompletionRequest,
     max_tokens: int | None,
     length: LengthChoice | None,
+    continuation: Known,
     *,
-    prefix: bool,
-    ahead: bool,
-    may_answer: bool,
+    constrained: bool,
 ) -> GuidancePlan:
     rule = route.guidance
+    assert route.teacher is not None
+    assert rule.placement is not None
+    projection = rule.resolved_projection
+    prefix, may_finish = rule.placement == "prefix", projection.teacher_may_finish
     tokens = rule.max_tokens if length is None else length.tokens
     if max_tokens is not None:
         # A visible hint is no answer, so at least one token is left for the student.
-        shown_hint = rule.placement == "prefix" and not rule.resolved_projection.teacher_may_finish
-        tokens = min(tokens, max_tokens - 1 if shown_hint else max_tokens)
-    assert route.teacher is not None
-    assert rule.placement is not None
+        tokens = min(tokens, max_tokens - 1 if prefix and not may_finish else max_tokens)
+    # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
+    ahead = continuation is not None and (continuation == "not_probed" or not continuation.writes_again)
     return GuidancePlan(
         teacher=route.teacher,
         tokens=tokens,
-        projection=rule.resolved_projection,
-        placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
+        projection=projection,
+        placement="context" if prefix and continuation is None else rule.placement,
         boundary=rule.boundary,
         temperature=rule.temperature,
         top_p=rule.top_p,
@@ -252,15 +237,51 @@ def _guidance(
         deadline_s=rule.max_deadline_s,
         auto_deadline=rule.auto_deadline if rule.deadline == "auto" else None,
         required=rule.on_failure == "reject",
-        stream=rule.stream
-        and request.stream
-        and ahead
-        and rule.placement == "prefix"
-        and rule.resolved_projection.teacher_may_finish,
-        may_answer=may_answer,
+        stream=rule.stream and request.stream and ahead and prefix and may_finish,
+        may_answer=not constrained,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,
         weight=policy.weight,
         share="" if rule.share == "all" else policy.tenant,
         cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
+    )
+
+
+def cheaper_plans(plan: Plan) -> dict[int, Plan]:
+    """Return the plan and its cheaper variants by kind: half the guidance, and no guidance."""
+    if plan.guidance is None:
+        return {AS_PLANNED: plan}
+    # Trimming leaves nothing of a single token, whose word may continue.
+    min_tokens = min(plan.guidance.tokens, MIN_TOKENS)
+    shorter = structs.replace(plan.guidance, tokens=max(min_tokens, (plan.guidance.tokens + 1) // 2))
+    return {
+        AS_PLANNED: plan,
+        SHORTENED: structs.replace(plan, guidance=shorter),
+        STUDENT_ALONE: structs.replace(plan, guidance=None, unguided=BUDGET),
+    }
+
+
+def resolve_guidance(
+    policy: TenantPolicy, route: Route, request: ChatRequest, headers: Mapping[str, str] = NO_HEADERS
+) -> Plan:
+    """Return the plan of a device's request: guidance by the route's policy, without a student.
+
+    Raises:
+        RouteWithoutGuidance: the route gives no guidance.
+        InvalidRequest: a header requests an override that the policy does not allow.
+    """
+    plan = None if route.mode == "embeddings" else resolve(policy, route, request, lambda _: _DEVICE, headers=headers)
+    if plan is None or plan.mode != "guided":
+        raise route_without_guidance(route)
+    # The confidence probe uses the gateway's student, which does not answer this request.
+    length = dataclasses.replace(plan.length, probe=None) if plan.length is not None else None
+    return structs.replace(plan, mode="guidance", students=(), shadow=None, quality=None, length=length)
+
+
+def route_without_guidance(route: Route) -> RouteWithoutGuidance:
+    """Return the error for a device whose route gives no guidance."""
+    return RouteWithoutGuidance(
+        f"'{route.model}' gives no guidance: its mode is {route.mode}. Name a route of mode guided, or let the policy "
+        "say 'mode: guided' here, with a teacher.",
+        param="model",
     )

@@ -1,14 +1,70 @@
-"""Schema of a route's retries, students and shadow."""
+"""Schema of parts of a route: quality guard, retries, students, shadow and the guidance deadline."""
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 
-from gateway.config.scalars import Duration, Number, Whole, duration_between
+from gateway.config.scalars import (
+    Duration,
+    DurationText,
+    InvalidValue,
+    Number,
+    Usd,
+    Whole,
+    duration_between,
+    read_duration,
+)
 from gateway.config.yaml_source import StrictModel
-from gateway.policy.quality import Part, part_of
+
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%", re.ASCII)
+
+
+def part_of(value: object) -> float:
+    """Return the part of 0.01 or "1%". Raises InvalidValue."""
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value)):
+        part = float(Decimal(match[1]) / 100)
+    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        part = float(value)
+    else:
+        raise InvalidValue("must be a part of the requests: a number from 0 to 1, or a percentage like 1%")
+    if part > 1:
+        raise InvalidValue("must be at most 1, which is 100%")
+    if not part >= 0:
+        raise InvalidValue("must be at least 0")
+    return part
+
+
+_PartText: TypeAlias = (
+    Annotated[float, Field(ge=0, le=1)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})? ?%$")]
+)
+Part: TypeAlias = Annotated[float, BeforeValidator(part_of, json_schema_input_type=_PartText)]
+"""A part of the requests: 0.01 or 1%."""
+
+
+class QualityRule(StrictModel):
+    """Comparison of sampled guided answers with the answers of each engine alone."""
+
+    sample: Part = 0.01
+    """Part of the guided answers that is compared: 0.01 or 1%."""
+    compare: Literal["words", "exact", "numeric", "choice", "judge"] = "words"
+    """Compare shared words, the exact text, the resulting number, the chosen option, or use a judge."""
+    judge: str | None = Field(None, validate_default=True)
+    """Model of config.yaml that grades the agreement of two answers; for compare judge."""
+    max_budget: Annotated[Usd, Field(json_schema_extra={"default": 1})] = Decimal(1)
+    """Maximum cost of comparisons per UTC day for this route, in USD."""
+    max_in_flight: Annotated[Whole, Field(ge=1, le=64)] = 2
+    """Concurrent comparisons of this route in each process; further ones are dropped."""
+
+    @field_validator("judge")
+    @classmethod
+    def _needed_for_compare_judge(cls, judge: str | None, info: ValidationInfo) -> str | None:
+        if judge is None and info.data.get("compare") == "judge":
+            raise InvalidValue("missing: compare judge needs a model that grades")
+        return judge
 
 
 class RetryRule(StrictModel):
@@ -63,3 +119,39 @@ def _shadow(value: object) -> object:
 
 Shadow: TypeAlias = Annotated[ShadowRule, BeforeValidator(_shadow, json_schema_input_type=Part | ShadowRule)]
 """A part of the requests, or a rule."""
+
+_Fixed: TypeAlias = Annotated[Duration, duration_between("1ms", "10m")]
+
+
+def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        seconds = read_duration(value, info)
+    except InvalidValue as error:
+        raise InvalidValue(f"{error}, or auto") from None
+    if not 0.001 <= seconds <= 600:
+        raise InvalidValue("must be between 1ms and 10m, or auto")
+    return seconds
+
+
+Deadline: TypeAlias = Annotated[
+    float | Literal["auto"], PlainValidator(_deadline, json_schema_input_type=DurationText | Literal["auto"])
+]
+"""A duration in seconds, or `auto`."""
+
+
+class AutoDeadline(StrictModel):
+    """Bounds of `deadline: auto`, which follows the teacher's measured times."""
+
+    min_s: _Fixed = Field(0.5, alias="min")
+    """Shortest deadline."""
+    max_s: _Fixed = Field(15.0, alias="max", validate_default=True)
+    """Longest deadline; used while there are no measurements."""
+
+    @field_validator("max_s")
+    @classmethod
+    def _not_below_min(cls, max_s: float, info: ValidationInfo) -> float:
+        if max_s < info.data.get("min_s", 0.0):
+            raise InvalidValue("must not be below min")
+        return max_s

@@ -17,14 +17,22 @@ from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, T
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
-from gateway.policy.deadline_rules import AutoDeadline, Deadline
-from gateway.policy.length_rules import MAX_TOKENS, AutoRule, Tokens
+from gateway.policy.length import MAX_TOKENS, AutoRule, Tokens
 from gateway.policy.projections import CUTOFF, PROJECTIONS, Placement, Projection
-from gateway.policy.quality import QualityRule
-from gateway.policy.route_rules import RetryRule, Shadow, ShadowPart, ShadowRule, Student, StudentRule
+from gateway.policy.route_rules import (
+    AutoDeadline,
+    Deadline,
+    QualityRule,
+    RetryRule,
+    Shadow,
+    ShadowPart,
+    ShadowRule,
+    Student,
+    StudentRule,
+)
 
 if TYPE_CHECKING:
-    from gateway.policy.length_model import LengthModel
+    from gateway.policy.length_model import FittedLengths
 
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 OverrideMode = Literal["guided", "student", "teacher"]
@@ -33,7 +41,6 @@ MAX_GUIDANCE_TOKENS = MAX_TOKENS
 Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
-_NOT_OF_EMBEDDINGS = ("max_tokens", "tools", "stream")
 
 PLAYGROUND = "playground"
 """Key name of playground requests in receipts. No key may have this name."""
@@ -59,8 +66,7 @@ def _moment(value: object) -> float:
     try:
         text = value if isinstance(value, str) else ""
         if len(text) == len("2027-06-30"):
-            next_day = date.fromisoformat(text) + timedelta(days=1)
-            return datetime(next_day.year, next_day.month, next_day.day, tzinfo=UTC).timestamp()
+            text = (date.fromisoformat(text) + timedelta(days=1)).isoformat()
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise InvalidValue("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
@@ -173,7 +179,7 @@ class GuidanceRule(StrictModel):
         rule._resolved_projection = projection  # noqa: SLF001  same class
         return rule
 
-    def with_length_model(self, model: LengthModel) -> GuidanceRule:
+    def with_length_model(self, model: FittedLengths) -> GuidanceRule:
         """Return a copy with the length model that `auto` names."""
         return self.model_copy(update={"auto": self.auto.with_length_model(model)})
 
@@ -181,9 +187,8 @@ class GuidanceRule(StrictModel):
     @classmethod
     def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if known := sorted(known_fields().intersection(fields)):
-            raise InvalidValue(
-                f"{known[0]}: the gateway knows this field (docs/reference/request-fields.md): list unknown fields only"
-            )
+            where = "docs/reference/request-fields.md"
+            raise InvalidValue(f"{known[0]}: the gateway knows this field ({where}): list unknown fields only")
         return fields
 
     @field_validator("exemplars")
@@ -191,9 +196,8 @@ class GuidanceRule(StrictModel):
     def _has_exemplars(cls, exemplars: str | None, info: ValidationInfo) -> str | None:
         shipped = PROJECTIONS.get(info.data.get("projection", ""))
         if exemplars is not None and shipped is not None and not shipped.exemplars:
-            raise InvalidValue(
-                f"projection {shipped.name} shows the teacher no exemplars: use projection: primed, or one of your own"
-            )
+            advice = "use projection: primed, or one of your own"
+            raise InvalidValue(f"projection {shipped.name} shows the teacher no exemplars: {advice}")
         return exemplars
 
     @property
@@ -284,11 +288,9 @@ class Route(StrictModel):
     @field_validator("when")
     @classmethod
     def _can_match(cls, when: RouteCondition, info: ValidationInfo) -> RouteCondition:
-        unavailable = [name for name in _NOT_OF_EMBEDDINGS if when.names(name)]
-        if info.data.get("mode") == "embeddings" and unavailable:
-            raise InvalidValue(
-                f"embeddings have no {unavailable[0]}: ask for prompt_bytes, header, contains or matches"
-            )
+        unavailable = next(filter(when.names, ("max_tokens", "tools", "stream")), None)
+        if info.data.get("mode") == "embeddings" and unavailable is not None:
+            raise InvalidValue(f"embeddings have no {unavailable}: ask for prompt_bytes, header, contains or matches")
         return when
 
     @field_validator("overrides")
@@ -391,8 +393,5 @@ class TenantPolicy(StrictModel):
         """Return the most tokens that the route's teacher generates as guidance; 0 without guidance."""
         rule = self.overrides_of(route)
         guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
-        if not guided:
-            return 0
-        return (
-            max(route.guidance.max_tokens, rule.guidance_tokens or 0) + route.guidance.resolved_projection.skip_tokens
-        )
+        most, skipped = max(route.guidance.max_tokens, rule.guidance_tokens or 0), route.guidance.resolved_projection
+        return most + skipped.skip_tokens if guided else 0

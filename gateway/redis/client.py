@@ -113,14 +113,16 @@ class RedisClient:
         self._is_up = asyncio.Event()
         self._is_up.set()
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> bool:
         """Report a failed command. It opens the breaker until Redis answers the watch.
 
+        Return whether the error is unexpected, so that a log line needs its traceback: not of Redis or the network.
         Two kinds of errors are ignored: error replies of Redis, such as a script's, and local errors, such as a lack
         of connections or files.
         """
         if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError) and not _is_local(error):
             self._set_up(up=False, error=type(error).__name__)
+        return not isinstance(error, RedisError | OSError)
 
     async def wait_up(self) -> None:
         """Wait until the breaker is closed."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import uvloop
 
-from gateway.accounting.request_line import shorten_request_event
+from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles

@@ -8,7 +8,8 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.accounting.edge import EDGE, GUIDANCE
-from gateway.accounting.savings import MEASURING, class_of, is_counted, savings_of
+from gateway.accounting.receipt import class_of, savings_of
+from gateway.accounting.savings import MEASURING, is_counted
 from gateway.usage.histogram import MAX_BUCKET, bucket_of
 
 if TYPE_CHECKING:

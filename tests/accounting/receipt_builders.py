@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.accounting.baseline import Encoding
-from gateway.accounting.calls import EngineCall
 from gateway.accounting.draft import ReceiptBuilder
+from gateway.accounting.estimate import Encoding
 from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
+from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
 from gateway.policy.plan import GuidancePlan, Plan, StudentPlan

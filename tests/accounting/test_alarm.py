@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.accounting.alarm import BudgetAlerts
+from gateway.accounting.budget_watch import BudgetAlerts
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.fakes import served

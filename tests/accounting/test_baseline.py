@@ -11,12 +11,10 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from gateway.accounting.baseline import Encoding
-from gateway.accounting.bounds import recount_error
-from gateway.accounting.calls import EngineCall, FailedCall
-from gateway.accounting.estimate import MAX_COUNTED_CHARS, count_messages, count_text
+from gateway.accounting.estimate import MAX_COUNTED_CHARS, Encoding, count_messages, count_text, recount_error
 from gateway.accounting.intent import abandoned
 from gateway.accounting.receipt import Receipt
+from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.engines.base import TokenUsage
 from gateway.guidance.projection import teacher_messages
 from gateway.policy.projections import PRIMED, PROJECTIONS

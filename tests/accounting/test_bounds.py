@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.accounting.bounds import TextSize, recount_error, template_error, token_error
-from gateway.accounting.estimate import count_text
+from gateway.accounting.estimate import TextSize, count_text, recount_error, template_error, token_error
 from gateway.config.models import ENCODINGS
 
 ROOT = Path(__file__).parents[2]
@@ -78,4 +77,4 @@ def test_a_bound_is_no_wider_than_the_text_is_long() -> None:
 def test_a_count_of_the_models_own_tokenizer_has_a_narrower_bound() -> None:
     plain = TextSize(4_000, 4_000)
     assert 0 < recount_error(1_000) < token_error(1_000, plain) / 10
-    assert template_error(3, 4) == 44
+    assert template_error(3) == 44

@@ -19,8 +19,8 @@ from gateway.pricing import Price
 from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.calls import EngineCall
     from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.shares import EngineCall
 
 
 def usd(amount: str) -> Decimal:

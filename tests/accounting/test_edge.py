@@ -12,9 +12,8 @@ from msgspec import structs
 
 from gateway.accounting.edge import DEVICE, check_report, closing_receipt, offline_receipt, state_of, student_of
 from gateway.accounting.intent import Intent, abandoned, intend
-from gateway.accounting.max_output import EngineMaxima
 from gateway.accounting.receipt import CloseTerms, Receipt
-from gateway.accounting.worst_case import worst_case
+from gateway.accounting.worst_case import EngineMaxima, worst_case
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd

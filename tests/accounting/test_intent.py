@@ -11,9 +11,8 @@ import pytest
 from msgspec import structs
 
 from gateway.accounting.intent import Intent, abandoned, intend
-from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
 from gateway.accounting.receipt import EngineShare
-from gateway.accounting.worst_case import worst_case
+from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output, worst_case
 from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
 from gateway.protocol.text import parse_text_completion

@@ -16,9 +16,9 @@ from gateway.accounting import baseline as baseline_module
 from gateway.accounting import draft as draft_module
 from gateway.accounting import ledger as ledger_module
 from gateway.accounting import shares as shares_module
-from gateway.accounting.baseline import Encoding
+from gateway.accounting.estimate import Encoding
 from gateway.accounting.ledger import Ledger
-from gateway.accounting.log_sample import LogSample
+from gateway.accounting.request_log import LogSample
 from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
 from gateway.runtime.tasks import BackgroundTasks

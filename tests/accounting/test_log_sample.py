@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounting.ledger import Ledger
-from gateway.accounting.log_sample import EXPECTED_REASONS, LogSample
 from gateway.accounting.receipt import Attempt, Receipt
+from gateway.accounting.request_log import EXPECTED_REASONS, LogSample
 from gateway.errors import EngineTimeout
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics

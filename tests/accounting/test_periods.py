@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 from redis.asyncio import Redis
 
-from gateway.accounting.periods import period_end, period_id
+from gateway.accounting.budgets import period_end, period_id
 
 # The longest budgets (config/limits.py), and lengths that divide no larger unit.
 LONGEST = {"h": 8784, "d": 366, "w": 52, "mo": 12}

@@ -10,8 +10,7 @@ from msgspec import structs
 from gateway.accounting.receipt import ProbeFacts, Receipt
 from gateway.accounting.worst_case import worst_case
 from gateway.cli.usage_db_export import columns_of
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule, ProbeRule
+from gateway.policy.length import AutoRule, ProbeRule, choose_length
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import PRICES, call, chat, closed, guided, plan

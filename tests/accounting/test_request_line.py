@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.accounting.receipt import Attempt
-from gateway.accounting.request_line import shorten_request_event
+from gateway.accounting.request_log import shorten_request_event
 from tests.accounting.receipt_builders import closed, guided
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, START_LIMIT_S, STUDENT_ONLY, model, running_gateway, sha256

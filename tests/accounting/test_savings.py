@@ -7,8 +7,9 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from gateway.accounting.receipt import EngineShare, Receipt
-from gateway.accounting.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
+from gateway.accounting.draft import measure
+from gateway.accounting.receipt import EngineShare, Receipt, savings_of, with_savings
+from gateway.accounting.savings import is_about_zero, savings_class, shown
 from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import PRICES, builder, call, closed, guided, plan

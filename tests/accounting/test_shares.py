@@ -13,11 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from gateway.accounting.baseline import Encoding
-from gateway.accounting.calls import EngineCall, FailedCall
-from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_text
-from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, MaxOutput
-from gateway.accounting.worst_case import budget_max_tokens, worst_case
+from gateway.accounting.estimate import MAX_BOUNDED_BYTES, Encoding, bound_text, count_text
+from gateway.accounting.shares import EngineCall, FailedCall
+from gateway.accounting.worst_case import (
+    DEFAULT_MAX_OUTPUT_TOKENS,
+    EngineMaxima,
+    MaxOutput,
+    budget_max_tokens,
+    worst_case,
+)
 from gateway.engines.base import TokenUsage
 from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.protocol.chat import parse_chat

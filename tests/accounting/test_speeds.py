@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.speeds import LimitUsage, RecentUsage
+from gateway.accounting.budgets import LimitUsage, RecentUsage
 from tests.accounting.counts import LEASE_S, SLOT_US, Counted, key, tenant
 
 if TYPE_CHECKING:

@@ -14,14 +14,13 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.accounting import sweeper as sweeper_module
-from gateway.accounting.heartbeat import Heartbeat
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
-from gateway.accounting.log_sample import LogSample
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger
+from gateway.accounting.request_log import LogSample
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import IntentReaper
+from gateway.accounting.sweeper import Heartbeat, IntentReaper
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys

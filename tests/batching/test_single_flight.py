@@ -21,8 +21,7 @@ from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule
+from gateway.policy.length import AutoRule, choose_length
 from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks

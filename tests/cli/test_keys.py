@@ -175,7 +175,7 @@ def test_the_printed_policy_lines_are_valid(tmp_path: Path) -> None:
     assert prod is not None
     assert number is not None
     assert null is not None
-    assert [one.key_id for one in (prod, number, null)] == ["prod", "007", "null"]
+    assert [one.key.id for one in (prod, number, null)] == ["prod", "007", "null"]
     assert prod.key.models == ("chat", "true", "1:2")
     assert prod.key.limits is not None
     assert prod.key.limits.tpm_limit == 900

@@ -21,8 +21,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import create_engine, text
 
-from gateway.accounting.receipt import Attempt, EngineShare, Receipt
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import Attempt, EngineShare, Receipt, with_savings
 from gateway.cli import usage_db_migrate
 from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.archive_import import ArchiveImport

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import with_savings
 from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.sums import Period, Sums
 from gateway.usage.sums_queries import totals

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.generation.meta import TestPhase
 from schemathesis.specs.openapi.checks import ignored_auth
 
-from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS
+from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.api.openapi.document import document
 from gateway.api.routes import ROUTES
 from gateway.protocol.field_names import FORBIDDEN_FIELDS

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TeacherReply, TeacherRequest
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines, EngineHttp

@@ -12,8 +12,7 @@ import pytest
 from gateway.errors import StartupError
 from gateway.evaluation.advice.fit import families
 from gateway.evaluation.setting import read_auto
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule, LengthRule
+from gateway.policy.length import AutoRule, LengthRule, choose_length
 from gateway.protocol.chat import parse_chat
 from tests.evaluation.families import GUIDED, LENGTHS, examples, manifest, questions
 

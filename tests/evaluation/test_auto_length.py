@@ -11,7 +11,7 @@ from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError
 from gateway.evaluation.advice.fit import families, fit
 from gateway.evaluation.setting import read_auto
-from gateway.policy.length_rules import AutoRule
+from gateway.policy.length import AutoRule
 from tests.evaluation.families import examples, manifest, questions
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import AutoLength, Setting
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
+from gateway.policy.length import AutoRule, LengthRule, ProbeRule
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests import fake_texts
 from tests.evaluation.run_folders import read_lines

@@ -23,7 +23,7 @@ from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import AutoLength, Setting
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length_rules import AutoRule
+from gateway.policy.length import AutoRule
 from gateway.policy.projections import SkipRule
 from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import (

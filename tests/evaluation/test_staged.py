@@ -11,9 +11,9 @@ from gateway.errors import StartupError
 from gateway.evaluation.question import Question
 from gateway.evaluation.setting import AutoLength, Setting
 from gateway.evaluation.staged import check_staged, teacher_request
-from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length_rules import AutoRule, ProbeRule
+from gateway.policy.length import AutoRule, ProbeRule
+from gateway.policy.projection_shapes import ENGLISH
 from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.accounting.worst_case import added_bytes, caller_tokens
 from gateway.guidance.projection import place_in_context, teacher_messages, teacher_prompt
 from gateway.policy import schema
-from gateway.policy.projection_size import added_bytes, caller_tokens
 from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion

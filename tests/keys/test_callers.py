@@ -53,8 +53,8 @@ def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen
 def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
     found, seen = callers(held("gk-made", "globex", terms=KeyTerms("gk-mad", "a", models=("chat",))))
     of_file, of_redis = found.authenticate("gk-file"), found.authenticate("gk-made")
-    assert (of_file.policy.tenant, of_file.key_id) == ("acme", "file")
-    assert (of_redis.policy.tenant, of_redis.key_id, of_redis.key.models) == ("globex", "made", ("chat",))
+    assert (of_file.policy.tenant, of_file.key.id) == ("acme", "file")
+    assert (of_redis.policy.tenant, of_redis.key.id, of_redis.key.models) == ("globex", "made", ("chat",))
     assert seen.seen == [digest_of("gk-file"), digest_of("gk-made")]
 
 
@@ -95,7 +95,7 @@ def test_a_key_holds_to_the_moment_before_its_end() -> None:
     found, _ = callers(held("gk-made", expires_s=NOW + 0.001), expires=NOW + 0.001)
     assert found.authenticate("gk-made").key.expires == found.authenticate("gk-file").key.expires == NOW + 0.001
     found, _ = callers(held("gk-made", expires_s=NOW + 60, replaced=True))
-    assert found.authenticate("gk-made").key_id == "made"
+    assert found.authenticate("gk-made").key.id == "made"
 
 
 def test_a_key_of_a_file_expires_too() -> None:

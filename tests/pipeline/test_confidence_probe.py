@@ -18,8 +18,7 @@ from msgspec import structs
 
 from gateway.engines.openai import OpenAIEngine
 from gateway.pipeline.confidence_probe import MAX_REFUSALS, PROBE_EVERY, ConfidenceProbe
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule, ProbeRule
+from gateway.policy.length import AutoRule, ProbeRule, choose_length
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import builder, chat, plan
 from tests.engines.fake_server import engine_http

@@ -15,7 +15,7 @@ import aiohttp
 import httpx
 import pytest
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.api.reading_on import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
 from tests.accounting.receipt_builders import builder, plan

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.pipeline.confidence_probe import FirstToken, probe_body, read_first
-from gateway.policy.length_rules import ProbeRule
+from gateway.policy.length import ProbeRule
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

@@ -6,7 +6,7 @@ import httpx
 import orjson
 import pytest
 
-from gateway.accounting.calls import EngineCall
+from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TokenUsage
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, GenerationTracker
 

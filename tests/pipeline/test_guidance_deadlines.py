@@ -25,7 +25,7 @@ from gateway.pipeline.guidance_deadlines import (
     recommended_s,
     write_times,
 )
-from gateway.policy.deadline_rules import AutoDeadline
+from gateway.policy.route_rules import AutoDeadline
 from tests.accounting.receipt_builders import plan
 
 if TYPE_CHECKING:

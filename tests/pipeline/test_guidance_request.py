@@ -20,8 +20,7 @@ from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule
+from gateway.policy.length import AutoRule, choose_length
 from gateway.policy.plan import RetryPlan
 from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat

@@ -64,7 +64,7 @@ def test_a_key_finds_its_tenant_and_its_own_name(folder: Path) -> None:
     tenant(folder, "b", keys=("k3",))
     policy_set = book_of(folder)
     found = [policy_set.tenant_of_key(key) for key in ("k1", "k2", "k3")]
-    assert [(one.policy.tenant, one.key_id) for one in found if one] == [("a", "k1"), ("a", "k2"), ("b", "k3")]
+    assert [(one.policy.tenant, one.key.id) for one in found if one] == [("a", "k1"), ("a", "k2"), ("b", "k3")]
 
 
 @pytest.mark.parametrize("token", ["", "k", "k11", "K1", " k1", digest("k1"), "\udcff", "é" * 10_000])

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.accounting.log_sample import EXPECTED_REASONS
+from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.capabilities.continuation import Continuation
 from gateway.policy.constraints import (
     APIS,

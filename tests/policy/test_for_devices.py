@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
-from gateway.policy.for_devices import resolve_guidance
+from gateway.policy.resolve import resolve_guidance
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 

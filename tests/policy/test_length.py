@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.capabilities.continuation import Continuation
-from gateway.policy.length import BY_RULE, TOO_SHORT, choose_length
+from gateway.policy.length import BY_RULE, TOO_SHORT, AutoRule, choose_length
 from gateway.policy.length_model import PredictedLength
-from gateway.policy.length_rules import AutoRule
 from gateway.policy.plan import EngineSnapshot, Plan
 from gateway.policy.question_features import FEATURES, features_of
 from gateway.policy.resolve import resolve

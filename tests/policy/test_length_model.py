@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.policy.book import check_book
+from gateway.policy.book import PolicyFileCache, check_book
 from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
-from gateway.policy.pages import PolicyFileCache
 from gateway.policy.question_features import FEATURES
 
 if TYPE_CHECKING:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.policy.book import check_book
-from gateway.policy.exemplar_files import MAX_BYTES
-from gateway.policy.overrides import RouteOverride, apply_headers
-from gateway.policy.pages import PolicyFileCache
+from gateway.policy.book import PolicyFileCache, check_book
+from gateway.policy.library import MAX_BYTES
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
+from gateway.policy.routing import RouteOverride, apply_headers
 from gateway.policy.schema import OverridesRule
 from tests.policy.test_book import book_of, folder, issues_of, tenant
 

@@ -12,10 +12,10 @@ from multidict import CIMultiDict
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.conditions import to_pattern
-from gateway.policy.overrides import RouteOverride
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF, HINT, SkipRule
 from gateway.policy.resolve import resolve, resolve_embeddings
+from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 

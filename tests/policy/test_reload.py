@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.settings import OVERRIDES
-from gateway.policy import pages
+from gateway.policy import book
 from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import ConfigEdit, EditDebounce, Reloader, ReloadInterval
@@ -219,7 +219,7 @@ async def test_an_event_triggers_a_reload_at_once(folder: Path) -> None:
 
 async def test_only_changed_files_are_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    parse = pages.parse
+    parse = book.parse
 
     def noting(raw: bytes, file: str) -> Any:
         parsed.append(file)
@@ -227,7 +227,7 @@ async def test_only_changed_files_are_parsed_again(folder: Path, monkeypatch: py
 
     async with following(folder) as seen:
         untouched = seen.policies.policy_set.policies[1]
-        monkeypatch.setattr(pages, "parse", noting)
+        monkeypatch.setattr(book, "parse", noting)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
         assert parsed == ["policies/acme.yaml"]

@@ -14,7 +14,7 @@ from gateway.pipeline.quality_sampler import AnswerBuffer, QualitySampler
 from gateway.pipeline.shadow import ShadowRequests
 from gateway.policy.book import Caller
 from gateway.policy.plan import QualityPlan
-from gateway.policy.quality import QualityRule
+from gateway.policy.route_rules import QualityRule
 from gateway.policy.schema import KeyEntry, TenantPolicy
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from ruamel.yaml import YAML
 
-from gateway.accounting.log_sample import EXPECTED_REASONS
+from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.telemetry.metrics import Metrics
 from gateway.wiring import init_engine_series
 from tests.installed import program

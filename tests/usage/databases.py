@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.accounting.receipt import Receipt
-from gateway.accounting.savings import with_savings
+from gateway.accounting.receipt import Receipt, with_savings
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry

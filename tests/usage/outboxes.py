@@ -13,8 +13,8 @@ import msgspec
 from redis.asyncio import Redis
 
 from gateway.accounting.intent import abandoned
+from gateway.accounting.receipt import with_savings
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
-from gateway.accounting.savings import with_savings
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounting.receipt import EngineShare
-from gateway.accounting.savings import CLASSES, MEASURING, class_of, savings_of
+from gateway.accounting.receipt import EngineShare, class_of, savings_of
+from gateway.accounting.savings import CLASSES, MEASURING
 from gateway.usage.counters import pico
 from gateway.usage.histogram import Histogram, bucket_of
 from gateway.usage.rollup import NUMBERS, SumRow, row_with

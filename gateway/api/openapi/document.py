@@ -16,7 +16,7 @@ from gateway.api.keys import StaticDocument
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NotFound
-from gateway.policy import overrides
+from gateway.policy import routing
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
@@ -249,12 +249,12 @@ _PARAMETERS: Json = {
         {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
     ),
     "Mode": _optional_header(
-        overrides.MODE,
+        routing.MODE,
         "Mode of this request. Rejected if the tenant's policy does not allow it.",
         {"enum": list(get_args(OverrideMode))},
     ),
     "GuidanceTokens": _optional_header(
-        overrides.TOKENS,
+        routing.TOKENS,
         "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
         {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
     ),

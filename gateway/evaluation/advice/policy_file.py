@@ -18,10 +18,9 @@ from gateway.evaluation.advice.target import percent
 from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.data import exemplars
 from gateway.evaluation.setting import REQUEST_PARAMETERS, AutoLength, RunLibrary, Setting
-from gateway.policy.exemplar_files import ENDINGS
+from gateway.policy.length import AutoRule
 from gateway.policy.length_model import lengths_of
-from gateway.policy.length_rules import AutoRule
-from gateway.policy.named_files import PROJECTIONS_FOLDER
+from gateway.policy.library import ENDINGS, PROJECTIONS_FOLDER
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 
