@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.record import Example
     from gateway.evaluation.setting import Mode
+    from gateway.evaluation.summary import SettingSummary
 
 KEEP = 0.95
 """The part of the teacher's accuracy that the best setting must keep, as the paper claims (Table 6)."""
@@ -108,6 +109,10 @@ class FrontierPoint(NamedTuple):
     mode: Mode
     cost_usd: Decimal
     accuracy: float
+
+    @classmethod
+    def of(cls, summary: SettingSummary) -> FrontierPoint:
+        return cls(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
 
 
 class BestSetting(NamedTuple):

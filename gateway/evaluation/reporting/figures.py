@@ -137,9 +137,8 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
     teacher = group.alone("teacher")
     if teacher is None:
         return OmittedFigure(title, "it needs the teacher alone, whose answers define the length")
-    answers = {
-        question: one for question, one in section.answers[teacher.summary.name].items() if one.teacher_output_tokens
-    }
+    own = section.run.by_setting[teacher.summary.name]
+    answers = {question: one for question, one in own.items() if one.teacher_output_tokens}
     if len(answers) < MIN_QUESTIONS:
         return OmittedFigure(title, f"it needs {MIN_QUESTIONS} questions")
     parts = _by_quantile(answers)
@@ -153,7 +152,7 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
         sheet, axes = d.sheet(2.8)
         bounds = [(0.0,)]
         for index, row in enumerate(rows):
-            summary = section.answers[row.summary.name]
+            summary = section.run.by_setting[row.summary.name]
             offset = (index - (len(rows) - 1) / 2) * 0.09
             counts = [[summary[one].correct for one in questions if one in summary] for _, _, questions in parts]
             spans = [wilson(sum(right), len(right)) for right in counts]

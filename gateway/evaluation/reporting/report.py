@@ -239,7 +239,7 @@ class ReportGroup:
 
     @property
     def points(self) -> list[FrontierPoint]:
-        return [points(summary) for summary in self.common.values()]
+        return [FrontierPoint.of(summary) for summary in self.common.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,28 +247,22 @@ class ReportSection:
     """The figures of one run."""
 
     run: RunRecords
-    answers: Mapping[str, Answers]
     groups: tuple[ReportGroup, ...]
-    stages: tuple[StageTime, ...]
-    labels: Mapping[str, str]
 
     @property
     def rows(self) -> list[ReportRow]:
         return [row for group in self.groups for row in group.rows]
 
-
-def points(summary: SettingSummary) -> FrontierPoint:
-    """Return a setting by cost and accuracy."""
-    return FrontierPoint(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
+    @property
+    def stages(self) -> list[StageTime]:
+        return stage_times(self.run.stages)
 
 
 def section(run: RunRecords, seed: int) -> ReportSection:
     """Compare all settings of a run. Intervals are reproducible for a seed."""
     found = summaries(run.manifest.settings, run.examples)
     rows = list(_adjusted([_row(summary, found, run, seed) for summary in found]))
-    labels = {row.summary.name: row.label for row in rows}
-    groups = tuple(_groups(rows, run.by_setting))
-    return ReportSection(run, run.by_setting, groups, tuple(stage_times(run.stages)), labels)
+    return ReportSection(run, tuple(_groups(rows, run.by_setting)))
 
 
 def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecords, seed: int) -> ReportRow:
@@ -328,7 +322,7 @@ def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterat
     for some in by_request.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
         common = _common(some, answers)
-        found = best([points(summary) for summary in common.values()])
+        found = best([FrontierPoint.of(summary) for summary in common.values()])
         yield ReportGroup(request_in_words(some[0].summary.setting), tuple(some), common, found)
 
 

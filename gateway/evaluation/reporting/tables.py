@@ -179,9 +179,10 @@ def waits(rows: Sequence[ReportRow]) -> ReportTable:
 
 def stages(section: ReportSection) -> ReportTable:
     """Return the durations of the stages."""
+    labels = {row.summary.name: row.label for row in section.rows}
     cells = [
         (
-            *(section.labels.get(one.setting, one.setting), one.stage),
+            *(labels.get(one.setting, one.setting), one.stage),
             *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sittings:,}", f"{one.calls:,}"),
             *(w.seconds(one.seconds), w.seconds(one.seconds_per_call)),
         )
@@ -274,11 +275,11 @@ def flips(section: ReportSection) -> Iterator[Flips]:
         if not guided:
             continue
         row = group.best_row or max(guided, key=lambda one: one.summary.accuracy)
-        own = section.answers[row.summary.name]
+        own = section.run.by_setting[row.summary.name]
         for against, found in (("student", row.student), ("teacher", row.teacher)):
             if found is None:
                 continue
-            other = section.answers[found.reference]
+            other = section.run.by_setting[found.reference]
             for way, questions in (("won", found.won), ("lost", found.lost)):
                 shown = tuple(_flip(question, own, other) for question in questions[:MAX_QUESTIONS])
                 yield Flips(label=row.label, against=against, way=way, count=len(questions), shown=shown)
