@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.replies import bad_reply, closed_early, first_choice
-from gateway.engines.reply_json import decoded_events
+from gateway.engines.reply_json import Unreadable, decode, decoded_events
 from gateway.errors import EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
 from gateway.protocol.messages import text_of
@@ -82,10 +82,14 @@ class ChatWire:
         return body.get("n") or 1
 
     def _chunk(self, data: bytes) -> Json:
-        chunk = self._http.read_event(data)
-        if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
+        try:
+            chunk: Any = decode(data)
+        except Unreadable:
+            chunk = None
+        if not isinstance(chunk, dict) or chunk.get("error") or not self._are_parts(chunk.get("choices")):
+            self._http.read_event(data)  # raises for invalid JSON and for an error that the engine reports
             raise bad_reply(self._name, "an event without choices")
-        return chunk  # type: ignore[no-any-return]
+        return chunk
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.engines import embeddings, reply_json
+from gateway.engines import chat, embeddings, reply_json
 from gateway.engines import http as http_client
 from gateway.engines.chat import ChatWire
 from gateway.engines.embeddings import read_embeddings, write_embeddings
@@ -47,7 +47,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(module, name, recorded)
 
-    for module, name in ((reply_json, "decode"), (http_client, "decode"), (embeddings, "_read")):
+    for module, name in ((reply_json, "decode"), (chat, "decode"), (http_client, "decode"), (embeddings, "_read")):
         record(module, name)
     return names
 
