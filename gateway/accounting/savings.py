@@ -1,6 +1,7 @@
 """The rules of savings: the class of a request, the amount that counts, and its error. Pure.
 
-Headers, receipts, sums, exports, metrics and pages all use these rules. docs/cost.md has them as a table.
+`ReceiptBuilder` applies the rules to each receipt, and usage/counters.py to the sums that usage queries and the
+dashboard read. docs/cost.md has them as a table.
 """
 
 from __future__ import annotations

@@ -143,7 +143,10 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
 
 
 def _count_savings(sparse: Sparse, receipt: Receipt, requests: int, money: tuple[int, int, int]) -> None:
-    """Count the result of `savings_of` in whole picodollars. `money`: cost, baseline and baseline error."""
+    """Count a receipt's savings in whole picodollars, by the rules of accounting/savings.py.
+
+    The dashboard shows these sums; `savings_usd` of a receipt is not added. `money`: cost, baseline and baseline error.
+    """
     cost, baseline, error = money
     savings_class = class_of(receipt)
     if savings_class == MEASURING:
