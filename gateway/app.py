@@ -18,13 +18,13 @@ from gateway import wiring
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.estimate import FALLBACK, Encoding, load
+from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
 from gateway.accounting.request_log import LogSample
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import Heartbeat, IntentReaper
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.overview import OVERVIEW, Overview
@@ -34,10 +34,10 @@ from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
+from gateway.api.disconnects import DISCONNECTS, Disconnects
 from gateway.api.error_body import errors_as_openai
 from gateway.api.openapi.document import document
 from gateway.api.probes import STARTUP, Readiness
-from gateway.api.reading_on import DISCONNECTS, Disconnects
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight

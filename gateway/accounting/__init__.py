@@ -1,1 +1,4 @@
-"""Receipts: what each request used, cost and took. `draft.py` gathers, `receipt.py` is the result, `store.py` keeps."""
+"""Receipts: tokens, cost and times of each request.
+
+`receipt_builder.py` gathers the figures, `receipt.py` is the result, `store.py` sends it to Redis.
+"""

@@ -16,7 +16,7 @@ local now = clock[1] * 1000000 + clock[2]
 
 local minute, slot_us, second = 60000000, 100000, 1000000
 local shares = 100        -- parts of a rolling budget's period; they expire one by one
-local keep_money_s = 34214400 -- 396 days, longer than any period; budgets.py and speeds.py have the same constants
+local keep_money_s = 34214400 -- 396 days, longer than any period; budgets.py has the same constants
 
 local function whole(number)
   return string.format('%.0f', number)

@@ -16,7 +16,7 @@ from gateway.accounting.scopes import Charge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.scopes import Scope
     from gateway.accounting.worst_case import MaxCost
     from gateway.policy.plan import Plan

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.accounting.content import LoggedContent
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import EngineShare, Receipt
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.request_log import LogSample
     from gateway.accounting.scopes import Scope
     from gateway.accounting.spans import ReceiptSpans

@@ -11,8 +11,8 @@ from gateway.telemetry.tracing import attributes_of, current
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import BatchFacts, Receipt
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.telemetry.tracing import RequestTrace
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import orjson
 import structlog
 
-from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
+from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.admin.bodies import PlaygroundRun, only_query, read_shape, suggestion
 from gateway.admin.replies import json_reply
 from gateway.api import keys

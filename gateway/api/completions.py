@@ -21,7 +21,7 @@ from gateway.protocol.text import TextRequest, parse_text_completion
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.completion import Answer
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json

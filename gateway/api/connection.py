@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
     from prometheus_client import Counter
 
+    from gateway.api.disconnects import DetachedHandlers
     from gateway.api.loop_scheduler import LoopScheduler
-    from gateway.api.reading_on import DetachedHandlers
     from gateway.policy.schema import TenantPolicy
     from gateway.runtime.fair_share import BoundedHoldings, Holdings
 

@@ -10,7 +10,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from gateway.accounting.draft import ReceiptBuilder
+from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.headers import fact_headers, name_reply

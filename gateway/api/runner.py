@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from gateway.api.connection import MAX_HEADERS, MAX_LINE_BYTES, Connection, ListenerState
-from gateway.api.reading_on import DetachedHandlers
+from gateway.api.disconnects import DetachedHandlers
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import BoundedHoldings, Holdings
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.backup.file import verify, writing
-from gateway.backup.taking import BackupReader
+from gateway.backup.reader import BackupReader
 from gateway.backup.usage import usage_records
 from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress

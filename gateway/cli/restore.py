@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.backup.file import records, verify
-from gateway.backup.putting import RestoreWriter
+from gateway.backup.writer import RestoreWriter
 from gateway.cli.backup import format_counts
 from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress
@@ -18,7 +18,7 @@ from gateway.usage.span import rfc3339
 
 if TYPE_CHECKING:
     from gateway.backup.file import VerifiedBackup
-    from gateway.backup.putting import DeploymentContents
+    from gateway.backup.writer import DeploymentContents
     from gateway.config.settings import Settings
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gateway.capabilities.reasoning import ReasoningFilter
-from gateway.edge import placing
+from gateway.edge import bodies
 from gateway.edge.errors import EdgeError, GatewayAway
 from gateway.edge.link import EdgeGuidance, GatewayLink
 from gateway.edge.queue import DeviceUsage, Synced, UsageQueue, default_folder
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from gateway.capabilities.continuation import Continuation
-    from gateway.edge.placing import EdgeStudentRequest
+    from gateway.edge.bodies import EdgeStudentRequest
     from gateway.edge.student import UrlStudent
     from gateway.protocol.body import Json
 
@@ -207,7 +207,7 @@ class EdgeClient:
     ) -> AsyncGenerator[list[Json], None]:
         """Request guidance, and yield what may be shown before the student is called."""
         held, piece_count = "", 0
-        request = placing.guidance_body(answer.body, answer.route, stream=answer.body.get("stream") is not False)
+        request = bodies.guidance_body(answer.body, answer.route, stream=answer.body.get("stream") is not False)
         try:
             async with aclosing(self._link.request_guidance(request)) as pieces:
                 async for piece in pieces:
@@ -236,7 +236,7 @@ class EdgeClient:
         continuation = detection.result()
         if continuation is None or continuation.writes_again:
             return False
-        return placing.can_continue(self.student.reasoning, continuation, answer.body)
+        return bodies.can_continue(self.student.reasoning, continuation, answer.body)
 
     async def _complete(
         self, answer: _Answer, detection: asyncio.Task[Continuation | None]
@@ -248,14 +248,14 @@ class EdgeClient:
             return
         if guidance is None or guidance.unguided is not None:
             limit = guidance.most_output_tokens if guidance is not None else None
-            answer.sent = placing.unguided_request(answer.body, limit)
+            answer.sent = bodies.unguided_request(answer.body, limit)
         else:
             continuation = await detection if guidance.placement == "prefix" else None
-            answer.sent = sent = placing.guided_request(answer.body, guidance, self.student.reasoning, continuation)
+            answer.sent = sent = bodies.guided_request(answer.body, guidance, self.student.reasoning, continuation)
             if sent.prefill is not None:
                 thinks = self.student.reasoning != "none"
                 thoughts = ReasoningFilter(guidance.text) if thinks else None
-                yield relay.join(placing.seam_join(guidance, sent.prefill.continuation, answer.body), thoughts)
+                yield relay.join(bodies.seam_join(guidance, sent.prefill.continuation, answer.body), thoughts)
         if answer.sent.limit is None or answer.sent.limit > 0:
             async with aclosing(self.student.stream(answer.sent.body, answer.sent.prefill)) as chunks:
                 async for chunk in chunks:

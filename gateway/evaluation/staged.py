@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.draft import ReceiptBuilder
+from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.scopes import Scope
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.book import Caller

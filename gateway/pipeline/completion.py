@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from gateway.accounting.draft import ReceiptBuilder
+from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import caller_tokens
 from gateway.pipeline.guidance_request import UNGUIDED

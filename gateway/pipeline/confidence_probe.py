@@ -26,7 +26,7 @@ from gateway.protocol.text import TextRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import Engine, TokenUsage
     from gateway.policy.length import ProbeRule

@@ -21,8 +21,8 @@ from gateway.policy.routing import find_route
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.completion import RequestContext
     from gateway.pipeline.guidance_request import Guidance

@@ -17,9 +17,9 @@ from gateway.policy.routing import find_route
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.base import EngineEmbeddings
     from gateway.engines.guard import GuardedEngine
     from gateway.engines.retry_budget import RetryBudgets

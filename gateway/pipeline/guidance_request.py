@@ -19,7 +19,7 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.base import TeacherReply
     from gateway.guidance.keep import GrowingKeep
     from gateway.policy.plan import GuidancePlan, Plan

@@ -29,8 +29,8 @@ from gateway.scoring.agreement import agreement
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.student import StudentCall
     from gateway.policy.book import Caller

@@ -15,7 +15,7 @@ from gateway.protocol.text import TextRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
     from gateway.policy.plan import RetryPlan, StudentPlan

@@ -15,7 +15,7 @@ from msgspec import structs
 from gateway.errors import GatewayError, Overloaded
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall

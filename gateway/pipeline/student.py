@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
     from types import TracebackType
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.capabilities.continuation import Continuation
     from gateway.engines.guard import GuardedEngine
     from gateway.pipeline.guidance_request import Guidance

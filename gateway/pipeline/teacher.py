@@ -48,7 +48,7 @@ from gateway.protocol.text import TextRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.batching.batcher import Batcher
     from gateway.batching.single_flight import SingleFlight
     from gateway.batching.ticket import Grant

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.estimate import Encoding
 from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
+from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case

@@ -24,7 +24,7 @@ from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, build
 from tests.accounting.test_bounds import TEXTS, bundled
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.projections import Projection
 
 BIG = PRICES["big"]

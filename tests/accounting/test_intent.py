@@ -19,7 +19,7 @@ from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import PRICES, builder, chat, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.plan import Plan
 
 

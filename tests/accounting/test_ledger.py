@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounting import baseline as baseline_module
-from gateway.accounting import draft as draft_module
 from gateway.accounting import ledger as ledger_module
+from gateway.accounting import receipt_builder as draft_module
 from gateway.accounting import shares as shares_module
 from gateway.accounting.estimate import Encoding
 from gateway.accounting.ledger import Ledger

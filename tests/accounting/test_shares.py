@@ -30,8 +30,8 @@ from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import PRICES, builder, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import Receipt
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.plan import Plan
     from gateway.protocol.requests import AnyRequest
 

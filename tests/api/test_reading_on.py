@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api import keys
-from gateway.api.reading_on import DISCONNECTS
+from gateway.api.disconnects import DISCONNECTS
 from gateway.api.runner import Runner
 from gateway.pipeline.completion import RequestState
 from gateway.telemetry.metrics import Metrics

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.batching.teacher_queue import TeacherQueue
     from gateway.batching.ticket import Ticket
     from gateway.policy.length import LengthChoice

@@ -22,7 +22,7 @@ from tests.accounting.receipt_builders import chat, guided, plan
 from tests.fakes import reply
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
 
 KEY = KeyEntry(id="only", sha256="f" * 64)
 POLICY = {"tenant": "acme", "keys": [KEY], "routes": [{"model": "chat", "mode": "student", "student": "small"}]}

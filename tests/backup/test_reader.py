@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.accounting.budgets import Account, Budgets
-from gateway.backup.putting import RestoreWriter
-from gateway.backup.taking import BackupReader
+from gateway.backup.reader import BackupReader
+from gateway.backup.writer import RestoreWriter
 from tests.backup.deployment import MONTH, ROLLING
 
 if TYPE_CHECKING:

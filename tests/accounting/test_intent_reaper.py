@@ -13,14 +13,14 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.accounting import sweeper as sweeper_module
+from gateway.accounting import intent_reaper as sweeper_module
+from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.request_log import LogSample
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import Heartbeat, IntentReaper
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.capabilities.continuation import Continuation
-from gateway.edge import placing
+from gateway.edge import bodies
 from gateway.edge.errors import GatewayAway
 from gateway.edge.link import EdgeGuidance
 from gateway.policy.constraints import placements
@@ -26,7 +26,7 @@ def test_only_fields_that_affect_guidance_leave_the_device() -> None:
         "n": None,
         "logit_bias": {},
     }
-    assert placing.guidance_body(body, "chat", stream=False) == {
+    assert bodies.guidance_body(body, "chat", stream=False) == {
         "model": "chat", "messages": MESSAGES, "stop": "X", "max_tokens": 9,
     }  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_only_fields_that_affect_guidance_leave_the_device() -> None:
 def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> None:
     """Otherwise guidance could violate the student's constraint. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
-    body_sent = placing.guidance_body(body, "chat", stream=False)
+    body_sent = bodies.guidance_body(body, "chat", stream=False)
     assert body_sent == {
         "model": "chat", "messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True}, "unlisted_fields": True,
     }  # fmt: skip
@@ -44,20 +44,20 @@ def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> No
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_the_students_limit_is_the_remaining_one_in_the_callers_field(field: str) -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
-    sent = placing.guided_request({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
+    sent = bodies.guided_request({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
     assert ({name: sent.body[name] for name in sent.body if "tokens" in name}, sent.limit) == ({field: 7}, 7)
 
 
 def test_a_student_that_repeats_the_guidance_has_tokens_for_it() -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
-    sent = placing.guided_request({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
+    sent = bodies.guided_request({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
     assert (sent.body["max_tokens"], sent.written_again, sent.limit) == (12, 5, 7)
 
 
 def test_a_limit_of_the_routes_holds_for_an_answer_alone_too() -> None:
-    assert placing.unguided_request({"messages": MESSAGES}, 64).body["max_tokens"] == 64
-    assert placing.unguided_request({"messages": MESSAGES, "n": 2}, 64).body["max_tokens"] == 32
-    assert "max_tokens" not in placing.unguided_request({"messages": MESSAGES}).body
+    assert bodies.unguided_request({"messages": MESSAGES}, 64).body["max_tokens"] == 64
+    assert bodies.unguided_request({"messages": MESSAGES, "n": 2}, 64).body["max_tokens"] == 32
+    assert "max_tokens" not in bodies.unguided_request({"messages": MESSAGES}).body
 
 
 @pytest.mark.parametrize("broken", [None, [], {}, {"guidance": {}}, {"guidance": "text", "receipt": 1}])

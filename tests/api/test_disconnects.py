@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway.accounting.shares import EngineCall
-from gateway.api.reading_on import MAX_REST_USD, Disconnects
+from gateway.api.disconnects import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
 from tests.accounting.receipt_builders import builder, plan
 from tests.counting_engine import Books, CountingEngine

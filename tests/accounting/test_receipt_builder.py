@@ -19,7 +19,7 @@ from gateway.pricing import Price
 from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import ReceiptBuilder
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.shares import EngineCall
 
 
