@@ -1,15 +1,21 @@
-"""HTTP client of a running gateway's admin listener, for CLI commands."""
+"""The admin API of a running gateway, for CLI commands: options, requests, and amounts of money."""
 
 from __future__ import annotations
 
+import getpass
+import re
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 import msgspec
 import typer
+import uvloop
 
+from gateway.cli.tables import ENCODER
 from gateway.config.settings import admin_key, admin_listener
 from gateway.errors import StartupError
 
@@ -19,12 +25,17 @@ if TYPE_CHECKING:
 # Longer than the largest `redis.timeout`, for which the gateway itself may wait.
 _TIMEOUT_S = 15.0
 _CONNECT_TIMEOUT_S = 5.0
+_ACTOR_BREAKS = re.compile(r"[^A-Za-z0-9@._+-]+")
+_DECODER = msgspec.json.Decoder(float_hook=Decimal)
 
 ConfigOption: TypeAlias = Annotated[
     Path, typer.Option("--config", "-c", help="Configuration file with the address of the admin listener.")
 ]
 UrlOption: TypeAlias = Annotated[
     str | None, typer.Option("--url", help="Address of the admin listener, like http://10.0.0.7:8081.", metavar="URL")
+]
+ActorOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Actor for the audit trail. Default: your login name.", metavar="NAME")
 ]
 
 
@@ -39,7 +50,7 @@ class _ErrorReply(msgspec.Struct):
 
 
 class AdminClient:
-    """HTTP client of the admin listener. All failures are StartupErrors that say what to do.
+    """HTTP client of the admin listener. All failures are StartupErrors that say what to do, or quote its error.
 
     Args:
         url: the value of --url; None: the address of `admin` in the configuration.
@@ -56,25 +67,40 @@ class AdminClient:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
         return aiohttp.ClientSession(timeout=timeout, headers=self._headers)
 
-    async def request(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        path: str,
-        *,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> bytes:
-        """Send a request and return the body of a successful reply.
+    def call(self, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
+        """Send a request and return the decoded reply; numbers with a decimal point are Decimal."""
+        reply = self.send(method, path, body, actor=actor)
+        try:
+            return _DECODER.decode(reply)
+        except msgspec.DecodeError:
+            raise self.no_gateway("unexpected reply") from None
 
-        Raises:
-            StartupError: the request failed. The message of an error reply is the gateway's own.
-        """
+    def send(self, method: str, path: str, body: Any = None, *, actor: str | None = None) -> bytes:
+        """Send a request and return the reply."""
+        headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
+        sent = {"headers": headers, "data": None if body is None else ENCODER.encode(body)}
+
+        async def request() -> bytes:
+            async with self.session() as session:
+                return await self.request(session, method, path, **sent)
+
+        return uvloop.run(request())
+
+    def list_all(self, path: str, name: str, **query: str | None) -> list[dict[str, Any]]:
+        """Return all pages of the list that replies carry under `name`."""
+        entries: list[dict[str, Any]] = []
+        after: str | None = ""
+        while after is not None:
+            page = self.call("GET", f"{path}?{urlencode(without_none(**query, after=after or None))}")
+            entries += page[name]
+            after = page["next"]
+        return entries
+
+    async def request(self, session: aiohttp.ClientSession, method: str, path: str, **sent: Any) -> bytes:
+        """Send a request with aiohttp's arguments `sent`. Return the body of a successful reply."""
         try:
             # A redirect could send the key to another host.
-            async with session.request(
-                method, self.url + path, data=body, headers=headers, allow_redirects=False
-            ) as reply:
+            async with session.request(method, self.url + path, allow_redirects=False, **sent) as reply:
                 status, raw = reply.status, await reply.read()
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(error.os_error, ConnectionRefusedError)
@@ -147,3 +173,23 @@ def _key(config: Path) -> SecretStr:
             f"{config.name} that has admin.key with --config."
         )
     return key
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def usd_of(text: str | None, option: str) -> Decimal | None:
+    """Return an amount of money exactly as written, or None. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,12})?", text):
+        raise typer.BadParameter("must be an amount in USD, like 10 or 0.50", param_hint=option)
+    return Decimal(text)
+
+
+def _login_name() -> str:
+    with suppress(OSError, KeyError):
+        return _ACTOR_BREAKS.sub("_", getpass.getuser())[:64] or "admin"
+    return "admin"

@@ -11,10 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.tables import plain_table, when
+from gateway.cli.tables import JsonOption, in_json, plain_table, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +46,7 @@ def list_budgets(
     Reserved amounts belong to requests in flight; amounts that these do not spend are released. The bar shows all
     three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted.
     """
-    entries = list_all(AdminClient(url, config, keyed=True), "/budgets", "budgets", tenant=tenant)
+    entries = AdminClient(url, config, keyed=True).list_all("/budgets", "budgets", tenant=tenant)
     if as_json:
         typer.echo(in_json({"budgets": entries}))
     else:
@@ -88,7 +87,7 @@ def raise_budget(
     key = f"/keys/{quote(key_id, safe='')}" if key_id is not None else ""
     body = without_none(usd=usd_of(usd, "--usd"), until=until, reason=reason, **{"for": duration})
     path = f"/budgets/{quote(tenant, safe='')}{key}/raise"
-    budget = call_admin(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor)
+    budget = AdminClient(url, config, keyed=True).call("POST", path, body, actor=actor)
     typer.echo(in_json(budget) if as_json else raise_result(budget))
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 _GATEWAY = "http://127.0.0.1:8080"
 _KEY = "env:GKT_KEY"
-_STUDENT, _SAMPLING = "Student", "Sampling of the student"
+_student_option = partial(typer.Option, rich_help_panel="Student")
+_sampling = partial(typer.Option, rich_help_panel="Sampling of the student")
 
 
 def edge(
@@ -40,37 +42,26 @@ def edge(
     route: Annotated[str, typer.Option(help="Route for guidance.", metavar="NAME")] = "chat",
     student: Annotated[
         str | None,
-        typer.Option(
+        _student_option(
             help="Server on this machine with OpenAI's chat completions API, like http://127.0.0.1:11434/v1.",
             metavar="URL",
-            rich_help_panel=_STUDENT,
         ),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="Model name at that server. Default: the first one it lists.", rich_help_panel=_STUDENT),
+        str | None, _student_option(help="Model name at that server. Default: the first one it lists.")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
+        _student_option(
             help=f"Run a student in this process: {', '.join(catalogue.CATALOGUE)}, or the path of a .gguf file.",
             metavar="NAME|PATH",
-            rich_help_panel=_STUDENT,
         ),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of the whole answer.", rich_help_panel=_SAMPLING)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="Sampling temperature.", rich_help_panel=_SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Nucleus sampling.", rich_help_panel=_SAMPLING)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.", rich_help_panel=_SAMPLING)] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Stop sequence. Can be repeated.", rich_help_panel=_SAMPLING)
-    ] = None,
+    max_tokens: Annotated[int | None, _sampling(min=1, help="Most tokens of the whole answer.")] = None,
+    temperature: Annotated[float | None, _sampling(min=0, max=2, help="Sampling temperature.")] = None,
+    top_p: Annotated[float | None, _sampling(min=0, max=1, help="Nucleus sampling.")] = None,
+    seed: Annotated[int | None, _sampling(help="Random seed.")] = None,
+    stop: Annotated[list[str] | None, _sampling(help="Stop sequence. Can be repeated.")] = None,
     wait: Annotated[
         float, typer.Option(min=0.1, help="Timeout for guidance in seconds; then the student answers alone.")
     ] = 30.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
@@ -12,10 +13,9 @@ from urllib.parse import quote
 import typer
 from rich.text import Text
 
-from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.tables import console_for, plain_table, when
+from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.keys.token import digest_of, new_token
@@ -42,9 +42,8 @@ ExpiresOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Expiry: a date, a time, or a duration. Default: never.",
                              metavar="2027-06-30|90d")
 ]  # fmt: skip
-Limit: TypeAlias = int | None
-_LIMITS = "Limits of the key"
-_BUDGET = "Budget of the key"
+_limit = partial(typer.Option, rich_help_panel="Limits of the key")
+_budget = partial(typer.Option, rich_help_panel="Budget of the key")
 
 
 @keys.command()
@@ -55,32 +54,17 @@ def create(
     models: Annotated[
         str | None, typer.Option(help="Models that the key may use. Default: all of its tenant.", metavar="A,B")
     ] = None,
-    rpm_limit: Annotated[
-        Limit, typer.Option(min=1, help="Requests in any 60 seconds.", rich_help_panel=_LIMITS)
-    ] = None,
-    tpm_limit: Annotated[Limit, typer.Option(min=1, help="Tokens in any 60 seconds.", rich_help_panel=_LIMITS)] = None,
-    max_parallel_requests: Annotated[
-        Limit, typer.Option(min=1, help="Concurrent requests.", rich_help_panel=_LIMITS)
-    ] = None,
-    max_budget: Annotated[
-        str | None, typer.Option(help="USD in each period.", metavar="USD", rich_help_panel=_BUDGET)
-    ] = None,
-    soft_budget: Annotated[
-        str | None, typer.Option(help="Amount from which --on-soft applies.", metavar="USD", rich_help_panel=_BUDGET)
-    ] = None,
+    rpm_limit: Annotated[int | None, _limit(min=1, help="Requests in any 60 seconds.")] = None,
+    tpm_limit: Annotated[int | None, _limit(min=1, help="Tokens in any 60 seconds.")] = None,
+    max_parallel_requests: Annotated[int | None, _limit(min=1, help="Concurrent requests.")] = None,
+    max_budget: Annotated[str | None, _budget(help="USD in each period.", metavar="USD")] = None,
+    soft_budget: Annotated[str | None, _budget(help="Amount from which --on-soft applies.", metavar="USD")] = None,
     budget_duration: Annotated[
-        str | None, typer.Option(help="Length of a period. Default: 1mo.", metavar="1d|1w|1mo", rich_help_panel=_BUDGET)
+        str | None, _budget(help="Length of a period. Default: 1mo.", metavar="1d|1w|1mo")
     ] = None,
-    rolling: Annotated[
-        bool,
-        typer.Option("--rolling", help="Use a rolling window instead of calendar periods.", rich_help_panel=_BUDGET),
-    ] = False,
-    on_soft: Annotated[
-        str | None, typer.Option(metavar="warn|shorten|student_only", help="Default: warn.", rich_help_panel=_BUDGET)
-    ] = None,
-    on_hard: Annotated[
-        str | None, typer.Option(metavar="reject|student_only", help="Default: reject.", rich_help_panel=_BUDGET)
-    ] = None,
+    rolling: Annotated[bool, _budget("--rolling", help="Use a rolling window instead of calendar periods.")] = False,
+    on_soft: Annotated[str | None, _budget(metavar="warn|shorten|student_only", help="Default: warn.")] = None,
+    on_hard: Annotated[str | None, _budget(metavar="reject|student_only", help="Default: reject.")] = None,
     print_yaml: Annotated[
         bool, typer.Option("--print-yaml", help="Print the lines for a policy file. Needs no gateway.")
     ] = False,
@@ -116,7 +100,7 @@ def create(
         typer.echo(yaml_lines(body, token, time.time()))
         typer.echo(f"The key, which is shown only this once: {token}", err=True)
         return
-    key = call_admin(AdminClient(url, config, keyed=True), "POST", "/keys", body, actor=actor)
+    key = AdminClient(url, config, keyed=True).call("POST", "/keys", body, actor=actor)
     _print_new_key(key, as_json=as_json)
 
 
@@ -131,7 +115,7 @@ def list_keys(
 
     The list has no keys, only the first characters (`hint`) of keys that the gateway created.
     """
-    entries = list_all(AdminClient(url, config, keyed=True), "/keys", "keys", tenant=tenant)
+    entries = AdminClient(url, config, keyed=True).list_all("/keys", "keys", tenant=tenant)
     if as_json:
         typer.echo(in_json({"keys": entries}))
     else:
@@ -161,7 +145,7 @@ def rotate(
     """
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}/rotate"
     body = without_none(grace=grace, expires=expires)
-    key = call_admin(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor)
+    key = AdminClient(url, config, keyed=True).call("POST", path, body, actor=actor)
     _print_new_key(key, as_json=as_json)
 
 
@@ -176,7 +160,7 @@ def revoke(
 ) -> None:
     """Revoke a key permanently. Every process rejects it within two seconds. Requests in flight complete."""
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}"
-    revoked = call_admin(AdminClient(url, config, keyed=True), "DELETE", path, actor=actor)
+    revoked = AdminClient(url, config, keyed=True).call("DELETE", path, actor=actor)
     typer.echo(in_json(revoked) if as_json else f"revoked: key {revoked['id']} of tenant {revoked['tenant']}")
 
 

@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.text import Text
 
-from gateway.cli.admin_commands import usd_of
+from gateway.cli.admin_client import usd_of
 from gateway.cli.lazy import SETTINGS, LazyGroup
 from gateway.cli.tables import console_for, plain_table
 from gateway.config.scalars import InvalidValue, duration_s

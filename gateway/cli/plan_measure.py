@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
-import msgspec
 import typer
 import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gateway.cli.admin_commands import usd_of
+from gateway.cli.admin_client import usd_of
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.tables import in_json
 from gateway.config.models import ModelSettings
 from gateway.config.settings import check_settings
 from gateway.errors import ConfigError, EngineError, StartupError
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 MAX_BATCHES = 16
 MAX_BATCH_SIZE = 1024
 _READS = 3
-_ENCODER = msgspec.json.Encoder(decimal_format="number")  # a curve's numbers stand without quotes
 _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "market", "winter", "bridge", "music")
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
@@ -105,8 +104,7 @@ def measure(
         raise typer.Exit(INTERRUPTED)
     curve = measurement.curve(gpu, gpus_per_replica, price)
     out.parent.mkdir(parents=True, exist_ok=True)
-    document = curve.model_dump(by_alias=True, exclude_defaults=True)
-    out.write_bytes(msgspec.json.format(_ENCODER.encode(document), indent=2) + b"\n")
+    out.write_text(in_json(curve.model_dump(by_alias=True, exclude_defaults=True)) + "\n")
     console.print(
         f"{out}: steps of {len(curve.decode)} batches, up to {curve.measured_batch} answers together.", highlight=False
     )

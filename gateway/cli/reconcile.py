@@ -10,9 +10,8 @@ from urllib.parse import urlencode
 import typer
 from rich.text import Text
 
-from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import JsonOption, call_admin, in_json, without_none
-from gateway.cli.tables import console_for, plain_table
+from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
+from gateway.cli.tables import JsonOption, console_for, in_json, plain_table
 
 
 def reconcile(
@@ -34,7 +33,7 @@ def reconcile(
     See docs/cost.md.
     """
     query = urlencode(without_none(since=since, until=until))
-    reply = call_admin(AdminClient(url, config, keyed=True), "GET", f"/reconciliation?{query}")
+    reply = AdminClient(url, config, keyed=True).call("GET", f"/reconciliation?{query}")
     if as_json:
         typer.echo(in_json(reply))
     else:

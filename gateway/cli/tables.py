@@ -1,13 +1,24 @@
-"""Console output of commands: the console of a terminal or a pipe, plain tables, and answers with marks."""
+"""Output of commands: JSON, the console of a terminal or a pipe, plain tables, and answers with marks."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 TEACHER_STYLE = "bold cyan"
+ENCODER = msgspec.json.Encoder(decimal_format="number")
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def in_json(body: Any) -> str:
+    """Return a body as indented JSON; Decimals become numbers."""
+    return msgspec.json.format(ENCODER.encode(body), indent=2).decode()
 
 
 def console_for(pipe_width: int) -> Console:

@@ -13,9 +13,8 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
-from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import call_admin, in_json, request_admin, without_none
-from gateway.cli.tables import console_for, plain_table
+from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
+from gateway.cli.tables import console_for, in_json, plain_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,9 +102,9 @@ def usage(
     query |= {"format": "csv"} if form is UsageFormat.CSV else {}
     client, path = AdminClient(url, config, keyed=True), f"/usage?{urlencode(query)}"
     if form is UsageFormat.CSV:
-        typer.echo(request_admin(client, "GET", path).decode(), nl=False)
+        typer.echo(client.send("GET", path).decode(), nl=False)
         return
-    reply = call_admin(client, "GET", path)
+    reply = client.call("GET", path)
     if form is UsageFormat.JSON:
         typer.echo(in_json(reply))
     else:

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.admin_commands import JsonOption, in_json
 from gateway.cli.lazy import SETTINGS
 from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, usage_store
+from gateway.cli.tables import JsonOption, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
