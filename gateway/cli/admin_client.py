@@ -15,6 +15,7 @@ import msgspec
 import typer
 import uvloop
 
+from gateway.cli.lazy import config_option
 from gateway.cli.tables import ENCODER
 from gateway.config.settings import admin_key, admin_listener
 from gateway.errors import StartupError
@@ -29,7 +30,7 @@ _ACTOR_BREAKS = re.compile(r"[^A-Za-z0-9@._+-]+")
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 
 ConfigOption: TypeAlias = Annotated[
-    Path, typer.Option("--config", "-c", help="Configuration file with the address of the admin listener.")
+    Path, config_option(help="Configuration file with the address of the admin listener.")
 ]
 UrlOption: TypeAlias = Annotated[
     str | None, typer.Option("--url", help="Address of the admin listener, like http://10.0.0.7:8081.", metavar="URL")

@@ -10,7 +10,8 @@ import typer
 from gateway.backup.file import verify, writing
 from gateway.backup.reader import BackupReader
 from gateway.backup.usage import usage_records
-from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
+from gateway.cli.lazy import CONFIG
+from gateway.cli.stores import ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
-from gateway.cli.lazy import SETTINGS
+from gateway.cli.lazy import CONFIG, SETTINGS
 from gateway.cli.tables import JsonOption, in_json, plain_table, when
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ budgets = typer.Typer(
         "config.yaml or at --url. They send the admin key from the environment variable GKT_ADMIN_KEY or from "
         "admin.key of config.yaml.\n\nSee docs/policies.md."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 
@@ -38,7 +36,7 @@ def list_budgets(
         str | None, typer.Option("--tenant", "-t", help="Show only this tenant and its keys. Default: all.")
     ] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Show the spent, reserved and remaining amount of every budget, and the end of its period.
@@ -72,7 +70,7 @@ def raise_budget(
     reason: Annotated[str | None, typer.Option(help="Reason for the audit trail, in one line.", metavar="TEXT")] = None,
     as_json: JsonOption = False,
     actor: ActorOption = None,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Raise a budget temporarily.

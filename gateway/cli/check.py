@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 from ipaddress import ip_address
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ import typer
 
 from gateway.accounting.estimate import TOKENS_PER_MESSAGE
 from gateway.accounting.worst_case import BUDGET_MAX_TOKENS
+from gateway.cli.lazy import CONFIG, config_option
 from gateway.config.database_url import is_postgres
 from gateway.config.yaml_source import display_path
 from gateway.keys.callers import utc_text
@@ -36,7 +37,7 @@ _BYTES_PER_TOKEN = 4
 
 
 def check(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path("config.yaml"),
+    config: Annotated[Path, config_option(help="The configuration file.")] = CONFIG,
     explain: Annotated[
         str | None,
         typer.Option(

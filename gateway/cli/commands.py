@@ -44,7 +44,6 @@ app = typer.Typer(
         "it.\n\nStart with `gkt-gateway demo`, which runs real models on this machine. Then write config.yaml and "
         "policies/, validate them with `gkt-gateway check`, and run `gkt-gateway serve`."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 

@@ -33,7 +33,6 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "`eval exemplars` searches worked examples that improve the guidance. `eval fit` fits a model of the guidance "
         "length per request. See docs/evaluation.md."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 

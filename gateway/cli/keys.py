@@ -6,7 +6,6 @@ import re
 import time
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
 
@@ -14,7 +13,7 @@ import typer
 from rich.text import Text
 
 from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
-from gateway.cli.lazy import SETTINGS
+from gateway.cli.lazy import CONFIG, SETTINGS
 from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError, ConfigIssue
@@ -32,7 +31,6 @@ keys = typer.Typer(
         "GKT_ADMIN_KEY or from admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it creates a "
         "key for a policy file. See docs/policies.md."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 
@@ -70,7 +68,7 @@ def create(
     ] = False,
     as_json: JsonOption = False,
     actor: ActorOption = None,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Create a key. It is printed once; only its SHA-256 is stored.
@@ -108,7 +106,7 @@ def create(
 def list_keys(
     tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's keys. Default: all.")] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """List all keys, including those of policy files, with models, limits, expiry and last use.
@@ -135,7 +133,7 @@ def rotate(
     ] = None,
     as_json: JsonOption = False,
     actor: ActorOption = None,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:  # fmt: skip
     """Replace a key by a new one. The old key stays valid for a grace period.
@@ -155,7 +153,7 @@ def revoke(
     tenant: TenantOption,
     as_json: JsonOption = False,
     actor: ActorOption = None,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Revoke a key permanently. Every process rejects it within two seconds. Requests in flight complete."""

@@ -1,8 +1,10 @@
-"""Command groups that import a command's module when the command is called."""
+"""Command groups that import a command's module when the command is called, and settings of all commands."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
@@ -13,8 +15,11 @@ SETTINGS: dict[str, Any] = {
     "rich_markup_mode": "markdown",
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
+    "no_args_is_help": True,
 }
 """Settings of every command group."""
+CONFIG = Path("config.yaml")
+config_option = partial(typer.Option, "--config", "-c")
 
 
 class LazyGroup(TyperGroup):

@@ -52,7 +52,6 @@ plan = typer.Typer(
         "docs/design/planning.md has the formulas and a comparison with a simulation.\n\n"
         "Exits with 3 if the replicas cannot serve the load or miss --ttft."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 

@@ -8,10 +8,9 @@ import time
 from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.cli.admin_client import usd_of
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.lazy import CONFIG, config_option
 from gateway.cli.tables import in_json
 from gateway.config.models import ModelSettings
 from gateway.config.settings import check_settings
@@ -52,13 +52,6 @@ _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "mar
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
 
-class EngineProtocol(StrEnum):
-    """Protocols of engines on this machine."""
-
-    OPENAI = "openai"
-    TGI = "tgi"
-
-
 def measure(
     engine: Annotated[
         str,
@@ -71,10 +64,8 @@ def measure(
     model: Annotated[
         str, typer.Option(help="With a URL: name of the model at the engine.", metavar="NAME")
     ] = "default",
-    protocol: Annotated[EngineProtocol, typer.Option(help="With a URL: API of the engine.")] = EngineProtocol.OPENAI,
-    config: Annotated[Path, typer.Option("--config", "-c", help="With a name: the configuration file.")] = Path(
-        "config.yaml"
-    ),
+    protocol: Annotated[Literal["openai", "tgi"], typer.Option(help="With a URL: API of the engine.")] = "openai",
+    config: Annotated[Path, config_option(help="With a name: the configuration file.")] = CONFIG,
     batches: Annotated[str, typer.Option(help="Batch sizes to measure.", metavar="1,2,4,...")] = "1,2,4,8,16,32",
     prompt: Annotated[int, typer.Option(help="Approximate words of a prompt.", min=16, max=100_000)] = 400,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=16, max=4096)] = 96,
@@ -104,7 +95,7 @@ def measure(
         raise typer.Exit(INTERRUPTED)
     curve = measurement.curve(gpu, gpus_per_replica, price)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(in_json(curve.model_dump(by_alias=True, exclude_defaults=True)) + "\n")
+    out.write_text(in_json(curve.model_dump(by_alias=True, exclude_defaults=True)) + "\n", encoding="utf-8")
     console.print(
         f"{out}: steps of {len(curve.decode)} batches, up to {curve.measured_batch} answers together.", highlight=False
     )
@@ -124,7 +115,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _on_this_machine(url: str, model: str, protocol: EngineProtocol) -> ModelSettings:
+def _on_this_machine(url: str, model: str, protocol: str) -> ModelSettings:
     host = urlsplit(url).hostname or ""
     if not _is_loopback(host):
         raise StartupError(
@@ -132,7 +123,7 @@ def _on_this_machine(url: str, model: str, protocol: EngineProtocol) -> ModelSet
         )
     # The name appears in messages about the engine.
     name = urlsplit(url).netloc.rpartition("@")[2].replace("[", "").replace("]", "")
-    console: Json = {"name": name, "model": model, "protocol": protocol.value, "api_base": url, "price": _FREE}
+    console: Json = {"name": name, "model": model, "protocol": protocol, "api_base": url, "price": _FREE}
     try:
         return ModelSettings.model_validate(console)
     except ValidationError as error:

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from gateway.batching.view import QueuesReply
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
+from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import console_for, plain_table
 from gateway.config.scalars import InvalidValue, duration_s
 from gateway.config.yaml_messages import nearest
@@ -41,7 +41,7 @@ _PIPE_WIDTH = 160
 
 def queue(
     teacher: Annotated[str | None, typer.Argument(help="Name of a teacher in config.yaml. Default: all.")] = None,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
     every: Annotated[str, typer.Option(help="Refresh interval, like 500ms or 5s.", metavar="DURATION")] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Print once and exit, as on a pipe.")] = False,

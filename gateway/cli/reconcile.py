@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -11,6 +10,7 @@ import typer
 from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
+from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import JsonOption, console_for, in_json, plain_table
 
 
@@ -20,7 +20,7 @@ def reconcile(
     ] = "7d",
     until: Annotated[str | None, typer.Option(help="Last day. Default: today.", metavar="2026-12-01")] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = Path("config.yaml"),
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Compare the hourly cost of engines with the charges of requests at token rates.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gateway.backup.file import records, verify
 from gateway.backup.writer import RestoreWriter
 from gateway.cli.backup import format_counts
-from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
+from gateway.cli.lazy import CONFIG
+from gateway.cli.stores import ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 from gateway.usage.span import rfc3339
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from gateway.backup.file import VerifiedBackup
     from gateway.backup.writer import DeploymentContents
     from gateway.config.settings import Settings
-
-
-class RestorePart(StrEnum):
-    """A part that can be restored alone."""
-
-    REDIS = "redis"
-    USAGE = "usage"
 
 
 def restore(
@@ -42,7 +35,7 @@ def restore(
         ),
     ] = False,
     only: Annotated[
-        RestorePart | None, typer.Option("--only", help="Restore only Redis or only the usage database.")
+        Literal["redis", "usage"] | None, typer.Option(help="Restore only Redis or only the usage database.")
     ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:
@@ -56,19 +49,19 @@ def restore(
     with progress("checking the file", file.stat().st_size if file.exists() else None) as on_progress:
         backup = verify(file, on_progress)
     typer.echo(f"{file}, made by gateway {backup.header.gateway} at {rfc3339(backup.header.made)}, is complete")
-    typer.echo(format_counts(backup.counts, redis=only != RestorePart.USAGE, usage=only != RestorePart.REDIS))
+    typer.echo(format_counts(backup.counts, redis=only != "usage", usage=only != "redis"))
     typer.echo(result_of(_restore(settings_of(config), file, backup, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(
-    settings: Settings, file: Path, backup: VerifiedBackup, only: RestorePart | None, *, dry_run: bool, overwrite: bool
+    settings: Settings, file: Path, backup: VerifiedBackup, only: str | None, *, dry_run: bool, overwrite: bool
 ) -> str:
     """Restore and return a message about the result."""
     async with stores(settings) as opened:
-        usage = opened.usage if only != RestorePart.REDIS and backup.header.receipts else None
-        if only == RestorePart.USAGE and usage is None:
+        usage = opened.usage if only != "redis" and backup.header.receipts else None
+        if only == "usage" and usage is None:
             raise StartupError("The backup has no receipts: there is nothing to restore.")
-        writer = RestoreWriter(opened.client.commands, opened.keys, usage, redis_too=only != RestorePart.USAGE)
+        writer = RestoreWriter(opened.client.commands, opened.keys, usage, redis_too=only != "usage")
         present = await writer.inspect()
         _check(present, overwrite=overwrite)
         if dry_run:
@@ -82,7 +75,7 @@ async def _restore(
         except BaseException:
             typer.echo("The restore was interrupted. Run it again with --overwrite.", err=True)
             raise
-    if only == RestorePart.USAGE:
+    if only == "usage":
         return "Restored."
     if backup.header.gkt_backup == 1:
         return (

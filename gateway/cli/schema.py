@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import orjson
 import typer
@@ -11,18 +10,9 @@ import typer
 from gateway.reference import json_schema, reference
 
 
-class SchemaName(StrEnum):
-    """Files with a schema."""
-
-    CONFIG = "config"
-    POLICY = "policy"
-    PROJECTION = "projection"
-    CURVE = "curve"
-
-
 def schema(
     which: Annotated[
-        SchemaName,
+        Literal["config", "policy", "projection", "curve"],
         typer.Argument(
             help="**config**: config.yaml. **policy**: files in policies/. **projection**: files in "
             "policies/projections/. **curve**: files that `gkt-gateway plan` reads."
@@ -43,7 +33,7 @@ def schema(
 
     Rules that concern several values or files, such as an unknown model in a policy, need `gkt-gateway check`.
     """
-    typer.echo(reference(which.value) if markdown else schema_json(which.value), nl=False)
+    typer.echo(reference(which) if markdown else schema_json(which), nl=False)
 
 
 def schema_json(which: str) -> str:

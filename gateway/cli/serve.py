@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
@@ -12,6 +12,7 @@ import uvloop
 
 from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
+from gateway.cli.lazy import CONFIG, config_option
 from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles
 from gateway.server.listeners import serve as serve_gateway
@@ -29,9 +30,7 @@ log = structlog.get_logger()
 
 
 def serve(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.", show_default=True)] = Path(
-        "config.yaml"
-    ),
+    config: Annotated[Path, config_option(help="The configuration file.")] = CONFIG,
     workers: Annotated[
         int | None,
         typer.Option(

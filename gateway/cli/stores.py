@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import typer
 import uvloop
 from redis.exceptions import RedisError
 
+from gateway.cli.lazy import config_option
 from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles
 from gateway.redis.client import RedisClient
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
 
 ConfigOption: TypeAlias = Annotated[
-    Path, typer.Option("--config", "-c", help="The gateway's configuration file, for Redis and the usage database.")
+    Path, config_option(help="The gateway's configuration file, for Redis and the usage database.")
 ]
-CONFIG = Path("config.yaml")
 _REDIS_S = 60.0  # large reads and writes in one call
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import typer
@@ -14,6 +12,7 @@ from rich.text import Text
 
 from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
+from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import console_for, in_json, plain_table
 
 if TYPE_CHECKING:
@@ -22,24 +21,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class UsageFormat(StrEnum):
-    """Output formats."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
 def usage(
     by: Annotated[
         str,
         typer.Option(
             "--by",
             "-b",
-            help=(
-                "Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student. "
-                "--by '' prints only the total."
-            ),
+            help="Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student. "
+            "--by '' prints only the total.",
             metavar="NAMES",
         ),
     ] = "tenant",
@@ -77,9 +66,9 @@ def usage(
         ),
     ] = None,
     form: Annotated[
-        UsageFormat, typer.Option("--format", "-f", help="Output format.", case_sensitive=False)
-    ] = UsageFormat.TABLE,
-    config: ConfigOption = Path("config.yaml"),
+        Literal["table", "csv", "json"], typer.Option("--format", "-f", help="Output format.", case_sensitive=False)
+    ] = "table",
+    config: ConfigOption = CONFIG,
     url: UrlOption = None,
 ) -> None:
     """Show usage, cost and savings by tenant, key, model or mode.
@@ -99,13 +88,12 @@ def usage(
     """
     query = without_none(since=since, until=until, by=by or None, granularity=granularity)
     query |= without_none(tenant=tenant, key=key, route=model, mode=mode)
-    query |= {"format": "csv"} if form is UsageFormat.CSV else {}
-    client, path = AdminClient(url, config, keyed=True), f"/usage?{urlencode(query)}"
-    if form is UsageFormat.CSV:
-        typer.echo(client.send("GET", path).decode(), nl=False)
+    client = AdminClient(url, config, keyed=True)
+    if form == "csv":
+        typer.echo(client.send("GET", f"/usage?{urlencode(query | {'format': 'csv'})}").decode(), nl=False)
         return
-    reply = client.call("GET", path)
-    if form is UsageFormat.JSON:
+    reply = client.call("GET", f"/usage?{urlencode(query)}")
+    if form == "json":
         typer.echo(in_json(reply))
     else:
         print_usage(reply)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.lazy import SETTINGS
-from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, usage_store
+from gateway.cli.lazy import CONFIG, SETTINGS
+from gateway.cli.stores import ConfigOption, result_of, settings_of, stores, usage_store
 from gateway.cli.tables import JsonOption, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
@@ -47,7 +46,6 @@ usage_db = typer.Typer(
         "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `migrate` completes the "
         "upgrade from a version with an archive. docs/deployment.md describes the tables, with SQL examples."
     ),
-    no_args_is_help=True,
     **SETTINGS,
 )
 
@@ -67,13 +65,6 @@ UntilOption: TypeAlias = Annotated[
                  metavar="1d|2026-11-30"),
 ]  # fmt: skip
 TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")]
-
-
-class ExportFormat(StrEnum):
-    """The format of exported receipts."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
 
 
 @usage_db.command()
@@ -97,9 +88,9 @@ def export(
     until: UntilOption = None,
     tenant: TenantOption = None,
     form: Annotated[
-        ExportFormat,
+        Literal["csv", "jsonl"],
         typer.Option("--format", "-f", help="csv: one line per receipt, money in USD. jsonl: complete receipts."),
-    ] = ExportFormat.CSV,
+    ] = "csv",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.", metavar="FILE")
     ] = None,
@@ -198,12 +189,12 @@ async def _status(settings: Settings) -> dict[str, Any]:
         return found
 
 
-async def _export(settings: Settings, where: ReceiptFilter, form: ExportFormat, output: Path | None) -> int:
+async def _export(settings: Settings, where: ReceiptFilter, form: str, output: Path | None) -> int:
     async with usage_store(settings) as store:
         if not await store.exists():
             raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
         with progress("exporting", await store.count(where)) as on_progress:
-            return await export_receipts(store.receipts(where), form.value, output, on_progress)
+            return await export_receipts(store.receipts(where), form, output, on_progress)
 
 
 async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads it
 from typing import Annotated
 
-import typer
-
+from gateway.cli.lazy import CONFIG, config_option
 from gateway.errors import StartupError
 from gateway.server.usage_worker import main
 
 
 def usage_worker(
     config: Annotated[
-        Path,
-        typer.Option(
-            "--config", "-c", help="Configuration file; only the sections redis, usage, data and log are read."
-        ),
-    ] = Path("config.yaml"),
+        Path, config_option(help="Configuration file; only the sections redis, usage, data and log are read.")
+    ] = CONFIG,
 ) -> None:
     """Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.
 
