@@ -14,7 +14,7 @@ from msgspec import structs
 from rich.console import Console
 
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.cli.explain_print import ExplainedRequest, RouteLine, as_json, as_text
+from gateway.cli.explain_print import as_json, as_text
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, read
 from gateway.errors import GatewayError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gateway.policy.explain import Explanation
     from gateway.policy.plan import Plan
     from gateway.policy.schema import TenantPolicy
+    from gateway.protocol.body import Json
     from gateway.protocol.requests import AnyRequest
 
 _KINDS: dict[str, tuple[str, Callable[[bytes], AnyRequest]]] = {
@@ -66,20 +67,15 @@ def explain_request(
     caller = Caller(policy, _key(policy, key))
     kind, request = _request(file)
     explanation = _with_budget_limit(explain(caller, request, sent_headers, settings), settings)
-    details = ExplainedRequest(
-        file=file,
-        kind=kind,
-        model=request.model,
-        bytes=request.size_bytes,
-        tenant=policy.tenant,
-        key=key,
-        routes=tuple(_routes(caller, request.model, explanation, _locations(settings.policies, policy))),
-        reserved_usd=None if explanation.plan is None else _reserved(request, explanation.plan, settings),
-    )
+    size, model = request.size_bytes, request.model
+    asked = {"file": file, "kind": kind, "model": model, "bytes": size, "tenant": policy.tenant, "key": key}
+    routes = list(_routes(caller, model, explanation, _locations(settings.policies, policy)))
+    reserved_usd = None if explanation.plan is None else _reserved(request, explanation.plan, settings)
     if in_json:
-        typer.echo(orjson.dumps(as_json(details, explanation), option=orjson.OPT_INDENT_2))
+        body = as_json(asked, routes, explanation, reserved_usd)
+        typer.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2))
     else:
-        Console().print(as_text(details, explanation), soft_wrap=True)
+        Console().print(as_text(asked, routes, explanation, reserved_usd), soft_wrap=True)
     if explanation.refused is not None:
         raise typer.Exit(1)
 
@@ -153,17 +149,12 @@ def _locations(folder: Path, policy: TenantPolicy) -> list[str]:
     return [""] * len(policy.routes)
 
 
-def _routes(caller: Caller, model: str, explanation: Explanation, locations: list[str]) -> Iterator[RouteLine]:
-    """Yield every route of the model's name with its decision about the request."""
+def _routes(caller: Caller, model: str, explanation: Explanation, locations: list[str]) -> Iterator[Json]:
+    """Yield every route of the model's name. `why` is the reason it does not match; None: an earlier route matches."""
     passed, taken = dict(explanation.choice.passed), explanation.choice.index
     for index, _ in caller.policy.routes_of.get(model, ()):
-        why = passed.get(index)
-        if index == taken:
-            yield RouteLine(index, locations[index], takes=True)
-        elif why is None and taken is None:
-            yield RouteLine(index, locations[index], why="this key may not use the model")
-        else:
-            yield RouteLine(index, locations[index], why=why)
+        why = passed.get(index, "this key may not use the model" if taken is None else None)
+        yield {"index": index, "place": locations[index], "takes": index == taken, "why": why}
 
 
 def _with_budget_limit(explanation: Explanation, settings: Settings) -> Explanation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -22,38 +21,16 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-@dataclass(frozen=True, slots=True)
-class RouteLine:
-    """A route of the requested name. `why` is the reason it does not match; None: an earlier route matches."""
-
-    index: int
-    place: str
-    takes: bool = False
-    why: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExplainedRequest:
-    """The request with its routes and reservation. `key` None: a key without its own models, limits and budget."""
-
-    file: str
-    kind: str
-    model: str
-    bytes: int
-    tenant: str
-    key: str | None
-    routes: tuple[RouteLine, ...]
-    reserved_usd: Decimal | None
-
-
-def as_text(details: ExplainedRequest, explanation: Explanation) -> RenderableType:
-    """Return the explanation as text for the terminal."""
-    key = f"key {details.key}" if details.key is not None else "a key without its own models, limits and budget"
-    head = f"{details.file}: {details.kind} for model '{details.model}', {details.bytes} bytes, "
-    head += f"of tenant {details.tenant}, {key}"
+def as_text(
+    request: Json, routes: Sequence[Json], explanation: Explanation, reserved_usd: Decimal | None
+) -> RenderableType:
+    """Return the explanation as text for the terminal. Arguments are those of `as_json`."""
+    key = "a key without its own models, limits and budget" if request["key"] is None else f"key {request['key']}"
+    head = f"{request['file']}: {request['kind']} for model '{request['model']}', {request['bytes']} bytes, "
+    head += f"of tenant {request['tenant']}, {key}"
     parts: list[RenderableType] = [Text(head, "bold")]
-    if details.routes:
-        parts += _section(f"routes named '{details.model}', in order", map(_route_row, details.routes))
+    if routes:
+        parts += _section(f"routes named '{request['model']}', in order", map(_route_row, routes))
     if explanation.refused is not None:
         refusal = f"rejected with {explanation.refused.status}: {explanation.refused.message}"
         parts += [Text(), Text(refusal, "bold red")]
@@ -64,25 +41,24 @@ def as_text(details: ExplainedRequest, explanation: Explanation) -> RenderableTy
             parts += _section("shadow request", _shadow_rows(plan.shadow, route, explanation.fields))
         if plan.quality is not None:
             parts += _section("quality sample", _quality_rows(plan.quality))
-    if explanation.plan is not None:
+    if plan is not None and reserved_usd is not None:
         parts += _section("counts against", _allowance_rows(explanation))
-    if explanation.plan is not None and details.reserved_usd is not None:
-        parts += _section("reserved", [(_reserved(details.reserved_usd, explanation.plan),)])
+        parts += _section("reserved", [(_reserved(reserved_usd, plan),)])
     parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in explanation.assumed)] if explanation.assumed else []
     return Group(*parts)
 
 
-def as_json(details: ExplainedRequest, explanation: Explanation) -> Json:
-    """Return the explanation for JSON. Amounts of money are text."""
+def as_json(request: Json, routes: Sequence[Json], explanation: Explanation, reserved_usd: Decimal | None) -> Json:
+    """Return the explanation for JSON. Amounts of money are text. `routes` are those of the requested name."""
     tenant, key, refused = explanation.tenant, explanation.key, explanation.refused
     return {
-        "request": _fields(details, "file kind model bytes tenant key"),
-        "routes": [_fields(one, "index place takes why") for one in details.routes],
+        "request": request,
+        "routes": routes,
         "refused": None if refused is None else _fields(refused, "status code param message"),
         "plan": None if explanation.plan is None else _plan_json(explanation.plan),
         "limits": {"tenant": _limits_json(tenant.limits), "key": _limits_json(key.limits)},
         "budgets": {"tenant": _budget_json(tenant.budget), "key": _budget_json(key.budget)},
-        "reserved_usd": None if details.reserved_usd is None else f"{details.reserved_usd:f}",
+        "reserved_usd": None if reserved_usd is None else f"{reserved_usd:f}",
         "assumed": list(explanation.assumed),
         "unguided_fields": list(explanation.fields),
     }
@@ -92,9 +68,12 @@ def _fields(of: object, names: str) -> Json:
     return {name: getattr(of, name) for name in names.split()}
 
 
-def _route_row(one: RouteLine) -> tuple[str, ...]:
-    parts = "match" if one.takes else "not checked: an earlier route matches" if one.why is None else f"no: {one.why}"
-    return f"routes[{one.index}]", one.place, parts
+def _route_row(one: Json) -> tuple[str, ...]:
+    if one["takes"]:
+        decision = "match"
+    else:
+        decision = "not checked: an earlier route matches" if one["why"] is None else f"no: {one['why']}"
+    return f"routes[{one['index']}]", one["place"], decision
 
 
 def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[RenderableType]:
