@@ -142,15 +142,15 @@ def migrate(
     of each month exactly, and prints both sides. If they are equal, it deletes the old sums in Redis; otherwise it
     keeps them and exits with 1.
     """
-    result = result_of(migrated(settings_of(config), accept=accept_differences))
+    same, lines, note = result_of(migrated(settings_of(config), accept=accept_differences))
     table = Table("", "", *FIGURES, box=None)
-    for line in result.lines:
+    for line in lines:
         table.add_row(*line)
     # A narrower table would shorten figures.
     width = max(_TABLE_WIDTH, Console().width)
     Console(soft_wrap=True, highlight=False, markup=False, width=width).print(table)
-    typer.echo(result.note)
-    if not result.same:
+    typer.echo(note)
+    if not same:
         typer.echo(
             "The old sums in Redis were deleted although they differ."
             if accept_differences

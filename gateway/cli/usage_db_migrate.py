@@ -75,60 +75,49 @@ class PeriodComparison(NamedTuple):
         return [(self.name, "before", *_texts(self.before)), after]
 
 
-class MigrationResult(NamedTuple):
-    """Lines of a table of both sides, a note, and whether both sides are the same."""
-
-    same: bool
-    lines: list[tuple[str, ...]]
-    note: str
-
-
-async def migrated(settings: Settings, *, accept: bool) -> MigrationResult:
+async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tuple[str, ...]], str]:
     """Migrate an installation, and compare it before and after. `accept`: delete the old sums despite a difference.
 
-    Raises StartupError where a process of the previous version runs.
+    Return whether both sides are the same, lines of a table of both sides, and a note. Raises StartupError where a
+    process of the previous version runs.
     """
     async with stores(settings) as here:
-        return await _migrated(here, settings, accept=accept)
-
-
-async def _migrated(here: Stores, settings: Settings, *, accept: bool) -> MigrationResult:
-    previous = PreviousSums(here.client.commands, here.keys)
-    if await previous.is_written():
-        raise StartupError("A process of the previous version still runs on this Redis: stop it, and try again.")
-    await previous.scan()
-    await here.usage.open()
-    board = WorkerStateReader(here.client.commands, here.keys.ledger(), Metrics(), "")
-    alone = (await board.read()).up is None
-    days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
-    old, until = await previous.totals(days), await previous.until()
-    closed = until - _SETTLED_S if until else math.inf
-    address = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
-    file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
-    archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
-    try:
-        await _write_outboxes(here, until)
-        stored, archived = Counter(await here.usage.read(receipts_reader.count_by_day)), Counter[int]()
-        for archive in archives:
-            archived.update(await archive.count())
-        known = await _import(here.usage, archives, archived.total())
-    finally:
-        for archive in archives:
-            await archive.close()
-    filled = await _fill(here.usage, previous, days, closed)
-    after = await here.usage.read(receipts_reader.count_by_day)
-    # Where a worker imported receipts too, some were counted in both places, or in none.
-    is_exact = alone and not known
-    before = stored + archived if is_exact else stored | archived
-    new = await here.usage.read(totals, list(old))
-    compared = _compared(old, new, before, after, closed)
-    if not is_exact:
-        compared = [one._replace(growing=one.growing | {"receipts"}) for one in compared]
-    same = all(one.same for one in compared)
-    if same or accept:
-        await previous.delete()
-    note = f"Sums of {filled} minutes, hours and days were taken from Redis."
-    return MigrationResult(same, [line for one in compared for line in one.lines()], note)
+        previous = PreviousSums(here.client.commands, here.keys)
+        if await previous.is_written():
+            raise StartupError("A process of the previous version still runs on this Redis: stop it, and try again.")
+        await previous.scan()
+        await here.usage.open()
+        board = WorkerStateReader(here.client.commands, here.keys.ledger(), Metrics(), "")
+        alone = (await board.read()).up is None
+        days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
+        old, until = await previous.totals(days), await previous.until()
+        closed = until - _SETTLED_S if until else math.inf
+        address = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
+        file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
+        archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
+        try:
+            await _write_outboxes(here, until)
+            stored, archived = Counter(await here.usage.read(receipts_reader.count_by_day)), Counter[int]()
+            for archive in archives:
+                archived.update(await archive.count())
+            known = await _import(here.usage, archives, archived.total())
+        finally:
+            for archive in archives:
+                await archive.close()
+        filled = await _fill(here.usage, previous, days, closed)
+        after = await here.usage.read(receipts_reader.count_by_day)
+        # Where a worker imported receipts too, some were counted in both places, or in none.
+        is_exact = alone and not known
+        before = stored + archived if is_exact else stored | archived
+        new = await here.usage.read(totals, list(old))
+        compared = _compared(old, new, before, after, closed)
+        if not is_exact:
+            compared = [one._replace(growing=one.growing | {"receipts"}) for one in compared]
+        same = all(one.same for one in compared)
+        if same or accept:
+            await previous.delete()
+        note = f"Sums of {filled} minutes, hours and days were taken from Redis."
+        return same, [line for one in compared for line in one.lines()], note
 
 
 async def _write_outboxes(here: Stores, until: float) -> None:
