@@ -203,8 +203,6 @@ class BudgetOwner(NamedTuple):
 
     def account(self, defaults: Defaults) -> Account | None:
         """Return the owner's budget, or None if there is none or this version cannot read the key's terms."""
-        if not self.has_budget(defaults):
-            return None
         if self.key is None:
             scope = tenant_scope(self.policy, defaults)
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -71,9 +72,9 @@ async def list_keys(request: web.Request) -> web.Response:
         after=request.query.get("after", ""),
         limit=limit,
     )
-    used = await request.app[KEYS_IN_REDIS].last_used([one.key.sha256 for one in page])
+    used = await request.app[KEYS_IN_REDIS].last_used([key.sha256 for _, key in page])
     now = ring.now()
-    views = [{**_view(one, now), "last_used": time_shown(used.get(one.key.sha256))} for one in page]
+    views = [_view(owner, key, now) | {"last_used": time_shown(used.get(key.sha256))} for owner, key in page]
     return json_reply({"keys": views, "next": following})
 
 
@@ -123,37 +124,24 @@ async def _existing(request: web.Request) -> HeldKey:
     raise NotFound(f"Tenant '{tenant}' has no key '{key_id}'.{close} GET /keys lists them.", param="id")
 
 
-class ListedKey(NamedTuple):
-    """A key of Redis or of a policy file, with the fields that lists are sorted by."""
-
-    tenant: str
-    id: str
-    key: HeldKey | KeyEntry
-
-    @property
-    def name(self) -> tuple[str, str]:
-        return self.tenant, self.id
-
-
 def _listed(
     held: Iterable[HeldKey], policies: Iterable[TenantPolicy], *, tenant: str | None, after: str, limit: int
-) -> tuple[list[ListedKey], str | None]:
+) -> tuple[list[tuple[str, HeldKey | KeyEntry]], str | None]:
     """Return a page of the keys of one or of all tenants, and the name of its last key if more follow.
 
     The page begins after the key `after` (`tenant/id`). For many keys the call takes tens of ms: run it in a thread.
     """
-    found = [ListedKey(key.tenant, key.id, key) for key in held if tenant in {None, key.tenant}]
-    for policy in policies:
-        if tenant in {None, policy.tenant}:
-            found += [ListedKey(policy.tenant, key.id, key) for key in policy.keys]
+    found: list[tuple[tuple[str, str], HeldKey | KeyEntry]] = [((key.tenant, key.id), key) for key in held]
+    found += [((policy.tenant, key.id), key) for policy in policies for key in policy.keys]
     start = after.partition("/")[::2]
-    rest = sorted((one for one in found if not after or one.name > start), key=lambda one: one.name)
-    page = rest[:limit]
-    return page, "/".join(page[-1].name) if len(rest) > limit else None
+    rest = [(name, key) for name, key in found if tenant in {None, name[0]} and (not after or name > start)]
+    rest.sort(key=itemgetter(0))
+    following = "/".join(rest[limit - 1][0]) if len(rest) > limit else None
+    return [(owner, key) for (owner, _), key in rest[:limit]], following
 
 
-def _view(one: ListedKey, now: float) -> dict[str, Any]:
-    return _view_of_held(one.key, now) if isinstance(one.key, HeldKey) else _view_of_file(one.tenant, one.key, now)
+def _view(tenant: str, key: HeldKey | KeyEntry, now: float) -> dict[str, Any]:
+    return _view_of_held(key, now) if isinstance(key, HeldKey) else _view_of_file(tenant, key, now)
 
 
 def _view_of_held(key: HeldKey, now: float) -> dict[str, Any]:

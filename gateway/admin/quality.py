@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from gateway.admin.bodies import only_query
+from gateway.admin.bodies import number_of, only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
-from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
 from gateway.quality.comparison import LENGTHS, QualityTally
 from gateway.usage.readers import ComparisonReader
@@ -22,7 +20,6 @@ COMPARISONS = web.AppKey("comparisons", ComparisonReader)
 ALL = "all"
 """The `length` of a row that sums all lengths."""
 _DAYS = 7
-_MAX_DAYS = KEPT_DAYS - 1
 _ORDER = (*map(str, LENGTHS), "more", ALL)
 _DIGITS = 6
 
@@ -31,7 +28,7 @@ _DIGITS = 6
 async def show_quality(request: web.Request) -> web.Response:
     """GET /quality: the last `days` days in UTC, including today; 7 by default."""
     only_query(request, "days")
-    days = _days(request.query.get("days"))
+    days = number_of(request, "days", default=_DAYS, maximum=KEPT_DAYS - 1)
     book = request.app[QUALITY]
     today = book.today()
     tallies = await request.app[COMPARISONS].read(days)
@@ -83,11 +80,3 @@ def _row(compared: ComparisonScope, tally: QualityTally) -> dict[str, Any]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, _DIGITS)
-
-
-def _days(text: str | None) -> int:
-    if text is None:
-        return _DAYS
-    if not re.fullmatch(r"[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= _MAX_DAYS:
-        raise InvalidRequest(f"'days': expected a whole number from 1 to {_MAX_DAYS}.", param="days")
-    return int(text)
