@@ -8,8 +8,7 @@ SCAN may return stale keys. So the tenant is read again with the keys that the c
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -35,15 +34,8 @@ _STREAMS = frozenset({_OUTBOX, "audit"})
 _NEVER = (-1, -2)
 
 
-@dataclass(slots=True)
-class KeyInventory:
-    """Keys of Redis by tenant, or by part for keys without a tenant."""
-
-    tenants: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
-    parts: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
-
-    def __len__(self) -> int:
-        return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
+KeyInventory: TypeAlias = dict[tuple[str, str], dict[KeyLocation, None]]
+"""Keys of Redis by part and tenant."""
 
 
 class _Snapshot(NamedTuple):
@@ -60,31 +52,29 @@ class BackupReader:
 
     async def inventory(self) -> KeyInventory:
         """Return the keys to read."""
-        inventory = KeyInventory()
+        inventory: KeyInventory = defaultdict(dict)
         async for raw in self._redis.scan_iter(self._locator.pattern, count=_KEYS_PER_SCAN):
             found = self._locator.find(raw.decode(errors="replace"))
-            if found is None or not found.kept:
-                continue
-            location = found.location
-            in_tenant = location.part == "tenants"
-            group = inventory.tenants[location.tenant] if in_tenant else inventory.parts[location.part]
-            group[location] = None  # SCAN may return a key twice
+            if found is not None and found.kept:
+                # SCAN may return a key twice.
+                inventory[found.location.part, found.location.tenant][found.location] = None
         return inventory
 
     async def redis(self, inventory: KeyInventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
         """Yield the records of all keys in Redis. `on_progress` receives the number of keys read."""
         done = 0
         for part in ("keys", "sums"):
-            for batch in batched(inventory.parts[part], _KEYS_PER_CALL):
+            for batch in batched(inventory.get((part, ""), {}), _KEYS_PER_CALL):
                 async for record in self._records(await self._snapshot(batch)):
                     yield record
                 done += len(batch)
                 on_progress(done)
-        for tenant, locations in inventory.tenants.items():
-            async for record in self._records(await self._tenant_snapshot(tenant, locations)):
-                yield record
-            done += len(locations)
-            on_progress(done)
+        for (part, tenant), locations in inventory.items():
+            if part == "tenants":
+                async for record in self._records(await self._tenant_snapshot(tenant, locations)):
+                    yield record
+                done += len(locations)
+                on_progress(done)
 
     async def _tenant_snapshot(self, tenant: str, found: Iterable[KeyLocation]) -> _Snapshot:
         """Read the keys of a tenant in one transaction, including keys that SCAN has missed."""
@@ -116,19 +106,13 @@ class BackupReader:
         return _Snapshot(contents, [info for info in infos if not isinstance(info[2], Exception)])
 
     async def _kinds(self, locations: Sequence[KeyLocation]) -> list[Kind | None]:
-        """Return the kinds of keys. Keys of tenants may appear at any time, so their names give their kinds."""
-        by_name: dict[KeyLocation, Kind | None] = {
-            location: "zset" if location.name == _OWNERS else "hash"
-            for location in locations
-            if location.part == "tenants"
-        }
-        others = [location for location in locations if location not in by_name]
+        """Return the kinds of keys of one part. A tenant's keys may appear at any time, so names give their kinds."""
+        if all(location.part == "tenants" for location in locations):
+            return ["zset" if location.name == _OWNERS else "hash" for location in locations]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for location in others:
+            for location in locations:
                 pipe.type(self._locator.key(location))
-            types = [_kind(raw) for raw in await pipe.execute()] if others else []
-        kinds = {**by_name, **dict(zip(others, types, strict=True))}
-        return [kinds[location] for location in locations]
+            return [_kind(raw) for raw in await pipe.execute()]
 
     async def _records(self, snapshot: _Snapshot) -> AsyncIterator[Record]:
         """Yield the records of a snapshot. Entries of streams are read now, up to the last id of the snapshot."""

@@ -46,7 +46,7 @@ async def _backup(settings: Settings, file: Path, *, receipts: bool, overwrite: 
         with writing(file, created_s, receipts=receipts, overwrite=overwrite) as writer:
             reader = BackupReader(opened.client.commands, opened.keys)
             inventory = await reader.inventory()
-            with progress("reading Redis", len(inventory)) as on_progress:
+            with progress("reading Redis", sum(map(len, inventory.values()))) as on_progress:
                 async for record in reader.redis(inventory, on_progress):
                     writer.put(record)
             if receipts:
