@@ -15,11 +15,7 @@ USAGE_FILE = "usage.db"
 """Name of the file in the folder `data` where usage.url is `sqlite`."""
 ARCHIVE_FILE = "gkt-archive.db"
 """Name of the previous version's archive in the folder `data` where archive.url was `sqlite`."""
-_SCHEMES = {
-    "postgresql": "postgresql+psycopg",
-    "postgres": "postgresql+psycopg",
-    "postgresql+psycopg": "postgresql+psycopg",
-}
+_POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 
 def check_usage_url(url: str) -> None:
@@ -31,7 +27,7 @@ def check_usage_url(url: str) -> None:
         has_file = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and url.isprintable()
         if not has_file or "?" in url or "#" in url:
             raise InvalidValue("must name a file, like sqlite:////var/lib/gkt/usage.db, or be sqlite alone")
-    elif scheme in _SCHEMES:
+    elif scheme in _POSTGRES:
         with suppress(ValueError):  # no port, or a half of an IPv6 address
             parts = urlsplit(url)
             complete = parts.port != 0 and len(parts.path) > 1 and is_spelled_as_url(url)
@@ -46,7 +42,7 @@ def check_usage_url(url: str) -> None:
 
 def is_postgres(url: str) -> bool:
     """Return whether a URL names PostgreSQL, which needs the extra `postgres`."""
-    return url.partition(":")[0] in _SCHEMES
+    return url.partition(":")[0] in _POSTGRES
 
 
 def sqlalchemy_url(url: str, data: Path, file: str = USAGE_FILE) -> str:
@@ -55,8 +51,7 @@ def sqlalchemy_url(url: str, data: Path, file: str = USAGE_FILE) -> str:
         return f"sqlite:///{data / file}"
     if url.startswith("sqlite:///"):
         return f"sqlite:///{data / url.removeprefix('sqlite:///')}"
-    scheme, _, rest = url.partition(":")
-    return f"{_SCHEMES[scheme]}:{rest}"
+    return f"postgresql+psycopg:{url.partition(':')[2]}"
 
 
 def without_credentials(address: str) -> str:

@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 from urllib.parse import urlsplit
@@ -81,20 +82,16 @@ def size_bytes(text: str) -> int:
 
 def read_duration(value: object, info: ValidationInfo) -> float:
     """Return the seconds of a YAML value. Raises InvalidValue."""
-    if isinstance(value, str):
-        return duration_s(value)
     if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and info.context is None):
         return float(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         raise InvalidValue(f"a duration needs its unit (ms, s, m, h, d): write {value}s if you mean seconds")
-    raise InvalidValue("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
+    return duration_s(value if isinstance(value, str) else "")
 
 
 def _size(value: object, info: ValidationInfo) -> int:
-    if isinstance(value, str):
-        return size_bytes(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+        return size_bytes(value if isinstance(value, str) else "")
     if info.context is not None:
         raise InvalidValue(f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes")
     return value
@@ -131,17 +128,7 @@ def _exact(value: object, message: str) -> Decimal:
     return number
 
 
-def duration_between(low: str, high: str) -> AfterValidator:
-    """Return a validator of durations from `low` to `high`, both inclusive and written as in YAML."""
-    return _between(low, high, duration_s)
-
-
-def size_between(low: str, high: str) -> AfterValidator:
-    """Return a validator of sizes from `low` to `high`, both inclusive and written as in YAML."""
-    return _between(low, high, size_bytes)
-
-
-def _between(low: str, high: str, parse: Callable[[str], float]) -> AfterValidator:
+def _between(parse: Callable[[str], float], low: str, high: str) -> AfterValidator:
     minimum, maximum = parse(low), parse(high)
 
     def check(value: float) -> float:
@@ -150,6 +137,12 @@ def _between(low: str, high: str, parse: Callable[[str], float]) -> AfterValidat
         return value
 
     return AfterValidator(check)
+
+
+duration_between = partial(_between, duration_s)
+"""Return a validator of durations from `low` to `high`, both inclusive and written as in YAML."""
+size_between = partial(_between, size_bytes)
+"""Return a validator of sizes from `low` to `high`, both inclusive and written as in YAML."""
 
 
 def dereference(value: str, source: ValueOrigin) -> str | None:

@@ -180,7 +180,7 @@ def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr
         file, _ = read(path)
         if file is None or (reference := file.get("admin", "key")) is None:
             return None
-        source = file.part({"key": reference})
+        source = YamlSource(file.file, {"key": reference})
     admin, issues = source.check(AdminSettings, ValueOrigin(environ, path.absolute().parent))
     if admin is None:
         raise ConfigError([ConfigIssue(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in issues])

@@ -63,13 +63,9 @@ def message_of(detail: Any) -> tuple[str, str | None]:
         return _one_of(context["expected"], value)
     if kind == "bool_type":
         return "must be true or false", _truth(value)
-    return _wrong_type(kind, value) or _wrong_amount(kind, context) or str(detail["msg"]).lower(), None
-
-
-def _wrong_type(kind: str, value: object) -> str | None:
     if kind == "string_type":
-        return "must be text" if isinstance(value, dict | list) else "must be text: put it in quotes"
-    return _TYPES.get(kind)
+        return "must be text" if isinstance(value, dict | list) else "must be text: put it in quotes", None
+    return _TYPES.get(kind) or _wrong_amount(kind, context) or str(detail["msg"]).lower(), None
 
 
 def _wrong_amount(kind: str, context: Any) -> str | None:

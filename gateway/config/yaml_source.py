@@ -90,10 +90,6 @@ class YamlSource:
         value = self.get(*loc)
         return value if isinstance(value, list) else []
 
-    def part(self, data: dict[str, Any]) -> YamlSource:
-        """Return a source of this file with other data, to check a part by itself."""
-        return YamlSource(self.file, data)
-
     def entries(self) -> list[YamlSource]:
         """Return a source for each entry of a file that is a list. Their issues have the lines of this file."""
         root = _compose(self.text)
@@ -172,14 +168,10 @@ def display_path(path: Path) -> str:
 
 
 def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[YamlSource | None, list[ConfigIssue]]:
-    """Read a YAML file and return it with its issues.
+    """Read a YAML file whose content has the type `of`, keys or a list. Return it with its issues.
 
-    Args:
-        of: the type of the file's content, keys or a list.
-
-    Returns:
-        The source, or None if the file cannot be read, is not YAML, or is not of that type. A source that comes with
-        issues, such as a duplicate key, can still be checked.
+    The source is None if the file cannot be read, is not YAML, or is not of that type. A source that comes with issues,
+    such as a duplicate key, can still be checked.
     """
     try:
         raw = path.read_bytes()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.settings import Settings
-    from gateway.config.yaml_source import YamlSource
     from gateway.policy.projections import Projection
     from gateway.policy.schema import KeyEntry
 
@@ -282,7 +281,7 @@ def _equal_conditions(source: YamlSource, one: dict[str, Any], other: dict[str, 
     """Return whether the `when` conditions of two routes are equal and so match the same requests."""
     if not isinstance(one.get("when"), dict) or not isinstance(other.get("when"), dict):
         return False
-    first, second = (source.part(route["when"]).check(RouteCondition)[0] for route in (one, other))
+    first, second = (YamlSource(source.file, route["when"]).check(RouteCondition)[0] for route in (one, other))
     if first is None or first != second:
         return False
     return one.get("default_max_tokens") == other.get("default_max_tokens") or not first.names("max_tokens")
