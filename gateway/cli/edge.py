@@ -15,6 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.text import Text
 
+from gateway.cli.admin_client import without_none
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.cli.tables import MarkedText
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
@@ -84,8 +85,9 @@ def edge(
         raise typer.BadParameter("is required without --sync", param_hint="QUESTION")
     secret = _key(key)
     logging.getLogger("gateway.edge").setLevel(logging.ERROR)  # this command prints the number of waiting reports
-    options = {"model": route, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    body = None if question is None else _body(question, options | {"seed": seed, "stop": list(stop) if stop else None})
+    sampling = without_none(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop or None)
+    messages = [{"role": "user", "content": question}]
+    body: Json | None = None if question is None else {"model": route, **sampling, "messages": messages}
     # --sync alone needs no student: this URL is never called.
     local = UrlStudent("http://127.0.0.1:1/v1") if body is None else _student(student, model, weights)
     try:
@@ -133,11 +135,6 @@ def _student(url: str | None, model: str | None, weights: str | None) -> UrlStud
         return UrlStudent(url, model=model)
     assert weights is not None
     return LlamaStudent(catalogue.fetch(weights), name=catalogue.model_name(weights))
-
-
-def _body(question: str, options: dict[str, Any]) -> Json:
-    fields = {name: value for name, value in options.items() if value is not None}
-    return {**fields, "messages": [{"role": "user", "content": question}]}
 
 
 def _key(reference: str) -> str:

@@ -163,11 +163,17 @@ def revoke(
 
 
 def _print_new_key(key: dict[str, Any], *, as_json: bool) -> None:
+    """Print a new key to standard output, and a summary to standard error."""
     if as_json:
         typer.echo(in_json(key))
-    else:
-        typer.echo(key_summary(key), err=True)
-        typer.echo(key["key"])
+        return
+    expires = f"expires {when(key['expires'])}" if key["expires"] else "does not expire"
+    typer.echo(f"Key {key['id']} of tenant {key['tenant']}; it {expires}.", err=True)
+    if (old := key.get("replaced")) is not None:
+        validity = f"is valid until {when(old['expires'])}" if old["status"] == "grace" else "is no longer valid"
+        typer.echo(f"The old key is now called {old['id']} and {validity}.", err=True)
+    typer.echo("The key is shown only this once:", err=True)
+    typer.echo(key["key"])
 
 
 _PIPE_WIDTH = 200
@@ -194,21 +200,7 @@ def print_keys(keys: Iterable[dict[str, Any]]) -> None:
             Text("\n".join(f"{_SHORT[name]} {value}" for name, value in (key["limits"] or {}).items())),
             Text(f"{budget['max_budget']} USD / {budget.get('budget_duration', '1mo')}" if budget else ""),
         )
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("There are no keys. Create one with `gkt-gateway keys create`.")
-
-
-def key_summary(created: dict[str, Any]) -> str:
-    """Return a summary of a new key, without the key itself."""
-    expires = f"expires {when(created['expires'])}" if created["expires"] else "does not expire"
-    lines = [f"Key {created['id']} of tenant {created['tenant']}; it {expires}."]
-    if (old := created.get("replaced")) is not None:
-        validity = f"is valid until {when(old['expires'])}" if old["status"] == "grace" else "is no longer valid"
-        lines.append(f"The old key is now called {old['id']} and {validity}.")
-    lines.append("The key is shown only this once:")
-    return "\n".join(lines)
+    console.print(table if table.row_count else "There are no keys. Create one with `gkt-gateway keys create`.")
 
 
 def yaml_lines(body: dict[str, Any], token: str, now: float) -> str:

@@ -103,13 +103,9 @@ def _plan(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
-    needed = {"--teacher": teacher, "--rps": rps, "--prompt": prompt, "--answer": answer}
-    if missing := [name for name, value in needed.items() if value is None]:
-        raise typer.BadParameter(f"needs {', '.join(missing)} too")
-    assert teacher is not None
-    assert rps is not None
-    assert prompt is not None
-    assert answer is not None
+    if teacher is None or rps is None or prompt is None or answer is None:
+        needed = {"--teacher": teacher, "--rps": rps, "--prompt": prompt, "--answer": answer}
+        raise typer.BadParameter(f"needs {', '.join(name for name, value in needed.items() if value is None)} too")
     if not 1e-6 <= rps <= 1e9:
         raise typer.BadParameter("must be more than 0, and at most 1e9", param_hint="--rps")
     if student is None and (student_usd_per_hour is not None or student_replicas is not None):

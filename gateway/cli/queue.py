@@ -28,7 +28,6 @@ from gateway.server.stopping import stop_on_signals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import aiohttp
     from rich.console import RenderableType
     from rich.table import Table
 
@@ -60,7 +59,7 @@ def queue(
     every_s = _every_s(every)
     console = console_for(_PIPE_WIDTH)
     if as_json or once or not console.is_terminal:
-        queues = uvloop.run(_request_once(client, teacher))
+        queues = _queues(client, client.send("GET", "/queue"), teacher)
         if as_json:
             body = orjson.dumps(queues, option=orjson.OPT_INDENT_2)
             typer.echo(body.decode())
@@ -70,9 +69,8 @@ def queue(
         uvloop.run(_watch(client, teacher, every_s, console))
 
 
-async def _request(client: AdminClient, session: aiohttp.ClientSession, teacher: str | None) -> QueuesReply:
-    """Return the current queues, or only that of a teacher. Raises StartupError."""
-    body = await client.request(session, "GET", "/queue")
+def _queues(client: AdminClient, body: bytes, teacher: str | None) -> QueuesReply:
+    """Return the queues of a reply, or only that of a teacher. Raises StartupError."""
     try:
         queues = msgspec.json.decode(body, type=QueuesReply)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -97,16 +95,11 @@ def _every_s(every: str) -> float:
     return every_s
 
 
-async def _request_once(client: AdminClient, teacher: str | None) -> QueuesReply:
-    async with client.session() as session:
-        return await _request(client, session, teacher)
-
-
 async def _watch(client: AdminClient, teacher: str | None, every_s: float, console: Console) -> None:
     """Refresh until a signal. A failed request after the first one only shows its error."""
     stop = stop_on_signals()
     async with client.session() as session:
-        queues = await _request(client, session, teacher)
+        queues = _queues(client, await client.request(session, "GET", "/queue"), teacher)
         with Live(render_queues(queues), console=console, auto_refresh=False) as live:
             while True:
                 with suppress(TimeoutError):
@@ -115,7 +108,7 @@ async def _watch(client: AdminClient, teacher: str | None, every_s: float, conso
                 if stop.is_set():
                     return
                 try:
-                    queues = await _request(client, session, teacher)
+                    queues = _queues(client, await client.request(session, "GET", "/queue"), teacher)
                 except StartupError as error:
                     live.update(Group(render_queues(queues), Text(error.message, "bold red")), refresh=True)
                 else:
