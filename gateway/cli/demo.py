@@ -83,8 +83,8 @@ def demo(
         pass
     for name in (teacher, student):
         weights.fetch(name)  # outside the event loop, so that Ctrl-C ends a download at once
-    if not uvloop.run(until_interrupted(_demo(setup, ask, Console()), "demo")):
-        raise typer.Exit(INTERRUPTED if ask is not None else 0)
+    status = INTERRUPTED if ask is not None else 0
+    uvloop.run(until_interrupted(_demo(setup, ask, Console()), "demo", status))
 
 
 @dataclass(frozen=True, slots=True)

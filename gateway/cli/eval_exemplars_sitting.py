@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 
 from gateway.cli.eval_progress import duration, progress_on
-from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.interrupts import until_interrupted
 from gateway.cli.tables import console_for, plain_table
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.advice.target import percent
@@ -196,16 +196,14 @@ def seek(session: ExemplarSession) -> bool:
     session.pair.fetch()  # outside the event loop, so that Ctrl-C ends a download
     with RunFolder(session.folder) as folder:
         printer = SearchPrinter(folder, session.limits.calls)
-        reports: list[SearchReport] = []
-
-        async def search() -> None:
-            reports.append(await _search(session, name, parts, own, folder, printer))
-
-        if not uvloop.run(until_interrupted(search(), "eval exemplars")):
+        search = _search(session, name, parts, own, folder, printer)
+        try:
+            report = uvloop.run(until_interrupted(search, "eval exemplars"))
+        except typer.Exit:
             typer.echo(f"Stopped. The answers are in {session.folder}: run the same command again to resume.", err=True)
-            raise typer.Exit(INTERRUPTED)
-        printer.ended(reports[0])
-        return _write(session, name, reports[0], printer)
+            raise
+        printer.ended(report)
+        return _write(session, name, report, printer)
 
 
 def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.eval_progress import ProgressBars, ProgressLines, duration, progress_on
-from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.interrupts import until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
@@ -116,9 +116,11 @@ def hold(session: EvalSession) -> None:
 
 
 def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: Console) -> None:
-    if not uvloop.run(until_interrupted(work, "eval")):
+    try:
+        uvloop.run(until_interrupted(work, "eval"))
+    except typer.Exit:
         console.print(f"Stopped. What was written is in {session.folder}: the same command goes on from there.")
-        raise typer.Exit(INTERRUPTED)
+        raise
 
 
 async def _held(session: EvalSession, folder: RunFolder, console: Console) -> None:

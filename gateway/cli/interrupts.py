@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 INTERRUPTED = 130
 """A command's exit status after Ctrl-C."""
+T = TypeVar("T")
 
 
-async def until_interrupted(work: Coroutine[Any, Any, None], name: str) -> bool:
-    """Run `work` and return True, or False if a signal canceled it. Its cleanup must stop child processes."""
+async def until_interrupted(work: Coroutine[Any, Any, T], name: str, status: int = INTERRUPTED) -> T:
+    """Run `work` and return its result. Its cleanup must stop child processes. Raises typer.Exit with `status` if a
+    signal canceled it."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work, name=name)  # the main task of this process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     try:
-        await task
+        return await task
     except asyncio.CancelledError:
-        return False
-    return True
+        raise typer.Exit(status) from None

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.cli.admin_client import usd_of
-from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.interrupts import until_interrupted
 from gateway.cli.lazy import CONFIG, config_option
 from gateway.cli.tables import in_json
 from gateway.config.models import ModelSettings
@@ -88,11 +88,9 @@ def measure(
     console = Console(stderr=True, soft_wrap=True)
     measurement = _Measurement(settings, sizes, prompt, tokens, seconds, console)
     try:
-        completed = uvloop.run(until_interrupted(measurement.run(), "measure"))
+        uvloop.run(until_interrupted(measurement.run(), "measure"))
     except EngineError as error:
         raise StartupError(f"{engine} was not measured: {error.message}") from error
-    if not completed:
-        raise typer.Exit(INTERRUPTED)
     curve = measurement.curve(gpu, gpus_per_replica, price)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(in_json(curve.model_dump(by_alias=True, exclude_defaults=True)) + "\n", encoding="utf-8")
