@@ -155,13 +155,8 @@ def read_header(path: Path) -> BackupHeader:
 
 
 def verify(path: Path, on_progress: Callable[[int], None]) -> VerifiedBackup:
-    """Read a whole backup and check it. Call this before using its records.
-
-    Args:
-        on_progress: receives the number of bytes read.
-
-    Raises the StartupErrors of `read_header`, and StartupError if the file is damaged.
-    """
+    """Read a whole backup and check it. Call this before using its records. `on_progress` receives the number of bytes
+    read. Raises the StartupErrors of `read_header`, and StartupError if the file is damaged."""
     header = read_header(path)
     summed, size = hashlib.sha256(), path.stat().st_size - _SUM_BYTES
     with path.open("rb") as file:

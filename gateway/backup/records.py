@@ -145,9 +145,8 @@ class FoundKey:
 class KeyLocator:
     """Map names of Redis keys of this version to locations, and back.
 
-    Attributes:
-        pattern: a SCAN pattern that matches at least all keys of `find` and `is_heartbeat`.
-        receipts: a SCAN pattern for receipts that callers can still request.
+    The SCAN pattern `pattern` matches at least all keys of `find` and `is_heartbeat`, and `receipts` the receipts that
+    callers can still request.
     """
 
     def __init__(self, keys: RedisKeys) -> None:

@@ -54,9 +54,7 @@ class DeploymentContents:
 class RestoreWriter:
     """Write the records of a backup. Every method raises RedisError, OSError and UsageDatabaseError.
 
-    Args:
-        usage: None: receipts are not restored.
-        redis_too: whether to restore keys in Redis.
+    Without `usage`, receipts are not restored; without `redis_too`, keys in Redis are not.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, usage: UsageStore | None, *, redis_too: bool = True) -> None:

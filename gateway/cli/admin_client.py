@@ -53,10 +53,8 @@ class _ErrorReply(msgspec.Struct):
 class AdminClient:
     """HTTP client of the admin listener. All failures are StartupErrors that say what to do, or quote its error.
 
-    Args:
-        url: the value of --url; None: the address of `admin` in the configuration.
-        config: the configuration file.
-        keyed: whether requests carry the admin key.
+    `url` is the value of --url; None: the address of `admin` in the configuration. With `keyed`, requests carry the
+    admin key.
     """
 
     def __init__(self, url: str | None, config: Path, *, keyed: bool = False) -> None:

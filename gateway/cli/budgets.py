@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
 from gateway.cli.lazy import CONFIG, SETTINGS
-from gateway.cli.tables import JsonOption, in_json, plain_table, when
+from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,17 +88,14 @@ def raise_budget(
     typer.echo(in_json(budget) if as_json else raise_result(budget))
 
 
-_PIPE_WIDTH = 200
 _BAR = 20
 _BLOCKS, _LETTERS = "█▒░", "#+."  # spent, reserved, left
 
 
 def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
     """Print a table of budgets."""
-    console = Console()
+    console = console_for(pipe_width=200)
     blocks = console.is_terminal and console.encoding.startswith("utf")
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
     table = plain_table("tenant", "key", "budget", "", "spent", "reserved", "left", "ends", "raised", right=slice(4, 7))
     for budget in budgets:
         table.add_row(

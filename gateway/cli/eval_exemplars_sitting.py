@@ -39,7 +39,6 @@ _GENERATED_DATA = (GENERATED, GENERATED_CHOICES)
 _GENERATED_COUNT = 2000
 # `eval run` uses seed 0.
 _OTHER_SEED = 1
-_PIPE_WIDTH = 120
 _LEGEND = (
     "Score: guided accuracy on the same questions in each row. Gain: points against no exemplars, with the 95 % "
     "confidence interval. Input, output: teacher tokens per request. Tried: number of compared sets."
@@ -50,7 +49,7 @@ class SearchPrinter:
     """Prints the steps of a search. The folder has the times of its calls, and `calls` limits them."""
 
     def __init__(self, folder: RunFolder, calls: int) -> None:
-        self.console = console_for(_PIPE_WIDTH)
+        self.console = console_for(pipe_width=120)
         self._folder = folder
         self._calls = calls
 
@@ -156,12 +155,8 @@ def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExemplarSession:
-    """Options of the command.
-
-    Attributes:
-        own: a file of additional exemplars to compare.
-        evaluated: a run's folder, whose questions are excluded.
-    """
+    """Options of the command. `own`: a file of additional exemplars to compare. `evaluated`: a run's folder, whose
+    questions are excluded."""
 
     folder: Path
     out: Path

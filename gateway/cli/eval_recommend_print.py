@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.advice.recommend import Recommendation
     from gateway.evaluation.advice.target import BoundedMean
 
-_PIPE_WIDTH = 200
 _POINTS, _THOUSAND = 100, 1000
 _VERDICTS = {
     "guided": ("guidance pays", "green"),
@@ -31,7 +30,7 @@ _VERDICTS = {
 
 def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) -> None:
     """Print the settings of each route by cost, and the recommendation."""
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=200)
     for route, one in recommendation:
         head = f"{route}: {', '.join(one.evidence.sources)}, {len(one.evidence.questions)} questions"
         console.print(f"{head}, target: {one.target}", soft_wrap=True, markup=False, highlight=False)

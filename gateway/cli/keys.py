@@ -176,7 +176,6 @@ def _print_new_key(key: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(key["key"])
 
 
-_PIPE_WIDTH = 200
 _SHORT = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_parallel_requests": "parallel"}
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 _RESERVED_WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
@@ -185,7 +184,7 @@ _COLORS = {"active": "green", "grace": "yellow"}
 
 def print_keys(keys: Iterable[dict[str, Any]]) -> None:
     """Print a table of keys."""
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=200)
     table = plain_table("tenant", "id", "key", "status", "expires", "last used", "models", "limits", "budget")
     for key in keys:
         budget = key["budget"]

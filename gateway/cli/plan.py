@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 NOT_MET = 3
 """Exit status if the replicas cannot serve the load or miss --ttft."""
 _MAX_LENGTH = 10_000_000
-_PIPE_WIDTH = 140
 
 
 class _Plans(LazyGroup):
@@ -137,7 +136,7 @@ def _limit_s(text: str | None) -> float | None:
 
 def print_plan(plan: CapacityPlan) -> None:
     """Print a plan."""
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=140)
     table = plain_table("", "teacher", "student", "together", "teacher alone", right=slice(1, None))
     for title, of_fleet, together in _ROWS:
         sides = ["" if side is None else of_fleet(side) for side in (plan.teacher, plan.student)]

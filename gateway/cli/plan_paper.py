@@ -11,8 +11,6 @@ from gateway.planning.paper import PaperRow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PIPE_WIDTH = 160
-
 
 def paper() -> None:
     """Compare the paper's times with estimates from its single-model rows.
@@ -20,7 +18,7 @@ def paper() -> None:
     A pair's time must be between the estimates for perfect batching and for no gain by batching. Where it is not, the
     row has the reason. See docs/design/planning.md.
     """
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=160)
     table = plain_table(
         "", "m > n", "perfect, s", "none, s", "printed, s", "speed-up", "printed", "", right=slice(1, 7)
     )

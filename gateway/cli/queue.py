@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from gateway.batching.view import ProcessView, QueueView
 
 _SHORTEST_S = 0.1
-# Fits all columns.
-_PIPE_WIDTH = 160
 
 
 def queue(
@@ -57,7 +55,7 @@ def queue(
     """
     client = AdminClient(url, config)
     every_s = _every_s(every)
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=160)
     if as_json or once or not console.is_terminal:
         queues = _queues(client, client.send("GET", "/queue"), teacher)
         if as_json:

@@ -40,12 +40,9 @@ def reconcile(
         print_reconciliation(reply)
 
 
-_PIPE_WIDTH = 160
-
-
 def print_reconciliation(reply: dict[str, Any]) -> None:
     """Print a reconciliation."""
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=160)
     head = ("day", "engine", "USD/h", "up", "down", "unseen", "wall", "charged", "difference", "used")
     table = plain_table(*head, right=slice(2, None))
     for day in reply["days"]:

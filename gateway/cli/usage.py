@@ -99,7 +99,6 @@ def usage(
         print_usage(reply)
 
 
-_PIPE_WIDTH = 240
 _NONE = "-"
 _LEGEND = (
     "Tokens: input + output. Saved: savings by guidance or by a policy's choice of the student. +/-: error of the "
@@ -112,7 +111,7 @@ _LEGEND = (
 
 def print_usage(reply: dict[str, Any]) -> None:
     """Print a reply of the admin API as a table."""
-    console = console_for(_PIPE_WIDTH)
+    console = console_for(pipe_width=240)
     console.print(f"{_when(reply['since'])} to {_when(reply['until'])} UTC", highlight=False)
     if not reply["total"]["requests"]:
         console.print(
