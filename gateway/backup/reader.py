@@ -8,7 +8,7 @@ SCAN may return stale keys. So the tenant is read again with the keys that the c
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -17,7 +17,7 @@ from gateway.accounting.scopes import ROLLING
 from gateway.backup.records import KeyContents, KeyLocation, KeyLocator, StreamEnd, StreamEntries, batched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
     from redis.asyncio import Redis
     from redis.asyncio.client import Pipeline
@@ -30,17 +30,13 @@ _KEYS_PER_CALL = 200
 _VALUES_PER_RECORD = 2_000
 _ENTRIES_PER_CALL = 500
 _OWNERS, _OUTBOX, _INTENTS = "owners", "outbox", "intents:"
-_STREAMS = frozenset({_OUTBOX, "audit"})
+_KINDS_OF_TENANTS: dict[str, Kind] = {_OWNERS: "zset", _OUTBOX: "stream"}  # all others are hashes
 _NEVER = (-1, -2)
-
 
 KeyInventory: TypeAlias = dict[tuple[str, str], dict[KeyLocation, None]]
 """Keys of Redis by part and tenant."""
-
-
-class _Snapshot(NamedTuple):
-    plain: list[tuple[KeyLocation, Kind, Any, Any]]  # location, kind, expiry and contents of keys other than streams
-    streams: list[tuple[KeyLocation, Any, Any]]  # location, expiry and the reply of XINFO STREAM
+_Snapshot: TypeAlias = "list[tuple[KeyLocation, Kind, Any, Any]]"
+"""Location, kind, expiry and contents of each key. The contents of a stream are the reply of XINFO STREAM."""
 
 
 class BackupReader:
@@ -86,29 +82,20 @@ class BackupReader:
                 return snapshot
             locations |= missing
 
-    async def _snapshot(self, locations: Iterable[KeyLocation]) -> _Snapshot:
-        plain: list[KeyLocation] = []
-        streams: list[KeyLocation] = []
-        for location in locations:
-            (streams if location.name in _STREAMS else plain).append(location)
-        kinds = zip(plain, await self._kinds(plain), strict=True)
+    async def _snapshot(self, locations: Collection[KeyLocation]) -> _Snapshot:
+        kinds = zip(locations, await self._kinds(locations), strict=True)
         existing = [(location, kind) for location, kind in kinds if kind is not None]
         async with self._redis.pipeline(transaction=True) as pipe:
             for location, kind in existing:
                 pipe.pexpiretime(self._locator.key(location))
                 _read(pipe, self._locator.key(location), kind)
-            for location in streams:
-                pipe.pexpiretime(self._locator.key(location))
-                pipe.xinfo_stream(self._locator.key(location))
             replies = iter(await pipe.execute(raise_on_error=False))
-        contents = [(location, kind, next(replies), next(replies)) for location, kind in existing]
-        infos = [(location, next(replies), next(replies)) for location in streams]
-        return _Snapshot(contents, [info for info in infos if not isinstance(info[2], Exception)])
+        return [(location, kind, next(replies), next(replies)) for location, kind in existing]
 
-    async def _kinds(self, locations: Sequence[KeyLocation]) -> list[Kind | None]:
+    async def _kinds(self, locations: Collection[KeyLocation]) -> list[Kind | None]:
         """Return the kinds of keys of one part. A tenant's keys may appear at any time, so names give their kinds."""
         if all(location.part == "tenants" for location in locations):
-            return ["zset" if location.name == _OWNERS else "hash" for location in locations]
+            return [_KINDS_OF_TENANTS.get(location.name, "hash") for location in locations]
         async with self._redis.pipeline(transaction=False) as pipe:
             for location in locations:
                 pipe.type(self._locator.key(location))
@@ -116,12 +103,15 @@ class BackupReader:
 
     async def _records(self, snapshot: _Snapshot) -> AsyncIterator[Record]:
         """Yield the records of a snapshot. Entries of streams are read now, up to the last id of the snapshot."""
-        for location, kind, expires, value in snapshot.plain:
-            for record in _key_contents(location, kind, expires, value):
-                yield record
-        for location, expires, info in snapshot.streams:
-            async for stream_record in self._stream(location, expires, info):
-                yield stream_record
+        for location, kind, expires, value in snapshot:
+            if isinstance(value, Exception):
+                continue  # the key was deleted or changed its kind
+            if kind == "stream":
+                async for record in self._stream(location, expires, value):
+                    yield record
+            else:
+                for part in _key_contents(location, kind, expires, value):
+                    yield part
 
     async def _stream(self, location: KeyLocation, expires: int, info: dict[str, Any]) -> AsyncIterator[Record]:
         key, last, after = self._locator.key(location), info["last-generated-id"], b"-"
@@ -136,7 +126,7 @@ class BackupReader:
 
 def _required_names(snapshot: _Snapshot) -> Iterator[str]:
     """Yield the names of keys that a tenant must have: intents of processes, and budgets with reservations."""
-    for location, _, _, value in snapshot.plain:
+    for location, _, _, value in snapshot:
         if isinstance(value, Exception):
             continue
         if location.name == _OWNERS:
@@ -160,19 +150,19 @@ def _budgets_of(raw: bytes) -> Iterator[str]:
 
 def _kind(raw: bytes) -> Kind | None:
     kind: Any = raw.decode()
-    return kind if kind in {"string", "hash", "set", "zset"} else None
+    return kind if kind in {"string", "hash", "set", "zset", "stream"} else None
 
 
 def _read(pipe: Pipeline, key: str, kind: Kind) -> None:
     if kind == "zset":
         pipe.zrange(key, 0, -1, withscores=True)
     else:
-        {"string": pipe.get, "hash": pipe.hgetall, "set": pipe.smembers}[kind](key)
+        {"string": pipe.get, "hash": pipe.hgetall, "set": pipe.smembers, "stream": pipe.xinfo_stream}[kind](key)
 
 
 def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
-    """Yield the contents of a key in parts; nothing if the key was deleted or changed its kind."""
-    if not value or isinstance(value, Exception):
+    """Yield the contents of a key in parts; nothing if the key was deleted."""
+    if not value:
         return
     if kind == "string":
         flat = [value]
