@@ -40,26 +40,16 @@ async def reconciliation(request: web.Request) -> web.Response:
     starts = _selected_days(request, now, uptime.kept_s)
     sums = await request.app[SUMS].totals([Period("day", start) for start in starts])
     uptimes = await uptime.read(starts)
-    days = [
-        reconciled_day(period.start, now, row.engines, of_day)
-        for (period, row), of_day in zip(sums, uptimes, strict=True)
-    ]
+    days: list[dict[str, Any]] = []
+    every: list[EngineDay] = []
+    for (period, row), of_day in zip(sums, uptimes, strict=True):
+        complete, engines = reconciled_day(period.start, now, row.engines, of_day)
+        views = [engine_view(one) for one in engines]
+        days.append({"day": day_shown(period.start), "complete": complete, "engines": views, "total": totals(engines)})
+        every += engines
+    since, until = day_shown(starts[0]), day_shown(starts[-1])
     return json_reply(
-        {
-            "object": "reconciliation",
-            "since": day_shown(starts[0]),
-            "until": day_shown(starts[-1]),
-            "days": [
-                {
-                    "day": day_shown(day.start),
-                    "complete": day.complete,
-                    "engines": [engine_view(one) for one in day.engines],
-                    "total": totals([day]),
-                }
-                for day in days
-            ],
-            "total": totals(days),
-        }
+        {"object": "reconciliation", "since": since, "until": until, "days": days, "total": totals(every)}
     )
 
 
@@ -120,26 +110,15 @@ class EngineDay:
         return quantized(self.uptime.hourly_usd * self.uptime.up_minutes / 60)
 
 
-@dataclass(frozen=True, slots=True)
-class ReconciledDay:
-    """All engines on the UTC day that starts at `start` (Unix seconds). `complete`: the day is over."""
-
-    start: int
-    complete: bool
-    engines: tuple[EngineDay, ...]
-
-
 def reconciled_day(
     start: int, now: float, charged_pico: Mapping[str, int], uptimes: Mapping[str, EngineUptime]
-) -> ReconciledDay:
-    """Compare the charges and the uptime of the day that starts at `start`, by engine. Times are in Unix seconds."""
+) -> tuple[bool, list[EngineDay]]:
+    """Return whether the day that starts at `start` is over, and its engines. Times are in Unix seconds."""
     # The current minute counts, because an engine may have been checked in it.
     elapsed = min(MINUTES_A_DAY, int(now - start) // 60 + 1)
-    engines = tuple(
-        EngineDay(engine, usd(charged_pico.get(engine, 0)), uptimes.get(engine), elapsed)
-        for engine in sorted(charged_pico.keys() | uptimes.keys())
-    )
-    return ReconciledDay(start, now >= start + DAY_S, engines)
+    names = sorted(charged_pico.keys() | uptimes.keys())
+    engines = [EngineDay(name, usd(charged_pico.get(name, 0)), uptimes.get(name), elapsed) for name in names]
+    return now >= start + DAY_S, engines
 
 
 def engine_view(day: EngineDay) -> dict[str, Any]:
@@ -152,9 +131,8 @@ def engine_view(day: EngineDay) -> dict[str, Any]:
     return {"engine": day.engine, "usd_per_hour": usd_per_hour, "minutes": minutes} | sides
 
 
-def totals(days: Sequence[ReconciledDay]) -> dict[str, Any]:
-    """Return totals of several days: both sides of engines paid by the hour, and the charges of other engines."""
-    entries = [entry for day in days for entry in day.engines]
+def totals(entries: Sequence[EngineDay]) -> dict[str, Any]:
+    """Return totals: both sides of engines paid by the hour, and the charges of other engines."""
     hourly = [entry for entry in entries if entry.wall_usd is not None]
     wall = sum((entry.wall_usd for entry in hourly if entry.wall_usd is not None), Decimal(0))
     charged = sum((entry.charged_usd for entry in entries), Decimal(0))

@@ -31,7 +31,6 @@ _VALUES_PER_RECORD = 2_000
 _ENTRIES_PER_CALL = 500
 _OWNERS, _OUTBOX, _INTENTS = "owners", "outbox", "intents:"
 _KINDS_OF_TENANTS: dict[str, Kind] = {_OWNERS: "zset", _OUTBOX: "stream"}  # all others are hashes
-_NEVER = (-1, -2)
 
 KeyInventory: TypeAlias = dict[tuple[str, str], dict[KeyLocation, None]]
 """Keys of Redis by part and tenant."""
@@ -121,7 +120,7 @@ class BackupReader:
                 break
             yield StreamEntries(location, [(entry_id, _flat(fields)) for entry_id, fields in entries])
             after = b"(" + entries[-1][0]
-        yield StreamEnd(location, _expiry(expires), last, info["entries-added"], info["max-deleted-entry-id"])
+        yield StreamEnd(location, max(0, expires), last, info["entries-added"], info["max-deleted-entry-id"])
 
 
 def _required_names(snapshot: _Snapshot) -> Iterator[str]:
@@ -173,12 +172,8 @@ def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -
     else:
         flat = [part for member, score in value for part in (member, repr(score).encode())]
     for batch in batched(flat, _VALUES_PER_RECORD):
-        yield KeyContents(location, kind, _expiry(expires), batch)
+        yield KeyContents(location, kind, max(0, expires), batch)
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
     return [part for pair in fields.items() for part in pair]
-
-
-def _expiry(reply: int) -> int:
-    return 0 if reply in _NEVER else reply

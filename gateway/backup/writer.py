@@ -123,8 +123,6 @@ class RestoreWriter:
         await self._write(batch)
 
     async def _write(self, records: Sequence[Record]) -> None:
-        if not records:
-            return
         async with self._redis.pipeline(transaction=False) as pipe:
             for record in records:
                 self._write_record(pipe, record)

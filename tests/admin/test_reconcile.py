@@ -18,9 +18,9 @@ def pico(amount: str) -> int:
 def test_engine_hours_are_charged_independent_of_requests() -> None:
     """The engine is up for 23 hours at 1.20, and requests were charged 3.45."""
     watched = {"small": EngineUptime(Decimal("1.20"), up_minutes=1_380, seen_minutes=1_400)}
-    day = reconciled_day(DAY, AFTER, {"small": pico("3.45")}, watched)
-    assert day.complete
-    assert [engine_view(one) for one in day.engines] == [
+    complete, engines = reconciled_day(DAY, AFTER, {"small": pico("3.45")}, watched)
+    assert complete
+    assert [engine_view(one) for one in engines] == [
         {
             "engine": "small",
             "usd_per_hour": "1.2",
@@ -36,22 +36,22 @@ def test_engine_hours_are_charged_independent_of_requests() -> None:
 def test_an_engine_that_was_charged_more_than_it_cost_has_a_negative_difference() -> None:
     """The engine's token rates in config.yaml are too low for its throughput."""
     watched = {"small": EngineUptime(Decimal(1), 60, 60)}
-    (one,) = reconciled_day(DAY, AFTER, {"small": pico("1.5")}, watched).engines
+    _, (one,) = reconciled_day(DAY, AFTER, {"small": pico("1.5")}, watched)
     view = engine_view(one)
     assert (view["difference_usd"], view["utilisation"]) == ("-0.5", 1.5)
 
 
 def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in_the_sum() -> None:
     charged = {"small": pico("0.1"), "hosted": pico("0.000000000001")}
-    day = reconciled_day(
+    _, engines = reconciled_day(
         DAY, AFTER, charged, {"small": EngineUptime(Decimal(3), 60, 60), "idle": EngineUptime(Decimal(2), 30, 60)}
     )
-    assert [one.engine for one in day.engines] == ["hosted", "idle", "small"]
-    hosted, idle, _ = map(engine_view, day.engines)
+    assert [one.engine for one in engines] == ["hosted", "idle", "small"]
+    hosted, idle, _ = map(engine_view, engines)
     assert (hosted["minutes"], hosted["wall_usd"], hosted["difference_usd"]) == (None, None, None)
     assert hosted["charged_usd"] == "0.000000000001"
     assert (idle["charged_usd"], idle["wall_usd"], idle["utilisation"]) == ("0", "1", 0)
-    assert totals([day, day]) == {
+    assert totals([*engines, *engines]) == {
         "by_hour": {"wall_usd": "8", "charged_usd": "0.2", "difference_usd": "7.8", "utilisation": 0.025},
         "by_token_usd": "0.000000000002",
         "charged_usd": "0.200000000002",
@@ -60,16 +60,16 @@ def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in
 
 def test_of_a_day_that_is_not_over_only_the_minutes_so_far_are_missed() -> None:
     now = DAY + 10 * 60 + 30.0
-    day = reconciled_day(DAY, now, {}, {"small": EngineUptime(Decimal(1), 4, 9)})
-    assert not day.complete
-    assert engine_view(day.engines[0])["minutes"] == {"up": 4, "down": 5, "unseen": 2}
+    complete, (one,) = reconciled_day(DAY, now, {}, {"small": EngineUptime(Decimal(1), 4, 9)})
+    assert not complete
+    assert engine_view(one)["minutes"] == {"up": 4, "down": 5, "unseen": 2}
 
 
 def test_an_engine_that_was_never_up_has_no_utilisation() -> None:
-    (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 0, 1_440)}).engines
+    _, (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 0, 1_440)})
     assert (engine_view(one)["wall_usd"], engine_view(one)["utilisation"]) == ("0", None)
 
 
 def test_an_hour_has_no_last_digit_and_is_rounded_to_the_picodollar() -> None:
-    (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 1, 1)}).engines
+    _, (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 1, 1)})
     assert engine_view(one)["wall_usd"] == "0.016666666667"

@@ -18,10 +18,10 @@ DAY = 20_000 * DAY_S
 def test_both_sides_the_difference_and_unmatched_amounts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     watched = {"small": EngineUptime(Decimal("1.20"), 90, 120), "busy": EngineUptime(Decimal(1), 60, 60)}
     charged = {"small": 10**11, "busy": 3 * 10**12, "hosted": 1}
-    one = reconciled_day(DAY, DAY + DAY_S + 5.0, charged, watched)
-    engines = [engine_view(engine) for engine in one.engines]
+    _, found = reconciled_day(DAY, DAY + DAY_S + 5.0, charged, watched)
+    engines = [engine_view(engine) for engine in found]
     print_reconciliation(
-        {"days": [{"day": "2024-10-04", "complete": True, "engines": engines}], "total": totals([one])}
+        {"days": [{"day": "2024-10-04", "complete": True, "engines": engines}], "total": totals(found)}
     )
     lines = {
         line.split()[1 if "2024" in line else 0]: line.split()
