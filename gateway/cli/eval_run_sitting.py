@@ -20,15 +20,8 @@ from gateway.cli.interrupts import until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
+from gateway.evaluation import live
 from gateway.evaluation.folder import RunFolder, new_manifest, shown_hash
-from gateway.evaluation.live import (
-    connect_gateway,
-    describe_routes,
-    remote_routes,
-    run_live,
-    setting_routes,
-    start_gateway,
-)
 from gateway.evaluation.pair import LocalPair, judge_of, judge_settings, manifest_facts
 from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
@@ -84,8 +77,8 @@ class EvalSession:
         facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
-        live = self.live or self.gateway is not None
-        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=live, **facts)
+        is_live = self.live or self.gateway is not None
+        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=is_live, **facts)
 
 
 def hold(session: EvalSession) -> None:
@@ -126,17 +119,17 @@ def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: 
 async def _held(session: EvalSession, folder: RunFolder, console: Console) -> None:
     async with _begun(session, folder, console) as (work, progress):
         if session.gateway is not None:
-            routes = remote_routes(session.routes, work)
-            async with connect_gateway(session.gateway, _key(session.key)) as caller:
-                settings = await describe_routes(routes, caller, work, folder.manifest)
+            routes = live.remote_routes(session.routes, work)
+            async with live.connect_gateway(session.gateway, _key(session.key)) as caller:
+                settings = await live.describe_routes(routes, caller, work, folder.manifest)
                 folder.begin(session.manifest(settings), work.questions)
-                await run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
+                await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
             return
         folder.begin(session.manifest(session.plain_settings), work.questions)
         if session.live:
-            routes = setting_routes(work.settings)
-            async with start_gateway(session.pair, routes, session.folder) as caller:
-                await run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
+            routes = live.setting_routes(work.settings)
+            async with live.start_gateway(session.pair, routes, session.folder) as caller:
+                await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
         else:
             await _staged(session, work, folder, progress, console)
 

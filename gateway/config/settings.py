@@ -16,21 +16,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from gateway.config import sections
 from gateway.config.models import ModelSettings
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
-from gateway.config.sections import (
-    MAX_WORKERS,
-    AdminSettings,
-    AlertSettings,
-    Defaults,
-    LogSettings,
-    MetricsSettings,
-    ReceiptSettings,
-    RedisSettings,
-    ServerSettings,
-    TracingSettings,
-    UsageSettings,
-)
+from gateway.config.sections import MAX_WORKERS, AdminSettings, ServerSettings
 from gateway.config.yaml_source import StrictModel, YamlSource, in_file_order, read
 from gateway.errors import ConfigError, ConfigIssue
 
@@ -79,14 +68,10 @@ class WorkerSettings(StrictModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    redis: RedisSettings = RedisSettings()
-    """Redis with the outboxes."""
-    usage: UsageSettings = UsageSettings()
-    """Usage database."""
+    redis: sections.RedisSettings = sections.RedisSettings()
+    usage: sections.UsageSettings = sections.UsageSettings()
     data: _Folder = Field(Path("data"), validate_default=True)
-    """Folder of the usage database's file."""
-    log: LogSettings = LogSettings()
-    """Log of the process."""
+    log: sections.LogSettings = sections.LogSettings()
 
 
 class Settings(StrictModel):
@@ -96,24 +81,24 @@ class Settings(StrictModel):
     """Public listener for callers."""
     admin: AdminSettings = AdminSettings()
     """Listener for operators."""
-    redis: RedisSettings = RedisSettings()
+    redis: sections.RedisSettings = sections.RedisSettings()
     """Redis, in which replicas share batches, limits and receipts."""
-    receipts: ReceiptSettings = ReceiptSettings()
+    receipts: sections.ReceiptSettings = sections.ReceiptSettings()
     """Receipts of requests in Redis."""
-    usage: UsageSettings = UsageSettings()
+    usage: sections.UsageSettings = sections.UsageSettings()
     """Usage database: receipts and their sums."""
     data: _Folder = Field(Path("data"), validate_default=True)
     """Folder of the gateway's own files: the usage database, and receipts that are not in Redis yet. A relative path
     is relative to config.yaml."""
-    log: LogSettings = LogSettings()
+    log: sections.LogSettings = sections.LogSettings()
     """Log of the process."""
-    metrics: MetricsSettings = MetricsSettings()
+    metrics: sections.MetricsSettings = sections.MetricsSettings()
     """Limits of metric labels."""
-    tracing: TracingSettings = TracingSettings()
+    tracing: sections.TracingSettings = sections.TracingSettings()
     """OpenTelemetry tracing."""
-    defaults: Defaults = Defaults()
+    defaults: sections.Defaults = sections.Defaults()
     """Limits and budgets of tenants and keys whose policy sets none."""
-    alerts: AlertSettings = AlertSettings()
+    alerts: sections.AlertSettings = sections.AlertSettings()
     """Notifications about budgets."""
     policies: _Folder = Field(Path("policies"), validate_default=True)
     """Folder of the policy files. A relative path is relative to config.yaml."""
@@ -162,8 +147,8 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     source, issues = read(path)
     if source is None:
         raise ConfigError(issues)
-    sections = tuple(WorkerSettings.model_fields)
-    issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(sections)]
+    names = tuple(WorkerSettings.model_fields)
+    issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(names)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or issues:
         raise ConfigError(in_file_order([*issues, *more]))
