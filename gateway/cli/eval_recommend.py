@@ -127,28 +127,24 @@ def recommend(
         for name, evidence in zip(_routes(route, evidences), evidences, strict=True)
     ]
     more = dict(map(_guidance_key, guidance or ()))
-    text = (
-        None
-        if out is None
-        else policy_text(recommendations, tenant=tenant, teacher=teacher, student=student, guidance=more)
-    )
-    files: Mapping[Path, bytes] = {}
-    if out is not None and text is not None:
-        settings = _guided_settings(recommendations, more)
-        files = files_to_write(settings, out.parent, force=force)
-        _check_unedited(settings, force=force)
-        write_policy(out, text, force=force)
-        write_files(files)
+    written: list[str] = []
+    if out is not None:
+        text = policy_text(recommendations, tenant=tenant, teacher=teacher, student=student, guidance=more)
+        if text is None:
+            written = [f"{out} is not written: no setting reaches the target"]
+        else:
+            settings = _guided_settings(recommendations, more)
+            files = files_to_write(settings, out.parent, force=force)
+            _check_unedited(settings, force=force)
+            write_policy(out, text, force=force)
+            write_files(files)
+            written = [f"written: {file}" for file in (out, *files)]
     if as_json:
         typer.echo(in_json(recommendations))
     else:
         print_recommendations(recommendations)
-        if out is not None:
-            typer.echo(
-                f"written: {out}" if text is not None else f"{out} is not written: no setting reaches the target"
-            )
-            for file in files:
-                typer.echo(f"written: {file}")
+        for line in written:
+            typer.echo(line)
     codes = {"guided": 0, "none_pays": NONE_PAYS, "too_few": TOO_FEW}
     raise typer.Exit(max(codes[each.verdict] for _, each in recommendations))
 
@@ -157,9 +153,8 @@ def _target(keep: str | None, loss: str | None, budget: str | None, share: str |
     from gateway.evaluation.advice.target import RecommendationTarget
 
     if sum(text is not None for text in (keep, loss, budget, share)) > 1:
-        raise typer.BadParameter(
-            "cannot be combined: keep one", param_hint="--keep, --loss, --budget-usd-per-1k, --cost-share"
-        )
+        names = "--keep, --loss, --budget-usd-per-1k, --cost-share"
+        raise typer.BadParameter("cannot be combined: keep one", param_hint=names)
     if loss is not None:
         return RecommendationTarget("loss", _number(loss.removesuffix("points").strip(), "--loss", "2 or 1.5") / 100)
     if budget is not None:
