@@ -79,9 +79,7 @@ def exemplars(
         judge=judge,
         own=exemplars_file,
         setting=Setting(mode="guided", tokens=tokens, max_tokens=max_tokens),
-        pool=pool,
-        select=select,
-        check=check,
+        sizes={"pool": pool, "select": select, "check": check},
         limits=SearchLimits(
             calls=calls, max_exemplars=most, max_tokens=max_answer_tokens, pool_answer_tokens=max_tokens
         ),

@@ -156,7 +156,7 @@ def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExemplarSession:
     """Options of the command. `own`: a file of additional exemplars to compare. `evaluated`: a run's folder, whose
-    questions are excluded."""
+    questions are excluded. `sizes`: numbers of questions by part of the split."""
 
     folder: Path
     out: Path
@@ -169,9 +169,7 @@ class ExemplarSession:
     judge: str | None
     own: Path | None
     setting: Setting
-    pool: int
-    select: int
-    check: int
+    sizes: Mapping[str, int]
     limits: SearchLimits
     seed: int
     pair: Pair
@@ -214,15 +212,7 @@ def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:
         excluded += [one.text for at, one in enumerate(loaded.questions) if at < session.offset or one.id in left]
     if loaded.skipped:
         typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)
-    parts = split(
-        loaded.questions,
-        pool=session.pool,
-        select=session.select,
-        check=session.check,
-        seed=session.seed,
-        exclude=excluded,
-    )
-    return loaded.name, parts
+    return loaded.name, split(loaded.questions, **session.sizes, seed=session.seed, exclude=excluded)
 
 
 async def _search(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from decimal import Decimal
+from functools import partial
 from math import isfinite
 from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 NOT_MET = 3
 """Exit status if the replicas cannot serve the load or miss --ttft."""
-_MAX_LENGTH = 10_000_000
+_length = partial(typer.Option, metavar="N", max=10_000_000)
 
 
 class _Plans(LazyGroup):
@@ -63,24 +64,16 @@ def _plan(
         Path | None, typer.Option(help="Curve of the student. Default: students run elsewhere.", metavar="FILE")
     ] = None,
     rps: Annotated[float | None, typer.Option(help="Requests per second.", metavar="N")] = None,
-    prompt: Annotated[int | None, typer.Option(help="Tokens of a prompt.", metavar="N", min=1, max=_MAX_LENGTH)] = None,
-    answer: Annotated[
-        int | None,
-        typer.Option(help="Tokens of a whole answer, guidance included.", metavar="N", min=2, max=_MAX_LENGTH),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens of guidance (guidance.tokens).", metavar="N", min=1, max=_MAX_LENGTH)
-    ] = 40,
+    prompt: Annotated[int | None, _length(help="Tokens of a prompt.", min=1)] = None,
+    answer: Annotated[int | None, _length(help="Tokens of a whole answer, guidance included.", min=2)] = None,
+    tokens: Annotated[int, _length(help="Tokens of guidance (guidance.tokens).", min=1)] = 40,
     ttft: Annotated[
         str | None, typer.Option(help="Limit of the 95th percentile of the time to first token.", metavar="500ms")
     ] = None,
     headroom: Annotated[
         float, typer.Option(help="Share of each replica that is kept free for bursts and failures.", min=0, max=0.95)
     ] = 0.3,
-    shown: Annotated[
-        int,
-        typer.Option(help="Additional prompt tokens of the teacher: exemplars.", metavar="N", min=0, max=_MAX_LENGTH),
-    ] = 0,
+    shown: Annotated[int, _length(help="Additional prompt tokens of the teacher: exemplars.", min=0)] = 0,
     shown_cached: Annotated[
         bool, typer.Option("--shown-cached", help="The tokens of --shown are in the teacher's prefix cache.")
     ] = False,

@@ -206,7 +206,7 @@ def sought(folder: Path, name: str, **more: Any) -> ExemplarSession:
     facts: dict[str, Any] = {
         "folder": folder / "search", "out": folder / "exemplars.yaml", "force": False, "data": name, "offset": 0,
         "evaluated": None, "skip_bad": False, "scorer": None, "judge": None, "own": None,
-        "setting": Setting(mode="guided", tokens=8), "pool": 2, "select": 4, "check": 1,
+        "setting": Setting(mode="guided", tokens=8), "sizes": {"pool": 2, "select": 4, "check": 1},
         "limits": SearchLimits(calls=99, max_exemplars=4, max_tokens=60, pool_answer_tokens=60), "seed": 0,
         "pair": LocalPair("smollm2-135m-instruct", "smollm2-135m-instruct"), "concurrency": 1,
     }  # fmt: skip
