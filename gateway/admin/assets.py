@@ -60,7 +60,11 @@ class Assets:
 
     def __init__(self) -> None:
         pages = files("gateway.admin").joinpath("pages")
-        self._by_path = {path: _asset(path, body) for path, body in _walk(pages)}
+        self._by_path: dict[str, Asset] = {}
+        for path, body in _walk(pages):
+            packed = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else None
+            etag = f'"{sha256(body).hexdigest()[:32]}"'
+            self._by_path[path] = Asset(body, packed, _TYPES[path.rpartition(".")[2]], etag)
 
     def reply(self, request: web.Request, path: str) -> web.Response:
         """Return the file, or 304 if the browser has it. Raises NotFound."""
@@ -112,8 +116,3 @@ def _walk(folder: Traversable, under: str = "") -> Iterator[tuple[str, bytes]]:
             yield from _walk(one, f"{under}{one.name}/")
         elif one.name.rpartition(".")[2] in _TYPES:
             yield under + one.name, one.read_bytes()
-
-
-def _asset(path: str, body: bytes) -> Asset:
-    packed = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else None
-    return Asset(body, packed, _TYPES[path.rpartition(".")[2]], f'"{sha256(body).hexdigest()[:32]}"')

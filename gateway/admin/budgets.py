@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from heapq import nsmallest
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -50,16 +50,13 @@ def _one_line(value: object) -> str:
     return value
 
 
-Until: TypeAlias = Annotated[Moment, BeforeValidator(_text)]
-
-
 class NewRaise(StrictModel):
     """POST /budgets/{tenant}/raise: the amount to add to a budget, and its end."""
 
     usd: Usd
     """0 ends a raise."""
     for_s: Annotated[Duration, duration_between("1s", "366d")] | None = Field(None, alias="for")
-    until: Until | None = None
+    until: Annotated[Moment, BeforeValidator(_text)] | None = None
     reason: Annotated[str, BeforeValidator(_one_line)] | None = None
     """For the audit trail."""
 

@@ -60,8 +60,7 @@ def raise_budget(
         str | None, typer.Option("--key", help="Raise the budget of the tenant's key with this id.", metavar="ID")
     ] = None,
     duration: Annotated[
-        str | None,
-        typer.Option("--for", help="Duration of the raise, up to 366d.", metavar="DURATION", show_default=False),
+        str | None, typer.Option("--for", help="Duration of the raise, up to 366d.", metavar="DURATION")
     ] = None,
     until: Annotated[
         str | None, typer.Option(help="End of the raise: a date (its end, in UTC) or a time.", metavar="2026-12-01")

@@ -38,12 +38,14 @@ def as_text(
         of_route = "" if plan.mode == route.mode else f", for mode {route.mode}"
         parts += _section(f"plan{of_route}", _plan_rows(plan, route, explanation.fields))
         if plan.shadow is not None:
-            parts += _section("shadow request", _shadow_rows(plan.shadow, route, explanation.fields))
+            sample = ("sample", f"{route.shadow.sample:.4g} of the requests")
+            parts += _section("shadow request", [sample, *_plan_rows(plan.shadow, route, explanation.fields)])
         if plan.quality is not None:
             parts += _section("quality sample", _quality_rows(plan.quality))
     if plan is not None and reserved_usd is not None:
         parts += _section("counts against", _allowance_rows(explanation))
-        parts += _section("reserved", [(_reserved(reserved_usd, plan),)])
+        bound = "" if plan.max_tokens is not None else "; nothing limits the answer, which is taken to have 1024 tokens"
+        parts += _section("reserved", [(f"{reserved_usd.normalize():f} USD, the most that it may cost{bound}",)])
     parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in explanation.assumed)] if explanation.assumed else []
     return Group(*parts)
 
@@ -104,11 +106,6 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
     yield "show_cost", "true" if plan.show_cost else "false"
 
 
-def _shadow_rows(shadow: Plan, route: Route, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    yield "sample", f"{route.shadow.sample:.4g} of the requests"
-    yield from _plan_rows(shadow, route, fields)
-
-
 def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:
     rule = quality.rule
     yield "sample", f"{rule.sample:.4g} of the guided answers"
@@ -163,11 +160,6 @@ def _allowance_rows(explanation: Explanation) -> Iterator[tuple[str, ...]]:
         yield f"{name} budget", _budget(one.budget)
 
 
-def _reserved(amount: Decimal, plan: Plan) -> str:
-    bound = "" if plan.max_tokens is not None else "; nothing limits the answer, which is taken to have 1024 tokens"
-    return f"{amount.normalize():f} USD, the most that it may cost{bound}"
-
-
 def _limits(limits: LimitsRule) -> str:
     parts = [f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(limits).get(name))]
     return ", ".join(parts) or "none"
@@ -209,7 +201,11 @@ def _quality_json(quality: QualityPlan) -> Json:
 
 
 def _plan_json(plan: Plan) -> Json:
-    guidance = None
+    guidance: Json | None = None
+    length: Json | None = None
+    if plan.length is not None:
+        length = _fields(plan.length, "tokens by prompt rule model score least stop_at")
+        length["probe"] = plan.length.probe is not None
     if plan.guidance is not None:
         guidance = _fields(plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required")
         guidance["projection"] = plan.guidance.projection.name
@@ -224,9 +220,5 @@ def _plan_json(plan: Plan) -> Json:
         "show_cost": plan.show_cost,
         "shadow": None if plan.shadow is None else _plan_json(plan.shadow),
         "quality": None if plan.quality is None else _quality_json(plan.quality),
-        "length": None if plan.length is None else _length_json(plan.length),
+        "length": length,
     }
-
-
-def _length_json(length: LengthChoice) -> Json:
-    return _fields(length, "tokens by prompt rule model score least stop_at") | {"probe": length.probe is not None}

@@ -33,12 +33,7 @@ def serve(
     config: Annotated[Path, config_option(help="The configuration file.")] = CONFIG,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=MAX_WORKERS,
-            help="Number of processes that share the ports. Default: server.workers.",
-            show_default=False,
-        ),
+        typer.Option(min=1, max=MAX_WORKERS, help="Number of processes that share the ports. Default: server.workers."),
     ] = None,
 ) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.
