@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationInfo
@@ -21,10 +21,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-
-    from pydantic import GetJsonSchemaHandler
-    from pydantic.json_schema import JsonSchemaValue
-    from pydantic_core import CoreSchema
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -226,14 +222,9 @@ def _http_base(value: str) -> str:
     return value.rstrip("/")
 
 
-class TextPattern:
-    """Pattern of a text, for the JSON Schema only. The validator has the better message."""
-
-    def __init__(self, pattern: str) -> None:
-        self._pattern = f"^({pattern})$"
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {**handler(schema), "pattern": self._pattern}
+def text_pattern(pattern: str) -> Any:
+    """Return a pattern of a text, for the JSON Schema only. The validator has the better message."""
+    return Field(json_schema_extra={"pattern": f"^({pattern})$"})
 
 
 # Types of the JSON Schema: the spelling of a value in YAML, not in Python.
@@ -259,7 +250,7 @@ Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_in
 """A secret; in YAML only as a reference. It is never printed."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
 """A secret as a reference or as plain text. It is never printed."""
-Name: TypeAlias = Annotated[str, AfterValidator(_name), TextPattern(_NAME.pattern)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name), text_pattern(_NAME.pattern)]
 """Name of a model or a route: 1 to 128 of [A-Za-z0-9._:/-]."""
-HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), TextPattern("https?://[^?#@ ]+")]
+HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), text_pattern("https?://[^?#@ ]+")]
 """http(s) URL without user, query, fragment or trailing slash."""

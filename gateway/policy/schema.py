@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, TextPattern, Whole, duration_between
+from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, Whole, duration_between, text_pattern
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
@@ -56,7 +56,7 @@ def _label(value: str) -> str:
     return value
 
 
-Label = Annotated[str, AfterValidator(_label), TextPattern(LABEL.pattern)]
+Label = Annotated[str, AfterValidator(_label), text_pattern(LABEL.pattern)]
 
 
 def _moment(value: object) -> float:
@@ -83,7 +83,7 @@ class KeyEntry(StrictModel):
 
     id: Label
     """Name in logs and receipts, unique within the tenant."""
-    sha256: Annotated[str, TextPattern("[0-9a-fA-F]{64}")] = Field(repr=False)
+    sha256: Annotated[str, text_pattern("[0-9a-fA-F]{64}")] = Field(repr=False)
     """SHA-256 of the key, 64 hex digits."""
     expires: Moment | None = None
     """Expiry of the key: a date, valid until its end in UTC, or a time."""
