@@ -116,10 +116,6 @@ class YamlSource:
         line, column = _position(self.root, loc)
         return ConfigIssue(self.file, line, column, field_path(loc), message, suggestion)
 
-    def release_nodes(self) -> None:
-        """Free the YAML nodes. `issue` parses the text again when it needs a line."""
-        self.root = None
-
     def check(self, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
         """Return `data` as `model`, or None with all issues in file order. The `context` of validators, by default this
         source, tells them that values come from YAML."""

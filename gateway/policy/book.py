@@ -56,7 +56,7 @@ class PolicyFileCache:
             self._cached.pop(file, None)
         else:
             self._cached[file] = policy_file
-            policy_file.source.release_nodes()
+            policy_file.source.root = None  # `issue` parses the text again when it needs a line
         return policy_file
 
     def retain(self, files: Iterable[Path]) -> None:
