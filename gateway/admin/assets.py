@@ -8,8 +8,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -17,16 +16,13 @@ from aiohttp import web
 from gateway.admin.session import SESSIONS
 from gateway.errors import NotFound
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from importlib.resources.abc import Traversable
-
+_PAGES = Path(__file__).with_name("pages")
 _TYPES = {
-    "css": "text/css",
-    "html": "text/html",
-    "js": "text/javascript",
-    "md": "text/markdown",
-    "svg": "image/svg+xml",
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".md": "text/markdown",
+    ".svg": "image/svg+xml",
 }
 _HEADERS = {
     # No inline code and no other origins. Scripts may set single style properties, as the charts do.
@@ -59,12 +55,13 @@ class Assets:
     """The files of the pages. Construct it before the event loop serves requests, because it reads them."""
 
     def __init__(self) -> None:
-        pages = files("gateway.admin").joinpath("pages")
         self._by_path: dict[str, Asset] = {}
-        for path, body in _walk(pages):
-            packed = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else None
-            etag = f'"{sha256(body).hexdigest()[:32]}"'
-            self._by_path[path] = Asset(body, packed, _TYPES[path.rpartition(".")[2]], etag)
+        for file in _PAGES.rglob("*.*"):
+            if content_type := _TYPES.get(file.suffix):
+                body = file.read_bytes()
+                packed = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else None
+                etag = f'"{sha256(body).hexdigest()[:32]}"'
+                self._by_path[file.relative_to(_PAGES).as_posix()] = Asset(body, packed, content_type, etag)
 
     def reply(self, request: web.Request, path: str) -> web.Response:
         """Return the file, or 304 if the browser has it. Raises NotFound."""
@@ -108,11 +105,3 @@ async def show_page(request: web.Request) -> web.Response:
 async def show_file(request: web.Request) -> web.Response:
     """GET /static/...: what pages are made of."""
     return request.app[ASSETS].reply(request, request.match_info["path"])
-
-
-def _walk(folder: Traversable, under: str = "") -> Iterator[tuple[str, bytes]]:
-    for one in folder.iterdir():
-        if one.is_dir():
-            yield from _walk(one, f"{under}{one.name}/")
-        elif one.name.rpartition(".")[2] in _TYPES:
-            yield under + one.name, one.read_bytes()
