@@ -78,8 +78,8 @@ def fit(
 
 def show(family: LengthFamily, rows: list[FitFigures], model: FittedLengths, out: Path) -> None:
     """Print the comparison with fixed lengths."""
-    console = Console()
-    console.print(f"{len(family.questions)} questions; {family.name}", highlight=False)
+    console = Console(highlight=False)
+    console.print(f"{len(family.questions)} questions; {family.name}")
     table = Table("length", "correct", "USD per answer", "auto at that cost", "USD", "difference, 95 %", box=None)
     compared = {one.fixed_tokens: one for one in rows}
     for tokens in family.lengths:
@@ -93,11 +93,10 @@ def show(family: LengthFamily, rows: list[FitFigures], model: FittedLengths, out
     assert figures is not None, "set by fit()"
     console.print(
         f"In cross-validation, auto has {figures.auto_right:.1%} correct answers at {figures.auto_usd:.3g} USD; the "
-        f"best fixed length ({figures.fixed_tokens}) has {figures.fixed_right:.1%} at {figures.fixed_usd:.3g} USD.",
-        highlight=False,
+        f"best fixed length ({figures.fixed_tokens}) has {figures.fixed_right:.1%} at {figures.fixed_usd:.3g} USD."
     )
     keep = f"tokens: {figures.fixed_tokens}" if figures.fixed_tokens else "mode: student"
     advice = f"It is not significantly better than the fixed length: use {keep}. {out} was written anyway."
     if figures.beats:
         advice = f"It is better than the fixed length. Set guidance.auto.model to {out}."
-    console.print(advice, highlight=False)
+    console.print(advice)

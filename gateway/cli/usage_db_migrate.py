@@ -57,9 +57,9 @@ class PeriodComparison(NamedTuple):
     """Figures of a month, or of the days since the upgrade. Those of `growing` may have become larger meanwhile."""
 
     name: str
-    before: PeriodFigures
-    after: PeriodFigures
     growing: frozenset[str] = frozenset()
+    before: PeriodFigures = PeriodFigures()
+    after: PeriodFigures = PeriodFigures()
 
     @property
     def same(self) -> bool:
@@ -183,9 +183,7 @@ def _compared(
         period = Period("day", day * DAY_S)
         is_open = end_of(period) > closed
         name = "since the upgrade" if is_open else f"{datetime.fromtimestamp(period.start, UTC):%Y-%m}"
-        one = found.get(name) or PeriodComparison(
-            name, PeriodFigures(), PeriodFigures(), frozenset(PeriodFigures._fields if is_open else ())
-        )
+        one = found.get(name) or PeriodComparison(name, frozenset(PeriodFigures._fields if is_open else ()))
         there = old.get(period)
         # Without an old sum there is nothing to compare a new one with.
         right = new.get(period) if there is not None else None
