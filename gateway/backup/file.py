@@ -66,10 +66,6 @@ class _ChecksumFile:
 
     def write(self, data: Any) -> int:
         self.sum.update(data)
-        return self.write_unsummed(data)
-
-    def write_unsummed(self, data: Any) -> int:
-        """Write bytes without adding them to the checksum."""
         try:
             return self._file.write(data)
         except OSError as error:
@@ -110,7 +106,7 @@ def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterat
                 writer = BackupWriter(packed, receipts=receipts)
                 yield writer
                 writer.put(EndRecord(writer.counts))
-            summed.write_unsummed(summed.sum.digest())
+            summed.write(summed.sum.digest())
             file.flush()
             os.fsync(file.fileno())
         _check_free(path, overwrite=overwrite)
