@@ -14,7 +14,8 @@ import msgspec
 
 from gateway.accounting.intent import Intent
 from gateway.accounting.scopes import ROLLING
-from gateway.backup.records import KeyContents, KeyLocation, KeyLocator, StreamEnd, StreamEntries, batched
+from gateway.backup.records import KeyContents, KeyLocation, KeyLocator, StreamEnd, StreamEntries
+from gateway.usage.entries import batched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
@@ -59,7 +60,7 @@ class BackupReader:
         """Yield the records of all keys in Redis. `on_progress` receives the number of keys read."""
         done = 0
         for part in ("keys", "sums"):
-            for batch in batched(inventory.get((part, ""), {}), _KEYS_PER_CALL):
+            for batch in batched(list(inventory.get((part, ""), {})), _KEYS_PER_CALL):
                 async for record in self._records(await self._snapshot(batch)):
                     yield record
                 done += len(batch)
@@ -172,7 +173,7 @@ def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -
     else:
         flat = [part for member, score in value for part in (member, repr(score).encode())]
     for batch in batched(flat, _VALUES_PER_RECORD):
-        yield KeyContents(location, kind, max(0, expires), batch)
+        yield KeyContents(location, kind, max(0, expires), list(batch))
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:

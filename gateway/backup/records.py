@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from gateway.redis.keys import KeyringKeys, RedisKeys
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
 Part = Literal["keys", "tenants", "sums"]
 """keys: API keys and the audit trail. tenants: budgets, requests in flight and outboxes. sums: keys that belong to no
 tenant, including the sums of an earlier version."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
-T = TypeVar("T")
 
 
 class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
@@ -117,13 +112,6 @@ def count(counts: BackupCounts, record: Record) -> None:
             counts.receipts = (counts.receipts or 0) + len(receipts)
         case TableRows(_, rows) | IncompleteSums(_, _, rows):
             counts.rows += len(rows)
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`; the last list may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 _KEYRING = frozenset(KeyringKeys._fields)

@@ -14,9 +14,9 @@ from gateway.backup.records import (
     StreamEnd,
     StreamEntries,
     TableRows,
-    batched,
 )
 from gateway.backup.usage import put_usage
+from gateway.usage.entries import batched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
