@@ -125,7 +125,6 @@ async def raise_budget(request: web.Request) -> web.Response:
 
 
 def _audited(raised: Raise | None) -> dict[str, Any]:
-    """Return a raise as the audit trail stores it."""
     return {"usd": 0} if raised is None else {"usd": without_trailing_zeros(raised.usd), "until": raised.until_s}
 
 

@@ -153,6 +153,5 @@ def color_of(budget: dict[str, Any]) -> str:
 
 
 def _usd(amount: Decimal | int) -> str:
-    """Return an amount in USD with up to 6 decimals."""
     text = f"{Decimal(amount):.6f}".rstrip("0").rstrip(".")
     return text if text != "0" or not amount else "<0.000001"

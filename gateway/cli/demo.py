@@ -216,7 +216,6 @@ async def print_answer(
 
 
 def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | tuple[str, str]]:
-    """Return a description of the authors of the answer that follows."""
     teacher = ("the teacher", TEACHER_STYLE)
     if mode == "teacher_complete" and marked:
         return "by ", teacher, " to the end"
@@ -229,7 +228,6 @@ def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str |
 
 
 async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """Yield the chunks of the answer, then its receipt."""
     decoder = SseDecoder()
     async for received in reply.content.iter_any():
         for data in decoder.feed(received):

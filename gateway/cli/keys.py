@@ -163,7 +163,6 @@ def revoke(
 
 
 def _print_new_key(key: dict[str, Any], *, as_json: bool) -> None:
-    """Print a new key to standard output, and a summary to standard error."""
     if as_json:
         typer.echo(in_json(key))
         return

@@ -56,7 +56,6 @@ def restore(
 async def _restore(
     settings: Settings, file: Path, backup: VerifiedBackup, only: str | None, *, dry_run: bool, overwrite: bool
 ) -> str:
-    """Restore and return a message about the result."""
     async with stores(settings) as opened:
         usage = opened.usage if only != "redis" and backup.header.receipts else None
         if only == "usage" and usage is None:
@@ -85,7 +84,6 @@ async def _restore(
 
 
 def _dry_run_result(present: DeploymentContents) -> str:
-    """Return a message about the effect that a restore would have on existing data."""
     lines = ["The backup can be restored."]
     if present.kept:
         lines += ["A restore would first delete from Redis:", format_counts(present.counts, usage=False)]

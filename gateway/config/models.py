@@ -369,7 +369,6 @@ class ModelSettings(StrictModel):
 
 
 def _unsupported_by_tgi(field: str | None, value: object) -> str | None:
-    """Return why a setting is not supported with protocol tgi; None if it is."""
     if isinstance(value, BatchSettings) and value.calls == "list":
         return (
             "calls: list is not supported with TGI: a list of prompts fails as a whole and disables the prefix "
@@ -385,7 +384,6 @@ def _unsupported_by_tgi(field: str | None, value: object) -> str | None:
 
 
 def _unsupported_by_litellm(field: str | None, value: object, provider: str) -> str | None:
-    """Return why a setting is not supported with protocol litellm; None if it is."""
     if isinstance(value, BatchSettings) and value.calls == "list":
         return (
             "calls: list is not supported with protocol litellm: its providers take one chat per call. "
