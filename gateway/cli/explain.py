@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import UserDict
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import typer
 from msgspec import structs
+from multidict import CIMultiDict
 from rich.console import Console
 
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
@@ -47,16 +47,6 @@ _KINDS: dict[str, tuple[str, Callable[[bytes], AnyRequest]]] = {
 _MAX_NAMES = 20
 
 
-class _Headers(UserDict[str, str]):
-    """Header values by case-insensitive name."""
-
-    def __getitem__(self, name: str) -> str:
-        return self.data[name.lower()]
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self.data
-
-
 def explain_request(
     settings: Settings, book: PolicySet, file: str, tenant: str | None, key: str | None, headers: Iterable[str], *,
     in_json: bool,
@@ -85,13 +75,13 @@ def _stop(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _headers(given: Iterable[str]) -> _Headers:
-    headers = _Headers()
+def _headers(given: Iterable[str]) -> CIMultiDict[str]:
+    headers = CIMultiDict[str]()
     for one in given:
         name, colon, value = one.partition(":")
         if not colon or not name.strip():
             raise _stop(f"--header: write a name, a colon and a value, like 'x-team: blue', and not '{one}'")
-        headers.data[name.strip().lower()] = value.strip()
+        headers[name.strip()] = value.strip()
     return headers
 
 

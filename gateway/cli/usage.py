@@ -153,9 +153,8 @@ def _tokens(row: dict[str, Any], role: str) -> Text:
     return Text(f"{tokens['input'] + tokens['cached'] + tokens['cache_write']:,} + {tokens['output']:,}")
 
 
-def _errors(row: dict[str, Any]) -> Text:
-    failed = sum(row["errors"].values())
-    return Text(f"{failed:,}", "red" if failed else "")
+def _failures(count: int) -> Text:
+    return Text(f"{count:,}", "red" if count else "")
 
 
 def _saved(row: dict[str, Any]) -> Text:
@@ -165,11 +164,6 @@ def _saved(row: dict[str, Any]) -> Text:
     return Text(usd(row["savings_usd"]), "red" if saved < 0 else "green" if saved else "")
 
 
-def _teacher_away(row: dict[str, Any]) -> Text:
-    requests = row.get("savings_classes", {}).get(TEACHER_UNAVAILABLE, {}).get("requests", 0)
-    return Text(f"{requests:,}", "red" if requests else "")
-
-
 def _seconds(row: dict[str, Any], part: str) -> Text:
     spent_ms = row["latency_ms"]["total"][part]
     return Text(_NONE if spent_ms is None else f"{float(spent_ms) / 1000:,.3f}")
@@ -177,7 +171,7 @@ def _seconds(row: dict[str, Any], part: str) -> Text:
 
 _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "requests": lambda row: Text(f"{row['requests']:,}"),
-    "errors": _errors,
+    "errors": lambda row: _failures(sum(row["errors"].values())),
     "unguided": lambda row: Text(f"{sum(row['unguided'].values()):,}"),
     "teacher tokens": lambda row: _tokens(row, "teacher"),
     "student tokens": lambda row: _tokens(row, "student"),
@@ -186,7 +180,9 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "baseline USD": lambda row: Text(usd(row["baseline_usd"])),
     "saved USD": _saved,
     "+/- USD": lambda row: Text(usd(row.get("savings_error_usd", row["baseline_error_usd"]))),
-    "teacher away": _teacher_away,
+    "teacher away": lambda row: _failures(
+        row.get("savings_classes", {}).get(TEACHER_UNAVAILABLE, {}).get("requests", 0)
+    ),
     "cost share": lambda row: Text(_percent(row["cost_share"])),
     "teacher share": lambda row: Text(_percent(row["teacher_token_share"])),
     "p50 s": lambda row: _seconds(row, "p50"),
