@@ -80,15 +80,11 @@ class PriceRule(StrictModel):
 
     def price(self) -> Price:
         """Return the price per token. The rule must have no `problem()`."""
-        if self.input_per_1m is not None and self.output_per_1m is not None:
-            return Price.of_tokens(
-                self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m
-            )
-        hourly_usd, input_rate, output_rate = self.hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s
-        assert hourly_usd is not None
-        assert input_rate is not None
-        assert output_rate is not None
-        return Price.of_gpu_hour(hourly_usd, input_rate, output_rate)
+        if self.hourly_usd is not None and self.input_tokens_per_s is not None and self.output_tokens_per_s is not None:
+            return Price.of_gpu_hour(self.hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s)
+        assert self.input_per_1m is not None
+        assert self.output_per_1m is not None
+        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m)
 
     @property
     def hourly_usd(self) -> Decimal | None:
