@@ -156,8 +156,10 @@ def _kind(raw: bytes) -> Kind | None:
 def _read(pipe: Pipeline, key: str, kind: Kind) -> None:
     if kind == "zset":
         pipe.zrange(key, 0, -1, withscores=True)
+    elif kind == "stream":
+        pipe.xinfo_stream(key)
     else:
-        {"string": pipe.get, "hash": pipe.hgetall, "set": pipe.smembers, "stream": pipe.xinfo_stream}[kind](key)
+        {"string": pipe.get, "hash": pipe.hgetall, "set": pipe.smembers}[kind](key)
 
 
 def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
