@@ -58,14 +58,14 @@ def explain_request(
     kind, request = _request(file)
     explanation = _with_budget_limit(explain(caller, request, sent_headers, settings), settings)
     size, model = request.size_bytes, request.model
-    asked = {"file": file, "kind": kind, "model": model, "bytes": size, "tenant": policy.tenant, "key": key}
+    facts = {"file": file, "kind": kind, "model": model, "bytes": size, "tenant": policy.tenant, "key": key}
     routes = list(_routes(caller, model, explanation, _locations(settings.policies, policy)))
     reserved_usd = None if explanation.plan is None else _reserved(request, explanation.plan, settings)
     if in_json:
-        body = as_json(asked, routes, explanation, reserved_usd)
+        body = as_json(facts, routes, explanation, reserved_usd)
         typer.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2))
     else:
-        Console().print(as_text(asked, routes, explanation, reserved_usd), soft_wrap=True)
+        Console().print(as_text(facts, routes, explanation, reserved_usd), soft_wrap=True)
     if explanation.refused is not None:
         raise typer.Exit(1)
 
