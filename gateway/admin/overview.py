@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,11 +99,9 @@ async def show_overview(request: web.Request) -> web.Response:
     only_query(request)
     app = request.app
     sums: dict[str, Any] = {"live": None, "today": None, "month": None}
-    try:
+    with suppress(RedisError, OSError, UsageUnavailable):
         async with asyncio.timeout(_LIMIT_S):
             sums = await app[OVERVIEW].sums()
-    except (RedisError, OSError, UsageUnavailable):
-        pass
     return json_reply(
         {
             "object": "overview",
