@@ -31,17 +31,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class McNemar(NamedTuple):
-    """McNemar's test of two settings, from the questions that only one of them answered correctly.
-
-    `p` is exact and two-sided: the probability of a split at least as uneven if both are equally good.
-    """
-
-    only_first: int
-    only_second: int
-    p: float
-
-
 def wilson(successes: int, n: int) -> Interval:
     """Return Wilson's score interval of a share without continuity correction; [0, 1] for n = 0.
 
@@ -53,21 +42,11 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Return McNemar's test in its exact form: the binomial test of the questions on which the two differ.
-
-    The arguments state whether each question was answered correctly. Raises ValueError if the lengths differ.
-    """
-    pairs = list(zip(first, second, strict=True))
-    only_first = sum(one and not other for one, other in pairs)
-    only_second = sum(other and not one for one, other in pairs)
-    return McNemar(only_first, only_second, sign_test(only_first, only_second))
-
-
 def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
     """Return the exact p-value of a split if wins and losses are equally likely; "greater" tests for more wins.
 
-    Raises ValueError for a negative count.
+    This is McNemar's exact test, for the questions that only one of two settings answers correctly. Raises ValueError
+    for a negative count.
     """
     tried = wins + losses
     return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0

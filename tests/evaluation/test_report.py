@@ -56,9 +56,10 @@ def test_a_guided_setting_is_compared_with_student_and_teacher(found: ReportSect
     assert guided.student is not None
     assert guided.teacher is not None
     assert guided.student.difference == pytest.approx(0.4)
-    assert guided.student.test == (5, 1, pytest.approx(2 * (1 + 6) / 64))
+    assert (len(guided.student.won), len(guided.student.lost)) == (5, 1)
+    assert guided.student.p == pytest.approx(2 * (1 + 6) / 64)
     assert guided.teacher.difference == pytest.approx(-0.2)
-    assert guided.teacher.test == (1, 3, pytest.approx(2 * (1 + 4) / 16))
+    assert guided.teacher.p == pytest.approx(2 * (1 + 4) / 16)
     assert guided.teacher.won == ("q008",)
     assert guided.teacher.lost == ("q001", "q006", "q007")
 
@@ -131,9 +132,9 @@ def test_a_run_without_a_teacher_has_no_best_and_no_share(tmp_path: Path) -> Non
 
 def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: ReportSection, tmp_path: Path) -> None:
     """A single test keeps its p; among four others it grows."""
-    assert row(found, GUIDED).student_p == row(found, GUIDED).student.test.p  # type: ignore[union-attr]
+    assert row(found, GUIDED).student_p == row(found, GUIDED).student.p  # type: ignore[union-attr]
     many = section(read_run(run_folder(tmp_path / "many", SETTINGS)), seed=1)
-    tests = [(one.student_p, one.student.test.p) for one in many.rows if one.summary.mode == "guided" and one.student]
+    tests = [(one.student_p, one.student.p) for one in many.rows if one.summary.mode == "guided" and one.student]
     assert len(tests) == 5
     assert all(adjusted is not None and adjusted >= raw for adjusted, raw in tests)
     assert row(many, TEACHER).student_p is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap, paired_difference, share
+from gateway.evaluation.statistics import Interval, paired_bootstrap, paired_difference, share, sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,22 +26,16 @@ class SettingComparison:
 
     Attributes:
         interval: Interval of the difference (`paired_difference`); None for too few questions.
-        test: Counts of questions that only one of them answers correctly, and McNemar's exact p.
-        won, lost: These questions.
+        won, lost: The questions that only one of them answers correctly; `p` is that of McNemar's exact test.
     """
 
     reference: str
     n: int
-    accuracy: float
-    reference_accuracy: float
+    difference: float
     interval: Interval | None
-    test: McNemar
+    p: float
     won: tuple[str, ...]
     lost: tuple[str, ...]
-
-    @property
-    def difference(self) -> float:
-        return self.accuracy - self.reference_accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +52,16 @@ def compare(one: Mapping[str, Example], other: Mapping[str, Example]) -> Setting
     if not shared:
         return None
     first, second = _right(one, other)
-    pairs = list(zip(shared, first, second, strict=True))
+    won = tuple(question for question in shared if one[question].correct and not other[question].correct)
+    lost = tuple(question for question in shared if other[question].correct and not one[question].correct)
     return SettingComparison(
         reference=other[shared[0]].setting,
         n=len(shared),
-        accuracy=sum(first) / len(shared),
-        reference_accuracy=sum(second) / len(shared),
+        difference=sum(first) / len(shared) - sum(second) / len(shared),
         interval=paired_difference(first, second),
-        test=mcnemar(first, second),
-        won=tuple(question for question, right, other_right in pairs if right and not other_right),
-        lost=tuple(question for question, right, other_right in pairs if other_right and not right),
+        p=sign_test(len(won), len(lost)),
+        won=won,
+        lost=lost,
     )
 
 

@@ -6,10 +6,10 @@ Figures use placeholder colors that become CSS variables, so one drawing serves 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import contextmanager
 from io import StringIO
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -20,8 +20,7 @@ from gateway.evaluation.reporting import wording as w
 from gateway.evaluation.reporting.wording import line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable, Iterator, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
     from gateway.evaluation.reporting.tables import ReportTable
     from gateway.evaluation.statistics import Interval
     from gateway.evaluation.summary import SettingSummary
+
+    Labels = Sequence[tuple[float, float, str]]
+    Points = Sequence[tuple[float, float]]
 
 WIDTH_IN = 5.0
 """The width of a phone, so that text is readable there and larger elsewhere."""
@@ -103,16 +105,13 @@ def colors(theme: str) -> str:
     return " ".join(f"--fig-{name}: {light if theme == 'light' else dark};" for _, name, light, dark in _COLORS)
 
 
-def sheet(height_in: float) -> tuple[Drawing, Axes]:
-    """Return a drawing with one pair of axes; call it within `style()`."""
-    drawing = Drawing(figsize=(WIDTH_IN, height_in), layout="constrained")
-    FigureCanvasSVG(drawing)
-    return drawing, drawing.add_subplot()
-
-
-def style(name: str) -> AbstractContextManager[None]:
-    """Return a context with the style; equal figures with equal names yield equal text."""
-    return mpl.rc_context(STYLE | {"svg.hashsalt": name})
+@contextmanager
+def sheet(name: str, height_in: float) -> Iterator[tuple[Drawing, Axes]]:
+    """Yield a drawing with one pair of axes in the common style. Equal figures with equal names yield equal text."""
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+        drawing = Drawing(figsize=(WIDTH_IN, height_in), layout="constrained")
+        FigureCanvasSVG(drawing)
+        yield drawing, drawing.add_subplot()
 
 
 def percent_axis(axes: Axes, spans: Iterable[Iterable[float]]) -> None:
@@ -125,7 +124,7 @@ def percent_axis(axes: Axes, spans: Iterable[Iterable[float]]) -> None:
     axes.set_ylabel("accuracy")
 
 
-def legend_below(drawing: Drawing, axes: Axes) -> None:
+def _legend_below(drawing: Drawing, axes: Axes) -> None:
     """Add a legend below the axes, where narrow pages have room, and extend the drawing by it."""
     handles, names = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, names)) <= _HALF_WIDTH_CHARS else 1
@@ -133,8 +132,14 @@ def legend_below(drawing: Drawing, axes: Axes) -> None:
     drawing.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
-def svg(drawing: Drawing, name: str) -> str:
-    """Return the SVG without an XML header; it needs `colors` from its page. `name` is the prefix of its ids."""
+def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Points = ()) -> str:
+    """Add the legend, then labels near `points`, and return the SVG without an XML header.
+
+    The SVG needs `colors` from its page. `name` is the prefix of its ids.
+    """
+    _legend_below(drawing, axes)
+    if labels:
+        _place_labels(axes, labels, points)
     out = StringIO()
     drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
@@ -159,11 +164,8 @@ def standalone(text: str, alt: str) -> str:
     )
 
 
-def place_labels(axes: Axes, labels: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]]) -> None:
-    """Write each label (x, y, text in units of the axes) near its point, with the least overlap.
-
-    Call it after everything else is drawn.
-    """
+def _place_labels(axes: Axes, labels: Labels, points: Points) -> None:
+    """Write each label (x, y, text in units of the axes) near its point, with the least overlap."""
     canvas = axes.get_figure(root=True)
     assert canvas is not None, "the axes belong to a drawing"
     canvas.draw_without_rendering()
@@ -190,8 +192,7 @@ def place_labels(axes: Axes, labels: Sequence[tuple[float, float, str]], points:
             occupied.append(best.get_window_extent().padded(1))
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """A drawing (`drawing.svg`) with its data as a table; `alt` gives them as text."""
 
     name: str
@@ -210,8 +211,7 @@ class Figure:
         return f"{self.title}. {data}."
 
 
-@dataclass(frozen=True, slots=True)
-class OmittedFigure:
+class OmittedFigure(NamedTuple):
     """A figure that cannot be drawn, with the reason."""
 
     title: str
@@ -219,8 +219,7 @@ class OmittedFigure:
 
 
 def kind_of(row: ReportRow, among: Sequence[ReportRow]) -> str:
-    mode = row.summary.mode
-    return line(row.summary.setting, [one.summary.setting for one in among]) if mode == "guided" else row.short_label
+    return line(row.summary.setting, [one.summary.setting for one in among]) if row.guided else row.short_label
 
 
 def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -50,14 +50,9 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
     names = {one.name for one in unbeaten}
     best = group.best_row
     few = len(group.comparable) <= _MAX_LABELS
-    named = [
-        row
-        for row in group.comparable
-        if few or row.summary.name in names or row.summary.mode != "guided" or row is best
-    ]
+    named = [row for row in group.comparable if few or row is best or not row.guided or row.summary.name in names]
     styles = d.styles(d.kind_of(row, group.rows) for row in group.rows)
-    with d.style(name):
-        sheet, axes = d.sheet(3.1)
+    with d.sheet(name, 3.1) as (sheet, axes):
         d.percent_axis(axes, (group.on_common(row).interval for row in group.comparable))
         axes.set_xlabel("USD per 1,000 answers")
         xs, ys = [_per_thousand(one.cost_usd) for one in edge], [one.accuracy for one in edge]
@@ -72,16 +67,14 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
             size = 11 if styles[kind][1] == "*" else 8
             d.curve(axes, [x], [y], [bar], styles[kind], "none", None if kind in labeled else kind, size)
             labeled.add(kind)
-            occupied += [
-                (x, y),
-                *((x, span.low + (span.high - span.low) * part / 8) for part in range(9) if bar is span),
-            ]
+            occupied.append((x, y))
+            if bar is span:
+                occupied += [(x, span.low + (span.high - span.low) * part / 8) for part in range(9)]
         if best is not None:
             x, y = _position(group.on_common(best))
             axes.plot(x, y, "o", ms=15, mfc="none", mec=d.INK, mew=1.6, label="best", linestyle="none")
-        d.legend_below(sheet, axes)
-        d.place_labels(axes, [(*_position(group.on_common(row)), _short(row)) for row in named], occupied)
-        svg = d.svg(sheet, name)
+        labels = [(*_position(group.on_common(row)), _short(row)) for row in named]
+        svg = d.svg(sheet, axes, name, labels, occupied)
     columns = ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best")
     cells = []
     for row in group.comparable:
@@ -94,9 +87,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
 def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     """Plot accuracy against m with a line for each kind of guidance, and the student and the teacher as levels."""
     # A length chosen for each question has no position on the axis; the table has it.
-    guided = [
-        row for row in group.comparable if row.summary.mode == "guided" and row.summary.setting["tokens"] != "auto"
-    ]
+    guided = [row for row in group.comparable if row.guided and row.summary.setting["tokens"] != "auto"]
     kinds: dict[str, list[ReportRow]] = {}
     for row in guided:
         kinds.setdefault(d.kind_of(row, group.rows), []).append(row)
@@ -104,9 +95,8 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
     if len(lengths) < 2:
         return OmittedFigure(title, "it needs guidance of two lengths on common questions")
     styles = d.styles(d.kind_of(row, group.rows) for row in group.rows)
-    with d.style(name):
-        sheet, axes = d.sheet(2.8)
-        alone = [row for row in group.comparable if row.summary.mode != "guided"]
+    with d.sheet(name, 2.8) as (sheet, axes):
+        alone = [row for row in group.comparable if not row.guided]
         levels = {row.short_label: group.on_common(row).accuracy for row in alone}
         d.percent_axis(axes, [levels.values(), *(group.on_common(row).interval for row in guided)])
         for label, level in levels.items():
@@ -121,9 +111,8 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
             _curve(axes, xs, summaries, styles[kind], dash, kind)
         axes.set_xticks(sorted(lengths))
         axes.set_xlabel("m, tokens of guidance")
-        d.legend_below(sheet, axes)
-        svg = d.svg(sheet, name)
-    rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.short_label))
+        svg = d.svg(sheet, axes, name)
+    rows = sorted(group.comparable, key=lambda row: (row.guided, row.short_label))
     cells = tuple(d.accuracy(row.short_label, group.on_common(row)) for row in rows)
     caption = (
         "Guidance as in the paper's Figure 5. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
@@ -148,8 +137,7 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
     styles = d.styles(row.short_label for row in rows)
     names = [f"{low}\u2013{high}" for low, high, _ in parts]
     cells: list[tuple[str, ...]] = []
-    with d.style(name):
-        sheet, axes = d.sheet(2.8)
+    with d.sheet(name, 2.8) as (sheet, axes):
         bounds = [(0.0,)]
         for index, row in enumerate(rows):
             summary = section.run.by_setting[row.summary.name]
@@ -157,7 +145,7 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
             counts = [[summary[one].correct for one in questions if one in summary] for _, _, questions in parts]
             spans = [wilson(sum(right), len(right)) for right in counts]
             shares = [sum(right) / len(right) if right else float("nan") for right in counts]
-            dash = "-" if row.summary.mode == "guided" else "--"
+            dash = "-" if row.guided else "--"
             xs = [at + offset for at in range(len(parts))]
             d.curve(axes, xs, shares, spans, styles[row.short_label], dash, row.short_label)
             for part, right, share, span in zip(names, counts, shares, spans, strict=True):
@@ -168,8 +156,7 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
         d.percent_axis(axes, bounds)
         axes.set_xticks(range(len(parts)), names)
         axes.set_xlabel("tokens of the teacher's own answer")
-        d.legend_below(sheet, axes)
-        svg = d.svg(sheet, name)
+        svg = d.svg(sheet, axes, name)
     caption = (
         "As the paper's Figure 4. The questions are divided into equal parts by the length of the teacher's own "
         "answer; bars are Wilson's 95 %." + (_PARTIAL if len(rows) < len(group.rows) else "")
@@ -184,8 +171,7 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     timed = [(row, parts) for row in rows if (parts := row.times.parts) is not None]
     if not timed:
         return OmittedFigure(title, "the durations or the concurrency of the stages are unknown")
-    with d.style(name):
-        sheet, axes = d.sheet(0.6 + 0.46 * len(timed))
+    with d.sheet(name, 0.6 + 0.46 * len(timed)) as (sheet, axes):
         for index, (row, (teacher_s, student_s)) in enumerate(timed):
             first = index == 0
             y = -index
@@ -201,15 +187,11 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds per answer")
-        d.legend_below(sheet, axes)
-        svg = d.svg(sheet, name)
-    table = ReportTable(
-        title,
-        ("setting", "teacher's stage, s", "student's stage, s", "both, s"),
-        tuple(
-            (row.short_label, w.seconds(teacher_s), w.seconds(student_s), w.seconds(teacher_s + student_s))
-            for row, (teacher_s, student_s) in timed
-        ),
+        svg = d.svg(sheet, axes, name)
+    columns = ("setting", "teacher's stage, s", "student's stage, s", "both, s")
+    cells = tuple(
+        (row.short_label, w.seconds(teacher_s), w.seconds(student_s), w.seconds(teacher_s + student_s))
+        for row, (teacher_s, student_s) in timed
     )
     caption = (
         "As the paper's Figure 3: the engine time of one answer, which is its wait divided by the number of concurrent "
@@ -218,35 +200,32 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     if timed[0][0].times.total_s is not None:
         caption = "As the paper's Figure 3, measured by the client: the wait of one answer for each engine."
     caption += _PARTIAL if len(rows) < len(group.rows) else ""
-    return Figure(name, title, caption, svg, table)
+    return Figure(name, title, caption, svg, ReportTable(title, columns, cells))
 
 
 def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
     """Plot accuracy against the number of exemplars, a line for each setting that is otherwise equal."""
     same: dict[tuple[object, ...], list[ReportRow]] = {}
     for row in section.rows:
-        rest = tuple(
-            repr(value) for part, value in row.summary.setting.items() if part not in {"name", "shots", "shown"}
-        )
+        setting = row.summary.setting
+        rest = tuple(repr(value) for part, value in setting.items() if part not in {"name", "shots", "shown"})
         same.setdefault(rest, []).append(row)
     found = [some for some in same.values() if len({row.summary.setting["shots"] for row in some}) > 1]
     if not found:
         return OmittedFigure(title, "it needs a setting with two numbers of exemplars")
     rows = [row for some in found for row in some]
-    with d.style(name):
-        sheet, axes = d.sheet(2.8)
+    with d.sheet(name, 2.8) as (sheet, axes):
         d.percent_axis(axes, (row.summary.interval for row in rows))
         kept = found[: _MAX_LINES + 2]
         styles = d.styles(some[0].short_label for some in kept)
         for index, some in enumerate(kept):
             some.sort(key=lambda row: int(row.summary.setting["shots"]))
             xs = [row.summary.setting["shots"] + (index - (len(kept) - 1) / 2) * 0.08 for row in some]
-            label, dash = some[0].short_label, "-" if some[0].summary.mode == "guided" else "--"
+            label, dash = some[0].short_label, "-" if some[0].guided else "--"
             _curve(axes, xs, [row.summary for row in some], styles[label], dash, label)
         axes.set_xticks(sorted({row.summary.setting["shots"] for row in rows}))
         axes.set_xlabel("exemplars in the prompt")
-        d.legend_below(sheet, axes)
-        svg = d.svg(sheet, name)
+        svg = d.svg(sheet, axes, name)
     named = ((f"{row.short_label}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
     cells = tuple(d.accuracy(label, summary) for label, summary in named)
     caption = "As the paper's Figure 5. Bars are Wilson's 95 %." + (_PARTIAL if len(kept) < len(found) else "")
@@ -275,7 +254,7 @@ def _common(group: ReportGroup) -> str:
 
 def _selected(group: ReportGroup) -> list[ReportRow]:
     """Return the teacher and the student alone, the best setting, and the most accurate others up to the limit."""
-    alone = [row for row in group.rows if row.summary.mode != "guided"]
+    alone = [row for row in group.rows if not row.guided]
     best = group.best_row
     ranked = sorted(group.guided, key=lambda row: (row is not best, -row.summary.accuracy))[:_MAX_LINES]
     return alone + [row for row in group.rows if row in ranked]
@@ -283,14 +262,13 @@ def _selected(group: ReportGroup) -> list[ReportRow]:
 
 def _by_quantile(answers: Mapping[str, Example]) -> list[tuple[int, int, list[str]]]:
     """Divide the questions into disjoint parts of similar size; return each with its minimum and maximum length."""
-    ordered = sorted(answers, key=lambda question: (answers[question].teacher_output_tokens, question))
-    lengths = [answers[question].teacher_output_tokens for question in ordered]
-    bounds = sorted({lengths[min(len(lengths) - 1, len(lengths) * part // _PARTS)] for part in range(1, _PARTS)})
+    tokens = {question: one.teacher_output_tokens for question, one in answers.items()}
+    ordered = sorted(tokens, key=lambda question: (tokens[question], question))
+    bounds = sorted({tokens[ordered[len(ordered) * part // _PARTS]] for part in range(1, _PARTS)})
     parts: dict[int, list[str]] = {}
-    for question, length in zip(ordered, lengths, strict=True):
-        parts.setdefault(sum(length >= bound for bound in bounds), []).append(question)
-    by_question = dict(zip(ordered, lengths, strict=True))
-    return [(by_question[some[0]], by_question[some[-1]], some) for some in parts.values()]
+    for question in ordered:
+        parts.setdefault(sum(tokens[question] >= bound for bound in bounds), []).append(question)
+    return [(tokens[some[0]], tokens[some[-1]], some) for some in parts.values()]
 
 
 def _curve(
@@ -309,7 +287,7 @@ def _per_thousand(cost: object) -> float:
 
 def _short(row: ReportRow) -> str:
     """Return a short label; the marker shows the kind of guidance."""
-    return f"m={row.summary.setting['tokens']}" if row.summary.mode == "guided" else row.summary.mode
+    return f"m={row.summary.setting['tokens']}" if row.guided else row.summary.mode
 
 
 def _concurrency(rows: Sequence[ReportRow]) -> str:

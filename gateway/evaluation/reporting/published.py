@@ -7,7 +7,6 @@ Tables 2, 3, 4, 6 and 8 and Figure 3. Accuracy is in percent, seconds are for th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting import wording as w
@@ -175,8 +174,7 @@ def pairs(data: str, lengths: set[int]) -> Iterator[PublishedPair]:
     yield from found or PAIRS[data]
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedComparison:
+class PublishedComparison(NamedTuple):
     """Measured and published pairs, the paper's claims with measured values, and notes on errors in the paper."""
 
     pairs: ReportTable
@@ -189,9 +187,9 @@ def compare_with_paper(section: ReportSection) -> PublishedComparison | None:
     data = data_set(section.run.manifest.data)
     if data is None:
         return None
-    guided = [row.summary.setting for row in section.rows if row.summary.mode == "guided"]
+    guided = [row.summary.setting for row in section.rows if row.guided]
     lengths = {setting["tokens"] for setting in guided if setting["tokens"] != "auto"}
-    measured = [cells for group in section.groups for row in group.guided for cells in [_measured(section, group, row)]]
+    measured = [_measured(section, group, row) for group in section.groups for row in group.guided]
     accuracies = ("student", "teacher", "guidance alone", "guided", "above the student")
     table = ReportTable(
         "Pairs",

@@ -12,13 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gateway.errors import StartupError
-from gateway.evaluation.reporting import drawing, tables
+from gateway.evaluation.reporting import drawing
 from gateway.evaluation.reporting import wording as w
 from gateway.evaluation.reporting.comparison import hull, pareto
 from gateway.evaluation.reporting.drawing import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.published import CAVEAT, compare_with_paper
-from gateway.evaluation.reporting.tables import flips
+from gateway.evaluation.reporting.tables import flips, overview, section_tables
 from gateway.evaluation.statistics import MIN_QUESTIONS
 from gateway.version import __version__
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.reporting.comparison import SettingComparison, ShareInterval
+    from gateway.evaluation.reporting.comparison import SettingComparison
     from gateway.evaluation.reporting.report import QuestionTimes, ReportGroup, ReportRow, ReportSection
 
 FIGURES = "figures"
@@ -41,7 +41,7 @@ def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> lis
     common = {
         "title": "Does guidance pay?" if several else f"Does guidance pay? {chapters[0]['title']}",
         "chapters": chapters,
-        "overview": tables.overview(sections) if several else None,
+        "overview": overview(sections) if several else None,
         "caveat": CAVEAT,
         "seed": seed,
         "version": __version__,
@@ -90,15 +90,13 @@ def _pages(*, autoescape: bool) -> Environment:
 def _chapter(section: ReportSection, number: int) -> dict[str, Any]:
     manifest = section.run.manifest
     drawn = list(figures(section, f"run{number}"))
-    of_rows = (tables.accuracy, tables.comparisons, tables.tokens, tables.lengths, tables.money, tables.waits)
-    found = [*(table(section.rows) for table in of_rows), tables.stages(section), tables.events(section.rows)]
     return {
         "anchor": f"run{number}",
         "title": f"{manifest.data}: {manifest.teacher} over {manifest.student}",
         "facts": list(_facts(section)),
         "remarks": section.run.remarks,
         "headline": list(_headline(section)),
-        "tables": [table for table in found if table.rows],
+        "tables": section_tables(section),
         "figures": [one for one in drawn if isinstance(one, Figure)],
         "omitted": [one for one in drawn if isinstance(one, OmittedFigure)],
         "flips": list(flips(section)),
@@ -127,9 +125,7 @@ def _facts(section: ReportSection) -> Iterator[tuple[str, str]]:
 def _headline(section: ReportSection) -> Iterator[str]:
     for group in section.groups:
         alone = [
-            f"{row.short_label} {w.percent(group.on_common(row).accuracy)}"
-            for row in group.rows
-            if row.summary.mode != "guided"
+            f"{row.short_label} {w.percent(group.on_common(row).accuracy)}" for row in group.rows if not row.guided
         ]
         title = f"{group.title[0].upper()}{group.title[1:]}"
         yield " ".join([f"{title}: {', '.join(alone) or 'only guided settings'}.", *_best(group)])
@@ -141,7 +137,7 @@ def _best(group: ReportGroup) -> Iterator[str]:
         yield "The run lacks the teacher alone, so the savings of guidance are unknown."
     elif not group.guided:
         yield "The run has no guided setting."
-    elif not any(row.summary.mode == "guided" for row in group.comparable):
+    elif not any(row.guided for row in group.comparable):
         yield "No guided setting has answered enough questions for a comparison."
     elif row is None or group.best is None:
         yield "No guided setting is both cheaper than the teacher and better than the student: none pays" + (
@@ -202,8 +198,8 @@ def _row(row: ReportRow) -> dict[str, Any]:
         "opening_accuracy": own.guidance_accuracy,
         "against_student": _comparison(row.student, row.student_p),
         "against_teacher": _comparison(row.teacher, row.teacher_p),
-        "kept": _part(row.kept),
-        "gap_closed": _part(row.gap),
+        "kept": msgspec.to_builtins(row.kept),
+        "gap_closed": msgspec.to_builtins(row.gap),
         "tokens": {
             "teacher": {"input": own.teacher_input_tokens, "output": own.teacher_output_tokens},
             "student": {"input": own.student_input_tokens, "output": own.student_output_tokens},
@@ -242,20 +238,14 @@ def _comparison(found: SettingComparison | None, holm: float | None) -> dict[str
         "reference": found.reference,
         "pairs": found.n,
         "difference": found.difference,
-        "interval": None if found.interval is None else list(found.interval),
-        "only_this_right": found.test.only_first,
-        "only_that_right": found.test.only_second,
-        "p": found.test.p,
+        "interval": msgspec.to_builtins(found.interval),
+        "only_this_right": len(found.won),
+        "only_that_right": len(found.lost),
+        "p": found.p,
         "p_holm": holm,
         "won": list(found.won),
         "lost": list(found.lost),
     }
-
-
-def _part(found: ShareInterval | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"value": found.value, "interval": None if found.interval is None else list(found.interval)}
 
 
 def _times(found: QuestionTimes) -> dict[str, Any]:

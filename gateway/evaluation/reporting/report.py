@@ -179,6 +179,10 @@ class ReportRow:
     measured: MeasuredCost | None = None
 
     @property
+    def guided(self) -> bool:
+        return self.summary.mode == "guided"
+
+    @property
     def token_share(self) -> float | None:
         return None if self.measured is None else self.measured.token_share
 
@@ -231,7 +235,7 @@ class ReportGroup:
 
     @property
     def guided(self) -> list[ReportRow]:
-        return [row for row in self.rows if row.summary.mode == "guided"]
+        return [row for row in self.rows if row.guided]
 
     @property
     def best_row(self) -> ReportRow | None:
@@ -281,7 +285,7 @@ def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecor
         by_teacher = run.by_setting[teacher.name]
         kept, measured = kept_share(own, by_teacher, seed), _measured(summary, teacher, run)
         row = replace(row, teacher=compare(own, by_teacher), kept=kept, measured=measured)
-        if summary.mode == "guided" and student is not None:
+        if row.guided and student is not None:
             row = replace(row, gap=gap_closed(own, run.by_setting[student.name], by_teacher, seed))
     return row
 
@@ -305,9 +309,9 @@ def _measured(summary: SettingSummary, teacher: SettingSummary, run: RunRecords)
 
 def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
     """Set Holm's p-values of all guided settings: one family against the student, one against the teacher."""
-    guided = [row for row in rows if row.summary.mode == "guided"]
-    student = {row.summary.name: row.student.test.p for row in guided if row.student is not None}
-    teacher = {row.summary.name: row.teacher.test.p for row in guided if row.teacher is not None}
+    guided = [row for row in rows if row.guided]
+    student = {row.summary.name: row.student.p for row in guided if row.student is not None}
+    teacher = {row.summary.name: row.teacher.p for row in guided if row.teacher is not None}
     student, teacher = (dict(zip(ps, holm(list(ps.values())), strict=True)) for ps in (student, teacher))
     for row in rows:
         name = row.summary.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting import wording as w
 
@@ -19,13 +19,11 @@ MAX_CHARS = 160
 """Limit for texts without spaces, in which 20 words may be the whole text."""
 MAX_QUESTIONS = 3
 """Maximum questions per direction."""
-_NO_TEACHER = "no teacher alone"
 # Control characters, writing directions, surrogates: some of them would corrupt a page.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
-@dataclass(frozen=True, slots=True)
-class ReportTable:
+class ReportTable(NamedTuple):
     """A table of unescaped text; the first cell of a row names the row. `note` explains the columns."""
 
     title: str
@@ -34,16 +32,21 @@ class ReportTable:
     note: str = ""
 
 
-def _settings(
-    title: str, rows: Sequence[ReportRow], columns: Mapping[str, Callable[[ReportRow], str]], note: str
-) -> ReportTable:
-    cells = tuple((row.label, *(cell(row) for cell in columns.values())) for row in rows)
-    return ReportTable(title, ("setting", *columns), cells, note)
+class _SettingTable(NamedTuple):
+    """A table with one row for each setting, and the text of its cells by column."""
+
+    title: str
+    cells: Mapping[str, Callable[[ReportRow], str]]
+    note: str
+
+    def of(self, rows: Sequence[ReportRow]) -> ReportTable:
+        texts = tuple((row.label, *(cell(row) for cell in self.cells.values())) for row in rows)
+        return ReportTable(self.title, ("setting", *self.cells), texts, self.note)
 
 
-def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the accuracies, and their relation to the teacher's."""
-    columns: dict[str, Callable[[ReportRow], str]] = {
+_ACCURACY = _SettingTable(
+    "Accuracy",
+    {
         "n": lambda row: f"{row.summary.n:,}",
         "right": lambda row: f"{row.summary.correct:,}",
         "accuracy": lambda row: w.percent(row.summary.accuracy),
@@ -51,67 +54,107 @@ def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
         "guidance alone": lambda row: w.percent(row.summary.guidance_accuracy),
         "kept of the teacher's": lambda row: w.part(row.kept),
         "gap closed": lambda row: w.part(row.gap),
-    }
-    return _settings(
-        "Accuracy",
-        rows,
-        columns,
-        "95 %: Wilson's interval. Guidance alone: accuracy of the teacher's kept tokens alone (the paper's "
-        "ACC_teacher). Gap closed: (guided - student) / (teacher - student), only if the teacher is significantly "
-        "better. In parentheses: paired bootstrap, 95 %; omitted if no question distinguishes the two.",
+    },
+    "95 %: Wilson's interval. Guidance alone: accuracy of the teacher's kept tokens alone (the paper's ACC_teacher). "
+    "Gap closed: (guided - student) / (teacher - student), only if the teacher is significantly better. In "
+    "parentheses: paired bootstrap, 95 %; omitted if no question distinguishes the two.",
+)
+_TOKENS = _SettingTable(
+    "Tokens",
+    {
+        "teacher input + output": lambda row: _tokens(row, "teacher"),
+        "teacher kept": lambda row: _if_guided(row, w.mean(row.summary.kept_tokens, row.summary.n)),
+        "student input + output": lambda row: _tokens(row, "student"),
+        "part of the teacher alone's output": lambda row: w.percent(row.token_share),
+        "part of all output": lambda row: w.percent(row.summary.teacher_token_share),
+    },
+    "Mean of one answer, as counted by the engines. Part of the teacher alone's output: the teacher's output tokens "
+    "relative to the teacher alone, which the paper calls cost (52 %). Part of all output: relative to the output of "
+    "both models. Neither is the cost, which the next table has.",
+)
+_COST = _SettingTable(
+    "Cost in USD per 1,000 answers",
+    {
+        "cost": lambda row: w.per_thousand(row.summary.cost_per_answer),
+        "teacher's part": lambda row: w.per_thousand(row.summary.teacher_usd / row.summary.n),
+        "teacher alone, measured": lambda row: _measured(row, lambda one: w.per_thousand(one.teacher_usd / one.n)),
+        "savings": lambda row: _measured(row, lambda one: w.per_thousand(one.savings_usd / one.n)),
+        "cost share": lambda row: w.percent(row.cost_share),
+        "teacher alone, this answer": lambda row: w.per_thousand(row.summary.baseline_usd / row.summary.n),
+        "savings, this answer": lambda row: w.per_thousand(row.summary.savings_usd / row.summary.n),
+        "cost share, this answer": lambda row: w.percent(row.summary.cost_share),
+    },
+    "Prompts and answers of both models. Measured: cost of the teacher alone for the same questions with its own "
+    "answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the whole cost "
+    "relative to either one.",
+)
+_SECONDS = _SettingTable(
+    "Seconds per answer",
+    {
+        "waited for teacher": lambda row: _wait(row.times.teacher_wait_s, row.times.teacher_concurrency),
+        "waited for student": lambda row: _wait(row.times.student_wait_s, row.times.student_concurrency),
+        "teacher stage": lambda row: w.seconds(row.times.teacher_s),
+        "student stage": lambda row: w.seconds(row.times.student_s),
+        "both stages": lambda row: w.seconds(row.times.busy_s),
+        "whole answer, live": lambda row: w.seconds(row.times.total_s),
+        "speed-up": lambda row: w.times(row.speed_up),
+    },
+    "Waited: time until the text of the engine was complete, with concurrent requests. Stage: that wait divided by the "
+    "number of concurrent requests, which is the engine time of one answer. Speed-up: time of the teacher alone "
+    "divided by that of the setting, for whole answers in a live run, else for both stages.",
+)
+_OUTCOMES = _SettingTable(
+    "Outcomes",
+    {
+        "answered": lambda row: w.counted(row.summary.modes),
+        "unguided": lambda row: _if_guided(row, w.counted(row.summary.unguided)),
+        "errors": lambda row: w.counted(row.summary.errors),
+        "truncated": lambda row: f"{row.summary.cut:,}",
+    },
+    "With the values of receipts. An error counts as a wrong answer. Truncated: answers that ended at their token "
+    "limit.",
+)
+
+
+def section_tables(section: ReportSection) -> list[ReportTable]:
+    """Return the tables of a run that have rows."""
+    rows = section.rows
+    timed = any((row.times.teacher_wait_s, row.times.student_wait_s, row.times.total_s) != (None,) * 3 for row in rows)
+    found = (
+        _ACCURACY.of(rows),
+        _comparisons(rows),
+        _TOKENS.of(rows),
+        _lengths(rows),
+        _COST.of(rows),
+        _SECONDS.of(rows if timed else ()),
+        _stages(section),
+        _OUTCOMES.of(rows),
     )
+    return [table for table in found if table.rows]
 
 
-def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the comparisons with the student and the teacher alone."""
-    found = [
-        (row.label, against, one, holm)
+def _comparisons(rows: Sequence[ReportRow]) -> ReportTable:
+    cells = tuple(
+        (
+            *(row.label, against, f"{one.n:,}", w.points(one.difference), w.point_range(one.interval)),
+            *(f"{len(one.won):,}", f"{len(one.lost):,}", w.p(one.p), w.p(holm)),
+        )
         for row in rows
         for against, one, holm in (("student", row.student, row.student_p), ("teacher", row.teacher, row.teacher_p))
-    ]
-    cells = [
-        (
-            *(label, against, f"{one.n:,}", w.points(one.difference), w.point_range(one.interval)),
-            *(f"{one.test.only_first:,}", f"{one.test.only_second:,}", w.p(one.test.p), w.p(holm)),
-        )
-        for label, against, one, holm in found
         if one is not None
-    ]
+    )
     only = ("only this right", "only that right")
     return ReportTable(
         "Comparison with the student and the teacher alone",
         ("setting", "against", "pairs", "difference", "95 %", *only, "p", "p (Holm)"),
-        tuple(cells),
+        cells,
         "On common questions, in percentage points. p is McNemar's, exact and two-sided, from the questions that only "
         "one of the two answers correctly. p (Holm) is adjusted for all guided settings of the run that are compared "
         "with a student, or with a teacher. 95 %: Agresti and Min's interval for pairs.",
     )
 
 
-def tokens(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the mean input and output tokens of an answer."""
-
-    def kept(row: ReportRow) -> str:
-        return w.mean(row.summary.kept_tokens, row.summary.n) if row.summary.mode == "guided" else w.NONE
-
-    columns: dict[str, Callable[[ReportRow], str]] = {
-        "teacher input + output": lambda row: _tokens(row, "teacher"),
-        "teacher kept": kept,
-        "student input + output": lambda row: _tokens(row, "student"),
-        "part of the teacher alone's output": lambda row: w.percent(row.token_share),
-        "part of all output": lambda row: w.percent(row.summary.teacher_token_share),
-    }
-    return _settings(
-        "Tokens",
-        rows,
-        columns,
-        "Mean of one answer, as counted by the engines. Part of the teacher alone's output: the teacher's output "
-        "tokens relative to the teacher alone, which the paper calls cost (52 %). Part of all output: relative to the "
-        "output of both models. Neither is the cost, which the next table has.",
-    )
-
-
-def lengths(rows: Sequence[ReportRow]) -> ReportTable:
+def _lengths(rows: Sequence[ReportRow]) -> ReportTable:
     """Return the lengths m that a rule chose, by rule."""
     return ReportTable(
         "Chosen lengths",
@@ -125,92 +168,22 @@ def lengths(rows: Sequence[ReportRow]) -> ReportTable:
     )
 
 
-def money(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the mean cost of an answer, compared with the teacher alone."""
-
-    def measured(row: ReportRow, cell: Callable[[MeasuredCost], str]) -> str:
-        return w.NONE if row.measured is None else cell(row.measured)
-
-    columns: dict[str, Callable[[ReportRow], str]] = {
-        "cost": lambda row: w.per_thousand(row.summary.cost_per_answer),
-        "teacher's part": lambda row: w.per_thousand(row.summary.teacher_usd / row.summary.n),
-        "teacher alone, measured": lambda row: measured(row, lambda one: w.per_thousand(one.teacher_usd / one.n)),
-        "savings": lambda row: measured(row, lambda one: w.per_thousand(one.savings_usd / one.n)),
-        "cost share": lambda row: w.percent(row.cost_share),
-        "teacher alone, this answer": lambda row: w.per_thousand(row.summary.baseline_usd / row.summary.n),
-        "savings, this answer": lambda row: w.per_thousand(row.summary.savings_usd / row.summary.n),
-        "cost share, this answer": lambda row: w.percent(row.summary.cost_share),
-    }
-    return _settings(
-        "Cost in USD per 1,000 answers",
-        rows,
-        columns,
-        "Prompts and answers of both models. Measured: cost of the teacher alone for the same questions with its own "
-        "answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the whole "
-        "cost relative to either one.",
-    )
-
-
-def waits(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the seconds of an answer; a table without rows if there are no times."""
-
-    def wait(waited_s: float | None, concurrency: int | None) -> str:
-        return w.seconds(waited_s) + (f" (at {concurrency})" if waited_s is not None and concurrency else "")
-
-    columns: dict[str, Callable[[ReportRow], str]] = {
-        "waited for teacher": lambda row: wait(row.times.teacher_wait_s, row.times.teacher_concurrency),
-        "waited for student": lambda row: wait(row.times.student_wait_s, row.times.student_concurrency),
-        "teacher stage": lambda row: w.seconds(row.times.teacher_s),
-        "student stage": lambda row: w.seconds(row.times.student_s),
-        "both stages": lambda row: w.seconds(row.times.busy_s),
-        "whole answer, live": lambda row: w.seconds(row.times.total_s),
-        "speed-up": lambda row: w.times(row.speed_up),
-    }
-    timed = any((row.times.teacher_wait_s, row.times.student_wait_s, row.times.total_s) != (None,) * 3 for row in rows)
-    return _settings(
-        "Seconds per answer",
-        rows if timed else (),
-        columns,
-        "Waited: time until the text of the engine was complete, with concurrent requests. Stage: that wait divided by "
-        "the number of concurrent requests, which is the engine time of one answer. Speed-up: time of the teacher "
-        "alone divided by that of the setting, for whole answers in a live run, else for both stages.",
-    )
-
-
-def stages(section: ReportSection) -> ReportTable:
-    """Return the durations of the stages."""
+def _stages(section: ReportSection) -> ReportTable:
     labels = {row.summary.name: row.label for row in section.rows}
-    cells = [
+    cells = tuple(
         (
             *(labels.get(one.setting, one.setting), one.stage),
             *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sittings:,}", f"{one.calls:,}"),
             *(w.seconds(one.seconds), w.seconds(one.seconds_per_call)),
         )
         for one in section.stages
-    ]
+    )
     return ReportTable(
         "Stages",
         ("setting", "stage", "concurrency", "sittings", "calls", "wall seconds", "seconds per call"),
-        tuple(cells),
+        cells,
         "Only new calls count: stored texts are not requested again, and guidance of one length is cut from that of a "
         "longer one.",
-    )
-
-
-def events(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return outcomes other than a regular answer."""
-    columns: dict[str, Callable[[ReportRow], str]] = {
-        "answered": lambda row: w.counted(row.summary.modes),
-        "unguided": lambda row: w.counted(row.summary.unguided) if row.summary.mode == "guided" else w.NONE,
-        "errors": lambda row: w.counted(row.summary.errors),
-        "truncated": lambda row: f"{row.summary.cut:,}",
-    }
-    return _settings(
-        "Outcomes",
-        rows,
-        columns,
-        "With the values of receipts. An error counts as a wrong answer. Truncated: answers that ended at their token "
-        "limit.",
     )
 
 
@@ -225,7 +198,7 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
             if (row := group.best_row) is not None:
                 shares = (w.part(row.kept), w.part(row.gap), w.percent(row.token_share), w.percent(row.cost_share))
                 best = (w.percent(group.on_common(row).accuracy), *shares)
-            name = (_NO_TEACHER if teacher is None else "none pays") if row is None else row.short_label
+            name = ("no teacher alone" if teacher is None else "none pays") if row is None else row.short_label
             found.append((run, w.percent(student), w.percent(teacher), name, *best))
     best_columns = ("best guided setting", "its accuracy", "kept", "gap closed")
     return ReportTable(
@@ -242,7 +215,19 @@ def _tokens(row: ReportRow, role: str) -> str:
     return f"{w.mean(read, row.summary.n)} + {w.mean(written, row.summary.n)}" if read or written else w.NONE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _if_guided(row: ReportRow, cell: str) -> str:
+    return cell if row.guided else w.NONE
+
+
+def _measured(row: ReportRow, cell: Callable[[MeasuredCost], str]) -> str:
+    return w.NONE if row.measured is None else cell(row.measured)
+
+
+def _wait(waited_s: float | None, concurrency: int | None) -> str:
+    return w.seconds(waited_s) + (f" (at {concurrency})" if waited_s is not None and concurrency else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Flip:
     """A question with different results of two settings, and the ends of their answers."""
 
@@ -253,7 +238,7 @@ class Flip:
     reference_text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Flips:
     """Questions (`count`, of which the first are `shown`) that only a guided setting or only its reference answers
     correctly.
@@ -271,18 +256,17 @@ class Flips:
 def flips(section: ReportSection) -> Iterator[Flips]:
     """Yield the flips of the best guided setting of each group; if none pays, of the most accurate one."""
     for group in section.groups:
-        guided = group.guided
-        if not guided:
+        row = group.best_row or max(group.guided, key=lambda one: one.summary.accuracy, default=None)
+        if row is None:
             continue
-        row = group.best_row or max(guided, key=lambda one: one.summary.accuracy)
         own = section.run.by_setting[row.summary.name]
         for against, found in (("student", row.student), ("teacher", row.teacher)):
             if found is None:
                 continue
             other = section.run.by_setting[found.reference]
             for way, questions in (("won", found.won), ("lost", found.lost)):
-                shown = tuple(_flip(question, own, other) for question in questions[:MAX_QUESTIONS])
-                yield Flips(label=row.label, against=against, way=way, count=len(questions), shown=shown)
+                shown = tuple(_flip(own[one], other[one]) for one in questions[:MAX_QUESTIONS])
+                yield Flips(row.label, against, way, len(questions), shown)
 
 
 def excerpt(text: str) -> str:
@@ -293,15 +277,8 @@ def excerpt(text: str) -> str:
     return ("\u2026 " if cut else "") + short[-MAX_CHARS:]
 
 
-def _flip(question: str, own: Mapping[str, Example], other: Mapping[str, Example]) -> Flip:
-    answer, reference_answer = own[question], other[question]
-    return Flip(
-        question=question,
-        found=_result(answer),
-        reference_found=_result(reference_answer),
-        text=excerpt(answer.text),
-        reference_text=excerpt(reference_answer.text),
-    )
+def _flip(own: Example, other: Example) -> Flip:
+    return Flip(own.question, _result(own), _result(other), excerpt(own.text), excerpt(other.text))
 
 
 def _result(one: Example) -> str | None:

@@ -17,7 +17,6 @@ NONE = "-"
 PERCENT = "\u00a0%"
 """Percent sign after a no-break space."""
 _MINUS = "\u2212"
-_THOUSAND = 1000
 
 
 def unbroken(text: str) -> str:
@@ -69,7 +68,7 @@ def usd(amount: Decimal) -> str:
 
 def per_thousand(amount: Decimal) -> str:
     """Format the USD of one answer as that of 1,000 answers."""
-    return usd(amount * _THOUSAND)
+    return usd(amount * 1000)
 
 
 def plain(amount: Decimal) -> str:
