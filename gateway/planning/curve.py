@@ -38,25 +38,6 @@ class DecodeStep(StrictModel):
     """Duration of the step, without prefill."""
 
 
-def step_s(steps: Sequence[DecodeStep], batch: float) -> float:
-    """Return the seconds of one step for `batch` answers, interpolated from measured steps, smallest batch first.
-
-    Steps are linear between measured batches. Below the first batch a step takes as long as the first one. Above the
-    last batch the slope of the last two continues. With a single measured batch, time grows in proportion to the batch.
-    A mean batch need not be whole.
-    """
-    if batch <= steps[0].batch:
-        return steps[0].step_s
-    if len(steps) == 1:
-        return steps[0].step_s * batch / steps[0].batch
-    above = min(bisect_left([step.batch for step in steps], batch), len(steps) - 1)
-    low, high = steps[above - 1], steps[above]
-    slope = (high.step_s - low.step_s) / (high.batch - low.batch)
-    if batch > high.batch:
-        slope = max(0.0, slope)  # a larger batch never makes a step shorter
-    return high.step_s + slope * (batch - high.batch)
-
-
 class CurvePrefill(StrictModel):
     """Speed of prefill."""
 
@@ -172,8 +153,23 @@ class Curve(StrictModel):
         return max(1, limit)
 
     def step_s(self, batch: float) -> float:
-        """Return the seconds of one step in which `batch` answers are decoded; a mean batch need not be whole."""
-        return step_s(self.decode, batch)
+        """Return the seconds of one step in which `batch` answers are decoded. A mean batch need not be whole.
+
+        Steps are linear between measured batches. Below the first batch a step takes as long as the first one. Above
+        the last batch the slope of the last two continues. With a single measured batch, time grows in proportion to
+        the batch.
+        """
+        steps = self.decode
+        if batch <= steps[0].batch:
+            return steps[0].step_s
+        if len(steps) == 1:
+            return steps[0].step_s * batch / steps[0].batch
+        above = min(bisect_left([step.batch for step in steps], batch), len(steps) - 1)
+        low, high = steps[above - 1], steps[above]
+        slope = (high.step_s - low.step_s) / (high.batch - low.batch)
+        if batch > high.batch:
+            slope = max(0.0, slope)  # a larger batch never makes a step shorter
+        return high.step_s + slope * (batch - high.batch)
 
     def priced(self, gpu_usd_per_hour: Decimal | None) -> Curve:
         """Return the engine with this GPU price; None keeps the price of the file."""

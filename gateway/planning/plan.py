@@ -69,8 +69,10 @@ def fleet(
     if (tokens := price.tokens) is not None:
         each_usd = cost_usd(tokens, work.read + work.cached, work.written, work.cached)
         hourly_usd = _EXACT.multiply(_EXACT.multiply(each_usd, rps), _SECONDS_PER_HOUR)
-        met = demands.first_p95_s is None or idle_first_s(curve, work) <= demands.first_p95_s
-        load = _provider_load(curve, work)
+        # A provider's engine is assumed to be as fast as its smallest measured batch.
+        first_s, step_s = idle_first_s(curve, work), curve.step_s(1)
+        load = ReplicaLoad(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)
+        met = _fast(load, demands)
         return ReplicaFleet(curve, work, None, None, load, inf, met, hourly_usd, _EXACT.multiply(each_usd, _THOUSAND))
     rate = float(rps)
     count = replicas or _needed(curve, work, rate, demands)
@@ -104,12 +106,6 @@ def _needed(curve: Curve, work: RequestWork, rate: float, demands: FleetDemands)
 
 def _fast(load: ReplicaLoad, demands: FleetDemands) -> bool:
     return demands.first_p95_s is None or load.first_p95_s <= demands.first_p95_s
-
-
-def _provider_load(curve: Curve, work: RequestWork) -> ReplicaLoad:
-    """Return the state of an external provider's engine, assumed to be as fast as its smallest measured batch."""
-    first_s, step_s = idle_first_s(curve, work), curve.step_s(1)
-    return ReplicaLoad(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)
 
 
 @dataclass(frozen=True, slots=True)
