@@ -11,8 +11,7 @@ import hashlib
 import secrets
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -164,8 +163,7 @@ def _error(status: int, body: bytes) -> EngineError:
     return error
 
 
-@dataclass(frozen=True, slots=True)
-class LiveRoute:
+class LiveRoute(NamedTuple):
     """A route of a gateway: the `model` value of requests, the name of its setting in the run, and the setting."""
 
     model: str

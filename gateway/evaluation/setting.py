@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 from msgspec import structs
@@ -314,8 +314,7 @@ def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto
             yield replace(guided, tokens=m) if isinstance(m, int) else replace(guided, auto=auto)
 
 
-@dataclass(frozen=True, slots=True)
-class RunLibrary:
+class RunLibrary(NamedTuple):
     """Projections by name, from a policies folder or shipped. `primed` has the exemplars of a file if given."""
 
     projections: Mapping[str, Projection]

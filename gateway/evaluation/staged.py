@@ -7,9 +7,9 @@ are left out. One engine at a time suffices, and the texts of the first stage se
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
@@ -52,8 +52,7 @@ TEACHER, STUDENT = "teacher", "student"
 _ANY_STUDENT = EngineSnapshot(Continuation("trailing"))
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionAnswer:
+class QuestionAnswer(NamedTuple):
     """The text of one answer as a caller receives it, the kept guidance (may be empty), and the receipt.
 
     The seconds are the writing time of each model with concurrent requests; None without a call.
@@ -66,8 +65,7 @@ class QuestionAnswer:
     student_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenPrices:
+class TokenPrices(NamedTuple):
     """Token prices by engine, and the encodings that count tokens if an engine does not."""
 
     prices: Mapping[str, Price]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.evaluation.setting import REQUEST_PARAMETERS
 from gateway.evaluation.statistics import wilson
@@ -25,8 +24,7 @@ _SUMS = (
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingSummary:
+class SettingSummary(NamedTuple):
     """Totals of one setting (as `Setting.as_dict`) over n questions, in the order of the run. Money is USD.
 
     Attributes:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -186,8 +185,7 @@ def read_curve(path: Path) -> Curve:
     return curve
 
 
-@dataclass(frozen=True, slots=True)
-class StreamTiming:
+class StreamTiming(NamedTuple):
     """Timing of one streamed answer, in seconds of one clock, with tokens as counted by the engine.
 
     `events_s` has the arrival of each event with text. An event may carry several tokens.

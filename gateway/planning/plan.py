@@ -6,7 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from math import ceil, inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import StartupError
 from gateway.planning.replica import ReplicaLoad, RequestWork, idle_first_s, replica_load, replica_s
@@ -36,8 +36,7 @@ class FleetDemands:
     first_p95_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaFleet:
+class ReplicaFleet(NamedTuple):
     """Replicas of one engine, and the state of each under its share of the load.
 
     `replicas` and `gpus` are None for an engine that is paid by the token. `max_rps` are the requests per second that
@@ -126,8 +125,7 @@ class RequestLoad:
     shown_cached: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CapacityPlan:
+class CapacityPlan(NamedTuple):
     """The resources that a load needs with guidance, and with the teacher `alone`.
 
     `student` is None if students run on callers' devices, so that their cost and time are unknown. `savings_share` is a

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, exp, inf, lgamma, log
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from gateway.planning.curve import Curve
@@ -34,8 +34,7 @@ _LN_20 = log(20)
 _ONE_AT_A_TIME = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillTime:
+class PrefillTime(NamedTuple):
     """Prefill of one kind of request on one engine: seconds of one prompt, and fixed seconds of each pass.
 
     `max_prompts` of one pass is below 1 if one prompt takes several passes. `chunked`: a pass shares its step with
@@ -48,8 +47,7 @@ class PrefillTime:
     chunked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeRounds:
+class DecodeRounds(NamedTuple):
     """The rounds of one replica, in seconds: the mean decoding step, and the mean round.
 
     `rate` has requests per second. `busy` is the part of the time in which the replica works.
@@ -190,8 +188,7 @@ def _counts(mean: float, spread: float = 1.0) -> list[tuple[int, float]]:
     return [(number, chance / total) for number, chance in zip(numbers, chances, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestWork:
+class RequestWork(NamedTuple):
     """Tokens of one request: prompt tokens to prefill, output tokens, and prompt tokens from the prefix cache."""
 
     read: int
@@ -290,8 +287,7 @@ def _prefill(curve: Curve, work: RequestWork) -> PrefillTime:
     return PrefillTime(work.read / prefill.tokens_per_s, prefill.pass_s, max_prompts, prefill.chunked)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chain:
+class _Chain(NamedTuple):
     """Steady state of a replica: the mean number of answers being decoded, and the mean while there are any.
 
     `idle` is the probability that there are none. The last two are the wait for a slot.

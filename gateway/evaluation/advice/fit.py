@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +42,7 @@ _VALUES = 81
 _MARGIN = 1.01  # relative tolerance in comparisons of costs
 
 
-@dataclass(frozen=True, slots=True)
-class LengthOutcome:
+class LengthOutcome(NamedTuple):
     """Result of one length for one question, or the mean of several. `score` is 1 if correct, else 0."""
 
     score: float
@@ -56,8 +54,7 @@ class LengthOutcome:
         return cls(float(example.correct), float(example.cost_usd), example.teacher_output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class LengthFamily:
+class LengthFamily(NamedTuple):
     """A setting (the shared keys of `Setting.as_dict`) at several lengths.
 
     Attributes:
@@ -138,8 +135,7 @@ def _family(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FitTables:
+class FitTables(NamedTuple):
     """A family as arrays: features (questions x features); right and usd (questions x lengths)."""
 
     features: Numbers
@@ -150,8 +146,7 @@ class FitTables:
         return FitTables(self.features[rows], self.right[rows], self.usd[rows])
 
 
-@dataclass(frozen=True, slots=True)
-class _Regressions:
+class _Regressions(NamedTuple):
     """P(right) for each length: intercepts (lengths), weights (lengths x features) of standardized features."""
 
     means: Numbers

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,7 @@ FOLDS = 5
 Verdict = Literal["guided", "none_pays", "too_few"]
 
 
-@dataclass(frozen=True, slots=True)
-class SettingResult:
+class SettingResult(NamedTuple):
     """Tests of one setting: the claim that it reaches the target, and the claim that it pays.
 
     It pays if it beats a random mixture of student and teacher; None for these two alone.
@@ -52,8 +51,7 @@ class SettingResult:
         return self.within.likely and (self.pays is None or self.pays.point > 0)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOutResult:
+class HeldOutResult(NamedTuple):
     """Cross-validated result of the procedure: each fold is answered by the setting that the other folds select.
 
     Attributes:

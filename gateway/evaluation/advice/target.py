@@ -159,8 +159,7 @@ def _samples(contrasts: Sequence[Contrast], seed: int) -> Numbers:
     return samples
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerPanel:
+class AnswerPanel(NamedTuple):
     """Results of k settings on n questions: arrays of shape (n, k), with 1 or 0, and USD.
 
     `teacher` and `student` are the columns of the two alone; `guided` has a flag for each column.
@@ -209,8 +208,7 @@ class AnswerPanel:
         return Contrast(values, cells)
 
 
-@dataclass(frozen=True, slots=True)
-class RecommendationTarget:
+class RecommendationTarget(NamedTuple):
     """A target.
 
     Attributes:

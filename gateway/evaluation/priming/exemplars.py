@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -61,8 +60,7 @@ _ORIGIN: Mapping[Style, str] = {
 _WIDTH = 110
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionSplit:
+class QuestionSplit(NamedTuple):
     """Disjoint parts of a data set's questions: to make exemplars from, to compare sets of them on, and to check the
     result.
     """
@@ -72,8 +70,7 @@ class QuestionSplit:
     check: tuple[Question, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TeacherAnswer:
+class TeacherAnswer(NamedTuple):
     """The teacher's complete answer to a question of the pool, and its tokens."""
 
     prompted: PromptStyle
@@ -81,8 +78,7 @@ class TeacherAnswer:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExemplarCandidate:
+class ExemplarCandidate(NamedTuple):
     """An exemplar that may be chosen, with the id of its question.
 
     `tokens` are those of its answer; for a rule, in proportion to the source text. `result` is what its scorer found;

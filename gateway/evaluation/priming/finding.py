@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import orjson
 
@@ -134,8 +134,7 @@ class SearchListener(Protocol):
     def on_step(self, step: SearchStep) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchLimits:
+class SearchLimits(NamedTuple):
     """Limits of a search: engine calls in total, exemplars of a set, and tokens of an exemplar's answer.
 
     `pool_answer_tokens` limits the teacher's answers to the pool.
@@ -157,8 +156,7 @@ class SearchLimits:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class SearchCheck:
+class SearchCheck(NamedTuple):
     """The found exemplars compared with no exemplars, on questions outside the search."""
 
     without: Trial
@@ -166,8 +164,7 @@ class SearchCheck:
     gained: ScoreDifference
 
 
-@dataclass(frozen=True, slots=True)
-class SearchReport:
+class SearchReport(NamedTuple):
     """Result of a search with its check, and the engine calls, including those of earlier sittings.
 
     `check` is None if nothing was found, or without questions for a check.

@@ -8,8 +8,7 @@ a paired comparison, or not worse and shorter. Then larger, smaller and mixed va
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.evaluation.priming.exemplars import ExemplarCandidate
 from gateway.evaluation.statistics import agresti_min, sign_test
@@ -31,8 +30,7 @@ _FIRST_SIZES = (4, 1)
 _RUNGS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class TrialOutcome:
+class TrialOutcome(NamedTuple):
     """A question, answered with guidance from one set of exemplars: its score, and the teacher's tokens.
 
     `calls` is the number of engine texts, including stored ones.
@@ -47,8 +45,7 @@ class TrialOutcome:
 Measure: TypeAlias = "Callable[[Sequence[tuple[Shown, Question]]], Awaitable[list[TrialOutcome]]]"
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(NamedTuple):
     """Results of a set of exemplars on some questions, in their order, with mean tokens of the teacher per request."""
 
     shown: Shown
@@ -62,8 +59,7 @@ class Trial:
         return sum(self.scores) / len(self.scores)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreDifference:
+class ScoreDifference(NamedTuple):
     """Advantage of one set over another on the same questions.
 
     Attributes:
@@ -125,8 +121,7 @@ class MeasuredOutcomes:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SearchStep:
+class SearchStep(NamedTuple):
     """A selected set. `tried` is the number of sets in its race, and `spent` the calls up to then.
 
     `gained` is the advantage over no exemplars; None for the first step, which has none.
@@ -138,8 +133,7 @@ class SearchStep:
     spent: int
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(NamedTuple):
     """Result of a search: the selected sets, of which the first is empty.
 
     `runner_up` is the best set of the last race if it was not selected; None without such a race. `ended`: nothing is

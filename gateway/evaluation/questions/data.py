@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, in_file_order, read
@@ -38,8 +38,7 @@ _SHIPPED = Path(__file__).with_name("shipped")
 _NO_EXEMPLARS = "has no exemplars: it must be a list: one '- question: ...' with 'answer: ...' per entry"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A problem with its story's name, its calculation (that of the correct person for a choice), and the number of
     steps.
     """
@@ -109,8 +108,7 @@ def _who(draw: ProblemRandom, name: str) -> Problem | None:
     return Problem(question, "who", amounts[names.index(correct)], len(names) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class HubSet:
+class HubSet(NamedTuple):
     """A split of a data set: its repository on the hub, and the file in it."""
 
     repo: str
@@ -129,8 +127,7 @@ NAMES = (*HUB_SETS, GENERATED, GENERATED_CHOICES)
 """Values of `--data` other than files."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedData:
+class LoadedData(NamedTuple):
     """The loaded questions, exemplars of few-shot prompts and primed guidance, and the issues of skipped lines."""
 
     name: str

@@ -20,8 +20,7 @@ KEEP = 0.95
 _KEEP = f"{KEEP:.0%}".replace("%", "\u00a0%")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingComparison:
+class SettingComparison(NamedTuple):
     """A setting compared with a reference, on their n common questions.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting.comparison import (
     FrontierPoint,
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     Answers = Mapping[str, Example]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionTimes:
+class QuestionTimes(NamedTuple):
     """Mean seconds of one question; None without records.
 
     The waits for each engine are measured with concurrent requests. `total_s` is measured by the client of a live run.
@@ -132,8 +131,7 @@ def _divide(waited_s: float | None, concurrency: int | None) -> float | None:
     return None if waited_s is None or not concurrency else waited_s / concurrency
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredCost:
+class MeasuredCost(NamedTuple):
     """Cost and tokens of a setting compared with the teacher alone and its own answers, on their n common questions.
 
     `token_share` has the teacher's output tokens as a part of those of the teacher alone (the paper's 52 %). `speed_up`
@@ -195,8 +193,7 @@ class ReportRow:
         return None if self.measured is None else self.measured.speed_up
 
 
-@dataclass(frozen=True, slots=True)
-class ReportGroup:
+class ReportGroup(NamedTuple):
     """Settings with equal requests, the teacher and the student first.
 
     Attributes:
@@ -246,8 +243,7 @@ class ReportGroup:
         return [FrontierPoint.of(summary) for summary in self.common.values()]
 
 
-@dataclass(frozen=True, slots=True)
-class ReportSection:
+class ReportSection(NamedTuple):
     """The figures of one run."""
 
     run: RunRecords
