@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import msgspec
@@ -55,26 +56,23 @@ class RunFolder:
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("ab")
+            lock = (self.path / _LOCK).open("ab")
         except OSError as error:
             raise StartupError(f"{self.path} cannot be written: {error.strerror}. Name another folder.") from error
-        try:
-            # The kernel releases the lock when the process ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise StartupError(
-                f"Another process runs in {self.path}. Wait for its end, or name another folder."
-            ) from error
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(lock)
+            try:
+                # The kernel releases the lock when the process ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                message = f"Another process runs in {self.path}. Wait for its end, or name another folder."
+                raise StartupError(message) from error
             self._load()
-        except StartupError:
-            self._lock.close()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.close()
+        self._stack.close()
 
     @property
     def generations(self) -> Path:

@@ -167,7 +167,7 @@ class RecordingEngine:
 
     async def teacher_text(self, request: TeacherRequest) -> TeacherText:
         """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
-        key = self._key_of(request)
+        key = self.key_of(request)
         async with self._locks.setdefault(key, asyncio.Lock()):
             teacher_text = self._stored(request)
             if teacher_text is None:
@@ -180,12 +180,11 @@ class RecordingEngine:
         return self._stored(request) is not None
 
     def _stored(self, request: TeacherRequest) -> TeacherText | None:
-        teacher_text = self._storage.teacher_texts.get(self._key_of(request))
-        return (
-            teacher_text if teacher_text and teacher_text.truncated(request.max_tokens, tuple(request.stop)) else None
-        )
+        text = self._storage.teacher_texts.get(self.key_of(request))
+        return text if text and text.truncated(request.max_tokens, tuple(request.stop)) else None
 
-    def _key_of(self, request: TeacherRequest) -> str:
+    def key_of(self, request: TeacherRequest) -> str:
+        """Return a key of the request, whatever its token limit."""
         parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
         return _key(self._revision, "opening", parts)
 
@@ -193,11 +192,11 @@ class RecordingEngine:
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
         """Return the stored or new reply, and pass its pieces to `on_text` at once, as the engine streamed them."""
-        teacher_text = await self.teacher_text(request)
+        text = await self.teacher_text(request)
         if on_text is not None:
-            for piece in teacher_text.streamed_pieces(request.max_tokens):
+            for piece in text.streamed_pieces(request.max_tokens):
                 on_text(piece)
-        reply = teacher_text.truncated(request.max_tokens, tuple(request.stop))
+        reply = text.truncated(request.max_tokens, tuple(request.stop))
         assert reply is not None, "teacher_text() returns at least the requested length"
         return reply
 

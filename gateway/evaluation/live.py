@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Example, Manifest
+    from gateway.evaluation.record import Manifest
     from gateway.evaluation.run import EvalWork, RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.protocol.body import Json
@@ -54,7 +54,6 @@ GATEWAY = "gateway"
 _RECEIPT_TIMEOUT_S = 20.0
 _RECEIPT_INTERVAL_S = 0.05
 _BUSY = frozenset({429, 503})
-_MS_PER_S = 1000
 # An engine on a CPU is slow, and an unguided answer would not count for a guided setting.
 _DEADLINE_S = 600.0
 _LEASE_S = 900.0
@@ -101,7 +100,7 @@ class GatewayClient:
             failure.reason = receipt.status
             raise failure
         teacher_ms = receipt.timings.teacher_ms
-        teacher_s = None if teacher_ms is None else round(teacher_ms / _MS_PER_S, 3)
+        teacher_s = None if teacher_ms is None else round(teacher_ms / 1000, 3)
         return QuestionAnswer("".join(pieces), _guidance(receipt, pieces), receipt, teacher_s, None), total_s
 
     async def _receipt(self, request_id: str) -> Receipt:
@@ -194,7 +193,14 @@ async def run_live(
 
     async def run_one(item: tuple[LiveRoute, Question]) -> None:
         nonlocal done
-        example = await _live_example(*item, work, client, retries)
+        route, question = item
+        body = request_body(route, question, work)
+        try:
+            answered, total_s = await retries.call(lambda: client.complete(body))
+        except EngineError as error:
+            example = failed_example(route.name, question, error.reason or error.label, route.setting.mode)
+        else:
+            example = await scored_example(route.name, question, answered, work.score, total_s)
         folder.add(example)
         done += 1
         progress.step(example.teacher_output_tokens + example.student_output_tokens)
@@ -212,17 +218,6 @@ async def run_live(
     finally:
         folder.write_examples(work.questions)
     progress.end()
-
-
-async def _live_example(
-    route: LiveRoute, question: Question, work: EvalWork, client: GatewayClient, retries: StageRetries
-) -> Example:
-    body = request_body(route, question, work)
-    try:
-        answered, total_s = await retries.call(lambda: client.complete(body))
-    except EngineError as error:
-        return failed_example(route.name, question, error.reason or error.label, route.setting.mode)
-    return await scored_example(route.name, question, answered, work.score, total_s)
 
 
 def request_body(route: LiveRoute, question: Question, work: EvalWork) -> Json:
@@ -272,11 +267,9 @@ def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
     rules = [one.setting.route(one.model, TEACHER, STUDENT, **_GUIDANCE) for one in routes]
     policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": rules})
     # The projection object may have its own exemplars, or come from a file that the gateway does not read.
-    guidances = [
-        one.guidance.with_projection(by.setting.projection) for one, by in zip(policy.routes, routes, strict=True)
-    ]
     with_projections = tuple(
-        one.model_copy(update={"guidance": guidance}) for one, guidance in zip(policy.routes, guidances, strict=True)
+        one.model_copy(update={"guidance": one.guidance.with_projection(by.setting.projection)})
+        for one, by in zip(policy.routes, routes, strict=True)
     )
     return PolicySet.of([policy.model_copy(update={"routes": with_projections})])
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
-import orjson
-
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.errors import EngineError, GatewayError
@@ -161,7 +159,7 @@ class StagedRun:
         self._progress = progress
         self._concurrency = concurrency
         self._pauses_s = pauses_s
-        self._labels: dict[bytes, str] = {}  # error labels of failed teacher calls, by request
+        self._labels: dict[str, str] = {}  # error labels of failed teacher calls, by request
         self._prices = pair.prices
         self._storage = Generations(folder.generations)
         self._teacher = self._recorded(TEACHER)
@@ -206,12 +204,13 @@ class StagedRun:
 
     def _missing_requests(self) -> list[tuple[Setting, TeacherRequest]]:
         """Return each distinct teacher request without a text, with its first setting and the largest token limit."""
-        found: dict[bytes, tuple[Setting, TeacherRequest]] = {}
+        found: dict[str, tuple[Setting, TeacherRequest]] = {}
         for setting, question in self._work.items:
             request = staged.teacher_request(setting, question, self._work.exemplars)
             if request is not None:
-                first, longest = found.get(_identity(request), (setting, request))
-                found[_identity(request)] = first, max(longest, request, key=lambda one: one.max_tokens)
+                key = self._teacher.key_of(request)
+                first, longest = found.get(key, (setting, request))
+                found[key] = first, max(longest, request, key=lambda one: one.max_tokens)
         return [(setting, request) for setting, request in found.values() if not self._teacher.holds(request)]
 
     async def _run_teacher(self, missing: Sequence[tuple[Setting, TeacherRequest]], teacher: Engine) -> None:
@@ -223,7 +222,7 @@ class StagedRun:
             try:
                 teacher_text = await retries.call(lambda: recorded.teacher_text(request))
             except GatewayError as error:
-                self._labels[_identity(request)] = error.label
+                self._labels[recorded.key_of(request)] = error.label
                 self._progress.step()
             else:
                 self._progress.step(teacher_text.output_tokens)
@@ -265,7 +264,7 @@ class StagedRun:
         """Compute one example. Returns False if a text is missing and may not be requested."""
         request = staged.teacher_request(setting, question, self._work.exemplars)
         if request is not None and not self._teacher.holds(request):
-            label = self._labels.get(_identity(request))
+            label = self._labels.get(self._teacher.key_of(request))
             if label is not None:
                 self._folder.keep(failed_example(setting.name, question, label, setting.mode))
             return label is not None
@@ -316,9 +315,3 @@ class StagedRun:
                 seconds = round(time.perf_counter() - started, 3)
                 self._folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self._concurrency)
         self._progress.end()
-
-
-def _identity(request: TeacherRequest) -> bytes:
-    return orjson.dumps(
-        (request.messages, request.prompt, request.temperature, request.top_p, request.seed, tuple(request.stop))
-    )

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 TEACHER, STUDENT = "teacher", "student"
-# The first stage does not need the student: its capabilities are known in the second stage.
-_ANY_STUDENT = EngineSnapshot(Continuation("trailing"))
 
 
 class QuestionAnswer(NamedTuple):
@@ -190,4 +188,5 @@ def _plan(setting: Setting, request: CompletionRequest) -> Plan:
 
 
 def _any_student(engine: str) -> EngineSnapshot:
-    return _ANY_STUDENT
+    """Return a student for the first stage, which needs none: its capabilities are known in the second stage."""
+    return EngineSnapshot(Continuation("trailing"))

@@ -115,11 +115,6 @@ def paired_bootstrap(statistic: Callable[..., Means], *samples: Sequence[float],
     return Interval(float(low), float(high))
 
 
-def share(first: Means, second: Means) -> Means:
-    """Return the first as a part of the second, for `paired_bootstrap`."""
-    return first / second
-
-
 def holm(ps: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values, in the order given.
 

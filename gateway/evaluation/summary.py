@@ -122,14 +122,7 @@ def request_key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
-    """Add up the examples of one setting: all of them, or a part, as in a cross-validation.
-
-    Raises ValueError without examples, or for an example of another setting.
-    """
-    if not examples:
-        raise ValueError(f"no examples of {setting['name']}")
-    if other := next((one.setting for one in examples if one.setting != setting["name"]), None):
-        raise ValueError(f"an example of {other} among those of {setting['name']}")
+    """Add up the examples of one setting, at least one: all of them, or a part, as in a cross-validation."""
     guided = setting["mode"] == "guided"
     sums: dict[str, Any] = {name: sum(getattr(one, name) for one in examples) for name in _SUMS}
     return SettingSummary(

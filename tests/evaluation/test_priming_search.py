@@ -146,14 +146,6 @@ async def test_the_same_search_makes_the_same_calls() -> None:
     assert first.measured == second.measured
 
 
-def test_a_question_to_compare_on_is_no_exemplar() -> None:
-    mine = ExemplarCandidate(Exemplar("Which is number 3?", "3"), "concise", "s3", 3)
-    with pytest.raises(ValueError, match="is an exemplar"):
-        ExemplarSearch(
-            {"concise": [mine]}, SELECT, MeasuredOutcomes(World(lambda _: 0.5).measure, 100), max_exemplars=1
-        )
-
-
 def test_fewer_tokens_break_a_tie_and_a_worse_score_does_not() -> None:
     before = trial(1, 0, 1, 0, read=90)
     assert improves(trial(1, 0, 1, 0, read=80), before)

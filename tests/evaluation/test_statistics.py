@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.evaluation.statistics import holm, paired_bootstrap, paired_difference, share, sign_test, wilson
+from gateway.evaluation.statistics import holm, paired_bootstrap, paired_difference, sign_test, wilson
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
@@ -62,7 +62,7 @@ def test_a_sample_without_a_difference_does_not_show_that_there_is_none() -> Non
     assert found is not None
     assert found.low < -0.015
     assert found.high > 0.015
-    assert paired_bootstrap(share, first, second, seed=1) is None
+    assert paired_bootstrap(lambda one, other: one / other, first, second, seed=1) is None
 
 
 @pytest.mark.parametrize(("n", "only_first", "only_second"), [(40, 0.0, 0.02), (100, 0.01, 0.01), (200, 0.03, 0.1)])
@@ -79,7 +79,7 @@ def test_the_interval_of_paired_differences_has_its_coverage(n: int, only_first:
 
 def test_a_bootstrap_is_the_same_under_a_seed() -> None:
     first, second = pairs(20, 12, 6, 22)
-    found = [paired_bootstrap(share, first, second, seed=seed) for seed in (1, 1, 2)]
+    found = [paired_bootstrap(lambda one, other: one / other, first, second, seed=seed) for seed in (1, 1, 2)]
     assert found[0] == found[1]
     assert found[0] is not None
     assert found[2] is not None
@@ -87,11 +87,11 @@ def test_a_bootstrap_is_the_same_under_a_seed() -> None:
 
 
 def test_a_ratio_with_a_possibly_zero_denominator_has_no_interval() -> None:
-    assert paired_bootstrap(share, [1, 1, 0, 0], [1, 0, 0, 0], seed=1) is None
+    assert paired_bootstrap(lambda one, other: one / other, [1, 1, 0, 0], [1, 0, 0, 0], seed=1) is None
 
 
 def test_one_question_has_no_interval() -> None:
-    assert paired_bootstrap(share, [1], [1], seed=1) is None
+    assert paired_bootstrap(lambda one, other: one / other, [1], [1], seed=1) is None
     assert paired_difference([True], [False]) is None
 
 

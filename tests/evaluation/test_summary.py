@@ -82,13 +82,6 @@ def test_only_guided_settings_have_guidance_to_score() -> None:
     assert found.guidance_correct is None
 
 
-def test_examples_of_another_setting_are_refused() -> None:
-    with pytest.raises(ValueError, match="an example of student"):
-        summarize(GUIDED.as_dict(), [one("a", setting=STUDENT.name)])
-    with pytest.raises(ValueError, match="no examples"):
-        summarize(GUIDED.as_dict(), [])
-
-
 def test_settings_come_in_the_runs_order_and_those_without_examples_are_left_out(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (TEACHER, GUIDED), n=3)
     examples = list(read_lines(folder / EXAMPLES, Example))

@@ -151,10 +151,7 @@ class SearchResult(NamedTuple):
 
 
 class ExemplarSearch:
-    """A search for exemplars by style, in the order of trials. It leaves `reserve` calls unused.
-
-    Raises ValueError if an exemplar is one of the questions to compare on.
-    """
+    """A search for exemplars by style, in the order of trials. It leaves `reserve` calls unused."""
 
     def __init__(
         self,
@@ -165,9 +162,6 @@ class ExemplarSearch:
         max_exemplars: int,
         reserve: int = 0,
     ) -> None:
-        compared = {question.id for question in questions}
-        if any(one.question in compared for group in styles.values() for one in group):
-            raise ValueError("a question to compare on is an exemplar")
         self._styles = styles
         self._questions = questions
         self._scores = scores

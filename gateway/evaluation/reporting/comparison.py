@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.evaluation.statistics import Interval, paired_bootstrap, paired_difference, share, sign_test
+from gateway.evaluation.statistics import Interval, paired_bootstrap, paired_difference, sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,8 @@ def kept_share(one: Mapping[str, Example], teacher: Mapping[str, Example], seed:
     first, second = _right(one, teacher)
     if not sum(second):
         return None
-    return ShareInterval(sum(first) / sum(second), paired_bootstrap(share, first, second, seed=seed))
+    share = paired_bootstrap(lambda kept, whole: kept / whole, first, second, seed=seed)
+    return ShareInterval(sum(first) / sum(second), share)
 
 
 def gap_closed(
