@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,28 +111,17 @@ class LocalPair:
         ]
 
 
-@dataclass(frozen=True, slots=True)
 class ConfiguredPair:
-    """Two models of a configuration file, served elsewhere."""
+    """Two models of a configuration file, served elsewhere. Raises StartupError if the file lacks one of them."""
 
-    settings: Settings
-    teacher: str
-    student: str
-    _chosen: list[ModelSettings] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Raise StartupError if the file lacks one of the models."""
-        named = {role: _named(self.settings, role, name) for role, name in self.names.items()}
-        chosen = [model.model_copy(update={"name": role, "breaker": _NO_BREAKER}) for role, model in named.items()]
-        object.__setattr__(self, "_chosen", chosen)
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {TEACHER: self.teacher, STUDENT: self.student}
-
-    @property
-    def prices(self) -> TokenPrices:
-        return _token_prices(self._chosen)
+    def __init__(self, settings: Settings, teacher: str, student: str) -> None:
+        self.settings = settings
+        self.names = {TEACHER: teacher, STUDENT: student}
+        named = {role: _named(settings, role, name) for role, name in self.names.items()}
+        self._chosen = [
+            model.model_copy(update={"name": role, "breaker": _NO_BREAKER}) for role, model in named.items()
+        ]
+        self.prices = _token_prices(self._chosen)
 
     def fetch(self) -> None:
         """Do nothing: the models are served elsewhere."""
@@ -275,19 +264,16 @@ class StageRetries:
                     self._failed = 0
                     raise
                 if pause_s is None or rejected or self._gone is not None:
-                    self._count_failure(error)
+                    self._failed += 1
+                    answers = isinstance(error, EngineFailed | EngineProtocolError)
+                    if self._failed >= (_BROKEN_AFTER_FAILURES if answers else _GONE_AFTER_FAILURES):
+                        self._gone = error
                     raise
                 await asyncio.sleep(max(pause_s, min(error.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)))
             else:
                 self._failed = 0
                 return result
         raise AssertionError("the last attempt returns or raises")
-
-    def _count_failure(self, error: EngineError) -> None:
-        self._failed += 1
-        answers = isinstance(error, EngineFailed | EngineProtocolError)
-        if self._failed >= (_BROKEN_AFTER_FAILURES if answers else _GONE_AFTER_FAILURES):
-            self._gone = error
 
     async def run_concurrently(
         self, items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int

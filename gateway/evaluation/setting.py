@@ -10,7 +10,6 @@ grids:                        several grids in one run; each inherits the keys a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -90,8 +89,10 @@ def read_auto(file: Path | None) -> AutoLength:
         learned, issues = files.of(rule.model, source, ("model",))
         if learned is None:
             raise ConfigError(issues)
-    block, path = _complete_block(rule, _plain(source.data)), str(file.absolute())
-    return AutoLength(rule if learned is None else rule.with_length_model(learned), block, path, learned)
+    # Contains JSON types only: decimals become floats.
+    plain = orjson.loads(orjson.dumps(source.data, default=float))
+    rule_with_model = rule if learned is None else rule.with_length_model(learned)
+    return AutoLength(rule_with_model, _complete_block(rule, plain), str(file.absolute()), learned)
 
 
 def _complete_block(rule: AutoRule, block: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,15 +104,6 @@ def _complete_block(rule: AutoRule, block: Mapping[str, Any]) -> dict[str, Any]:
             for one in DEFAULT_RULES
         ]
     return block_items | {name: value for name, value in block.items() if value is not None}
-
-
-def _plain(value: Any) -> Any:
-    """Return the value with JSON types only."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return float(value) if isinstance(value, Decimal) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

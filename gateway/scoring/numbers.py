@@ -98,10 +98,7 @@ def _result_of_truncated(parts: list[str]) -> NumberValue | None:
 
 def _ends_with_operator(sentence: str) -> bool:
     """Return whether the sentence ends with an operator whose right operand is missing."""
-    for char in reversed(sentence):
-        if char in _SIGNS or char.isalnum():
-            return char in _SIGNS
-    return False
+    return next((char in _SIGNS for char in reversed(sentence) if char in _SIGNS or char.isalnum()), False)
 
 
 def _substitutes_numbers(sentence: str) -> bool:
@@ -178,7 +175,8 @@ def _amount(match: re.Match[str], text: str) -> NumberValue | None:
     value = _value(match, text)
     if value is None:
         return None
-    sign = match["sign"] is not None and not _is_minus(match, text)
+    # After an operand, the dash is a minus operator or joins words.
+    sign = match["sign"] is not None and not _OPERAND.search(_before(match, text))
     written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
     negative = sign or match["inner"] is not None
     return NumberValue(written, -value if negative else value, match["percent"] is not None)
@@ -198,11 +196,6 @@ def _value(match: re.Match[str], text: str) -> Fraction | None:
     exponent = int(match["power"] or 0) - len(decimals)
     whole = int(digits + decimals)
     return Fraction(whole * 10**exponent, denominator) if exponent > 0 else Fraction(whole, 10**-exponent * denominator)
-
-
-def _is_minus(match: re.Match[str], text: str) -> bool:
-    """Return whether the dash is a minus operator or joins words."""
-    return _OPERAND.search(_before(match, text)) is not None
 
 
 def _before(match: re.Match[str], text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from gateway.local.weights import cache_folder
 from gateway.policy.projection_shapes import ExemplarRule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from gateway.evaluation.questions.problem_stories import Sum
     from gateway.policy.projections import Exemplar
@@ -39,38 +39,32 @@ _NO_EXEMPLARS = "has no exemplars: it must be a list: one '- question: ...' with
 
 
 class Problem(NamedTuple):
-    """A problem with its story's name, its calculation (that of the correct person for a choice), and the number of
-    steps.
-    """
+    """A problem with its story's name and its calculation (that of the correct person for a choice)."""
 
     question: Question
     kind: str
     sum: Sum
-    steps: int
 
 
 def problems(count: int, seed: int = 0) -> list[Problem]:
     """Return `count` different word problems with whole numbers as answers."""
-    seen: set[str] = set()
-    return [_new_problem("problem", seed, index, seen) for index in range(count)]
+    return _distinct("problem", _word_problem, count, seed)
 
 
 def choice_problems(count: int, seed: int = 0) -> list[Problem]:
     """Return `count` different questions for the person among five with the most or the fewest items."""
-    seen: set[str] = set()
-    return [_new_problem("choice", seed, index, seen) for index in range(count)]
+    return _distinct("choice", _who, count, seed)
 
 
-def _new_problem(form: str, seed: int, index: int, seen: set[str]) -> Problem:
-    attempt = 0
-    while True:
-        draw = ProblemRandom(f"{form}:{seed}:{index}:{attempt}")
-        name = f"{form}-{seed}-{index}"
-        problem = _word_problem(draw, name) if form == "problem" else _who(draw, name)
-        if problem is not None and problem.question.text not in seen:
-            seen.add(problem.question.text)
-            return problem
-        attempt += 1
+def _distinct(form: str, make: Callable[[ProblemRandom, str], Problem | None], count: int, seed: int) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for index in range(count):
+        for attempt in itertools.count():
+            problem = make(ProblemRandom(f"{form}:{seed}:{index}:{attempt}"), f"{form}-{seed}-{index}")
+            if problem is not None and problem.question.text not in found:
+                found[problem.question.text] = problem
+                break
+    return list(found.values())
 
 
 def _word_problem(draw: ProblemRandom, name: str) -> Problem | None:
@@ -85,14 +79,14 @@ def _word_problem(draw: ProblemRandom, name: str) -> Problem | None:
         aside = draw.pick(ASIDES).format(name=draw.pick(PEOPLE), number=draw.between(2, 30))
         statements.insert(draw.between(1, len(statements)), aside)
     text = " ".join([*statements, question])
-    return Problem(Question(name, text, str(story.value), "numeric", steps=steps), kind, story.sum, steps)
+    return Problem(Question(name, text, str(story.value), "numeric", steps=steps), kind, story.sum)
 
 
 def _who(draw: ProblemRandom, name: str) -> Problem | None:
     names, thing = draw.some(PEOPLE, len(_LETTERS)), draw.pick(KEPT)
     amounts: list[Sum] = [draw.between(20, 60)]
     statements = [f"{names[0]} has {thing.count(worth(amounts[0]))}."]
-    for before, other in pairwise(names):
+    for before, other in itertools.pairwise(names):
         amount, sentence = compared(draw, amounts[-1], other, before, thing.many)
         amounts.append(amount)
         statements.append(sentence)
@@ -105,7 +99,7 @@ def _who(draw: ProblemRandom, name: str) -> Problem | None:
     letter = next(letter for letter, name_of_choice in choices.items() if name_of_choice == correct)
     text = with_choices(f"{' '.join(statements)} Who has the {superlative} {thing.many}?", choices)
     question = Question(name, text, letter, "choice", tuple(choices.items()), steps=len(names) - 1)
-    return Problem(question, "who", amounts[names.index(correct)], len(names) - 1)
+    return Problem(question, "who", amounts[names.index(correct)])
 
 
 class HubSet(NamedTuple):

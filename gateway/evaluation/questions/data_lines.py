@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import re2
 
@@ -134,23 +134,19 @@ def _choices(line: Json) -> dict[str, str]:
     if isinstance(value, dict) and set(value) == {"label", "text"}:
         labels, texts = value["label"], value["text"]
         if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
-            _raise_choices("'label' and 'text' must be lists of the same length")
+            raise InvalidLine("choices", "'label' and 'text' must be lists of the same length")
     elif isinstance(value, dict):
         labels, texts = list(value), list(value.values())
     elif isinstance(value, list) and len(value) <= len(string.ascii_lowercase):
         labels, texts = list(string.ascii_lowercase[: len(value)]), value
     else:
-        _raise_choices('must be {"a": "...", "b": "..."} or a list of texts')
+        raise InvalidLine("choices", 'must be {"a": "...", "b": "..."} or a list of texts')
     if not all(isinstance(value, str) and value.strip() for value in (*labels, *texts)):
-        _raise_choices("every letter and every choice must be text that is not empty")
+        raise InvalidLine("choices", "every letter and every choice must be text that is not empty")
     choices = {label.strip().lower(): text.strip() for label, text in zip(labels, texts, strict=True)}
     if len(choices) < max(_MIN_CHOICES, len(labels)):
-        _raise_choices("there must be at least two, each with its own letter")
+        raise InvalidLine("choices", "there must be at least two, each with its own letter")
     return choices
-
-
-def _raise_choices(message: str) -> NoReturn:
-    raise InvalidLine("choices", message)
 
 
 def _letter(answer: str, choices: Mapping[str, str]) -> str:

@@ -123,6 +123,11 @@ class Story:
         if sentence is not None:
             self.sentences.append(sentence)
 
+    def ask(self, question: str) -> Story:
+        """Add the question, and return the story."""
+        self.sentences.append(question)
+        return self
+
 
 def operations(total: Sum) -> frozenset[Sum]:
     """Return the different calculations of a sum."""
@@ -168,8 +173,7 @@ def collection(draw: ProblemRandom, steps: int) -> Story:
         else:
             heads = draw.between(2, 3)
             story.then("-", ("*", heads, some), f"{name} gives {thing.count(some)} to each of {heads} friends.")
-    story.sentences.append(f"How many {thing.many} does {name} have now?")
-    return story
+    return story.ask(f"How many {thing.many} does {name} have now?")
 
 
 def _next_event(draw: ProblemRandom, story: Story, steps: int, last: str) -> str:
@@ -198,8 +202,7 @@ def shopping(draw: ProblemRandom, steps: int) -> Story:
         costs.append(("*", number, price))
     story = Story(reduce(_plus, costs), [f"{name} buys {_listed(parts)}."])
     if steps % 2:
-        story.sentences.append(f"How many dollars does {name} pay in all?")
-        return story
+        return story.ask(f"How many dollars does {name} pay in all?")
     note = (story.value // 10 + draw.between(1, 4)) * 10
     story.sum = ("-", note, story.sum)
     story.sentences += [f"{name} pays with ${note}.", f"How many dollars does {name} get back?"]
@@ -218,13 +221,11 @@ def journey(draw: ProblemRandom, steps: int) -> Story:
         ways.append(("*", hours, speed))
     story = Story(reduce(_plus, ways), [f"{name} {how} {_listed(parts, 'and then')}."])
     if steps % 2:
-        story.sentences.append(f"How many kilometres does {name} travel in all?")
-        return story
+        return story.ask(f"How many kilometres does {name} travel in all?")
     whole = story.value + draw.between(5, 60)
     story.sum = ("-", whole, story.sum)
     story.sentences.insert(0, f"The way to the coast is {whole} km long.")
-    story.sentences.append(f"How many kilometres are then still ahead of {name}?")
-    return story
+    return story.ask(f"How many kilometres are then still ahead of {name}?")
 
 
 def wages(draw: ProblemRandom, steps: int) -> Story:
@@ -247,8 +248,7 @@ def wages(draw: ProblemRandom, steps: int) -> Story:
             story.then("-", price, f"{name} buys {thing.a} for ${price}.")
         else:
             story.then("-", ("*", number, price), f"{name} buys {thing.count(number)} at ${price} each.")
-    story.sentences.append(f"How many dollars does {name} have in the end?")
-    return story
+    return story.ask(f"How many dollars does {name} have in the end?")
 
 
 def family(draw: ProblemRandom, steps: int) -> Story:
@@ -266,8 +266,7 @@ def family(draw: ProblemRandom, steps: int) -> Story:
         broken = draw.between(3, 11)
         story.then("-", broken, f"Together they give away {thing.count(broken)}.")
     who = _listed(names[: steps // 2 + 1])
-    story.sentences.append(f"How many {thing.many} do {who} have together{' after that' if steps % 2 else ''}?")
-    return story
+    return story.ask(f"How many {thing.many} do {who} have together{' after that' if steps % 2 else ''}?")
 
 
 def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str) -> tuple[Sum, str]:
@@ -286,27 +285,23 @@ def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str
 
 def bakery(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a baker who bakes, sells, and packs the rest."""
-    name, thing = draw.pick(PEOPLE), draw.pick(BAKED)
-    trays, each = draw.between(5, 12), draw.between(8, 20)
-    first = f"{name} bakes {trays} trays with {each} {thing.many} on each."
-    return _packed(draw, steps, Story(("*", trays, each), [first]), thing.many, "bakes", name)
+    return _packed(draw, steps, BAKED, "{name} bakes {groups} trays with {each} {many} on each.", "bakes", "trays")
 
 
 def garden(draw: ProblemRandom, steps: int) -> Story:
     """Tell of a gardener who plants, loses some, and packs the rest."""
-    name, thing = draw.pick(PEOPLE), draw.pick(CROPS)
-    rows, each = draw.between(5, 12), draw.between(8, 20)
-    first = f"{name} grows {rows} rows of {thing.many} with {each} in each row."
-    return _packed(draw, steps, Story(("*", rows, each), [first]), thing.many, "grows", name)
+    return _packed(draw, steps, CROPS, "{name} grows {groups} rows of {many} with {each} in each row.", "grows", "rows")
 
 
-def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
-    """Add production and losses, then packing and sales if steps remain."""
+def _packed(draw: ProblemRandom, steps: int, things: Sequence[Noun], first: str, makes: str, place: str) -> Story:
+    """Tell of production and losses, then of packing and sales if steps remain."""
+    name, many = draw.pick(PEOPLE), draw.pick(things).many
+    groups, each = draw.between(5, 12), draw.between(8, 20)
+    story = Story(("*", groups, each), [first.format(name=name, groups=groups, each=each, many=many)])
     ends = min(3, max(0, steps - 2))  # packing, sales, expenses
     while story.steps < steps - ends - 1:
         some, groups = draw.between(3, 9), draw.between(2, 5)
         if steps - ends - 1 - story.steps > 1 and draw.below(2):
-            place = "trays" if makes == "bakes" else "rows"
             story.then("+", ("*", groups, some), f"Later {name} {makes} {groups} more {place} of {some}.")
         elif story.value > _ENOUGH_TO_GIVE:
             story.then("-", some, f"{some} {many} are given to a school.")
@@ -317,21 +312,17 @@ def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str
     sold = story.value % size + size * draw.between(1, min(3, whole - 2))
     story.then("-", sold, f"{sold} {many} are sold on {draw.pick(DAYS)} morning.")
     if not ends:
-        story.sentences.append(f"How many {many} are left?")
-        return story
+        return story.ask(f"How many {many} are left?")
     story.then("/", size, f"{name} packs the other {many} in bags of {size}.")
     if ends == 1:
-        story.sentences.append("How many bags are there?")
-        return story
+        return story.ask("How many bags are there?")
     price = draw.between(6, 14)
     story.then("*", price, f"All the bags are sold for ${price} each.")
     if ends == 2:
-        story.sentences.append("How many dollars do the bags bring in?")
-        return story
+        return story.ask("How many dollars do the bags bring in?")
     spent = draw.between(5, min(60, story.value - 1))
     story.then("-", spent, f"To make all this, {name} had spent ${spent}.")
-    story.sentences.append(f"How many dollars from the bags are left after what {name} had spent?")
-    return story
+    return story.ask(f"How many dollars from the bags are left after what {name} had spent?")
 
 
 def reading(draw: ProblemRandom, steps: int) -> Story:
@@ -345,19 +336,16 @@ def reading(draw: ProblemRandom, steps: int) -> Story:
     while story.steps < steps - ends:
         more, again = draw.between(8, 35), draw.between(2, 4)
         if steps - ends - story.steps > 1 and draw.below(3):
-            sentence = f"For the next {again} days {name} reads {more} pages a day."
-            story.then("+", ("*", again, more), sentence)
+            story.then("+", ("*", again, more), f"For the next {again} days {name} reads {more} pages a day.")
         else:
             story.then("+", more, f"Then there is a day on which {name} reads {more} pages.")
     whole = story.value + last * draw.between(2, 8)
     story.sum = ("-", whole, story.sum)
     story.sentences.insert(0, f"A book has {whole} pages.")
     if ends == 1:
-        story.sentences.append(f"How many pages are then left for {name} to read?")
-    else:
-        story.then("/", last, f"From then on {name} reads {last} pages a day.")
-        story.sentences.append("How many more days does the rest of the book take?")
-    return story
+        return story.ask(f"How many pages are then left for {name} to read?")
+    story.then("/", last, f"From then on {name} reads {last} pages a day.")
+    return story.ask("How many more days does the rest of the book take?")
 
 
 STORIES: Mapping[str, Callable[[ProblemRandom, int], Story]] = {
