@@ -27,7 +27,6 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.accounting.receipt import Receipt
     from gateway.engines.base import Engine, TeacherRequest
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
@@ -58,7 +57,9 @@ async def scored_example(
     except (Unscored, EngineError) as failure:
         verdict, error = ScoredAnswer(0.0), failure.label
     receipt = answered.receipt
-    teacher = receipt.teacher
+    teacher, guidance = receipt.teacher, receipt.guidance
+    kept_tokens = 0 if teacher is None or receipt.mode != "teacher" else teacher.output_tokens
+    chosen_tokens = 0 if guidance is None else guidance.tokens
     student = [share for share in (receipt.student, receipt.probe) if share is not None]
     return Example(
         setting=setting,
@@ -71,7 +72,7 @@ async def scored_example(
         unguided=receipt.unguided,
         guidance=answered.guidance,
         guidance_score=guidance_verdict.score,
-        kept_tokens=_kept_tokens(receipt),
+        kept_tokens=kept_tokens if guidance is None else guidance.kept_tokens,
         teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
         teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
         student_input_tokens=sum(share.input_tokens for share in student),
@@ -83,7 +84,7 @@ async def scored_example(
         student_s=answered.student_s,
         total_s=total_s,
         length=receipt.length,
-        chosen_tokens=_chosen_tokens(receipt),
+        chosen_tokens=None if receipt.length is None else chosen_tokens,
         error=error,
     )
 
@@ -101,18 +102,6 @@ def failed_example(setting: str, question: Question, label: str, mode: str) -> E
         baseline_usd=_ZERO,
         error=label,
     )
-
-
-def _kept_tokens(receipt: Receipt) -> int:
-    if receipt.guidance is not None:
-        return receipt.guidance.kept_tokens
-    return receipt.teacher.output_tokens if receipt.mode == "teacher" and receipt.teacher is not None else 0
-
-
-def _chosen_tokens(receipt: Receipt) -> int | None:
-    if receipt.length is None:
-        return None
-    return 0 if receipt.guidance is None else receipt.guidance.tokens
 
 
 class RunProgress(Protocol):

@@ -106,14 +106,10 @@ class SettingSummary(NamedTuple):
         return float(self.cost_usd / self.baseline_usd) if self.baseline_usd else None
 
     @property
-    def output_tokens(self) -> int:
-        """Return the output tokens of teacher and student, visible to the caller or not."""
-        return self.teacher_output_tokens + self.student_output_tokens
-
-    @property
     def teacher_token_share(self) -> float | None:
-        """Return the teacher's part of all output tokens; None without output."""
-        return self.teacher_output_tokens / self.output_tokens if self.output_tokens else None
+        """Return the teacher's part of all output tokens, visible to the caller or not; None without output."""
+        output_tokens = self.teacher_output_tokens + self.student_output_tokens
+        return self.teacher_output_tokens / output_tokens if output_tokens else None
 
 
 def request_key(setting: Mapping[str, Any]) -> tuple[Any, ...]:

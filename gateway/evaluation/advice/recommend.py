@@ -106,7 +106,46 @@ class Recommendation:
 
     @property
     def reason(self) -> str:
-        return _reason(self)
+        """Return the reason of the verdict in words."""
+        confidence, evidence = percent(self.confidence, 0), self.evidence
+        guided = [one for one in self.results if one.pays is not None]
+        if self.verdict == "guided":
+            shown = "it reaches the target and beats a student-teacher mixture at its cost"
+            return f"{shown}, each with {confidence} confidence"
+        if self.verdict == "too_few":
+            return f"no guided setting is shown to reach the target and to pay yet: {self._missing_evidence()}"
+        if not guided:
+            return "the run has no guided setting: add some to the grid of `gkt-gateway eval run`"
+        cheapest, favorite = self.target.minimizes_cost, self.favorite_setting
+        if cheapest and favorite is None and not evidence.correct[:, evidence.teacher].any():
+            return "none pays: the teacher answered no question correctly, so it has no accuracy to keep"
+        reach = [one for one in guided if one.within.likely]
+        if not reach:
+            return f"none pays: none of the {len(guided)} guided settings reaches the target"
+        best = max(one.pays.point for one in reach if one.pays is not None)
+        if best <= 0:
+            return (
+                f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, but none beats a mixture "
+                f"of student and teacher at the same cost; the best is {abs(best) * 100:.1f} points below"
+            )
+        assert favorite is not None, "a setting that reaches the target and beats the mixture would be the favorite"
+        is_chosen = self.favorite == self.chosen
+        doubt = "" if is_chosen else f" (as measured; not shown with {confidence} confidence)"
+        return (
+            f"none pays: the {favorite.setting['mode']} alone reaches the target{doubt}, and is "
+            f"{'cheaper' if cheapest else 'better'} than every guided setting that reaches it and beats a mixture of "
+            "student and teacher"
+        )
+
+    def _missing_evidence(self) -> str:
+        n, more, favorite = len(self.evidence.questions), self.more, self.favorite_setting
+        needed = "" if more is None else f"about {more:,} questions in addition to these {n} would show it"
+        if favorite is None or not favorite.guided:
+            return needed or f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
+        chosen = f"as measured {favorite.name} would be chosen"
+        if more is None:
+            return f"{chosen}, but it is too close to the limit for a reasonable number of questions"
+        return f"{chosen}; {needed}"
 
 
 def recommend(
@@ -219,47 +258,3 @@ def _held_out(
         teacher_usd=total_usd(*alone) / len(alone),
         chosen=dict(chosen.most_common()),
     )
-
-
-def _reason(recommendation: Recommendation) -> str:
-    confidence, evidence = percent(recommendation.confidence, 0), recommendation.evidence
-    guided = [one for one in recommendation.results if one.pays is not None]
-    if recommendation.verdict == "guided":
-        return (
-            f"it reaches the target and beats a student-teacher mixture at its cost, each with {confidence} confidence"
-        )
-    if recommendation.verdict == "too_few":
-        return f"no guided setting is shown to reach the target and to pay yet: {_missing_evidence(recommendation)}"
-    if not guided:
-        return "the run has no guided setting: add some to the grid of `gkt-gateway eval run`"
-    cheapest, favorite = recommendation.target.minimizes_cost, recommendation.favorite_setting
-    if cheapest and favorite is None and not evidence.correct[:, evidence.teacher].any():
-        return "none pays: the teacher answered no question correctly, so it has no accuracy to keep"
-    reach = [one for one in guided if one.within.likely]
-    if not reach:
-        return f"none pays: none of the {len(guided)} guided settings reaches the target"
-    best = max(one.pays.point for one in reach if one.pays is not None)
-    if best <= 0:
-        return (
-            f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, but none beats a mixture of "
-            f"student and teacher at the same cost; the best is {abs(best) * 100:.1f} points below"
-        )
-    assert favorite is not None, "a setting that reaches the target and beats the mixture would be the favorite"
-    is_chosen = recommendation.favorite == recommendation.chosen
-    doubt = "" if is_chosen else f" (as measured; not shown with {confidence} confidence)"
-    return (
-        f"none pays: the {favorite.setting['mode']} alone reaches the target{doubt}, and is "
-        f"{'cheaper' if cheapest else 'better'} than every guided setting that reaches it and beats a mixture of "
-        "student and teacher"
-    )
-
-
-def _missing_evidence(recommendation: Recommendation) -> str:
-    n, more, favorite = len(recommendation.evidence.questions), recommendation.more, recommendation.favorite_setting
-    needed = "" if more is None else f"about {more:,} questions in addition to these {n} would show it"
-    if favorite is None or not favorite.guided:
-        return needed or f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
-    chosen = f"as measured {favorite.name} would be chosen"
-    if more is None:
-        return f"{chosen}, but it is too close to the limit for a reasonable number of questions"
-    return f"{chosen}; {needed}"

@@ -34,7 +34,8 @@ _LETTERS = "abcde"
 _ASIDE_IN = 3  # one problem in three has an irrelevant number
 DEFAULT_COUNT = 200
 MAX_ISSUES_SHOWN = 10
-_SHIPPED = Path(__file__).with_name("shipped")
+_SHIPPED = {"numeric": "arithmetic.yaml", "choice": "choices.yaml"}
+"""Shipped exemplars by scorer."""
 _NO_EXEMPLARS = "has no exemplars: it must be a list: one '- question: ...' with 'answer: ...' per entry"
 
 
@@ -262,19 +263,14 @@ def _questions(
             continue
         found[question.id], line_numbers[question.id] = question, number
     if issues and not skip_bad:
-        raise ConfigError(_first(issues, file))
+        if (more := len(issues) - MAX_ISSUES_SHOWN) > 0:
+            text = f"{more} more bad lines; --skip-bad skips and counts all {len(issues)}"
+            issues[MAX_ISSUES_SHOWN:] = [ConfigIssue(file, 0, 0, "", text)]
+        raise ConfigError(issues)
     if not found:
         bad = f" ({len(issues)} bad lines skipped)" if issues else ""
         raise StartupError(f"--data {file} has no question{bad}: write one JSON object per line")
     return list(found.values()), tuple(issues)
-
-
-def _first(issues: list[ConfigIssue], file: str) -> list[ConfigIssue]:
-    more = len(issues) - MAX_ISSUES_SHOWN
-    if more <= 0:
-        return issues
-    text = f"{more} more bad lines; --skip-bad skips and counts all {len(issues)}"
-    return [*issues[:MAX_ISSUES_SHOWN], ConfigIssue(file, 0, 0, "", text)]
 
 
 def exemplars(path: Path) -> tuple[Exemplar, ...]:
@@ -298,11 +294,8 @@ def exemplars(path: Path) -> tuple[Exemplar, ...]:
 def shipped(scorers: Sequence[str]) -> tuple[Exemplar, ...]:
     """Return the shipped exemplars for questions with these scorers: all numeric, or all choice; none for others."""
     kinds = set(scorers)
-    if kinds == {"numeric"}:
-        return exemplars(_SHIPPED / "arithmetic.yaml")
-    if kinds == {"choice"}:
-        return exemplars(_SHIPPED / "choices.yaml")
-    return ()
+    files = [file for kind, file in _SHIPPED.items() if kinds == {kind}]
+    return exemplars(Path(__file__).with_name("shipped") / files[0]) if files else ()
 
 
 def _hub_rows(name: str) -> list[dict[str, Any]]:
