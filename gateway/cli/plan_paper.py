@@ -1,13 +1,8 @@
 """`gkt-gateway plan paper`: compare the paper's times (Tables 2 to 5) with bounds from its single models.
 
-The paper ran single models one question at a time, and guidance in batches (Table 8). For its teachers only the step of
-a batch of one is known. With perfect scaling, a step of a batch of b takes as long as a step of one. Without scaling it
-takes b times as long. So a pair's time lies between
-
-    guidance / b + student     and     guidance + student
-
-with guidance = teacher x m / n. The student writes all n tokens in addition to the guidance: in Figure 3 it takes
-10,364.28 s, and 10,304.18 s alone.
+With guidance = teacher x m / n, a pair's time lies between guidance / batch + student, if batches scale perfectly, and
+guidance + student, if they do not scale. The student writes all n tokens in addition to the guidance: in Figure 3 it
+takes 10,364.28 s, and 10,304.18 s alone.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Means: TypeAlias = NDArray[np.float64]
-
 CONFIDENCE = 0.95
 MIN_QUESTIONS = 20
 """No claim is made with fewer questions."""
@@ -80,10 +79,9 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
 def paired_bootstrap(statistic: Callable[..., Means], *samples: Sequence[float], seed: int) -> Interval | None:
     """Return the percentile interval of a statistic of several settings, resampling their questions together.
 
-    Args:
-        statistic: Function of the samples' means, which are arrays with one value per resample; returns such an array.
-        samples: One value per question for each setting, in the same order.
-        seed: The same seed and samples give the same interval.
+    `statistic` is a function of the samples' means, which are arrays with one value per resample; it returns such an
+    array. `samples` have one value per question for each setting, in the same order. Equal seeds and samples give equal
+    intervals.
 
     Returns None for fewer than two questions, and if the statistic is undefined for a resample (such as a share of 0).
     Returns None too if all resamples agree, since a sample without differences does not prove equality. Raises

@@ -1,19 +1,10 @@
 """A replica under a load: a server that decodes many answers together and reads prompts in between.
 
-The model has two parts:
-
-- Prefill takes rate x prefill seconds of each second. The rest is left for decoding, so that a step takes longer by
-  1 / (1 - rate x prefill).
-- With n answers in the batch, one ends every steps x step(n) / n seconds. So the number of answers is a birth-death
-  chain, with births at the rate of requests, and beyond `slots` requests queue. Its steady state is exact for any
-  distribution of lengths while slots are free. For the queue it assumes exponential lengths, which slightly
-  overestimates waits for equal lengths.
-
-Mean waits are the mean queue length divided by the rate (Little's law).
-
-The time to the first token follows from the engine's rounds. In a round it reads the prompts of the previous round in
-one pass, and then gives each answer of its batch a token. A request waits for the end of the current round and for the
-pass that reads it and others.
+Prefill slows down decoding, the answers being decoded are a birth-death chain, and mean waits follow from Little's law.
+The steady state is exact for any distribution of lengths while slots are free. For the queue it assumes exponential
+lengths, which slightly overestimates waits for equal lengths. The time to the first token follows from the engine's
+rounds: a request waits for the end of the current round, and for the pass that reads it and others.
+docs/design/planning.md has the formulas.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from typing import NamedTuple
 # A model that was given example questions may continue with a question of its own.
 _NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:|(?<=[.!?)\]] )(?:Q|Question):", re.MULTILINE)
 _ANSWER_LABEL = re.compile(r"^[ \t*]*(?:A|Answer)[ \t*]*:", re.MULTILINE)
-
 _CUE = re.compile(
     r"(?:\b(?:answer|choice|option)(?:\s+(?:here|to (?:the|this|your) (?:question|problem)))?"
     r"(?:\s+(?:is|would be|will be|should be|must be|has to be)\b(?:\s*:)?|\s*[:=]))|####",
@@ -24,7 +23,6 @@ _DUTY = re.compile(r"(?:should|must|has to) be", re.IGNORECASE)
 _DENIED = re.compile(r"[\s:*]*(?:not|never|neither|incorrect|wrong|correct|right)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]*]|\Z)|\n")
 _ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
-
 _FENCE = "```"
 _KIND = re.compile(r"[ \t]*+(\w*+)")
 _PRINTED = frozenset({"", "output", "text"})

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.statistics import Interval
 
 Numbers = NDArray[np.float64]
-
 # Settings with less than this part of the questions are left out, since only common questions count.
 _MIN_SHARE = 0.5
 

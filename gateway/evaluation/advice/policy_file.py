@@ -283,17 +283,10 @@ def _unwritable(file: Path, error: OSError) -> StartupError:
 def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
     """Return the files of a guided setting if they have changed since the run, else an empty tuple. Blocks.
 
-    The hash covers all shown texts together, so of two files it is unknown which one changed. An unusable file has
-    changed too.
-
-    Some settings cannot be checked and yield an empty tuple:
-
-    - Settings without a hash, as in older folders and for routes of a remote gateway.
-    - Settings whose projection has no files.
-    - Few-shot prompts with a projection of a policies folder: the hash covers the prompt's exemplars, and the folder
-      does not name them. With a file of --exemplars for `primed`, that file has them.
-
-    `setting`: the result of `Setting.as_dict`, with `shown_hash`.
+    `setting`: the result of `Setting.as_dict`, with `shown_hash`. The hash covers all shown texts together, so of two
+    files it is unknown which one changed. An unusable file has changed too. The result is empty for settings that
+    cannot be checked: those without a hash (older folders, routes of a remote gateway), and few-shot prompts whose
+    exemplars no file of the setting names.
     """
     files = tuple(file for file, _ in files_of(setting))
     unknown_shots = setting["shots"] and setting.get("exemplars") is None

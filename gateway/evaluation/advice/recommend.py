@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.8
 FOLDS = 5
-
 Verdict = Literal["guided", "none_pays", "too_few"]
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.advice.evidence import Evidence
 
 Numbers = NDArray[np.float64]
-
 POWER = 0.8
 """Probability of detecting a difference with the estimated number of questions."""
 _DRAWS = 10_000
