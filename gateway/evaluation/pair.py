@@ -171,8 +171,8 @@ def student_state(state: EngineState) -> Json | None:
     """Return the student's capabilities as plain values; None until a probe finds how it continues text."""
     if state.continuation == "not_probed":
         return None
-    continuation = None if state.continuation is None else msgspec.to_builtins(state.continuation)
-    return {"continuation": continuation, "takes_prompts": state.takes_prompts, "reasoning": state.reasoning}
+    known = {name: getattr(state, name) for name in ("continuation", "takes_prompts", "reasoning")}
+    return dict(msgspec.to_builtins(known))
 
 
 def stored_state(capabilities: Json | None) -> EngineState | None:
@@ -180,11 +180,7 @@ def stored_state(capabilities: Json | None) -> EngineState | None:
     if capabilities is None:
         return None
     known = capabilities["continuation"]
-    return EngineState(
-        continuation=None if known is None else Continuation(**known),
-        takes_prompts=capabilities["takes_prompts"],
-        reasoning=capabilities["reasoning"],
-    )
+    return EngineState(**capabilities | {"continuation": None if known is None else Continuation(**known)})
 
 
 def _token_prices(models: list[ModelSettings]) -> TokenPrices:

@@ -126,31 +126,24 @@ class EvalWork:
         return [(setting, question) for setting in self.settings for question in self.questions]
 
 
+@dataclass
 class StagedRun:
     """A run of every question under every setting, stored in a folder. Close it with `close`.
 
     `concurrency` is the number of concurrent questions. `pauses_s` are the seconds before each retry of a failed call.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        work: EvalWork,
-        pair: Pair,
-        progress: RunProgress,
-        *,
-        concurrency: int,
-        pauses_s: Sequence[float] = PAUSES_S,
-    ) -> None:
-        self._folder = folder
-        self._work = work
-        self._pair = pair
-        self._progress = progress
-        self._concurrency = concurrency
-        self._pauses_s = pauses_s
+    folder: RunFolder
+    work: EvalWork
+    pair: Pair
+    progress: RunProgress
+    concurrency: int
+    pauses_s: Sequence[float] = PAUSES_S
+
+    def __post_init__(self) -> None:
         self._labels: dict[str, str] = {}  # error labels of failed teacher calls, by request
-        self._prices = pair.prices
-        self._storage = Generations(folder.generations)
+        self._prices = self.pair.prices
+        self._storage = Generations(self.folder.generations)
         self._teacher = self._recorded(TEACHER)
         self._saved_at = time.monotonic()
 
@@ -158,13 +151,13 @@ class StagedRun:
         """Run both stages. Raises StartupError if an engine does not start or is gone; all texts are stored."""
         try:
             if missing := self._missing_requests():
-                async with engine(self._pair, TEACHER) as teacher:
+                async with engine(self.pair, TEACHER) as teacher:
                     await self._run_teacher(missing, teacher)
-            remaining = await self._from_texts(self._student_state(), self._work.items)
+            remaining = await self._from_texts(self._student_state(), self.work.items)
             if remaining:
-                async with engine(self._pair, STUDENT) as student:
+                async with engine(self.pair, STUDENT) as student:
                     if (state := student_state(student.state)) is not None:
-                        self._folder.set_student_state(state)
+                        self.folder.set_student_state(state)
                     await self._run_student(await self._from_texts(state, remaining), student)
         finally:
             self.write()
@@ -172,30 +165,29 @@ class StagedRun:
     async def rescore(self) -> list[tuple[Setting, Question]]:
         """Compute every example from the stored texts. Returns the items without texts; their examples stay."""
         try:
-            return await self._from_texts(self._student_state(), self._work.items)
+            return await self._from_texts(self._student_state(), self.work.items)
         finally:
             self.write()
 
     def calls_left(self) -> tuple[int, int]:
         """Return the number of teacher calls and the upper bound of student calls that remain."""
-        done = {key for key, example in self._folder.examples.items() if example.error is None}
-        students = ((setting.name, question.id) for setting, question in self._work.items if setting.mode != "teacher")
+        done = {key for key, example in self.folder.examples.items() if example.error is None}
+        students = ((setting.name, question.id) for setting, question in self.work.items if setting.mode != "teacher")
         return len(self._missing_requests()), sum(key not in done for key in students)
 
     def write(self) -> None:
         """Write the examples to disk."""
         self._saved_at = time.monotonic()
-        self._folder.write_examples(self._work.questions)
+        self.folder.write_examples(self.work.questions)
 
     def close(self) -> None:
-        """Close the text storage."""
         self._storage.close()
 
     def _missing_requests(self) -> list[tuple[Setting, TeacherRequest]]:
         """Return each distinct teacher request without a text, with its first setting and the largest token limit."""
         found: dict[str, tuple[Setting, TeacherRequest]] = {}
-        for setting, question in self._work.items:
-            request = staged.teacher_request(setting, question, self._work.exemplars)
+        for setting, question in self.work.items:
+            request = staged.teacher_request(setting, question, self.work.exemplars)
             if request is not None:
                 key = self._teacher.key_of(request)
                 first, longest = found.get(key, (setting, request))
@@ -204,7 +196,7 @@ class StagedRun:
 
     async def _run_teacher(self, missing: Sequence[tuple[Setting, TeacherRequest]], teacher: Engine) -> None:
         recorded = self._recorded(TEACHER, teacher)
-        retries = StageRetries(self._pauses_s)
+        retries = StageRetries(self.pauses_s)
 
         async def send(one: tuple[Setting, TeacherRequest]) -> None:
             request = one[1]
@@ -212,9 +204,9 @@ class StagedRun:
                 teacher_text = await retries.call(lambda: recorded.teacher_text(request))
             except GatewayError as error:
                 self._labels[recorded.key_of(request)] = error.label
-                self._progress.step()
+                self.progress.step()
             else:
-                self._progress.step(teacher_text.output_tokens)
+                self.progress.step(teacher_text.output_tokens)
 
         await self._run_stage("teacher", missing, send, recorded, retries)
 
@@ -237,11 +229,11 @@ class StagedRun:
     async def _run_student(self, remaining: Sequence[tuple[Setting, Question]], student: Engine) -> None:
         recorded = self._recorded(STUDENT, student)
         student_call = self._student_call(recorded)
-        retries = StageRetries(self._pauses_s)
+        retries = StageRetries(self.pauses_s)
 
         async def run_one(pair: tuple[Setting, Question]) -> None:
             await self._answer(*pair, student_call, retries)
-            self._progress.step(self._folder.examples[pair[0].name, pair[1].id].student_output_tokens)
+            self.progress.step(self.folder.examples[pair[0].name, pair[1].id].student_output_tokens)
             if time.monotonic() > self._saved_at + _SAVE_INTERVAL_S:
                 self.write()
 
@@ -251,33 +243,33 @@ class StagedRun:
         self, setting: Setting, question: Question, student_call: StudentCall, retries: StageRetries | None = None
     ) -> bool:
         """Compute one example. Returns False if a text is missing and may not be requested."""
-        request = staged.teacher_request(setting, question, self._work.exemplars)
+        request = staged.teacher_request(setting, question, self.work.exemplars)
         if request is not None and not self._teacher.holds(request):
             label = self._labels.get(self._teacher.key_of(request))
             if label is not None:
-                self._folder.keep(failed_example(setting.name, question, label, setting.mode))
+                self.folder.keep(failed_example(setting.name, question, label, setting.mode))
             return label is not None
 
         def answering() -> Awaitable[staged.QuestionAnswer]:
-            return staged.answer(setting, question, self._work.exemplars, self._teacher, student_call, self._prices)
+            return staged.answer(setting, question, self.work.exemplars, self._teacher, student_call, self._prices)
 
         try:
             answered = await (answering() if retries is None else retries.call(answering))
         except KeyError:
             return False
         except GatewayError as error:
-            self._folder.keep(failed_example(setting.name, question, error.label, setting.mode))
+            self.folder.keep(failed_example(setting.name, question, error.label, setting.mode))
         else:
-            self._folder.keep(await scored_example(setting.name, question, answered, self._work.score))
+            self.folder.keep(await scored_example(setting.name, question, answered, self.work.score))
         return True
 
     def _student_state(self) -> dict[str, object] | None:
-        return None if self._folder.manifest is None else self._folder.manifest.student_look
+        return None if self.folder.manifest is None else self.folder.manifest.student_look
 
     def _recorded(
         self, role: str, running: Engine | None = None, state: dict[str, object] | None = None
     ) -> RecordingEngine:
-        return RecordingEngine(running, self._storage, self._pair.names[role], role, stored_state(state))
+        return RecordingEngine(running, self._storage, self.pair.names[role], role, stored_state(state))
 
     @staticmethod
     def _student_call(student: RecordingEngine) -> StudentCall:
@@ -294,13 +286,13 @@ class StagedRun:
         retries: StageRetries,
     ) -> None:
         """Run `work` on every item, by setting, and record the duration for each setting, also after an error."""
-        self._progress.begin(f"{stage} {self._pair.names[stage]}", len(items))
+        self.progress.begin(f"{stage} {self.pair.names[stage]}", len(items))
         for setting in dict.fromkeys(setting for setting, _ in items):
             before, started = recorded.calls, time.perf_counter()
             try:
                 group = [item for item in items if item[0] is setting]
-                await retries.run_concurrently(group, work, self._concurrency)
+                await retries.run_concurrently(group, work, self.concurrency)
             finally:
                 seconds = round(time.perf_counter() - started, 3)
-                self._folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self._concurrency)
-        self._progress.end()
+                self.folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self.concurrency)
+        self.progress.end()

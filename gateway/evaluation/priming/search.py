@@ -8,6 +8,7 @@ a paired comparison, or not worse and shorter. Then larger, smaller and mixed va
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.evaluation.priming.exemplars import ExemplarCandidate
@@ -150,28 +151,20 @@ class SearchResult(NamedTuple):
         return self.steps[-1] if len(self.steps) > 1 else None
 
 
+@dataclass(frozen=True, slots=True)
 class ExemplarSearch:
     """A search for exemplars by style, in the order of trials. It leaves `reserve` calls unused."""
 
-    def __init__(
-        self,
-        styles: Mapping[Style, Sequence[ExemplarCandidate]],
-        questions: Sequence[Question],
-        scores: MeasuredOutcomes,
-        *,
-        max_exemplars: int,
-        reserve: int = 0,
-    ) -> None:
-        self._styles = styles
-        self._questions = questions
-        self._scores = scores
-        self._max_exemplars = max_exemplars
-        self._reserve = reserve
+    styles: Mapping[Style, Sequence[ExemplarCandidate]]
+    questions: Sequence[Question]
+    scores: MeasuredOutcomes
+    max_exemplars: int
+    reserve: int = 0
 
     async def run(self, on_step: Callable[[SearchStep], None] = lambda _: None) -> SearchResult:
         """Search to the end, calling `on_step` after each step. Raises errors of `MeasuredOutcomes.of`."""
-        (without,) = await self._scores.of([()], self._questions)
-        steps = [SearchStep(without, None, 0, self._scores.spent)]
+        (without,) = await self.scores.of([()], self.questions)
+        steps = [SearchStep(without, None, 0, self.scores.spent)]
         on_step(steps[0])
         tried: set[Shown] = {()}
         while moves := [one for one in self.moves(steps[-1].trial.shown) if one not in tried]:
@@ -180,7 +173,7 @@ class ExemplarSearch:
                 return SearchResult(tuple(steps), None, "calls")
             tried.update(moves)
             finalists = await self._race(moves)
-            spent = self._scores.spent
+            spent = self.scores.spent
             raced = [SearchStep(one, ScoreDifference.of(without, one), len(moves), spent) for one in finalists]
             better = next((one for one in raced if improves(one.trial, steps[-1].trial)), None)
             if better is None:
@@ -192,15 +185,13 @@ class ExemplarSearch:
     def moves(self, shown: Shown) -> list[Shown]:
         """Return the next sets to try, most promising first: first of each style, then larger, smaller and others."""
         if not shown:
-            sizes = sorted({min(size, self._max_exemplars) for size in _FIRST_SIZES}, reverse=True)
-            return _distinct(tuple(group[:size]) for size in sizes for group in self._styles.values() if group)
+            sizes = sorted({min(size, self.max_exemplars) for size in _FIRST_SIZES}, reverse=True)
+            return _distinct(tuple(group[:size]) for size in sizes for group in self.styles.values() if group)
         taken = {one.question for one in shown}
-        rest = {
-            style: tuple(one for one in group if one.question not in taken) for style, group in self._styles.items()
-        }
+        rest = {style: tuple(one for one in group if one.question not in taken) for style, group in self.styles.items()}
         styles = [one.style for one in shown]
         main = max(dict.fromkeys(styles), key=styles.count)
-        room = self._max_exemplars - len(shown)
+        room = self.max_exemplars - len(shown)
         larger = [shown + rest[main][: min(len(shown), room)]]
         larger += [shown + group[: min(1, room)] for group in rest.values()]
         half = len(shown) // 2
@@ -211,14 +202,14 @@ class ExemplarSearch:
         """Return the trials of the sets that reached the last question, the best first."""
         trials: list[Trial] = []
         for survivors, end in self._rungs(len(sets)):
-            trials = await self._scores.of(sets[:survivors], self._questions[:end])
+            trials = await self.scores.of(sets[:survivors], self.questions[:end])
             trials.sort(key=lambda one: (-one.score, one.read_tokens))
             sets = [one.shown for one in trials]
         return trials
 
     def _rungs(self, sets: int) -> list[tuple[int, int]]:
         """Return pairs of a number of sets and the number of questions up to which they are measured."""
-        count = len(self._questions)
+        count = len(self.questions)
         ends = sorted({math.ceil(count * (index + 1) / _RUNGS) for index in range(_RUNGS)})
         return [(max(1, math.ceil(sets / 2**index)), end) for index, end in enumerate(ends)]
 
@@ -229,7 +220,7 @@ class ExemplarSearch:
             for survivors, end in self._rungs(sets):
                 calls += survivors * (end - begin) * CALLS_EACH
                 begin = end
-            if calls <= self._scores.remaining - self._reserve:
+            if calls <= self.scores.remaining - self.reserve:
                 return sets
             sets -= 1
         return 0
