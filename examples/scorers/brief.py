@@ -5,8 +5,7 @@
 It gets the answer and the question, never the prompt. See docs/evaluation.md#scorers.
 """
 
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.record import Question, ScoredAnswer
 
 MOST_WORDS = 60
 

@@ -1,7 +1,6 @@
 """Evaluation: the paper's experiments for any pair and data set, and advice on a route's guidance.
 
 questions/         data sets, and the exemplars of prompts
-question.py        a question with its correct answer
 scoring.py         scorers by name: the comparison of an answer with the correct one
                    ... or by a model; gateway/scoring/ extracts the result of an answer
 setting.py         a grid of varied parameters, and each of its points: which models answer, and with which guidance
@@ -13,7 +12,7 @@ folder.py          a run's folder: consistency checks and a process lock
 run.py             a run in two stages, and the records of answers
 live.py            a run through a whole gateway, here or elsewhere, with its client
 
-record.py          the records in a run's folder, and their reader
+record.py          questions, the records in a run's folder, and their reader
 summary.py         totals of a run's examples by setting
 statistics.py      intervals and paired tests
 reporting/         tables and figures of a run

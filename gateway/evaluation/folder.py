@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar
 

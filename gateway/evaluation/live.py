@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Manifest
+    from gateway.evaluation.record import Manifest, Question
     from gateway.evaluation.run import EvalWork, RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.protocol.body import Json

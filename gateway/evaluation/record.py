@@ -1,4 +1,4 @@
-"""The records of a run's folder, besides the texts of `generations.py`.
+"""Questions, and the records of a run's folder besides the texts of `generations.py`.
 
 run.json        the models, data and settings (`Manifest`)
 examples.jsonl  one line for each question and setting (`Example`), computed from the texts
@@ -27,6 +27,26 @@ if TYPE_CHECKING:
 _T = TypeVar("_T", bound=msgspec.Struct)
 _TRUNCATED = "Input data was truncated"
 MANIFEST, EXAMPLES, STAGES, GENERATIONS = "run.json", "examples.jsonl", "stages.jsonl", "generations.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of a data set.
+
+    Attributes:
+        text: The text for the model, including choices.
+        answer: The correct answer as its scorer reads it: a number, a choice's letter, a text.
+        scorer: Name of the scorer (`scoring.SCORERS`).
+        options: Parameters of the scorer: the choices by letter, a pattern.
+        steps: Number of steps to the answer, if known.
+    """
+
+    id: str
+    text: str
+    answer: str
+    scorer: str
+    options: tuple[tuple[str, str], ...] = ()
+    steps: int | None = None
 
 
 class ScoredAnswer(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Engine, TeacherRequest
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.evaluation.setting import Setting
     from gateway.evaluation.staged import QuestionAnswer
     from gateway.policy.projections import Exemplar

@@ -22,8 +22,7 @@ import re2
 
 from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.record import Question, ScoredAnswer
 from gateway.scoring import numbers
 from gateway.scoring.choices import choice
 from gateway.scoring.statements import first_answer, normalize_text, stated_text

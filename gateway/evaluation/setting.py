@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.errors import ConfigIssue
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.policy.length_model import FittedLengths
     from gateway.policy.plan import EngineSnapshot, Plan
     from gateway.policy.projections import Exemplar, Projection

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.engines.base import TeacherReply, TeacherRequest
     from gateway.evaluation.generations import RecordingEngine
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.evaluation.setting import Setting
     from gateway.pipeline.student import StudentCall
     from gateway.policy.plan import GuidancePlan, Plan

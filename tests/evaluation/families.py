@@ -7,8 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 from gateway.evaluation.folder import shown_hash
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import Example, Manifest
+from gateway.evaluation.record import Example, Manifest, Question
 from gateway.evaluation.setting import Setting
 
 LENGTHS = (20, 40, 80)

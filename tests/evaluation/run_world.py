@@ -13,8 +13,7 @@ import orjson
 from gateway.config.settings import Settings
 from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.pair import ConfiguredPair, manifest_facts
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import Manifest
+from gateway.evaluation.record import Manifest, Question
 from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting

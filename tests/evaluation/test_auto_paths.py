@@ -13,8 +13,7 @@ import pytest
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.live import run_live, setting_routes, start_gateway
 from gateway.evaluation.pair import ConfiguredPair
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, Question
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import AutoLength, Setting

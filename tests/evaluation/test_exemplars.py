@@ -18,8 +18,7 @@ from gateway.evaluation.priming.exemplars import (
     rewritten,
     split,
 )
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.record import Question, ScoredAnswer
 from gateway.policy.projections import PRIMED, Exemplar
 from gateway.scoring.choices import choice as named_choice
 

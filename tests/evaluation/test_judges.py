@@ -11,8 +11,7 @@ from aiohttp import web
 from gateway.config.settings import Settings
 from gateway.errors import StartupError
 from gateway.evaluation.pair import ConfiguredPair, judge_of
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.record import Question, ScoredAnswer
 from gateway.evaluation.scoring import Scoring
 from tests.fakes import served
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.local.stack import LocalStack
     from tests.gateway_process import GatewayProcess
 

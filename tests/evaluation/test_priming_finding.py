@@ -15,7 +15,7 @@ from gateway.errors import StartupError
 from gateway.evaluation.priming.exemplars import ExemplarCandidate, TeacherAnswer, given, split
 from gateway.evaluation.priming.finding import POOL_CALLS_EACH, SearchLimits, find
 from gateway.evaluation.priming.search import CALLS_EACH, TrialOutcome, min_calls
-from gateway.evaluation.question import Question
+from gateway.evaluation.record import Question
 from gateway.evaluation.scoring import Scoring
 from gateway.policy.projections import Exemplar
 

@@ -21,7 +21,7 @@ from gateway.evaluation.priming.search import (
     improves,
     min_calls,
 )
-from gateway.evaluation.question import Question
+from gateway.evaluation.record import Question
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.priming.exemplars import QuestionSplit, split
 from gateway.evaluation.priming.finding import SearchLimits, SearchReport, Trials, find
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, Question
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import PRIMED

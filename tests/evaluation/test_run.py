@@ -12,8 +12,7 @@ from aiohttp import web
 from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.pair import ConfiguredPair
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, StageRecord
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Question, StageRecord
 from gateway.evaluation.setting import Setting
 from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import QUESTIONS, SETTINGS, SHORT, lines, pair_of, settings_for, staged

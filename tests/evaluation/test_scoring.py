@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.question import Question
-from gateway.evaluation.record import ScoredAnswer
+from gateway.evaluation.record import Question, ScoredAnswer
 from gateway.evaluation.scoring import KNOWN, SCORERS, Judge, Scoring, Unscored, check_name, plug_in
 
 if TYPE_CHECKING:

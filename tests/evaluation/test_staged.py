@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from gateway.errors import StartupError
-from gateway.evaluation.question import Question
+from gateway.evaluation.record import Question
 from gateway.evaluation.setting import AutoLength, Setting
 from gateway.evaluation.staged import check_staged, teacher_request
 from gateway.policy.conditions import to_pattern

@@ -25,8 +25,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Example, Manifest
+    from gateway.evaluation.record import Example, Manifest, Question
     from gateway.protocol.requests import CompletionRequest
 
 # Keys of a guided setting that differ in its family, or do not belong to its description.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
     from gateway.evaluation.run import QuestionScorer
 
 PromptStyle = Literal["as it is", "concise", "primed"]

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.priming.exemplars import ExemplarCandidate, PromptStyle, QuestionSplit, Style
     from gateway.evaluation.priming.search import SearchResult, SearchStep, Shown, Trial
-    from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Example
+    from gateway.evaluation.record import Example, Question
     from gateway.evaluation.run import QuestionScorer, RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar

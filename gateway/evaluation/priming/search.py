@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from gateway.evaluation.priming.exemplars import Style
-    from gateway.evaluation.question import Question
+    from gateway.evaluation.record import Question
 
 Shown: TypeAlias = tuple[ExemplarCandidate, ...]
 """A set of exemplars, in the order of the prompt."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, in_file_order, read
 from gateway.errors import ConfigError, ConfigIssue, StartupError
-from gateway.evaluation.question import Question, with_choices
-from gateway.evaluation.questions.data_lines import InvalidLine, question_of
+from gateway.evaluation.questions.data_lines import InvalidLine, question_of, with_choices
 from gateway.evaluation.questions.problem_stories import ASIDES, KEPT, PEOPLE, STORIES, ProblemRandom, compared, worth
+from gateway.evaluation.record import Question
 from gateway.evaluation.scoring import check_name, is_plug_in, plug_in
 from gateway.local import WeightsUnavailable, hub
 from gateway.local.weights import cache_folder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import re2
 
-from gateway.evaluation.question import Question, with_choices
+from gateway.evaluation.record import Question
 from gateway.evaluation.scoring import KNOWN, check_name, is_plug_in
 from gateway.scoring import numbers
 
@@ -30,6 +30,11 @@ class InvalidLine(Exception):
         super().__init__(message)
         self.field = field
         self.message = message
+
+
+def with_choices(question: str, choices: Mapping[str, str]) -> str:
+    """Return the question with its choices by letter, as models read it (paper, Appendix D)."""
+    return f"{question} Answer Choices: {' '.join(f'({letter}) {text}' for letter, text in choices.items())}"
 
 
 def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
