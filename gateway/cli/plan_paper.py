@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 class PaperRow(NamedTuple):
     """A pair of the paper: m tokens of guidance and n of the answer. Seconds are totals over all questions.
 
-    Attributes:
-        teacher_s, student_s: Time of each model alone.
-        batch: Questions that the teacher answers together; None if the paper does not give it. With perfect scaling,
-            guidance then takes no time.
-        printed_s, printed_speed_up: Time and speed-up of the pair as printed.
+    The teacher answers `batch` questions together; None if the paper does not give it. With perfect scaling, guidance
+    then takes no time.
     """
 
     teacher_s: float

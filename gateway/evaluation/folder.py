@@ -40,10 +40,7 @@ _LOCK = ".lock"
 
 
 class RunFolder:
-    """Context manager of a run's folder; creates the folder if needed.
-
-    Entering raises StartupError if another process uses the folder or it cannot be written.
-    """
+    """A run's folder, created if needed. Entering raises StartupError if it is in use or cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -202,10 +199,7 @@ def digest(questions: Iterable[Question]) -> str:
 
 
 def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
-    """Return a hash of the texts that models read besides the question: exemplars, projection, and kept parts.
-
-    The hash includes a rule that chooses m.
-    """
+    """Return a hash of what models read besides the question: exemplars, projection, kept parts, and the rule of m."""
     projection = setting.projection
     inputs: tuple[object, ...] = ()
     if setting.mode == "guided":

@@ -58,10 +58,7 @@ _MAX_RETRY_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LocalPair:
-    """Models of the catalog or .gguf files, served by child processes. Prices are examples.
-
-    Each engine has `parallel` concurrent requests, each with a context of `slot_tokens` tokens.
-    """
+    """Models of the catalog or .gguf files in child processes: `parallel` slots of `slot_tokens`; example prices."""
 
     teacher: str
     student: str
@@ -236,10 +233,7 @@ async def judge_of(pair: Pair, name: str | None, storage_path: Path) -> AsyncIte
 
 
 class StageRetries:
-    """Retries of one stage with one engine.
-
-    `pauses_s` are the seconds before each retry. A longer Retry-After of the engine is respected.
-    """
+    """Retries of one stage with one engine, `pauses_s` seconds apart. A longer Retry-After is respected."""
 
     def __init__(self, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._pauses_s = pauses_s
@@ -247,10 +241,7 @@ class StageRetries:
         self._gone: EngineError | None = None
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `call` with retries.
-
-        Raises the EngineError of the last attempt. An error that blames the request is raised without a retry.
-        """
+        """Return the result of `call` with retries. Raises the last EngineError, at once if it blames the request."""
         for pause_s in (*self._pauses_s, None):
             try:
                 result = await call()

@@ -162,10 +162,7 @@ def is_plug_in(name: str) -> bool:
 
 
 def plug_in(name: str) -> Scorer:
-    """Import the function that `package.module:function` names. Importing runs the user's code.
-
-    Raises StartupError if the module or function is missing.
-    """
+    """Import the function that `package.module:function` names: this runs its code. Raises StartupError without one."""
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)

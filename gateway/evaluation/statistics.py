@@ -31,10 +31,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Return Wilson's score interval of a share without continuity correction; [0, 1] for n = 0.
-
-    Raises ValueError if there are more successes than trials.
-    """
+    """Return Wilson's score interval of a share without continuity correction; [0, 1] for n = 0."""
     if n == 0:
         return Interval(0.0, 1.0)
     low, high = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
@@ -114,11 +111,7 @@ def paired_bootstrap(statistic: Callable[..., Means], *samples: Sequence[float],
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values, in the order given.
-
-    If results with an adjusted p of at most 0.05 are called different, any false claim has a probability of at most
-    5 %.
-    """
+    """Return Holm's step-down adjusted p-values in the order given: at 0.05, a false claim has a probability of 5 %."""
     adjusted = [math.nan] * len(ps)
     lower_bound = 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):

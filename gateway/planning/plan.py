@@ -27,10 +27,7 @@ _DEARER = "guidance costs more than the teacher alone: two models read each prom
 
 @dataclass(frozen=True, slots=True)
 class FleetDemands:
-    """Requirements of a fleet: the part of each replica that must stay free, from 0 to 1, and a limit in seconds.
-
-    95 of 100 callers must receive the first token within `first_p95_s`; None for no limit.
-    """
+    """The part of each replica that stays free, and the seconds to the first token for 95 of 100; None for no limit."""
 
     headroom: float = 0.3
     first_p95_s: float | None = None
@@ -109,12 +106,9 @@ def _fast(load: ReplicaLoad, demands: FleetDemands) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RequestLoad:
-    """The load: requests per second and the tokens of each request.
+    """Requests per second and their tokens. The teacher writes the first `guidance_tokens` of the answer.
 
-    Attributes:
-        guidance_tokens: The tokens at the start of the answer that the teacher writes.
-        shown_tokens: Tokens that only the teacher reads in addition to the prompt, such as exemplars.
-        shown_cached: Whether the teacher's prefix cache holds the shown tokens.
+    Only the teacher reads the `shown_tokens`, such as exemplars. `shown_cached`: its prefix cache holds them.
     """
 
     rps: Decimal
@@ -179,10 +173,7 @@ def plan(
     teacher_replicas: int | None = None,
     student_replicas: int | None = None,
 ) -> CapacityPlan:
-    """Size both fleets, or evaluate the load on a fixed number of replicas of each.
-
-    Raises StartupError if a curve has no price or the guidance would be the whole answer.
-    """
+    """Size both fleets, or evaluate fixed numbers. Raises StartupError without a price or the student's part."""
     if load.guidance_tokens >= load.answer_tokens:
         raise StartupError(
             f"--tokens {load.guidance_tokens} leaves no tokens for the student: it must be less than --answer "

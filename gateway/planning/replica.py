@@ -39,10 +39,7 @@ class PrefillTime(NamedTuple):
 
 
 class DecodeRounds(NamedTuple):
-    """The rounds of one replica, in seconds: the mean decoding step, and the mean round.
-
-    `rate` has requests per second. `busy` is the part of the time in which the replica works.
-    """
+    """The rounds of one replica: requests per second, mean step and round in seconds, and the busy part of the time."""
 
     rate: float
     prefill: PrefillTime
@@ -121,10 +118,7 @@ class DecodeRounds(NamedTuple):
         return self.prefill.pass_s * pieces + self.prefill.prompt_s * read + steps * self.step_s
 
     def extra_decoding_s(self, steps: float) -> float:
-        """Return the extra seconds of a request's first decoding steps compared with later ones.
-
-        The round that read the request was long, so more requests arrived in it, and the next round is long too.
-        """
+        """Return the extra seconds of the first decoding steps: a long round lets more requests arrive for the next."""
         share = self.prefill_share
         own_round_s = self.own_s + (0.0 if self.prefill.chunked else self.step_s)
         return max(0.0, own_round_s - self.round_s) * share / (1 - share) * (1 - float(share**steps))
@@ -160,10 +154,7 @@ def _quantile(outcomes: list[tuple[float, float]], part: float) -> float:
 
 
 def _counts(mean: float, spread: float = 1.0) -> list[tuple[int, float]]:
-    """Return the probable counts with their probabilities; the variance is `spread` times the mean.
-
-    The distribution is Poisson for a spread of 1, else negative binomial.
-    """
+    """Return the probable counts and their probabilities: Poisson, or negative binomial of variance `spread` x mean."""
     if mean <= 0:
         return [(0, 1.0)]
     width = 6 * (mean * spread) ** 0.5
@@ -279,10 +270,7 @@ def _prefill(curve: Curve, work: RequestWork) -> PrefillTime:
 
 
 class _Chain(NamedTuple):
-    """Steady state of a replica: the mean number of answers being decoded, and the mean while there are any.
-
-    `idle` is the probability that there are none. The last two are the wait for a slot.
-    """
+    """Steady state: mean answers being decoded, and while there are any; probability of none; wait for a slot."""
 
     decoding: float
     batch: float

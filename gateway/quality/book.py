@@ -41,11 +41,7 @@ class SampleBudget(NamedTuple):
 
 
 class QualityStore:
-    """Post comparisons, and reserve their cost. All methods raise RedisError and OSError.
-
-    Args:
-        clock: returns Unix seconds.
-    """
+    """Post comparisons, and reserve their cost. All methods raise RedisError and OSError. `clock`: Unix seconds."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
         self._redis = redis

@@ -40,9 +40,7 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
     4. The last concluding sentence ("so", "only", "most likely") that names a choice.
     5. An answer that consists of a choice, or a complete answer that contains the text of exactly one choice.
 
-    Args:
-        text: The answer.
-        choices: The text of each choice by its letter, with letters written as in the question.
+    `choices` has the text of each choice by its letter, written as in the question.
     """
     return _choice(text, _ChoiceParser(choices))
 
@@ -120,10 +118,7 @@ class _ChoiceParser:
         return self._marked.search(text) is not None
 
     def enumerates(self, text: str) -> bool:
-        """Return whether the text discusses the choices in turn.
-
-        It does if lines begin with different letters, or if the first letters are in the order of the choices.
-        """
+        """Return whether lines begin with different letters, or the first letters are in the order of the choices."""
         every = [(self._letter(mark), mark.start()) for mark in self._marked.finditer(text)]
         begun = {at for head in _LINE_HEAD.finditer(text) for at in head.span()}
         heads = {letter for letter, at in every if at in begun}

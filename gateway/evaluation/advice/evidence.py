@@ -215,10 +215,7 @@ def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequ
 def _references(
     candidates: Sequence[CandidateSetting], where: str, form: str, requested: Collection[str] = ()
 ) -> tuple[int, int]:
-    """Return the indices of the teacher and the student alone, with the largest common limit if they share one.
-
-    `requested`: the modes of the run; a missing one is not finished.
-    """
+    """Return the indices of teacher and student alone, at their largest common limit. `requested`: modes of the run."""
     limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
     for index, one in enumerate(candidates):
         if not one.guided:

@@ -54,12 +54,9 @@ class LengthOutcome(NamedTuple):
 
 
 class LengthFamily(NamedTuple):
-    """A setting (the shared keys of `Setting.as_dict`) at several lengths.
+    """A setting (the shared keys of `Setting.as_dict`) at several lengths in tokens. The first is 0, the student alone.
 
-    Attributes:
-        lengths: In tokens, ascending; the first is 0, the student alone.
-        questions, requests: Ids of the questions, and the caller's request of each.
-        cells: The results of each question, in the order of `lengths`.
+    `questions` are ids, with the caller's request of each. `cells` has their results in the order of `lengths`.
     """
 
     setting: dict[str, Any]
@@ -212,10 +209,7 @@ def figures_of(tokens: int, auto: Numbers, fixed: Numbers) -> FitFigures:
 
 
 def fit(family: LengthFamily, manifest: Manifest, name: str, created: int, *, seed: int = 0) -> FittedLengths:
-    """Fit a model to all questions, and store the figures of `compare` in it. Takes seconds.
-
-    Raises StartupError as `tables_of`.
-    """
+    """Fit a model to all questions, with the figures of `compare`. Takes seconds. Raises as `tables_of` does."""
     tables = tables_of(family)
     value = _value(tables, float(tables.usd[:, _best(tables)].mean()), seed)
     regressions = _fitted(tables)
@@ -287,10 +281,7 @@ def _best(tables: FitTables) -> int:
 
 
 def _value(tables: FitTables, budget_usd: float, seed: int) -> float:
-    """Return the value of a correct answer in USD that yields the most correct answers within the budget.
-
-    Its predictions are for questions outside the fit, in separate folds.
-    """
+    """Return the value of a correct answer in USD that yields most correct answers in budget, outside the fit."""
     count = len(tables.features)
     probabilities = np.zeros_like(tables.right)
     for fit_rows, held_out in _folds(count, seed + 1):

@@ -218,10 +218,7 @@ def exemplars_path(file: str) -> str:
 
 
 def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Yield each file of the setting with its path in a policies folder.
-
-    `setting`: as `Setting.as_dict`; without `projection` if the policy names another one.
-    """
+    """Yield each file of a setting (as `Setting.as_dict`, `projection` is optional) and its path under policies."""
     auto, auto_file = setting.get("auto"), setting.get("auto_file")
     if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
         yield Path(auto_file).parent / model, model

@@ -31,10 +31,7 @@ Verdict = Literal["guided", "none_pays", "too_few"]
 
 
 class SettingResult(NamedTuple):
-    """Tests of one setting: the claim that it reaches the target, and the claim that it pays.
-
-    It pays if it beats a random mixture of student and teacher; None for these two alone.
-    """
+    """Tests of one setting: that it reaches the target, and that it beats a mixture; None for the two alone."""
 
     within: BoundedMean
     pays: BoundedMean | None
@@ -53,12 +50,8 @@ class SettingResult(NamedTuple):
 class HeldOutResult(NamedTuple):
     """Cross-validated result of the procedure: each fold is answered by the setting that the other folds select.
 
-    Attributes:
-        n: Number of questions, without folds for which no setting was selected.
-        accuracy, teacher: Accuracy of the procedure, and of the teacher alone on the same questions.
-        cost_usd, teacher_usd: Their mean costs of an answer.
-        interval, cost_interval: 95 % intervals from a bootstrap over the questions.
-        chosen: Number of folds by the name of the selected setting.
+    The n questions are those of folds with a selection. `teacher` is the accuracy of the teacher alone on them. Costs
+    are means of an answer. Intervals come from a bootstrap over the questions (95 %). `chosen` counts folds by setting.
     """
 
     folds: int
@@ -155,11 +148,7 @@ def recommend(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Recommendation:
-    """Return the recommendation, deterministically for a seed.
-
-    `confidence` is the one-sided confidence of each of the two claims, above 0.5. `folds` are those of the
-    cross-validation.
-    """
+    """Return the recommendation with this one-sided `confidence` (above 0.5) of each claim, always alike for a seed."""
     panel = AnswerPanel.of(evidence)
     results = check_settings(panel, target, confidence, seed)
     chosen, favorite = choice(panel, target, results), choice(panel, target, results, exact=True)

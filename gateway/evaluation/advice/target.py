@@ -208,13 +208,10 @@ class AnswerPanel(NamedTuple):
 
 
 class RecommendationTarget(NamedTuple):
-    """A target.
+    """A target of some kind, with the amount of its limit.
 
-    Attributes:
-        kind: keep: at least this part of the teacher's accuracy. loss: at most this difference from the teacher's
-            accuracy, from 0 to 1. budget: at most so many USD per answer. share: at most this part of the teacher's
-            cost.
-        amount: The value of the limit.
+    `keep`: at least this part of the teacher's accuracy. `loss`: at most this difference from the teacher's accuracy,
+    from 0 to 1. `budget`: at most so many USD per answer. `share`: at most this part of the teacher's cost.
     """
 
     kind: Literal["keep", "loss", "budget", "share"]

@@ -61,9 +61,7 @@ _WIDTH = 110
 
 
 class QuestionSplit(NamedTuple):
-    """Disjoint parts of a data set's questions: to make exemplars from, to compare sets of them on, and to check the
-    result.
-    """
+    """Disjoint parts of the questions: to make exemplars from, to compare sets of them on, and to check the result."""
 
     pool: tuple[Question, ...]
     select: tuple[Question, ...]
@@ -146,10 +144,7 @@ async def candidates(
 
 
 def given(own: Sequence[Exemplar], parts: QuestionSplit) -> list[ExemplarCandidate]:
-    """Return the user's exemplars as candidates.
-
-    Raises StartupError if an exemplar is a question of `select` or `check`.
-    """
+    """Return the user's exemplars as candidates. Raises StartupError if one is a question of `select` or `check`."""
     compared = {_question_key(question.text): question for question in (*parts.select, *parts.check)}
     for index, one in enumerate(own):
         if (known := compared.get(_question_key(one.question))) is not None:

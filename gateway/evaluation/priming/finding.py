@@ -52,10 +52,7 @@ class Trials:
     begin: Callable[[Sequence[Setting]], None]
 
     async def answers(self, pool: Sequence[Question], pool_answer_tokens: int) -> dict[str, list[TeacherAnswer]]:
-        """Return the teacher's complete answers to each question from three prompts, by id.
-
-        `pool_answer_tokens`: token limit of an answer. Raises StartupError if the teacher is missing or fails.
-        """
+        """Return complete answers of at most `pool_answer_tokens` by question id. Raises StartupError if one fails."""
         plain = replace(self.setting, mode="teacher", max_tokens=pool_answer_tokens)
         primed = replace(plain, shots=len(PRIMED.exemplars))
         concise = [replace(one, id=f"{one.id} (concise)", text=f"{CONCISE.instruction} {one.text}") for one in pool]
@@ -134,10 +131,7 @@ class SearchListener(Protocol):
 
 
 class SearchLimits(NamedTuple):
-    """Limits of a search: engine calls in total, exemplars of a set, and tokens of an exemplar's answer.
-
-    `pool_answer_tokens` limits the teacher's answers to the pool.
-    """
+    """Limits of a search: engine calls, exemplars of a set, and tokens of an exemplar's and of the pool's answers."""
 
     calls: int
     max_exemplars: int
@@ -164,10 +158,7 @@ class SearchCheck(NamedTuple):
 
 
 class SearchReport(NamedTuple):
-    """Result of a search with its check, and the engine calls, including those of earlier sittings.
-
-    `check` is None if nothing was found, or without questions for a check.
-    """
+    """A search with its check, if there is something to check, and the engine calls with those of earlier sittings."""
 
     search: SearchResult
     check: SearchCheck | None

@@ -32,10 +32,7 @@ _RUNGS = 3
 
 
 class TrialOutcome(NamedTuple):
-    """A question, answered with guidance from one set of exemplars: its score, and the teacher's tokens.
-
-    `calls` is the number of engine texts, including stored ones.
-    """
+    """A question's score with one set of exemplars, the teacher's tokens, and its number of texts, also stored ones."""
 
     score: float
     read_tokens: int
@@ -61,12 +58,9 @@ class Trial(NamedTuple):
 
 
 class ScoreDifference(NamedTuple):
-    """Advantage of one set over another on the same questions.
+    """Advantage of one set over another on the same questions, from -1 to 1, with its 95 % interval.
 
-    Attributes:
-        gain: Difference of the scores, from -1 to 1; low and high are its 95 % interval.
-        wins, losses: Numbers of questions with a better and a worse score.
-        chance: Probability of such a difference for two equal sets (exact sign test, one-sided).
+    `wins` and `losses` count questions by score; `chance` is the p-value of the exact one-sided sign test.
     """
 
     gain: float
@@ -86,10 +80,7 @@ class ScoreDifference(NamedTuple):
 
 
 class MeasuredOutcomes:
-    """Outcomes within a budget of calls, of which `spent` are used; each is measured once.
-
-    A set is measured only if its upper bound of calls fits into the rest.
-    """
+    """Outcomes within a budget of calls, of which `spent` are used; each is measured once, if its upper bound fits."""
 
     def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
         self._measure = measure

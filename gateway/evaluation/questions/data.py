@@ -133,10 +133,7 @@ class LoadedData(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionRange:
-    """Selection of questions: the first `limit` from `offset` on, or a random `sample` of these, in order.
-
-    Raises StartupError if both are given.
-    """
+    """The first `limit` questions from `offset` on, or a random `sample` in order. Raises StartupError for both."""
 
     offset: int = 0
     limit: int | None = None

@@ -38,10 +38,7 @@ def with_choices(question: str, choices: Mapping[str, str]) -> str:
 
 
 def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
-    """Return the question of a line (the parsed JSON), by `default_id` if it has no id. Raises InvalidLine.
-
-    `scorer` overrides the line's scorer and may name a plug-in.
-    """
+    """Return the question of a parsed line. `default_id` is for a line without an id. Raises InvalidLine."""
     if not isinstance(line, dict):
         raise InvalidLine("", "must be an object with 'question' and 'answer'")
     for name in line:

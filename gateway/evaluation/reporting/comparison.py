@@ -21,11 +21,9 @@ _KEEP = f"{KEEP:.0%}".replace("%", "\u00a0%")
 
 
 class SettingComparison(NamedTuple):
-    """A setting compared with a reference, on their n common questions.
+    """A setting compared with a reference on n common questions. `interval` is None if they are too few.
 
-    Attributes:
-        interval: Interval of the difference (`paired_difference`); None for too few questions.
-        won, lost: The questions that only one of them answers correctly; `p` is that of McNemar's exact test.
+    `won` and `lost` are the questions that only one of them answers correctly; `p` is that of McNemar's exact test.
     """
 
     reference: str
@@ -110,11 +108,7 @@ class FrontierPoint(NamedTuple):
 
 
 class BestSetting(NamedTuple):
-    """The best setting with the reason in words.
-
-    `mixture` is the accuracy of teacher and student mixed at its cost, which guidance must beat. It is None without a
-    student.
-    """
+    """The best setting, why, and the accuracy of teacher and student mixed at its cost; None without a student."""
 
     name: str
     why: str

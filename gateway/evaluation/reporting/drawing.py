@@ -133,10 +133,7 @@ def _legend_below(drawing: Drawing, axes: Axes) -> None:
 
 
 def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Points = ()) -> str:
-    """Add the legend, then labels near `points`, and return the SVG without an XML header.
-
-    The SVG needs `colors` from its page. `name` is the prefix of its ids.
-    """
+    """Add the legend and the labels, and return the SVG; it needs `colors`, and its ids begin with `name`."""
     _legend_below(drawing, axes)
     if labels:
         _place_labels(axes, labels, points)

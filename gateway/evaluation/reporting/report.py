@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 
 class QuestionTimes(NamedTuple):
-    """Mean seconds of one question; None without records.
-
-    The waits for each engine are measured with concurrent requests. `total_s` is measured by the client of a live run.
-    """
+    """Mean seconds of one question; None without records. The client of a live run measures `total_s`."""
 
     teacher_wait_s: float | None
     student_wait_s: float | None
@@ -115,10 +112,7 @@ def stage_times(stages: Sequence[StageRecord]) -> list[StageTime]:
 
 
 def _concurrency(stage: str, setting: str, stages: Sequence[StageRecord]) -> int | None:
-    """Return the concurrency with the most calls of the stage, of this setting or else of any setting.
-
-    Guidance of a shorter length is cut from that of a longer one, without its own calls.
-    """
+    """Return the concurrency with most calls: of this setting, or of any if its guidance was cut from a longer one."""
     of_stage = [one for one in stages if one.stage == stage and one.calls and one.concurrency]
     own = [one for one in of_stage if one.setting == setting] or of_stage
     calls: Counter[int] = Counter()
@@ -155,13 +149,10 @@ class MeasuredCost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """The figures of one setting.
+    """The figures of one setting, compared with `student` and `teacher` for equal requests.
 
-    Attributes:
-        label: Label, unique in the run; `short_label` omits the request form.
-        student, teacher: Comparison with either one for equal requests; `*_p` is the p-value adjusted by Holm's method.
-        kept: Accuracy as a share of the teacher's.
-        gap: Part of the accuracy gap between student and teacher that is closed.
+    `label` is unique in the run; `short_label` omits the request form. `*_p` are p-values adjusted by Holm's method.
+    `kept` is the accuracy as a share of the teacher's, `gap` the closed part of the gap between student and teacher.
     """
 
     summary: SettingSummary
@@ -194,14 +185,10 @@ class ReportRow:
 
 
 class ReportGroup(NamedTuple):
-    """Settings with equal requests, the teacher and the student first.
+    """Settings with equal requests (`title`), the teacher and the student first, and the best guided one of `common`.
 
-    Attributes:
-        title: The request form.
-        common: The comparable settings by name, on the questions that all of them answered. A setting with less than
-            half of the questions of another one is excluded, since the first answers are not a fair sample: they are
-            those that the teacher ended by itself.
-        best: The best guided setting in `common`.
+    `common` has the comparable settings by name, on the questions that all of them answered. A setting with less than
+    half of the questions of another one is excluded: the first answers are those that the teacher ended by itself.
     """
 
     title: str

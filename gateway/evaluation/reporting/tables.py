@@ -240,8 +240,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """Questions (`count`, of which the first are `shown`) that only a guided setting or only its reference answers
-    correctly.
+    """Questions that only a guided setting or only its reference answers correctly; the first of `count` are `shown`.
 
     `against` is "teacher" or "student". `way` is "won" if the guided setting is right, "lost" if the reference is.
     """
