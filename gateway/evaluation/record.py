@@ -217,23 +217,17 @@ class _Guided(_SettingFields, tag_field="mode", tag="guided"):
 
 def read_run(path: Path) -> RunRecords:
     """Read a run's folder. Raises StartupError with file and line if a file is missing or invalid."""
+    remarks: list[str] = []
+    stages: tuple[StageRecord, ...] = ()
     try:
-        return _read(path)
+        manifest = _manifest(path / MANIFEST)
+        examples = _examples(path / EXAMPLES, manifest, remarks)
+        if (path / STAGES).is_file():
+            stages = tuple(one for _, one in _lines(path / STAGES, StageRecord, remarks))
+        else:
+            remarks.append(f"{STAGES} is missing, so the durations of the stages are unknown.")
     except OSError as error:
         raise StartupError(f"{error.filename or path}: cannot be read: {(error.strerror or 'error').lower()}") from None
-
-
-def _read(path: Path) -> RunRecords:
-    manifest = _manifest(path / MANIFEST)
-    remarks: list[str] = []
-    if not (path / EXAMPLES).is_file():
-        raise StartupError(f"{path / EXAMPLES}: no such file: let `gkt-gateway eval run` finish in this folder first")
-    examples = _examples(path / EXAMPLES, manifest, remarks)
-    stages: tuple[StageRecord, ...] = ()
-    if (path / STAGES).is_file():
-        stages = tuple(one for _, one in _lines(path / STAGES, StageRecord, remarks))
-    else:
-        remarks.append(f"{STAGES} is missing, so the durations of the stages are unknown.")
     return RunRecords(path, manifest, examples, stages, tuple(remarks))
 
 
@@ -252,6 +246,8 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _examples(path: Path, manifest: Manifest, remarks: list[str]) -> tuple[Example, ...]:
+    if not path.is_file():
+        raise StartupError(f"{path}: no such file: let `gkt-gateway eval run` finish in this folder first")
     settings = dict.fromkeys(setting["name"] for setting in manifest.settings)
     found: dict[tuple[str, str], Example] = {}
     for number, one in _lines(path, Example, remarks):

@@ -245,7 +245,7 @@ def test_invalid_options_are_errors_with_the_valid_values(
 
 
 def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gateway.evaluation.advice.evidence")
+    monkeypatch.delitem(sys.modules, "gateway.evaluation.advice.recommend", raising=False)
     monkeypatch.setitem(sys.modules, "numpy", None)
     done = run(tmp_path)
     assert done.returncode == 1

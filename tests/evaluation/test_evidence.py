@@ -11,6 +11,7 @@ from msgspec import structs
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, combine, evidence_of
+from gateway.evaluation.advice.target import AnswerPanel
 from gateway.evaluation.record import EXAMPLES, Example, read_run, write_lines
 from gateway.evaluation.setting import read_auto
 from gateway.pricing import Price
@@ -36,14 +37,15 @@ def keep_only(path: Path, keep: Callable[[Example], bool]) -> None:
 
 def test_settings_are_held_against_each_other_question_by_question(tmp_path: Path) -> None:
     found = evidence(tmp_path)
-    assert found.correct.shape == found.cost.shape == (40, 3)
+    panel = AnswerPanel.of(found)
+    assert panel.correct.shape == panel.cost.shape == (40, 3)
     assert found.candidates[found.teacher].setting["mode"] == "teacher"
     assert found.candidates[found.student].setting["mode"] == "student"
     assert found.notes == ()
     for column, one in enumerate(found.candidates):
         assert [example.question for example in one.examples] == list(found.questions)
-        assert one.accuracy == pytest.approx(found.correct[:, column].mean())
-        assert float(one.cost_usd) == pytest.approx(found.cost[:, column].mean())
+        assert one.accuracy == pytest.approx(panel.correct[:, column].mean())
+        assert float(one.cost_usd) == pytest.approx(panel.cost[:, column].mean())
 
 
 def test_only_the_questions_that_all_settings_answered_count(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_failed_answers_are_counted_and_reported(tmp_path: Path) -> None:
 def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> None:
     one = evidence(tmp_path / "one", (*ALONE, GUIDED, OTHER), 40)
     found = combine([one, evidence(tmp_path / "two", (*ALONE, GUIDED), 60)])
-    assert found.correct.shape == (100, 3)
+    assert AnswerPanel.of(found).correct.shape == (100, 3)
     assert len(found.manifests) == len(found.sources) == 2
     assert found.notes == (f"left out, because some folders lack them: {M20.name}",)
 
@@ -168,7 +170,7 @@ def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Pat
         auto = replace(GUIDED.setting, tokens=0, auto=read_auto(tmp_path / "rule.yaml"))
         found.append(evidence(tmp_path / str(most), (*ALONE, GUIDED, replace(GUIDED, setting=auto)), 40))
     both = combine(found)
-    assert both.correct.shape == (80, 3)
+    assert AnswerPanel.of(both).correct.shape == (80, 3)
     assert both.notes == (f"left out, because each folder has another rule: {auto.name}",)
 
 

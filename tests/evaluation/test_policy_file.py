@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config.yaml_source import parse
 from gateway.errors import StartupError
-from gateway.evaluation.advice.evidence import Evidence, evidence_of
+from gateway.evaluation.advice.evidence import evidence_of
 from gateway.evaluation.advice.policy_file import cautions, files_to_write, policy_text
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import RecommendationTarget
@@ -46,13 +46,8 @@ def routes(text: str | None) -> tuple[Route, ...]:
 
 def with_field(found: Recommendation, **fields: Any) -> Recommendation:
     """Return the recommendation with more keys in its setting."""
-    evidence = found.evidence
-    candidates = tuple(replace(one, setting={**one.setting, **fields}) for one in evidence.candidates)
-    changed = Evidence(
-        evidence.sources, evidence.manifests, evidence.request_form, evidence.questions, candidates, evidence.teacher,
-        evidence.student, evidence.notes,
-    )  # fmt: skip
-    return replace(found, evidence=changed)
+    candidates = tuple(one._replace(setting={**one.setting, **fields}) for one in found.evidence.candidates)
+    return found._replace(evidence=found.evidence._replace(candidates=candidates))
 
 
 def test_a_guided_setting_is_written_whole(tmp_path: Path) -> None:

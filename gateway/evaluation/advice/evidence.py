@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
@@ -21,13 +16,11 @@ if TYPE_CHECKING:
     from gateway.evaluation.record import Example, Manifest, RunRecords
     from gateway.evaluation.statistics import Interval
 
-Numbers = NDArray[np.float64]
 # Settings with less than this part of the questions are left out, since only common questions count.
 _MIN_SHARE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateSetting:
+class CandidateSetting(NamedTuple):
     """A setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
 
     setting: Mapping[str, Any]
@@ -70,8 +63,7 @@ class CandidateSetting:
         return sum(one.student_output_tokens for one in self.examples) / len(self.examples)
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """k settings with equal request forms on the same n questions, from folders (`sources`) with their manifests.
 
     `request_form` has form, shots and sampling of requests, which a policy does not choose. `teacher` and `student` are
@@ -86,16 +78,6 @@ class Evidence:
     teacher: int
     student: int
     notes: tuple[str, ...] = ()
-
-    @cached_property
-    def correct(self) -> Numbers:
-        """Return an array of shape (n, k): 1 for a correct answer, else 0."""
-        return np.array([[one.correct for one in found.examples] for found in self.candidates], float).T
-
-    @cached_property
-    def cost(self) -> Numbers:
-        """Return an array of shape (n, k): USD of each answer. Displayed costs are summed from Decimals instead."""
-        return np.array([[float(usd) for usd in found.costs_usd] for found in self.candidates], float).T
 
 
 def evidence_of(
@@ -133,7 +115,7 @@ def evidence_of(
     teacher, student = _references(candidates, path, form, requested={one["mode"] for one in settings})
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
-        candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
+        candidates = [one._replace(costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
     return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes))
 
 

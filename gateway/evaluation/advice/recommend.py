@@ -9,7 +9,6 @@ teacher alone or no setting is recommended.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -65,8 +64,7 @@ class HeldOutResult(NamedTuple):
     chosen: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """Recommendation for a route.
 
     Attributes:
@@ -109,7 +107,7 @@ class Recommendation:
         if not guided:
             return "the run has no guided setting: add some to the grid of `gkt-gateway eval run`"
         cheapest, favorite = self.target.minimizes_cost, self.favorite_setting
-        if cheapest and favorite is None and not evidence.correct[:, evidence.teacher].any():
+        if cheapest and favorite is None and not evidence.candidates[evidence.teacher].correct:
             return "none pays: the teacher answered no question correctly, so it has no accuracy to keep"
         reach = [one for one in guided if one.within.likely]
         if not reach:

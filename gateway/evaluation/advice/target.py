@@ -7,7 +7,6 @@ of a setting, and its advantage over a reference. `claims` returns simultaneous 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from itertools import product
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -34,8 +33,7 @@ _ONE = np.array([1.0, 1.0, 0.0, 0.0])  # the four combinations of two answers, c
 _OTHER = np.array([1.0, 0.0, 1.0, 0.0])
 
 
-@dataclass(frozen=True, slots=True)
-class Contrast:
+class Contrast(NamedTuple):
     """A value for each of n questions.
 
     Attributes:
@@ -46,7 +44,7 @@ class Contrast:
     """
 
     values: Numbers
-    cells: Numbers = field(default_factory=lambda: np.empty(0))
+    cells: Numbers = np.empty(0)
 
     @property
     def point(self) -> float:
@@ -172,8 +170,11 @@ class AnswerPanel(NamedTuple):
 
     @classmethod
     def of(cls, evidence: Evidence) -> AnswerPanel:
-        guided = tuple(one.guided for one in evidence.candidates)
-        return cls(evidence.correct, evidence.cost, evidence.teacher, evidence.student, guided)
+        every = evidence.candidates
+        correct = np.array([[example.correct for example in one.examples] for one in every], float).T
+        # Displayed costs are summed from Decimals instead.
+        cost = np.array([[float(usd) for usd in one.costs_usd] for one in every], float).T
+        return cls(correct, cost, evidence.teacher, evidence.student, tuple(one.guided for one in every))
 
     def rows_of(self, rows: NDArray[np.intp]) -> AnswerPanel:
         """Return the results of some questions."""

@@ -179,9 +179,7 @@ def rewritten(text: str, question: Question) -> list[tuple[Style, str]]:
         first = next((one for one in reasoning if key in one.casefold()), reasoning[0])
         statement = named if choices else f"The answer is {named}"
         forms.append(("result first", f"{statement}: {first}"))
-        core = (
-            [one for one in reasoning if key in one.casefold()] if choices else [one for one in reasoning if "=" in one]
-        )
+        core = [one for one in reasoning if (key in one.casefold() if choices else "=" in one)]
         variants = (" ".join(one) for one in (reasoning, core) if one)
         forms += [("reasoning first", f"{variant} The answer is {letter}.") for variant in variants]
     return forms
