@@ -50,8 +50,7 @@ _NEXT_QUESTION = "\nQ:"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class AutoLength:
+class AutoLength(NamedTuple):
     """A rule that chooses m for each question: a policy's `auto` block from a file, or the built-in rule.
 
     `block` includes defaults, since later versions may have other ones. `file` is None for the built-in rule. `learned`

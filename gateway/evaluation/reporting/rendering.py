@@ -180,7 +180,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
             }
             for group in section.groups
         ],
-        "stages": [msgspec.to_builtins(one) | {"seconds_per_call": one.seconds_per_call} for one in section.stages],
+        "stages": [one._asdict() | {"seconds_per_call": one.seconds_per_call} for one in section.stages],
         "flips": [msgspec.to_builtins(one) for one in flips(section)],
     }
 

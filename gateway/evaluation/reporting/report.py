@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting.comparison import (
@@ -71,8 +70,7 @@ class QuestionTimes(NamedTuple):
         return other / own if own and other else None
 
 
-@dataclass(frozen=True, slots=True)
-class StageTime:
+class StageTime(NamedTuple):
     """All sittings of one stage under one setting at one concurrency."""
 
     stage: str
@@ -147,8 +145,7 @@ class MeasuredCost(NamedTuple):
         return self.teacher_usd - self.cost_usd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportRow:
+class ReportRow(NamedTuple):
     """The figures of one setting, compared with `student` and `teacher` for equal requests.
 
     `label` is unique in the run; `short_label` omits the request form. `*_p` are p-values adjusted by Holm's method.
@@ -263,13 +260,13 @@ def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecor
     own = run.by_setting[summary.name]
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
     if summary.mode != "student" and student is not None:
-        row = replace(row, student=compare(own, run.by_setting[student.name]))
+        row = row._replace(student=compare(own, run.by_setting[student.name]))
     if summary.mode != "teacher" and teacher is not None:
         by_teacher = run.by_setting[teacher.name]
         kept, measured = kept_share(own, by_teacher, seed), _measured(summary, teacher, run)
-        row = replace(row, teacher=compare(own, by_teacher), kept=kept, measured=measured)
+        row = row._replace(teacher=compare(own, by_teacher), kept=kept, measured=measured)
         if row.guided and student is not None:
-            row = replace(row, gap=gap_closed(own, run.by_setting[student.name], by_teacher, seed))
+            row = row._replace(gap=gap_closed(own, run.by_setting[student.name], by_teacher, seed))
     return row
 
 
@@ -298,7 +295,7 @@ def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
     student, teacher = (dict(zip(ps, holm(list(ps.values())), strict=True)) for ps in (student, teacher))
     for row in rows:
         name = row.summary.name
-        yield replace(row, student_p=student.get(name), teacher_p=teacher.get(name))
+        yield row._replace(student_p=student.get(name), teacher_p=teacher.get(name))
 
 
 def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterator[ReportGroup]:
