@@ -179,11 +179,7 @@ async def run_live(
     concurrency: int,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> None:
-    """Send every question to every route, unless the folder has its answer.
-
-    `pauses_s` are the seconds before each retry of a failed call. Raises StartupError if the gateway is gone; earlier
-    answers are kept.
-    """
+    """Send every question to every route without its answer. Raises StartupError if the gateway is gone."""
     retries = StageRetries(pauses_s)
     answered = {key for key, example in folder.examples.items() if example.error is None}
     remaining = [(route, question) for route in routes for question in work.questions]

@@ -212,10 +212,7 @@ def judge_settings(pair: Pair, name: str) -> Settings:
 
 @asynccontextmanager
 async def judge_of(pair: Pair, name: str | None, storage_path: Path) -> AsyncIterator[Judge | None]:
-    """Yield a judge that uses this model with greedy decoding, and stores its replies next to a run's texts.
-
-    Yields None without a name. Raises StartupError if the configuration lacks the model.
-    """
+    """Yield a judge with greedy decoding and stored replies; None without a name. Raises StartupErrors."""
     if name is None:
         yield None
         return
@@ -265,10 +262,7 @@ class StageRetries:
     async def run_concurrently(
         self, items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int
     ) -> None:
-        """Run `work` on every item in order, with limited concurrency; start nothing more once the engine is gone.
-
-        Raises StartupError if the engine is gone; the message explains how to resume.
-        """
+        """Run `work` on the items in order, `concurrency` at a time. Raises StartupError once the engine is gone."""
         queue = iter(items)
 
         async def run_worker() -> None:

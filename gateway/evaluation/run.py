@@ -45,10 +45,7 @@ _ZERO = Decimal(0)
 async def scored_example(
     setting: str, question: Question, answered: QuestionAnswer, score: QuestionScorer, total_s: float | None = None
 ) -> Example:
-    """Return the record of an answer. An answer that cannot be scored keeps its text and gets an error label.
-
-    The guidance alone is scored too. `total_s`: seconds as measured by the client of a live run.
-    """
+    """Return the record of an answer and its guidance. Without a score it has an error label next to its text."""
     verdict, guidance_verdict, error = ScoredAnswer(0.0), ScoredAnswer(0.0), None
     try:
         verdict = await score(answered.text, question)
@@ -128,10 +125,7 @@ class EvalWork:
 
 @dataclass
 class StagedRun:
-    """A run of every question under every setting, stored in a folder. Close it with `close`.
-
-    `concurrency` is the number of concurrent questions. `pauses_s` are the seconds before each retry of a failed call.
-    """
+    """A run of every question under every setting, stored in a folder; close it. `pauses_s`: seconds before retries."""
 
     folder: RunFolder
     work: EvalWork
@@ -213,10 +207,7 @@ class StagedRun:
     async def _from_texts(
         self, state: dict[str, object] | None, items: Sequence[tuple[Setting, Question]]
     ) -> list[tuple[Setting, Question]]:
-        """Compute the examples whose texts are stored, and return the other items.
-
-        Without the student's capabilities its requests are unknown, and so are their stored texts.
-        """
+        """Compute the examples whose texts are stored, and return the others; without `state` those of students."""
         student_call = self._student_call(self._recorded(STUDENT, state=state))
         remaining = []
         for setting, question in items:

@@ -51,10 +51,7 @@ TEACHER, STUDENT = "teacher", "student"
 
 
 class QuestionAnswer(NamedTuple):
-    """The text of one answer as a caller receives it, the kept guidance (may be empty), and the receipt.
-
-    The seconds are the writing time of each model with concurrent requests; None without a call.
-    """
+    """An answer as its caller receives it, the kept guidance, the receipt, and the writing time of each model."""
 
     text: str
     guidance: str

@@ -186,10 +186,7 @@ def read_curve(path: Path) -> Curve:
 
 
 class StreamTiming(NamedTuple):
-    """Timing of one streamed answer, in seconds of one clock, with tokens as counted by the engine.
-
-    `events_s` has the arrival of each event with text. An event may carry several tokens.
-    """
+    """Times of one stream in seconds of one clock: its start and each event with text; tokens as the engine counts."""
 
     started_s: float
     events_s: tuple[float, ...]

@@ -26,11 +26,7 @@ _ONE_AT_A_TIME = 2.0
 
 
 class PrefillTime(NamedTuple):
-    """Prefill of one kind of request on one engine: seconds of one prompt, and fixed seconds of each pass.
-
-    `max_prompts` of one pass is below 1 if one prompt takes several passes. `chunked`: a pass shares its step with
-    decoding.
-    """
+    """Seconds of one prompt and of each pass, for `max_prompts` at once: below 1 if a prompt takes several passes."""
 
     prompt_s: float
     pass_s: float

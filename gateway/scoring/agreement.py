@@ -18,10 +18,7 @@ Comparison = Literal["words", "exact", "numeric", "choice"]
 
 
 def agreement(comparison: Comparison, answer: str, reference: str) -> float | None:
-    """Return how far `answer` agrees with `reference`, from 0 to 1.
-
-    Return None if the reference contains no number, choice or word to compare. An answer without one scores 0.
-    """
+    """Return how far `answer` agrees with `reference`, from 0 to 1; None if the reference has nothing to compare."""
     return _COMPARISONS[comparison](answer, reference)
 
 

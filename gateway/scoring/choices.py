@@ -91,7 +91,8 @@ class _ChoiceParser:
         self._texts = {_normalize(one): letter for letter, one in choices.items() if counts[_normalize(one)] == 1}
         any_letter = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
         # Longest first, so that "bus station" does not match as "bus".
-        longest = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
+        spaced = (r"\s+".join(map(re.escape, text.split())) for text in self._texts)
+        longest = "|".join(sorted(spaced, key=len, reverse=True))
         named = rf"\b(?:{longest})(?:e?s)?\b" if longest else r"(?!)"
         self._named = re.compile(named, re.IGNORECASE)
         # "(c)"; "option c"; "c)" and "C." at the start of a word or line. "A:" alone announces an answer.
@@ -183,10 +184,6 @@ class _ChoiceParser:
 
 def _normalize(text: str) -> str:
     return " ".join(text.lower().split())
-
-
-def _loosely(text: str) -> str:
-    return r"\s+".join(map(re.escape, text.split()))
 
 
 _ANY_LETTER = _ChoiceParser(dict.fromkeys("abcdefghij", ""))

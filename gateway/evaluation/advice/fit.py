@@ -172,10 +172,7 @@ def tables_of(family: LengthFamily) -> FitTables:
 
 
 def compare(tables: FitTables, lengths: tuple[int, ...], tokens: int | None = None, *, seed: int = 0) -> FitFigures:
-    """Compare chosen lengths with a fixed one, whose cost limits that of the chosen ones, in folds by `seed`.
-
-    `tokens` is the fixed length; None: in each fold the most accurate one of the other folds.
-    """
+    """Compare chosen lengths with a fixed one, whose cost limits theirs; None: the most accurate one of other folds."""
     count = len(tables.features)
     auto, fixed = np.zeros((2, count)), np.zeros((2, count))
     for fit_rows, test_rows in _folds(count, seed):

@@ -157,10 +157,7 @@ def _samples(contrasts: Sequence[Contrast], seed: int) -> Numbers:
 
 
 class AnswerPanel(NamedTuple):
-    """Results of k settings on n questions: arrays of shape (n, k), with 1 or 0, and USD.
-
-    `teacher` and `student` are the columns of the two alone; `guided` has a flag for each column.
-    """
+    """Results of k settings on n questions: arrays of shape (n, k), with 1 or 0, and USD; the columns of both alone."""
 
     correct: Numbers
     cost: Numbers

@@ -77,11 +77,7 @@ class TeacherAnswer(NamedTuple):
 
 
 class ExemplarCandidate(NamedTuple):
-    """An exemplar that may be chosen, with the id of its question.
-
-    `tokens` are those of its answer; for a rule, in proportion to the source text. `result` is what its scorer found;
-    None if the answer has no result.
-    """
+    """An exemplar with the id of its question, the tokens of its answer, and the result that the scorer found."""
 
     exemplar: Exemplar
     style: Style
@@ -186,10 +182,7 @@ def rewritten(text: str, question: Question) -> list[tuple[Style, str]]:
 
 
 def ordered_by_style(found: Iterable[ExemplarCandidate], seed: int) -> dict[Style, list[ExemplarCandidate]]:
-    """Return the candidates by style, in the order of trials: neighbors have different results.
-
-    If all exemplars have the result "(a)", a teacher imitates it. Of equal results the shorter come first.
-    """
+    """Return the candidates by style, in the order of trials: neighbors differ in results, shorter ones are first."""
     styles: dict[Style, dict[str | None, list[ExemplarCandidate]]] = {}
     for one in found:
         styles.setdefault(one.style, {}).setdefault(one.result, []).append(one)

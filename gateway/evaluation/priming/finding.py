@@ -184,11 +184,7 @@ async def find(
     listener: SearchListener,
     own: Sequence[ExemplarCandidate] = (),
 ) -> SearchReport:
-    """Search among the exemplars from the pool, and `own`.
-
-    Raises StartupError if the calls do not suffice, an engine fails, or there is no exemplar at all, and EngineError if
-    a judge fails.
-    """
+    """Search among exemplars from the pool and `own`. Raises StartupError without any, and a judge's EngineError."""
     limits.check_calls(parts)
     answers = await measures.answers(parts.pool, limits.pool_answer_tokens)
     by_question = [

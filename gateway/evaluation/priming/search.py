@@ -114,10 +114,7 @@ class MeasuredOutcomes:
 
 
 class SearchStep(NamedTuple):
-    """A selected set. `tried` is the number of sets in its race, and `spent` the calls up to then.
-
-    `gained` is the advantage over no exemplars; None for the first step, which has none.
-    """
+    """A selected set of the `tried` ones of its race, after `spent` calls; its advantage over no exemplars."""
 
     trial: Trial
     gained: ScoreDifference | None

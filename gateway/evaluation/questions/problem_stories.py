@@ -19,10 +19,7 @@ _ENOUGH_TO_GIVE = 60
 
 
 class ProblemRandom:
-    """Random numbers of one problem.
-
-    Only `Random.random` is used: Python guarantees its results for a seed in all versions, unlike those of others.
-    """
+    """Random numbers from `Random.random` only, whose results for a seed are equal in all versions of Python."""
 
     def __init__(self, seed: str) -> None:
         self._random = Random(seed)  # noqa: S311 (not security-relevant)

@@ -128,11 +128,7 @@ def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
 
 
 def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Return the points of `pareto` on its upper convex hull.
-
-    A route that divides its requests between two settings reaches any point on the line between them. So a point below
-    such a line is beaten by a mixture.
-    """
+    """Return the points of `pareto` on its upper convex hull: mixtures of two settings beat points below their line."""
     found: list[FrontierPoint] = []
     for point in pareto(points):
         while len(found) > 1 and _below(found[-2], found[-1], point):
