@@ -281,10 +281,9 @@ def remote_routes(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
 async def describe_routes(
     routes: Sequence[LiveRoute], client: GatewayClient, work: EvalWork, manifest: Manifest | None
 ) -> list[dict[str, Any]]:
-    """Return the routes in the format of a manifest's settings.
+    """Return the routes in the format of a manifest's settings. Raises StartupError if a route does not respond.
 
-    A route that the manifest does not know gets the first question, and further ones if its length rule leaves that
-    one unguided. Raises StartupError if a route does not respond.
+    A route that the manifest lacks gets questions until its length rule guides one.
     """
     known = {} if manifest is None else {setting["name"]: setting for setting in manifest.settings}
     return [known.get(route.name) or await _describe(route, client, work) for route in routes]

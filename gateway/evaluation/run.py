@@ -10,7 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
@@ -88,17 +88,8 @@ async def scored_example(
 
 def failed_example(setting: str, question: Question, label: str, mode: str) -> Example:
     """Return the record of a question without an answer. `label`: the error label."""
-    return Example(
-        setting=setting,
-        question=question.id,
-        mode=mode,
-        score=0.0,
-        text="",
-        cost_usd=_ZERO,
-        teacher_usd=_ZERO,
-        baseline_usd=_ZERO,
-        error=label,
-    )
+    costs: dict[str, Any] = dict.fromkeys(("cost_usd", "teacher_usd", "baseline_usd"), _ZERO)
+    return Example(setting=setting, question=question.id, mode=mode, score=0.0, text="", error=label, **costs)
 
 
 class RunProgress(Protocol):

@@ -71,10 +71,9 @@ class LengthFamily(NamedTuple):
 
     def mean(self, length: int) -> LengthOutcome:
         """Return the mean result of one length for all questions."""
-        index, count = self.lengths.index(length), len(self.cells)
-        cells = [row[index] for row in self.cells]
-        tokens = sum(one.teacher_tokens for one in cells) / count
-        return LengthOutcome(sum(one.score for one in cells) / count, sum(one.usd for one in cells) / count, tokens)
+        index = self.lengths.index(length)
+        columns = zip(*(row[index] for row in self.cells), strict=True)
+        return LengthOutcome(*(sum(column) / len(self.cells) for column in columns))
 
 
 def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:

@@ -228,9 +228,8 @@ def _question_key(text: str) -> str:
 
 def exemplar_yaml(shown: Sequence[ExemplarCandidate], provenance: Sequence[str]) -> str:
     """Return the file's text: one comment line per line of `provenance`, then the exemplars with their sources."""
-    entries = CommentedSeq()
-    for one in shown:
-        entries.append(CommentedMap(question=_text(one.exemplar.question), answer=_text(one.exemplar.answer)))
+    texts = [(_text(one.exemplar.question), _text(one.exemplar.answer)) for one in shown]
+    entries = CommentedSeq([CommentedMap(question=question, answer=answer) for question, answer in texts])
     for at, one in enumerate(shown):
         entries.yaml_set_comment_before_after_key(at, before=_origin(one))
     yaml = YAML()

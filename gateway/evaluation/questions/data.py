@@ -275,17 +275,13 @@ def exemplars(path: Path) -> tuple[Exemplar, ...]:
     source, issues = read(path, of=list)
     if source is None:
         raise ConfigError(issues)
-    result = []
-    for part in source.entries():
-        entry, entry_issues = part.check(ExemplarRule)
-        issues += entry_issues
-        if entry is not None:
-            result.append(entry.exemplar())
-    if not issues and not result:
+    checked = [part.check(ExemplarRule) for part in source.entries()]
+    issues += [issue for _, found in checked for issue in found]
+    if not issues and not checked:
         issues = [ConfigIssue(source.file, 0, 0, "", _NO_EXEMPLARS)]
     if issues:
         raise ConfigError(in_file_order(issues))
-    return tuple(result)
+    return tuple(entry.exemplar() for entry, _ in checked if entry is not None)
 
 
 def shipped(scorers: Sequence[str]) -> tuple[Exemplar, ...]:
