@@ -1,8 +1,8 @@
 """`gkt-gateway plan paper`: compare the paper's times (Tables 2 to 5) with bounds from its single models.
 
-With guidance = teacher x m / n, a pair's time lies between guidance / batch + student, if batches scale perfectly, and
-guidance + student, if they do not scale. The student writes all n tokens in addition to the guidance: in Figure 3 it
-takes 10,364.28 s, and 10,304.18 s alone.
+Guidance takes teacher x m / n. If batches scale perfectly, a pair takes guidance / batch + student. If they do not
+scale, it takes guidance + student. The student writes all n tokens in addition to the guidance: in Figure 3 it takes
+10,364.28 s, and 10,304.18 s alone.
 """
 
 from __future__ import annotations

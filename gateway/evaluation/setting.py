@@ -270,8 +270,7 @@ def settings_of(
 ) -> list[Setting]:
     """Return the distinct settings of the grid, teachers first, since their texts may serve as guidance.
 
-    `projection` returns a projection by name, and raises StartupError for an unknown one. `auto` is the rule for
-    `auto`; None: the built-in rule.
+    `projection` returns one by name, or raises StartupError. `auto` is the rule for `auto`; None: the built-in rule.
     """
     auto = auto or read_auto(None)
     found = [setting for one in grid.all_grids for setting in _settings(one, projection, auto)]

@@ -120,8 +120,7 @@ async def answer(
     if setting.mode == "teacher":
         to_teacher = _request(setting, request)
         written = await teacher.teacher_text(to_teacher)
-        reply = written.truncated(to_teacher.max_tokens, tuple(to_teacher.stop))
-        assert reply is not None, "teacher_text() returns at least the requested length"
+        reply = await teacher.generate_guidance(to_teacher)
         builder.teacher = EngineCall(TEACHER, teacher_input(to_teacher), reply.usage, StringIO(reply.text))
         builder.finish_reason, text = reply.finish, reply.text
         teacher_s = written.seconds_to_tokens(to_teacher.max_tokens)

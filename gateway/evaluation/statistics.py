@@ -41,8 +41,7 @@ def wilson(successes: int, n: int) -> Interval:
 def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
     """Return the exact p-value of a split if wins and losses are equally likely; "greater" tests for more wins.
 
-    This is McNemar's exact test, for the questions that only one of two settings answers correctly. Raises ValueError
-    for a negative count.
+    This is McNemar's exact test, for the questions that only one of two settings answers correctly.
     """
     tried = wins + losses
     return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
@@ -64,8 +63,7 @@ def agresti_min(differences: Sequence[float]) -> Interval:
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval | None:
     """Return the interval of the difference of two shares of the same questions; None for fewer than two questions.
 
-    Uses `agresti_min`: a bootstrap is too narrow if few questions differ, and claims equality if none does. Raises
-    ValueError if the lengths differ.
+    Uses `agresti_min`: a bootstrap is too narrow if few questions differ, and claims equality if none does.
     """
     pairs = list(zip(first, second, strict=True))
     if len(pairs) < 2:

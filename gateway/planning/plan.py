@@ -34,10 +34,9 @@ class FleetDemands:
 
 
 class ReplicaFleet(NamedTuple):
-    """Replicas of one engine, and the state of each under its share of the load.
+    """Replicas of one engine, None if it is paid by the token, and the state of each under its share of the load.
 
-    `replicas` and `gpus` are None for an engine that is paid by the token. `max_rps` are the requests per second that
-    the fleet serves with its headroom kept. `met` states whether the demands are met.
+    The fleet serves `max_rps` requests per second with its headroom kept. `met`: whether the demands are met.
     """
 
     curve: Curve

@@ -2,9 +2,8 @@
 
 Prefill slows down decoding, the answers being decoded are a birth-death chain, and mean waits follow from Little's law.
 The steady state is exact for any distribution of lengths while slots are free. For the queue it assumes exponential
-lengths, which slightly overestimates waits for equal lengths. The time to the first token follows from the engine's
-rounds: a request waits for the end of the current round, and for the pass that reads it and others.
-docs/design/planning.md has the formulas.
+lengths, which slightly overestimates waits for equal lengths. A request gets its first token
+after the end of the current round and the pass that reads it. The formulas are in docs/design/planning.md.
 """
 
 from __future__ import annotations

@@ -56,10 +56,9 @@ class QualityStore:
         return int(self._clock()) // DAY_S * DAY_S
 
     async def take(self, tenant: str, route: str, usd: Decimal, limit: Decimal) -> SampleBudget | None:
-        """Reserve an amount from today's budget of a route. Return None where the budget has no room.
+        """Reserve an amount from today's budget of a route, `limit` in USD. Return None where the budget has no room.
 
-        A reservation stays spent where its process dies before `settle`. `limit` is the budget of the route for one
-        day, in USD.
+        A reservation stays spent where its process dies before `settle`.
         """
         reservation = SampleBudget(tenant, route, self.today(), usd)
         arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(limit), str(2 * DAY_S))

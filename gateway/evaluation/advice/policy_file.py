@@ -281,9 +281,8 @@ def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
     """Return the files of a guided setting if they have changed since the run, else an empty tuple. Blocks.
 
     `setting`: the result of `Setting.as_dict`, with `shown_hash`. The hash covers all shown texts together, so of two
-    files it is unknown which one changed. An unusable file has changed too. The result is empty for settings that
-    cannot be checked: those without a hash (older folders, routes of a remote gateway), and few-shot prompts whose
-    exemplars no file of the setting names.
+    files it is unknown which one changed. An unusable file has changed too. Settings without a hash (older
+    folders, routes of a remote gateway) cannot be checked. Nor can few-shot prompts whose exemplars no file names.
     """
     files = tuple(file for file, _ in files_of(setting))
     unknown_shots = setting["shots"] and setting.get("exemplars") is None

@@ -38,8 +38,7 @@ _FINAL_ERRORS = frozenset({"engine_rejected", "invalid_request", "judge_unreadab
 class Trials:
     """Measures in `folder`, as `StagedRun` does; `begin` adds settings to its manifest.
 
-    `setting` is guided with the guidance length of the search; its projection is ignored. `all_questions` are those of
-    the search, in one order.
+    The projection of `setting` is ignored. `all_questions` are those of the search, in one order.
     """
 
     folder: RunFolder
@@ -73,8 +72,7 @@ class Trials:
     async def measure(self, requests: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
         """Return the outcomes in order. Raises StartupError if an engine is missing or fails.
 
-        A request that an engine rejects scores 0, since such exemplars prevent an answer. An answer whose judgment is
-        unreadable scores 0 too.
+        A request that an engine rejects scores 0, and an answer whose judgment is unreadable too.
         """
         settings = {shown: self.setting_with(shown) for shown, _ in requests}
         by_names: dict[tuple[str, ...], list[Setting]] = {}

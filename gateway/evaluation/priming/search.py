@@ -123,10 +123,9 @@ class SearchStep(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """Result of a search: the selected sets, of which the first is empty.
+    """Result of a search: the selected sets, of which the first is empty, and why it ended.
 
-    `runner_up` is the best set of the last race if it was not selected; None without such a race. `ended`: nothing is
-    better beyond noise, or the calls do not suffice for another set.
+    `runner_up` is the best set of the last race if it was not selected; None without such a race.
     """
 
     steps: tuple[SearchStep, ...]

@@ -40,8 +40,7 @@ class PublishedModel(NamedTuple):
 class PublishedPair(NamedTuple):
     """A teacher and a student: `m` tokens of guidance, and `limit` tokens of the student's answer.
 
-    `own` is the accuracy of the guidance alone, `delta` the difference from the student alone. `speed_up` is that over
-    the teacher alone.
+    `own` is the accuracy of the guidance, `delta` the gain over the student, `speed_up` that over the teacher alone.
     """
 
     table: str

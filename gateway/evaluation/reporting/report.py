@@ -126,8 +126,7 @@ def _divide(waited_s: float | None, concurrency: int | None) -> float | None:
 class MeasuredCost(NamedTuple):
     """Cost and tokens of a setting compared with the teacher alone and its own answers, on their n common questions.
 
-    `token_share` has the teacher's output tokens as a part of those of the teacher alone (the paper's 52 %). `speed_up`
-    is None without times.
+    `token_share`: the teacher's output tokens as a part of those of the teacher alone (the paper's 52 %).
     """
 
     n: int
