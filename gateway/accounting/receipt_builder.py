@@ -98,7 +98,9 @@ class ReceiptBuilder(msgspec.Struct):
         return ReceiptBuilder(
             f"{self.id}-{name}",
             self.created,  # so that sums over a time range include both
-            *(self.tenant, self.key, self.route),
+            tenant=self.tenant,
+            key=self.key,
+            route=self.route,
             stream=False,
             started=time.perf_counter(),
             plan=plan,
@@ -213,7 +215,14 @@ class ReceiptBuilder(msgspec.Struct):
         probe_usd = None if probe is None else probe.cost_usd
         savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, probe_usd, measured)
         return Receipt(
-            *(self.id, self.created, self.tenant, self.key, self.route, self.mode, self.stream, status),
+            id=self.id,
+            created=self.created,
+            tenant=self.tenant,
+            key=self.key,
+            route=self.route,
+            mode=self.mode,
+            stream=self.stream,
+            status=status,
             finish_reason=self.finish_reason,
             unguided=self.unguided,
             teacher=teacher,

@@ -242,18 +242,18 @@ class _GuardedCall:
         guard.publish()
 
     def _record(self, error: BaseException) -> None:
-        breaker, now = self._guard.breaker, self._guard.clock()
+        breaker = self._guard.breaker
         match error:
             case EngineOverloaded():
                 # The engine is available. The batcher and the callers reduce the load.
                 breaker.abandoned(self._call)
                 if error.engine_retry_after_s is not None and not error.is_copy:
-                    breaker.pause(self._call.tenant, now, error.engine_retry_after_s)
+                    breaker.pause(self._call.tenant, self._guard.clock(), error.engine_retry_after_s)
             case EngineRejected() if error.blames_request and not isinstance(error, EngineUnsupported):
                 breaker.refused(self._call)
             case EngineError() if not (error.is_copy or isinstance(error, EngineUnsupported)):
                 connected = not isinstance(error, EngineUnreachable) or error.may_have_run
-                breaker.failed(self._call, now, connected=connected)
+                breaker.failed(self._call, self._guard.clock(), connected=connected)
             case StopStream():
                 self.succeeded()
             case GeneratorExit() if self.started:

@@ -19,13 +19,12 @@ from gateway.engines.http_pool import HttpPool
 from gateway.engines.refusal import (
     BLAMES_CREDENTIALS,
     ReportedError,
-    connection_failed,
     hidden_in,
     read_error,
     refusal,
     reported,
 )
-from gateway.engines.replies import bad_reply
+from gateway.engines.replies import bad_reply, connection_failed
 from gateway.engines.reply_json import Unreadable, decode, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable

@@ -20,8 +20,8 @@ from gateway.engines.http import Deadline
 from gateway.engines.litellm_chat import BodyUnsupported, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import EnginePool, ForeignHost, ReplyTooLarge
 from gateway.engines.probing import find_continuation
-from gateway.engines.refusal import ReportedError, connection_failed, hidden_in, read_error, refusal, reported
-from gateway.engines.replies import bad_reply, closed_early, first_choice, message_text, unsupported
+from gateway.engines.refusal import ReportedError, hidden_in, read_error, refusal, reported
+from gateway.engines.replies import bad_reply, closed_early, connection_failed, first_choice, message_text, unsupported
 from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ class LiteLLMEngine:
             except Exception as error:  # LiteLLM raises exceptions of many types
                 raise self._failed(error, call) from error
 
-    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        return self._stream(body, self._arguments(body, prefill))
-
-    async def _stream(self, body: Json, sent: Json) -> AsyncGenerator[list[Json], None]:
+    async def stream(
+        self, body: Json, prefill: Prefill | None = None, *, lenient: bool = False
+    ) -> AsyncGenerator[list[Json], None]:
         """Yield chunks. The stream ends without an error only after all choices have finished."""
+        sent = self._arguments(body, prefill, lenient=lenient)
         unfinished = set(range(body.get("n") or 1))
         end = Deadline.of(self._deadlines.total_s).at
         due = self._due(self._deadlines.first_token_s, end)
@@ -166,7 +166,7 @@ class LiteLLMEngine:
         """Generate guidance. Sampling parameters that the provider does not support are omitted."""
         if on_text is not None and request.messages is not None:
             body = {**sampling_body(request), "messages": list(request.messages)}
-            return await collect_stream(self._stream(body, self._arguments(body, None, lenient=True)), on_text)
+            return await collect_stream(self.stream(body, lenient=True), on_text)
         if request.messages is not None or self._provider not in self._library.takes_text:
             messages = request.messages or [{"role": "user", "content": request.prompt}]
             sent = self._arguments({**sampling_body(request), "messages": list(messages)}, None, lenient=True)

@@ -18,7 +18,6 @@ from gateway.errors import (
     EngineOverloaded,
     EngineProtocolError,
     EngineRejected,
-    EngineUnreachable,
 )
 
 if TYPE_CHECKING:
@@ -160,13 +159,6 @@ def _retry_after_s(value: str | None) -> float | None:
     except ValueError:
         seconds = _until(value)
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def connection_failed(engine: str, *, may_have_run: bool) -> EngineUnreachable:
-    """Return the error for a lost connection. Its message omits the cause, which may contain the address."""
-    error = EngineUnreachable(f"The connection to engine '{engine}' failed or was closed.", engine=engine)
-    error.may_have_run = may_have_run
-    return error
 
 
 def _until(date: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
+from gateway.errors import EngineFailed, EngineProtocolError, EngineUnreachable, EngineUnsupported
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
@@ -43,3 +43,10 @@ def closed_early(engine: str) -> EngineFailed:
 def unsupported(engine: str, predicate: str, status: int = 422, param: str | None = None) -> EngineUnsupported:
     """Return the error for a request that is not sent, since the engine would reject it with `status`."""
     return EngineUnsupported(f"Engine '{engine}' {predicate}", engine=engine, status_sent=status, param=param)
+
+
+def connection_failed(engine: str, *, may_have_run: bool) -> EngineUnreachable:
+    """Return the error for a lost connection. Its message omits the cause, which may contain the address."""
+    error = EngineUnreachable(f"The connection to engine '{engine}' failed or was closed.", engine=engine)
+    error.may_have_run = may_have_run
+    return error

@@ -31,7 +31,7 @@ class JsonOpening:
     within: Literal["", "key", "value"] = ""  # the kind of string that is open at the end of the text
 
     def limit(self, text: str) -> int:
-        """Return how many characters of the next `text` may be kept if it was cut there. The state does not change."""
+        """Return how many characters of the next `text` may be kept if the guidance ends with it. Keep the state."""
         return replace(self).take(text)
 
     def reads(self, text: str) -> bool:
@@ -40,7 +40,10 @@ class JsonOpening:
         return self.valid
 
     def take(self, text: str) -> int:
-        """Read `text`, and return the result of `limit`. `text` should end where its end is allowed."""
+        """Read `text`, and return how many of its characters may be kept, like `limit`.
+
+        A further call requires that all characters were kept.
+        """
         if not self.valid:
             return len(text)
         at = 0

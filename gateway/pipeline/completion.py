@@ -117,7 +117,7 @@ class Completions:
 
     async def answer(self, context: RequestContext, request: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        builder = await self._resolve(context, request)
+        builder = await self._new_builder(context, request)
         head = _head(context, request)
         with self.admission.slot(context.caller), self.admission.settled(builder):
             await self.admission.reserve(builder, request, context.caller)
@@ -150,7 +150,7 @@ class Completions:
         before the first yield can still become an HTTP status. A later error cannot. `relay_of` creates the object that
         converts the engines' chunks to the caller's.
         """
-        builder = await self._resolve(context, request)
+        builder = await self._new_builder(context, request)
         head = _head(context, request)
         with self.admission.slot(context.caller), self.admission.settled(builder):
             await self.admission.reserve(builder, request, context.caller)
@@ -214,7 +214,7 @@ class Completions:
         if answer_buffer is not None:
             self.quality_sampler.start(builder, request, caller, answer_buffer)
 
-    async def _resolve(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
+    async def _new_builder(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
         policy, headers = context.caller.policy, context.headers
         route = await find_route(context.caller, request, headers)
         snapshot = partial(self.student_call.engine_snapshot, tenant=policy.tenant)

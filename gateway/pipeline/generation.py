@@ -158,7 +158,10 @@ class GenerationTracker:
         self._add_to_running_count(call, limit)
 
     def _least_tokens(self) -> int:
-        """Return a lower bound on the output tokens; 0 where it is clearly below the engine's count."""
+        """Return a lower bound on the output tokens, from the text.
+
+        It is 0 if the bound is below the engine's count without a doubt, which saves the count of each word.
+        """
         call = self._call
         if call.usage is None or self._preface is None:
             return 0

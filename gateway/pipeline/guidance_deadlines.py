@@ -29,25 +29,25 @@ log = structlog.get_logger()
 
 WINDOW = 100
 """The number of times that count for one class."""
-ENOUGH = 5
+MIN_TIMES = 5
 """Number of times that a class needs. With fewer, the fleet's times count as well, or those of the previous process."""
 MAX_CLASSES = 2_000
 """Maximum number of classes; those with the oldest times are evicted."""
 FLEET = ""
-"""The tenant name that stands for all tenants."""
+"""The tenant name of the times of all tenants."""
 KEEP_S = 1800.0
 """Seconds for which a time counts, so that the deadline recovers after an incident."""
 HEADROOM = 1.25
 """Factor between the 95th percentile and the recommended deadline."""
 _PERCENTILE = 0.95
 
-NAME = "guidance-times.json"
+FILE_NAME = "guidance-times.json"
 _WRITE_EVERY_S = 60.0
 _MAX_BYTES = 1_000_000
 
-RECENT = 20
+RECENT_ANSWERS = 20
 """The number of a route's last answers that decide whether its guidance is often late."""
-OFTEN = 0.2
+OFTEN_LATE_SHARE = 0.2
 """Share of late guidance from which a route is reported as often late."""
 _LEAST_LATE = 3
 _FORGET_S = 900.0
@@ -59,7 +59,10 @@ Class: TypeAlias = tuple[str, str, int]
 
 
 class MeasuredTime(msgspec.Struct, frozen=True):
-    """The 95th percentile of one class of the fleet. `tokens` is the largest guidance of the class."""
+    """The 95th percentile of the fleet's times for one teacher and class of lengths, from `count` times.
+
+    `tokens` is the largest guidance of the class.
+    """
 
     teacher: str
     tokens: int
@@ -72,7 +75,10 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class GuidanceTimes:
-    """The last times of each class. `before` are the times that the previous process measured."""
+    """The last times of each class, in seconds. `before` contains the previous process's times.
+
+    They apply to a class until it has `MIN_TIMES` times of its own.
+    """
 
     def __init__(self, clock: Callable[[], float], before: tuple[MeasuredTime, ...] = ()) -> None:
         self._clock = clock
@@ -96,15 +102,15 @@ class GuidanceTimes:
     def p95_s(self, teacher: str, tokens: int, tenant: str = FLEET) -> float | None:
         """Return the 95th percentile of the class, or None if nothing was measured.
 
-        For a tenant with fewer times than `ENOUGH` it is at least the fleet's.
+        For a tenant with fewer times than `MIN_TIMES` it is at least the fleet's.
         """
         key = _class_of(tenant, teacher, tokens)
         count = len(self._seen.get(key, ()))
         if tenant == FLEET:
             before = self._before.get(key)
-            return before.p95_s if before is not None and count < ENOUGH else self._percentile_s(key)
+            return before.p95_s if before is not None and count < MIN_TIMES else self._percentile_s(key)
         own_s = self._percentile_s(key)
-        fleet_s = self.p95_s(teacher, tokens) if count < ENOUGH else None
+        fleet_s = self.p95_s(teacher, tokens) if count < MIN_TIMES else None
         return max((found for found in (own_s, fleet_s) if found is not None), default=None)
 
     def measured(self) -> tuple[MeasuredTime, ...]:
@@ -114,7 +120,7 @@ class GuidanceTimes:
                 teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen)
             )
             for (tenant, teacher, bits), seen in self._seen.items()
-            if tenant == FLEET and len(seen) >= ENOUGH
+            if tenant == FLEET and len(seen) >= MIN_TIMES
         }
         return tuple(sorted(classes.values(), key=lambda one: (one.teacher, one.tokens)))
 
@@ -147,7 +153,7 @@ def as_duration(seconds: float) -> str:
 def read_times(folder: Path) -> tuple[MeasuredTime, ...]:
     """Return the times that were written last; an empty tuple if the file is missing or cannot be read."""
     try:
-        with (folder / NAME).open("rb") as file:
+        with (folder / FILE_NAME).open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=_File).measured
     except (OSError, msgspec.MsgspecError):
         return ()
@@ -156,9 +162,9 @@ def read_times(folder: Path) -> tuple[MeasuredTime, ...]:
 def write_times(folder: Path, measured: tuple[MeasuredTime, ...]) -> None:
     """Replace the file. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{NAME}.new"
+    unfinished = folder / f"{FILE_NAME}.new"
     unfinished.write_bytes(msgspec.json.encode(_File(measured)))
-    unfinished.replace(folder / NAME)
+    unfinished.replace(folder / FILE_NAME)
 
 
 async def keep_written(folder: Path, times: GuidanceTimes) -> None:
@@ -192,7 +198,7 @@ class _RouteRecord:
 
     @property
     def often_late(self) -> bool:
-        return self.late >= max(_LEAST_LATE, OFTEN * len(self.recent))
+        return self.late >= max(_LEAST_LATE, OFTEN_LATE_SHARE * len(self.recent))
 
 
 class GuidanceDeadlines:
@@ -283,7 +289,7 @@ class GuidanceDeadlines:
         name = (guidance.tenant, route)
         record = self._routes.get(name)
         if record is None:
-            record = self._routes[name] = _RouteRecord(deque(maxlen=RECENT), 0.0, guidance)
+            record = self._routes[name] = _RouteRecord(deque(maxlen=RECENT_ANSWERS), 0.0, guidance)
             if len(self._routes) > _MAX_ROUTES:
                 self._routes.popitem(last=False)
         self._routes.move_to_end(name)

@@ -66,15 +66,15 @@ class StudentCall:
         return EngineSnapshot(state.continuation, cooldown, state.reasoning, takes_prompts=state.takes_prompts)
 
     def check_available(self, builder: ReceiptBuilder) -> None:
-        """Check that a student can use guidance. Raises CircuitOpen if every student rejects the tenant's calls now."""
+        """Raise CircuitOpen if the request has a guidance plan and every student rejects the tenant's calls now."""
         if builder.plan.guidance is None:
             return
         refusals = [self.engines[one.engine].refusal(builder.tenant) for one in builder.plan.students]
-        resting = [one for one in refusals if one is not None]
-        if resting and len(resting) == len(refusals):
-            for one in resting:
+        refused = [one for one in refusals if one is not None]
+        if refused and len(refused) == len(refusals):
+            for one in refused:
                 record_failure(one, builder.id, self.metrics)
-            raise min(resting, key=lambda one: one.retry_after_s or 0.0)
+            raise min(refused, key=lambda one: one.retry_after_s or 0.0)
 
     async def complete(self, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder) -> Json:
         """Return a student's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.

@@ -13,9 +13,8 @@ _PARTS = 4
 _LATE_SHARE = 0.5  # a part is late when its timer is late by more than this share of it; another part follows it
 _MAX_PARTS = 8  # the limit with late parts. By then a loop that is always late has read its sockets often enough
 MAX_LAG_S = 5.0  # the largest extension of a deadline
-_PASSES = (
-    4  # of the loop before the timeout. One reads the ready sockets, and the next passes the bytes to their reader
-)
+# Passes of the loop before the timeout: one reads the ready sockets, and the next passes the bytes to their reader.
+_PASSES = 4
 
 
 class Watchdog:

@@ -23,6 +23,7 @@ from gateway.errors import (
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
+    EngineUnsupported,
 )
 from tests.engines.fake_server import KEY, NAME, FakeServer, failure, replying, reset, serving, talking
 from tests.engines.litellm_servers import chat_chunks, converse_frames, generated, message, message_events, ollama_lines
@@ -189,6 +190,15 @@ async def test_an_error_event_is_passed_on_in_the_engines_words() -> None:
         error = await failure(chunks_of(engine), fake.url)
     assert isinstance(error, EngineFailed)
     assert error.message == f"Engine '{NAME}' failed during its answer: Overloaded with (hidden)"
+
+
+async def test_an_unsupported_field_fails_a_stream_at_its_first_chunk() -> None:
+    """The guard counts the failure only if it occurs inside the stream."""
+    async with engine_at("http://127.0.0.1:9") as engine:
+        stream = engine.stream({"messages": MESSAGES, "tools": [{"type": "web_search"}]})
+        with pytest.raises(EngineUnsupported) as failed:
+            await anext(stream)
+    assert failed.value.param == "tools[0].type"
 
 
 async def test_a_stream_is_given_up_with_its_reader() -> None:

@@ -11,11 +11,11 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from gateway.pipeline.guidance_deadlines import (
-    ENOUGH,
+    FILE_NAME,
     KEEP_S,
     MAX_CLASSES,
-    NAME,
-    RECENT,
+    MIN_TIMES,
+    RECENT_ANSWERS,
     WINDOW,
     GuidanceDeadlines,
     GuidanceTimes,
@@ -112,7 +112,7 @@ def test_a_route_with_frequent_late_guidance_is_logged_once_and_has_a_warning() 
     )
     assert deadlines.warnings("another") == []
     with capture_logs() as lines:
-        for _ in range(RECENT):
+        for _ in range(RECENT_ANSWERS):
             deadlines.arrived("chat", settings, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_in_time_again"]
     assert deadlines.warnings("big") == []
@@ -147,7 +147,7 @@ def test_with_auto_the_hint_names_the_lower_bound_where_the_upper_one_did_not_ho
 def test_a_time_counts_for_half_an_hour_and_for_guidance_of_its_length() -> None:
     clock = Clock()
     times = GuidanceTimes(clock)
-    for _ in range(ENOUGH):
+    for _ in range(MIN_TIMES):
         times.add("big", 40, 9.0)
     assert (times.p95_s("big", 60), times.p95_s("big", 20), times.p95_s("huge", 40)) == (9.0, None, None)
     clock.now += KEEP_S + 1
@@ -175,16 +175,16 @@ def test_the_recommended_deadline_leaves_a_quarter_and_reads_short(p95_s: float)
 
 def test_a_new_process_starts_from_the_times_of_the_one_before(tmp_path: Path) -> None:
     before = GuidanceTimes(Clock())
-    for _ in range(ENOUGH):
+    for _ in range(MIN_TIMES):
         before.add("big", 40, 3.0)
     before.add("big", 500, 9.0)  # once: not enough
     write_times(tmp_path / "data", before.measured())
     times = GuidanceTimes(Clock(), read_times(tmp_path / "data"))
     assert (times.p95_s("big", 40), times.p95_s("big", 500)) == (3.0, None)
-    for _ in range(ENOUGH):
+    for _ in range(MIN_TIMES):
         times.add("big", 40, 1.0)
     assert times.p95_s("big", 40) == 1.0
-    assert times.measured() == (MeasuredTime("big", 63, 1.0, ENOUGH),)
+    assert times.measured() == (MeasuredTime("big", 63, 1.0, MIN_TIMES),)
 
 
 def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
@@ -192,7 +192,7 @@ def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     acme = guidance(auto=AUTO)
     globex = structs.replace(acme, tenant="globex")
-    for _ in range(ENOUGH):
+    for _ in range(MIN_TIMES):
         deadlines.arrived("chat", acme, 2.0, 2.0)
     for _ in range(2 * WINDOW):
         deadlines.arrived("chat", globex, 0.05, 0.05)
@@ -238,5 +238,5 @@ def test_the_number_of_classes_is_bounded() -> None:
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"measured": 3}', b"\xff"])
 def test_a_file_that_cannot_be_read_is_no_measurement(tmp_path: Path, raw: bytes) -> None:
     assert read_times(tmp_path) == ()
-    (tmp_path / NAME).write_bytes(raw)
+    (tmp_path / FILE_NAME).write_bytes(raw)
     assert read_times(tmp_path) == ()
