@@ -139,7 +139,6 @@ async def test_requests_admitted_without_redis_are_charged_after_its_return(budg
 async def test_a_first_request_admitted_without_redis_is_charged_to_its_budget(
     budgets_fixture: BudgetFixture, *, aligned: bool
 ) -> None:
-    """No request was admitted before, so the receipt's charge states the period."""
     scope = budget("1", period=BudgetDuration(30, "d"), aligned=aligned)
     await budgets_fixture.settle(budgets_fixture.request("3", scope), "0.3")
     await budgets_fixture.settle(budgets_fixture.request("3", scope), "0.6")

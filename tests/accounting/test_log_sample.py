@@ -40,7 +40,7 @@ def test_the_configured_fraction_is_logged() -> None:
 
 
 def test_the_id_alone_draws_the_lot_and_a_larger_part_holds_the_smaller_one() -> None:
-    """So every process, and every larger sample, selects the same requests."""
+    """Every process, and every larger sample, selects the same requests."""
     ids = [f"req_{number}" for number in range(2000)]
     few = {one for one in ids if LogSample(0.05, 1.0).includes(ordinary(one))}
     again = {one for one in ids if LogSample(0.05, None).includes(ordinary(one, tenant="globex", stream=True))}

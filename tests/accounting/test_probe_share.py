@@ -34,7 +34,7 @@ def test_the_probes_cost_is_part_of_the_cost_but_not_of_the_baseline() -> None:
 
 
 def test_sums_count_the_probe_as_student_cost() -> None:
-    """So the costs of teacher, student and failed calls add up to the cost."""
+    """The costs of teacher, student and failed calls add up to the cost."""
     one = probed()
     row = SumRow()
     row.merge(SumRow.of(one))

@@ -140,7 +140,7 @@ async def test_a_receipt_is_found_before_it_is_written(redis_url: str) -> None:
 
 
 async def test_another_tenants_receipt_is_not_found(redis_url: str) -> None:
-    """Neither while the receipt waits in memory nor after it is stored."""
+    """The receipt is hidden while it waits in memory and after it is stored."""
     async with kept(redis_url, running=False) as part:
         receipt = closed(guided())
         part.store.put(receipt)
@@ -482,7 +482,7 @@ async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
 
 
 async def test_a_rejected_request_is_not_resent_as_admitted(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when a resend precedes the request's verdict: nothing would ever release the reservation."""
+    """A resend before the verdict must not admit the request: nothing would ever release the reservation."""
     async with kept(redis_url) as part:
         scope = Scope("tenant", 0, 0, 1)
         holder, late = intent(), intent()

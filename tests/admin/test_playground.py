@@ -407,7 +407,7 @@ def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> No
 
 
 def test_no_key_is_called_as_the_playground_is(world: World) -> None:
-    """Otherwise its receipts, limits and budget would include the playground's."""
+    """A key of this name would share its receipts, limits and budget with the playground."""
     refused = world.admin("POST", "/keys", {"tenant": "acme", "id": "playground"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "id")
     assert "choose another" in refused.json()["error"]["message"]

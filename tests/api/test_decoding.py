@@ -60,7 +60,7 @@ async def test_a_refused_body_is_freed_without_a_collection() -> None:
 
 
 async def test_parts_are_released_before_they_are_decoded() -> None:
-    """Otherwise the memory would hold the body twice."""
+    """Parts that stay referenced would hold the body in memory twice."""
     parts = [HEAVY, HEAVY]
     assert await BodyDecoder().decode("acme", parts, lambda raw: (len(raw), len(parts))) == (2 * len(HEAVY), 0)
 
@@ -107,7 +107,7 @@ async def test_while_tenants_contend_the_event_loop_has_the_lock_as_long_as_the_
 
 
 async def test_a_caller_that_leaves_keeps_its_turn_until_its_body_is_decoded() -> None:
-    """Otherwise a tenant could fill the thread's queue."""
+    """A tenant that frees its turn early could fill the thread's queue."""
     decoder, gate = BodyDecoder(), threading.Event()
     first = asyncio.ensure_future(decoder.decode("acme", [HEAVY], lambda _: gate.wait(10)))  # noqa: TID251
     await asyncio.sleep(0)

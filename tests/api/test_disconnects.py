@@ -149,7 +149,7 @@ def test_an_expensive_call_is_read_on_if_only_its_usage_is_missing(world: World)
 
 
 def test_a_teachers_call_is_read_to_its_end_and_no_student_is_called(world: World) -> None:
-    """This applies to a call that serves this request alone."""
+    """The call serves this request alone."""
     student_calls = sum(one.read > 0 for one in world.engines["stops"].books.values())
     world.engines["runs-on"].books.pop("", None)
     teacher = world.engines["runs-on"].books[""]
@@ -194,7 +194,7 @@ def test_an_engine_that_ignores_max_tokens_is_cut_at_the_limit(world: World, str
 
 @pytest.mark.long
 def test_a_shutdown_waits_for_calls_that_are_read_on(redis_url: str, tmp_path: Path) -> None:
-    """Their receipts are exact, too."""
+    """Receipts of calls that are read on are exact, too."""
     engine = CountingEngine(stops=True, first_s=0.8)
     with (
         FakeEngine(engine).running() as student,

@@ -127,7 +127,7 @@ def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(
 def test_an_empty_outbox_continues_with_larger_ids(
     deployment: Deployment, empty_deployment: Deployment, file: Path
 ) -> None:
-    """This holds with a slow clock in the new Redis, too: new entries need larger ids."""
+    """New entries need larger ids, also with a slow clock in the new Redis."""
 
     async def emptied() -> bytes:
         async with deployment.parts() as here:

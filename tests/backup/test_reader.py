@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def test_a_request_during_the_key_scan_has_its_intent(
     deployment: Deployment, empty_deployment: Deployment, *, known: bool
 ) -> None:
-    """Otherwise its reservation of the budgets would never be released."""
+    """Without an intent, the request's reservation of the budgets would never be released."""
     async with deployment.parts() as here, empty_deployment.parts() as there:
         await here.budgets_fixture.ask("0.5", MONTH, *([ROLLING] if known else []))
         await here.budgets_fixture.settle(here.budgets_fixture.last, "0.25")

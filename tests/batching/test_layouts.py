@@ -105,7 +105,7 @@ async def test_the_share_of_a_killed_version_is_free_after_its_lease(older: Vers
 
 
 async def test_a_blocked_redis_declares_no_version_dead(older: Version, newer: Version) -> None:
-    """The same applies after the clock of Redis was set."""
+    """A clock that was set in Redis declares no version dead, either."""
     assert await older.run_exchange(0.0, wants=8) == 8
     assert await newer.run_exchange(0.1, wants=20) == 0
     assert await newer.run_exchange(3600.0) == 0

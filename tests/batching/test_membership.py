@@ -58,7 +58,7 @@ def test_the_others_calls_have_ended_after_the_longest_deadline_of_the_last_leas
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_the_only_process_has_the_whole_teacher(seen: bool) -> None:
-    """So has one that had no time to see its fleet."""
+    """A process that had no time to see its fleet has the whole teacher, too."""
     one = Membership()
     if seen:
         one.record_fleet(1, LEASE_S, 0.0)

@@ -579,7 +579,7 @@ async def test_unreadable_tickets_expire_by_themselves(script: Fleet, redis: Red
 async def test_an_unreadable_leader_frees_its_followers(
     script: Fleet, redis: Redis, keys: RedisKeys, state: str
 ) -> None:
-    """Otherwise they, and later tickets with the key, would wait for a leader that is gone."""
+    """Followers, and later tickets with the key, would wait for a leader that is gone."""
     script.limits = ONE
     if state == "waits":
         await script.tell("zoe", held=[script.ticket(name="busy")])

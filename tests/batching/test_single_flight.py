@@ -138,7 +138,7 @@ async def test_a_call_continues_for_its_followers_after_its_payer_disconnects(
 
 
 async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """And who comes after that starts a flight of its own."""
+    """A request after the cancellation starts a flight of its own."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
         requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(2)]

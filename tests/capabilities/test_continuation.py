@@ -123,7 +123,7 @@ def test_a_continuing_reply_is_a_continuation(reply: str, echo: bool, strips: bo
     ],
 )
 def test_a_new_answer_is_no_continuation(reply: str) -> None:
-    """Neither is another text, an empty text, or the prefix alone."""
+    """Another text, an empty text, or the prefix alone is no continuation."""
     assert judge_probe("trailing", reply) is None
 
 

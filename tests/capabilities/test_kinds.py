@@ -48,7 +48,7 @@ def test_a_kind_is_read_from_the_address_and_then_from_the_owner(owner: object, 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_native_modes_are_probed_first_then_raw_prompts_then_an_instruction(kind: EngineKind) -> None:
-    """Each mode once. Modes of other kinds only where harmless, and raw prompts only if the engine renders chats."""
+    """Modes of other kinds are probed only where harmless, and raw prompts only if the engine renders chats."""
     order = [*kind.candidates]
     assert len(set(order)) == len(order)
     own = [mode for mode in kind.modes if mode in NATIVE_MODES]

@@ -139,7 +139,7 @@ def test_a_bar_shows_spent_reserved_and_remaining() -> None:
 
 
 def test_without_a_terminal_all_figures_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    """As wide as it needs to be, to the millionth of a dollar."""
+    """The table is as wide as its figures, which have six decimal places of a dollar."""
     row = {
         "tenant": "acme", "key": None, "max_budget": Decimal(1000000), "soft_budget": None, "budget_duration": "366d",
         "spent_usd": Decimal("123456.654321"), "reserved_usd": Decimal("0.0000001"), "left_usd": Decimal("876543.3456"),

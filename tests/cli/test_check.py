@@ -290,7 +290,7 @@ EXTRAS = [
 def test_an_extra_that_is_wanted_and_not_there_is_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str, what: str, extra: str
 ) -> None:
-    """As without it: its modules are not to be found. With it, and where nothing wants it, there is none."""
+    """The test hides the modules of the extra. With the extra, or where no setting needs it, there is no warning."""
     sample = run()[2]
     edit(folder / "config.yaml", old, new)
     assert run()[2] == sample

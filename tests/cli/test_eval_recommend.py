@@ -76,7 +76,7 @@ def test_the_check_accepts_the_written_policy_without_a_warning(
 
 
 def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: Path) -> None:
-    """As a run notes them: exemplars of --exemplars, and a projection of --policies with exemplars of its own."""
+    """A run records exemplars of --exemplars, and a projection of --policies with exemplars of its own."""
     theirs = tmp_path / "theirs"
     (theirs / "projections").mkdir(parents=True)
     (theirs / "shown").mkdir()

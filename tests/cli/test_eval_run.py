@@ -46,10 +46,8 @@ def config(folder: Path, teacher_url: str, student_url: str) -> Path:
 
 def data(folder: Path) -> Path:
     file = folder / "ours.jsonl"
-    arguments_of_run = [
-        {"id": one.id, "question": one.text, "answer": one.answer, "scorer": one.scorer} for one in QUESTIONS
-    ]
-    file.write_text("".join(json.dumps(one) + "\n" for one in arguments_of_run))
+    rows = [{"id": one.id, "question": one.text, "answer": one.answer, "scorer": one.scorer} for one in QUESTIONS]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     return file
 
 
@@ -99,7 +97,7 @@ def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
 def test_errors_are_one_line_before_anything_starts(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And before weights are fetched."""
+    """Errors are reported before weights are fetched."""
     fetched: list[str] = []
     monkeypatch.setattr(weights, "fetch", fetched.append)
     done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
@@ -182,7 +180,7 @@ def test_a_large_run_shows_size_and_time_and_requires_confirmation(tmp_path: Pat
 def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
     tmp_path: Path, engines: LocalStack
 ) -> None:
-    """And keeps what they wrote."""
+    """The run keeps the answers of the measured calls."""
     folder = tmp_path / "run"
     pair = ["--config", str(config(tmp_path, engines.teacher_url, engines.student_url)), "--teacher", "big"]
     grid = ["--data", str(data(tmp_path)), "--max-tokens", "6", "--tokens", "2,4", "--concurrency", "1"]
@@ -258,8 +256,8 @@ def test_a_killed_run_resumes_without_repeated_calls(tmp_path: Path, engines: Lo
         assert last.returncode == 0, last.stderr
         assert "eval report" in last.stdout
         # One call was in flight when either signal came; a probe of what the student can do is no question.
-        arguments_of_run = Counter(orjson.dumps(body) for body in (*teacher_request, *to_student) if is_question(body))
-        assert sum(arguments_of_run.values()) <= len(arguments_of_run) + 2
+        calls = Counter(orjson.dumps(body) for body in (*teacher_request, *to_student) if is_question(body))
+        assert sum(calls.values()) <= len(calls) + 2
         assert set(Counter(line.get("opening") or line["answer"] for line in lines(kept)).values()) == {1}
         command[5] = str(tmp_path / "whole")
         whole = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)

@@ -225,7 +225,7 @@ def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "raw", "content"),
+    ("arguments", "raw", "message"),
     [
         (["--tenant", "acmee"], None, "--tenant: there is no tenant 'acmee'. Did you mean 'acme'?"),
         (["--key", "prdo"], None, "--key: the policy of tenant acme has no key 'prdo'. Did you mean 'prod'?"),
@@ -236,10 +236,10 @@ def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
         ([], '{"messages": []}', "-: rejected with 400: 'messages': expected a list"),
     ],
 )
-def test_errors_of_explain_are_one_line(folder: Path, arguments: list[str], raw: str | None, content: str) -> None:
+def test_errors_of_explain_are_one_line(folder: Path, arguments: list[str], raw: str | None, message: str) -> None:
     code, out, err = run(*arguments, raw=raw)
     assert (code, out) == (1, "")
-    assert err.startswith(f"gkt-gateway: {content}")
+    assert err.startswith(f"gkt-gateway: {message}")
     assert err.count("\n") == 1
 
 

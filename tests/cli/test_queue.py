@@ -297,7 +297,7 @@ def test_an_address_that_cannot_be_known(config: Path) -> None:
 
 @pytest.mark.long
 def test_another_server_is_reported_as_no_gateway() -> None:
-    """Another server: it has no such page, or says something else there."""
+    """Another server lacks the page, or returns other content there."""
     app = web.Application()
     with served(app) as url:
         line = _one_line(_run("--url", url))

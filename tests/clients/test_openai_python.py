@@ -173,10 +173,10 @@ async def test_the_async_client_continues_prompts_and_makes_vectors(later: Async
 
 def test_a_text_becomes_a_vector(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """The client requests and decodes base64 by default; with `float` it gets the engine's numbers."""
-    answer_text = a_question()
-    assert client.embeddings.create(model="vectors", input=answer_text).data[0].embedding == [1.0, 0.0]
-    assert fault_gateway.calls("vectors", answer_text)[0].json["encoding_format"] == "base64"
-    reply = client.embeddings.create(model="vectors", input=[answer_text, answer_text], encoding_format="float")
+    question = a_question()
+    assert client.embeddings.create(model="vectors", input=question).data[0].embedding == [1.0, 0.0]
+    assert fault_gateway.calls("vectors", question)[0].json["encoding_format"] == "base64"
+    reply = client.embeddings.create(model="vectors", input=[question, question], encoding_format="float")
     assert [one.embedding for one in reply.data] == [[1e-05, 0.5]] * 2
     assert reply.usage.total_tokens == 10
 
@@ -186,11 +186,11 @@ def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
     client: OpenAI, fault_gateway: FaultGateway, model: str, raised: str
 ) -> None:
     """The client makes the same number of calls."""
-    answer_text = a_question()
+    question = a_question()
     with pytest.raises(openai.APIStatusError) as caught:
-        client.completions.create(model=model, prompt=answer_text)
+        client.completions.create(model=model, prompt=question)
     assert type(caught.value).__name__ == raised
-    assert len(fault_gateway.calls(model, answer_text)) == (1 if model == "refuses" else TRIES)
+    assert len(fault_gateway.calls(model, question)) == (1 if model == "refuses" else TRIES)
 
 
 def test_a_broken_text_stream_raises_and_has_no_finish_reason(client: OpenAI) -> None:

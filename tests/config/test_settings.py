@@ -172,7 +172,7 @@ def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) ->
 def test_a_tokenizer_is_an_encoding_a_local_file_or_a_cached_hub_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None is fetched; each is read when the configuration is, so that a wrong one is told there."""
+    """No tokenizer is fetched. Each is read with the configuration, so that a wrong one is reported there."""
     bundled = litellm_tokenizers() / "anthropic_tokenizer.json"
     assert settings_of(folder, model(tokenizer="cl100k_base")).models[0].tokenizer == "cl100k_base"
     (folder / "big.json").symlink_to(bundled)

@@ -141,7 +141,7 @@ def test_a_secret_of_the_earlier_name_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_committed_file_contains_a_secret() -> None:
-    """Nor is one put into an environment, which `docker inspect` shows."""
+    """No environment contains a secret, which `docker inspect` would show."""
     for service in SERVICES.values():
         for name in service.get("environment", {}):
             assert "PASSWORD" not in name or name.endswith("_FILE")

@@ -161,7 +161,7 @@ def test_files_read_from_a_secret_exist_in_it() -> None:
 
 
 def test_the_autoscaler_uses_an_existing_metric(tmp_path: Path) -> None:
-    """Which the adapter is told to bring, and before guidance is late."""
+    """The adapter is configured to export the metric, which rises before guidance is late."""
     autoscaler = manifest("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gkt-gateway"}
     assert "replicas" not in DEPLOYMENT["spec"]

@@ -133,7 +133,7 @@ def test_an_event_passes_before_the_next_one_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10, 50_000])
 def test_requests_rejected_by_a_draining_replica_go_to_another_one(size: int, tmp_path: Path) -> None:
-    """Its health checks still succeed."""
+    """Health checks of the draining replica still succeed."""
     leaving, staying = Replica(503), Replica()
     with (
         served(leaving.app()) as one,

@@ -19,7 +19,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[name for _, name in NAMED])
 def test_every_test_that_is_named_exists(path: str, name: str) -> None:
-    """And would be run."""
+    """Pytest collects each test that the page names."""
     assert re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE)
 
 

@@ -32,7 +32,7 @@ def test_only_fields_that_affect_guidance_leave_the_device() -> None:
 
 
 def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> None:
-    """Otherwise guidance could violate the student's constraint. Unknown names stay on the device."""
+    """Without the constraint, guidance could violate it. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
     body_sent = bodies.guidance_body(body, "chat", stream=False)
     assert body_sent == {
@@ -68,9 +68,9 @@ def test_an_invalid_guidance_reply_is_no_guidance(broken: Any) -> None:
 
 
 def test_the_plan_is_optional_without_guidance() -> None:
-    body_sent = {"text": "", "placement": None, "projection": None, "kept_tokens": 0, "finish_reason": None, "seam": {}}
+    guidance = {"text": "", "placement": None, "projection": None, "kept_tokens": 0, "finish_reason": None, "seam": {}}
     reply = {
-        "guidance": body_sent,
+        "guidance": guidance,
         "messages": None,
         "unguided": "tools",
         "receipt": "req_1",

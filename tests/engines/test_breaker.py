@@ -95,7 +95,7 @@ def test_a_canceled_trial_allows_another_trial(*, connected: bool) -> None:
 
 
 def test_earlier_calls_do_not_affect_the_trial() -> None:
-    """They may fail or be canceled while the trial is in flight."""
+    """Earlier calls may fail or be canceled while the trial is in flight."""
     one = breaker()
     old = [one.start_call("a", str(number), 0) for number in range(5)]
     for call in old[:3]:
@@ -151,7 +151,7 @@ def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -
 
 
 def test_cooldowns_differ_between_processes() -> None:
-    """Otherwise all processes would start their trials at the same time."""
+    """With equal cooldowns, all processes would start their trials at the same time."""
     pauses = []
     for drawn in (0.0, 1.0):
         one = Breaker(RULE, draw=lambda drawn=drawn: drawn)
@@ -176,14 +176,14 @@ def test_other_failures_of_one_tenant_refuse_that_tenant_alone() -> None:
 
 
 def test_one_request_that_fails_again_and_again_opens_nothing() -> None:
-    """It may be the only request that fails."""
+    """The request may be the only one that fails."""
     one = breaker()
     assert not any(fail(one, request="the same") for _ in range(50))
     assert fail(one, request="another")
 
 
 def test_where_several_tenants_fail_each_is_refused_after_one_failure_of_its_own() -> None:
-    """Then the engine is the cause, and there may be many tenants."""
+    """With several tenants, the engine is the likely cause, and there may be many tenants."""
     one = breaker()
     for tenant in ("a", "b"):
         assert not fail(one, tenant=tenant)
@@ -288,7 +288,7 @@ def meet(one: Breaker, kind: str, tenant: str, request: str, now: float) -> None
 def test_an_engine_that_fails_at_everything_opens_the_circuit_for_every_tenant(
     failures: int, tenants: int, connected: bool
 ) -> None:
-    """Also with a single tenant. Each tenant makes at most `failures` calls before."""
+    """A single tenant suffices. Each tenant makes at most `failures` calls before."""
     one = breaker(BreakerRule(failures=failures, cooldown_s=1.0, max_cooldown_s=5.0))
     names = [f"tenant-{number}" for number in range(tenants)]
     made = dict.fromkeys(names, 0)

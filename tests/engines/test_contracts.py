@@ -125,7 +125,7 @@ async def test_a_mode_is_found_with_few_calls(server: ToyServer, found: Continua
     ids=repr,
 )
 async def test_an_engine_that_ignores_instructions_continues_nothing(server: ToyServer) -> None:
-    """Then guidance is sent in the prompt, and the state has a warning."""
+    """Guidance is sent in the prompt, and the state has a warning."""
     async with spoken_to(server) as (engine, _):
         await engine.probe()
         assert engine.state.continuation is None
@@ -180,7 +180,7 @@ async def test_a_fallback_may_be_configured(server: ToyServer, mode: Any) -> Non
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_a_limit_holds_whether_or_not_the_engine_continues(field: str) -> None:
-    """As a teacher, or with `none`, the engine gets the limit under the name that it reads."""
+    """A teacher, or an engine with `none`, gets the limit under the name that it reads."""
     async with spoken_to(Ollama(), continuation="none") as (engine, fake):
         await engine.probe()
         assert fake.paths == ["/v1/models"]
@@ -193,7 +193,7 @@ async def test_a_limit_holds_whether_or_not_the_engine_continues(field: str) -> 
     "template", [replying({}, status=404), replying({}, status=405), replying({"prompt": None}), replying([])]
 )
 async def test_a_server_that_cannot_render_gets_an_instruction(template: Any, mode: Any) -> None:
-    """Such as an older build, or one behind a proxy with the chat route only. A configured mode is reported."""
+    """The server is an older build, or behind a proxy with the chat route only. A configured mode is reported."""
     server = LlamaCpp(prefills=False)
     async with serving({**server.routes(), "/apply-template": template}) as fake, engine_http(fake.url + "/v1") as http:
         engine = OpenAIEngine(NAME, "org/model", http, continuation=mode)
@@ -217,7 +217,7 @@ async def test_raw_prompts_need_a_server_that_renders_chats() -> None:
 
 
 async def test_an_engine_that_came_back_otherwise_is_found_out_again() -> None:
-    """Such as another build or another template."""
+    """The engine returns with another build or another template."""
     server = LlamaCpp()
     async with spoken_to(server) as (engine, _):
         for prefills, mode in ((True, "trailing"), (False, "completions"), (True, "trailing")):
@@ -281,7 +281,7 @@ async def test_a_raw_prompt_without_a_limit_has_room_to_the_end(server: ToyServe
 
 
 async def test_sglang_without_a_known_context_needs_the_callers_limit() -> None:
-    """Otherwise the answer would be cut at 16 tokens."""
+    """Without a limit, SGLang would cut the answer at 16 tokens."""
     async with spoken_to(SGLang(), continuation="completions") as (engine, _):
         await engine.probe()
         engine._renderer.context_tokens = None  # type: ignore[union-attr]

@@ -46,7 +46,7 @@ async def test_only_the_model_name_of_the_body_changes() -> None:
     ],
 )
 async def test_a_reply_without_a_list_of_vectors_is_a_protocol_error(raw: bytes) -> None:
-    """Also if the defect is in the part that is not decoded."""
+    """A defect in the part that is not decoded counts, too."""
     with pytest.raises(EngineProtocolError):
         await read_embeddings(raw, NAME)
 
@@ -66,7 +66,7 @@ async def test_a_reply_without_a_list_of_vectors_is_a_protocol_error(raw: bytes)
     ],
 )
 async def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
-    """Then the gateway counts the tokens."""
+    """The gateway counts the tokens instead."""
     assert (await read_embeddings(msgspec.json.encode({"data": [], "usage": usage}), NAME)).usage is None
 
 

@@ -334,7 +334,7 @@ def test_corrupted_replies_end_in_a_reply_or_an_error(
     cuts: list[int],
     streamed_: bool,
 ) -> None:
-    """Also in HTTP's own bytes: the status, the headers, the sizes of chunks."""
+    """HTTP's own bytes are corrupted, too: the status, the headers, the sizes of chunks."""
     faulty, packets = replying
     kind = "text/event-stream" if streamed_ else "application/json"
     events = framed([orjson.dumps(one) for one in STREAMS[name]]) if streamed_ else orjson.dumps(CHAT)

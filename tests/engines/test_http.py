@@ -384,7 +384,7 @@ async def test_a_key_with_a_control_character_is_not_sent(key: str) -> None:
 
 
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
-    """Also if the received part is valid JSON."""
+    """The error is the same if the received part is valid JSON."""
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")

@@ -100,7 +100,7 @@ async def test_sglang_gets_exactly_this() -> None:
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
 async def test_a_finished_member_has_finish_reason_stop(kind: str) -> None:
-    """Its answer may be complete, independently of the other members."""
+    """A finished member's answer may be complete, independently of the other members."""
     server = ListServer(kind, answer=lambda question: "yes" if "one" in question else "no and so on for long")
     async with listing(server) as (engine, _):
         ended, cut = await replies(engine, chat("What is one"), chat("What is two"))
@@ -120,7 +120,7 @@ async def test_an_unknown_stop_type_of_llama_cpp_is_a_cut(stop_type: Any) -> Non
 
 @pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
 async def test_a_member_without_counts_has_no_usage(kind: str) -> None:
-    """Then the gateway counts the tokens."""
+    """The gateway counts the tokens instead."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         uncounted = {"tokens_evaluated": None, "timings": None, "meta_info": None}

@@ -117,7 +117,6 @@ async def test_as_long_as_members_join_in_each_turn_of_the_loop_the_list_stays()
 
 
 async def test_a_late_member_is_sent_alone() -> None:
-    """Its list was already sent, so it is sent alone."""
     server = ListServer()
     async with listing(server) as (engine, fake):
         server.hold.clear()
@@ -285,7 +284,6 @@ async def test_a_list_at_which_the_engine_fails_is_one_call_and_no_members_failu
 
 
 async def test_a_single_call_is_canceled_with_its_caller() -> None:
-    """It is a separate call."""
     server = ListServer()
     async with listing(server) as (engine, _):
         server.refuse = lambda _, listed: 400 if listed else None
@@ -387,7 +385,7 @@ async def test_a_server_of_unknown_kind_takes_prompts_only() -> None:
 
 @pytest.mark.parametrize(("kind", "missing"), [("vllm", BATCH), ("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
 async def test_a_server_without_the_route_gets_single_calls(kind: str, missing: str) -> None:
-    """Such as an older version. The warning has the reason."""
+    """The server is an older version. The warning has the reason."""
     server = ListServer(kind)
     routes = server.routes
     server.routes = lambda: {path: handler for path, handler in routes().items() if path != missing}  # type: ignore[method-assign]
@@ -400,7 +398,7 @@ async def test_a_server_without_the_route_gets_single_calls(kind: str, missing: 
 
 
 async def test_a_server_that_answers_only_the_first_of_a_list_gets_none() -> None:
-    """Such as one that reads a list as one prompt."""
+    """Such a server reads a list as one prompt."""
     server = ListServer("somebody", spoil=lambda entries: entries[:1])
     async with listing(server) as (engine, _):
         assert engine.state.facts["lists"] == []

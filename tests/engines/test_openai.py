@@ -100,7 +100,7 @@ async def test_the_guidance_request_of_a_raw_prompt_has_exactly_these_fields() -
 
 
 async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
-    """As a stream of text completions with usage at the end."""
+    """The engine sends text completions, with usage at the end."""
     parts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in (" because", " of")]
     last = [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, {"choices": [], "usage": COUNTED}]
     pieces: list[str] = []
@@ -382,7 +382,7 @@ async def test_usage_is_the_engines_valid_counts_or_none(sent: Any, usage: Token
 
 
 async def test_usage_may_be_missing() -> None:
-    """Then the ledger estimates the counts."""
+    """The ledger estimates missing counts."""
     async with openai({CHAT: replying(reply("Because"))}) as (engine, _):
         assert (await engine.generate_guidance(TeacherRequest(max_tokens=4, messages=MESSAGES))).usage is None
 
@@ -591,7 +591,7 @@ async def test_none_is_never_tried() -> None:
     ],
 )
 async def test_other_weights_under_the_same_name_are_another_revision(entry: Any, other: Any) -> None:
-    """As far as /models reports them. Cached guidance belongs to one revision."""
+    """Weights are compared as far as /models reports them. Cached guidance belongs to one revision."""
     routes = server(vllm, "vllm")
     async with openai(routes) as (engine, _):
         assert engine.state.revision is None
@@ -605,7 +605,7 @@ async def test_other_weights_under_the_same_name_are_another_revision(entry: Any
 
 
 async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
-    """It shows a misspelled name before the first request."""
+    """The warning shows a misspelled name before the first request."""
     routes = {**server(vllm, "vllm"), MODELS: replying({"data": [{"id": "other", "owned_by": "vllm"}]})}
     async with openai(routes) as (engine, _):
         await engine.probe()
@@ -640,7 +640,7 @@ async def test_a_server_that_answers_nothing_useful_is_not_up(path: str, status:
 
 
 async def test_a_probe_reply_without_words_is_no_continuation() -> None:
-    """Such as a tool call."""
+    """The engine replies with a tool call."""
     routes = {**server(vllm), CHAT: replying(reply(None))}
     async with openai(routes) as (engine, _):
         await engine.probe()
@@ -648,7 +648,7 @@ async def test_a_probe_reply_without_words_is_no_continuation() -> None:
 
 
 async def test_reasoning_is_disabled_for_guidance_and_probes() -> None:
-    """Its first tokens would be reasoning, and llama.cpp continues no message while reasoning is on."""
+    """A model that reasons would begin with reasoning, and llama.cpp continues no message while reasoning is on."""
     async with openai({CHAT: replying(reply("Hi")), MODELS: replying({"data": []})}, continuation="trailing") as (
         engine,
         fake,

@@ -118,7 +118,7 @@ async def test_vectors_that_are_wrong_are_protocol_errors(raw: bytes) -> None:
 
 
 async def test_log_probabilities_of_a_large_reply_are_not_decoded() -> None:
-    """They are most of its values. Small ones are decoded: the confidence probe reads them."""
+    """Log probabilities are most values of a reply. Small ones are decoded: the confidence probe reads them."""
     large = decode(orjson.dumps(completion(500)))
     assert type(large["choices"][0]["logprobs"]) is orjson.Fragment
     assert is_large(large)

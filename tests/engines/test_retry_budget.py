@@ -57,7 +57,7 @@ def test_the_retries_of_all_tenants_at_a_dead_engine_do_not_grow_with_their_numb
 
 
 def test_the_share_that_a_tenant_earned_is_its_own() -> None:
-    """Others that fail cannot use it up."""
+    """Other tenants that fail cannot use up the share."""
     budgets = RetryBudgets(Clock())
     for _ in range(100):
         budgets.succeeded("small", "acme")

@@ -141,7 +141,7 @@ async def test_a_callers_prompt_is_sent_unchanged(prompt: Any) -> None:
 
 
 async def test_a_callers_own_prompt_streams() -> None:
-    """As chat chunks, which the relay reads."""
+    """The engine's events become chat chunks, which the relay reads."""
     ended = {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}
     routes = {RAW: streaming({"choices": [PART]}, ended, b"[DONE]")}
     async with serving(routes) as fake, engine_http(fake.url + "/v1") as http:

@@ -92,8 +92,8 @@ async def test_guidance_of_a_batch_is_requested_concurrently() -> None:
         return web.json_response(chat_reply())
 
     async with tgi({CHAT: when_all_are_there}) as (engine, fake):
-        guidance = TeacherRequest(max_tokens=40, messages=MESSAGES)
-        replies = await asyncio.gather(*(engine.generate_guidance(guidance, batch="b1") for _ in range(5)))
+        request = TeacherRequest(max_tokens=40, messages=MESSAGES)
+        replies = await asyncio.gather(*(engine.generate_guidance(request, batch="b1") for _ in range(5)))
     assert [reply.text for reply in replies] == ["Because"] * 5
     assert fake.paths == [CHAT] * 5
 

@@ -132,7 +132,7 @@ async def test_a_warning_is_logged_once_while_it_lasts() -> None:
 
 
 async def test_an_event_triggers_a_probe_at_once() -> None:
-    """As after a policy change that changes the engine's role."""
+    """A policy change that changes the engine's role sets the event."""
     at_once = asyncio.Event()
     async with watching(UP, pace=ProbeInterval(up_s=3600), probe_now=at_once) as watched:
         for looks in (2, 3):
@@ -162,7 +162,7 @@ async def test_an_engine_that_is_up_is_probed_at_its_own_interval() -> None:
 
 
 async def test_a_watch_survives_an_unexpected_error() -> None:
-    """Otherwise the recovery of the engine would not be noticed."""
+    """Without the watch, the recovery of the engine would not be noticed."""
     async with watching(UP) as watched:
         await watched.probes(1)
         probe = watched.engine.probe

@@ -29,7 +29,7 @@ def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> N
 
 
 def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
-    """Otherwise lengths would be compared on different questions."""
+    """With such questions, lengths would be compared on different questions."""
     lost = replace(GUIDED, tokens=20).name
     some = [one for one in examples(ASKED, by_kind=True) if (one.setting, one.question) != (lost, "7")]
     family = families(manifest(COUNT), some, ASKED)[0]

@@ -45,7 +45,7 @@ ENDED = TeacherText(
     ],
 )
 def test_an_end_is_known_only_below_the_limit(limit: int, text: str, finish: str, written: int) -> None:
-    """Otherwise guidance of exactly m tokens would be a whole answer here, unlike on the request path."""
+    """Guidance of exactly m tokens is not a whole answer on the request path, either."""
     reply = ENDED.truncated(limit, ())
     assert reply is not None
     assert reply.usage is not None
@@ -80,7 +80,7 @@ def test_stored_pieces_are_replayed_in_order() -> None:
 
 
 def test_a_text_without_pieces_is_not_streamed() -> None:
-    """Otherwise the whole reply would be taken for one token."""
+    """A stream without pieces would count the whole reply as one token."""
     whole = replace(ENDED, pieces=(ENDED.text,), at_ms=(700,))
     assert list(whole.streamed_pieces(3)) == []
 

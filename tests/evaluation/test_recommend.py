@@ -75,7 +75,7 @@ def test_settings_equal_to_a_mixture_are_recommended_at_most_at_the_level() -> N
 
 @pytest.mark.parametrize(("n", "verdict"), [(40, "none_pays"), (8, "too_few")])
 def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n: int, verdict: str) -> None:
-    """Otherwise the cheapest of all would keep 95 % of an accuracy of 0."""
+    """The cheapest setting must not count as keeping 95 % of an accuracy of 0."""
     nothing = [replace(one, accuracy=0.0) for one in (*ALONE, Truth(M40, 0.0, 40, 100))]
     found = recommendation(tmp_path, nothing, n)
     assert (found.verdict, found.chosen, found.favorite) == (verdict, None, None)

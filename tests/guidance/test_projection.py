@@ -188,7 +188,7 @@ def test_the_instruction_stands_in_the_callers_question_and_not_in_an_exemplar()
 
 
 def test_a_chat_of_system_messages_alone_gets_no_exemplars() -> None:
-    """Otherwise it would end in an answer, which the teacher would continue."""
+    """With exemplars, the chat would end in an answer, which the teacher would continue."""
     assert teacher_messages(replace(CUTOFF, exemplars=SHOWN), CHAT[:1]) == CHAT[:1]
 
 

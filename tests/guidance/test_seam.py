@@ -76,9 +76,11 @@ def test_the_guidance_is_emitted_before_the_students_text() -> None:
     assert SeamJoin(LONG).initial_text == LONG
 
 
-def test_opening_can_be_called_again() -> None:
+def test_the_initial_text_stays_the_same_after_the_students_text() -> None:
     seam = SeamJoin("one tw", stop=["two"])
-    assert (seam.initial_text, seam.initial_text) == ("one ", "one ")
+    assert seam.initial_text == "one "
+    assert (seam.feed("ig"), seam.finish()) == ("twig", "")
+    assert seam.initial_text == "one "
 
 
 def test_an_empty_answer_leaves_the_guidance() -> None:
@@ -203,7 +205,7 @@ def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: s
     "reply", ["Hi there", " Help", "\nSure! Hello world", '"Hello" world', "Hello", "Hel", " ", ""]
 )
 def test_a_student_that_begins_differently_answers_alone(reply: str, size: int) -> None:
-    """Also a student that ends too early: its own text is the answer, and `restarted` is true."""
+    """A student that ends too early answers alone, too: its own text is the answer, and `restarted` is true."""
     seam = SeamJoin("Hello world", written_again=True, pending_space=" ", strips_leading_space=True, stop=["Hello wor"])
     assert play(seam, [{"content": delta} for delta in chunks(reply, [size])]) == reply
     assert (seam.echoed, seam.restarted, seam.stopped) == (False, True, False)

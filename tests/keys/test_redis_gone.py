@@ -119,7 +119,7 @@ async def test_a_gateway_reads_its_keys_before_it_listens(tmp_path: Path, redis_
 
 
 async def test_a_gateway_does_not_start_without_its_keys() -> None:
-    """Otherwise valid keys would be rejected."""
+    """Without its keys, the gateway would reject valid ones."""
     client = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
     follower = KeyFollower(client, RedisKeyring(client.commands, RedisKeys("gkt")), Keyring())
     with pytest.raises(StartupError, match="keys cannot be read from Redis"):

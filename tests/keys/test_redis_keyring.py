@@ -287,7 +287,7 @@ async def _failed_over(world: World) -> None:
 async def test_a_redis_with_another_history_is_read_completely(
     world: World, lose: Callable[[World], Awaitable[None]], left: set[str]
 ) -> None:
-    """This includes a history of equal length."""
+    """A history of equal length is read completely, too."""
     for number in range(3):
         await world.create(f"k{number}")
     ring, follower = world.process()

@@ -52,7 +52,7 @@ async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_p
 
 
 async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the prompt cache of an engine would favor the last method."""
+    """With equal beginnings, the prompt cache of an engine would favor the last method."""
     prompts: list[str] = []
 
     async def ask(*call_arguments: Any, stream: bool) -> Seen:

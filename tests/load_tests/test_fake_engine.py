@@ -211,7 +211,7 @@ async def test_a_disconnect_frees_its_slot(stream: bool) -> None:
 
 
 async def test_lengths_and_faults_are_the_same_in_every_run() -> None:
-    """Both are drawn with the file's seed. An answer that ends by itself has finish reason `stop`."""
+    """Lengths and faults are drawn with the file's seed. An answer that ends by itself has finish reason `stop`."""
 
     async def run() -> list[tuple[int, str]]:
         faults = {"fail_424": 0.2, "fail_500": 0.2}

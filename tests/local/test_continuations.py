@@ -76,7 +76,7 @@ async def answers(engine: Engine, question: str, prefix: str) -> tuple[SeamJoin,
 
 
 async def test_the_server_continues_a_trailing_message(stack: LocalStack) -> None:
-    """As probed. This build repeats the message."""
+    """The probe expects the same. This build repeats the message."""
     async with student(stack, "auto") as engine:
         assert engine.state.continuation == Continuation("trailing", echo=True)
         assert engine.state.warnings == []
@@ -103,7 +103,7 @@ async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
 
 @pytest.mark.long
 async def test_a_model_instructed_to_repeat_the_guidance_does_or_answers_alone(stack: LocalStack) -> None:
-    """This small model obeys about every other time. No answer repeats the guidance, and the probe fails."""
+    """The small model obeys about every other time. No answer repeats the guidance, and the probe fails."""
     async with student(stack, "instruct") as engine:
         assert engine.state.continuation == Continuation("instruct")
         assert engine.state.warnings == ["the engine did not continue the probe with continuation 'instruct'"]

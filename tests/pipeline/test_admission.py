@@ -93,7 +93,7 @@ def test_many_tenants_together_hold_at_most_twice_the_limit() -> None:
 
 
 def test_a_slot_is_released_when_its_request_fails(admission: Admission, metrics: Metrics) -> None:
-    """Also after a cancellation."""
+    """A cancellation releases the slot, too."""
     for failure in (LookupError, asyncio.CancelledError, GeneratorExit):
         with pytest.raises(failure), admission.slot(CALLER):
             raise failure
@@ -130,7 +130,7 @@ async def test_draining_times_out_and_returns_the_number_of_running_requests(adm
 
 
 async def test_an_empty_process_drains_at_once(admission: Admission) -> None:
-    """Also after it held a request."""
+    """A process that held a request before drains at once, too."""
     with admission.slot(CALLER):
         pass
     assert await asyncio.wait_for(admission.drain(30), 1) == 0

@@ -220,7 +220,7 @@ def test_cached_guidance_keeps_its_end_and_costs_nothing(world: World) -> None:
 
 
 def test_an_engine_without_probabilities_is_probed_once(world: World) -> None:
-    """This test is the last one of its process, which remembers the engine."""
+    """The process remembers the engine, so this test is the last one of its process."""
     world.student.behave = says_with_odds(" and so on.", None)
     _, receipt = world.ask("chat-probed")
     assert receipt["length"]["probe"]["outcome"] == "no_logprobs"

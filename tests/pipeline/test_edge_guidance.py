@@ -224,7 +224,7 @@ def test_a_complete_answer_of_the_teacher_leaves_nothing_to_report(world: World,
 
 
 def test_guidance_is_batched_cached_and_limited_like_a_chats(world: World) -> None:
-    """Its report counts toward no limit."""
+    """The report of a device counts toward no limit."""
     body = {"model": "chat-kept", "messages": [{"role": "user", "content": f"How many rolls? {uuid.uuid4()}"}]}
     first, again, refused = (world.post("", body, OTHER_KEY) for _ in range(3))
     assert (first.headers["x-gkt-batch-size"], "x-gkt-shared" in first.headers) == ("1", False)

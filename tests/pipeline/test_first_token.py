@@ -80,7 +80,7 @@ def test_confidence_depends_on_the_probability_or_the_entropy() -> None:
 
 
 def test_the_probe_requests_one_token_of_the_callers_question() -> None:
-    """It is not streamed, sampled or repeated. The other fields that matter are the caller's."""
+    """The probe is not streamed, sampled or repeated. The other fields that matter are the caller's."""
     body = {
         "model": "chat",
         "messages": [{"role": "user", "content": "Why?"}],

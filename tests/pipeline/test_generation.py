@@ -124,7 +124,7 @@ def test_hidden_reasoning_is_not_counted_against_the_text() -> None:
 
 
 def test_a_whole_reply_is_cut_by_the_engines_own_count() -> None:
-    """Its tokens are assumed to be equally long. Its reported usage is charged."""
+    """All tokens of the reply are assumed to be equally long. Its reported usage is charged."""
     call = EngineCall("small", ())
     reply = answer("ab" * 100, 100)
     generation(20, call=call).read_reply(reply)
@@ -175,7 +175,7 @@ def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
 
 
 def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
-    """It generates until the call is canceled."""
+    """The engine generates until the call is canceled."""
     call = EngineCall("small", ())
     one = generation(1, call=call)
     read(one, says("one two"), {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
@@ -220,7 +220,7 @@ def test_a_canceled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int |
 
 
 def test_a_running_count_is_the_base_of_the_bound() -> None:
-    """It is not exact, and at most the limit. With several choices it may count one of them."""
+    """A running count is not exact, and at most the limit. With several choices it may count one of them."""
     counting = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
     call = EngineCall("small", ())
     one = generation(100, stops_within_s=0.0, call=call)
@@ -271,7 +271,7 @@ async def test_a_real_engine_within_its_limit_is_never_cut(engines: LocalStack, 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
-    """It is counted only where it could exceed the limit."""
+    """Tokens are counted only where the text could exceed the limit."""
     text = "To be,  or not\nto be: that is   the question. " * 3
     whole = read(generation(17), says(text))
     assert whole.endswith("|length")

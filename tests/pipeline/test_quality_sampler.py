@@ -234,7 +234,7 @@ def test_callers_never_wait_and_samples_above_the_limit_are_dropped(world: World
 
 @pytest.mark.long
 def test_a_drain_waits_for_the_whole_comparison(tmp_path: Path, redis_url: str) -> None:
-    """Also for the call that has not started yet. The row is written."""
+    """The drain waits for the call that has not started yet, too. The row is written."""
     with running_world(tmp_path / "guarddrain", redis_url) as world:
         world.teacher.behave = held = Held(opens("One two"))
         answer = world.ask()

@@ -155,7 +155,7 @@ def test_a_shadow_is_found_under_its_own_id_by_its_tenant_alone(world: World) ->
 
 
 def test_a_shadow_adds_cost_and_no_savings(world: World) -> None:
-    """Its cost was spent. Its baseline was not saved, because the request was answered as well."""
+    """A shadow's cost was spent. Its baseline was not saved, because the request was answered as well."""
     samples = {}
     for when in ("before", "after"):
         text = httpx.get(f"{world.gateway.admin_url}/metrics").text

@@ -98,7 +98,7 @@ def test_a_second_role_is_dropped() -> None:
 
 
 def test_a_null_role_is_ignored() -> None:
-    """It is not sent, and does not replace the real one."""
+    """A null role is not sent, and does not replace the real one."""
     received = relayed_chunks(
         relay(), chunk({"role": None, "content": "One"}), chunk({"role": "assistant", "content": " two"})
     )
@@ -237,7 +237,7 @@ def test_held_text_is_released_without_a_finish_reason() -> None:
 
 
 def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
-    """It is shown when the student's text continues differently."""
+    """The guidance is shown when the student's text continues differently."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
     received = relayed_chunks(one, says("uick"), chunk({}, "stop"), guidance=seam.initial_text)
@@ -265,7 +265,7 @@ def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
 
 @pytest.mark.parametrize("seam", [None, SeamJoin("So", echo=False)])
 def test_no_chunk_of_a_choice_follows_its_finish(seam: SeamJoin | None) -> None:
-    """Neither text nor a second finish_reason."""
+    """A finished choice gets neither text nor a second finish_reason."""
     one = relay(seam)
     assert one.feed(says("x", "stop")) is not None
     assert [one.feed(each) for each in (says("y"), chunk({}, "length"), chunk({"tool_calls": [{}]}))] == [None] * 3

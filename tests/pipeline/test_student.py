@@ -135,7 +135,7 @@ def test_without_usage_every_choice_is_estimated(world: World, stream: bool) -> 
     ],
 )
 def test_without_usage_all_generated_text_is_estimated(world: World, fields: dict[str, Any], *, stream: bool) -> None:
-    """Otherwise a caller that disconnects at the end of a tool call would get it for free."""
+    """A caller that disconnects at the end of a tool call must not get it for free."""
     choice = {"index": 0, "finish_reason": "stop", "delta" if stream else "message": {"role": "assistant", **fields}}
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -216,7 +216,7 @@ def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_rejection_without_a_prefix_is_the_callers_error(world: World, stream: bool) -> None:
-    """Also with guidance in the context."""
+    """Guidance in the context is no prefix."""
     world.student.behave = rejects("top_k must not be 7", always=True)
     answer = world.ask("chat-context", top_k=7, stream=stream)
     assert (answer.status_code, len(world.student.requests)) == (400, 1)

@@ -203,8 +203,8 @@ def test_an_impossible_setting_is_an_issue_with_its_line(
     assert found.startswith(line)
 
 
-@pytest.mark.parametrize("message", ["automatic", "true", "1.5", "[40]"])
-def test_tokens_are_a_number_or_auto(tmp_path: Path, message: str) -> None:
-    (tmp_path / "acme.yaml").write_text(POLICY.replace("tokens: auto", f"tokens: {message}").replace("{AUTO}", "{}"))
+@pytest.mark.parametrize("value", ["automatic", "true", "1.5", "[40]"])
+def test_tokens_are_a_number_or_auto(tmp_path: Path, value: str) -> None:
+    (tmp_path / "acme.yaml").write_text(POLICY.replace("tokens: auto", f"tokens: {value}").replace("{AUTO}", "{}"))
     _, (found,) = check_book(tmp_path, ["big", "small"])
     assert str(found).endswith("routes[0].guidance.tokens: must be a whole number, or auto")

@@ -118,7 +118,7 @@ def test_students_are_called_in_the_order_of_the_file() -> None:
 
 
 def test_a_student_with_an_open_circuit_is_called_last() -> None:
-    """Its circuit is open; the others keep their order."""
+    """The other students keep their order."""
     assert order(["a", "b", "c"], resting="a") == ["b", "c", "a"]
 
 

@@ -242,7 +242,7 @@ def test_stop_strings_are_a_tuple_without_empty_ones(stop: Any, read: tuple[str,
     [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
 )
 def test_usage_in_a_stream_is_sent_on_request(options: Any, wants: bool) -> None:
-    """And only then."""
+    """Without the request's option, a stream has no usage."""
     assert parsed(stream=True, stream_options=options).wants_usage is wants
 
 
@@ -285,7 +285,7 @@ def nested(levels: int, open_bracket: bytes = b"[", closing: bytes = b"]") -> by
 
 @pytest.mark.parametrize(("open_bracket", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_a_body_that_is_too_deep_to_encode_is_rejected(open_bracket: bytes, closing: bytes) -> None:
-    """It could be decoded, and would fail on its way to the engine."""
+    """Such a body can be decoded, and would fail on its way to the engine."""
     assert parse_chat(nested(253, open_bracket, closing)).model == "m"
     for levels in (254, 500, 1_000, 1_023, 1_024, 100_000):
         assert rejection(nested(levels, open_bracket, closing)).param is None
@@ -330,6 +330,6 @@ def test_names_in_the_callers_content_are_allowed() -> None:
 
 
 def test_a_deep_body_is_checked_to_its_end() -> None:
-    """Its depth is just below the limit."""
+    """The depth of the body is just below the limit."""
     raw = b'{"model": "m", "messages": [{"role": "user", "content": "Why?"}], "x": ' + b"[" * 250 + b'{"api_base": 1}'
     assert (rejection(raw + b"]" * 250 + b"}").param or "").endswith(".api_base")

@@ -83,7 +83,7 @@ def test_no_call_reads_a_large_body_at_once(body: bytes) -> None:
 
 
 def test_a_chat_is_not_searched_for_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no such field, and the search takes milliseconds."""
+    """Chats have no such field, and the search takes milliseconds."""
     searched: list[bytes] = []
     monkeypatch.setattr(body_module, "take_token_ids", searched.append)
     assert refusal(list_body(CHAT, "x", b"[]", MAX_BYTES))
@@ -91,7 +91,7 @@ def test_a_chat_is_not_searched_for_token_ids(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_small_and_textual_bodies_are_light() -> None:
-    """Others are decoded outside the event loop."""
+    """Other bodies are decoded outside the event loop."""
     assert is_light(text_body(CHAT, "content", b"Why, or [when]? ", 50_000))
     assert not is_light(text_body(CHAT, "content", b"a", 300_000))
     assert not is_light(list_body(CHAT, "x", b"[]", 100_000))

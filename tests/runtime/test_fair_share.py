@@ -22,7 +22,7 @@ def test_a_share_is_the_weights_part_of_the_capacity() -> None:
 
 
 def test_a_single_tenant_gets_the_whole_capacity() -> None:
-    """Also after other tenants held some: no rounding error remains."""
+    """The capacity is whole after other tenants held some of it: no rounding error remains."""
     share = FairShare(3)
     for weight in (0.1, 0.2, 0.3):
         share.acquire(f"tenant-{weight}", weight)
@@ -76,7 +76,7 @@ async def test_waiters_are_served_in_turn_by_tenant_and_in_order_within_one() ->
 
 
 async def test_a_waiter_that_is_cancelled_loses_no_permit() -> None:
-    """Neither while it waits nor when it gets the permit at the same moment."""
+    """The permit is kept if the waiter is canceled while it waits, or when it gets the permit at the same moment."""
     semaphore = FairSemaphore(1)
 
     async def take() -> None:

@@ -52,7 +52,7 @@ def test_reserving_a_port_takes_no_connections_from_listeners() -> None:
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_a_port_in_use_is_rejected(shares: bool) -> None:
-    """This includes a port that its process shares, which may be another gateway."""
+    """A port that its process shares, which may be another gateway, counts as used."""
     with socket.create_server((HOST, 0), reuse_port=shares) as taken:
         port = taken.getsockname()[1]
         with (

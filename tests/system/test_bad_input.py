@@ -191,7 +191,7 @@ def test_a_body_over_the_limit_is_413(caller: httpx.Client) -> None:
 
 
 def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> None:
-    """Both have OpenAI's shape; 405 lists the allowed methods."""
+    """The errors have OpenAI's shape; 405 lists the allowed methods."""
     assert caller.get("/v1/nothing").status_code == 404
     assert _error(caller.get("/v1/nothing"))["code"] == "not_found"
     wrong = caller.get("/v1/chat/completions")

@@ -180,9 +180,9 @@ def test_promtool_accepts_the_metrics(world: World) -> None:
 
 def test_per_worker_metrics_have_a_worker_label(world: World) -> None:
     for name, least in (("resident_memory_bytes", 20_000_000), ("open_fds", 5), ("cpu_seconds_total", 0.1)):
-        metrics_text = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
-        assert set(metrics_text) == {"1", "2"}
-        assert min(metrics_text.values()) > least
+        by_worker = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
+        assert set(by_worker) == {"1", "2"}
+        assert min(by_worker.values()) > least
 
 
 def test_a_budget_has_the_same_value_in_each_worker(world: World) -> None:
@@ -254,11 +254,11 @@ def test_counters_of_alerts_exist_from_the_start() -> None:
     """Prometheus sees no increase when a series appears. The rule itself handles new series of tenants."""
     metrics = Metrics()
     init_engine_series(metrics, ["big"])
-    metrics_text = {family.name: family.samples for family in metrics.registry.collect()}
+    samples = {family.name: family.samples for family in metrics.registry.collect()}
     grows = {name for rule in alerts() for name in re.findall(r"increase\((gkt_\w+)_total", rule["expr"])}
     assert grows > {"gkt_receipts_lost", "gkt_spool_failures"}
-    assert {name for name in grows if not metrics_text[name]} == {"gkt_intents_abandoned"}
-    assert [name for name in grows if any(sample.value for sample in metrics_text[name])] == []
+    assert {name for name in grows if not samples[name]} == {"gkt_intents_abandoned"}
+    assert [name for name in grows if any(sample.value for sample in samples[name])] == []
 
 
 def test_metrics_report_the_usage_worker(world: World) -> None:
@@ -273,7 +273,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
         until(lambda rate=rate: _value_of(world.prometheus, rate) > 0, rate)
-    labels_expected = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
+    expected_alerts = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
     unwanted = {
         "GktGatewayDown",
         "GktRedisDown",
@@ -290,7 +290,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
 
     def as_it_is() -> bool:
         alerting[:] = [one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")]
-        return labels_expected <= set(alerting) and not unwanted & set(alerting)
+        return expected_alerts <= set(alerting) and not unwanted & set(alerting)
 
     # A busy machine may look down for a second, which makes an alert pending.
     until(as_it_is, alerting)

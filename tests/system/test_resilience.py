@@ -179,7 +179,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("failure", [answers(500), answers(503), answers(429), hangs_up])
 def test_a_failed_student_is_retried(world: World, failure: Handler, stream: bool) -> None:
-    """Only a header shows it to the caller; the receipt has each call."""
+    """A header shows the retry to the caller; the receipt has each call."""
     world.first.behave = Script([failure, failure, says("Well.")])
     answer = world.ask("alone", stream=stream)
     assert (answer.status_code, text_of(answer)) == (200, "Well.")

@@ -56,7 +56,7 @@ def test_a_reply_is_a_text_completion(world: World) -> None:
 
 
 def test_usage_and_receipt_agree(world: World) -> None:
-    """Both count the caller's prompt and the whole answer."""
+    """The usage and the receipt count the caller's prompt and the whole answer."""
     reply = world.ask()
     receipt = world.receipt(reply)
     assert (receipt["mode"], receipt["status"], receipt["finish_reason"]) == ("guided", "ok", "stop")

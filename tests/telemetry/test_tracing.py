@@ -434,7 +434,7 @@ def test_a_traceparent_that_is_none_is_no_error(world: World, sent: dict[str, st
 
 
 def test_a_rejected_request_has_a_span_with_the_reason_and_no_error(world: World) -> None:
-    """Also without a receipt. No path of a caller is in the trace."""
+    """A request without a receipt has a span, too. No path of a caller is in the trace."""
     refused = world.post("/v1/chat/completions", {"model": "chat"}, {"traceparent": PARENT.replace("0af", "1a1")})
     assert refused.status_code == 400
     stranger = httpx.get(

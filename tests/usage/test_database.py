@@ -107,7 +107,7 @@ def test_an_entry_that_comes_twice_counts_once(address: str) -> None:
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_true_receipt_replaces_the_abandoned_one(address: str, order: tuple[int, ...], together: bool) -> None:
-    """Both arrive twice in any order, with another receipt in between."""
+    """The two receipts arrive twice in any order, with another receipt in between."""
     gone, true = pair()
     other = receipt()
     brought = [entry((gone, true, other)[place]) for place in (*order, *order)]
@@ -174,7 +174,7 @@ def test_a_transaction_that_fails_leaves_nothing(address: str, monkeypatch: pyte
 
 
 def test_two_writers_at_once_stay_exactly_once(address: str) -> None:
-    """Both write all receipts in different orders and batches, and abandoned receipts of some."""
+    """The writers write all receipts in different orders and batches, and abandoned receipts of some."""
     receipts = receipts_of_a_day(400)
     gone = [
         msgspec.structs.replace(abandoned(intent(), NOW), id=one.id, created=one.created, tenant=one.tenant)

@@ -119,7 +119,7 @@ async def test_entries_that_were_all_trimmed_before_they_were_acknowledged_are_c
 
 
 async def test_a_group_that_is_gone_is_made_again_and_reads_from_the_beginning(outboxes: Outboxes) -> None:
-    """This holds if the worker reads the backlog first, which creates a group, too."""
+    """A worker that reads the backlog first creates a group, too."""
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*(settled := receipts(3)))
     assert len((await ann.read_new(10)).entries) == 3
@@ -183,7 +183,7 @@ async def test_while_an_old_process_trims_the_feed_records_its_position(outboxes
 
 
 async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Outboxes) -> None:
-    """This includes a process without an archive, unless it recomputes its sums: then its own state applies."""
+    """The limit holds for a process without an archive, unless it recomputes its sums: then its own state applies."""
     keys, redis = outboxes.keys.ledger(), outboxes.redis
     feed = outboxes.feed()
     await redis.set(keys.lease, "old", px=60_000)

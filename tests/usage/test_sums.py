@@ -82,7 +82,7 @@ def test_rows_are_commutative_and_support_subtraction(counted: list[Receipt], ou
 
 @given(many(), st.sampled_from((None, "guided", "of a later version")), st.sampled_from((0, 10**20)))
 def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_class: str | None, usd: int) -> None:
-    """This includes a row with an unknown savings class, and a row with money beyond 64 bits."""
+    """The rows include one with an unknown savings class, and one with money beyond 64 bits."""
     row = SumRow()
     for one in counted:
         row.merge(SumRow.of(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd)))

@@ -113,7 +113,7 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
 async def test_trimmed_entries_are_counted_once_despite_a_lost_reply(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This process or another one counts them, also after a worker keeps up again."""
+    """The entries are counted by this process or another one, also after a worker keeps up again."""
     await outboxes.settle(*receipts(100))
     ann, bob = trimmer(outboxes, limit=40), trimmer(outboxes, limit=40, state=WorkerState(up=True), process_id="bob")
     cut = ann._cut.run

@@ -344,7 +344,7 @@ async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
 
 
 async def test_on_stop_pending_receipts_are_written(outboxes: Outboxes) -> None:
-    """This includes tenants that the worker has not read before. Its number is free at once."""
+    """Receipts of tenants that the worker has not read before are written, too. Its number is free at once."""
     worker = await outboxes.worker()
     await worker.round()
     settled = [*receipts(5), *receipts(5, "beta")]
