@@ -61,7 +61,7 @@ def exemplars(
     """
     with eval_options.of_the_extra():
         import gateway.evaluation.statistics  # noqa: F401  needed at the end of the search
-    from gateway.cli.eval_exemplars_sitting import ExemplarSession, seek
+    from gateway.cli.eval_exemplars_session import ExemplarSession, seek
     from gateway.evaluation.priming.finding import SearchLimits
     from gateway.evaluation.setting import Setting
 

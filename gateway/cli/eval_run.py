@@ -91,7 +91,7 @@ def run(
     After Ctrl-C, a kill or an engine failure, the same command resumes the run without losing answers. More settings
     and more questions of the same data are added to an existing run.
     """
-    from gateway.cli.eval_run_sitting import EvalSession, hold
+    from gateway.cli.eval_run_session import EvalSession, hold
     from gateway.evaluation.questions.data import QuestionRange
     from gateway.evaluation.scoring import plug_in
     from gateway.evaluation.setting import RunLibrary, read_auto, read_grid, settings_of

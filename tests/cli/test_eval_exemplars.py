@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from ruamel.yaml import YAML
 
-from gateway.cli.eval_exemplars_sitting import ExemplarSession, draw_questions
+from gateway.cli.eval_exemplars_session import ExemplarSession, draw_questions
 from gateway.evaluation.pair import LocalPair
 from gateway.evaluation.priming.finding import SearchLimits
 from gateway.evaluation.questions.data import exemplars, load
@@ -36,7 +36,7 @@ NOWHERE = "http://127.0.0.1:9"
 @pytest.fixture(autouse=True)
 def _log_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process has one log, and this one's is the tests'."""
-    monkeypatch.setattr("gateway.cli.eval_exemplars_sitting.set_up_logs", lambda *_: None)
+    monkeypatch.setattr("gateway.cli.eval_exemplars_session.set_up_logs", lambda *_: None)
 
 
 def data(folder: Path, lands: tuple[str, ...] = LANDS, answer: str = "Meow", **more: Any) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from gateway.cli import eval_run_sitting
+from gateway.cli import eval_run_session
 from gateway.cli.interrupts import INTERRUPTED
 from gateway.errors import StartupError
 from gateway.local import weights
@@ -122,7 +122,7 @@ def test_a_busy_machine_is_reported_before_local_models_start(
 
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(eval_run_sitting, "usable_cores", lambda: 2)
+    monkeypatch.setattr(eval_run_session, "usable_cores", lambda: 2)
     monkeypatch.setattr(weights, "fetch", stop)
     done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
     assert ("the load of the last minute was 1.2, and the models here have 2 cores" in done.stderr) == warned
