@@ -155,8 +155,11 @@ def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExemplarSession:
-    """Options of the command. `own`: a file of additional exemplars to compare. `evaluated`: a run's folder, whose
-    questions are excluded. `sizes`: numbers of questions by part of the split."""
+    """Options of the command.
+
+    `own` is a file of additional exemplars to compare. `evaluated` is a run's folder; its questions are excluded.
+    `sizes` has the number of questions for each part of the split.
+    """
 
     folder: Path
     out: Path

@@ -94,7 +94,7 @@ def hold(session: EvalSession) -> None:
     if session.judge is not None:
         judge_settings(session.pair, session.judge)
     with RunFolder(session.folder) as folder:
-        # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
+        # Confirmations and downloads come outside the event loop, so that Ctrl-C ends them at once.
         if session.gateway is None:
             folder.check(session.manifest(session.plain_settings), session.data.questions)
         if session.gateway is None and not session.rescore:
@@ -112,7 +112,7 @@ def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: 
     try:
         uvloop.run(until_interrupted(work, "eval"))
     except typer.Exit:
-        console.print(f"Stopped. What was written is in {session.folder}: the same command goes on from there.")
+        console.print(f"Stopped. The answers are in {session.folder}: run the same command again to resume.")
         raise
 
 
@@ -155,7 +155,7 @@ async def _staged(
         if not session.rescore:
             await run.run()
         elif left := await run.rescore():
-            console.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
+            console.print(f"{len(left)} answers have no text yet: run without --rescore to request them.")
 
 
 async def _time_a_few(session: EvalSession, folder: RunFolder, console: Console) -> None:
@@ -173,7 +173,7 @@ def _key(reference: str | None) -> str:
     except InvalidValue as error:
         raise StartupError(f"--key: {error}") from error
     if key is None:
-        raise StartupError("--key: a key must not stand on the command line: write env:NAME or file:/path")
+        raise StartupError("--key: a key must not be written on the command line: use env:NAME or file:/path")
     return key
 
 
@@ -185,7 +185,7 @@ def _warn_where_busy(pair: Pair, console: Console) -> None:
     # The load is the whole machine's, of which a container or a CPU set may have a part.
     if load > (os.cpu_count() or cores) - cores / 2:
         console.print(
-            f"warning: the load of the last minute was {load:.1f}, and the models here have {cores} cores: beside "
+            f"warning: the load of the last minute was {load:.1f}, and the models here have {cores} cores: next to "
             "other programs they may take ten times as long",
             highlight=False,
         )
@@ -199,8 +199,8 @@ def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) 
     times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
     expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
     summary = (
-        f"{len(session.settings)} settings, {len(session.data.questions)} questions: the teacher is asked "
-        f"{calls[0]} times, the student up to {calls[1]} times"
+        f"{len(session.settings)} settings, {len(session.data.questions)} questions: {calls[0]} calls of the "
+        f"teacher, up to {calls[1]} calls of the student"
     )
     _agree(session, console, summary, sum(calls), sum(expected) if expected else None)
 
@@ -228,9 +228,9 @@ def _agree(session: EvalSession, console: Console, summary: str, calls: int, sec
     if not large or session.yes:
         return
     if not sys.stdin.isatty():
-        raise StartupError("That is a large run, and nobody is here to agree: add --yes, or make the grid smaller.")
-    if not typer.confirm("Begin?", err=True):
-        raise StartupError("Nothing was begun. A smaller grid, or --limit, makes it shorter.")
+        raise StartupError("A large run needs a confirmation on a terminal: add --yes, or make the grid smaller.")
+    if not typer.confirm("Start the run?", err=True):
+        raise StartupError("The run was not started. For a shorter run, use a smaller grid or --limit.")
 
 
 def _sum_up(folder: RunFolder, console: Console) -> None:
@@ -245,4 +245,4 @@ def _sum_up(folder: RunFolder, console: Console) -> None:
         right = sum(one.correct for one in those)
         table.add_row(setting["name"], str(right), str(len(those) - errors), str(errors or ""))
     console.print(table)
-    console.print(f"\nNow: gkt-gateway eval report {folder.path}", markup=False, highlight=False)
+    console.print(f"\nNext: gkt-gateway eval report {folder.path}", markup=False, highlight=False)

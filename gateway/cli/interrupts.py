@@ -17,8 +17,10 @@ T = TypeVar("T")
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T], name: str, status: int = INTERRUPTED) -> T:
-    """Run `work` and return its result. Its cleanup must stop child processes. Raises typer.Exit with `status` if a
-    signal canceled it."""
+    """Run `work` and return its result. SIGTERM and SIGINT cancel it and raise typer.Exit with `status`.
+
+    The cleanup of `work` must stop child processes.
+    """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work, name=name)  # the main task of this process
     for number in (signal.SIGTERM, signal.SIGINT):

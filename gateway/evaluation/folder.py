@@ -149,7 +149,7 @@ class RunFolder:
         _append(self.path / STAGES, record)
 
     def seconds_per_call(self, stage: str) -> float | None:
-        """Return the mean seconds of a concurrent call over all sittings; None without calls."""
+        """Return the mean seconds of a concurrent call over all sessions; None without calls."""
         records = [one for one in self.stages if one.stage == stage and one.calls]
         return sum(one.seconds for one in records) / sum(one.calls for one in records) if records else None
 

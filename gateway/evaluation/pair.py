@@ -204,10 +204,10 @@ def _named(settings: Settings, option: str, name: str) -> ModelSettings:
 
 
 def judge_settings(pair: Pair, name: str) -> Settings:
-    """Return the configuration of a judge. Raises StartupError without a configuration."""
+    """Return the configuration that has the judge's model. Raises StartupError for a pair without a configuration."""
     if isinstance(pair, ConfiguredPair):
         return pair.settings
-    raise StartupError(f"--judge {name} is a model of a configuration: name that with --config.")
+    raise StartupError(f"--judge {name} is a model of a configuration: name the configuration with --config.")
 
 
 @asynccontextmanager

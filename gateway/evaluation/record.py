@@ -2,7 +2,7 @@
 
 run.json        the models, data and settings (`Manifest`)
 examples.jsonl  one line for each question and setting (`Example`), computed from the texts
-stages.jsonl    one line for each stage of each sitting (`StageRecord`), with its duration
+stages.jsonl    one line for each stage of each session (`StageRecord`), with its duration
 """
 
 from __future__ import annotations

@@ -162,7 +162,10 @@ def is_plug_in(name: str) -> bool:
 
 
 def plug_in(name: str) -> Scorer:
-    """Import the function that `package.module:function` names: this runs its code. Raises StartupError without one."""
+    """Return the function `package.module:function`. Importing the module runs its code.
+
+    Raises StartupError if the import fails, or if the module has no such function.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)

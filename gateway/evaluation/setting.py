@@ -207,13 +207,26 @@ OneOrMore: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Fiel
 
 
 class Grid(StrictModel):
-    """Lists of varied parameters. `Setting` describes each one."""
+    """Parameters of a run's settings: every combination of the listed values is one setting.
+
+    Attributes:
+        mode: The models that answer.
+        tokens: Lengths of the guidance in tokens, or "auto".
+        projection: Names of projections.
+        placement: Places of the guidance in the student's request. Default: the projection's.
+        boundary: Units of text at which guidance may end.
+        form: APIs of the requests.
+        shots: Numbers of exemplars in the prompt.
+        max_tokens: Token limits of an answer, including guidance.
+        temperature, top_p: Sampling parameters of all requests.
+        seed: Seed of all random numbers. The samples have consecutive seeds from here on.
+        samples: Number of answers to each question, at a temperature above 0.
+    """
 
     mode: OneOrMore[Mode] = ("teacher", "student", "guided")
     tokens: OneOrMore[Tokens] = (20, 40, 80)
     projection: OneOrMore[Name] = ("cutoff",)
     placement: OneOrMore[Placement] | None = None
-    """None: the projection's default."""
     boundary: OneOrMore[Boundary] = ("word",)
     form: OneOrMore[Form] = ("chat",)
     shots: OneOrMore[Annotated[Whole, Field(ge=0, le=64)]] = (0,)
@@ -221,9 +234,7 @@ class Grid(StrictModel):
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
-    """Seed of all random numbers: one seed per sample, counted up from here, and the report's resampling."""
     samples: Annotated[Whole, Field(ge=1, le=100)] = 1
-    """Number of answers to each question, at a temperature above 0."""
 
     @field_validator("samples")
     @classmethod

@@ -27,16 +27,20 @@ _DEARER = "guidance costs more than the teacher alone: two models read each prom
 
 @dataclass(frozen=True, slots=True)
 class FleetDemands:
-    """The part of each replica that stays free, and the seconds to the first token for 95 of 100; None for no limit."""
+    """Demands on a fleet: the share of each replica's capacity that stays free, and the maximum time to first token.
+
+    `first_p95_s` limits the 95th percentile of that time, in seconds; None: no limit.
+    """
 
     headroom: float = 0.3
     first_p95_s: float | None = None
 
 
 class ReplicaFleet(NamedTuple):
-    """Replicas of one engine, None if it is paid by the token, and the state of each under its share of the load.
+    """Replicas of one engine, and the state of each replica under its share of the load.
 
-    The fleet serves `max_rps` requests per second with its headroom kept. `met`: whether the demands are met.
+    `replicas` and `gpus` are None if the engine is paid by the token. `max_rps` is the highest rate of requests per
+    second at which the headroom is kept. `met` states whether the demands are met.
     """
 
     curve: Curve
@@ -172,7 +176,10 @@ def plan(
     teacher_replicas: int | None = None,
     student_replicas: int | None = None,
 ) -> CapacityPlan:
-    """Size both fleets, or evaluate fixed numbers. Raises StartupError without a price or the student's part."""
+    """Compute the replicas of both fleets, or evaluate fixed numbers of replicas.
+
+    Raises StartupError as `fleet` does, and if the guidance leaves no tokens for the student.
+    """
     if load.guidance_tokens >= load.answer_tokens:
         raise StartupError(
             f"--tokens {load.guidance_tokens} leaves no tokens for the student: it must be less than --answer "

@@ -25,7 +25,10 @@ _ONE_AT_A_TIME = 2.0
 
 
 class PrefillTime(NamedTuple):
-    """Seconds of one prompt and of each pass, for `max_prompts` at once: below 1 if a prompt takes several passes."""
+    """Times of prefill: the seconds of one prompt, and the fixed seconds of each pass.
+
+    A pass reads at most `max_prompts` prompts; below 1, a prompt takes several passes.
+    """
 
     prompt_s: float
     pass_s: float

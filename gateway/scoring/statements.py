@@ -1,4 +1,4 @@
-"""Statements of an answer's result: "The answer is 18.", "#### 18", "\boxed{18}". Pure functions.
+"""Statements of an answer's result: "The answer is 18.", "#### 18", "\\boxed{18}". Pure functions.
 
 Only the answer is parsed, never the question, so numbers and choices of a question cannot be taken for a result.
 """

@@ -29,7 +29,7 @@ def test_a_run_of_synthetic_problems_is_reported_judged_and_resumed(tmp_path: Pa
     folder = tmp_path / "my-run"
     done = run("eval", "run", str(folder), "--limit", "1", *RUN)
     assert done.returncode == 0, done.stderr
-    assert f"Now: gkt-gateway eval report {folder}" in done.stdout
+    assert f"Next: gkt-gateway eval report {folder}" in done.stdout
     first = (folder / "generations.jsonl").read_bytes()
     assert run("eval", "run", str(folder), "--limit", "2", *RUN).returncode == 0
     texts, stages = ((folder / name).read_bytes() for name in ("generations.jsonl", "stages.jsonl"))

@@ -172,7 +172,7 @@ def test_a_judge_is_a_model_of_a_configuration(tmp_path: Path) -> None:
     pair = ["--teacher", "smollm2-135m-instruct", "--student", "smollm2-135m-instruct"]
     done = search(tmp_path, "--judge", "wise", engines=pair)
     assert done.returncode == 1
-    assert "name that with --config" in done.stderr
+    assert "name the configuration with --config" in done.stderr
 
 
 def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

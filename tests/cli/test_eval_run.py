@@ -82,13 +82,13 @@ def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
         (["--offset", "-1"], "Input should be greater than or equal to 0"),
         (["--limit", "1", "--sample", "1"], "--limit and --sample exclude each other"),
         (["--teacher", "no-such-model"], "no-such-model"),
-        (["--judge", "big"], "--judge big is a model of a configuration: name that with --config"),
+        (["--judge", "big"], "--judge big is a model of a configuration: name the configuration with --config"),
         (["--data", "gsm9k"], "Did you mean 'gsm8k'?"),
         (["--gateway", "ftp://host", "--route", "chat", "--key", "env:K"], "must be http(s)://host:port"),
         (["--gateway", "http://u:p@host", "--route", "chat", "--key", "env:K"], "without a password"),
         (
             ["--gateway", "http://127.0.0.1:9", "--route", "chat", "--key", "gk-it"],
-            "must not stand on the command line",
+            "must not be written on the command line",
         ),
         (["--gateway", "http://127.0.0.1:9", "--route", "chat", "--key", "env:NONE"], "NONE is not set"),
     ],
@@ -168,8 +168,7 @@ def test_a_large_run_shows_size_and_time_and_requires_confirmation(tmp_path: Pat
     assert done.returncode == 1
     message = " ".join(done.stderr.split())
     assert (
-        "5 settings, 4 questions: the teacher is asked 4 times, the student up to 16 times, about 1 min 12 s."
-        in message
+        "5 settings, 4 questions: 4 calls of the teacher, up to 16 calls of the student, about 1 min 12 s." in message
     )
     assert "add --yes, or make the grid smaller" in message
     assert not (folder / "run.json").exists()
@@ -187,7 +186,7 @@ def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
     done = run("eval", "run", str(folder), *pair, "--student", "small", *grid, "--most-calls", "5")
     assert done.returncode == 1
     message = " ".join(done.stderr.split())
-    assert re.search(r"the teacher is asked 3 times, the student up to 10 times, about (\d+ min )?\d+ s\.", message), (
+    assert re.search(r"3 calls of the teacher, up to 10 calls of the student, about (\d+ min )?\d+ s\.", message), (
         message
     )
     assert "add --yes" in message

@@ -128,7 +128,7 @@ async def staged(
     pauses_s: Sequence[float] = (0.01,),
     rescore: bool = False,
 ) -> ProgressRecorder:
-    """Run one sitting in this folder."""
+    """Run one session in this folder."""
     progress = ProgressRecorder()
     work = EvalWork(questions, EXEMPLARS, settings, Scoring().score)
     with RunFolder(path) as folder:

@@ -135,7 +135,7 @@ async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_come
 
 
 async def test_a_rejected_question_is_an_example_with_the_error_code(tmp_path: Path, engines: LocalStack) -> None:
-    """The run continues, and the next sitting repeats the question."""
+    """The run continues, and the next session repeats the question."""
     long = Question("long", "word " * 3000, "1", "numeric")
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
     found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}

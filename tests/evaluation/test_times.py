@@ -79,9 +79,9 @@ def test_in_a_live_run_callers_times_count() -> None:
     assert guided.parts == (1.0, 0.0)
 
 
-def test_sittings_of_one_stage_are_added_up() -> None:
+def test_sessions_of_one_stage_are_added_up() -> None:
     found = stage_times([stage("teacher", GUIDED), stage("teacher", GUIDED, calls=30), stage("teacher", GUIDED, at=1)])
-    assert [(one.concurrency, one.sittings, one.calls, one.seconds_per_call) for one in found] == [
+    assert [(one.concurrency, one.sessions, one.calls, one.seconds_per_call) for one in found] == [
         (4, 2, 40, 1.0),
         (1, 1, 10, 2.0),
     ]

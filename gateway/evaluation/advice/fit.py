@@ -77,9 +77,10 @@ class LengthFamily(NamedTuple):
 
 
 def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:
-    """Return the families of a run, those with the most lengths first, on the questions that all lengths answered.
+    """Return the families of a run, sorted by their number of lengths, the largest first.
 
-    Raises StartupError without a family: a run needs the student alone and guidance of at least two lengths.
+    A family has the questions that all of its lengths answered. Raises StartupError if the run has no family: the
+    student alone, and guidance of at least two lengths.
     """
     by_setting: dict[str, dict[str, Example]] = defaultdict(dict)
     for one in examples:

@@ -206,10 +206,12 @@ class AnswerPanel(NamedTuple):
 
 
 class RecommendationTarget(NamedTuple):
-    """A target of some kind, with the amount of its limit.
+    """A target: the limit that a setting must observe. The `kind` determines what `amount` limits.
 
-    `keep`: at least this part of the teacher's accuracy. `loss`: at most this difference from the teacher's accuracy,
-    from 0 to 1. `budget`: at most so many USD per answer. `share`: at most this part of the teacher's cost.
+    keep      minimum accuracy, as a part of the teacher's
+    loss      maximum difference from the teacher's accuracy, from 0 to 1
+    budget    maximum cost of an answer, in USD
+    share     maximum cost, as a part of the teacher's
     """
 
     kind: Literal["keep", "loss", "budget", "share"]

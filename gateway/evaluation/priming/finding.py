@@ -36,9 +36,10 @@ _FINAL_ERRORS = frozenset({"engine_rejected", "invalid_request", "judge_unreadab
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """Measures in `folder`, as `StagedRun` does; `begin` adds settings to its manifest.
+    """Measurement of sets of exemplars by staged runs in `folder`.
 
-    The projection of `setting` is ignored. `all_questions` are those of the search, in one order.
+    Each set replaces the projection of `setting`. `all_questions` are the questions of the whole search, in a fixed
+    order. `begin` adds settings to the folder's manifest.
     """
 
     folder: RunFolder
@@ -156,7 +157,7 @@ class SearchCheck(NamedTuple):
 
 
 class SearchReport(NamedTuple):
-    """A search with its check, if there is something to check, and the engine calls with those of earlier sittings."""
+    """A search with its check, if there is something to check, and the engine calls with those of earlier sessions."""
 
     search: SearchResult
     check: SearchCheck | None

@@ -32,7 +32,7 @@ _RUNGS = 3
 
 
 class TrialOutcome(NamedTuple):
-    """A question's score with one set of exemplars, the teacher's tokens, and its number of texts, also stored ones."""
+    """A question's score with one set of exemplars, the teacher's tokens, and the calls, stored ones included."""
 
     score: float
     read_tokens: int
@@ -87,7 +87,7 @@ class MeasuredOutcomes:
         self._calls = calls
         self._known: dict[tuple[Shown, str], TrialOutcome] = {}
         self.spent = spent
-        """Number of texts so far, including those of an earlier sitting, so that a resumed search decides alike."""
+        """Number of calls so far, including those of earlier sessions, so that a resumed search decides alike."""
 
     @property
     def remaining(self) -> int:
@@ -114,7 +114,7 @@ class MeasuredOutcomes:
 
 
 class SearchStep(NamedTuple):
-    """A selected set of the `tried` ones of its race, after `spent` calls; its advantage over no exemplars."""
+    """A set from a race of `tried` sets, after `spent` calls. `gained` is the advantage over no exemplars."""
 
     trial: Trial
     gained: ScoreDifference | None

@@ -180,7 +180,12 @@ def _section(section: ReportSection) -> dict[str, Any]:
             }
             for group in section.groups
         ],
-        "stages": [one._asdict() | {"seconds_per_call": one.seconds_per_call} for one in section.stages],
+        "stages": [
+            # `sittings` is the number of sessions; the key is that of earlier versions.
+            {"sittings" if name == "sessions" else name: value for name, value in one._asdict().items()}
+            | {"seconds_per_call": one.seconds_per_call}
+            for one in section.stages
+        ],
         "flips": [msgspec.to_builtins(one) for one in flips(section)],
     }
 

@@ -71,12 +71,12 @@ class QuestionTimes(NamedTuple):
 
 
 class StageTime(NamedTuple):
-    """All sittings of one stage under one setting at one concurrency."""
+    """All sessions of one stage under one setting at one concurrency."""
 
     stage: str
     setting: str
     concurrency: int
-    sittings: int
+    sessions: int
     calls: int
     seconds: float
 

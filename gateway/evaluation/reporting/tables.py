@@ -173,14 +173,14 @@ def _stages(section: ReportSection) -> ReportTable:
     cells = tuple(
         (
             *(labels.get(one.setting, one.setting), one.stage),
-            *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sittings:,}", f"{one.calls:,}"),
+            *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sessions:,}", f"{one.calls:,}"),
             *(w.seconds(one.seconds), w.seconds(one.seconds_per_call)),
         )
         for one in section.stages
     )
     return ReportTable(
         "Stages",
-        ("setting", "stage", "concurrency", "sittings", "calls", "wall seconds", "seconds per call"),
+        ("setting", "stage", "concurrency", "sessions", "calls", "wall seconds", "seconds per call"),
         cells,
         "Only new calls count: stored texts are not requested again, and guidance of one length is cut from that of a "
         "longer one.",
