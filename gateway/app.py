@@ -28,7 +28,7 @@ from gateway.accounting.store import ReceiptStore
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.overview import OVERVIEW, Overview
-from gateway.admin.quality import COMPARISONS, QUALITY
+from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
@@ -236,8 +236,8 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
-        admin[OVERVIEW] = Overview(usage.sums, {model.name: model.batch.max_size for model in settings.models})
-        admin[QUALITY], admin[COMPARISONS] = quality, usage.comparisons
+        admin[OVERVIEW] = Overview(usage.database, {model.name: model.batch.max_size for model in settings.models})
+        admin[QUALITY] = quality
         admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets)
         public[DISCONNECTS] = Disconnects(prices)
@@ -271,7 +271,6 @@ async def gateway(
         admin[keys.PROCESS_ID] = process_id
         admin[keys.BATCHER] = batcher
         admin[keys.USAGE_BOARD] = usage.workers
-        admin[keys.UPTIME] = usage.uptime
         admin[keys.LEDGER] = ledger
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
@@ -285,7 +284,7 @@ async def gateway(
             app[keys.COMPLETIONS] = completions
             app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
-            app[keys.SUMS] = usage.sums
+            app[keys.USAGE_DATABASE] = usage.database
             # One reader for each listener, so that callers' queries do not delay operators.
             app[keys.USAGE] = usage.reader()
             app[keys.ADMISSION] = admission

@@ -29,8 +29,8 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.readers import SumsReader
 from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
@@ -108,7 +108,7 @@ class Day:
         threads, total = QueryThreads(self.store.engine), SumRow()
         try:
             days = list(periods("day", self.now - DAY_S, self.now + 60))
-            for _, row in await SumsReader(threads).totals(days):
+            for _, row in await DatabaseReader(threads).totals(days):
                 total.merge(row)
         finally:
             threads.close()

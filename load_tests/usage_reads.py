@@ -24,10 +24,10 @@ from rich.console import Console
 from gateway.admin.overview import Overview
 from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
-from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Retention, Sums
@@ -59,7 +59,7 @@ class Reads:
         self.engine = UsageEngine(address)
         self.engine.open()
         self.threads = QueryThreads(self.engine)
-        self.sums = SumsReader(self.threads)
+        self.reader = DatabaseReader(self.threads)
 
     def fill(self, rows: Iterator[tuple[Any, ...]], receipts: list[Receipt]) -> int:
         """Write sums and receipts. Return the number of sums."""
@@ -158,16 +158,16 @@ class Lines:
             await reader.read(UsageQuery(covered, granularity, by, only), encoded)
 
         keeps = "tenant" in by
-        await self.add(name, lambda: ask(UsageReader(self.reads.sums, RETENTION)), 3 if keeps else None)
+        await self.add(name, lambda: ask(UsageReader(self.reads.reader, RETENTION)), 3 if keeps else None)
         if keeps:
-            reader = UsageReader(self.reads.sums, RETENTION)
+            reader = UsageReader(self.reads.reader, RETENTION)
             await ask(reader)
             await self.add(f"{name}, asked again", lambda: ask(reader))
 
 
 async def measured(reads: Reads, times: int) -> list[tuple[str, str]]:
     """Return the lines of the table."""
-    lines, sums = Lines(reads, times), reads.sums
+    lines, sums = Lines(reads, times), reads.reader
     for name, (length_s, granularity) in _RANGES.items():
         await lines.usage(f"chart of {name}", length_s, granularity)
     for name, (length_s, granularity) in _RANGES.items():

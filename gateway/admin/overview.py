@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.policy.schema import TenantPolicy
-    from gateway.usage.readers import SumsReader
+    from gateway.usage.database_reader import DatabaseReader
 
 _FRESH_S = 0.9
 _PAST_FRESH_S = 60.0
@@ -49,9 +49,11 @@ class Overview:
     `max_batch` has the maximum batch size of each model; `clock` returns Unix seconds.
     """
 
-    def __init__(self, sums: SumsReader, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: DatabaseReader, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time
+    ) -> None:
         self.max_batch = max_batch
-        self._sums = sums
+        self._database = database
         self._clock = clock
         self._reading = asyncio.Lock()
         self._read_at = 0.0
@@ -75,7 +77,7 @@ class Overview:
         if past is None or past.until != today.start or not 0 <= now - past.read_at < _PAST_FRESH_S:
             past = None
             selected += periods("day", first, today.start)
-        found = dict(await self._sums.totals(selected))
+        found = dict(await self._database.totals(selected))
         if past is None:
             past = self._past = _Past(now, today.start, total([SumRow(), *(found[day] for day in selected[3:])]))
         month = total([found[today], past.month])

@@ -8,15 +8,14 @@ from aiohttp import web
 
 from gateway.admin.bodies import number_of, only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
+from gateway.api.keys import USAGE_DATABASE
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
 from gateway.quality.comparison import LENGTHS, QualityTally
-from gateway.usage.readers import ComparisonReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 QUALITY = web.AppKey("quality", QualityStore)
-COMPARISONS = web.AppKey("comparisons", ComparisonReader)
 ALL = "all"
 """The `length` of a row that sums all lengths."""
 _DAYS = 7
@@ -31,14 +30,15 @@ async def show_quality(request: web.Request) -> web.Response:
     days = number_of(request, "days", default=_DAYS, maximum=KEPT_DAYS - 1)
     book = request.app[QUALITY]
     today = book.today()
-    tallies = await request.app[COMPARISONS].read(days)
+    since = today - (days - 1) * DAY_S
+    tallies = await request.app[USAGE_DATABASE].comparisons(since // DAY_S)
     for compared, tally in (await book.read(days)).items():
         tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()
     return json_reply(
         {
             "object": "quality",
-            "since": day_shown(today - (days - 1) * DAY_S),
+            "since": day_shown(since),
             "until": day_shown(today),
             "rows": [_row(compared, tally) for compared, tally in _with_sums(tallies)],
             "spent_today": [

@@ -7,6 +7,7 @@ difference is reported, and never distributed over requests.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
-from gateway.api.keys import SUMS, UPTIME
+from gateway.api.keys import USAGE, USAGE_DATABASE
 from gateway.errors import InvalidRequest
 from gateway.pricing import quantized
 from gateway.usage.counters import usd
@@ -35,11 +36,10 @@ _MAX_DAYS = 92
 async def reconciliation(request: web.Request) -> web.Response:
     """GET /reconciliation: one `day`, or the days from `since` to `until`, in UTC. The default is today."""
     only_query(request, "day", "since", "until")
-    uptime = request.app[UPTIME]
-    now = uptime.clock()
-    starts = _selected_days(request, now, uptime.kept_s)
-    sums = await request.app[SUMS].totals([Period("day", start) for start in starts])
-    uptimes = await uptime.read(starts)
+    now, database = time.time(), request.app[USAGE_DATABASE]
+    starts = _selected_days(request, now, request.app[USAGE].retention.day)
+    sums = await database.totals([Period("day", start) for start in starts])
+    uptimes = await database.uptime(starts)
     days: list[dict[str, Any]] = []
     every: list[EngineDay] = []
     for (period, row), of_day in zip(sums, uptimes, strict=True):

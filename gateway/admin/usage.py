@@ -14,7 +14,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import CLASSES
 from gateway.admin.bodies import number_of, only_query, suggestion
 from gateway.admin.replies import needs_redis
-from gateway.api.keys import POLICIES, SUMS, USAGE
+from gateway.api.keys import POLICIES, USAGE, USAGE_DATABASE
 from gateway.api.usage import DIMENSIONS, FILTERS, encoded, read_query
 from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.rollup import SumRow
@@ -67,7 +67,7 @@ async def list_receipts(request: web.Request) -> web.Response:
     only_query(request, "limit", "tenant")
     limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_RECEIPTS)
     tenant = request.query.get("tenant") or None
-    found = await request.app[SUMS].latest(limit, tenant)
+    found = await request.app[USAGE_DATABASE].latest(limit, tenant)
     if not found:
         _check_tenant(request, tenant)
     return _json(await asyncio.to_thread(_listed, found))

@@ -28,8 +28,8 @@ from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis.client import RedisClient
 from gateway.telemetry.metrics import Metrics
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.reader import UsageReader
-from gateway.usage.readers import SumsReader, UptimeReader
 from gateway.usage.state import WorkerStateReader
 
 
@@ -57,9 +57,8 @@ KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
-SUMS = web.AppKey("sums", SumsReader)
+USAGE_DATABASE = web.AppKey("usage_database", DatabaseReader)
 USAGE = web.AppKey("usage", UsageReader)
-UPTIME = web.AppKey("uptime", UptimeReader)
 USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
 SPEEDS = web.AppKey("speeds", LimitUsage)

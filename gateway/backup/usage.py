@@ -10,7 +10,7 @@ from sqlalchemy import select
 from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
 from gateway.usage import receipts_reader
-from gateway.usage.comparisons import add_comparisons
+from gateway.usage.database import add_comparisons
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period

@@ -20,9 +20,9 @@ from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.previous_sums import PreviousSums
+from gateway.usage.queries import UsageQueries
 from gateway.usage.state import WorkerLease, WorkerStateReader
 from gateway.usage.sums import Period
-from gateway.usage.sums_queries import totals
 from gateway.usage.sums_writer import TOTAL, end_of, fill_sums
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import minutes_in_redis
@@ -109,7 +109,7 @@ async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tupl
         # Where a worker imported receipts too, some were counted in both places, or in none.
         is_exact = alone and not known
         before = stored + archived if is_exact else stored | archived
-        new = await here.usage.read(totals, list(old))
+        new = await here.usage.read(lambda connection: UsageQueries(connection).totals(list(old)))
         compared = _compared(old, new, before, after, closed)
         if not is_exact:
             compared = [one._replace(growing=one.growing | {"receipts"}) for one in compared]

@@ -8,8 +8,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from gateway.config.database_url import sqlalchemy_url, without_credentials
+from gateway.usage.database_reader import DatabaseReader, ReceiptFinder
 from gateway.usage.reader import UsageReader
-from gateway.usage.readers import ComparisonReader, ReceiptFinder, SumsReader, UptimeReader
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.sums import Retention
 from gateway.usage.threads import QueryThreads
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.usage.engine import UsageEngine
 
 
-class _Database:
+class _LazyEngine:
     """The usage database, opened by the first query: importing SQLAlchemy takes 0.3 s and 20 MB."""
 
     def __init__(self, address: str) -> None:
@@ -51,24 +51,22 @@ class UsageAccess:
 
     receipts: ReceiptFinder
     """Finds receipts that have expired in Redis."""
-    sums: SumsReader
-    comparisons: ComparisonReader
-    uptime: UptimeReader
+    database: DatabaseReader
     workers: WorkerStateReader
     trimmer: OutboxTrimmer
     _retention: Retention
     _threads: tuple[QueryThreads, ...]
-    _database: _Database
+    _engine: _LazyEngine
 
     def reader(self) -> UsageReader:
         """Return a reader with its own concurrency limits."""
-        return UsageReader(self.sums, self._retention)
+        return UsageReader(self.database, self._retention)
 
     async def close(self) -> None:
         """Close the database without waiting for running queries."""
         for threads in self._threads:
             threads.close()
-        await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._engine.close)
 
 
 def usage_access(
@@ -77,19 +75,17 @@ def usage_access(
     """Return access to the database set by `usage` in config.yaml. The database opens when first used."""
     usage = settings.usage
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-    database = _Database(address)
-    threads, receipt_threads = QueryThreads(database), QueryThreads(database)
+    engine = _LazyEngine(address)
+    threads, receipt_threads = QueryThreads(engine), QueryThreads(engine)
     workers = WorkerStateReader(client.commands, keys.ledger(), metrics, without_credentials(address))
     limit = settings.receipts.max_buffered
     trimmer = OutboxTrimmer(client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics)
     return UsageAccess(
         ReceiptFinder(receipt_threads),
-        SumsReader(threads),
-        ComparisonReader(threads),
-        UptimeReader(threads, usage.days_s),
+        DatabaseReader(threads),
         workers,
         trimmer,
         Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows),
         (threads, receipt_threads),
-        database,
+        engine,
     )

@@ -15,7 +15,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from msgspec.structs import asdict
 from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.accounting.receipt import Receipt
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
+    from gateway.quality.comparison import Comparison
     from gateway.usage.engine import UsageEngine
     from gateway.usage.sql import ReceiptKey, UsageSql
     from gateway.usage.sums import Granularity, Retention
@@ -173,6 +176,14 @@ class UsageDatabase:
         old = select(*key).where(*where).order_by(*key).limit(_DELETED_AT_ONCE)
         with self._engine.writing() as connection:
             return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
+
+
+def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -> None:
+    """Insert the comparisons that the database lacks. Raises SQLAlchemyError."""
+    rows = [asdict(one) | {"day": one.created // DAY_S} for one in comparisons]
+    if rows:
+        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(build(COMPARISONS).on_conflict_do_nothing(), rows)
 
 
 def _decode(

@@ -1,8 +1,8 @@
 """Answer usage queries: add up rows and encode the result in threads, with fair sharing among tenants.
 
 The grouped sums of single periods are cached, so that repeated queries are cheap. Every addition to a period changes
-its version (`SumsReader.versions`), and no version comes back. A cached period is valid while its version is unchanged.
-A period that still grows is grouped again, at a limited rate.
+its version (`DatabaseReader.versions`), and no version comes back. A cached period is valid while its version is
+unchanged. A period that still grows is grouped again, at a limited rate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gateway.usage.usage import MAX_ROWS, UsageResult, too_large
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from gateway.usage.readers import SumsReader
+    from gateway.usage.database_reader import DatabaseReader
     from gateway.usage.rollup import SumDimensions
     from gateway.usage.sums import Period, Retention, StoredRow
     from gateway.usage.usage import UsageQuery
@@ -120,7 +120,7 @@ class UsageReader:
 
     def __init__(
         self,
-        sums: SumsReader,
+        database: DatabaseReader,
         retention: Retention,
         *,
         max_queries: int = _MAX_QUERIES,
@@ -128,7 +128,7 @@ class UsageReader:
         cache: FoldedPeriods | None = None,
     ) -> None:
         self.retention = retention
-        self._sums = sums
+        self._database = database
         self._cache = FoldedPeriods() if cache is None else cache
         self._running = FairSemaphore(_RUNNING_QUERIES)
         self._active = FairShare(max_queries)
@@ -157,13 +157,13 @@ class UsageReader:
                 await self._fold(usage, query)
             else:
                 tenant = ALL_TENANTS if query.is_total else query.only.get("tenant")
-                await self._sums.read(usage.add_rows, query.span.periods, tenant)
+                await self._database.rows(usage.add_rows, query.span.periods, tenant)
             return await in_thread(render, usage)
 
     async def _fold(self, usage: UsageResult, query: UsageQuery) -> None:
         """Add the rows of all tenants: cached groups of unchanged periods, and the rows of other periods."""
         key, read_at = (query.by, tuple(sorted(query.only.items()))), time.monotonic()
-        versions = dict(zip(query.span.periods, await self._sums.versions(query.span.periods), strict=True))
+        versions = dict(zip(query.span.periods, await self._database.versions(query.span.periods), strict=True))
         cached = {
             period: folded
             for period, version in versions.items()
@@ -178,7 +178,7 @@ class UsageReader:
             _add_folded_periods(usage, cached.values())
             _fold(usage, query, rows, store)
 
-        await self._sums.read(add, [period for period in versions if period not in cached])
+        await self._database.rows(add, [period for period in versions if period not in cached])
 
     @asynccontextmanager
     async def _slot(self, tenant: str | None) -> AsyncIterator[None]:

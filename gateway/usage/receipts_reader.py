@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, tuple_
 
-from gateway.usage.entries import OutboxEntry, batched
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import unpack
-from gateway.usage.tables import DAY_S, RECEIPTS, UNREADABLE, time_of
+from gateway.usage.tables import DAY_S, RECEIPTS, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
     from gateway.usage.sql import ReceiptKey
-
-_DAYS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +37,6 @@ class ReceiptFilter:
             yield RECEIPTS.c.day <= int(self.until // DAY_S) + 1
         if self.tenant is not None:
             yield RECEIPTS.c.tenant == self.tenant
-
-
-def find(connection: Connection, tenant: str, receipt_id: str) -> bytes | None:
-    """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
-    query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
-    if (id_time := time_of(receipt_id)) is not None:
-        packed = connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
-        if packed is not None:
-            return unpack(packed)
-    # Ids of earlier versions and of devices contain no time.
-    for batch in batched(_days(connection), _DAYS_PER_QUERY):
-        packed = connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
-        if packed is not None:
-            return unpack(packed)
-    return None
 
 
 def page(
@@ -82,7 +65,7 @@ def count_by_day(connection: Connection) -> dict[int, int]:
 
 def span(connection: Connection) -> tuple[int, int] | None:
     """Return `created` of the first and of the last receipt, or None without receipts."""
-    days = _days(connection)
+    days = days_of_receipts(connection)
     if not days:
         return None
     query = select(func.min(RECEIPTS.c.created), func.max(RECEIPTS.c.created))
@@ -103,7 +86,8 @@ def unreadable(connection: Connection) -> list[OutboxEntry]:
     return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in rows]
 
 
-def _days(connection: Connection) -> range:
+def days_of_receipts(connection: Connection) -> range:
+    """Return the days from the first to the last receipt, in days since the Unix epoch; empty without receipts."""
     first = connection.execute(select(func.min(RECEIPTS.c.day))).scalar()
     last = connection.execute(select(func.max(RECEIPTS.c.day))).scalar()
     return range(0) if first is None or last is None else range(first, last + 1)

@@ -78,7 +78,7 @@ COMPARISONS = Table(
     Column("compare", Text, nullable=False),
     Column("length", Text, nullable=False),
     Column("route", Text, nullable=False),
-    Column("guided", Integer, nullable=False),  # agreement with the teacher's answer in units of 1/SCALE (tally.py)
+    Column("guided", Integer, nullable=False),  # agreement with the teacher's answer, see quality/comparison.py
     Column("student", Integer, nullable=False),
     sqlite_with_rowid=False,
 )

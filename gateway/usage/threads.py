@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gateway.errors import StartupError, UsageUnavailable
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-P = ParamSpec("P")
+    from gateway.usage.queries import UsageQueries
+
 T = TypeVar("T")
 
 _SHORT_QUERIES, _SCANS = 2, 4
@@ -45,16 +46,15 @@ class QueryThreads:
         self._short = ThreadPoolExecutor(_SHORT_QUERIES, "usage-query")
         self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
 
-    async def query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
+    async def query(self, query: Callable[[UsageQueries], T]) -> T:
         """Return the result of a short query. Raises UsageUnavailable if the query failed or timed out."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                run = partial(self._run, query, *args)
-                return await asyncio.get_running_loop().run_in_executor(self._short, run)
+                return await asyncio.get_running_loop().run_in_executor(self._short, self._run, query)
         except TimeoutError as error:
             raise UsageUnavailable from error
 
-    async def scan(self, query: Callable[[Connection], T]) -> T:
+    async def scan(self, query: Callable[[UsageQueries], T]) -> T:
         """Return the result of a query of many rows. A canceled call ends with the query. Raises UsageUnavailable."""
         return await in_thread(self._run, query, threads=self._long)
 
@@ -63,12 +63,15 @@ class QueryThreads:
         self._short.shutdown(wait=False, cancel_futures=True)
         self._long.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, query: Callable[..., T], *args: Any) -> T:
-        from sqlalchemy.exc import SQLAlchemyError  # imported in the thread: the import would block the event loop
+    def _run(self, query: Callable[[UsageQueries], T]) -> T:
+        # Imported in the thread: the import of SQLAlchemy would block the event loop.
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from gateway.usage.queries import UsageQueries
 
         try:
             with self._database.reading() as connection:
-                return query(connection, *args)
+                return query(UsageQueries(connection))
         # StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are
         # damaged, or were written by a newer version.
         except (SQLAlchemyError, OSError, StartupError, ValueError) as error:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.usage.counters import pico, usd
+from gateway.usage.counters import pico
 from gateway.usage.tables import DAY_S, UPTIME
-from gateway.usage.uptime import MINUTES_A_DAY, EngineUptime
+from gateway.usage.uptime import MINUTES_A_DAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -84,13 +84,3 @@ def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> Non
 def _union(left: bytes, right: bytes) -> bytes:
     pairs = zip(left[:_BYTES].ljust(_BYTES, b"\0"), right[:_BYTES].ljust(_BYTES, b"\0"), strict=True)
     return bytes(a | b for a, b in pairs)
-
-
-def uptime_of_days(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
-    """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""
-    uptimes: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
-    days = [start // DAY_S for start in starts]
-    for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):
-        up, seen = (int.from_bytes(bitmap).bit_count() for bitmap in (row.up, row.seen))
-        uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), up, seen)
-    return [uptimes[start] for start in starts]

@@ -20,8 +20,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
-from gateway.usage.comparisons import add_comparisons
-from gateway.usage.database import ROW_ERRORS
+from gateway.usage.database import ROW_ERRORS, add_comparisons
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch
 from gateway.usage.state import PUBLISH_INTERVAL_S, WorkerState

@@ -17,8 +17,8 @@ from gateway.accounting.receipt import Receipt
 from gateway.errors import StartupError
 from gateway.redis.keys import RedisKeys
 from gateway.usage.counters import usd
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.readers import SumsReader
 from gateway.usage.rollup import SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
@@ -148,7 +148,7 @@ class Books:
                 async for some in store.receipts():
                     for raw in some:
                         self.stored.add(Receipt.from_json(raw), self._tally)
-                total = await _total(SumsReader(threads))
+                total = await _total(DatabaseReader(threads))
             finally:
                 threads.close()
                 await store.close()
@@ -269,7 +269,7 @@ class Books:
         return total
 
 
-async def _total(sums: SumsReader) -> SumRow:
+async def _total(sums: DatabaseReader) -> SumRow:
     """Return the sum of yesterday and today over all tenants."""
     now, total = time.time(), SumRow()
     for _, row in await sums.totals(list(periods("day", now - _DAY_S, now + 1))):

@@ -45,7 +45,7 @@ class Counted:
 
     async def totals(self, periods: Sequence[Period]) -> list[tuple[Period, SumRow]]:
         self.read += len(periods)
-        return await self._book.sums.totals(periods)
+        return await self._book.reader.totals(periods)
 
     def add(self, *moments: float, status: str = "ok", baseline: str = "0.003") -> None:
         """Add a receipt for each moment; each costs 0.001."""

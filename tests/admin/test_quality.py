@@ -17,7 +17,7 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.quality.book import ComparisonScope, QualityStore
 from gateway.quality.comparison import SCALE, Comparison
 from gateway.redis.keys import RedisKeys
-from gateway.usage.comparisons import add_comparisons
+from gateway.usage.database import add_comparisons
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
 from tests.usage.databases import opened
 

@@ -10,17 +10,17 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
-from gateway.admin.quality import COMPARISONS, QUALITY, show_quality
+from gateway.admin.quality import QUALITY, show_quality
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
 from gateway.api.error_body import errors_as_openai
-from gateway.api.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
+from gateway.api.keys import ADMISSION, METRICS, USAGE, USAGE_DATABASE
 from gateway.quality.book import QualityStore
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
-from gateway.usage.readers import ComparisonReader, SumsReader, UptimeReader
 from gateway.usage.sums import Retention
 from gateway.usage.threads import QueryThreads
 
@@ -48,11 +48,9 @@ async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -
     app.add_routes([web.get(path.partition("?")[0], PATHS[path])])
     app[METRICS] = Metrics()
     app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))
-    app[SUMS] = SumsReader(threads)
-    app[USAGE] = UsageReader(app[SUMS], KEPT)
-    app[UPTIME] = UptimeReader(threads, DAYS_S)
+    app[USAGE_DATABASE] = DatabaseReader(threads)
+    app[USAGE] = UsageReader(app[USAGE_DATABASE], KEPT)
     app[QUALITY] = QualityStore(Redis(), RedisKeys("none"))
-    app[COMPARISONS] = ComparisonReader(threads)
     async with TestClient(TestServer(app)) as client:
         reply = await client.get(path)
         error = (await reply.json())["error"]

@@ -28,7 +28,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage import receipts_reader
-from gateway.usage.comparisons import add_comparisons
+from gateway.usage.database import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.state import WorkerLease

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 
 from gateway.accounting.receipt import with_savings
 from gateway.config.database_url import ARCHIVE_FILE
+from gateway.usage.queries import UsageQueries
 from gateway.usage.sums import Period, Sums
-from gateway.usage.sums_queries import totals
 from load_tests.day_receipts import day_of_receipts
 from tests.cli.usage_place import Place
 from tests.postgres import new_database, running_postgres
@@ -77,7 +77,7 @@ def install(place: Place, receipts: Sequence[Receipt], archived: Sequence[Receip
 def sums_by_day(place: Place, days: Sequence[int]) -> dict[int, SumRow]:
     book = place.book()
     with book.engine.reading() as connection:
-        found = totals(connection, [Period("day", day) for day in days])
+        found = UsageQueries(connection).totals([Period("day", day) for day in days])
     book.close()
     return {period.start: row for period, row in found.items()}
 

@@ -19,9 +19,9 @@ from gateway.admin.usage import as_csv
 from gateway.api.usage import encoded
 from gateway.cli.usage import print_usage
 from gateway.cli.usage_db_export import export
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
-from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
@@ -49,7 +49,7 @@ async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, caps
     try:
         await store.open()
         await store.write([OutboxEntry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
-        print_usage(await holds_usage(SumsReader(threads)))
+        print_usage(await holds_usage(DatabaseReader(threads)))
         holds_table(capsys.readouterr().out)
         await holds_export(store, tmp_path / "month.csv")
     finally:
@@ -74,7 +74,7 @@ def holds_receipts(month: list[Receipt]) -> None:
         assert facts["savings_usd"] == ("about 0" if about else f"{micro(usd).normalize():f}")
 
 
-async def holds_usage(sums: SumsReader) -> dict[str, Any]:
+async def holds_usage(sums: DatabaseReader) -> dict[str, Any]:
     """Check the admin API's JSON and CSV, and GET /v1/usage."""
     reader = UsageReader(sums, RETENTION)
     when = span(RequestedRange(SINCE, UNTIL), None, RETENTION, time.time())

@@ -16,8 +16,8 @@ import pytest
 from gateway.config.database_url import sqlalchemy_url
 from gateway.redis.keys import BOARD
 from gateway.usage.store import UsageStore
+from gateway.usage.queries import UsageQueries
 from gateway.usage.sums import periods
-from gateway.usage.sums_queries import totals
 from tests.later_version import LAYOUT, MORE
 from tests.upgrade_world import CAP, KEYS, World, world
 from tests.usage.databases import FOREVER
@@ -88,7 +88,8 @@ async def _check_sums(here: World, requests: int) -> None:
     try:
         give_up = time.monotonic() + 60
         while True:
-            days = await store.read(totals, list(periods("day", now - 86_400, now + 1)))
+            of_days = list(periods("day", now - 86_400, now + 1))
+            days = await store.read(lambda connection: UsageQueries(connection).totals(of_days))  # noqa: B023
             counted, stored = sum(row.requests for row in days.values()), await store.count()
             if counted == stored == requests:
                 return

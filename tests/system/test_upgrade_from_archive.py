@@ -18,8 +18,8 @@ import pytest
 
 from gateway.config.database_url import sqlalchemy_url
 from gateway.usage.store import UsageStore
+from gateway.usage.queries import UsageQueries
 from gateway.usage.sums import periods
-from gateway.usage.sums_queries import totals
 from tests.postgres import new_database, running_postgres
 from tests.previous_code import extract_previous
 from tests.upgrade_world import CAP, KEYS, World, world
@@ -138,7 +138,8 @@ async def _check_sums(here: World, url: str) -> None:
     now = time.time()
     try:
         for granularity in ("minute", "hour", "day"):
-            sums = await store.read(totals, list(periods(granularity, now - 7200, now + 1)))
+            found = list(periods(granularity, now - 7200, now + 1))
+            sums = await store.read(lambda connection: UsageQueries(connection).totals(found))  # noqa: B023
             assert sum(row.requests for row in sums.values()) == len(here.balancer.answers)
     finally:
         await store.close()

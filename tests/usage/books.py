@@ -8,9 +8,9 @@ import orjson
 
 from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.readers import SumsReader
 from gateway.usage.threads import QueryThreads
 from tests.usage.databases import FOREVER
 
@@ -29,7 +29,7 @@ class UsageBook:
         self.engine.open()  # here, because migrations exceed the time limit of a query
         self.database = UsageDatabase(self.engine, FOREVER)
         self.threads = QueryThreads(self.engine)
-        self.sums = SumsReader(self.threads)
+        self.reader = DatabaseReader(self.threads)
 
     def add(self, receipts: Iterable[Receipt]) -> None:
         self.database.add(OutboxEntry(one.tenant, "1-0", one.to_json()) for one in receipts)

@@ -28,7 +28,8 @@ async def run():
     redis = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=metrics)
     usage = usage_access(settings, redis, RedisKeys("t"), "owner", metrics)
     print("built")
-    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), usage.sums.latest(5), usage.comparisons.read(7))
+    database = usage.database
+    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), database.latest(5), database.comparisons(0))
     print(*found)
     await usage.close()
     await redis.close()

@@ -9,8 +9,7 @@ import pytest
 
 from gateway.quality.book import DAY_S, ComparisonScope
 from gateway.quality.comparison import SCALE, Comparison, QualityTally
-from gateway.usage.comparisons import add_comparisons
-from gateway.usage.readers import ComparisonReader
+from gateway.usage.database import add_comparisons
 from tests.usage.databases import database
 
 if TYPE_CHECKING:
@@ -39,32 +38,31 @@ def add(book: UsageBook, *comparisons: Comparison) -> None:
 
 async def test_each_comparison_counts_once(book: UsageBook) -> None:
     """The sums equal those of `QualityTally`, independent of repeated deliveries."""
-    reader = ComparisonReader(book.threads, lambda: NOON)
-    assert await reader.read(1) == {}
+    day = NOON // DAY_S
+    assert await book.reader.comparisons(day) == {}
     other = ROW._replace(length="16")
     made = [comparison(number, number / 40, 0.25) for number in range(40)]
     add(book, *made, comparison(40, 1, 0, row=other))
     add(book, *made[:20])
     add(book)
-    assert await reader.read(1) == {
+    assert await book.reader.comparisons(day) == {
         ROW: sum((QualityTally.of(number / 40, 0.25) for number in range(40)), QualityTally()),
         other: QualityTally.of(1, 0),
     }
 
 
-async def test_days_are_those_of_utc_with_today(book: UsageBook) -> None:
-    reader = ComparisonReader(book.threads, lambda: NOON + DAY_S)
+async def test_days_are_those_of_utc(book: UsageBook) -> None:
+    day = NOON // DAY_S + 1
     midnight = NOON + DAY_S // 2
     add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
-    assert (await reader.read(1))[ROW] == QualityTally.of(0, 1)
-    assert (await reader.read(2))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
+    assert (await book.reader.comparisons(day))[ROW] == QualityTally.of(0, 1)
+    assert (await book.reader.comparisons(day - 1))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
 
 
 async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None:
-    reader = ComparisonReader(book.threads, lambda: NOON)
     add(book, *(comparison(days, 1, 1, NOON - days * DAY_S) for days in range(4)))
     database(book.engine).delete_receipts(NOON - 2 * DAY_S)
-    assert (await reader.read(10))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
+    assert (await book.reader.comparisons(0))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
 
 
 def test_an_entry_is_read_back_unchanged() -> None:

@@ -20,7 +20,8 @@ from gateway.accounting.intent import abandoned
 from gateway.usage.database import WriteResult
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
-from gateway.usage.receipts_reader import count_unreadable, find, unreadable
+from gateway.usage.queries import UsageQueries
+from gateway.usage.receipts_reader import count_unreadable, unreadable
 from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
@@ -320,7 +321,7 @@ def test_devices_of_two_tenants_may_choose_the_same_id(address: str) -> None:
         assert writer.add([entry(other), entry(one)]).known == 2
         with engine.reading() as connection:
             for mine in (one, other):
-                assert find(connection, mine.tenant, same) == mine.to_json()
+                assert UsageQueries(connection).receipt(mine.tenant, same) == mine.to_json()
             assert list(differences(connection, DAY)) == []
 
 

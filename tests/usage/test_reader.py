@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.reader import FoldedPeriod, FoldedPeriods, UsageReader
-from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sums import Period, Retention
 from gateway.usage.usage import UsageQuery
@@ -26,18 +26,18 @@ KEPT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
 QUESTION = (("tenant",), ())
 
 
-class Counting(SumsReader):
+class Counting(DatabaseReader):
     """A reader that records the periods of its reads."""
 
     def __init__(self, book: UsageBook) -> None:
         super().__init__(book.threads)
         self.periods: list[Period] = []
 
-    async def read(
+    async def rows(
         self, work: Callable[[Iterator[StoredRow]], Any], periods: Sequence[Period], tenant: str | None = None
     ) -> Any:
         self.periods += periods
-        return await super().read(work, periods, tenant)
+        return await super().rows(work, periods, tenant)
 
 
 def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Receipt:
@@ -71,7 +71,7 @@ async def test_late_receipts_of_a_past_period_appear_at_once(book: UsageBook) ->
     """A receipt is added, and a real receipt replaces an abandoned one."""
     old = time.time() - 5 * 3600
     book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
-    reader = UsageReader(book.sums, KEPT, cache=FoldedPeriods(reuse_times=0))
+    reader = UsageReader(book.reader, KEPT, cache=FoldedPeriods(reuse_times=0))
 
     async def summary() -> dict[str, tuple[int, dict[str, int]]]:
         rows = (await reader.read(query(), as_json))["rows"]

@@ -13,8 +13,8 @@ import pytest
 from gateway.errors import UsageUnavailable
 from gateway.usage import receipts_reader
 from gateway.usage.database import WriteResult
+from gateway.usage.database_reader import ReceiptFinder
 from gateway.usage.engine import UsageEngine
-from gateway.usage.readers import ReceiptFinder
 from gateway.usage.receipts_reader import ReceiptFilter
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
@@ -112,7 +112,7 @@ async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch:
 
 
 async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.receipts_reader.find", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr("gateway.usage.queries.UsageQueries.receipt", lambda *_: time.sleep(0.3))
     async with a_finder(f"sqlite:///{tmp_path}/usage.db", timeout_s=0.05) as finder:
         with pytest.raises(UsageUnavailable):
             await finder.find("acme", "req_" + "0" * 24)

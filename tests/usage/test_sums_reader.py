@@ -16,8 +16,8 @@ from gateway.accounting.edge import EDGE
 from gateway.accounting.receipt import Receipt
 from gateway.config.database_url import sqlalchemy_url
 from gateway.errors import UsageUnavailable
+from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
-from gateway.usage.readers import SumsReader
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.tables import RECEIPTS, SUMS
@@ -53,36 +53,36 @@ async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> Non
         sums.add(one)
     sums.spread()
     periods = list(sums.rows)
-    found = await book.sums.read(decoded, periods)
+    found = await book.reader.rows(decoded, periods)
     assert {(period, where): row for period, where, row in found} == {
         (period, where): row for period, rows in sums.rows.items() for where, row in rows.items()
     }
     assert len(found) == sum(map(len, sums.rows.values()))
     assert [period for period, *_ in found] == sorted((one[0] for one in found), key=periods.index)
-    of_one = await book.sums.read(decoded, periods, "tenant-001")
+    of_one = await book.reader.rows(decoded, periods, "tenant-001")
     assert sorted(of_one, key=str) == sorted((one for one in found if one[1].tenant == "tenant-001"), key=str)
     nowhere = Period("hour", 0)
-    assert await book.sums.totals([*periods, nowhere]) == [
+    assert await book.reader.totals([*periods, nowhere]) == [
         *((one, sums.totals[one]) for one in periods),
         (nowhere, SumRow()),
     ]
-    assert [(period, row) for period, _, row in await book.sums.read(decoded, periods[:9], ALL_TENANTS)]
+    assert [(period, row) for period, _, row in await book.reader.rows(decoded, periods[:9], ALL_TENANTS)]
 
 
 async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -> None:
     now = time.time()
     hours = [Period.of("hour", now), Period.of("hour", now - HOUR_S)]
-    assert await book.sums.versions(hours) == [None, None]
+    assert await book.reader.versions(hours) == [None, None]
     marks = []
     abandoned = replace(receipt(now, 2), status="abandoned")
     for one in (receipt(now, 1), abandoned, receipt(now, 2), receipt(now, 3)):
         book.add([one])
-        mark, other = await book.sums.versions(hours)
+        mark, other = await book.reader.versions(hours)
         assert other is None
         marks.append(mark)
     assert len({*marks}) == 4
     book.add([receipt(now, 3)])
-    assert (await book.sums.versions(hours))[0] == marks[-1]
+    assert (await book.reader.versions(hours))[0] == marks[-1]
 
 
 async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
@@ -94,27 +94,27 @@ async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
     device = replace(receipt(now - 95), id="edge_" + "0" * 32, mode=EDGE, tenant="t1")
     book.add([*before, *untimed, device, *timed])
     expected = [*timed[:10], device, *timed[10:]]
-    found = [Receipt.from_json(raw) for raw in await book.sums.latest(50)]
+    found = [Receipt.from_json(raw) for raw in await book.reader.latest(50)]
     assert [one.id for one in found[:31]] == [one.id for one in expected]
     assert found[0] == timed[0]
     assert {one.id for one in found[31:34]} == {one.id for one in untimed}
     assert [one.id for one in found[34:]] == [one.id for one in before]
-    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(12)] == [one.id for one in expected[:12]]
+    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(12)] == [one.id for one in expected[:12]]
     of_one = [one.id for one in expected if one.tenant == "t1"]
-    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(50, "t1")] == of_one
-    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(3, "t1")] == of_one[:3]
-    assert await book.sums.latest(50, "nobody") == []
+    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(50, "t1")] == of_one
+    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(3, "t1")] == of_one[:3]
+    assert await book.reader.latest(50, "nobody") == []
 
 
 async def test_without_tables_usage_is_unavailable(book: UsageBook) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
-    for call in (book.sums.totals, book.sums.versions, partial(book.sums.read, decoded)):
+    for call in (book.reader.totals, book.reader.versions, partial(book.reader.rows, decoded)):
         with pytest.raises(UsageUnavailable, match="usage database cannot be read"):
             await call([Period("hour", 0)])
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE away RENAME TO usage_sums")
-    assert await book.sums.read(decoded, [Period("hour", 0)]) == []
+    assert await book.reader.rows(decoded, [Period("hour", 0)]) == []
 
 
 @pytest.mark.long
@@ -122,16 +122,16 @@ async def test_without_a_server_usage_is_unavailable(postgres: Postgres) -> None
     book = UsageBook(sqlalchemy_url(new_database(postgres), Path()))
     try:
         book.add([receipt(time.time())])
-        assert len(await book.sums.latest(5)) == 1
+        assert len(await book.reader.latest(5)) == 1
         postgres.stop()
         try:
             with pytest.raises(UsageUnavailable):
-                await book.sums.latest(5)
+                await book.reader.latest(5)
             with pytest.raises(UsageUnavailable):
-                await book.sums.read(list, [Period("hour", 0)])
+                await book.reader.rows(list, [Period("hour", 0)])
         finally:
             postgres.start()
-        assert len(await book.sums.latest(5)) == 1
+        assert len(await book.reader.latest(5)) == 1
     finally:
         book.close()
 
@@ -143,18 +143,18 @@ async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBo
         connection.execute(RECEIPTS.update().values(receipt=b"\x7f" + b"packed otherwise"))
         connection.execute(SUMS.update().values(row=b"of a later version"))
     with pytest.raises(UsageUnavailable):
-        await sqlite_book.sums.latest(5)
+        await sqlite_book.reader.latest(5)
     with pytest.raises(UsageUnavailable):
-        await sqlite_book.sums.totals([Period.of("hour", time.time())])
+        await sqlite_book.reader.totals([Period.of("hour", time.time())])
 
 
 @pytest.mark.parametrize("address", ["postgresql+psycopg://nobody@127.0.0.1:9/none", "sqlite:////proc/none/usage.db"])
 async def test_a_database_that_was_never_there_is_unavailable(address: str) -> None:
     threads = QueryThreads(UsageEngine(address))
     with pytest.raises(UsageUnavailable):
-        await SumsReader(threads).latest(5)
+        await DatabaseReader(threads).latest(5)
     with pytest.raises(UsageUnavailable):
-        await SumsReader(threads).read(decoded, [Period("hour", 0)])
+        await DatabaseReader(threads).rows(decoded, [Period("hour", 0)])
     threads.close()
 
 
@@ -163,7 +163,7 @@ async def test_a_database_of_a_newer_version_is_unavailable(book: UsageBook, add
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     threads = QueryThreads(UsageEngine(address))
     with pytest.raises(UsageUnavailable):
-        await SumsReader(threads).latest(5)
+        await DatabaseReader(threads).latest(5)
     threads.close()
 
 
@@ -173,9 +173,9 @@ async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:
     def wait(_: Iterator[StoredRow]) -> bool:
         return gate.wait(20)
 
-    scans = [asyncio.ensure_future(sqlite_book.sums.read(wait, [])) for _ in range(8)]  # noqa: TID251
+    scans = [asyncio.ensure_future(sqlite_book.reader.rows(wait, [])) for _ in range(8)]  # noqa: TID251
     hour = Period("hour", 0)
-    assert await sqlite_book.sums.totals([hour]) == [(hour, SumRow())]
+    assert await sqlite_book.reader.totals([hour]) == [(hour, SumRow())]
     gate.set()
     assert all(await asyncio.gather(*scans))
 

@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.readers import UptimeReader
 from gateway.usage.uptime import DAY_S, EngineUptime, Uptime
 from gateway.usage.uptime_table import add_minutes, minutes_in_redis
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 DAY = (int(time.time()) // DAY_S - 4) * DAY_S
 PRICES = {"small": Decimal("1.20"), "big": Decimal(8)}
-KEPT_S = 100_000 * DAY_S
 
 
 class Clock:
@@ -34,7 +32,7 @@ class Clock:
 async def test_the_database_stores_the_minutes_of_redis(book: UsageBook, redis_url: str) -> None:
     """A Redis that lost its data adds minutes and removes none. The last price of a day applies."""
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
-    clock, reader = Clock(), UptimeReader(book.threads, KEPT_S)
+    clock = Clock()
     async with Redis.from_url(redis_url) as redis:
 
         async def copied(
@@ -50,7 +48,7 @@ async def test_the_database_stores_the_minutes_of_redis(book: UsageBook, redis_u
                 found = await minutes_in_redis(redis, keys.ledger(), [DAY, DAY + DAY_S])
                 with book.engine.writing() as connection:
                     add_minutes(connection, found)
-            return await reader.read([DAY + DAY_S, DAY])
+            return await book.reader.uptime([DAY + DAY_S, DAY])
 
         keys, lost = (RedisKeys(f"u{secrets.token_hex(6)}") for _ in range(2))
         first = await copied(PRICES, keys, {1: True, 2: True, 3: False, 1439: True, 1440: False})

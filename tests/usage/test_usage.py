@@ -275,7 +275,7 @@ class StoredReceipts:
 async def test_a_result_is_the_sum_of_the_receipts_in_its_range(book: UsageBook) -> None:
     """The queries use totals of all tenants, one tenant, or groups."""
     stored_receipts = StoredReceipts(book)
-    reader = UsageReader(book.sums, DEFAULT)
+    reader = UsageReader(book.reader, DEFAULT)
     for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
         for granularity in (None, "hour", "day"):
             now = time.time()
@@ -301,7 +301,7 @@ async def test_a_result_is_the_sum_of_the_receipts_in_its_range(book: UsageBook)
 
 async def test_concurrent_queries_of_one_tenant_are_limited(sqlite_book: UsageBook) -> None:
     """Another tenant still gets an answer."""
-    reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=3)
+    reader = UsageReader(sqlite_book.reader, DEFAULT, max_tenant_queries=3)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     requested = [reader.read(usage_query, as_json, tenant="acme") for _ in range(5)] + [
@@ -314,7 +314,7 @@ async def test_concurrent_queries_of_one_tenant_are_limited(sqlite_book: UsageBo
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_book: UsageBook) -> None:
     """Two tenants use the whole limit of queries. A third tenant without queries still gets an answer."""
-    reader = UsageReader(sqlite_book.sums, DEFAULT, max_queries=4)
+    reader = UsageReader(sqlite_book.reader, DEFAULT, max_queries=4)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     requested = [
@@ -333,7 +333,7 @@ async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leav
         began.set()
         return gate.wait(10)
 
-    reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=1)
+    reader = UsageReader(sqlite_book.reader, DEFAULT, max_tenant_queries=1)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     async with asyncio.TaskGroup() as tasks:

@@ -24,7 +24,7 @@ from gateway.usage import receipts_reader
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.receipts_reader import find
+from gateway.usage.queries import UsageQueries
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
@@ -117,7 +117,10 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) 
     await outboxes.settle(true)
     await worker.round()
     await outboxes.check([true])
-    assert await outboxes.store.read(find, one.tenant, one.id) == true.to_json()
+    assert (
+        await outboxes.store.read(lambda connection: UsageQueries(connection).receipt(one.tenant, one.id))
+        == true.to_json()
+    )
 
 
 async def test_receipts_sent_again_after_a_loss_of_data_count_once(outboxes: Outboxes) -> None:

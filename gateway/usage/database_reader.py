@@ -1,0 +1,90 @@
+"""Read the usage database for the event loop. Queries and decoding run in threads.
+
+All methods raise UsageUnavailable if the database cannot be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.errors import UsageUnavailable
+from gateway.runtime.fair_share import FairSemaphore
+from gateway.usage.rollup import SumRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gateway.quality.book import ComparisonScope
+    from gateway.quality.comparison import QualityTally
+    from gateway.usage.sums import Period, StoredRow
+    from gateway.usage.threads import QueryThreads
+    from gateway.usage.uptime import EngineUptime
+
+T = TypeVar("T")
+
+_RECEIPTS_AT_ONCE = 2
+_RECEIPT_TIMEOUT_S = 5.0
+
+
+class DatabaseReader:
+    """Read sums, the newest receipts, comparisons and the uptime of engines."""
+
+    def __init__(self, threads: QueryThreads) -> None:
+        self._threads = threads
+
+    async def rows(
+        self, work: Callable[[Iterator[StoredRow]], T], periods: Sequence[Period], tenant: str | None = None
+    ) -> T:
+        """Return `work(rows)`, run in a thread, with the rows of these periods: of all tenants, or of `tenant`.
+
+        The rows of all tenants come in the order of the periods. The tenant `ALL_TENANTS` has the totals.
+        """
+        return await self._threads.scan(lambda queries: work(queries.rows(periods, tenant)))
+
+    async def totals(self, periods: Sequence[Period]) -> list[tuple[Period, SumRow]]:
+        """Return the sums over all tenants by period. A period without receipts has an empty row."""
+        sums = await self._threads.query(lambda queries: queries.totals(periods))
+        return [(period, sums.get(period) or SumRow()) for period in periods]
+
+    async def versions(self, periods: Sequence[Period]) -> list[bytes | None]:
+        """Return the version of each period, or None for a period without receipts.
+
+        Every addition changes the version, and no version comes back. The version is a digest of the total: an added or
+        replaced receipt always changes a counter.
+        """
+        found = await self._threads.query(lambda queries: queries.versions(periods))
+        return [found.get(period) for period in periods]
+
+    async def latest(self, limit: int, tenant: str | None = None) -> list[bytes]:
+        """Return the newest receipts as JSON, newest first. `tenant` is None for all tenants."""
+        return await self._threads.query(lambda queries: queries.latest(limit, tenant, time.time()))
+
+    async def comparisons(self, since_day: int) -> dict[ComparisonScope, QualityTally]:
+        """Return the sums of comparisons, starting with the UTC day `since_day` (days since the Unix epoch)."""
+        return await self._threads.query(lambda queries: queries.comparisons(since_day))
+
+    async def uptime(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
+        """Return the uptime by engine for each day. `days` are starts in Unix seconds."""
+        return await self._threads.query(lambda queries: queries.uptime(days))
+
+
+class ReceiptFinder:
+    """Find receipts, with fair sharing among tenants. A call takes at most `timeout_s`.
+
+    Do not share the threads, so that other queries delay none of these.
+    """
+
+    def __init__(self, threads: QueryThreads, timeout_s: float = _RECEIPT_TIMEOUT_S) -> None:
+        self._threads = threads
+        self._timeout_s = timeout_s
+        self._running = FairSemaphore(_RECEIPTS_AT_ONCE)
+
+    async def find(self, tenant: str, receipt_id: str) -> bytes | None:
+        """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
+        try:
+            async with asyncio.timeout(self._timeout_s), self._running.hold(tenant):
+                return await self._threads.query(lambda queries: queries.receipt(tenant, receipt_id))
+        except TimeoutError as error:
+            raise UsageUnavailable from error
