@@ -15,8 +15,8 @@ import pytest
 
 from gateway.config.database_url import sqlalchemy_url
 from gateway.redis.keys import BOARD
-from gateway.usage.store import UsageStore
 from gateway.usage.queries import UsageQueries
+from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
 from tests.later_version import LAYOUT, MORE
 from tests.upgrade_world import CAP, KEYS, World, world

@@ -17,8 +17,8 @@ import msgspec
 import pytest
 
 from gateway.config.database_url import sqlalchemy_url
-from gateway.usage.store import UsageStore
 from gateway.usage.queries import UsageQueries
+from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
 from tests.postgres import new_database, running_postgres
 from tests.previous_code import extract_previous
