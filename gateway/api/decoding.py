@@ -38,10 +38,8 @@ class BodyDecoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-body")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def decode(
-        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: Connection | None = None
-    ) -> T:
-        """Decode a body with `parse` and return the result. Its parts are removed from the list.
+    async def decode(self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], connection: Connection) -> T:
+        """Decode a body of a connection with `parse`, and return the result. The list of parts is emptied.
 
         Raises InvalidRequest as `parse` does; Overloaded if other bodies of the tenant take too long.
         """
@@ -54,14 +52,12 @@ class BodyDecoder:
             turn = self._turns[tenant] = asyncio.Lock()
         try:
             async with asyncio.timeout(_WAIT_S) as limit:
-                if holder is not None:
-                    holder.expect_body(lambda: limit.reschedule(0.0), size)
+                connection.expect_body(lambda: limit.reschedule(0.0), size)
                 await turn.acquire()
         except TimeoutError:
             parts.clear()
             raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
-        if holder is not None:
-            holder.body_ended()
+        connection.body_ended()
         loop, took_s = asyncio.get_running_loop(), 0.0
 
         def decode() -> T:
@@ -74,14 +70,14 @@ class BodyDecoder:
 
         def decoded(future: asyncio.Future[T]) -> None:
             if not future.cancelled():
-                future.exception()  # the caller may be gone
-            if holder is not None and holder.contended():
+                future.exception()  # mark the error as read, since the caller may have disconnected
+            if connection.contended():
                 loop.call_later(took_s, turn.release)
             else:
                 turn.release()
 
         decoding = loop.run_in_executor(self._thread, decode)
-        # The thread goes on where the caller is gone, and so does its turn.
+        # The thread continues after the caller disconnected, and the tenant's turn ends with the thread's work.
         decoding.add_done_callback(decoded)
         try:
             await asyncio.wait([decoding])
@@ -95,7 +91,7 @@ BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
 
 
 async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
-    """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
+    """Read the body of a request and return the result of `parse`. Raises GatewayErrors."""
     try:
         parts = await read_parts(request)
         decoder = request.app[BODY_DECODER]
@@ -105,7 +101,7 @@ async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[byt
 
 
 def _taken(parts: list[bytes]) -> bytes:
-    """Join the parts and release them. Where it takes long, it does not hold the interpreter lock."""
+    """Join the parts and empty the list, so that only `parse` holds the body."""
     raw = b"".join(parts)
     parts.clear()
     return raw

@@ -7,8 +7,8 @@ next step of the tenant that had the least time so far.
 The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
 by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
 
-A tenant that is alone waits only if many or large steps arrive together. Queues cost more than they bring in this case:
-they separate requests that would share a loop iteration and an exchange with Redis.
+While one tenant is alone, a step waits only if many or large steps arrive together. Queues would cost more than they
+save: they separate requests that would share a loop iteration and an exchange with Redis.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from gateway.telemetry.metrics import Metrics
 
-# The cost of the steps that start in one loop iteration, or at once in one millisecond, while one tenant is alone. It
-# bounds what an arriving tenant finds before it.
+# The cost of the steps that start in one loop iteration, or at once in one millisecond, while one tenant is alone. The
+# cost bounds the work ahead of another tenant that arrives.
 _COST_ALONE = 32.0
-# While tenants contend, iterations have to be short, because a request takes a dozen of them. They also cost more.
+# While tenants contend, iterations must be short, because a request takes a dozen iterations. Short ones cost more.
 _COST_CONTENDED = 1.0
 _COST_AT_ONCE_CONTENDED = 4.0
-# Tenants contend for so long after a step of one follows a step of another within this time.
+# Tenants contend for this time after a step of one tenant follows a step of another tenant within this time.
 _CONTENTION_S = 0.25
 _MAX_WAIT_S = 30.0
 _MS_PER_S = 1000
@@ -40,10 +40,11 @@ _MS_PER_S = 1000
 
 @dataclass(slots=True)
 class _Queue:
-    """The steps of one tenant that wait, oldest first, each with its cost and the time at which it gives up."""
+    """The waiting steps of one tenant."""
 
     weight: float
-    delayed: Counter  # counts them
+    delayed: Counter  # counts the waiting steps
+    # The step's future, its cost, and the time at which the wait fails. The oldest step is first.
     steps: deque[tuple[asyncio.Future[None], float, float]] = field(default_factory=deque)
 
 
@@ -51,14 +52,14 @@ class LoopScheduler:
     """Start the steps of all tenants, in proportion to their weights while they contend. Belongs to one event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._queues: dict[str, _Queue] = {}  # of tenants whose steps wait
-        self._order: list[tuple[float, str]] = []  # a heap of the same tenants by pass
-        self._passes: dict[str, float] = {}  # of tenants without waiting steps that are ahead of `_pass`
-        self._pass = 0.0  # of the last step that started
+        self._queues: dict[str, _Queue] = {}  # the queues of tenants with waiting steps
+        self._order: list[tuple[float, str]] = []  # a heap of these tenants by pass
+        self._passes: dict[str, float] = {}  # passes ahead of `_pass`, of tenants without waiting steps
+        self._pass = 0.0  # the pass of the last step that started
         self._ms = -1
         self._at_once = 0.0  # cost of the steps that started at once in this millisecond
-        self._tenant = ""  # that last asked for a step, and when
-        self._asked_at = -_CONTENTION_S
+        self._tenant = ""  # the tenant of the last request for a step
+        self._requested_at = -_CONTENTION_S  # the time of this request
         self._contended_until = 0.0
         self._scheduled = False
         self._metrics = metrics
@@ -67,20 +68,20 @@ class LoopScheduler:
 
     @property
     def contended(self) -> bool:
-        """Return whether several tenants asked for steps a moment ago."""
+        """Return whether several tenants requested steps recently."""
         return self._time() < self._contended_until
 
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
-        """Ask for one step of the tenant. A cost of 1 is that of a small request.
+        """Request one step of the tenant. A small request has a cost of 1.
 
-        Return None when the step may run at once, else the future to await first. It raises Overloaded after 30 s.
+        Return None if the step may run at once, else a future to await first. The future raises Overloaded after 30 s.
         """
         now = self._time()
         if tenant != self._tenant:
-            if now - self._asked_at < _CONTENTION_S:
+            if now - self._requested_at < _CONTENTION_S:
                 self._contended_until = now + _CONTENTION_S
             self._tenant = tenant
-        self._asked_at = now
+        self._requested_at = now
         queue = self._queues.get(tenant)
         if queue is None:
             if not self._queues:
@@ -105,7 +106,7 @@ class LoopScheduler:
         return waiting
 
     def _start_steps(self) -> None:
-        """Start the steps of one loop iteration, and come back in the next one while any wait."""
+        """Start the steps of one loop iteration. While further steps wait, continue in the next iteration."""
         most = _COST_CONTENDED if self._time() < self._contended_until else _COST_ALONE
         started = 0.0
         while self._order and started < most:
@@ -113,7 +114,7 @@ class LoopScheduler:
             queue = self._queues[tenant]
             while queue.steps:
                 waiting, cost, end = queue.steps.popleft()
-                if waiting.done():  # its request was cancelled
+                if waiting.done():  # the request was canceled
                     continue
                 if end <= self._time():
                     waiting.set_exception(Overloaded("Other requests of this tenant keep this worker busy. Try again."))
