@@ -90,11 +90,8 @@ class EngineState:
 class Engine(Protocol):
     """The client of one model server. All methods raise `EngineError`s and propagate cancellation."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def state(self) -> EngineState: ...
+    name: str
+    state: EngineState
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None

@@ -241,7 +241,7 @@ class EngineHttp:
         try:
             event = decode(data)
         except Unreadable as error:
-            raise EngineProtocolError(f"Engine '{self.name}' {error}.", engine=self.name) from None
+            raise bad_reply(self.name, str(error)) from None
         if isinstance(event, dict) and event.get("error"):
             raise reported(self.name, self.read_error(event), "failed during its answer")
         return event
@@ -302,7 +302,7 @@ class EngineHttp:
         try:
             return JsonReply(await decoded(raw), reply.headers)
         except Unreadable as error:
-            raise EngineProtocolError(f"Engine '{self.name}' {error}.", engine=self.name) from None
+            raise bad_reply(self.name, str(error)) from None
 
     async def _read(self, reply: HttpReply, max_reply_bytes: int) -> bytes:
         content = reply.content

@@ -6,7 +6,7 @@ without text is an error for its member only. docs/engines.md lists the routes o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage, sampling_body, teacher_finish
@@ -17,7 +17,7 @@ from gateway.errors import EngineError, EngineFailed, EngineProtocolError
 from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gateway.engines.base import TeacherRequest
     from gateway.engines.http import EngineHttp
@@ -26,33 +26,26 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = TeacherReply | EngineError
 
 
-class ListWire(Protocol):
-    """The list route of one kind of server. The members are all chats or all prompts, with the same parameters."""
+class ListWire:
+    """The list route of one kind of server. The members are all chats or all prompts, with the same parameters.
 
-    def takes(self, request: TeacherRequest) -> bool:
-        """Return whether a request can be a member of a list."""
-
-    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
-        """Return each request as this server reads it in a list. This may send calls. Raises EngineErrors."""
-
-    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
-        """Send the list and return the outcome of each member. Raises an EngineError if the whole call fails."""
-
-
-class PromptLists:
-    """OpenAI's /completions: a list of prompts, with one sum of tokens. The route does not support chats."""
+    By default, the route is OpenAI's /completions: a list of prompts and no chats, with one sum of tokens.
+    """
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
         self._model = model
 
     def takes(self, request: TeacherRequest) -> bool:
+        """Return whether a request can be a member of a list."""
         return request.prompt is not None
 
     async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
+        """Return each request as this server reads it in a list. This may send calls. Raises EngineErrors."""
         return [_prompt_of(request) for request in requests]
 
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
+        """Send the list and return the outcome of each member. Raises an EngineError if the whole call fails."""
         return await self._send("/completions", {"prompt": list(rendered)}, requests)
 
     async def _send(self, path: str, prompts: Json, requests: Sequence[TeacherRequest]) -> list[Outcome]:
@@ -73,7 +66,7 @@ class PromptLists:
         ]
 
 
-class VllmLists(PromptLists):
+class VllmLists(ListWire):
     """vLLM: chats use the batch route, which renders them like the chat route."""
 
     def takes(self, request: TeacherRequest) -> bool:
@@ -85,11 +78,11 @@ class VllmLists(PromptLists):
         return await self._send("/chat/completions/batch", {"messages": list(rendered)}, requests)
 
 
-class _RenderedLists:
+class _RenderedLists(ListWire):
     _RENDERER: type[LlamaCppRenderer | SGLangRenderer]
 
     def __init__(self, http: EngineHttp, model: str) -> None:
-        self._http = http
+        super().__init__(http, model)
         self._renderer = self._RENDERER(http, model)
 
     def takes(self, request: TeacherRequest) -> bool:
@@ -100,9 +93,12 @@ class _RenderedLists:
         prompts = iter(await all_of(self._renderer.render(chat) for chat in chats))
         return [request.prompt if request.messages is None else next(prompts) for request in requests]
 
-    async def _send(self, path: str, body: Json, count: int, read: Callable[[Json], Outcome]) -> list[Outcome]:
+    async def _send_native(self, path: str, body: Json, count: int) -> list[Outcome]:
         reply = (await self._http.post(path, body, native=True)).body
-        return [read(entry) for entry in _in_order(reply, count, self._http.name)]
+        return [self._read(entry) for entry in _in_order(reply, count, self._http.name)]
+
+    def _read(self, entry: Json) -> Outcome:
+        raise NotImplementedError
 
 
 class LlamaCppLists(_RenderedLists):
@@ -119,7 +115,7 @@ class LlamaCppLists(_RenderedLists):
             # Otherwise each entry repeats its prompt and all settings.
             "response_fields": ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"],
         }
-        return await self._send("/completion", body, len(requests), self._read)
+        return await self._send_native("/completion", body, len(requests))
 
     def _read(self, entry: Json) -> Outcome:
         timings = entry.get("timings")
@@ -141,7 +137,7 @@ class SGLangLists(_RenderedLists):
             sampling["sampling_seed"] = sampling.pop("seed")
         kind = "text" if requests[0].messages is None else "input_ids"
         body = {"sampling_params": sampling, kind: list(rendered)}
-        return await self._send("/generate", body, len(requests), self._read)
+        return await self._send_native("/generate", body, len(requests))
 
     def _read(self, entry: Json) -> Outcome:
         info = entry.get("meta_info")
@@ -154,16 +150,12 @@ class SGLangLists(_RenderedLists):
         return _outcome(entry.get("text"), teacher_finish(reason), usage, self._http.name)
 
 
-_BY_OWNER: dict[str, Callable[[EngineHttp, str], ListWire]] = {
-    "vllm": VllmLists,
-    "llamacpp": LlamaCppLists,
-    "sglang": SGLangLists,
-}
+_BY_OWNER = {"vllm": VllmLists, "llamacpp": LlamaCppLists, "sglang": SGLangLists}
 
 
 def list_wire(owner: object, http: EngineHttp, model: str) -> ListWire:
     """Return the list route for a server. `owner` is `owned_by` in /models."""
-    kind = _BY_OWNER.get(owner.lower(), PromptLists) if isinstance(owner, str) else PromptLists
+    kind = _BY_OWNER.get(owner.lower(), ListWire) if isinstance(owner, str) else ListWire
     return kind(http, model)
 
 

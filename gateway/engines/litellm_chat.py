@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gateway.protocol.reply import usage_body
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -177,16 +179,11 @@ def _usage(usage: Any) -> Json | None:
     read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
     if not read or written is None:
         return None
-    plain: Json = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     details = getattr(usage, "prompt_tokens_details", None)
     # The second name of each is Anthropic's.
     cached = getattr(details, "cached_tokens", None) or getattr(usage, "cache_read_input_tokens", None)
     stored = getattr(details, "cache_write_tokens", None) or getattr(usage, "cache_creation_input_tokens", None)
-    if cached or stored:
-        plain["prompt_tokens_details"] = {"cached_tokens": cached or 0}
-    if stored:
-        plain["prompt_tokens_details"]["cache_write_tokens"] = stored
-    return plain
+    return usage_body(read, written, cached or 0, stored or 0)
 
 
 def _dumped(value: Any) -> Any:

@@ -40,24 +40,31 @@ class JsonPost(Protocol):
         """POST JSON, and return the reply with its decoded `body`. A `native` path is relative to the server's root."""
 
 
-class Renderer(Protocol):
+class Renderer:
     """Renders chats with one server. All methods raise EngineErrors."""
+
+    def __init__(self, http: JsonPost, model: str) -> None:
+        self._http = http
+        self._model = model
 
     async def render(self, chat: Json) -> Prompt:
         """Return the prompt for a chat body, up to the start of the answer. Only fields of the template are sent."""
+        raise NotImplementedError
 
     async def render_with_prefill(self, chat: Json, text: str) -> Prompt:
         """Return the prompt and the start of the answer. Raises EngineUnsupported if the model would reason first."""
+        raise NotImplementedError
 
     def default_limit(self, prompt: Prompt) -> int | None:
-        """Return max_tokens for a request without a limit; None: send null."""
+        """Return max_tokens for a request without a limit.
+
+        None means null, for as many tokens as fit. A missing field can mean 16.
+        """
+        return None
 
 
-class _TextRenderer:
+class _TextRenderer(Renderer):
     """Renders with a route that returns text."""
-
-    def __init__(self, http: JsonPost, _: str) -> None:
-        self._http = http
 
     async def render(self, chat: Json) -> str:
         raise NotImplementedError
@@ -67,9 +74,6 @@ class _TextRenderer:
         if _OPEN_REASONING.search(prompt):
             raise _reasons_first(self._http.name)
         return prompt + text
-
-    def default_limit(self, prompt: Prompt) -> int | None:
-        return None
 
 
 class LlamaCppRenderer(_TextRenderer):
@@ -81,14 +85,13 @@ class LlamaCppRenderer(_TextRenderer):
         return _field(reply, "prompt", str, self._http.name)
 
 
-class _TokensRenderer:
+class _TokensRenderer(Renderer):
     """Renders with a /tokenize route that reads messages and returns token ids. Guidance is tokenized separately."""
 
     _TEXT: str  # the field of /detokenize with the text
 
     def __init__(self, http: JsonPost, model: str) -> None:
-        self._http = http
-        self._model = model
+        super().__init__(http, model)
         self._reasons: dict[tuple[int, ...], bool] = {}  # by the end of the prompt, which has few variants
 
     async def render(self, chat: Json) -> list[int]:
@@ -102,9 +105,6 @@ class _TokensRenderer:
 
     def _body(self, chat: Json) -> Json:
         raise NotImplementedError
-
-    def default_limit(self, prompt: Prompt) -> int | None:
-        return None  # null means as many as fit; the default of a missing field is 16
 
     async def _tokens(self, body: Json) -> list[int]:
         reply = (await self._http.post("/tokenize", {"model": self._model, **body}, native=True)).body

@@ -43,7 +43,7 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="reply-json")
 
 
 class Unreadable(ValueError):
-    """Invalid or too large JSON. The message completes the sentence "Engine 'name' ..."."""
+    """Invalid or too large JSON. The message names it, as the argument of `bad_reply`."""
 
 
 async def in_thread(work: Callable[_P, _T], *args: _P.args, **_: _P.kwargs) -> _T:
@@ -86,11 +86,11 @@ def decode(raw: bytes) -> Any:
     else:
         brackets, values = count_values(raw, MAX_REPLY_VALUES)
         if values > MAX_REPLY_VALUES:
-            raise Unreadable(f"sent a reply with more than {MAX_REPLY_VALUES} JSON values, the limit")
+            raise Unreadable(f"a reply with more than {MAX_REPLY_VALUES} JSON values, the limit")
         body = _loads(raw) if values <= _DECODED_VALUES else _decode_but_logprobs(raw)
         deep = brackets > MAX_DEPTH and too_deep(raw, body)
     if deep:
-        raise Unreadable(f"sent JSON with more than {MAX_DEPTH} nested levels, the limit")
+        raise Unreadable(f"JSON with more than {MAX_DEPTH} nested levels, the limit")
     return body
 
 
@@ -102,10 +102,10 @@ def _decode_but_logprobs(raw: bytes) -> Json:
         kept = [{name: str(one.pop(name), "utf-8") for name in _UNDECODED if name in one} for one in choices]
         rest = msgspec.json.encode({**fields, "choices": choices})
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise Unreadable("sent invalid JSON") from None
+        raise Unreadable("invalid JSON") from None
     brackets, values = count_values(rest, MAX_REPLY_VALUES)
     if values > MAX_VALUES and (brackets > _FEW or rest.count(b'"') > _FEW):  # a list of numbers is decoded faster
-        raise Unreadable(f"sent a reply with more than {MAX_VALUES} JSON values without log-probabilities, the limit")
+        raise Unreadable(f"a reply with more than {MAX_VALUES} JSON values without log-probabilities, the limit")
     body: Json = _loads(rest)
     for choice, undecoded in zip(body["choices"], kept, strict=True):
         choice.update({name: orjson.Fragment(logprobs) for name, logprobs in undecoded.items() if logprobs != "null"})
@@ -116,4 +116,4 @@ def _loads(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise Unreadable("sent invalid JSON") from None
+        raise Unreadable("invalid JSON") from None

@@ -32,9 +32,10 @@ from gateway.engines.replies import bad_reply, first_choice, message_text, unsup
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_text import TextRoute, generate_body, generate_stream, header_counts, lost_by_generate
 from gateway.errors import EngineError
+from gateway.protocol.body import stop_texts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.base import EngineEmbeddings, TokenUsage
@@ -133,8 +134,7 @@ class TGIEngine:
 
     def _sampling(self, request: TeacherRequest) -> Json:
         """Return the parameters with as many stop strings as the server accepts. `_reply` applies the others."""
-        stops = _as_list(request.stop)[: self._max_stops]
-        return sampling_body(replace(request, stop=stops))
+        return sampling_body(replace(request, stop=stop_texts(request.stop)[: self._max_stops]))
 
     def _reply(self, text: Any, finish: Any, usage: TokenUsage | None, request: TeacherRequest) -> TeacherReply:
         if not isinstance(text, str):
@@ -221,8 +221,8 @@ class TGIEngine:
         adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
         adapted["model"] = self._model
         adapted.pop("stop", None)
-        if stops := _as_list(body.get("stop")):
-            adapted["stop"] = stops
+        if stops := stop_texts(body.get("stop")):  # an empty text would end each answer at its first token
+            adapted["stop"] = list(stops)
         top_p = adapted.pop("top_p", None)
         if top_p == 0:
             adapted["temperature"] = 0  # greedy; the route rejects top_p 0
@@ -262,11 +262,6 @@ def _name_cause(error: EngineError) -> None:
     """Set huggingface_hub's exception for TGI's error_type as the cause."""
     if error.reason is not None:
         error.__cause__ = _ERRORS.get(error.reason, UnknownError)(error.message)
-
-
-def _as_list(stop: str | Sequence[str] | None) -> list[str]:
-    """Return OpenAI's `stop` as a list. An empty string would end each answer at its first token."""
-    return [text for text in ([stop] if isinstance(stop, str) else stop or ()) if text]
 
 
 def _inside_0_1(top_p: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import msgspec.inspect
@@ -16,6 +16,9 @@ from gateway.errors import InvalidRequest
 from gateway.protocol.field_names import check_names, forbidden_field
 from gateway.protocol.structure import MAX_DEPTH, check_values, escape_safe_chunks
 from gateway.protocol.texts import FIELDS, take_token_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Json = dict[str, Any]
 _KnownFields = TypeVar("_KnownFields", bound=Struct)
@@ -195,7 +198,7 @@ def _has_integers(kind: msgspec.inspect.Type) -> bool:
     return isinstance(kind, msgspec.inspect.IntType)
 
 
-def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the caller's stop texts. Empty ones are dropped."""
     return tuple(text for text in ((stop,) if isinstance(stop, str) else stop or ()) if text)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stops, wants_usage
+from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -88,7 +88,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         body=body,
         model=known.model,
         max_tokens=min(limits, default=None),
-        stop=stops(known.stop),
+        stop=stop_texts(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),

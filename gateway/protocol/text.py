@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stops, wants_usage
+from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.texts import Texts, each_text
 from gateway.runtime.record import Record
 
@@ -77,7 +77,7 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         prompt=only if isinstance(only, str) else None,
         choices=len(prompts) * n,
         max_tokens=known.max_tokens,
-        stop=stops(known.stop),
+        stop=stop_texts(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
