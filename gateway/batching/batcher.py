@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.batching.redis_scheduler import listen_for_wakeups
-from gateway.batching.teacher_queue import TeacherQueue
+from gateway.batching.teacher_queue import QueueTimes, TeacherQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -34,11 +34,12 @@ class Batcher:
         limits: Mapping[str, Callable[[], TeacherLimits]],
         on_failure: OnFailure,
         metrics: Metrics,
+        times: QueueTimes = QueueTimes(),
     ) -> None:
         self._subscriber = redis.listening
         self._channel = keys.wakeups(process_id)
         create = partial(TeacherQueue, redis, keys, process_id=process_id, on_failure=on_failure, metrics=metrics)
-        self._queues = {teacher: create(teacher=teacher, limits=its_limits) for teacher, its_limits in limits.items()}
+        self._queues = {name: create(teacher=name, limits=read, times=times) for name, read in limits.items()}
 
     def queue(self, teacher: str) -> TeacherQueue:
         return self._queues[teacher]

@@ -36,7 +36,7 @@ class Membership:
         self._fleet_sizes = _RecentMaximum()
         self._other_layouts = _RecentMaximum()
         self._deadlines = _RecentMaximum()
-        self._outage_since: float | None = None
+        self.outage_since: float | None = None
         self._held = 0
         self.joined_s = math.inf
         """Time of the first reply from Redis. Other processes learn of this one within a heartbeat."""
@@ -57,11 +57,11 @@ class Membership:
     def record_fleet(self, fleet_size: int, lease_s: float, now: float, other_layout_processes: int = 0) -> None:
         """Record the process counts of a reply from Redis."""
         self.joined_s = min(self.joined_s, now)
-        if self._outage_since is not None:
+        if self.outage_since is not None:
             # The counts did not expire during the outage.
             self._fleet_sizes.samples = deque([(now, self.fleet_size)])
             self._other_layouts.samples = deque([(now, self.processes - self.fleet_size)])
-            self._outage_since = None
+            self.outage_since = None
         self._fleet_sizes.add(fleet_size, lease_s, now)
         self._other_layouts.add(other_layout_processes, lease_s, now)
 
@@ -71,13 +71,13 @@ class Membership:
 
     def record_outage(self, held: int, now: float) -> None:
         """Record that Redis is unavailable while this process holds `held` permits."""
-        self._outage_since, self._held = now, held
+        self.outage_since, self._held = now, held
 
     def share(self, max_in_flight: int, lease_s: float, now: float) -> int:
         """Return how many of the teacher's calls this process may have in flight without Redis."""
         share = max_in_flight // self.processes
-        if self.processes > 1 and self._outage_since is not None:
+        if self.processes > 1 and self.outage_since is not None:
             longest_s = min(lease_s, self._deadlines.maximum(lease_s))
-            if now < self._outage_since + longest_s:
+            if now < self.outage_since + longest_s:
                 return min(share, self._held)
         return share

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_RECONNECT_S = 0.5
-
 SCRIPT = files("gateway.batching").joinpath("scheduler.lua").read_text()
 
 
@@ -90,7 +88,9 @@ def _outcome(kind: bytes, value: str, size: str) -> Outcome:
     raise ValueError(f"unknown outcome kind {kind!r}")
 
 
-async def listen_for_wakeups(redis: Redis, channel: str, on_wakeup: OnWakeup, on_missed: Callable[[], None]) -> None:
+async def listen_for_wakeups(
+    redis: Redis, channel: str, on_wakeup: OnWakeup, on_missed: Callable[[], None], *, reconnect_s: float = 0.5
+) -> None:
     """Subscribe to wake-ups until canceled, and reconnect after each failure.
 
     Args:
@@ -107,15 +107,15 @@ async def listen_for_wakeups(redis: Redis, channel: str, on_wakeup: OnWakeup, on
                     elif message["type"] == "message":
                         _receive(message["data"], on_wakeup, on_missed)
         except (RedisError, OSError) as error:
-            log.warning("wakeup_subscription_lost", error=type(error).__name__, retry_in_s=_RECONNECT_S)
+            log.warning("wakeup_subscription_lost", error=type(error).__name__, retry_in_s=reconnect_s)
         except Exception:
-            log.exception("wakeup_handler_failed", retry_in_s=_RECONNECT_S)
-        await asyncio.sleep(_RECONNECT_S)
+            log.exception("wakeup_handler_failed", retry_in_s=reconnect_s)
+        await asyncio.sleep(reconnect_s)
 
 
 def _receive(data: bytes, on_wakeup: OnWakeup, on_missed: Callable[[], None]) -> None:
     try:
-        teacher, outcomes = _read_wakeup(data)
+        teacher, outcomes = read_wakeup(data)
     except ValueError:
         log.warning("wakeup_unreadable", size=len(data))
         on_missed()
@@ -123,7 +123,7 @@ def _receive(data: bytes, on_wakeup: OnWakeup, on_missed: Callable[[], None]) ->
         on_wakeup(teacher, outcomes)
 
 
-def _read_wakeup(data: bytes) -> tuple[str, dict[str, Outcome]]:
+def read_wakeup(data: bytes) -> tuple[str, dict[str, Outcome]]:
     teacher, *lines = data.decode().split("\n")
     parts = (line.split("|", 3) for line in lines)
     return teacher, {ticket_id: _outcome(kind.encode(), value, size) for ticket_id, kind, size, value in parts}

@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import structlog
@@ -40,14 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Each process sends a complete update this often, so a lost wake-up, reply or Redis memory delays a ticket no longer.
-# `JUMP` and `GRACE` of the scheduler are twice as long.
-_HEARTBEAT_S = 1.0
 _HEARTBEATS_PER_LEASE = 4
-# How often a process without Redis checks whether Redis is back; also the pause after an error in the loop.
-_RETRY_S = 0.25
-# The pause after Redis rejects an exchange while it answers other commands. Each failure doubles it.
-_FAILURE_BACKOFF_S = 1.0
 # The longest delivery time of a wake-up.
 _WAKEUP_DELAY_S = 0.25
 # A uvloop timer may fire early by this much.
@@ -57,6 +50,19 @@ _LOCAL_CACHE_BYTES = 1_000_000
 
 OnFailure = Literal["degrade", "reject"]
 TicketEnd = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTimes:
+    """Intervals of a teacher's queue."""
+
+    # Each process sends a complete update this often, so a lost wake-up, reply or Redis memory delays a ticket no
+    # longer. `JUMP` and `GRACE` of the scheduler are twice as long.
+    heartbeat_s: float = 1.0
+    # How often a process without Redis checks whether Redis is back; also the pause after an error in the loop.
+    retry_s: float = 0.25
+    # The pause after Redis rejects an exchange while it answers other commands. Each failure doubles it.
+    failure_backoff_s: float = 1.0
 
 
 class TeacherQueue:
@@ -76,8 +82,9 @@ class TeacherQueue:
         limits: Callable[[], TeacherLimits],
         on_failure: OnFailure,
         metrics: Metrics,
+        times: QueueTimes = QueueTimes(),
     ) -> None:
-        self._redis = redis
+        self._redis, self._times = redis, times
         self._scheduler = RedisScheduler(redis.commands, keys, process_id, teacher)
         self._view = SchedulerView(redis.commands, keys, teacher)
         self._process_id = process_id
@@ -95,7 +102,7 @@ class TeacherQueue:
         self._rejoining = False  # used the local scheduler, and the fleet does not know it yet
         self._full_update_at = 0.0
         self._local: Scheduler | None = None  # in use while Redis is unavailable
-        self._backoff = ReconnectBackoff(_FAILURE_BACKOFF_S)
+        self._backoff = ReconnectBackoff(times.failure_backoff_s)
         self._exchange_lock = asyncio.Lock()
         self._wakeups_trusted_at = 0.0
         self.membership = Membership()
@@ -215,8 +222,8 @@ class TeacherQueue:
             try:
                 next_exchange_s = await self._exchange()
             except Exception:
-                log.exception("exchange_failed", teacher=self._teacher, retry_in_s=_RETRY_S)
-                await asyncio.sleep(_RETRY_S)
+                log.exception("exchange_failed", teacher=self._teacher, retry_in_s=self._times.retry_s)
+                await asyncio.sleep(self._times.retry_s)
                 self.resync()
 
     async def _exchange(self) -> float:
@@ -225,7 +232,7 @@ class TeacherQueue:
         complete = self._needs_resync or _now() >= self._full_update_at
         async with self._exchange_lock:
             if self._leaving:
-                return _HEARTBEAT_S
+                return self._times.heartbeat_s
             use_redis = self._redis.up and _now() >= self._backoff.until
             decision = await self._exchange_with_fleet(limits) if use_redis else None
         if decision is None:
@@ -236,7 +243,7 @@ class TeacherQueue:
             now = _now()
             ages = (now - waiter.enqueued_at for waiter in self._waiters.values() if not waiter.future.done())
             self._meter.set_gauges(decision, limits, oldest_s=max(ages, default=0.0))
-        latest_s = _RETRY_S if self._local is not None else max(0.0, self._full_update_at - _now())
+        latest_s = self._times.retry_s if self._local is not None else max(0.0, self._full_update_at - _now())
         return latest_s if decision.next_exchange_s is None else min(latest_s, decision.next_exchange_s)
 
     async def _exchange_with_fleet(self, limits: TeacherLimits) -> SchedulerDecision | None:
@@ -305,7 +312,7 @@ class TeacherQueue:
         complete = self._needs_resync or now >= self._full_update_at
         if complete:
             waiters = list(self._waiters.values())
-            self._full_update_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_PER_LEASE)
+            self._full_update_at = now + min(self._times.heartbeat_s, limits.lease_s / _HEARTBEATS_PER_LEASE)
         else:
             waiters = [waiter for ticket_id, waiter in self._unsent.items() if ticket_id in self._waiters]
         arrived = [waiter for waiter in waiters if not waiter.future.done()]

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from gateway.batching.batcher import Batcher
+from gateway.batching.teacher_queue import QueueTimes
 from gateway.batching.ticket import Grant, TeacherLimits, Ticket
 from gateway.redis.client import RedisClient
 from gateway.runtime.tasks import BackgroundTasks
@@ -61,9 +62,11 @@ async def process(
     process_id: str = "ann",
     on_failure: OnFailure = "degrade",
     redis_timeout_s: float = REDIS_TIMEOUT_S,
+    times: QueueTimes = QueueTimes(),
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[TeacherQueue]:
     """A running batcher for one teacher, subscribed and known to the fleet."""
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     client = RedisClient(url, timeout_s=redis_timeout_s, metrics=metrics)
     tasks = BackgroundTasks()
     batcher = Batcher(
@@ -73,6 +76,7 @@ async def process(
         limits={"big": limits if callable(limits) else lambda: limits},
         on_failure=on_failure,
         metrics=metrics,
+        times=times,
     )
     batcher.start(tasks)
     tasks.keep("redis", client.watch())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from gateway.batching.redis_scheduler import SCRIPT, RedisScheduler, _read_wakeup
+from gateway.batching.redis_scheduler import SCRIPT, RedisScheduler, read_wakeup
 from gateway.batching.scheduler import Scheduler
 from gateway.batching.window import SECOND
 
@@ -98,7 +98,7 @@ class ScriptScheduler:
         woken: Woken = {}
         for message in await self._redis.lpop(self._woken, 10_000) or []:
             holder, _, rest = message.partition(b"\n")
-            teacher, outcomes = _read_wakeup(rest)
+            teacher, outcomes = read_wakeup(rest)
             assert teacher == "big"
             woken.setdefault(holder.decode(), {}).update(outcomes)
         return replace(decision, opened=list(decision.opened)), woken

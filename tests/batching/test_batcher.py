@@ -18,28 +18,34 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from gateway.batching import teacher_queue
-from gateway.batching.batcher import Batcher
 from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.single_flight import SingleFlight
+from gateway.batching.teacher_queue import QueueTimes
 from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from gateway.runtime.tasks import BackgroundTasks
+from gateway.telemetry.metrics import Metrics
 from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.batching.teacher_queue import TeacherQueue
+    from gateway.batching.teacher_queue import OnFailure, TeacherQueue
     from gateway.redis.keys import RedisKeys
 
 LIMITS = TeacherLimits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
 NEVER_S = 600.0
+NO_HEARTBEAT = QueueTimes(heartbeat_s=NEVER_S)
 
 
 async def permits(redis: Redis, keys: RedisKeys) -> set[str]:
     return {name.decode() for name in await redis.smembers(keys.teacher("big").permits)}
+
+
+def is_alone(queue: TeacherQueue) -> bool:
+    """Return whether the process uses its local scheduler."""
+    return queue.membership.outage_since is not None
 
 
 async def queued(redis: Redis, keys: RedisKeys) -> int:
@@ -183,11 +189,10 @@ async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKe
 
 
 async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """The grant was published without a subscriber."""
-    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)  # so that nothing else recovers it
-    async with process(redis_url, keys, LIMITS) as queue:
+    async with process(redis_url, keys, LIMITS, times=NO_HEARTBEAT) as queue:  # so that nothing else recovers it
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         assert await redis.client_kill_filter(_type="pubsub") >= 1
@@ -202,14 +207,14 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The subscription is open but delivers nothing; waiting tickets are sent again."""
-    monkeypatch.setattr(Batcher, "_on_wakeup", lambda *_: None)
     async with process(redis_url, keys, LIMITS) as queue:
+        monkeypatch.setattr(queue, "on_wakeup", lambda *_: None)
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await RedisScheduler(redis, keys, "ben", "big").exchange(
             SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS
         )
-        assert await asyncio.wait_for(waiting, teacher_queue._HEARTBEAT_S + 1) == Grant("b1", 2)
+        assert await asyncio.wait_for(waiting, QueueTimes().heartbeat_s + 1) == Grant("b1", 2)
 
 
 async def test_a_redis_that_lost_its_data_gets_all_tickets_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
@@ -219,8 +224,11 @@ async def test_a_redis_that_lost_its_data_gets_all_tickets_again(redis_url: str,
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await redis.delete(*keys.teacher("big"))
-        await until(lambda: len(queue._waiters) == 2 and all(held.future.done() for held in queue._waiters.values()), 3)
-        assert len(await permits(redis, keys)) == 2
+
+        async def both() -> bool:
+            return len(await permits(redis, keys)) == 2
+
+        await until(both, 3)
         other = await RedisScheduler(redis, keys, "ben", "big").exchange(
             SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), limits
         )
@@ -249,11 +257,8 @@ async def test_waiting_costs_few_exchanges(
     assert 4 <= len(looks) <= 25
 
 
-async def test_the_loop_survives_an_unexpected_error(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_loop_survives_an_unexpected_error(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """The loop logs the error, pauses and sends a complete update, since later requests need it."""
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     broken = [False]
 
     def limits() -> TeacherLimits:
@@ -261,7 +266,7 @@ async def test_the_loop_survives_an_unexpected_error(
             raise ZeroDivisionError
         return LIMITS
 
-    async with process(redis_url, keys, limits) as queue:
+    async with process(redis_url, keys, limits, times=QueueTimes(retry_s=0.05)) as queue:
         await Meter().call(queue, 0)
         broken[0] = True
         with capture_logs() as logs:
@@ -276,9 +281,8 @@ async def test_a_failed_exchange_serves_all_waiting_requests(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected error is logged with its trace, and requests are served as without Redis."""
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
     exchange = RedisScheduler.exchange
-    async with process(redis_url, keys, LIMITS) as queue:
+    async with process(redis_url, keys, LIMITS, times=QueueTimes(retry_s=0.1)) as queue:
 
         async def broken(*_: object) -> SchedulerDecision:
             raise AttributeError("reader")
@@ -290,20 +294,21 @@ async def test_a_failed_exchange_serves_all_waiting_requests(
         (broke,) = [line for line in logs if line["event"] == "exchange_failed"]
         assert broke["exc_info"] is True
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
-        await until(lambda: not queue._local)
+        await until(lambda: not is_alone(queue))
         assert (await Meter().call(queue, 0)).batch_id == "b1"
         await nothing_left(redis, keys, queue)
 
 
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
 async def test_a_permit_of_a_late_reply_is_released(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: teacher_queue.OnFailure
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: OnFailure
 ) -> None:
     """Redis granted the ticket but the reply timed out. The release is sent later, so the only permit is free
     before its deadline."""
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.2)
     exchange = RedisScheduler.exchange
-    async with process(redis_url, keys, TeacherLimits(1, 4, 1000), on_failure=on_failure) as queue:
+    async with process(
+        redis_url, keys, TeacherLimits(1, 4, 1000), on_failure=on_failure, times=QueueTimes(retry_s=0.2)
+    ) as queue:
 
         async def late(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
             await exchange(self, update, limits)
@@ -319,7 +324,7 @@ async def test_a_permit_of_a_late_reply_is_released(
         assert await permits(redis, keys) == {one.id}
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await nothing_left(redis, keys, queue)
-        await until(lambda: not queue._local)
+        await until(lambda: not is_alone(queue))
         assert (await Meter().call(queue, 0)).batch_id == "b2"
 
 
@@ -327,10 +332,10 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ticket that waited locally is queued in the fleet; both are sent in the first exchange."""
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
-    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     exchange = RedisScheduler.exchange
-    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
+    async with process(
+        redis_url, keys, TeacherLimits(1, 4, 1000), times=QueueTimes(heartbeat_s=NEVER_S, retry_s=0.1)
+    ) as queue:
         await Meter().call(queue, 0)
 
         async def away(*_: object) -> SchedulerDecision:
@@ -340,7 +345,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
         held = ticket()
         async with queue.acquire(held):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
-            await until(lambda: queue._local)
+            await until(lambda: is_alone(queue))
             monkeypatch.setattr(RedisScheduler, "exchange", exchange)
             await until(lambda: queued(redis, keys))
             assert await permits(redis, keys) == {held.id}
@@ -382,7 +387,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
                 assert not by_process[0] & by_process[1]
 
                 await server.start()
-                await until(lambda: not ann._local and not ben._local, 4)
+                await until(lambda: not is_alone(ann) and not is_alone(ben), 4)
                 async with Redis.from_url(server.url) as redis:
                     await until(lambda: permits(redis, keys))
                     assert await permits(redis, keys) == {held.id}
@@ -409,13 +414,13 @@ async def test_a_process_without_redis_reserves_the_permits_of_the_others(keys: 
         early, late = Meter(), Meter()
         async with ann.acquire(ticket()):
             await server.stop()
-            await until(lambda: ann._local)
+            await until(lambda: is_alone(ann))
             waiting = asyncio.gather(*(early.call(ann, 0.01) for _ in range(20)))
             await asyncio.sleep(0.3)
             assert early.most == 0
         await waiting
         assert early.most == 1
-        ends = (ann.membership._outage_since or 0.0) + 5.0
+        ends = (ann.membership.outage_since or 0.0) + 5.0
         assert asyncio.get_running_loop().time() < ends
         await asyncio.sleep(ends - asyncio.get_running_loop().time())
         await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
@@ -437,7 +442,7 @@ async def test_without_redis_requests_are_rejected_at_once_if_configured(keys: R
                 await Meter().call(queue, 0)
         assert time.monotonic() - began < REDIS_TIMEOUT_S, "all together take less than one that waits"
         await server.start()
-        await until(lambda: not queue._local, 4)
+        await until(lambda: not is_alone(queue), 4)
         assert (await Meter().call(queue, 0)).batch_id == "b1"
         async with Redis.from_url(server.url) as redis:
             await nothing_left(redis, keys, queue)
@@ -469,7 +474,7 @@ async def test_a_paused_redis_delays_only_the_first_requests(keys: RedisKeys) ->
             os.kill(pid, signal.SIGCONT)
         assert all(grant.batch_id.startswith("local-") for grant in grants)
         assert sorted(took)[len(took) // 2] < HASTY_S  # had each waited for its own time-out, none were below
-        await until(lambda: not queue._local, 4)
+        await until(lambda: not is_alone(queue), 4)
         await nothing_left(redis, keys, queue)
         assert (await Meter().call(queue, 0)).batch_id.startswith("b")
 
@@ -479,7 +484,7 @@ async def test_a_long_outage_accumulates_no_tickets(keys: RedisKeys) -> None:
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
         await server.stop()
         await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
-        await until(lambda: queue._local)
+        await until(lambda: is_alone(queue))
         known = len(queue._unconfirmed)
         assert known <= 50
         for _ in range(3):
@@ -493,8 +498,6 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
 ) -> None:
     """Redis answers but rejects each script: ended calls free their permits, and tickets with the same key share
     guidance."""
-    monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.0)
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     tries = 0
 
     async def refused(*_: object) -> SchedulerDecision:
@@ -502,7 +505,9 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
         tries += 1
         raise ResponseError("OOM command not allowed")
 
-    async with process(redis_url, keys, TeacherLimits(4, 4, 1000)) as queue:
+    async with process(
+        redis_url, keys, TeacherLimits(4, 4, 1000), times=QueueTimes(retry_s=0.05, failure_backoff_s=0.0)
+    ) as queue:
         monkeypatch.setattr(RedisScheduler, "exchange", refused)
         for _ in range(10):
             async with queue.acquire(ticket(dedupe_key="w")) as leader:
@@ -511,7 +516,7 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
                 leader.finish("what it fetched")
             assert await asyncio.wait_for(follower, 5) == SharedGuidance("what it fetched", cached=False)
         assert tries > 10
-        assert queue._local is not None
+        assert is_alone(queue)
         await until(lambda: queue._local and not queue._local._entries)
 
 
@@ -519,8 +524,6 @@ async def test_retries_to_rejoin_the_fleet_back_off(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting requests are delayed by each attempt."""
-    monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.05)
-    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.01)
     tries: list[float] = []
 
     async def refused(*_: object) -> SchedulerDecision:
@@ -528,14 +531,14 @@ async def test_retries_to_rejoin_the_fleet_back_off(
         raise ResponseError("OOM command not allowed")
 
     exchange = RedisScheduler.exchange
-    async with process(redis_url, keys, LIMITS) as queue:
+    async with process(redis_url, keys, LIMITS, times=QueueTimes(retry_s=0.01, failure_backoff_s=0.05)) as queue:
         monkeypatch.setattr(RedisScheduler, "exchange", refused)
         queue.resync()
         await until(lambda: len(tries) == 5)
         pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
         assert all(rest >= 0.05 * 2**number for number, rest in enumerate(pauses)), pauses
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
-        await until(lambda: queue._local is None)
+        await until(lambda: not is_alone(queue))
 
 
 async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | SharedGuidance:
@@ -547,7 +550,7 @@ async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(key
     """Redis learns of the permit when it returns, and of its release."""
     async with EmbeddedRedis() as server, process(server.url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await server.stop()
-        await until(lambda: queue._local)
+        await until(lambda: is_alone(queue))
         async with queue.acquire(one := ticket()) as waiter:
             assert not waiter.sent
             await server.start()
@@ -563,7 +566,8 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
 ) -> None:
     """Redis granted in time but its reply was slow: the guidance is no longer needed."""
     exchange = RedisScheduler.exchange
-    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
+    metrics = Metrics()
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000), metrics=metrics) as queue:
 
         async def slow(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
             decision = await exchange(self, update, limits)
@@ -574,17 +578,17 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
         with pytest.raises(TimeoutError):
             async with queue.acquire(ticket(deadline_s=0.1)):
                 pytest.fail("called the teacher")
-        assert _ended(queue, "expired") == 1
+        assert _ended(metrics, "expired") == 1
         await nothing_left(redis, keys, queue)
         await Meter().call(queue, 0)
 
 
-def _sample(queue: TeacherQueue, name: str, **labels: str) -> float:
-    return queue._meter._metrics.registry.get_sample_value(name, {"teacher": "big"} | labels) or 0.0
+def _sample(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, {"teacher": "big"} | labels) or 0.0
 
 
-def _ended(queue: TeacherQueue, end: str) -> float:
-    return _sample(queue, "gkt_tickets_total", end=end)
+def _ended(metrics: Metrics, end: str) -> float:
+    return _sample(metrics, "gkt_tickets_total", end=end)
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -597,7 +601,11 @@ def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
         clock = asyncio.get_running_loop()
         tasks = BackgroundTasks()
         flights = SingleFlight(tasks)
-        async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue, queue.acquire(ticket()):
+        metrics = Metrics()
+        async with (
+            process(redis_url, keys, TeacherLimits(1, 1, 1000), metrics=metrics) as queue,
+            queue.acquire(ticket()),
+        ):
 
             async def request(number: int) -> None:
                 await asyncio.sleep(number * 0.0007)
@@ -609,12 +617,12 @@ def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
                         await flights.join(queue, one, _nobody, _nobody, deadline)
 
             await asyncio.gather(*(request(number) for number in range(60)))
-            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 0)
+            assert (_ended(metrics, "expired"), _ended(metrics, "withdrawn")) == (60, 0)
             leaves = asyncio.ensure_future(request(60))  # noqa: TID251
             await until(lambda: len(queue._waiters) == 2)
             leaves.cancel()
-            await until(lambda: _ended(queue, "withdrawn"))
-            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 1)
+            await until(lambda: _ended(metrics, "withdrawn"))
+            assert (_ended(metrics, "expired"), _ended(metrics, "withdrawn")) == (60, 1)
         await tasks.close()
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -625,22 +633,19 @@ def _nobody(_: Grant) -> Any:
     raise AssertionError("the teacher was called")
 
 
-async def test_the_window_gauge_is_set_only_while_a_ticket_waits(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_window_gauge_is_set_only_while_a_ticket_waits(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """The gauge does not depend on heartbeats, and is reset without another ticket."""
-    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
-    async with process(redis_url, keys, LIMITS) as queue:
+    metrics = Metrics()
+    async with process(redis_url, keys, LIMITS, times=NO_HEARTBEAT, metrics=metrics) as queue:
 
         def window_s() -> float:
-            return _sample(queue, "gkt_batch_window_seconds")
+            return _sample(metrics, "gkt_batch_window_seconds")
 
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await until(lambda: window_s() > 1)
         waiting.cancel()
         await nothing_left(redis, keys, queue)
-        monkeypatch.undo()
         queue.resync()
         await until(lambda: window_s() == 0)
 
@@ -649,7 +654,8 @@ async def test_a_ticket_over_the_limit_is_rejected_with_a_retry_time(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """A full queue of the tenant returns an error at once, and no trace of the ticket remains."""
-    async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1)) as queue:
+    metrics = Metrics()
+    async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1), metrics=metrics) as queue:
         async with queue.acquire(ticket()):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
             await until(lambda: queued(redis, keys))
@@ -657,18 +663,17 @@ async def test_a_ticket_over_the_limit_is_rejected_with_a_retry_time(
                 await Meter().call(queue, 0)
             assert refused.value.retry_after_s is not None
             assert 0 < refused.value.retry_after_s <= 10
-            assert _ended(queue, "refused") == 1
+            assert _ended(metrics, "refused") == 1
             assert await queued(redis, keys) == 1
         await waiting
         await nothing_left(redis, keys, queue)
 
 
 async def test_a_moved_deadline_is_sent_before_the_ticket_expires(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """A later request with the same key extends the deadline, and the ticket keeps its position."""
-    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
-    async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue:
+    async with process(redis_url, keys, TeacherLimits(1, 1, 1000), times=NO_HEARTBEAT) as queue:
         async with queue.acquire(ticket()):
             loop = asyncio.get_running_loop()
             waiter = queue.acquire(ticket(deadline_s=0.5))
@@ -707,11 +712,11 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
     async with process(redis_url, keys, LIMITS) as ann, process(redis_url, keys, LIMITS, process_id="ben") as ben:
         await _both_counted(ann, ben)
         monkeypatch.setattr(RedisScheduler, "exchange", slow)
-        ann._changed.set()
+        ann.resync()
         await asyncio.sleep(0.01)
         await ann.leave_fleet()
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
         assert failures == 1, "the failed exchange was repeated once"
-        await asyncio.sleep(teacher_queue._HEARTBEAT_S + 0.1)
+        await asyncio.sleep(QueueTimes().heartbeat_s + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
         await until(lambda: ben.membership._fleet_sizes.samples[-1][1] == 1)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.batching.redis_scheduler import RedisScheduler, _read_wakeup, listen_for_wakeups
+from gateway.batching.redis_scheduler import RedisScheduler, listen_for_wakeups, read_wakeup
+from gateway.batching.teacher_queue import QueueTimes
 from gateway.batching.ticket import Grant, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.local.redis import EmbeddedRedis
 from gateway.runtime.tasks import BackgroundTasks
@@ -18,7 +19,6 @@ from tests.batching.process import Meter, process
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
     from redis.asyncio.client import PubSub
 
     from gateway.batching.ticket import Outcome
@@ -54,7 +54,7 @@ async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, di
         message = await pubsub.get_message(timeout=2)
         assert message is not None, f"heard {received}, waited for {tickets} tickets"
         process_id = message["channel"].decode().removeprefix(keys.wakeups(""))
-        teacher, outcomes = _read_wakeup(message["data"])
+        teacher, outcomes = read_wakeup(message["data"])
         assert teacher == "big"
         received.setdefault(process_id, {}).update(outcomes)
     return received
@@ -254,12 +254,9 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
     assert missed.empty()
 
 
-async def test_a_wake_up_without_outcomes_is_answered_at_once(
-    redis: Redis, redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_wake_up_without_outcomes_is_answered_at_once(redis: Redis, redis_url: str, keys: RedisKeys) -> None:
     """Ben comes back while ann has nothing to tell for two seconds: her next request waits for none of them."""
-    monkeypatch.setattr("gateway.batching.teacher_queue._HEARTBEAT_S", 2.5)
-    async with process(redis_url, keys, LIMITS) as ann:
+    async with process(redis_url, keys, LIMITS, times=QueueTimes(heartbeat_s=2.5)) as ann:
         ben = RedisScheduler(redis, keys, "ben", "big")
         async with asyncio.timeout(5):
             while (await ben.exchange(SchedulerUpdate(complete=True, fleet_size=2), LIMITS)).fleet_size < 2:
@@ -270,11 +267,8 @@ async def test_a_wake_up_without_outcomes_is_answered_at_once(
             await Meter().call(ann, 0)
 
 
-async def test_a_broken_subscription_is_restarted(
-    redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broken_subscription_is_restarted(redis: Redis, keys: RedisKeys) -> None:
     """An error in the callback does not end the subscription. Missed outcomes are requested again."""
-    monkeypatch.setattr("gateway.batching.redis_scheduler._RECONNECT_S", 0.01)
     subscribed: asyncio.Queue[None] = asyncio.Queue()
     received: asyncio.Queue[str] = asyncio.Queue()
 
@@ -285,7 +279,10 @@ async def test_a_broken_subscription_is_restarted(
 
     tasks = BackgroundTasks()
     tasks.keep(
-        "wakeups", listen_for_wakeups(redis, keys.wakeups("ann"), on_wakeup, lambda: subscribed.put_nowait(None))
+        "wakeups",
+        listen_for_wakeups(
+            redis, keys.wakeups("ann"), on_wakeup, lambda: subscribed.put_nowait(None), reconnect_s=0.01
+        ),
     )
     try:
         with capture_logs() as logs:
