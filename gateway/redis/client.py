@@ -35,7 +35,6 @@ log = structlog.get_logger()
 MINIMUM_VERSION = (7, 0)
 MAX_QUERIES = 200
 """Connections of `queries`, unless the URL sets `max_connections`."""
-_CHECK_INTERVAL_S = 0.5
 # A peer that vanished is detected after 5 + 3 * 2 seconds instead of the system's two hours. Some platforms lack the
 # options.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
@@ -76,7 +75,7 @@ class RedisClient:
             for a request, and continue without Redis where it is False.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, url: str, *, timeout_s: float, metrics: Metrics, check_interval_s: float = 0.5) -> None:
         # Retry once at once: Redis may have closed a pooled connection while it was idle.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
         # The scripts' replies are decoded as RESP2.
@@ -104,12 +103,12 @@ class RedisClient:
             raise StartupError(
                 f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {PERCENT_ENCODE}."
             ) from None
-        self._metrics = metrics
+        self._metrics, self._check_interval_s = metrics, check_interval_s
         self.on_restart: Callable[[], None] = lambda: None
         self._run_id: str | None = None
         self.unchanged_at = -math.inf
         self.up = True
-        self._backoff = ReconnectBackoff(_CHECK_INTERVAL_S)
+        self._backoff = ReconnectBackoff(check_interval_s)
         self._is_up = asyncio.Event()
         self._is_up.set()
 
@@ -136,7 +135,7 @@ class RedisClient:
                 await self.commands.info("server")
             except (RedisError, OSError) as error:
                 self.failed(error)
-                await asyncio.sleep(_CHECK_INTERVAL_S)
+                await asyncio.sleep(self._check_interval_s)
             else:
                 return
 
@@ -170,7 +169,7 @@ class RedisClient:
                 self.unchanged_at = started_at
                 if asyncio.get_running_loop().time() >= self._backoff.until:
                     self._set_up(up=True)
-            await asyncio.sleep(_CHECK_INTERVAL_S)
+            await asyncio.sleep(self._check_interval_s)
 
     def _check_run_id(self, run_id: str | None) -> None:
         previous, self._run_id = self._run_id, run_id

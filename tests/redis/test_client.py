@@ -21,7 +21,6 @@ from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis import client as redis_client
 from gateway.redis.client import MAX_BACKOFF_S, ReconnectBackoff, RedisClient
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -35,9 +34,9 @@ TIMEOUT_S = 0.2  # for a blocked Redis; elsewhere a busy machine may take longer
 
 
 @asynccontextmanager
-async def client_on(url: str, timeout_s: float = 5.0) -> AsyncIterator[tuple[RedisClient, Metrics]]:
+async def client_on(url: str, timeout_s: float = 5.0, **more: float) -> AsyncIterator[tuple[RedisClient, Metrics]]:
     metrics = Metrics()
-    client = RedisClient(url, timeout_s=timeout_s, metrics=metrics)
+    client = RedisClient(url, timeout_s=timeout_s, metrics=metrics, **more)
     try:
         yield client, metrics
     finally:
@@ -216,10 +215,9 @@ def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
         runner.run(use())
 
 
-async def test_a_blocked_redis_is_detected_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
+async def test_a_blocked_redis_is_detected_while_the_loop_lags() -> None:
     tasks, loop = BackgroundTasks(), asyncio.get_running_loop()
-    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S, check_interval_s=0.02) as (client, _):
 
         def hold() -> None:
             time.sleep(TIMEOUT_S * 0.6)
@@ -282,12 +280,11 @@ def test_pauses_double_until_a_long_success() -> None:
     assert took == pytest.approx([1, 2, 4, 8, 8, 1, 2])
 
 
-async def test_attempts_back_off_if_only_the_watch_succeeds(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attempts_back_off_if_only_the_watch_succeeds(redis_url: str) -> None:
     """Each attempt costs waiting requests time."""
-    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks, tries = BackgroundTasks(), []
     loop = asyncio.get_running_loop()
-    async with client_on(redis_url) as (client, metrics):
+    async with client_on(redis_url, check_interval_s=0.02) as (client, metrics):
         tasks.keep("redis", client.watch())
         for _ in range(6):
             await asyncio.wait_for(client.wait_up(), 5)
@@ -300,11 +297,10 @@ async def test_attempts_back_off_if_only_the_watch_succeeds(redis_url: str, monk
     assert all(rest >= 0.02 * 2**number - 0.001 for number, rest in enumerate(pauses)), pauses
 
 
-async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watch_follows_redis() -> None:
     """Readiness and the metric show the outage and its end."""
-    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
-    async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
+    async with EmbeddedRedis() as server, client_on(server.url, check_interval_s=0.02) as (client, metrics):
 
         def seen() -> tuple[bool, float | None]:
             return client.up, metrics.registry.get_sample_value("gkt_redis_up")
@@ -318,11 +314,10 @@ async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
         await tasks.close()
 
 
-async def test_the_first_failure_is_everybodys_until_redis_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_first_failure_is_everybodys_until_redis_has_answered() -> None:
     """The outage is logged once, and waiting tasks continue when Redis is up."""
-    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
-    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, metrics):
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S, check_interval_s=0.02) as (client, metrics):
         await asyncio.wait_for(client.wait_up(), 5)
         with capture_logs() as logs:
             async with paused(server.url):
@@ -374,11 +369,10 @@ async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None
         assert client.up
 
 
-async def test_an_answer_to_an_earlier_question_does_not_count_as_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_to_an_earlier_question_does_not_count_as_answered() -> None:
     """Redis was blocked at the time of the command. The wait ends with its next reply."""
-    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
-    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S, check_interval_s=0.02) as (client, _):
         await client.require()
         async with paused(server.url):
             waiting = asyncio.ensure_future(client.wait_answered())  # noqa: TID251
