@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_INTERVAL_S = 10.0
 _BATCH = 100
 """Tenants per call. A call blocks the event loop for this many tenants."""
 _TIMEOUT_S = 10.0
@@ -59,7 +58,7 @@ class BudgetMonitor:
         self._client, self._budgets, self._policies = client, budgets, policies
         self._defaults, self._metrics, self._local = defaults, metrics, local
 
-    async def run(self) -> None:
+    async def run(self, interval_s: float = 10.0) -> None:
         """Read budgets periodically until canceled. Remove the gauges while Redis is down: old values would mislead."""
         while True:
             try:
@@ -69,7 +68,7 @@ class BudgetMonitor:
             except Exception as error:
                 self._metrics.budgets.set({})
                 log.warning("budgets_not_read", error=type(error).__name__, exc_info=self._client.failed(error))
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(interval_s)
 
     async def read_budgets(self) -> dict[str, BudgetFigures]:
         """Return the budgets by tenant. Raises RedisError and OSError."""

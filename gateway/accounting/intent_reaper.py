@@ -23,9 +23,6 @@ log = structlog.get_logger()
 
 # Two heartbeats may be lost before the lease expires.
 _BEATS_PER_LEASE = 4
-# Limits on the cost of one round for Redis. The next round continues.
-_TENANTS_PER_ROUND = 500
-_INTENTS_PER_ROUND = 500
 
 
 class Heartbeat:
@@ -69,6 +66,7 @@ class IntentReaper:
         tenants: returns the tenants to check, in each round.
         holds: returns whether this process works on a request or has not stored its receipt yet.
         lease_s: seconds without a heartbeat after which a process counts as dead.
+        round_tenants, round_intents: limits on the cost of one round for Redis. The next round continues.
     """
 
     def __init__(
@@ -80,7 +78,10 @@ class IntentReaper:
         tenants: Callable[[], Iterable[str]],
         holds: Callable[[str], bool],
         lease_s: float,
+        round_tenants: int = 500,
+        round_intents: int = 500,
     ) -> None:
+        self._round_tenants, self._round_intents = round_tenants, round_intents
         self._redis, self._in_redis, self._ledger = redis, in_redis, ledger
         self._tenants, self._holds, self._lease_s = tenants, holds, lease_s
         self._next = 0
@@ -104,9 +105,9 @@ class IntentReaper:
         tenants = self._tenants_of_round()
         read, settled = 0, await self._sweep_own(tenants)
         for tenant, process_id in await self._in_redis.expired_processes(tenants, self._lease_s):
-            intents = await self._in_redis.intents(tenant, process_id, _INTENTS_PER_ROUND - read)
+            intents = await self._in_redis.intents(tenant, process_id, self._round_intents - read)
             read, settled = read + len(intents), settled + await self._abandon(tenant, process_id, intents)
-            if read >= _INTENTS_PER_ROUND:
+            if read >= self._round_intents:
                 break
         return settled
 
@@ -114,7 +115,7 @@ class IntentReaper:
         """Settle intents that Redis holds for this process, but whose requests have ended. A replica that took over may
         lack the receipt, or the receipt was dropped. The intent would reserve a part of a budget forever."""
         settled = 0
-        for tenant, ids in (await self._in_redis.own_intents(tenants, _INTENTS_PER_ROUND)).items():
+        for tenant, ids in (await self._in_redis.own_intents(tenants, self._round_intents)).items():
             # Redis was read first. A request that is not held now was settled before, or its receipt is lost.
             orphaned = [one for one in ids if not self._holds(one)]
             if orphaned:
@@ -133,11 +134,11 @@ class IntentReaper:
     def _tenants_of_round(self) -> Sequence[str]:
         """Return all tenants, or the next ones in turn."""
         tenants = sorted(self._tenants())
-        if len(tenants) <= _TENANTS_PER_ROUND:
+        if len(tenants) <= self._round_tenants:
             return tenants
         start = self._next % len(tenants)
-        self._next = start + _TENANTS_PER_ROUND
-        return [*tenants, *tenants][start : start + _TENANTS_PER_ROUND]
+        self._next = start + self._round_tenants
+        return [*tenants, *tenants][start : start + self._round_tenants]
 
 
 def _settlements(intents: Mapping[str, bytes], now: float) -> dict[str, Settlement]:

@@ -42,11 +42,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MAX_ESTIMATES = 64
-"""Requests whose missing usage is counted at the same time. Further requests are bounded by their size in bytes."""
-MAX_RECOUNTS = 256
-"""Baselines that are counted at the same time. Further receipts keep their estimate, so that no texts queue up."""
-
 
 class Ledger:
     """Admit requests, build their receipts and publish them.
@@ -55,6 +50,9 @@ class Ledger:
         prices: USD per token, by model.
         encodings: the tokenizer, by model.
         spans: adds receipts to traces; None where tracing is off.
+        max_estimates: requests whose missing usage is counted at the same time. Further requests are bounded by their
+            size in bytes.
+        max_recounts: baselines that are counted at the same time. Further receipts keep their estimate.
     """
 
     def __init__(
@@ -69,10 +67,13 @@ class Ledger:
         sample: LogSample,
         spans: ReceiptSpans | None = None,
         max_output: MaxOutputOf = unknown_max_output,
+        max_estimates: int = 64,
+        max_recounts: int = 256,
     ) -> None:
         self._store, self._sample, self._spans = store, sample, spans
         self._prices, self._encodings, self._max_output = prices, encodings, max_output
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
+        self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
         # Finding a labeled metric costs more than counting. The number of labels is bounded, and so is this cache.
         self._child = cache(_child)
@@ -119,7 +120,7 @@ class Ledger:
         if builder.caller_left:
             status = "client_gone"
         if builder.needs_estimate:
-            if self._estimating >= MAX_ESTIMATES:
+            if self._estimating >= self._max_estimates:
                 receipt = builder.build_receipt(status, self._prices, None)
             else:
                 self._estimating += 1
@@ -145,7 +146,7 @@ class Ledger:
 
     def _should_recount(self, builder: ReceiptBuilder, receipt: Receipt) -> bool:
         """Return whether to count the baseline now. It stays an estimate while too many baselines are being counted."""
-        return self._recounting < MAX_RECOUNTS and builder.needs_recount(receipt, self._encodings)
+        return self._recounting < self._max_recounts and builder.needs_recount(receipt, self._encodings)
 
     def _preliminary_or_built(self, builder: ReceiptBuilder, status: str) -> Receipt:
         """Return the preliminary receipt if its status still holds. Otherwise build a receipt."""

@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_CHECK_INTERVAL_S = 0.25
-_DELAY_S = 0.5
 _RETRY_DELAY_S = 1.0
-_ORPHANS_INTERVAL_S = 30.0
 _WRITE_BATCH = 2_000
-_SEND_BATCH = 200
 
 
 class Spooler:
@@ -52,12 +48,17 @@ class Spooler:
         folder: Path,
         max_bytes: int,
         metrics: Metrics,
+        *,
+        check_interval_s: float = 0.25,
+        delay_s: float = 0.5,
+        orphans_interval_s: float = 30.0,
+        send_batch: int = 200,
     ) -> None:
         self._client, self._ledger, self._store, self._folder = client, ledger, store, folder
         safe = (char if char.isalnum() or char in "-_." else "_" for char in ledger.process_id)
         self._own_path = folder / f"{''.join(safe)}{SUFFIX}"
-        self._max_bytes = max_bytes
-        self._metrics = metrics
+        self._max_bytes, self._metrics, self._send_batch = max_bytes, metrics, send_batch
+        self._check_interval_s, self._delay_s, self._orphans_s = check_interval_s, delay_s, orphans_interval_s
         self._own: Spool | None = None
         self._lines = 0
         self._blocked_since: float | None = None
@@ -81,7 +82,7 @@ class Spooler:
             except Exception as error:
                 log.error("spool_interrupted", error=type(error).__name__, exc_info=True)
                 await asyncio.sleep(_RETRY_DELAY_S)
-            await asyncio.sleep(_CHECK_INTERVAL_S)
+            await asyncio.sleep(self._check_interval_s)
 
     async def save(self) -> int:
         """Spool all waiting receipts before the process ends without Redis. Return the number of receipts on disk.
@@ -105,7 +106,7 @@ class Spooler:
         now = asyncio.get_running_loop().time()
         if self._store.is_blocked:
             self._blocked_since = now if self._blocked_since is None else self._blocked_since
-            if now - self._blocked_since >= _DELAY_S:
+            if now - self._blocked_since >= self._delay_s:
                 while await self._write():
                     pass
             return
@@ -113,7 +114,7 @@ class Spooler:
         if self._lines:
             await self._send_own()
         if now >= self._orphans_due:
-            self._orphans_due = now + _ORPHANS_INTERVAL_S
+            self._orphans_due = now + self._orphans_s
             for path in await asyncio.to_thread(other_spools, self._folder, self._own_path):
                 try:
                     await self._send_orphaned(path)
@@ -145,7 +146,7 @@ class Spooler:
         assert self._own is not None
         if self._store.spool_only:
             lines = self._own.lines()
-            while batch := await asyncio.to_thread(_next_batch, lines):
+            while batch := await asyncio.to_thread(_next_batch, lines, self._send_batch):
                 left = [
                     one for one in batch if one.entry is not None and one.entry.receipt.id in self._store.spool_only
                 ]
@@ -164,7 +165,7 @@ class Spooler:
         done, count, unreadable = False, 0, 0
         try:
             lines = spool.lines()
-            while batch := await asyncio.to_thread(_next_batch, lines):
+            while batch := await asyncio.to_thread(_next_batch, lines, self._send_batch):
                 await self._send(spool, batch, "dead")
                 count += len(batch)
                 unreadable += sum(line.entry is None for line in batch)
@@ -212,5 +213,5 @@ def _append(spool: Spool, process_id: str, settled: Sequence[Settlement], max_by
     return spool.append((SpoolEntry(process_id, one.receipt, one.intent).to_line() for one in settled), max_bytes)
 
 
-def _next_batch(lines: Iterator[SpoolLine]) -> list[SpoolLine]:
-    return list(islice(lines, _SEND_BATCH))
+def _next_batch(lines: Iterator[SpoolLine], count: int) -> list[SpoolLine]:
+    return list(islice(lines, count))

@@ -37,13 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_MAX_WAITING = 10_000
-_RETRY_S = 1.0
-_BATCH = 200
 # With appendfsync everysec, Redis may lose two seconds of writes.
 REMEMBERED_S = 3.0
-# A delay for receipts, so that they share the exchange of a later admission.
-_LINGER_S = 0.02
 
 ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Reads a receipt that Redis does not have, by tenant and id."""
@@ -58,6 +53,7 @@ class ReceiptStore:
     Args:
         local: decides and counts while Redis is down.
         archive: reads a tenant's receipt that Redis does not have; raises StoreUnavailable.
+        linger_s: a delay for receipts, so that they share the exchange of a later admission.
     """
 
     def __init__(
@@ -69,8 +65,13 @@ class ReceiptStore:
         on_event: Callable[[TenantEvent], None],
         archive: ArchiveLookup | None = None,
         metrics: Metrics,
+        max_waiting: int = 10_000,
+        batch: int = 200,
+        retry_s: float = 1.0,
+        linger_s: float = 0.02,
     ) -> None:
         self._redis, self._ledger, self._local = redis, ledger, local
+        self._max_waiting, self._batch, self._retry_s, self._linger_s = max_waiting, batch, retry_s, linger_s
         self._on_event, self._archive, self._metrics = on_event, archive, metrics
         self._under_way: dict[str, AdmissionRequest] = {}  # requests without a receipt yet
         self._unsent: dict[str, AdmissionRequest] = {}  # requests under way that the next exchange sends
@@ -78,7 +79,7 @@ class ReceiptStore:
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
         self._spool_only: set[str] = set()  # settlements that are in the spool alone
-        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=_MAX_WAITING)  # the last ones, with their times
+        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
         self._unsure = False  # Redis may lack intents of requests under way
@@ -142,7 +143,7 @@ class ReceiptStore:
         self._unsent.pop(receipt.id, None)
         self._local.settle(receipt.id, receipt.cost_usd)
         self._waiting[receipt.id] = Settlement(receipt, candidate.variants[0].intent if candidate is not None else None)
-        if len(self._waiting) > _MAX_WAITING:
+        if len(self._waiting) > self._max_waiting:
             oldest, lost = self._waiting.popitem(last=False)
             if oldest in self._on_disk:
                 self._on_disk.discard(oldest)
@@ -150,7 +151,7 @@ class ReceiptStore:
             else:
                 self._lose(lost.receipt)
         self._metrics.receipts_waiting.set(len(self._waiting))
-        self._wake_in(_LINGER_S)
+        self._wake_in(self._linger_s)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
         """Return a tenant's receipt as JSON, or None where there is none. Raises StoreUnavailable: Redis is down, and
@@ -243,7 +244,7 @@ class ReceiptStore:
             await asyncio.sleep(0)  # other requests that are ready join this exchange
             self._work.clear()
             if not await self._exchange():
-                self._wake_in(_RETRY_S)
+                self._wake_in(self._retry_s)
 
     async def flush(self) -> bool:
         """Store every waiting receipt. Return False when Redis does not accept them."""
@@ -259,8 +260,8 @@ class ReceiptStore:
                 # Requests that wait for a verdict are sent as they are. Admitted ones are only counted.
                 under_way = {name: one.forced() for name, one in self._under_way.items()}
                 self._unsent, self._unsure = {**under_way, **self._unsent}, False
-            candidates = [self._unsent.pop(one) for one in list(islice(self._unsent, _BATCH))]
-            settled = list(islice(chain(self._waiting.values(), self._resending.values()), _BATCH))
+            candidates = [self._unsent.pop(one) for one in list(islice(self._unsent, self._batch))]
+            settled = list(islice(chain(self._waiting.values(), self._resending.values()), self._batch))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
                 self._failed = False  # nothing is left that could be rejected
@@ -294,7 +295,7 @@ class ReceiptStore:
             log.warning("abandoned_replaced", ids=result.replaced)
         for event in result.events:
             self._on_event(event)
-        if self._unsent or len(settled) == _BATCH:
+        if self._unsent or len(settled) == self._batch:
             self._work.set()
         return True
 

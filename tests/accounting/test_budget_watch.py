@@ -114,9 +114,8 @@ async def test_tenants_above_the_limit_of_series_are_not_read(budgets_fixture: B
 async def test_series_exist_only_while_redis_answers(
     budgets_fixture: BudgetFixture, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.accounting.budget_watch._INTERVAL_S", 0.01)
     metrics, budgets = Metrics(), Budgets(budgets_fixture.redis, budgets_fixture.keys)
-    running = asyncio.get_running_loop().create_task(watch(redis_url, budgets, ACME, metrics=metrics).run())
+    running = asyncio.get_running_loop().create_task(watch(redis_url, budgets, ACME, metrics=metrics).run(0.01))
     while shown(metrics, "left") != {"acme": 2.0}:
         await asyncio.sleep(0.01)
     assert (shown(metrics, "limit"), shown(metrics, "spent")) == ({"acme": 2.0}, {"acme": 0.0})

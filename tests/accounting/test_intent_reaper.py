@@ -13,7 +13,6 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.accounting import intent_reaper as sweeper_module
 from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
@@ -42,7 +41,7 @@ LEASE_S = 1.2
 class Process:
     """The ledger, heartbeat and reaper of one gateway process."""
 
-    def __init__(self, url: str, keys: RedisKeys, process_id: str, tenants: list[str]) -> None:
+    def __init__(self, url: str, keys: RedisKeys, process_id: str, tenants: list[str], **limits: int) -> None:
         self.keys = keys
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
@@ -79,6 +78,7 @@ class Process:
             tenants=lambda: tenants,
             holds=self.store.holds,
             lease_s=LEASE_S,
+            **limits,
         )
 
     def value(self, name: str, **labels: str) -> float:
@@ -94,9 +94,9 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    url: str, keys: RedisKeys, process_id: str, *, tenants: list[str] | None = None, sweeps: bool = True
+    url: str, keys: RedisKeys, process_id: str, *, tenants: list[str] | None = None, sweeps: bool = True, **limits: int
 ) -> AsyncIterator[Process]:
-    part = Process(url, keys, process_id, ["acme", "globex"] if tenants is None else tenants)
+    part = Process(url, keys, process_id, ["acme", "globex"] if tenants is None else tenants, **limits)
     part.tasks.keep("redis", part.client.watch())
     part.tasks.keep("receipts", part.store.run())
     part.tasks.keep("heartbeat", part.heartbeat.run())
@@ -162,24 +162,20 @@ async def test_intents_of_live_processes_are_kept(redis_url: str, keys: RedisKey
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
 
 
-async def test_a_round_costs_no_more_than_its_bound(
-    redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_round_costs_no_more_than_its_bound(redis_url: str, keys: RedisKeys) -> None:
     """Eight requests, five per round."""
-    monkeypatch.setattr(sweeper_module, "_INTENTS_PER_ROUND", 5)
     await die(redis_url, keys, "ann", [intent() for _ in range(8)])
-    async with process(redis_url, keys, "bob", sweeps=False) as bob:
+    async with process(redis_url, keys, "bob", sweeps=False, round_intents=5) as bob:
         await asyncio.sleep(LEASE_S * 1.2)
         assert [await bob.sweeper.sweep() for _ in range(3)] == [5, 3, 0]
         assert len(await bob.receipts()) == 8
 
 
-async def test_many_tenants_have_their_turn(redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_tenants_have_their_turn(redis_url: str, keys: RedisKeys) -> None:
     """Five tenants, two per round: three rounds process all of them."""
-    monkeypatch.setattr(sweeper_module, "_TENANTS_PER_ROUND", 2)
     tenants = [f"tenant-{number}" for number in range(5)]
     await die(redis_url, keys, "ann", [intent(tenant=tenant) for tenant in tenants])
-    async with process(redis_url, keys, "bob", tenants=tenants, sweeps=False) as bob:
+    async with process(redis_url, keys, "bob", tenants=tenants, sweeps=False, round_tenants=2) as bob:
         await asyncio.sleep(LEASE_S * 1.2)
         assert [await bob.sweeper.sweep() for _ in range(3)] == [2, 2, 1]
 

@@ -13,7 +13,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounting import baseline as baseline_module
-from gateway.accounting import ledger as ledger_module
 from gateway.accounting import receipt_builder as draft_module
 from gateway.accounting import shares as shares_module
 from gateway.accounting.estimate import Encoding
@@ -44,7 +43,7 @@ class ListStore:
 class Books:
     """A ledger with its store, log and metrics."""
 
-    def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS) -> None:
+    def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS, **limits: int) -> None:
         self.store = ListStore()
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
@@ -56,6 +55,7 @@ class Books:
             metrics=self.metrics,
             tasks=self.tasks,
             sample=LogSample(1.0, None),
+            **limits,
         )
 
     def value(self, name: str, **labels: str) -> float:
@@ -124,9 +124,9 @@ def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return threads
 
 
-def tokenizing() -> Books:
+def tokenizing(**limits: int) -> Books:
     """Return a ledger with the tokenizer of `big`."""
-    return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
+    return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)}, **limits)
 
 
 def written() -> draft_module.ReceiptBuilder:
@@ -179,11 +179,10 @@ async def test_a_failure_after_the_reply_is_on_the_receipt() -> None:
 
 @pytest.mark.parametrize("shown", [False, True])
 async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
-    recounting: list[int], monkeypatch: pytest.MonkeyPatch, *, shown: bool
+    recounting: list[int], *, shown: bool
 ) -> None:
     """The number of parallel counts is limited. Further receipts keep their estimate."""
-    monkeypatch.setattr(ledger_module, "MAX_RECOUNTS", 0)
-    books, one = tokenizing(), written()
+    books, one = tokenizing(max_recounts=0), written()
     await books.ledger.close(one, shown=shown)
     books.ledger.settle(one, "ok")
     await asyncio.sleep(0)
@@ -193,7 +192,6 @@ async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
 
 async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Receipts keep their estimate during the overload. Later ones are counted again."""
-    monkeypatch.setattr(ledger_module, "MAX_RECOUNTS", 3)
     go = threading.Event()
     count = baseline_module.count_text
 
@@ -202,7 +200,7 @@ async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: 
         return count(encoding, text)
 
     monkeypatch.setattr(baseline_module, "count_text", slow)
-    books = tokenizing()
+    books = tokenizing(max_recounts=3)
     for _ in range(8):
         books.ledger.settle(written(), "ok")
     while len(books.store.receipts) < 5:
@@ -237,11 +235,9 @@ async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, co
     assert len(counting_thread) == 1
 
 
-async def test_counts_without_capacity_are_bounded_by_bytes(
-    books: Books, counting_thread: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_counts_without_capacity_are_bounded_by_bytes(counting_thread: list[int]) -> None:
     """Many disconnects queue no bodies. Their answers settle at once, and not for less."""
-    monkeypatch.setattr(ledger_module, "MAX_ESTIMATES", 1)
+    books = Books(max_estimates=1)
     ones = [uncounted_draft() for _ in range(3)]
     for one in ones:
         one.request = chat()

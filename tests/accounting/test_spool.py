@@ -10,12 +10,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.accounting import spooler as spooler_module
-from gateway.accounting import store as store_module
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.spool import Spool, SpoolEntry, other_spools
@@ -36,17 +33,19 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
 
 
-@pytest.fixture(autouse=True)
-def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(spooler_module, "_CHECK_INTERVAL_S", 0.02)
-    monkeypatch.setattr(spooler_module, "_DELAY_S", 0.05)
-
-
 class Process:
     """The store and the spool of one process."""
 
-    def __init__(self, url: str, folder: Path, process_id: str, keys: RedisKeys, max_bytes: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        process_id: str,
+        keys: RedisKeys,
+        max_bytes: int = 1_000_000,
+        max_waiting: int = 10_000,
+        **settings: Any,
+    ) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
         self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
         self.ledger = RedisLedger(self.client.commands, keys, process_id, 100, 10.0)
@@ -56,9 +55,12 @@ class Process:
             local=LocalLimits(lambda: 1, lambda: 0.0),
             on_event=lambda _: None,
             metrics=self.metrics,
+            max_waiting=max_waiting,
+            retry_s=0.05,
         )
         self.client.on_restart = self.store.resend
-        self.spooler = Spooler(self.client, self.ledger, self.store, folder, max_bytes, self.metrics)
+        settings = {"check_interval_s": 0.02, "delay_s": 0.05} | settings
+        self.spooler = Spooler(self.client, self.ledger, self.store, folder, max_bytes, self.metrics, **settings)
         self.file = folder / f"{process_id}.jsonl"
 
     def value(self, name: str, **labels: str) -> float:
@@ -71,9 +73,8 @@ class Process:
         """Stop as with kill -9: nothing is sent, and the kernel releases the lock."""
         await self.tasks.close()
         await self.client.close()
-        if self.spooler._own is not None:
-            self.spooler._own.close(remove=False)
-            self.spooler._own = None
+        await self.spooler.close()
+        assert self.file.exists()
 
 
 @asynccontextmanager
@@ -127,14 +128,13 @@ async def test_receipts_are_spooled_until_redis_has_them(tmp_path: Path) -> None
     assert not ann.file.exists()
 
 
-async def test_receipts_above_the_memory_limit_are_sent_from_the_spool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_receipts_above_the_memory_limit_are_sent_from_the_spool(tmp_path: Path) -> None:
     """Ten times as many: none is lost, and each is sent once."""
-    monkeypatch.setattr(store_module, "_MAX_WAITING", 20)
-    monkeypatch.setattr(spooler_module, "_SEND_BATCH", 7)
     keys, spooled_receipts = new(), list[Any]()
-    async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, tmp_path, "ann", keys) as ann:
+    async with (
+        EmbeddedRedis(append_fsync="always") as server,
+        a_process(server.url, tmp_path, "ann", keys, max_waiting=20, send_batch=7) as ann,
+    ):
         await server.stop()
         for count in range(20, 201, 20):
             for one in (more := [closed(guided()) for _ in range(20)]):
@@ -173,25 +173,29 @@ async def test_the_next_process_sends_the_spool_of_a_dead_one_and_settles_its_in
             assert await redis.hlen(keys.intents("acme", "ann")) == 0
 
 
-async def test_a_living_processs_spool_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spooler_module, "_ORPHANS_INTERVAL_S", 0.0)
+async def test_a_living_processs_spool_is_its_own(tmp_path: Path) -> None:
     keys = new()
-    async with EmbeddedRedis() as server, EmbeddedRedis() as other, a_process(server.url, tmp_path, "ann", keys) as ann:
+    often = {"orphans_interval_s": 0.0}
+    async with (
+        EmbeddedRedis() as server,
+        EmbeddedRedis() as other,
+        a_process(server.url, tmp_path, "ann", keys, **often) as ann,
+    ):
         await server.stop()
         ann.store.put(one := closed(guided()))
         await until(lambda: ann.value("gkt_spool_receipts") == 1)
-        async with a_process(other.url, tmp_path, "bob", keys) as bob:
+        async with a_process(other.url, tmp_path, "bob", keys, **often) as bob:
             await asyncio.sleep(0.3)
             assert bob.value("gkt_spool_replayed_total", spool="dead") == 0
         assert ann.lines() == [one.id]
 
 
-async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "_MAX_WAITING", 3)
+async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(tmp_path: Path) -> None:
     size = len(SpoolEntry("ann", closed(guided())).to_line())
-    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new(), max_bytes=3 * size) as ann:
+    async with (
+        EmbeddedRedis() as server,
+        a_process(server.url, tmp_path, "ann", new(), max_bytes=3 * size, max_waiting=3) as ann,
+    ):
         await server.stop()
         spooled_receipts = [closed(guided()) for _ in range(8)]
         with capture_logs() as logs:
@@ -208,7 +212,7 @@ async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
         lost = [line["id"] for line in logs if line["event"] == "receipt_lost"]
         assert len(lost) == ann.value("gkt_receipts_lost_total") > 0
         assert sum(line["event"] == "spool_full" for line in logs) == 1
-        on_disk, in_memory = set(ann.lines()), set(ann.store._waiting)
+        on_disk, in_memory = set(ann.lines()), {one.id for one in spooled_receipts if ann.store.holds(one.id)}
         assert on_disk | in_memory | set(lost) == {one.id for one in spooled_receipts}
         assert not set(lost) & (on_disk | in_memory)
 

@@ -18,7 +18,6 @@ import uvloop
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.accounting import store as store_module
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger
@@ -51,7 +50,13 @@ class Kept:
     """A running store and its metrics. `redis` inspects the data and has no timeout."""
 
     def __init__(
-        self, client: RedisClient, redis: Redis, metrics: Metrics, *, on_failure: OnRedisFailure = "allow"
+        self,
+        client: RedisClient,
+        redis: Redis,
+        metrics: Metrics,
+        *,
+        on_failure: OnRedisFailure = "allow",
+        **settings: Any,
     ) -> None:
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
         self.redis = redis
@@ -66,6 +71,7 @@ class Kept:
             local=LocalLimits(lambda: 1, lambda: 0.0),
             on_event=self.events.append,
             metrics=metrics,
+            **settings,
         )
         self.exchanges = 0
         self.in_redis.exchange = self._counted(self.in_redis.exchange)  # type: ignore[method-assign]
@@ -93,11 +99,11 @@ class Kept:
 
 @asynccontextmanager
 async def kept(
-    url: str, *, running: bool = True, on_failure: OnRedisFailure = "allow", timeout_s: float = 2.0
+    url: str, *, running: bool = True, on_failure: OnRedisFailure = "allow", timeout_s: float = 2.0, **settings: Any
 ) -> AsyncIterator[Kept]:
     metrics, tasks = Metrics(), BackgroundTasks()
     client, inspector = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
-    part = Kept(client, inspector, metrics, on_failure=on_failure)
+    part = Kept(client, inspector, metrics, on_failure=on_failure, **settings)
     if running:
         tasks.keep("receipts", part.store.run())
         tasks.keep("redis", client.watch())
@@ -162,10 +168,9 @@ async def test_a_receipt_is_written_once(redis_url: str) -> None:
         assert await part.written(receipt) == receipt.to_json()
 
 
-async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_beyond_one_batch_are_all_written(redis_url: str) -> None:
     """Seven receipts, three per exchange."""
-    monkeypatch.setattr(store_module, "_BATCH", 3)
-    async with kept(redis_url, running=False) as part:
+    async with kept(redis_url, running=False, batch=3) as part:
         receipts = [closed(guided()) for _ in range(7)]
         for receipt in receipts:
             part.store.put(receipt)
@@ -173,10 +178,9 @@ async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeyp
         assert [await part.written(receipt) for receipt in receipts] == [receipt.to_json() for receipt in receipts]
 
 
-async def test_receipts_wait_during_an_outage_and_are_sent_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_wait_during_an_outage_and_are_sent_afterwards() -> None:
     """Waiting receipts are counted and can be read. Reading other receipts raises an error."""
-    monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
-    async with EmbeddedRedis() as server, kept(server.url) as part:
+    async with EmbeddedRedis() as server, kept(server.url, retry_s=0.05) as part:
         await server.stop()
         receipts = [closed(guided()) for _ in range(3)]
         for receipt in receipts:
@@ -192,12 +196,9 @@ async def test_receipts_wait_during_an_outage_and_are_sent_afterwards(monkeypatc
         assert part.value("gkt_receipts_lost_total") == 0
 
 
-async def test_too_many_waiting_receipts_are_dropped_into_the_log(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_too_many_waiting_receipts_are_dropped_into_the_log(redis_url: str) -> None:
     """Memory is limited. The oldest receipt is logged completely and counted."""
-    monkeypatch.setattr(store_module, "_MAX_WAITING", 2)
-    async with kept(redis_url, running=False) as part:
+    async with kept(redis_url, running=False, max_waiting=2) as part:
         receipts = [closed(guided()) for _ in range(3)]
         with capture_logs() as logs:
             for receipt in receipts:
@@ -212,8 +213,7 @@ async def test_too_many_waiting_receipts_are_dropped_into_the_log(
 
 async def test_the_loop_survives_an_unexpected_error(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every later receipt needs the loop."""
-    monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
-    async with kept(redis_url) as part:
+    async with kept(redis_url, retry_s=0.05) as part:
         with capture_logs() as logs, monkeypatch.context() as broken:
             broken.setattr(part.in_redis, "exchange", lambda *_: 1 / 0)
             receipt = closed(guided())
@@ -222,10 +222,9 @@ async def test_the_loop_survives_an_unexpected_error(redis_url: str, monkeypatch
         await until(lambda: part.written(receipt))
 
 
-async def test_a_write_that_redis_refuses_is_tried_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_redis_refuses_is_tried_again(redis_url: str) -> None:
     """A Redis without memory, or a replica, rejects writes: the receipt waits."""
-    monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
-    async with kept(redis_url) as part, Redis.from_url(redis_url) as admin:
+    async with kept(redis_url, retry_s=0.05) as part, Redis.from_url(redis_url) as admin:
         receipt = closed(guided())
         await admin.config_set("maxmemory", "1")
         try:
@@ -251,7 +250,7 @@ async def test_a_request_is_admitted_after_redis_stored_its_intent(redis_url: st
         part.store.put(receipt_of(one))
         await until(lambda: part.written(one))
         assert await part.intents() == set()
-        assert part.store._under_way == {}
+        await until(lambda: not part.store.holds(one.id))
 
 
 async def test_requests_that_come_together_are_admitted_together(redis_url: str) -> None:
@@ -276,10 +275,9 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
         assert part.exchanges == 1
 
 
-async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str) -> None:
     """The receipt could wait for a minute. The admitted request's exchange includes it."""
-    monkeypatch.setattr(store_module, "_LINGER_S", 60)
-    async with kept(redis_url) as part:
+    async with kept(redis_url, linger_s=60) as part:
         first, second = intent(), intent()
         await part.admit(first)
         part.store.put(receipt_of(first))
@@ -353,7 +351,7 @@ async def test_a_blocked_redis_delays_only_current_requests_by_one_timeout(on_fa
         await until(lambda: part.value("gkt_receipts_waiting") == 0)
         assert await part.intents() == set()
         assert len(await part.redis.keys(f"*{part.keys.prefix}*receipt:*")) == len(under_way)
-        assert part.store._under_way == {}
+        assert not any(part.store.holds(one.id) for one in (before, *first, *later))
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
