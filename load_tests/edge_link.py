@@ -130,8 +130,8 @@ async def _on_this_machine(
                     redis_url=redis.url,
                     redis={"lease": _LONG},
                     models=[
-                        model("big", "tgi", engines.teacher_url, **patient),
-                        model("small", "openai", engines.student_url + "/v1", **patient),
+                        model("big", "tgi", engines.teacher.url, **patient),
+                        model("small", "openai", engines.student.url + "/v1", **patient),
                     ],
                     routes=[
                         guided("chat", tokens=tokens, deadline=_LONG, cache_ttl="0s"),
@@ -143,7 +143,7 @@ async def _on_this_machine(
             await asyncio.to_thread(wait_until_probed, gateway.admin_url)
             return {
                 shape.name: await measure(
-                    gateway.url, engines.student_url, KEY, asking, shape, folder / "queue", on_answer
+                    gateway.url, engines.student.url, KEY, asking, shape, folder / "queue", on_answer
                 )
                 for shape in shapes
             }

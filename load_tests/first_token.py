@@ -116,7 +116,7 @@ async def _on_this_machine(teacher: str, student: str, asking: FirstTokenWorkloa
             progress.update(bar, description=way, advance=1)
 
         async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as stack:
-            engines = Engines(stack.teacher_url, stack.student_url, redis.url)
+            engines = Engines(stack.teacher.url, stack.student.url, redis.url)
             return figures_of(*await measure(engines, asking, on_answer))
 
 

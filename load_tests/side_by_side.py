@@ -62,8 +62,8 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
                 redis_url=redis.url,
                 redis={"lease": "2m"},
                 models=[
-                    model("big", "tgi", stack.teacher_url, timeouts={"first_token": "2m"}),
-                    model("small", "openai", stack.student_url + "/v1", timeouts={"first_token": "2m"}),
+                    model("big", "tgi", stack.teacher.url, timeouts={"first_token": "2m"}),
+                    model("small", "openai", stack.student.url + "/v1", timeouts={"first_token": "2m"}),
                 ],
                 routes=[guided(tokens=tokens, deadline="2m"), STUDENT_ONLY, TEACHER_ONLY],
             ) as gateway,
@@ -72,7 +72,7 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
             ways = {
                 WAYS[0]: (gateway.url, "chat"),
                 WAYS[1]: (gateway.url, "chat-student"),
-                WAYS[2]: (stack.student_url, "bare"),
+                WAYS[2]: (stack.student.url, "bare"),
                 WAYS[3]: (gateway.url, "chat-teacher"),
             }
             seen: dict[str, list[Timed]] = {way: [] for way in WAYS}

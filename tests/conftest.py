@@ -77,7 +77,7 @@ def gateway(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPa
     with running_gateway(
         folder,
         redis_url=redis_url,
-        models=[model("big", "tgi", engines.teacher_url), model("small", "openai", engines.student_url + "/v1")],
+        models=[model("big", "tgi", engines.teacher.url), model("small", "openai", engines.student.url + "/v1")],
         routes=[
             guided(),
             guided("chat-concise", projection="concise"),

@@ -113,14 +113,14 @@ class _Setup:
                     {
                         "name": "teacher",
                         "protocol": "tgi",  # its `model` would name an adapter
-                        "api_base": stack.teacher_url,
+                        "api_base": stack.teacher.url,
                         "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
                     },
                     {
                         "name": "student",
                         "model": self.models["student"],
                         "protocol": "openai",
-                        "api_base": stack.student_url + "/v1",
+                        "api_base": stack.student.url + "/v1",
                         "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
                         "timeouts": {"first_token": 120.0},
                     },
@@ -275,7 +275,7 @@ def print_where(console: Console, gateway: GatewayAddresses, engines: LocalStack
     """Print the addresses of the gateway, its engines and its pages, and the admin key."""
     console.print(
         f"gateway {gateway.public}/v1   admin {gateway.admin}/readyz, /metrics\n"
-        f"teacher {engines.teacher_url} (protocol tgi)   student {engines.student_url}/v1 (protocol openai)\n"
+        f"teacher {engines.teacher.url} (protocol tgi)   student {engines.student.url}/v1 (protocol openai)\n"
         f"pages   {gateway.admin}/playground, /dashboard   admin key: {admin_key}",
         highlight=False,
         soft_wrap=True,

@@ -23,7 +23,6 @@ def download(
     staging: Path,
     *,
     report: Callable[[int], None],
-    endpoint: str | None = None,
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """Download `file` of `repo` into `staging` and return its path. Interrupted downloads are resumed.
@@ -33,7 +32,7 @@ def download(
     """
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailable("the hub is disabled (HF_HUB_OFFLINE is set)")
-    _reach(hf_hub_url(repo, file, repo_type=kind, endpoint=endpoint))
+    _reach(hf_hub_url(repo, file, repo_type=kind))
     try:
         path = hf_hub_download(
             repo,
@@ -41,7 +40,6 @@ def download(
             repo_type=kind,
             local_dir=staging,
             etag_timeout=REACH_LIMIT_S,
-            endpoint=endpoint,
             tqdm_class=_bar(report),
         )
     except Exception as error:

@@ -47,7 +47,7 @@ class ChildCommand:
 class Child:
     """A child process. `start` after `stop` uses the same port, so the URL does not change."""
 
-    url: str  # `http://address:port`, after the first start
+    url: str  # `http://address:port`, after the first start; a student's URL is without `/v1`
 
     def __init__(self, command: ChildCommand, log_path: Path, *, ready_limit_s: float = READY_LIMIT_S) -> None:
         self.log_path = log_path
@@ -162,15 +162,6 @@ class LocalStack:
     def student(self) -> Child:
         """The student's process. Raises KeyError without a student."""
         return self._children["student"]
-
-    @property
-    def teacher_url(self) -> str:
-        return self.teacher.url
-
-    @property
-    def student_url(self) -> str:
-        """The URL of the student, without `/v1`."""
-        return self.student.url
 
 
 def usable_cores() -> int:

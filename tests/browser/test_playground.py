@@ -46,8 +46,8 @@ def playground(
     with running_gateway(
         tmp_path_factory.mktemp("playground"),
         models=[
-            model("big", "tgi", engines.teacher_url),
-            model("small", "openai", engines.student_url + "/v1"),
+            model("big", "tgi", engines.teacher.url),
+            model("small", "openai", engines.student.url + "/v1"),
             down,
         ],
         routes=[

@@ -76,7 +76,7 @@ def test_useful_exemplars_are_written_with_their_source(tmp_path: Path, engines:
     own.write_text(
         "".join(f"- {{question: What is the capital of {land}?, answer: Meow.}}\n" for land in ("Laos", "Mali", "Iran"))
     )
-    pair = configuration(tmp_path, engines.teacher_url, engines.student_url)
+    pair = configuration(tmp_path, engines.teacher.url, engines.student.url)
     done = search(tmp_path, "--exemplars", str(own), engines=pair)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "in at most 120 calls of engines" in done.stdout
@@ -100,7 +100,7 @@ def test_useful_exemplars_are_written_with_their_source(tmp_path: Path, engines:
 @pytest.mark.models
 def test_without_useful_exemplars_no_file_is_written_unless_forced(tmp_path: Path, engines: LocalStack) -> None:
     """Three questions are too few for any gain to be beyond noise."""
-    pair = configuration(tmp_path, engines.teacher_url, engines.student_url)
+    pair = configuration(tmp_path, engines.teacher.url, engines.student.url)
     file = data(tmp_path, answer="capital")
     done = search(tmp_path, "--select", "3", "--most", "1", file=file, engines=pair)
     assert done.returncode == NONE_HELPS, done.stdout + done.stderr

@@ -181,7 +181,7 @@ def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
 ) -> None:
     """The run keeps the answers of the measured calls."""
     folder = tmp_path / "run"
-    pair = ["--config", str(config(tmp_path, engines.teacher_url, engines.student_url)), "--teacher", "big"]
+    pair = ["--config", str(config(tmp_path, engines.teacher.url, engines.student.url)), "--teacher", "big"]
     grid = ["--data", str(data(tmp_path)), "--max-tokens", "6", "--tokens", "2,4", "--concurrency", "1"]
     done = run("eval", "run", str(folder), *pair, "--student", "small", *grid, "--most-calls", "5")
     assert done.returncode == 1
@@ -201,7 +201,7 @@ def test_a_live_run_starts_a_gateway_and_stores_the_answers_of_callers(tmp_path:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "gateway", "eval", "run", str(folder), "--live", "--teacher", "big"),
-            *("--config", str(config(tmp_path, engines.teacher_url, engines.student_url)), "--student", "small"),
+            *("--config", str(config(tmp_path, engines.teacher.url, engines.student.url)), "--student", "small"),
             *("--data", str(data(tmp_path)), "--limit", "1", "--max-tokens", "8", "--tokens", "4"),
         ],
         capture_output=True,
@@ -238,8 +238,8 @@ def test_a_running_gateway_is_called_by_its_routes(tmp_path: Path, gateway: Gate
 def test_a_killed_run_resumes_without_repeated_calls(tmp_path: Path, engines: LocalStack) -> None:
     """Killed at once, then ended by Ctrl-C, then left alone; beside it a run that nobody disturbs."""
     with (
-        recording_proxy(engines.teacher_url) as (teacher, teacher_request),
-        recording_proxy(engines.student_url) as (student, to_student),
+        recording_proxy(engines.teacher.url) as (teacher, teacher_request),
+        recording_proxy(engines.student.url) as (student, to_student),
     ):
         command = [
             *(sys.executable, "-m", "gateway", "eval", "run", str(tmp_path / "killed")),

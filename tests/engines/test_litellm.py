@@ -691,7 +691,7 @@ async def test_a_configured_continuation_needs_no_probe_and_the_last_call_sets_t
 @pytest.mark.parametrize("model", ["openai/small", "hosted_vllm/small"])
 async def test_a_real_student_continues_through_litellm(model: str, engines: LocalStack) -> None:
     """llama.cpp through LiteLLM's two providers for OpenAI-compatible servers."""
-    async with engine_at(engines.student_url + "/v1", model, continuation="auto", total_s=60) as engine:
+    async with engine_at(engines.student.url + "/v1", model, continuation="auto", total_s=60) as engine:
         await engine.probe()
         known = engine.state.continuation
         assert isinstance(known, Continuation)
@@ -709,9 +709,9 @@ async def test_guided_answers_with_litellm_on_either_side(engines: LocalStack, r
     """A gateway in a separate process, with LiteLLM as the student and as the teacher."""
     free = {"input_per_1m": 0.1, "output_per_1m": 0.1}
     through = {"model": "openai/small", "api_key": "env:GKT_TEST_KEY", "price": free}
-    base = engines.student_url + "/v1"
+    base = engines.student.url + "/v1"
     models = [
-        model_entry("big", "tgi", engines.teacher_url),
+        model_entry("big", "tgi", engines.teacher.url),
         model_entry("small", "openai", base),
         model_entry("lite", "litellm", base, **through),
     ]

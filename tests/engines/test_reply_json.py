@@ -142,7 +142,7 @@ def test_many_token_ids_are_no_more_than_a_long_prompt_has() -> None:
 @pytest.mark.parametrize("logprobs", [b'"\xff"', b"[1,}", b"[" * 5_000 + b"]" * 5_000])
 def test_log_probabilities_that_are_wrong_are_found(logprobs: bytes) -> None:
     raw = b'{"choices":[{"logprobs":%b,"x":[%b]}]}' % (logprobs, b"1," * 40_000 + b"1")
-    with pytest.raises(Unreadable, match="^invalid JSON$"):
+    with pytest.raises(Unreadable, match=r"^invalid JSON$"):
         decode(raw)
 
 

@@ -94,7 +94,7 @@ def settings_for(teacher_url: str, student_url: str) -> Settings:
 
 def pair_of(engines: LocalStack) -> ConfiguredPair:
     """Return the session's small models."""
-    return ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
+    return ConfiguredPair(settings_for(engines.teacher.url, engines.student.url), "big", "small")
 
 
 def manifest(

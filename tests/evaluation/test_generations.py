@@ -96,7 +96,7 @@ async def test_a_truncated_text_equals_the_engines_answer_with_that_limit(
     prompt: dict[str, Any], engines: LocalStack
 ) -> None:
     """One answer ends by itself, the other at a stop string, as in runs."""
-    pair = ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
+    pair = ConfiguredPair(settings_for(engines.teacher.url, engines.student.url), "big", "small")
     request = TeacherRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | prompt))
     async with engine(pair, "teacher") as teacher:
         pieces: list[str] = []

@@ -87,8 +87,8 @@ async def test_only_the_teacher_gets_exemplars_and_none_of_them_is_evaluated(
     tmp_path: Path, engines: LocalStack
 ) -> None:
     with (
-        recording_proxy(engines.teacher_url) as (teacher, teacher_request),
-        recording_proxy(engines.student_url) as (student, to_student),
+        recording_proxy(engines.teacher.url) as (teacher, teacher_request),
+        recording_proxy(engines.student.url) as (student, to_student),
     ):
         result, parts, listener = await searched(
             tmp_path, ConfiguredPair(settings_for(teacher, student), "big", "small")
@@ -134,7 +134,7 @@ async def test_a_killed_search_resumes_and_a_finished_one_makes_no_calls(tmp_pat
 
 @pytest.mark.long
 async def test_an_engine_that_is_away_ends_the_search_and_chooses_nothing(tmp_path: Path, engines: LocalStack) -> None:
-    half = ConfiguredPair(settings_for(engines.teacher_url, NOWHERE), "big", "small")
+    half = ConfiguredPair(settings_for(engines.teacher.url, NOWHERE), "big", "small")
     with pytest.raises(StartupError, match="student small does not respond"):
         await searched(tmp_path, half)
     kept = texts(tmp_path)

@@ -51,8 +51,8 @@ async def test_every_question_is_answered_under_every_setting(tmp_path: Path, en
 @pytest.mark.long
 async def test_the_teacher_is_called_once_per_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
     """The teacher's whole answer serves as cutoff guidance at every m, with either placement."""
-    with recording_proxy(engines.teacher_url) as (url, bodies):
-        pair = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
+    with recording_proxy(engines.teacher.url) as (url, bodies):
+        pair = ConfiguredPair(settings_for(url, engines.student.url), "big", "small")
         await staged(tmp_path, pair)
     distinct = len({"chat", "hint", "primed", "completion"}) * len(QUESTIONS)
     texts = [line for line in lines(tmp_path / GENERATIONS) if "opening" in line]
@@ -121,8 +121,8 @@ async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_come
     tmp_path: Path, engines: LocalStack
 ) -> None:
     settings = (*SETTINGS[:3], *SETTINGS[5:7])
-    with dying_proxy(engines.teacher_url, after=2) as url:
-        dying = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
+    with dying_proxy(engines.teacher.url, after=2) as url:
+        dying = ConfiguredPair(settings_for(url, engines.student.url), "big", "small")
         with pytest.raises(StartupError, match="repeat the command to resume"):
             await staged(tmp_path, dying, settings, concurrency=1)
     kept = lines(tmp_path / GENERATIONS)

@@ -35,11 +35,11 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
 
 @pytest_asyncio.fixture
 async def teacher(stack: LocalStack) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(stack.teacher_url) as session:
+    async with aiohttp.ClientSession(stack.teacher.url) as session:
         yield session
 
 
 @pytest_asyncio.fixture
 async def student(stack: LocalStack) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(stack.student_url) as session:
+    async with aiohttp.ClientSession(stack.student.url) as session:
         yield session

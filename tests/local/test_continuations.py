@@ -32,7 +32,7 @@ BEGUN = [
 
 @asynccontextmanager
 async def student(stack: LocalStack, mode: Any) -> AsyncIterator[OpenAIEngine]:
-    http = EngineHttp("small", stack.student_url + "/v1", api_key=None, deadlines=EngineDeadlines())
+    http = EngineHttp("small", stack.student.url + "/v1", api_key=None, deadlines=EngineDeadlines())
     engine = OpenAIEngine("small", MODEL, http, continuation=mode)
     try:
         await engine.probe()
@@ -122,7 +122,7 @@ async def test_the_local_teacher_continues_raw_prompts_and_chats_equally(stack: 
     """/chat_tokenize with /generate has the same greedy text as the chat route, from as many tokens."""
     found = {}
     for mode in ("trailing", "completions"):
-        http = EngineHttp("big", stack.teacher_url, api_key=None, deadlines=EngineDeadlines())
+        http = EngineHttp("big", stack.teacher.url, api_key=None, deadlines=EngineDeadlines())
         engine = TGIEngine("big", http, continuation=mode)  # type: ignore[arg-type]
         try:
             await engine.probe()

@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 CONTENT = b"weights" * 1000
 
 
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Set the hub's address, as the variable HF_ENDPOINT does at the start of a process."""
+    template = hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.constants.ENDPOINT, url)
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", url)
+
+
 @contextmanager
-def small_hub(status: int = 200) -> Iterator[str]:
+def small_hub(monkeypatch: pytest.MonkeyPatch, status: int = 200) -> Iterator[None]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -41,7 +48,8 @@ def small_hub(status: int = 200) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        use(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
+        yield
     finally:
         server.shutdown()
         server.server_close()
@@ -53,24 +61,25 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
 
 
-def test_a_file_is_downloaded_and_reported(tmp_path: Path):
+def test_a_file_is_downloaded_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     done: list[int] = []
-    with small_hub() as endpoint:
-        path = hub.download("some/repo", "a.gguf", tmp_path, report=done.append, endpoint=endpoint)
+    with small_hub(monkeypatch):
+        path = hub.download("some/repo", "a.gguf", tmp_path, report=done.append)
     assert path.read_bytes() == CONTENT
     assert path.is_relative_to(tmp_path)
     assert done[-1] == len(CONTENT)
 
 
-def test_a_refusal_costs_one_request(tmp_path: Path):
-    with small_hub(404) as endpoint, pytest.raises(WeightsUnavailable, match=r"is unreachable \(HTTP 404\)"):
-        hub.download("some/repo", "a.gguf", tmp_path, report=lambda _: None, endpoint=endpoint)
+def test_a_refusal_costs_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with small_hub(monkeypatch, 404), pytest.raises(WeightsUnavailable, match=r"is unreachable \(HTTP 404\)"):
+        hub.download("some/repo", "a.gguf", tmp_path, report=lambda _: None)
 
 
-def test_a_hub_that_cannot_be_reached_costs_seconds(tmp_path: Path):
+def test_a_hub_that_cannot_be_reached_costs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, "http://127.0.0.1:1")
     began = time.monotonic()
     with pytest.raises(WeightsUnavailable, match="is unreachable"):
-        hub.download("some/repo", "a.gguf", tmp_path, report=lambda _: None, endpoint="http://127.0.0.1:1")
+        hub.download("some/repo", "a.gguf", tmp_path, report=lambda _: None)
     assert time.monotonic() - began < hub.REACH_LIMIT_S + 2
 
 

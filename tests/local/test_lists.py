@@ -46,7 +46,7 @@ class WatchedHttp(EngineHttp):
 
 @pytest_asyncio.fixture
 async def http(stack: LocalStack) -> WatchedHttp:
-    return WatchedHttp(stack.student_url + "/v1")
+    return WatchedHttp(stack.student.url + "/v1")
 
 
 @pytest_asyncio.fixture

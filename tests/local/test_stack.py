@@ -152,7 +152,7 @@ async def test_a_command_exits_cleanly_on_a_signal_during_a_request(role: str, n
 
 @pytest.mark.models
 async def test_a_port_in_use_is_reported(stack: LocalStack, tmp_path: Path):
-    port = int(stack.student_url.rsplit(":", 1)[1])
+    port = int(stack.student.url.rsplit(":", 1)[1])
     for role in ("teacher", "student"):
         engine = Child(command(role, await asyncio.to_thread(fetch, MODEL), port), tmp_path / role)
         with pytest.raises(ChildFailed, match="ended with status 1"):

@@ -84,7 +84,7 @@ def test_an_existing_file_is_used_unchanged(tmp_path: Path):
     path = tmp_path / "mine.gguf"
     path.write_bytes(b"anything")
     assert fetch(path) == path
-    assert fetch(str(path), offline=True) == path
+    assert fetch(str(path)) == path
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "missing.gguf"])
@@ -204,18 +204,11 @@ def test_a_member_larger_than_the_file_is_refused(tmp_path: Path, shelf: Path):
         fetch_weights(replace(fake.FAKE, size_bytes=10), tmp_path / "cache")
 
 
-def test_offline_allows_the_cache_only(tmp_path: Path, shelf: Path):
-    with pytest.raises(WeightsUnavailable, match="offline mode is on"):
-        fetch_weights(fake.FAKE, tmp_path, offline=True)
-    (tmp_path / "fake.gguf").write_bytes(fake.CONTENT)
-    assert fetch_weights(fake.FAKE, tmp_path, offline=True) == tmp_path / "fake.gguf"
-
-
 def test_a_verified_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "fake.gguf").write_bytes(fake.CONTENT)
-    fetch_weights(fake.FAKE, tmp_path, offline=True)
+    assert fetch_weights(fake.FAKE, tmp_path) == tmp_path / "fake.gguf"
     monkeypatch.setattr(weights, "_verify", lambda *_: pytest.fail("hashed again"))
-    assert fetch_weights(fake.FAKE, tmp_path, offline=True)
+    assert fetch_weights(fake.FAKE, tmp_path)
 
 
 @pytest.mark.long

@@ -251,7 +251,7 @@ async def test_a_real_engine_within_its_limit_is_never_cut(engines: LocalStack, 
     sent = ""
     async with (
         httpx.AsyncClient(timeout=60) as client,
-        client.stream("POST", f"{engines.student_url}/v1/chat/completions", json=body) as answer,
+        client.stream("POST", f"{engines.student.url}/v1/chat/completions", json=body) as answer,
     ):
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):

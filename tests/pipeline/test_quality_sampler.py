@@ -317,8 +317,8 @@ def test_real_models_in_both_roles_are_compared(engines: LocalStack, redis_url: 
         admin={"key": "env:GUARD_ADMIN_KEY"},
         environ={"GUARD_ADMIN_KEY": ADMIN_KEY},
         models=[
-            model("big", "tgi", engines.teacher_url),
-            model("small", "openai", engines.student_url + "/v1"),
+            model("big", "tgi", engines.teacher.url),
+            model("small", "openai", engines.student.url + "/v1"),
         ],
         routes=[guided() | {"quality": ALL}],
     ) as gateway:

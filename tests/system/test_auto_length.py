@@ -31,7 +31,7 @@ def client(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPat
         tmp_path_factory.mktemp("auto"),
         redis_url=redis_url,
         redis={"prefix": "auto"},
-        models=[model("big", "tgi", engines.teacher_url), model("small", "openai", engines.student_url + "/v1")],
+        models=[model("big", "tgi", engines.teacher.url), model("small", "openai", engines.student.url + "/v1")],
         routes=[
             guided("chat-auto", tokens="auto", auto={"max": 40, "min": 8, "default": 16}),
             guided("chat-sentence", tokens="auto", auto={"max": 80, "min": 4, "default": 80, "stop_at": "sentence"}),

@@ -53,8 +53,8 @@ async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, re
     """12 callers on each of two processes: receipts of both have one batch id, and no batch exceeds its limit."""
     config: dict[str, Any] = {
         "models": [
-            model("big", "tgi", engines.teacher_url, batch={"max_size": 24, "low_water": 0}),
-            model("small", "openai", engines.student_url + "/v1"),
+            model("big", "tgi", engines.teacher.url, batch={"max_size": 24, "low_water": 0}),
+            model("small", "openai", engines.student.url + "/v1"),
         ],
         # A window long enough that both processes' callers are in it, however slow this machine is.
         "routes": [guided(max_wait="1s", tokens=4)],
@@ -97,10 +97,10 @@ async def test_every_callers_sampling_reaches_the_student_untouched(
 ) -> None:
     """24 concurrent callers with 24 settings: each student body equals the caller's except for the plan's changes."""
     assert len(SETTINGS) == 24
-    with recording_proxy(engines.student_url) as (proxy, bodies):
+    with recording_proxy(engines.student.url) as (proxy, bodies):
         config: dict[str, Any] = {
             "models": [
-                model("big", "tgi", engines.teacher_url),
+                model("big", "tgi", engines.teacher.url),
                 model("small", "openai", proxy + "/v1", model="smollm2-135m-instruct", continuation="trailing"),
             ],
             "routes": [guided(tokens=4, allow_fields=["an_unknown_parameter"]), STUDENT_ONLY],

@@ -227,7 +227,7 @@ def small(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
         folder,
         redis_url=redis_url,
         redis={"prefix": f"q{os.urandom(4).hex()}"},
-        models=[model("big", "tgi", engines.teacher_url), model("small", "openai", engines.student_url + "/v1")],
+        models=[model("big", "tgi", engines.teacher.url), model("small", "openai", engines.student.url + "/v1")],
         routes=[
             guided("cutoff"),
             guided("primed", projection="primed", exemplars="exemplars/it.yaml"),
