@@ -10,7 +10,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from gateway.cli.eval_progress import duration, progress_on
+from gateway.cli.eval_progress import EvalProgress, duration
 from gateway.cli.interrupts import until_interrupted
 from gateway.cli.tables import console_for, plain_table
 from gateway.errors import EngineError, StartupError
@@ -234,17 +234,17 @@ async def _search(
         facts = manifest_facts(session.pair)
         folder.begin(new_manifest(name, every, plain, seed=session.seed, live=False, **facts), every)
 
-    progress = progress_on(Console(stderr=True))
     try:
         async with judge_of(session.pair, session.judge, folder.generations) as judge:
             score = Scoring(judge).score
-            trials = Trials(folder, session.pair, session.setting, every, score, progress, session.concurrency, begin)
-            printer.planned(parts)
-            return await find(trials, parts, score, session.limits, session.seed, printer, own)
+            with EvalProgress(Console(stderr=True)) as progress:
+                trials = Trials(
+                    folder, session.pair, session.setting, every, score, progress, session.concurrency, begin
+                )
+                printer.planned(parts)
+                return await find(trials, parts, score, session.limits, session.seed, printer, own)
     except EngineError as error:
         raise StartupError(f"The judge failed: {error.message} Run the same command again to resume.") from error
-    finally:
-        progress.end()
 
 
 def _write(session: ExemplarSession, name: str, result: SearchReport, printer: SearchPrinter) -> bool:

@@ -15,7 +15,7 @@ from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.evaluation.advice.fit import LengthFamily
+    from gateway.evaluation.advice.fit import FitTables, LengthFamily
     from gateway.policy.length_model import FitFigures, FittedLengths
 
 NO_BETTER = 3
@@ -71,23 +71,23 @@ def fit(
     new = out.with_name(f".{out.name}")
     new.write_text(model.model_dump_json(indent=1) + "\n")
     new.replace(out)  # atomically, since a gateway may watch the file
-    show(family, rows, model, out)
+    show(family, tables, rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)
 
 
-def show(family: LengthFamily, rows: list[FitFigures], model: FittedLengths, out: Path) -> None:
+def show(family: LengthFamily, tables: FitTables, rows: list[FitFigures], model: FittedLengths, out: Path) -> None:
     """Print the comparison with fixed lengths."""
     console = Console(highlight=False)
     console.print(f"{len(family.questions)} questions; {family.name}")
     table = Table("length", "correct", "USD per answer", "auto at that cost", "USD", "difference, 95 %", box=None)
     compared = {one.fixed_tokens: one for one in rows}
-    for tokens in family.lengths:
-        mean, cells = family.mean(tokens), [""] * 3
+    for tokens, right, usd in zip(family.lengths, tables.right.T, tables.usd.T, strict=True):
+        cells = [""] * 3
         if (one := compared.get(tokens)) is not None:
             difference = f"{one.difference:+.1%} ({one.low:+.1%} to {one.high:+.1%})"
             cells = [f"{one.auto_right:.1%}", f"{one.auto_usd:.3g}", difference]
-        table.add_row(str(tokens or "student alone"), f"{mean.score:.1%}", f"{mean.usd:.3g}", *cells)
+        table.add_row(str(tokens or "student alone"), f"{right.mean():.1%}", f"{usd.mean():.3g}", *cells)
     console.print(table)
     figures = model.figures
     assert figures is not None, "set by fit()"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,22 +15,28 @@ _LINE_EVERY_S = 30.0
 _MIN_DONE = 16
 
 
-def progress_on(console: Console) -> ProgressBars | ProgressLines:
-    """Return bars on a terminal, else lines."""
-    return ProgressBars(console) if console.is_terminal else ProgressLines(console)
-
-
-class ProgressBars:
-    """A progress bar for each stage. Call `end` also after failures."""
+class EvalProgress:
+    """Progress of the stages of a run. A context manager, which ends the last stage also after failures."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress: Progress | None = None
-        self._speed = TokenRate()
+        self._bar: Progress | None = None
+        self._stage, self._done, self._total, self._tokens = "", 0, 0, 0
+        self._began = self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
     def begin(self, stage: str, total: int) -> None:
-        self._speed = TokenRate()
-        self._progress = Progress(
+        self._stage, self._done, self._total, self._tokens = stage, 0, total, 0
+        self._began = time.monotonic()
+        if not self._console.is_terminal:
+            self._print_line()
+            return
+        self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -40,75 +46,43 @@ class ProgressBars:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._progress.add_task(stage, total=total, speed="")
-        self._progress.start()
-
-    def step(self, tokens: int = 0) -> None:
-        if self._progress is not None:
-            self._speed.add(tokens)
-            self._progress.update(self._task, advance=1, speed=self._speed.text)
-
-    def end(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-class ProgressLines:
-    """Prints a line when a stage begins, every half minute, and when it ends."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stage, self._done, self._total = "", 0, 0
-        self._speed = TokenRate()
-        self._printed = 0.0
-
-    def begin(self, stage: str, total: int) -> None:
-        self._stage, self._done, self._total = stage, 0, total
-        self._speed = TokenRate()
-        self._print_line()
+        self._task = self._bar.add_task(stage, total=total, speed="")
+        self._bar.start()
 
     def step(self, tokens: int = 0) -> None:
         self._done += 1
-        self._speed.add(tokens)
-        if time.monotonic() > self._printed + _LINE_EVERY_S:
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, speed=self._speed)
+        elif time.monotonic() > self._printed + _LINE_EVERY_S:
             self._print_line()
 
     def end(self) -> None:
-        if self._done:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._done:
             self._print_line()
         self._done = 0
-
-    def _print_line(self) -> None:
-        self._printed = time.monotonic()
-        left = self._speed.left_s(self._done, self._total)
-        parts = [f"{self._done} of {self._total}", self._speed.text]
-        parts += [f"{duration(left)} left"] if left and self._done < self._total else []
-        self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
-
-
-class TokenRate:
-    """Tokens per second since the stage began."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._tokens = 0
-
-    def add(self, tokens: int) -> None:
-        """Count output tokens."""
-        self._tokens += tokens
-
-    @property
-    def text(self) -> str:
-        """Return the rate as text; empty before the first token."""
-        seconds = time.monotonic() - self._began
-        speed = self._tokens / seconds if seconds else 0.0
-        return f"{speed:.{0 if speed >= 10 else 1}f} tokens/s" if speed >= 0.05 else ""
 
     def left_s(self, done: int, total: int) -> float | None:
         """Return the estimated remaining seconds, or None while too few calls are done for an estimate."""
         reliable = 0 < done >= min(_MIN_DONE, total // 2)
         return (time.monotonic() - self._began) / done * (total - done) if reliable else None
+
+    @property
+    def _speed(self) -> str:
+        """Return the output tokens per second of the stage as text; empty before the first token."""
+        seconds = time.monotonic() - self._began
+        speed = self._tokens / seconds if seconds else 0.0
+        return f"{speed:.{0 if speed >= 10 else 1}f} tokens/s" if speed >= 0.05 else ""
+
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
+        left = self.left_s(self._done, self._total)
+        parts = [f"{self._done} of {self._total}", self._speed]
+        parts += [f"{duration(left)} left"] if left and self._done < self._total else []
+        self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.eval_progress import ProgressBars, ProgressLines, duration, progress_on
+from gateway.cli.eval_progress import EvalProgress, duration
 from gateway.cli.interrupts import until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
@@ -30,7 +30,7 @@ from gateway.local.stack import usable_cores
 from gateway.telemetry.logs import set_up_logs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import Sequence
 
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData
@@ -104,67 +104,42 @@ def hold(session: EvalSession) -> None:
             _agree_on_live(session, folder, console)
         elif not session.rescore:
             _agree_on_stages(session, folder, console)
-        _until_done(_held(session, folder, console), session, console)
+        _until_done(session, folder, console)
         _sum_up(folder, Console())
 
 
-def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: Console) -> None:
+def _until_done(session: EvalSession, folder: RunFolder, console: Console, limit: int | None = None) -> None:
     try:
-        uvloop.run(until_interrupted(work, "eval"))
+        uvloop.run(until_interrupted(_run(session, folder, console, limit), "eval"))
     except typer.Exit:
         console.print(f"Stopped. The answers are in {session.folder}: run the same command again to resume.")
         raise
 
 
-async def _held(session: EvalSession, folder: RunFolder, console: Console) -> None:
-    async with _begun(session, folder, console) as (work, progress):
-        if session.gateway is not None:
-            routes = live.remote_routes(session.routes, work)
-            async with live.connect_gateway(session.gateway, _key(session.key)) as caller:
-                settings = await live.describe_routes(routes, caller, work, folder.manifest)
-                folder.begin(session.manifest(settings), work.questions)
-                await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
-            return
-        folder.begin(session.manifest(session.plain_settings), work.questions)
-        if session.live:
-            routes = live.setting_routes(work.settings)
-            async with live.start_gateway(session.pair, routes, session.folder) as caller:
-                await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
-        else:
-            await _staged(session, work, folder, progress, console)
-
-
-@asynccontextmanager
-async def _begun(
-    session: EvalSession, folder: RunFolder, console: Console
-) -> AsyncIterator[tuple[EvalWork, ProgressBars | ProgressLines]]:
-    """Yield the work, with its judge if it has one, and the progress display."""
-    progress = progress_on(console)
-    try:
-        async with judge_of(session.pair, session.judge, folder.generations) as judge:
-            yield session.work(Scoring(judge, session.scorer).score), progress
-    finally:
-        progress.end()
-
-
-async def _staged(
-    session: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines, console: Console
-) -> None:
-    run = StagedRun(folder, work, session.pair, progress, concurrency=session.concurrency)
-    with closing(run):
-        if not session.rescore:
-            await run.run()
-        elif left := await run.rescore():
-            console.print(f"{len(left)} answers have no text yet: run without --rescore to request them.")
-
-
-async def _time_a_few(session: EvalSession, folder: RunFolder, console: Console) -> None:
-    """Measure the first calls of the run. Their answers are kept and not requested again."""
-    first = {setting.mode: setting for setting in session.settings}
-    few = replace(session, settings=list(first.values()))
-    async with _begun(few, folder, console) as (work, progress):
-        folder.begin(few.manifest(few.plain_settings), work.questions)
-        await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, console)
+async def _run(session: EvalSession, folder: RunFolder, console: Console, limit: int | None) -> None:
+    """Answer the questions; in two stages the first `limit` ones, whose answers are kept and not requested again."""
+    async with judge_of(session.pair, session.judge, folder.generations) as judge:
+        work = session.work(Scoring(judge, session.scorer).score)
+        with EvalProgress(console) as progress:
+            if session.gateway is not None:
+                routes = live.remote_routes(session.routes, work)
+                async with live.connect_gateway(session.gateway, _key(session.key)) as caller:
+                    settings = await live.describe_routes(routes, caller, work, folder.manifest)
+                    folder.begin(session.manifest(settings), work.questions)
+                    await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
+                return
+            folder.begin(session.manifest(session.plain_settings), work.questions)
+            if session.live:
+                routes = live.setting_routes(work.settings)
+                async with live.start_gateway(session.pair, routes, session.folder) as caller:
+                    await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
+                return
+            work = replace(work, questions=work.questions[:limit])
+            with closing(StagedRun(folder, work, session.pair, progress, concurrency=session.concurrency)) as run:
+                if not session.rescore:
+                    await run.run()
+                elif left := await run.rescore():
+                    console.print(f"{len(left)} answers have no text yet: run without --rescore to request them.")
 
 
 def _key(reference: str | None) -> str:
@@ -194,7 +169,10 @@ def _warn_where_busy(pair: Pair, console: Console) -> None:
 def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) -> None:
     calls = _calls_left(session, folder)
     if sum(calls) > session.most_calls and not session.yes and not folder.stages:
-        _until_done(_time_a_few(session, folder, console), session, console)
+        # Measure the duration of the first calls.
+        first = {setting.mode: setting for setting in session.settings}
+        few = replace(session, settings=list(first.values()))
+        _until_done(few, folder, console, few.concurrency)
         calls = _calls_left(session, folder)
     times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
     expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
@@ -207,7 +185,7 @@ def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) 
 
 def _calls_left(session: EvalSession, folder: RunFolder) -> tuple[int, int]:
     work = session.work(Scoring().score)
-    with closing(StagedRun(folder, work, session.pair, ProgressBars(Console(quiet=True)), concurrency=1)) as run:
+    with closing(StagedRun(folder, work, session.pair, EvalProgress(Console(quiet=True)), concurrency=1)) as run:
         return run.calls_left()
 
 

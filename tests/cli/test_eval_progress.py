@@ -7,12 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
-from gateway.cli.eval_progress import ProgressBars, ProgressLines, TokenRate, duration
+from gateway.cli.eval_progress import EvalProgress, duration
 
 
 def test_a_terminal_shows_a_bar_with_the_number_of_finished_items() -> None:
     terminal = io.StringIO()
-    bars = ProgressBars(Console(file=terminal, force_terminal=True, width=120))
+    bars = EvalProgress(Console(file=terminal, force_terminal=True, width=120))
     bars.begin("teacher big", 3)
     for _ in range(3):
         bars.step(20)
@@ -26,7 +26,7 @@ def test_a_terminal_shows_a_bar_with_the_number_of_finished_items() -> None:
 
 def test_without_a_terminal_each_stage_has_a_first_and_a_last_line() -> None:
     file = io.StringIO()
-    progress = ProgressLines(Console(file=file, width=120))
+    progress = EvalProgress(Console(file=file, width=120))
     progress.begin("student [small]", 3)
     for _ in range(3):
         progress.step(20)
@@ -45,6 +45,7 @@ def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> Non
 
 
 def test_the_remaining_time_is_shown_after_enough_finished_items() -> None:
-    speed = TokenRate()
+    speed = EvalProgress(Console(file=io.StringIO()))
+    speed.begin("teacher big", 100)
     assert [speed.left_s(done, 100) is None for done in (0, 1, 15, 16, 99)] == [True, True, True, False, False]
     assert [speed.left_s(done, 8) is None for done in (0, 3, 4)] == [True, True, False]

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.fit import families
+from gateway.evaluation.advice.fit import families, tables_of
 from gateway.evaluation.setting import read_auto
 from gateway.policy.length import AutoRule, LengthRule, choose_length
 from gateway.protocol.chat import parse_chat
@@ -25,7 +25,7 @@ def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> N
     assert FAMILY.lengths == (0, *LENGTHS)
     assert FAMILY.setting["projection"] == "cutoff"
     assert len(FAMILY.cells) == COUNT
-    assert [cell.teacher_tokens for cell in FAMILY.cells[0]] == [0, *LENGTHS]
+    assert [cell.teacher_output_tokens for cell in FAMILY.cells[0]] == [0, *LENGTHS]
 
 
 def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
@@ -43,9 +43,10 @@ def test_a_run_without_lengths_is_an_error() -> None:
 
 
 def test_every_fixed_length_reproduces_the_records() -> None:
-    assert [FAMILY.mean(tokens).score for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
-    assert FAMILY.mean(80).teacher_tokens == 80
-    assert FAMILY.mean(40).usd == pytest.approx(0.0005)
+    tables = tables_of(FAMILY)
+    assert tables.right.mean(axis=0).tolist() == [0.5, 0, 0, 0.6]
+    assert {row[FAMILY.lengths.index(80)].teacher_output_tokens for row in FAMILY.cells} == {80}
+    assert tables.usd[:, FAMILY.lengths.index(40)].mean() == pytest.approx(0.0005)
 
 
 def test_rules_choose_the_same_length_as_the_gateway() -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from gateway.evaluation.reporting.comparison import FrontierPoint, best, hull, pareto
+from gateway.evaluation.reporting.comparison import best, hull, pareto
+from gateway.evaluation.summary import SettingSummary
 
 
-def point(name: str, cost: int, accuracy: float) -> FrontierPoint:
-    mode = name if name in {"teacher", "student"} else "guided"
-    return FrontierPoint(name, mode, Decimal(cost), accuracy)  # type: ignore[arg-type]
+def point(name: str, cost: int, accuracy: float) -> SettingSummary:
+    setting = {"name": name, "mode": name if name in {"teacher", "student"} else "guided"}
+    fields: dict[str, Any] = dict.fromkeys(SettingSummary._fields, 0)
+    fields |= {"setting": setting, "questions": ("q",) * 100, "correct": round(accuracy * 100)}
+    return SettingSummary(**fields | {"cost_usd": Decimal(100 * cost)})
 
 
 TEACHER, STUDENT = point("teacher", 100, 0.8), point("student", 10, 0.2)
 
 
-def names(points: list[FrontierPoint]) -> list[str]:
+def names(points: list[SettingSummary]) -> list[str]:
     return [one.name for one in points]
 
 

@@ -41,39 +41,21 @@ _VALUES = 81
 _MARGIN = 1.01  # relative tolerance in comparisons of costs
 
 
-class LengthOutcome(NamedTuple):
-    """Result of one length for one question, or the mean of several. `score` is 1 if correct, else 0."""
-
-    score: float
-    usd: float
-    teacher_tokens: float
-
-    @classmethod
-    def of(cls, example: Example) -> LengthOutcome:
-        return cls(float(example.correct), float(example.cost_usd), example.teacher_output_tokens)
-
-
 class LengthFamily(NamedTuple):
     """A setting (the shared keys of `Setting.as_dict`) at several lengths in tokens. The first is 0, the student alone.
 
-    `questions` are ids, with the caller's request of each. `cells` has their results in the order of `lengths`.
+    `questions` are ids, with the caller's request of each. `cells` has their examples in the order of `lengths`.
     """
 
     setting: dict[str, Any]
     lengths: tuple[int, ...]
     questions: tuple[str, ...]
     requests: tuple[CompletionRequest, ...]
-    cells: tuple[tuple[LengthOutcome, ...], ...]
+    cells: tuple[tuple[Example, ...], ...]
 
     @property
     def name(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.setting.items() if value not in (None, 0))
-
-    def mean(self, length: int) -> LengthOutcome:
-        """Return the mean result of one length for all questions."""
-        index = self.lengths.index(length)
-        columns = zip(*(row[index] for row in self.cells), strict=True)
-        return LengthOutcome(*(sum(column) / len(self.cells) for column in columns))
 
 
 def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:
@@ -127,7 +109,7 @@ def _family(
         questions=tuple(one.id for one in questions),
         # The exemplars of the prompt are left out: the request path does not use them for the choice either.
         requests=tuple(request_setting.request(one, ()) for one in questions),
-        cells=tuple(tuple(LengthOutcome.of(tried[length][one.id]) for length in lengths) for one in questions),
+        cells=tuple(tuple(tried[length][one.id] for length in lengths) for one in questions),
     )
 
 
@@ -163,11 +145,11 @@ def tables_of(family: LengthFamily) -> FitTables:
             f"{len(family.questions)} questions have answers at every length: `eval fit` needs at least "
             f"{MIN_FIT_QUESTIONS}, and a few hundred for a useful model. Run more questions."
         )
-    usd = np.array([[cell.usd for cell in row] for row in family.cells])
+    usd = np.array([[float(cell.cost_usd) for cell in row] for row in family.cells])
     if not usd.any():
         raise StartupError("All answers of this run have zero cost: run it with prices, so that costs can be compared.")
     features = np.array([features_of(request, request.max_tokens).numbers for request in family.requests])
-    right = np.array([[cell.score for cell in row] for row in family.cells])
+    right = np.array([[float(cell.correct) for cell in row] for row in family.cells])
     return FitTables(features, right, usd)
 
 

@@ -9,10 +9,8 @@ from gateway.evaluation.statistics import Interval, paired_bootstrap, paired_dif
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from decimal import Decimal
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.setting import Mode
     from gateway.evaluation.summary import SettingSummary
 
 KEEP = 0.95
@@ -94,19 +92,6 @@ def _right(*answers: Mapping[str, Example]) -> list[list[bool]]:
     return [[one[question].correct for question in shared] for one in answers]
 
 
-class FrontierPoint(NamedTuple):
-    """A setting by cost and accuracy; `cost_usd` is the mean of an answer."""
-
-    name: str
-    mode: Mode
-    cost_usd: Decimal
-    accuracy: float
-
-    @classmethod
-    def of(cls, summary: SettingSummary) -> FrontierPoint:
-        return cls(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
-
-
 class BestSetting(NamedTuple):
     """The best setting, why, and the accuracy of teacher and student mixed at its cost; None without a student."""
 
@@ -118,56 +103,56 @@ class BestSetting(NamedTuple):
         return self.mixture is None or accuracy > self.mixture
 
 
-def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Return the points that no other point beats in cost and accuracy, cheapest first."""
-    found: list[FrontierPoint] = []
-    for point in sorted(points, key=lambda one: (one.cost_usd, -one.accuracy)):
-        if not found or point.accuracy > found[-1].accuracy:
-            found.append(point)
+def pareto(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
+    """Return the settings that no other setting beats in cost and accuracy, cheapest first."""
+    found: list[SettingSummary] = []
+    for summary in sorted(summaries, key=lambda one: (one.cost_per_answer, -one.accuracy)):
+        if not found or summary.accuracy > found[-1].accuracy:
+            found.append(summary)
     return found
 
 
-def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Return the points of `pareto` on its upper convex hull: mixtures of two settings beat points below their line."""
-    found: list[FrontierPoint] = []
-    for point in pareto(points):
-        while len(found) > 1 and _below(found[-2], found[-1], point):
+def hull(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
+    """Return the settings on the upper convex hull of `pareto`: mixtures of two beat settings below their line."""
+    found: list[SettingSummary] = []
+    for summary in pareto(summaries):
+        while len(found) > 1 and _below(found[-2], found[-1], summary):
             found.pop()
-        found.append(point)
+        found.append(summary)
     return found
 
 
-def best(points: Sequence[FrontierPoint]) -> BestSetting | None:
+def best(summaries: Sequence[SettingSummary]) -> BestSetting | None:
     """Return the best guided setting among those cheaper than the teacher and more accurate than the student.
 
     It is the cheapest one that keeps `KEEP` of the teacher's accuracy, else the most accurate one. Returns None without
     such a setting or without a teacher alone. The selection uses the reported questions, so its accuracy is slightly
     optimistic; `eval recommend` uses other questions.
     """
-    teacher, student = (next((one for one in points if one.mode == mode), None) for mode in ("teacher", "student"))
+    teacher, student = (next((one for one in summaries if one.mode == mode), None) for mode in ("teacher", "student"))
     if teacher is None:
         return None
-    cheaper = (one for one in points if one.mode == "guided" and one.cost_usd < teacher.cost_usd)
+    cheaper = (one for one in summaries if one.mode == "guided" and one.cost_per_answer < teacher.cost_per_answer)
     paying = [one for one in cheaper if student is None or one.accuracy > student.accuracy]
     if not paying:
         return None
     if keeping := [one for one in paying if one.accuracy >= KEEP * teacher.accuracy]:
-        found = min(keeping, key=lambda one: (one.cost_usd, -one.accuracy))
+        found = min(keeping, key=lambda one: (one.cost_per_answer, -one.accuracy))
         why = f"the cheapest one that keeps {_KEEP} of the teacher's accuracy"
     else:
-        found = max(paying, key=lambda one: (one.accuracy, -one.cost_usd))
+        found = max(paying, key=lambda one: (one.accuracy, -one.cost_per_answer))
         why = f"the most accurate one cheaper than the teacher; none keeps {_KEEP} of the teacher's accuracy"
     return BestSetting(found.name, why, None if student is None else _mixture(found, teacher, student))
 
 
-def _mixture(of: FrontierPoint, teacher: FrontierPoint, student: FrontierPoint) -> float:
-    if not student.cost_usd < teacher.cost_usd:
+def _mixture(of: SettingSummary, teacher: SettingSummary, student: SettingSummary) -> float:
+    if not student.cost_per_answer < teacher.cost_per_answer:
         return max(teacher.accuracy, student.accuracy)
-    share = float((of.cost_usd - student.cost_usd) / (teacher.cost_usd - student.cost_usd))
+    share = float((of.cost_per_answer - student.cost_per_answer) / (teacher.cost_per_answer - student.cost_per_answer))
     return student.accuracy + min(1.0, max(0.0, share)) * (teacher.accuracy - student.accuracy)
 
 
-def _below(left: FrontierPoint, middle: FrontierPoint, right: FrontierPoint) -> bool:
-    """Return whether the middle point lies on or below the line between the others."""
-    middle_distance, right_distance = float(middle.cost_usd - left.cost_usd), float(right.cost_usd - left.cost_usd)
-    return (middle.accuracy - left.accuracy) * right_distance <= (right.accuracy - left.accuracy) * middle_distance
+def _below(left: SettingSummary, middle: SettingSummary, right: SettingSummary) -> bool:
+    """Return whether the middle setting lies on or below the line between the others."""
+    to_middle, to_right = (float(one.cost_per_answer - left.cost_per_answer) for one in (middle, right))
+    return (middle.accuracy - left.accuracy) * to_right <= (right.accuracy - left.accuracy) * to_middle

@@ -46,7 +46,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
         return OmittedFigure(title, "it needs two settings with equal requests and common questions")
     if not any(group.on_common(row).cost_usd for row in group.comparable):
         return OmittedFigure(title, "all costs are zero: the run needs prices")
-    unbeaten, edge = pareto(group.points), hull(group.points)
+    unbeaten, edge = pareto(group.summaries), hull(group.summaries)
     names = {one.name for one in unbeaten}
     best = group.best_row
     few = len(group.comparable) <= _MAX_LABELS
@@ -55,7 +55,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
     with d.sheet(name, 3.1) as (sheet, axes):
         d.percent_axis(axes, (group.on_common(row).interval for row in group.comparable))
         axes.set_xlabel("USD per 1,000 answers")
-        xs, ys = [_per_thousand(one.cost_usd) for one in edge], [one.accuracy for one in edge]
+        xs, ys = zip(*map(_position, edge), strict=True)
         axes.plot(xs, ys, color=d.SOFT, linestyle="--", linewidth=1.2, label="mixture")
         labeled = set()
         occupied = []
@@ -278,11 +278,7 @@ def _curve(
 
 
 def _position(summary: SettingSummary) -> tuple[float, float]:
-    return _per_thousand(summary.cost_per_answer), summary.accuracy
-
-
-def _per_thousand(cost: object) -> float:
-    return float(str(cost)) * 1000
+    return float(summary.cost_per_answer) * 1000, summary.accuracy
 
 
 def _short(row: ReportRow) -> str:

@@ -174,8 +174,8 @@ def _section(section: ReportSection) -> dict[str, Any]:
                 "asked": group.title,
                 "common_questions": group.questions,
                 "settings": [_row(row) for row in group.rows],
-                "pareto": [one.name for one in pareto(group.points)],
-                "hull": [one.name for one in hull(group.points)],
+                "pareto": [one.name for one in pareto(group.summaries)],
+                "hull": [one.name for one in hull(group.summaries)],
                 "best": None if group.best is None else group.best._asdict(),
             }
             for group in section.groups

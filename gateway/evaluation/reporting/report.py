@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting.comparison import (
-    FrontierPoint,
     SettingComparison,
     best,
     compare,
@@ -222,8 +221,8 @@ class ReportGroup(NamedTuple):
         return next((row for row in self.rows if self.best is not None and row.summary.name == self.best.name), None)
 
     @property
-    def points(self) -> list[FrontierPoint]:
-        return [FrontierPoint.of(summary) for summary in self.common.values()]
+    def summaries(self) -> list[SettingSummary]:
+        return list(self.common.values())
 
 
 class ReportSection(NamedTuple):
@@ -305,7 +304,7 @@ def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterat
     for some in by_request.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
         common = _common(some, answers)
-        found = best([FrontierPoint.of(summary) for summary in common.values()])
+        found = best(list(common.values()))
         yield ReportGroup(request_in_words(some[0].summary.setting), tuple(some), common, found)
 
 
