@@ -230,7 +230,7 @@ def _check_unedited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> No
 
 def _check_costs(evidences: Sequence[Evidence]) -> None:
     for evidence in evidences:
-        if not any(usd for candidate in evidence.candidates for usd in candidate.costs_usd):
+        if not any(candidate.cost_usd for candidate in evidence.candidates):
             raise StartupError(
                 f"{', '.join(evidence.sources)}: all answers cost 0: set prices with --price teacher=IN,OUT and "
                 "--price student=IN,OUT"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from gateway.evaluation.advice.evidence import CandidateSetting
     from gateway.evaluation.advice.recommend import Recommendation
     from gateway.evaluation.advice.target import BoundedMean
+    from gateway.evaluation.summary import SettingSummary
 
 _POINTS, _THOUSAND = 100, 1000
 _VERDICTS = {
@@ -48,14 +48,14 @@ def _table(recommendation: Recommendation) -> Table:
     within = f"within, {'points' if cheapest else 'USD/1000'}"
     table = plain_table(*titles, within, "over mixture, points", right=slice(1, None))
     teacher = evidence.candidates[evidence.teacher]
-    for index in sorted(range(len(evidence.candidates)), key=lambda index: evidence.candidates[index].cost_usd):
+    for index in sorted(range(len(evidence.candidates)), key=lambda index: evidence.candidates[index].cost_per_answer):
         one, standing = evidence.candidates[index], recommendation.results[index]
         is_chosen, own = index == recommendation.chosen, index == evidence.teacher and cheapest
         table.add_row(
             Text(f"{'> ' if is_chosen else '  '}{_short(one, recommendation)}"),
             percent(one.accuracy),
             f"{one.interval.low * 100:.1f} to {one.interval.high * 100:.1f}",
-            usd_per_1k(one.cost_usd),
+            usd_per_1k(one.cost_per_answer),
             percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
             "yes" if own else _claim(standing.within, _POINTS if cheapest else _THOUSAND),
             "" if standing.pays is None else _claim(standing.pays, _POINTS),
@@ -64,7 +64,7 @@ def _table(recommendation: Recommendation) -> Table:
     return table
 
 
-def _short(one: CandidateSetting, recommendation: Recommendation) -> str:
+def _short(one: SettingSummary, recommendation: Recommendation) -> str:
     name = one.name.replace(f", {recommendation.evidence.request_form}", "", 1)
     limits = {other.setting["max_tokens"] for other in recommendation.evidence.candidates}
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
@@ -100,9 +100,9 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
             "setting": dict(one.setting),
             "accuracy": one.accuracy,
             "interval": one.interval,
-            "cost_usd": one.cost_usd,
-            "teacher_output_tokens": one.teacher_tokens,
-            "student_output_tokens": one.student_tokens,
+            "cost_usd": one.cost_per_answer,
+            "teacher_output_tokens": one.teacher_output_tokens / one.n,
+            "student_output_tokens": one.student_output_tokens / one.n,
             "within": standing.within._asdict(),
             "pays": None if standing.pays is None else standing.pays._asdict(),
         }

@@ -25,7 +25,7 @@ _SUMS = (
 
 
 class SettingSummary(NamedTuple):
-    """Totals of one setting (as `Setting.as_dict`) over n questions, in the order of the run. Money is USD.
+    """Totals of one setting (as `Setting.as_dict`) over its examples, in the order of the run. Money is USD.
 
     Attributes:
         correct: Number of correct answers; errors are not correct.
@@ -41,7 +41,7 @@ class SettingSummary(NamedTuple):
     """
 
     setting: Mapping[str, Any]
-    questions: tuple[str, ...]
+    examples: tuple[Example, ...]
     correct: int
     score: float
     guidance_correct: int | None
@@ -75,8 +75,12 @@ class SettingSummary(NamedTuple):
         return mode
 
     @property
+    def guided(self) -> bool:
+        return self.mode == "guided"
+
+    @property
     def n(self) -> int:
-        return len(self.questions)
+        return len(self.examples)
 
     @property
     def accuracy(self) -> float:
@@ -123,7 +127,7 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
     sums: dict[str, Any] = {name: sum(getattr(one, name) for one in examples) for name in _SUMS}
     return SettingSummary(
         setting=setting,
-        questions=tuple(one.question for one in examples),
+        examples=tuple(examples),
         correct=sum(one.correct for one in examples),
         score=sum(one.score for one in examples) / len(examples),
         guidance_correct=sum(one.guidance_score >= 0.5 for one in examples) if guided else None,

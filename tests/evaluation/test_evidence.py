@@ -45,7 +45,7 @@ def test_settings_are_held_against_each_other_question_by_question(tmp_path: Pat
     for column, one in enumerate(found.candidates):
         assert [example.question for example in one.examples] == list(found.questions)
         assert one.accuracy == pytest.approx(panel.correct[:, column].mean())
-        assert float(one.cost_usd) == pytest.approx(panel.cost[:, column].mean())
+        assert float(one.cost_per_answer) == pytest.approx(panel.cost[:, column].mean())
 
 
 def test_only_the_questions_that_all_settings_answered_count(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path
     run = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40))
     found = evidence_of(run, prices={"teacher": Price.of_tokens(Decimal("0.90"), Decimal("0.90"))})
     # 40 teacher tokens at 0.90 USD per 1M, and 120 student tokens at 0.10 USD.
-    assert found.candidates[2].cost_usd == Decimal("0.000048")
-    assert found.candidates[found.student].cost_usd == Decimal("0.00002")
+    assert found.candidates[2].cost_per_answer == Decimal("0.000048")
+    assert found.candidates[found.student].cost_per_answer == Decimal("0.00002")
     bare = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40, prices={}))
     with pytest.raises(StartupError, match="no price of the student: add --price student=IN,OUT"):
         evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
@@ -132,8 +132,8 @@ def test_extra_prompt_tokens_of_the_teacher_have_their_own_price(tmp_path: Path)
     write_lines(tmp_path / EXAMPLES, lines)
     price = Price.of_tokens(Decimal("0.90"), Decimal("0.90"), Decimal("0.09"))
     found = evidence_of(read_run(tmp_path), prices={"teacher": price})
-    assert found.candidates[2].cost_usd == Decimal("0.000048") + Decimal("0.000045") + Decimal("0.000027")
-    assert found.candidates[found.teacher].cost_usd == 250 * Decimal("0.0000009")
+    assert found.candidates[2].cost_per_answer == Decimal("0.000048") + Decimal("0.000045") + Decimal("0.000027")
+    assert found.candidates[found.teacher].cost_per_answer == 250 * Decimal("0.0000009")
 
 
 def test_failed_answers_are_counted_and_reported(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gateway.evaluation.summary import SettingSummary
 def point(name: str, cost: int, accuracy: float) -> SettingSummary:
     setting = {"name": name, "mode": name if name in {"teacher", "student"} else "guided"}
     fields: dict[str, Any] = dict.fromkeys(SettingSummary._fields, 0)
-    fields |= {"setting": setting, "questions": ("q",) * 100, "correct": round(accuracy * 100)}
+    fields |= {"setting": setting, "examples": (None,) * 100, "correct": round(accuracy * 100)}
     return SettingSummary(**fields | {"cost_usd": Decimal(100 * cost)})
 
 

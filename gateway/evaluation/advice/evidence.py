@@ -4,63 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import structs
+
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
-from gateway.evaluation.statistics import wilson
+from gateway.evaluation.summary import summarize
 from gateway.pricing import Price, cost_usd, total_usd
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-    from decimal import Decimal
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from gateway.evaluation.record import Example, Manifest, RunRecords
-    from gateway.evaluation.statistics import Interval
+    from gateway.evaluation.summary import SettingSummary
 
 # Settings with less than this part of the questions are left out, since only common questions count.
 _MIN_SHARE = 0.5
-
-
-class CandidateSetting(NamedTuple):
-    """A setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
-
-    setting: Mapping[str, Any]
-    examples: tuple[Example, ...]
-    costs_usd: tuple[Decimal, ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.setting["name"])
-
-    @property
-    def guided(self) -> bool:
-        return bool(self.setting["mode"] == "guided")
-
-    @property
-    def correct(self) -> int:
-        return sum(one.correct for one in self.examples)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / len(self.examples)
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(self.correct, len(self.examples))
-
-    @property
-    def cost_usd(self) -> Decimal:
-        """Return the mean cost of an answer in USD."""
-        return total_usd(*self.costs_usd) / len(self.costs_usd)
-
-    @property
-    def teacher_tokens(self) -> float:
-        """Return the mean output tokens of the teacher."""
-        return sum(one.teacher_output_tokens for one in self.examples) / len(self.examples)
-
-    @property
-    def student_tokens(self) -> float:
-        """Return the mean output tokens of the student."""
-        return sum(one.student_output_tokens for one in self.examples) / len(self.examples)
 
 
 class Evidence(NamedTuple):
@@ -74,7 +32,7 @@ class Evidence(NamedTuple):
     manifests: tuple[Manifest, ...]
     request_form: str
     questions: tuple[str, ...]
-    candidates: tuple[CandidateSetting, ...]
+    candidates: tuple[SettingSummary, ...]
     teacher: int
     student: int
     notes: tuple[str, ...] = ()
@@ -106,16 +64,15 @@ def evidence_of(
         notes.append(f"the settings answered different questions: only the {len(common)} common ones count")
     if found and not common:
         raise StartupError(f"{path}: no question has answers in all settings: let `gkt-gateway eval run` finish")
-    answered = [(one, tuple(examples[name] for name in common)) for one, examples in zip(kept, found, strict=True)]
     candidates = [
-        CandidateSetting(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered
+        summarize(one, [examples[name] for name in common]) for one, examples in zip(kept, found, strict=True)
     ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
     teacher, student = _references(candidates, path, form, requested={one["mode"] for one in settings})
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
-        candidates = [one._replace(costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
+        candidates = [summarize(one.setting, list(_repriced(one.examples, by_role, alone))) for one in candidates]
     return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes))
 
 
@@ -131,11 +88,7 @@ def combine(several: Sequence[Evidence]) -> Evidence:
     if differing := [name for name, blocks in rules.items() if len(blocks) > 1]:
         notes.append(f"left out, because each folder has another rule: {'; '.join(differing)}")
     candidates = [
-        CandidateSetting(
-            one.setting,
-            tuple(example for found in by_name for example in found[one.name].examples),
-            tuple(usd for found in by_name for usd in found[one.name].costs_usd),
-        )
+        summarize(one.setting, [example for found in by_name for example in found[one.name].examples])
         for one in shared
         if one.name not in differing
     ]
@@ -178,24 +131,17 @@ def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]
     return by_role
 
 
-def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> tuple[Decimal, ...]:
-    """Return the costs. `alone`: the examples of the teacher alone for the same questions."""
-    return tuple(
-        total_usd(
-            cost_usd(
-                prices["teacher"],
-                one.teacher_input_tokens,
-                one.teacher_output_tokens,
-                max(0, one.teacher_input_tokens - by_teacher.teacher_input_tokens),
-            ),
-            cost_usd(prices["student"], one.student_input_tokens, one.student_output_tokens),
-        )
-        for one, by_teacher in zip(examples, alone, strict=True)
-    )
+def _repriced(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> Iterator[Example]:
+    """Yield the examples at other prices. `alone` are those of the teacher alone for the same questions."""
+    for one, by_teacher in zip(examples, alone, strict=True):
+        cached_tokens = max(0, one.teacher_input_tokens - by_teacher.teacher_input_tokens)
+        teacher_usd = cost_usd(prices["teacher"], one.teacher_input_tokens, one.teacher_output_tokens, cached_tokens)
+        student_usd = cost_usd(prices["student"], one.student_input_tokens, one.student_output_tokens)
+        yield structs.replace(one, cost_usd=total_usd(teacher_usd, student_usd), teacher_usd=teacher_usd)
 
 
 def _references(
-    candidates: Sequence[CandidateSetting], where: str, form: str, requested: Collection[str] = ()
+    candidates: Sequence[SettingSummary], where: str, form: str, requested: Collection[str] = ()
 ) -> tuple[int, int]:
     """Return the indices of teacher and student alone, at their largest common limit. `requested`: modes of the run."""
     limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.advice.evidence import CandidateSetting
     from gateway.evaluation.advice.recommend import HeldOutResult, Recommendation
+    from gateway.evaluation.summary import SettingSummary
 
 # Keys of a setting that belong to the caller or to the route, or that name sources of the measurement. The other keys
 # are those of a policy's guidance.
@@ -143,15 +143,16 @@ def cautions(recommendation: Recommendation) -> Iterator[str]:
         yield "Measured in two stages, not through a gateway: late or missing guidance is not included in the figures."
 
 
-def _expected(one: CandidateSetting, teacher: CandidateSetting) -> str:
+def _expected(one: SettingSummary, teacher: SettingSummary) -> str:
     comparison = share = ""
     if one is not teacher:
         comparison = f", the teacher alone {percent(teacher.accuracy)}"
         share = f", {percent(float(one.cost_usd / teacher.cost_usd), 0)} of the teacher's" if teacher.cost_usd else ""
     return (
-        f"Expected from {len(one.examples)} questions: {percent(one.accuracy)} right{_interval(one.interval)}"
-        f"{comparison}; {usd_per_1k(one.cost_usd)} USD per 1000 answers{share}; each answer has "
-        f"{one.teacher_tokens:.0f} teacher tokens and {one.student_tokens:.0f} student tokens."
+        f"Expected from {one.n} questions: {percent(one.accuracy)} right{_interval(one.interval)}"
+        f"{comparison}; {usd_per_1k(one.cost_per_answer)} USD per 1000 answers{share}; each answer has "
+        f"{one.teacher_output_tokens / one.n:.0f} teacher tokens and {one.student_output_tokens / one.n:.0f} student "
+        "tokens."
     )
 
 
@@ -175,7 +176,7 @@ def _interval(found: tuple[float, float] | None) -> str:
     return "" if found is None else f" (95 %: {percent(found[0])} to {percent(found[1])})"
 
 
-def _route(name: str, engines: Mapping[str, str], one: CandidateSetting, more: Mapping[str, Any]) -> dict[str, Any]:
+def _route(name: str, engines: Mapping[str, str], one: SettingSummary, more: Mapping[str, Any]) -> dict[str, Any]:
     setting = one.setting
     # `check` warns about an engine that the mode does not use.
     roles = engines if one.guided else [setting["mode"]]

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.advice.evidence import CandidateSetting, Evidence
+    from gateway.evaluation.advice.evidence import Evidence
     from gateway.evaluation.advice.target import RecommendationTarget
+    from gateway.evaluation.summary import SettingSummary
 
 CONFIDENCE = 0.8
 FOLDS = 5
@@ -87,11 +88,11 @@ class Recommendation(NamedTuple):
     held_out: HeldOutResult | None
 
     @property
-    def setting(self) -> CandidateSetting | None:
+    def setting(self) -> SettingSummary | None:
         return None if self.chosen is None else self.evidence.candidates[self.chosen]
 
     @property
-    def favorite_setting(self) -> CandidateSetting | None:
+    def favorite_setting(self) -> SettingSummary | None:
         return None if self.favorite is None else self.evidence.candidates[self.favorite]
 
     @property
@@ -231,8 +232,8 @@ def _held_out(
         return None
     right = [float(panel.correct[row, column]) for row, column in cells]
     teacher = [float(panel.correct[row, panel.teacher]) for row, _ in cells]
-    costs = [evidence.candidates[column].costs_usd[row] for row, column in cells]
-    alone = [evidence.candidates[panel.teacher].costs_usd[row] for row, _ in cells]
+    costs = [evidence.candidates[column].examples[row].cost_usd for row, column in cells]
+    alone = [evidence.candidates[panel.teacher].examples[row].cost_usd for row, _ in cells]
     return HeldOutResult(
         folds=folds,
         n=len(cells),

@@ -170,7 +170,7 @@ class AnswerPanel(NamedTuple):
         every = evidence.candidates
         correct = np.array([[example.correct for example in one.examples] for one in every], float).T
         # Displayed costs are summed from Decimals instead.
-        cost = np.array([[float(usd) for usd in one.costs_usd] for one in every], float).T
+        cost = np.array([[float(example.cost_usd) for example in one.examples] for one in every], float).T
         return cls(correct, cost, evidence.teacher, evidence.student, tuple(one.guided for one in every))
 
     def rows_of(self, rows: NDArray[np.intp]) -> AnswerPanel:

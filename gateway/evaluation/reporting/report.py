@@ -164,7 +164,7 @@ class ReportRow(NamedTuple):
 
     @property
     def guided(self) -> bool:
-        return self.summary.mode == "guided"
+        return self.summary.guided
 
     @property
     def token_share(self) -> float | None:
