@@ -22,7 +22,7 @@ from gateway.evaluation.priming.finding import Trials, describe, find
 from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, exemplars, load
 from gateway.evaluation.record import read_run
 from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.staged import STUDENT, TEACHER
+from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.telemetry.logs import set_up_logs
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.eval_options import of_the_extra
+from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.evaluation.advice.evidence import Evidence
-    from gateway.evaluation.advice.recommend import Recommendation
     from gateway.evaluation.advice.target import RecommendationTarget
     from gateway.pricing import Price
 
@@ -108,7 +108,7 @@ def recommend(
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of
-        from gateway.evaluation.advice.policy_file import files_to_write, policy_text, write_files, write_policy
+        from gateway.evaluation.advice.policy_file import files_to_write, policy_text, write_files
         from gateway.evaluation.advice.recommend import recommend as recommended
         from gateway.evaluation.record import read_run
     from gateway.cli.eval_recommend_print import in_json, print_recommendations
@@ -121,7 +121,12 @@ def recommend(
     evidences = [evidence_of(read_run(folder), asked, prices) for folder in folders]
     if one and len(evidences) > 1:
         evidences = [combine(evidences)]
-    _check_costs(evidences)
+    for evidence in evidences:
+        if not any(candidate.cost_usd for candidate in evidence.candidates):
+            raise StartupError(
+                f"{', '.join(evidence.sources)}: all answers cost 0: set prices with --price teacher=IN,OUT and "
+                "--price student=IN,OUT"
+            )
     recommendations = [
         (name, recommended(evidence, target, confidence=confidence_share, folds=folds, seed=seed))
         for name, evidence in zip(_routes(route, evidences), evidences, strict=True)
@@ -133,12 +138,16 @@ def recommend(
         if text is None:
             written = [f"{out} is not written: no setting reaches the target"]
         else:
-            settings = _guided_settings(recommendations, more)
+            chosen = [one.setting for _, one in recommendations if one.setting is not None and one.setting.guided]
+            settings = [{key: value for key, value in one.setting.items() if key not in more} for one in chosen]
             files = files_to_write(settings, out.parent, force=force)
             _check_unedited(settings, force=force)
-            write_policy(out, text, force=force)
+            if out.exists() and not force:
+                message = f"{display_path(out)} exists: overwrite it with --force, or choose another --out"
+                raise StartupError(message)
+            files = {out: text.encode()} | files
             write_files(files)
-            written = [f"written: {file}" for file in (out, *files)]
+            written = [f"written: {file}" for file in files]
     if as_json:
         typer.echo(in_json(recommendations))
     else:
@@ -205,17 +214,8 @@ def _guidance_key(text: str) -> tuple[str, object]:
         raise typer.BadParameter("must be NAME=VALUE, like deadline=5s", param_hint="--guidance") from None
 
 
-def _guided_settings(
-    recommendations: Sequence[tuple[str, Recommendation]], more: Mapping[str, object]
-) -> list[Mapping[str, Any]]:
-    """Return the recommended guided settings, without keys that --guidance overrides."""
-    chosen = [one.setting.setting for _, one in recommendations if one.setting is not None and one.setting.guided]
-    return [{key: value for key, value in setting.items() if key not in more} for setting in chosen]
-
-
 def _check_unedited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> None:
     """Raise StartupError if a file of a setting was edited since the run; with `force` only print a warning."""
-    from gateway.config.yaml_source import display_path
     from gateway.evaluation.advice.policy_file import edited_files
 
     for files in filter(None, dict.fromkeys(map(edited_files, settings))):
@@ -226,15 +226,6 @@ def _check_unedited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> No
                 "with --force"
             )
         typer.echo(f"{problem}: the policy uses the edited file", err=True)
-
-
-def _check_costs(evidences: Sequence[Evidence]) -> None:
-    for evidence in evidences:
-        if not any(candidate.cost_usd for candidate in evidence.candidates):
-            raise StartupError(
-                f"{', '.join(evidence.sources)}: all answers cost 0: set prices with --price teacher=IN,OUT and "
-                "--price student=IN,OUT"
-            )
 
 
 def _routes(names: list[str] | None, evidences: Sequence[Evidence]) -> list[str]:

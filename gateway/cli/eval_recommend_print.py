@@ -123,18 +123,6 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
         "teacher": evidence.candidates[evidence.teacher].name,
         "student": evidence.candidates[evidence.student].name,
         "settings": settings,
-        "held_out": None
-        if held is None
-        else {
-            "folds": held.folds,
-            "questions": held.n,
-            "accuracy": held.accuracy,
-            "interval": held.interval,
-            "teacher_accuracy": held.teacher,
-            "cost_usd": held.cost_usd,
-            "cost_interval": held.cost_interval,
-            "teacher_cost_usd": held.teacher_usd,
-            "chosen": held.chosen,
-        },
+        "held_out": None if held is None else held._asdict(),
         "notes": evidence.notes,
     }

@@ -31,7 +31,8 @@ from gateway.errors import (
 )
 from gateway.evaluation.pair import PAUSES_S, StageRetries
 from gateway.evaluation.run import failed_example, scored_example
-from gateway.evaluation.staged import STUDENT, TEACHER, QuestionAnswer
+from gateway.evaluation.setting import STUDENT, TEACHER
+from gateway.evaluation.staged import QuestionAnswer
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.book import PolicySet
 from gateway.policy.schema import TenantPolicy
@@ -259,7 +260,7 @@ def _session(key: str) -> aiohttp.ClientSession:
 
 def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
     keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
-    rules = [one.setting.route(one.model, TEACHER, STUDENT, **_GUIDANCE) for one in routes]
+    rules = [one.setting.route(one.model, **_GUIDANCE) for one in routes]
     policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": rules})
     # The projection object may have its own exemplars, or come from a file that the gateway does not read.
     with_projections = tuple(

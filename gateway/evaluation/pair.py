@@ -22,7 +22,8 @@ from gateway.engines.build import build
 from gateway.engines.replies import message_text
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected, StartupError
 from gateway.evaluation.generations import Generations, RecordingEngine
-from gateway.evaluation.staged import STUDENT, TEACHER, TokenPrices
+from gateway.evaluation.setting import STUDENT, TEACHER
+from gateway.evaluation.staged import TokenPrices
 from gateway.local import weights
 from gateway.local.stack import LocalStack
 from gateway.policy.book import PolicySet

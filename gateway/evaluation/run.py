@@ -20,7 +20,7 @@ from gateway.evaluation.generations import Generations, RecordingEngine
 from gateway.evaluation.pair import PAUSES_S, StageRetries, engine, stored_state, student_state
 from gateway.evaluation.record import Example, ScoredAnswer
 from gateway.evaluation.scoring import Unscored
-from gateway.evaluation.staged import STUDENT, TEACHER
+from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.pipeline.student import StudentCall
 from gateway.telemetry.metrics import Metrics
 

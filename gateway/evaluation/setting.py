@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Exemplar, Projection
     from gateway.protocol.requests import CompletionRequest
 
+TEACHER, STUDENT = "teacher", "student"
+"""Names of the engines."""
 Mode = Literal["teacher", "student", "guided"]
 Form = Literal["chat", "completion"]
 REQUEST_PARAMETERS = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
@@ -168,11 +170,11 @@ class Setting:
         }
         return plain | {name: value for name, value in sources.items() if value is not None}
 
-    def route(self, model: str, teacher: str, student: str, **guidance: object) -> dict[str, Any]:
+    def route(self, model: str, **guidance: object) -> dict[str, Any]:
         """Return a policy's route for this setting, with further keys of `guidance`."""
         length = {"tokens": self.tokens or 1} if self.auto is None else {"tokens": "auto", "auto": self.auto.rule}
         guidance = {**length, "placement": self.placement, "boundary": self.boundary, **guidance}
-        engines = {"teacher": teacher, "student": student, "baseline": teacher}
+        engines = {"teacher": TEACHER, "student": STUDENT, "baseline": TEACHER}
         return {"model": model, "mode": self.mode, **engines, "guidance": guidance}
 
     def request(self, question: Question, exemplars: Sequence[Exemplar]) -> CompletionRequest:
@@ -187,11 +189,9 @@ class Setting:
         messages = [{"role": role, "content": text} for role, text in (*turns, ("user", question.text))]
         return parse_chat(orjson.dumps(body | {"messages": messages}))
 
-    def plan(
-        self, request: CompletionRequest, snapshot: Callable[[str], EngineSnapshot], teacher: str, student: str
-    ) -> Plan:
+    def plan(self, request: CompletionRequest, snapshot: Callable[[str], EngineSnapshot]) -> Plan:
         """Return the plan of a gateway with a policy of this setting."""
-        route = Route.model_validate(self.route("eval", teacher, student))
+        route = Route.model_validate(self.route("eval"))
         plan = resolve(TenantPolicy(tenant="eval", routes=(route,)), route, request, snapshot)
         if plan.guidance is None:
             return plan

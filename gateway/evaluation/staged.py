@@ -18,6 +18,7 @@ from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
+from gateway.evaluation.setting import TEACHER
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.pipeline.generation import unread_once_ended
 from gateway.pipeline.guidance_request import (
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Exemplar
     from gateway.pricing import Price
     from gateway.protocol.requests import CompletionRequest
-
-TEACHER, STUDENT = "teacher", "student"
 
 
 class QuestionAnswer(NamedTuple):
@@ -78,7 +77,7 @@ def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Ex
     request = setting.request(question, exemplars)
     if setting.auto is None:
         return _request(setting, request)
-    guidance = _plan(setting, request).guidance
+    guidance = setting.plan(request, _any_student).guidance
     if guidance is None:
         return None
     limit = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
@@ -105,9 +104,7 @@ async def answer(
 ) -> QuestionAnswer:
     """Compute an answer in the second stage. Raises EngineErrors; KeyError if the teacher's text is missing."""
     request = setting.request(question, exemplars)
-    plan = setting.plan(
-        request, student_call.engine_snapshot if setting.mode != "teacher" else _any_student, TEACHER, STUDENT
-    )
+    plan = setting.plan(request, student_call.engine_snapshot if setting.mode != "teacher" else _any_student)
     started = time.perf_counter()
     builder = ReceiptBuilder(
         id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
@@ -164,9 +161,9 @@ def _request(setting: Setting, request: CompletionRequest) -> TeacherRequest:
     alone = setting.mode == "teacher"
     # A policy limits guidance, not answers: the limit of the teacher alone is set below.
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
-    plan = _plan(guided, request)
-    assert plan.guidance is not None, "a plain chat can be guided"
-    to_teacher = build_teacher_request(plan.guidance, request)
+    guidance = guided.plan(request, _any_student).guidance
+    assert guidance is not None, "a plain chat can be guided"
+    to_teacher = build_teacher_request(guidance, request)
     if not alone:
         return to_teacher
     # The policy sets the sampling of guidance; the caller sets that of an answer.
@@ -177,10 +174,6 @@ def _request(setting: Setting, request: CompletionRequest) -> TeacherRequest:
         top_p=setting.top_p,
         seed=setting.seed,
     )
-
-
-def _plan(setting: Setting, request: CompletionRequest) -> Plan:
-    return setting.plan(request, _any_student, TEACHER, STUDENT)
 
 
 def _any_student(engine: str) -> EngineSnapshot:

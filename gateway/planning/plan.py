@@ -143,23 +143,9 @@ class CapacityPlan(NamedTuple):
     warnings: tuple[str, ...]
 
     @property
-    def first_s(self) -> float:
-        """Return the mean seconds to the teacher's first token, sent as it is written."""
-        return self.teacher.load.first_s
-
-    @property
-    def first_p95_s(self) -> float:
-        return self.teacher.load.first_p95_s
-
-    @property
-    def guidance_s(self) -> float:
-        """Return the mean seconds to the end of the guidance: the first text with `guidance.stream: false`."""
-        return self.teacher.load.total_s
-
-    @property
     def total_s(self) -> float | None:
         """Return the mean seconds to the end of the answer; None if students run elsewhere."""
-        return None if self.student is None else self.guidance_s + self.student.load.total_s
+        return None if self.student is None else self.teacher.load.total_s + self.student.load.total_s
 
     @property
     def met(self) -> bool:

@@ -110,14 +110,14 @@ def test_a_recommendation_states_expected_results(tmp_path: Path) -> None:
     assert found.verdict == "guided"
     assert found.setting is not None
     assert found.setting.setting["tokens"] == 40
-    assert found.setting.cost_usd == Decimal("0.000052")
+    assert found.setting.cost_per_answer == Decimal("0.000052")
     held = found.held_out
     assert held is not None
-    assert held.n == 400
+    assert held.questions == 400
     assert sum(held.chosen.values()) == held.folds == 5
     assert held.interval is not None
     assert held.interval.low <= held.accuracy <= held.interval.high
-    assert Decimal("0.00005") < held.cost_usd <= held.teacher_usd == Decimal("0.0002")
+    assert Decimal("0.00005") < held.cost_usd <= held.teacher_cost_usd == Decimal("0.0002")
 
 
 @pytest.mark.long

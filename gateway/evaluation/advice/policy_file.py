@@ -42,18 +42,6 @@ _SLOW = 0.95
 EXEMPLARS_FOLDER = "exemplars"
 
 
-def write_policy(path: Path, text: str, *, force: bool = False) -> None:
-    """Write the file. Raises StartupError if it exists and `force` is not set."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise StartupError(f"{display_path(path)} exists: overwrite it with --force, or choose another --out") from None
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
 def policy_text(
     recommendations: Sequence[tuple[str, Recommendation]],
     *,
@@ -157,12 +145,12 @@ def _expected(one: SettingSummary, teacher: SettingSummary) -> str:
 
 
 def _held_out(held: HeldOutResult, *, guided: bool) -> str:
-    kept = f", of which {percent(held.accuracy / held.teacher)} is kept" if held.teacher else ""
+    kept = f", of which {percent(held.accuracy / held.teacher_accuracy)} is kept" if held.teacher_accuracy else ""
     advice = " Expect this result: the best of many settings looks better on the questions that selected it."
     return (
         f"Selected and measured on different questions ({held.folds} folds): {percent(held.accuracy)} right"
         f"{_interval(held.interval)} at {usd_per_1k(held.cost_usd)} USD per 1000 answers; the teacher alone "
-        f"{percent(held.teacher)}{kept}.{advice if guided else ''}"
+        f"{percent(held.teacher_accuracy)}{kept}.{advice if guided else ''}"
     )
 
 
@@ -271,11 +259,8 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         except OSError as error:
-            raise _unwritable(file, error) from error
-
-
-def _unwritable(file: Path, error: OSError) -> StartupError:
-    return StartupError(f"{display_path(file)} cannot be written: {(error.strerror or 'error').lower()}")
+            message = f"{display_path(file)} cannot be written: {(error.strerror or 'error').lower()}"
+            raise StartupError(message) from error
 
 
 def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:

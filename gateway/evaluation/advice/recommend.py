@@ -50,18 +50,18 @@ class SettingResult(NamedTuple):
 class HeldOutResult(NamedTuple):
     """Cross-validated result of the procedure: each fold is answered by the setting that the other folds select.
 
-    The n questions are those of folds with a selection. `teacher` is the accuracy of the teacher alone on them. Costs
-    are means of an answer. Intervals come from a bootstrap over the questions (95 %). `chosen` counts folds by setting.
+    The questions are those of folds with a selection. `teacher_*` are results of the teacher alone on them. Costs are
+    means of an answer. Intervals come from a bootstrap over the questions (95 %). `chosen` counts folds by setting.
     """
 
     folds: int
-    n: int
+    questions: int
     accuracy: float
     interval: Interval | None
-    teacher: float
+    teacher_accuracy: float
     cost_usd: Decimal
     cost_interval: Interval | None
-    teacher_usd: Decimal
+    teacher_cost_usd: Decimal
     chosen: Mapping[str, int]
 
 
@@ -236,12 +236,12 @@ def _held_out(
     alone = [evidence.candidates[panel.teacher].examples[row].cost_usd for row, _ in cells]
     return HeldOutResult(
         folds=folds,
-        n=len(cells),
+        questions=len(cells),
         accuracy=float(np.mean(right)),
         interval=paired_bootstrap(lambda mean: mean, right, seed=seed),
-        teacher=float(np.mean(teacher)),
+        teacher_accuracy=float(np.mean(teacher)),
         cost_usd=total_usd(*costs) / len(costs),
         cost_interval=paired_bootstrap(lambda mean: mean, [float(usd) for usd in costs], seed=seed),
-        teacher_usd=total_usd(*alone) / len(alone),
+        teacher_cost_usd=total_usd(*alone) / len(alone),
         chosen=dict(chosen.most_common()),
     )

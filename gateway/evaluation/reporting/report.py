@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.evaluation.reporting.comparison import (
-    SettingComparison,
-    best,
-    compare,
-    gap_closed,
-    kept_share,
-)
+from gateway.evaluation.reporting.comparison import SettingComparison, best, compare, gap_closed, kept_share
 from gateway.evaluation.reporting.wording import answered_by, label, request_in_words
 from gateway.evaluation.statistics import holm
 from gateway.evaluation.summary import reference, request_key, summaries, summarize
