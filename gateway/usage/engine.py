@@ -28,10 +28,8 @@ HEAD = "0001"
 """The newest migration (migrations/versions). A version is a number of four digits."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_BUSY_S = 30
 _BUSY_RETRY_S = 0.02
 _CONNECT_S = 5
-_STATEMENT_MS = 30_000
 _CACHE_KIB = 16_384
 # Keys of PostgreSQL's advisory locks.
 _MIGRATE_LOCK = 0x676B745F64620001
@@ -48,10 +46,11 @@ class UsageEngine:
     """Connections to one database. They open when first used, and reopen after `close`.
 
     `address` is a URL for SQLAlchemy. Raises StartupError if the driver is not installed or the address is invalid.
+    `wait_s` limits the wait for a lock, and the time of a statement in PostgreSQL.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, *, wait_s: int = 30) -> None:
+        self._address, self._wait_s = address, wait_s
         self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
         self._file_id: tuple[int, int] | None = None
         self._engine: Engine | None = None
@@ -123,11 +122,11 @@ class UsageEngine:
         if self._file is not None:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file.touch(mode=0o600)
-            engine = create_engine(self._address, connect_args={"timeout": _BUSY_S}, pool_size=4)
-            event.listen(engine, "connect", _set_up_sqlite)
+            engine = create_engine(self._address, connect_args={"timeout": self._wait_s}, pool_size=4)
+            event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, self._wait_s))
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        limits = f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}"
+        limits = f"-c statement_timeout={self._wait_s}s -c lock_timeout={self._wait_s}s"
         options = {"connect_timeout": _CONNECT_S, "application_name": "gkt-gateway", "options": limits}
         keep_alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
         pool: dict[str, Any] = {"pool_size": 4, "pool_timeout": _CONNECT_S, "pool_pre_ping": True}
@@ -199,12 +198,12 @@ def _file_id(file: Path | None) -> tuple[int, int] | None:
     return None
 
 
-def _set_up_sqlite(connection: Any, _: object) -> None:
+def _set_up_sqlite(connection: Any, wait_s: int) -> None:
     # FULL: a commit is on disk when it returns. Afterwards entries are acknowledged in Redis.
     connection.isolation_level = None
-    for pragma in ("synchronous=FULL", f"busy_timeout={_BUSY_S * 1000}", f"cache_size=-{_CACHE_KIB}"):
+    for pragma in ("synchronous=FULL", f"busy_timeout={wait_s * 1000}", f"cache_size=-{_CACHE_KIB}"):
         connection.execute(f"PRAGMA {pragma}").close()
-    deadline = time.monotonic() + _BUSY_S
+    deadline = time.monotonic() + wait_s
     while True:
         # The busy timeout does not cover this pragma if two processes set it at once.
         try:

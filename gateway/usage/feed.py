@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 GROUP = "archive"
 """The group has the name that earlier versions use, so that processes of both versions share entries."""
 
-_TENANTS_PER_CALL = 1_000
 _CLAIMS_PER_CALL = 250
-_IDS_PER_CALL = 500
 _ALL_EVERY_S = 1.0
 _ACTIVE_FOR_S = 60.0
 _OLD_FOR_S = 60.0
@@ -63,11 +61,20 @@ class OutboxFeed:
     """Read the outboxes, and acknowledge written entries. Every method raises RedisError and OSError.
 
     `consumer` is the name of this worker in the consumer group; `clock` returns monotonic seconds.
+    `max_tenants` and `max_ids` limit one call of Redis.
     """
 
     def __init__(
-        self, redis: Redis, keys: RedisKeys, consumer: str, clock: Callable[[], float] = time.monotonic
+        self,
+        redis: Redis,
+        keys: RedisKeys,
+        consumer: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_tenants: int = 1_000,
+        max_ids: int = 500,
     ) -> None:
+        self._max_tenants, self._max_ids = max_tenants, max_ids
         self._redis = redis
         self._all_keys = keys
         self._keys = keys.ledger()
@@ -94,7 +101,7 @@ class OutboxFeed:
         entries: list[OutboxEntry] = []
         full: list[str] = []  # tenants that may have more entries
         while self._pass and len(entries) < limit:
-            tenants: Sequence[str] = self._pass[: -_TENANTS_PER_CALL - 1 : -1]
+            tenants: Sequence[str] = self._pass[: -self._max_tenants - 1 : -1]
             del self._pass[-len(tenants) :]
             each = max(1, (limit - len(entries)) // len(tenants))
             new = await self._read(tenants, each)
@@ -102,7 +109,7 @@ class OutboxFeed:
             full += _full(new, each)
         free = max(0, limit - len(entries))
         served, full = full[:free], full[free:]
-        for tenants in batched(served, _TENANTS_PER_CALL):
+        for tenants in batched(served, self._max_tenants):
             each = max(1, free // len(served))
             new = await self._read(tenants, each)
             entries += new
@@ -116,7 +123,7 @@ class OutboxFeed:
         They exist if Redis lost a reply or an acknowledgement, or if a worker with the same number died.
         """
         entries: list[OutboxEntry] = []
-        for tenants in batched(await self._all_tenants(), _TENANTS_PER_CALL):
+        for tenants in batched(await self._all_tenants(), self._max_tenants):
             if len(entries) < limit:
                 entries += await self._read(tenants, max(1, (limit - len(entries)) // len(tenants)), after="0")
         return FeedBatch(entries, more=bool(entries))
@@ -150,7 +157,7 @@ class OutboxFeed:
         by_tenant: dict[str, list[str]] = defaultdict(list)
         for entry in entries:
             by_tenant[entry.tenant].append(entry.id)
-        await self._run([(tenant, batch) for tenant, ids in by_tenant.items() for batch in batched(ids, _IDS_PER_CALL)])
+        await self._run([(tenant, batch) for tenant, ids in by_tenant.items() for batch in batched(ids, self._max_ids)])
 
     async def backlog(self) -> Backlog:
         """Return the number and age of waiting entries of all tenants."""
@@ -175,7 +182,7 @@ class OutboxFeed:
         trim = self._clock() >= self._old_until
         waiting: list[tuple[str, str, int, int]] = []
         written: Any = {}
-        for batch in _calls(acks):
+        for batch in _calls(acks, self._max_ids, self._max_tenants):
             values = [GROUP.encode(), b"1" if trim else b"0", *(" ".join(ids).encode() for _, ids in batch)]
             names = [self._all_keys.outbox(tenant) for tenant, _ in batch]
             (outboxes,) = await self._script.run([(names, values)])
@@ -210,7 +217,7 @@ class OutboxFeed:
             self._grouped &= set(self._tenants)
             self._active = {tenant: last for tenant, last in self._active.items() if last > now - _ACTIVE_FOR_S}
             self._all_at = now + _ALL_EVERY_S
-        read_all = is_due or len(self._tenants) <= _TENANTS_PER_CALL
+        read_all = is_due or len(self._tenants) <= self._max_tenants
         self._pass = self._tenants[::-1] if read_all else list(self._active)
 
     async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[OutboxEntry]:
@@ -262,12 +269,14 @@ def _full(entries: Iterable[OutboxEntry], each: int) -> list[str]:
     return [tenant for tenant, count in Counter(entry.tenant for entry in entries).items() if count >= each]
 
 
-def _calls(acks: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[tuple[str, Sequence[str]]]]:
+def _calls(
+    acks: Sequence[tuple[str, Sequence[str]]], max_ids: int, max_tenants: int
+) -> Iterator[list[tuple[str, Sequence[str]]]]:
     """Divide acknowledgements into script calls that each block Redis only briefly."""
     batch: list[tuple[str, Sequence[str]]] = []
     size = 0
     for ack in acks:
-        if batch and (size + len(ack[1]) > _IDS_PER_CALL or len(batch) >= _TENANTS_PER_CALL):
+        if batch and (size + len(ack[1]) > max_ids or len(batch) >= max_tenants):
             yield batch
             batch, size = [], 0
         batch.append(ack)

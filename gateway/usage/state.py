@@ -56,14 +56,14 @@ class WorkerLease:
         self.process_id = process_id
         self.number = 0  # 1 or more after `join`
 
-    async def join(self) -> None:
+    async def join(self, max_workers: int = MAX_WORKERS) -> None:
         """Acquire the first free number. Raises StartupError if no number is free."""
         state = msgspec.json.encode(WorkerState(by=self.process_id))
-        for number in range(1, MAX_WORKERS + 1):
+        for number in range(1, max_workers + 1):
             if await self._redis.set(self._keys.worker(number), state, nx=True, px=_VALID_MS):
                 self.number = number
                 return
-        raise StartupError(f"{MAX_WORKERS} usage workers already use this Redis, which is the limit. Stop one of them.")
+        raise StartupError(f"{max_workers} usage workers already use this Redis, which is the limit. Stop one of them.")
 
     async def publish(self, state: WorkerState, counts: dict[str, int]) -> None:
         """Publish the state and renew the number. Add `counts` to the numbers of receipts by result."""

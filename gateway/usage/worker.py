@@ -45,13 +45,11 @@ _Result = TypeVar("_Result")
 MAX_ENTRIES = 10_000
 """Limit of entries of one transaction. In larger transactions, more entries share sums of hours and days."""
 
-_READ_ENTRIES = 1_000  # of one command, so that Redis serves gateways in between
 _EVERY_S = 0.5
 _PAUSE_TIMES = 3
 _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 5.0
 _CHECK_EVERY_S = 10.0
-_CLAIM_AFTER_S = 60.0
 _DELETE_EVERY_S = 600.0
 _IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
@@ -73,6 +71,7 @@ class UsageWorker:
         minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
+        read_entries: limit of entries of one command, so that Redis serves gateways in between.
     """
 
     def __init__(
@@ -85,10 +84,12 @@ class UsageWorker:
         *,
         keep_s: float | None,
         imports: Sequence[ArchiveImport] = (),
+        max_entries: int = MAX_ENTRIES,
+        read_entries: int = 1_000,
+        claim_after_s: float = 60.0,
     ) -> None:
-        self._client = client
-        self._feed = feed
-        self._store = store
+        self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
+        self._client, self._feed, self._store = client, feed, store
         self._lease = lease
         self._minutes = minutes
         self._uptime_copied = False
@@ -175,12 +176,12 @@ class UsageWorker:
 
     async def _next(self) -> FeedBatch:
         if self._check_pending:
-            batch = await self._feed.read_pending(_READ_ENTRIES)
+            batch = await self._feed.read_pending(self._read_entries)
             if batch.entries:
                 return batch
             self._check_pending = False
         if self._backlog.pending and self._is_due("claim", _CHECK_EVERY_S):
-            batch = await self._feed.claim(self._backlog.pending, _CLAIM_AFTER_S, _READ_ENTRIES)
+            batch = await self._feed.claim(self._backlog.pending, self._claim_after_s, self._read_entries)
             if batch.more:
                 self._due["claim"] = 0.0
             if batch.entries or batch.trimmed:
@@ -188,9 +189,9 @@ class UsageWorker:
         return await self._read_new()
 
     async def _read_new(self, *, all_outboxes: bool = False) -> FeedBatch:
-        batch = await self._feed.read_new(_READ_ENTRIES, all_outboxes=all_outboxes)
-        while batch.more and len(batch.entries) < MAX_ENTRIES:
-            more = await self._feed.read_new(_READ_ENTRIES)
+        batch = await self._feed.read_new(self._read_entries, all_outboxes=all_outboxes)
+        while batch.more and len(batch.entries) < self._max_entries:
+            more = await self._feed.read_new(self._read_entries)
             batch = FeedBatch([*batch.entries, *more.entries], more=more.more)
         return batch
 
@@ -247,7 +248,7 @@ class UsageWorker:
         moved = 0
         for archive in self._imports:
             try:
-                entries = await archive.read(_READ_ENTRIES)
+                entries = await archive.read(self._read_entries)
                 if entries:
                     await _database(self._store.write(entries))
                     await archive.delete_read()

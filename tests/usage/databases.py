@@ -29,8 +29,8 @@ FOREVER = Retention(minute=1e9, hour=1e9, day=1e9)
 
 
 @contextmanager
-def opened(address: str) -> Iterator[UsageEngine]:
-    engine = UsageEngine(address)
+def opened(address: str, **settings: int) -> Iterator[UsageEngine]:
+    engine = UsageEngine(address, **settings)
     try:
         yield engine
     finally:

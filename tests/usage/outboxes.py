@@ -7,7 +7,7 @@ import secrets
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -48,13 +48,15 @@ class Outboxes:
         self.metrics = Metrics()
         self.stores: list[UsageStore] = []
         self.store = self.new_store()
+        self.leases: list[WorkerLease] = []
+        self.later_s = 0.0  # of the clock of feeds
 
     def new_store(self) -> UsageStore:
         self.stores.append(UsageStore(self.address, RETENTION))
         return self.stores[-1]
 
-    def feed(self, consumer: str = "worker-1") -> OutboxFeed:
-        return OutboxFeed(self.redis, self.keys, consumer)
+    def feed(self, consumer: str = "worker-1", **settings: int) -> OutboxFeed:
+        return OutboxFeed(self.redis, self.keys, consumer, lambda: time.monotonic() + self.later_s, **settings)
 
     async def worker(
         self,
@@ -62,12 +64,16 @@ class Outboxes:
         store: UsageStore | None = None,
         keep_s: float | None = None,
         imports: Sequence[ArchiveImport] = (),
+        **settings: Any,
     ) -> UsageWorker:
         seat = WorkerLease(self.redis, self.keys.ledger(), name)
         await seat.join()
+        self.leases.append(seat)
         feed = self.feed(f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, self.redis, self.keys.ledger())
-        return UsageWorker(self.client, feed, store or self.store, seat, minutes, keep_s=keep_s, imports=imports)
+        return UsageWorker(
+            self.client, feed, store or self.store, seat, minutes, keep_s=keep_s, imports=imports, **settings
+        )
 
     async def settle(self, *receipts: Receipt) -> None:
         await self.ledger.exchange([], [Settlement(one, None) for one in receipts])

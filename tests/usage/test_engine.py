@@ -165,11 +165,9 @@ def test_a_server_that_comes_back_is_used_again(postgres: Postgres) -> None:
         assert len(held(engine)) == 2
 
 
-def test_a_lock_that_is_held_for_too_long_only_delays(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_for_too_long_only_delays(address: str) -> None:
     """Another worker, a backup or a person has the lock. The entries are written afterwards."""
-    monkeypatch.setattr("gateway.usage.engine._BUSY_S", 1)
-    monkeypatch.setattr("gateway.usage.engine._STATEMENT_MS", 1_000)
-    with opened(address) as holder, opened(address) as waiter:
+    with opened(address) as holder, opened(address, wait_s=1) as waiter:
         database(holder).add([entry(receipt())])
         waiter.open()
         late = [entry(receipt())]
@@ -179,11 +177,10 @@ def test_a_lock_that_is_held_for_too_long_only_delays(address: str, monkeypatch:
         assert len(held(holder)) == 2
 
 
-def test_a_new_file_that_is_locked_is_opened_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.engine._BUSY_S", 1)
+def test_a_new_file_that_is_locked_is_opened_later(tmp_path: Path) -> None:
     lock = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
-    with opened(f"sqlite:///{tmp_path}/usage.db") as engine:
+    with opened(f"sqlite:///{tmp_path}/usage.db", wait_s=1) as engine:
         with pytest.raises(UsageDatabaseError):
             database(engine).add([entry(receipt())])
         lock.close()

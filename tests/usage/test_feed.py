@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from gateway.usage import feed as feed_module
 from gateway.usage.entries import previous_id
 from gateway.usage.feed import GROUP, Backlog, FeedBatch, OutboxFeed
 from tests.previous_code import extract_previous
@@ -19,8 +18,6 @@ from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    import pytest
 
 
 @pytest_asyncio.fixture
@@ -234,22 +231,16 @@ async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes:
     assert (await feed.read_new(1_000)).entries == []
 
 
-async def test_loud_tenants_at_the_front_do_not_keep_the_others_out(
-    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_module, "_TENANTS_PER_CALL", 2)
+async def test_loud_tenants_at_the_front_do_not_keep_the_others_out(outboxes: Outboxes) -> None:
     await outboxes.settle(*receipts(100, "a-loud"), *receipts(100, "b-loud"), *receipts(1, "z-quiet"))
-    feed = outboxes.feed()
+    feed = outboxes.feed(max_tenants=2)
     seen = [entry.tenant for _ in range(3) for entry in (await feed.read_new(10)).entries]
     assert "z-quiet" in seen
 
 
-async def test_with_many_tenants_the_active_are_read_each_time_and_all_once_a_second(
-    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_module, "_TENANTS_PER_CALL", 2)
+async def test_with_many_tenants_the_active_are_read_each_time_and_all_once_a_second(outboxes: Outboxes) -> None:
     now = [1_000.0]
-    feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
+    feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0], max_tenants=2)
     for name in "abcdef":
         await outboxes.settle(*receipts(1, name))
     assert len((await feed.read_new(100)).entries) == 6
@@ -265,10 +256,9 @@ async def test_with_many_tenants_the_active_are_read_each_time_and_all_once_a_se
     assert [one.tenant for one in (await feed.read_new(100)).entries] == ["d"]
 
 
-async def test_many_ids_are_acknowledged_in_several_calls(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_IDS_PER_CALL", 7)
+async def test_many_ids_are_acknowledged_in_several_calls(outboxes: Outboxes) -> None:
     await outboxes.settle(*receipts(50), *receipts(5, "beta"), *receipts(1, "gamma"))
-    feed = outboxes.feed()
+    feed = outboxes.feed(max_ids=7)
     taken = await feed.read_new(100)
     while taken.more:
         more = await feed.read_new(100)

@@ -19,11 +19,10 @@ from gateway.errors import StartupError
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import engine as engine_module
 from gateway.usage import receipts_reader
-from gateway.usage import state as state_module
-from gateway.usage import worker as worker_module
+from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
+from gateway.usage.feed import OutboxFeed
 from gateway.usage.queries import UsageQueries
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
@@ -50,11 +49,9 @@ async def in_sqlite(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
         yield one
 
 
-async def claim_now(worker: UsageWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The claim happens a minute later."""
-    monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
+async def published(outboxes: Outboxes, worker: UsageWorker) -> WorkerState:
     await worker.publish_once()
-    await worker.round()
+    return await WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read()
 
 
 async def test_settled_receipts_are_written_once_and_removed_from_the_outbox(outboxes: Outboxes) -> None:
@@ -72,27 +69,26 @@ async def test_settled_receipts_are_written_once_and_removed_from_the_outbox(out
     assert value("gkt_usage_receipts", {"result": "inserted"}) == 37
 
 
-async def test_receipts_of_a_dead_worker_are_written_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_of_a_dead_worker_are_written_once(outboxes: Outboxes) -> None:
     settled = receipts(10)
     await outboxes.settle(*settled)
     dead = outboxes.feed("worker-9")
     assert len((await dead.read_new(4)).entries) == 4
     await outboxes.store.write((await dead.read_new(3)).entries)
-    worker = await outboxes.worker()
+    worker = await outboxes.worker(claim_after_s=0.0)
     await worker.round()
     assert await outboxes.pending() == 7
-    await claim_now(worker, monkeypatch)
+    await worker.publish_once()
+    await worker.round()
     await outboxes.check(settled)
     assert await outboxes.lengths() == {"acme": 0}
 
 
-async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_three_workers_at_once_write_each_once(outboxes: Outboxes) -> None:
     """Each worker claims entries that the others have just read."""
-    monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
-    monkeypatch.setattr(worker_module, "MAX_ENTRIES", 10)
-    monkeypatch.setattr(worker_module, "_READ_ENTRIES", 7)
     settled = receipts(200)
-    workers = [await outboxes.worker(name, outboxes.new_store()) for name in ("ann", "bob", "carl")]
+    settings = {"claim_after_s": 0.0, "max_entries": 10, "read_entries": 7}
+    workers = [await outboxes.worker(name, outboxes.new_store(), **settings) for name in ("ann", "bob", "carl")]
     for start in range(0, 200, 20):
         await outboxes.settle(*settled[start : start + 20])
         for one in workers:
@@ -103,7 +99,7 @@ async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeyp
         while not await one.round():
             pass
     await outboxes.check(settled)
-    assert [one._lease.number for one in workers] == [1, 2, 3]
+    assert [lease.number for lease in outboxes.leases] == [1, 2, 3]
 
 
 async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) -> None:
@@ -130,7 +126,7 @@ async def test_receipts_sent_again_after_a_loss_of_data_count_once(outboxes: Out
     await worker.round()
     await outboxes.forget_all()
     await outboxes.settle(*settled[2:], *(more := receipts(3)))
-    worker._feed._all_at = 0.0  # a second later
+    outboxes.later_s += 1
     await worker.round()
     await outboxes.check([*settled, *more])
 
@@ -141,7 +137,7 @@ async def test_entries_of_a_lost_reply_are_written_at_once(outboxes: Outboxes, m
     await worker.round()
     settled = receipts(5)
     await outboxes.settle(*settled)
-    worker._feed._all_at = 0.0
+    outboxes.later_s += 1
     read = worker._feed._xreadgroup
 
     async def lose(*args: Any) -> None:
@@ -169,8 +165,7 @@ async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outbo
     before = receipts(3)
     await outboxes.settle(*before)
     await outboxes.store.write((await outboxes.feed("worker-1").read_new(100)).entries)
-    outboxes.client._check_run_id("another")
-    outboxes.client._check_run_id("restarted")
+    outboxes.client.on_restart()
     await worker.round()
     await outboxes.check([*settled, *before])
     assert await outboxes.lengths() == {"acme": 0}
@@ -183,14 +178,14 @@ async def test_redis_fails_between_commit_and_acknowledgement(
     await outboxes.settle(*settled)
     worker = await outboxes.worker()
 
-    async def fail(_: Any) -> None:
+    async def fail(*_: Any) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker._feed, "acknowledge", fail)
+        patch.setattr(OutboxFeed, "acknowledge", fail)
         with pytest.raises(ConnectionResetError):
             await worker.round()
-    assert worker._error is None, "the database did not fail"
+    assert (await published(outboxes, worker)).error is None, "the database did not fail"
     await outboxes.check(settled)
     assert await outboxes.pending() == 5
     await worker.round()
@@ -212,10 +207,9 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
     with capture_logs() as logs:
         monkeypatch.setattr(outboxes.store, "write", fail)
         pauses = [await worker.round() for _ in range(6)]
-        await worker.publish_once()
-        assert await WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
-            WorkerState(False, worker._backlog.lag_s and round(worker._backlog.lag_s, 3), 5, "OperationalError", "ann")
-        )
+        state = await published(outboxes, worker)
+        assert state == WorkerState(False, state.lag_s, 5, "OperationalError", "ann")
+        assert state.lag_s == round(state.lag_s, 3) < 60
         monkeypatch.setattr(outboxes.store, "write", write)
         while await worker.round() == 0:
             pass
@@ -231,26 +225,24 @@ async def test_a_worker_that_starts_without_its_database_connects_later(in_sqlit
     worker = await in_sqlite.worker()
     (tmp_path / "usage.db").mkdir()
     await worker.round()
-    assert worker._up is False
+    assert (await published(in_sqlite, worker)).up is False
     (tmp_path / "usage.db").rmdir()
     await worker.round()
-    assert worker._up is True
+    assert (await published(in_sqlite, worker)).up is True
 
 
-async def test_a_locked_database_is_waited_for(
-    in_sqlite: Outboxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_locked_database_is_waited_for(in_sqlite: Outboxes, tmp_path: Path) -> None:
     """A backup or a person has SQLite's lock."""
-    monkeypatch.setattr(engine_module, "_BUSY_S", 1)
+    in_sqlite.store.engine = UsageEngine(in_sqlite.address, wait_s=1)
     worker = await in_sqlite.worker()
     await worker.round()
     settled = receipts(5)
     await in_sqlite.settle(*settled)
     lock = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
-    worker._feed._all_at = 0.0
+    in_sqlite.later_s += 1
     await worker.round()
-    assert worker._error == "OperationalError"
+    assert (await published(in_sqlite, worker)).error == "OperationalError"
     lock.execute("COMMIT")
     lock.close()
     await worker.round()
@@ -375,17 +367,16 @@ async def test_old_receipts_are_deleted(outboxes: Outboxes) -> None:
     assert await outboxes.counted() == 1_203, "sums are kept for longer"
 
 
-async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes) -> None:
     keys, redis = in_sqlite.keys.ledger(), in_sqlite.redis
     states = WorkerStateReader(redis, keys, in_sqlite.metrics, "here")
     assert (await states.read()).up is None
     assert await states.read() == WorkerState(up=False, error=NO_WORKER)
-    monkeypatch.setattr(state_module, "MAX_WORKERS", 2)
     ann, bob, carl = (WorkerLease(redis, keys, name) for name in ("ann", "bob", "carl"))
     await ann.join()
     await bob.join()
     with pytest.raises(StartupError, match="2 usage workers"):
-        await carl.join()
+        await carl.join(max_workers=2)
     await ann.publish(WorkerState(False, 3.0, 9, "OperationalError", "ann"), {"inserted": 2, "known": 0})
     await bob.publish(WorkerState(True, 1.0, 12, None, "bob"), {"inserted": 3})
     assert await states.read() == WorkerState(True, 3.0, 12, "OperationalError", "ann, bob")
