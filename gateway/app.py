@@ -7,9 +7,8 @@ import secrets
 import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiohttp import web
@@ -84,8 +83,7 @@ log = structlog.get_logger()
 _ADMIN_BODY_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
+class Gateway(NamedTuple):
     """The parts of a gateway process that `server/` uses."""
 
     public: web.Application
@@ -97,8 +95,7 @@ class Gateway:
     tasks: BackgroundTasks
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedFiles:
+class WatchedFiles(NamedTuple):
     """The configuration and policy files that the process reloads. The event `now` triggers a reload at once."""
 
     files: PolicyFiles

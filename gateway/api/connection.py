@@ -6,9 +6,8 @@ aiohttp sends some replies without the middleware. They get the gateway's error 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -50,8 +49,7 @@ _EXPECTATION_FAILED = 417
 _NO_SUCH_EXPECT = "The header Expect must be '100-continue'."
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerState:
+class ListenerState(NamedTuple):
     """State that the connections of one listener share."""
 
     head_within_s: float  # seconds from the first byte of a request's head to its last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -33,8 +34,7 @@ from gateway.usage.reader import UsageReader
 from gateway.usage.state import WorkerStateReader
 
 
-@dataclass(frozen=True, slots=True)
-class StaticDocument:
+class StaticDocument(NamedTuple):
     """A document that is the same for all callers, with its ETag."""
 
     body: bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.protocol.messages import only_text, with_text
 
@@ -51,8 +51,7 @@ class Continuation:
         return unsupported_as_text(body) if self.mode == "completions" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Prefill:
+class Prefill(NamedTuple):
     """The beginning of an answer, and the way in which the engine continues it."""
 
     text: str
@@ -126,8 +125,7 @@ INSTRUCT_PROBES: tuple[tuple[str, str], ...] = (
 _INSTRUCT_MAX_TOKENS = 24
 
 
-@dataclass(frozen=True, slots=True)
-class ContinuationProbe:
+class ContinuationProbe(NamedTuple):
     """A question whose answer, begun with `prefix`, shows whether and how an engine continues it."""
 
     question: str

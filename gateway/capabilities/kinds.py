@@ -6,8 +6,7 @@ continues an answer is always probed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.capabilities.continuation import NATIVE_MODES, Mode
 
@@ -18,8 +17,7 @@ Renderer = Literal["vllm", "sglang", "llamacpp", "tgi"]
 """The API that renders a chat to a prompt: `engines/raw_prompts.py`."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineKind:
+class EngineKind(NamedTuple):
     """A kind of engine.
 
     `stops_within_s` is the time from a disconnect of the client to the end of generation. A kind with None is not known

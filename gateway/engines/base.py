@@ -60,8 +60,7 @@ class TeacherReply(Record, frozen=True):
     span: Any = None  # the span context of the call; None without tracing
 
 
-@dataclass(frozen=True, slots=True)
-class EngineEmbeddings:
+class EngineEmbeddings(NamedTuple):
     """An embeddings reply in the engine's own bytes: the fields of OpenAI's reply, and `data` in parts."""
 
     fields: dict[str, msgspec.Raw]

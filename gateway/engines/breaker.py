@@ -25,8 +25,7 @@ _MIN_TENANTS = 2
 _MAX_TENANTS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerRule:
+class BreakerRule(NamedTuple):
     """Refuse calls for `cooldown_s` after `failures` consecutive failures."""
 
     failures: int = 5

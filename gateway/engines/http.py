@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -51,8 +51,7 @@ _USAGE_TIMEOUT_S = 2.0  # from the last text to the usage event, which some engi
 _CLOSES_AFTER_STREAMS = "llama.cpp"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineDeadlines:
+class EngineDeadlines(NamedTuple):
     """Timeouts of an engine in seconds: to connect, to the first token, between tokens, and in total."""
 
     connect_s: float = 2.0
@@ -86,8 +85,7 @@ class Deadline:
             raise self.expired(engine) from None
 
 
-@dataclass(frozen=True, slots=True)
-class JsonReply:
+class JsonReply(NamedTuple):
     body: Any
     headers: Mapping[str, str]
 
@@ -95,16 +93,13 @@ class JsonReply:
 _CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)  # TimeoutError is an OSError
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
     """The context of one call. Convert errors of the HTTP client to EngineErrors, and release the reply."""
 
-    __slots__ = ("_failure", "_pending", "_reply")
-
-    _reply: HttpReply
-
-    def __init__(self, pending: Awaitable[HttpReply], failure: Callable[[Exception], EngineError]) -> None:
-        self._pending = pending
-        self._failure = failure
+    _pending: Awaitable[HttpReply]
+    _failure: Callable[[Exception], EngineError]
+    _reply: HttpReply = field(init=False)
 
     async def __aenter__(self) -> HttpReply:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,24 +53,15 @@ class _Connector(aiohttp.TCPConnector):
                 protocol.close()
 
 
+@dataclass(slots=True, eq=False)
 class HttpReply:
     """The status, headers and body of a reply. Reading `content` raises TimeoutError after the call's total timeout."""
 
-    __slots__ = ("_connection", "_deadline", "content", "headers", "status")
-
-    def __init__(
-        self,
-        status: int,
-        headers: CIMultiDictProxy[str],
-        content: aiohttp.StreamReader,
-        connection: aiohttp.connector.Connection,
-        deadline: asyncio.TimerHandle,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.content = content
-        self._connection = connection
-        self._deadline = deadline
+    status: int
+    headers: CIMultiDictProxy[str]
+    content: aiohttp.StreamReader
+    _connection: aiohttp.connector.Connection
+    _deadline: asyncio.TimerHandle
 
     def close(self) -> None:
         """Close the connection, which ends a wait for the body with an error."""

@@ -12,9 +12,8 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -53,8 +52,7 @@ _CALLBACKS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LiteLLMLibrary:
+class LiteLLMLibrary(NamedTuple):
     """LiteLLM's `acompletion` and `atext_completion`, the parameters of a model, and providers with a text route.
 
     `parameters` returns None if they are not known.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -59,8 +58,7 @@ BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Statuses with a text that is not forwarded, since it may quote the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedError:
+class ReportedError(NamedTuple):
     """An error as the engine reports it."""
 
     text: str = ""  # one line of at most 500 characters

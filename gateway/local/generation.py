@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.local import tgi_errors
 
@@ -24,8 +23,7 @@ STOP_WINDOW_CHARS = 300
 _UNKNOWN_ID = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedToken:
+class GeneratedToken(NamedTuple):
     """A generated token.
 
     A character that spans several tokens is the text of the last one. The tokens before it have no text and, since
@@ -117,7 +115,7 @@ class LocalGeneration:
         if reason is None:
             return token
         self.finish_reason = reason
-        return replace(token, finish_reason=reason)
+        return token._replace(finish_reason=reason)
 
     def _llama_body(self) -> dict[str, Any]:
         return {

@@ -9,10 +9,9 @@ import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from gateway.local import ChildFailed, child, weights
 from gateway.runtime.child_processes import end
@@ -24,8 +23,7 @@ _LOG_TAIL_CHARS = 2000
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-@dataclass(frozen=True, slots=True)
-class ChildCommand:
+class ChildCommand(NamedTuple):
     """The command of one child. `role` is its module in this package: `teacher` or `student`. Port 0: any free port."""
 
     role: str
@@ -82,7 +80,7 @@ class Child:
                 raise ChildFailed(self._failure(f"was not ready after {self._ready_limit_s:g} s"))
             await asyncio.sleep(_READY_POLL_S)
         self.url = url
-        self._command = replace(self._command, port=int(url.rsplit(":", 1)[1]))
+        self._command = self._command._replace(port=int(url.rsplit(":", 1)[1]))
 
     async def stop(self) -> None:
         """Terminate the process, wait, and kill it if it does not end. Do nothing if it is not running."""

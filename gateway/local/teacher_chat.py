@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -11,9 +12,10 @@ from aiohttp import web
 from gateway.local import tgi_chat, tgi_errors, tgi_request
 from gateway.local.tgi_chat import TgiChatBody, TgiCompletionBody, TgiReplies
 from gateway.local.tgi_wire import STATE, headers, read, reply, send_event, stream_headers
-from gateway.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from gateway.local.generation import LocalGeneration
     from gateway.local.tgi_wire import TeacherState
 
@@ -28,7 +30,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return await _stream_chat(request, body, prompt)
     logprobs = bool(body.logprobs)
     run, tokens = await state.run(prompt, body.parameters, logprobs=logprobs, special=False)
-    answer = _replies(state).chat(run, tokens, logprobs=logprobs)
+    answer = TgiReplies(state.model).chat(run, tokens, logprobs=logprobs)
     return reply(answer, headers=headers(prompt, [run], time.monotonic() - started))
 
 
@@ -48,7 +50,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await _stream_completions(request, body, prompts)
     runs = await _run_all(state, body, prompts)
-    answer = _replies(state).completion(runs)
+    answer = TgiReplies(state.model).completion(runs)
     return reply(answer, headers=headers("".join(prompts), runs, time.monotonic() - started))
 
 
@@ -88,31 +90,40 @@ async def _run_all(state: TeacherState, body: TgiCompletionBody, prompts: list[s
     return [task.result()[0] for task in tasks]
 
 
-async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> web.StreamResponse:
-    state = request.app[STATE]
-    replies = _replies(state)
-    logprobs = bool(body.logprobs)
+@asynccontextmanager
+async def _stream(request: web.Request, prompt: str) -> AsyncIterator[web.StreamResponse]:
+    """Yield a stream that ends with [DONE]. A TgiError becomes an event. TGI's event has status 422 for each error."""
     response = web.StreamResponse(headers=stream_headers(prompt))
     await response.prepare(request)
     try:
-        async with state.start(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens):
-            async for token in tokens:
-                await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
-            if _wants_usage(body):
-                await send_event(response, replies.usage_chunk([run], "chat.completion.chunk"))
-    except tgi_errors.TgiError as error:
-        await _send_error(response, state, error)
+        yield response
+    except tgi_errors.TgiError as failure:
+        error = tgi_errors.in_stream(failure)
+        request.app[STATE].counts[error.error_type] += 1
+        await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})
     await send_event(response, "[DONE]")
+
+
+async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> web.StreamResponse:
+    state = request.app[STATE]
+    replies = TgiReplies(state.model)
+    logprobs = bool(body.logprobs)
+    async with (
+        _stream(request, prompt) as response,
+        state.start(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens),
+    ):
+        async for token in tokens:
+            await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
+        if _wants_usage(body):
+            await send_event(response, replies.usage_chunk([run], "chat.completion.chunk"))
     return response
 
 
 async def _stream_completions(request: web.Request, body: TgiCompletionBody, prompts: list[str]) -> web.StreamResponse:
     state = request.app[STATE]
-    replies = _replies(state)
-    response = web.StreamResponse(headers=stream_headers("".join(prompts)))
-    await response.prepare(request)
+    replies = TgiReplies(state.model)
     runs = []
-    try:
+    async with _stream(request, "".join(prompts)) as response:
         for index, prompt in enumerate(prompts):
             async with state.start(prompt, body.parameters, logprobs=False) as (run, tokens):
                 runs.append(run)
@@ -120,22 +131,8 @@ async def _stream_completions(request: web.Request, body: TgiCompletionBody, pro
                     await send_event(response, replies.completion_chunk(index, token))
         if _wants_usage(body):
             await send_event(response, replies.usage_chunk(runs, "text_completion"))
-    except tgi_errors.TgiError as error:
-        await _send_error(response, state, error)
-    await send_event(response, "[DONE]")
     return response
 
 
 def _wants_usage(body: TgiChatBody | TgiCompletionBody) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
-
-
-async def _send_error(response: web.StreamResponse, state: TeacherState, failure: tgi_errors.TgiError) -> None:
-    """Send an error event. TGI's event has status 422 for each error."""
-    error = tgi_errors.in_stream(failure)
-    state.counts[error.error_type] += 1
-    await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})
-
-
-def _replies(state: TeacherState) -> TgiReplies:
-    return TgiReplies(state.model, f"{__version__}-llama.cpp")

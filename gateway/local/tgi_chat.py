@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from gateway.local import tgi_errors
 from gateway.local.tgi_request import TgiGrammar, TgiParameters, Unsigned
+from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,12 +127,10 @@ async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
     return prompt if found < 0 else prompt[: found + len(last["content"])].rstrip()
 
 
-class TgiReplies:
+class TgiReplies(NamedTuple):
     """Builds the replies of one request. Like TGI's, each has an empty `id`."""
 
-    def __init__(self, model: str, fingerprint: str) -> None:
-        self._model = model
-        self._fingerprint = fingerprint
+    model: str
 
     def chat(self, run: LocalGeneration, tokens: Sequence[GeneratedToken], *, logprobs: bool) -> dict[str, Any]:
         """Return the reply to a chat without streaming."""
@@ -177,8 +176,8 @@ class TgiReplies:
             "object": kind,
             "id": "",
             "created": int(time.time()),
-            "model": self._model,
-            "system_fingerprint": self._fingerprint,
+            "model": self.model,
+            "system_fingerprint": f"{__version__}-llama.cpp",
             "choices": choices,
         }
 

@@ -6,8 +6,7 @@ The order of the checks and the messages are TGI's, so that a body has the same 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -65,8 +64,7 @@ class TgiGenerateBody(msgspec.Struct, frozen=True):
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TgiLimits:
+class TgiLimits(NamedTuple):
     """The limits of the server on tokens and requests, as in /info."""
 
     max_total_tokens: int
@@ -78,8 +76,7 @@ class TgiLimits:
         return self.max_total_tokens - 1
 
 
-@dataclass(frozen=True, slots=True)
-class TgiJob:
+class TgiJob(NamedTuple):
     """A validated request with the parameters of llama.cpp."""
 
     input_ids: tuple[int, ...]  # the token ids of the prompt

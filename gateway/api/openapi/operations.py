@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounting.receipt import Receipt
 from gateway.api.completions import chat_completions, text_completions
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
 ErrorType = type[GatewayError]
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """Description of one handler."""
 
     summary: str
@@ -64,9 +63,9 @@ class Operation:
     versioned: bool = False  # the request may have the header of the edge protocol's version
     public: bool = False  # no key is required
     errors: tuple[ErrorType, ...] = ()  # beyond those of every handler
-    query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)  # description and schema of each parameter
+    query: Mapping[str, tuple[str, Json]] = MappingProxyType({})  # description and schema of each parameter
     # Description and possible values of plain texts, by status, for replies that are no errors.
-    other_replies: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    other_replies: Mapping[int, tuple[str, tuple[str, ...]]] = MappingProxyType({})
 
     @property
     def all_errors(self) -> tuple[ErrorType, ...]:
