@@ -57,8 +57,12 @@ def unknown_max_output(_: str) -> MaxOutput:
     return MaxOutput(DEFAULT_MAX_OUTPUT_TOKENS, known=False)
 
 
-class EngineMaxima:
-    """Look up the maximum of an engine: config.yaml, then the engine's own report, then the list, then the default.
+def engine_maxima(
+    configured: Mapping[str, int | None],
+    listed: Mapping[str, int | None],
+    reported: Callable[[str], int | None] = lambda _: None,
+) -> MaxOutputOf:
+    """Return a lookup of maxima: config.yaml, then the engine's own report, then the list, then the default.
 
     Args:
         configured: `max_output_tokens` of config.yaml by engine; None where it is not set.
@@ -66,18 +70,11 @@ class EngineMaxima:
         reported: returns the context size that an engine reported, in tokens; None where it reported none.
     """
 
-    def __init__(
-        self,
-        configured: Mapping[str, int | None],
-        listed: Mapping[str, int | None],
-        reported: Callable[[str], int | None] = lambda _: None,
-    ) -> None:
-        self._configured, self._listed, self._reported = configured, listed, reported
-
-    def __call__(self, engine: str) -> MaxOutput:
-        """Return the maximum of `engine`."""
-        tokens = self._configured.get(engine) or self._reported(engine) or self._listed.get(engine)
+    def max_output(engine: str) -> MaxOutput:
+        tokens = configured.get(engine) or reported(engine) or listed.get(engine)
         return MaxOutput(tokens) if tokens else unknown_max_output(engine)
+
+    return max_output
 
 
 class CallBound(NamedTuple):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
-    from gateway.policy.plan import RetryPlan, StudentPlan
+    from gateway.policy.plan import StudentPlan
+    from gateway.policy.route_rules import RetryRule
     from gateway.telemetry.metrics import Metrics
 
 # An engine that requests a longer pause is not retried while the caller waits.
@@ -99,7 +100,7 @@ class Retries:
     def __init__(
         self,
         students: Sequence[StudentPlan],
-        rule: RetryPlan,
+        rule: RetryRule,
         request_retries: RequestRetries | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:

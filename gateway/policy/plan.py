@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from gateway.policy.route_rules import RetryRule
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -36,21 +37,7 @@ class StudentPlan(Record, frozen=True):
     reasoning: Reasoning = "none"
 
 
-class RetryPlan(Record, frozen=True):
-    """Retries at one engine, the first pause, and the bounds on retries.
-
-    `max_per_request`: retries over all engines. None: `num_retries`, one for each further engine that may complete the
-    answer, and one for the teacher of a guided answer.
-    """
-
-    num_retries: int
-    backoff_s: float
-    max_per_request: int | None = None
-    share: float = 0.2  # retries of a tenant at one engine in ten seconds, per successful call
-    floor: int = 10  # additional retries in ten seconds
-
-
-NO_RETRIES = RetryPlan(0, 0.0)
+NO_RETRIES = RetryRule(num_retries=0)
 
 
 class GuidancePlan(Record, frozen=True):
@@ -116,7 +103,7 @@ class Plan(Record, frozen=True):
     baseline: str  # the model whose cost is the baseline of savings
     max_tokens: int | None  # the limit on the visible answer: the caller's, else the route's default, else None
     show_cost: bool
-    retries: RetryPlan = NO_RETRIES
+    retries: RetryRule = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None  # the comparison of a guided answer; None: no comparison
     length: LengthChoice | None = None  # the choice of the guidance's length; None if the policy or the caller sets it

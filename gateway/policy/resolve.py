@@ -14,7 +14,7 @@ from gateway.capabilities.reasoning import takes_prefix
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
 from gateway.policy.constraints import CALLER_PREFILL, MIN_TOKENS, TOKEN_LIMIT, placements
 from gateway.policy.length import choose_length
-from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, RetryPlan, StudentPlan
+from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
 from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
 from gateway.protocol.text import TextRequest
 
@@ -133,7 +133,7 @@ def _plan(
         baseline=route.baseline,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
-        retries=_retries(route),
+        retries=route.retries,
         length=length,
     )
 
@@ -150,12 +150,7 @@ def resolve_embeddings(
     refuse_overrides(headers)
     engines = sorted(_in_order(route, random_value), key=in_cooldown)
     students = tuple(StudentPlan(engine, None) for engine in engines)
-    return Plan(route.mode, students, None, None, route.baseline, 0, route.show_cost, _retries(route))
-
-
-def _retries(route: Route) -> RetryPlan:
-    rule = route.retries
-    return RetryPlan(rule.num_retries, rule.backoff_s, rule.max_per_request, rule.share, rule.floor)
+    return Plan(route.mode, students, None, None, route.baseline, 0, route.show_cost, route.retries)
 
 
 def _in_order(route: Route, random_value: Callable[[], float]) -> list[str]:

@@ -13,7 +13,7 @@ from msgspec import structs
 from gateway.accounting.edge import DEVICE, check_report, closing_receipt, offline_receipt, state_of, student_of
 from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.receipt import CloseTerms, Receipt
-from gateway.accounting.worst_case import EngineMaxima, worst_case
+from gateway.accounting.worst_case import engine_maxima, worst_case
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
@@ -137,7 +137,7 @@ def test_a_report_above_the_requested_limit_is_rejected_with_that_limit() -> Non
 def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
     """A request without a limit has the largest possible answer as its limit."""
     unlimited, long = given(terms=CloseTerms(TERMS.by, None)), structs.replace(USAGE, output_tokens=5000)
-    maxima = EngineMaxima({"big": 4999}, {})
+    maxima = engine_maxima({"big": 4999}, {})
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
         check_report(unlimited, long, maxima)
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):

@@ -12,9 +12,10 @@ from msgspec import structs
 
 from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.receipt import EngineShare
-from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output, worst_case
-from gateway.policy.plan import RetryPlan, StudentPlan
+from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS, engine_maxima, unknown_max_output, worst_case
+from gateway.policy.plan import StudentPlan
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
+from gateway.policy.route_rules import RetryRule
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import PRICES, builder, chat, plan
 
@@ -43,7 +44,7 @@ def test_a_guided_request_reserves_for_both_engines() -> None:
 def test_retries_and_other_students_are_reserved_for() -> None:
     """Each engine has the retries of the policy, and the teacher at most one."""
     others = (StudentPlan("small", None), StudentPlan("huge", None))
-    one = intended(structs.replace(plan(), students=others, retries=RetryPlan(2, 0.1)))
+    one = intended(structs.replace(plan(), students=others, retries=RetryRule(num_retries=2, backoff_s=0.1)))
     assert one.student is not None
     assert one.teacher is not None
     assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
@@ -125,7 +126,7 @@ def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> N
     """An unknown maximum is the default, which is marked as a lower bound."""
     one, request = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
     for maxima, tokens, at_least in (
-        (EngineMaxima({"small": 4096}, {}), 8192, False),
+        (engine_maxima({"small": 4096}, {}), 8192, False),
         (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
         share = intend(builder(one), one, worst_case(one, request, PRICES, maxima), "ann").student

@@ -17,13 +17,14 @@ from gateway.accounting.estimate import MAX_BOUNDED_BYTES, Encoding, bound_text,
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import (
     DEFAULT_MAX_OUTPUT_TOKENS,
-    EngineMaxima,
     MaxOutput,
     budget_max_tokens,
+    engine_maxima,
     worst_case,
 )
 from gateway.engines.base import TokenUsage
-from gateway.policy.plan import RetryPlan, StudentPlan
+from gateway.policy.plan import StudentPlan
+from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
@@ -238,8 +239,8 @@ def test_without_a_limit_missing_output_is_charged_as_the_engines_longest_answer
     """The engine's maximum where it is known. Otherwise the default, which it may exceed."""
     request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
     for maxima, tokens, at_least in (
-        (EngineMaxima({"small": 4096}, {}), 8192, False),
-        (EngineMaxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
+        (engine_maxima({"small": 4096}, {}), 8192, False),
+        (engine_maxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
         lost = call("small", request, unbounded=True)
         receipt = closed(builder(one, request=request, reserved=worst_case(one, request, PRICES, maxima), student=lost))
@@ -248,7 +249,7 @@ def test_without_a_limit_missing_output_is_charged_as_the_engines_longest_answer
 
 
 def test_the_configured_maximum_precedes_the_engines_and_the_listed_one() -> None:
-    maxima = EngineMaxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
+    maxima = engine_maxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
     assert [maxima(name) for name in "abcd"] == [
         MaxOutput(1),
         MaxOutput(2),
@@ -259,7 +260,7 @@ def test_the_configured_maximum_precedes_the_engines_and_the_listed_one() -> Non
 
 def test_the_limit_under_a_budget_is_none_that_an_engine_cannot_take() -> None:
     assert budget_max_tokens(plan("student")) == 1024
-    assert budget_max_tokens(plan("student"), EngineMaxima({"small": 512}, {})) == 512
+    assert budget_max_tokens(plan("student"), engine_maxima({"small": 512}, {})) == 512
 
 
 def test_unknown_usage_raises_no_savings() -> None:
@@ -283,7 +284,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, AnyRequest]:
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
     mode = draw(st.sampled_from(["guided", "student", "teacher"]))
     others = (StudentPlan("big" if mode == "teacher" else "small", None), StudentPlan("huge", None))
-    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), students=others)
+    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryRule(num_retries=retries), students=others)
     fields: dict[str, Any] = {
         "n": draw(st.integers(1, 3)),
         "messages": [{"role": "user", "content": "?" + draw(words)}],

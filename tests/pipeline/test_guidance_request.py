@@ -21,8 +21,8 @@ from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import AutoRule, choose_length
-from gateway.policy.plan import RetryPlan
 from gateway.policy.projections import CUTOFF, SkipRule
+from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -157,7 +157,7 @@ async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charg
 ) -> None:
     teacher = FailsBatches()
     teacher_call = teacher_call_of(teacher, OwnFlight())
-    guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
+    guided = structs.replace(plan(), retries=RetryRule(num_retries=num_retries, backoff_s=0.001))
     one = builder(guided)
     await teacher_call.open(CHAT, one)
     assert teacher.batches == batches

@@ -19,13 +19,18 @@ from gateway.errors import (
     EngineUnsupported,
 )
 from gateway.pipeline.retries import RequestRetries, Retries
-from gateway.policy.plan import RetryPlan, StudentPlan
+from gateway.policy.plan import StudentPlan
+from gateway.policy.route_rules import RetryRule
 from gateway.telemetry.metrics import Metrics
 
 
 def retries_of(*engines: str, num_retries: int = 2) -> Retries:
     """Return Retries without randomness: pauses of 0.1 s, then 0.2 s."""
-    return Retries([StudentPlan(engine, None) for engine in engines], RetryPlan(num_retries, 0.1), draw=lambda: 1.0)
+    return Retries(
+        [StudentPlan(engine, None) for engine in engines],
+        RetryRule(num_retries=num_retries, backoff_s=0.1),
+        draw=lambda: 1.0,
+    )
 
 
 def error(kind: type[EngineError], **more: Any) -> EngineError:
@@ -95,7 +100,7 @@ def test_without_retries_each_engine_is_called_once() -> None:
 
 def test_half_of_a_pause_is_random() -> None:
     for drawn, pause_s in ((0.0, 0.05), (1.0, 0.1)):
-        one = Retries([StudentPlan("a", None)], RetryPlan(1, 0.1), draw=lambda drawn=drawn: drawn)
+        one = Retries([StudentPlan("a", None)], RetryRule(num_retries=1, backoff_s=0.1), draw=lambda drawn=drawn: drawn)
         assert one.next_pause_s(error(EngineFailed), placed=False) == pytest.approx(pause_s)
 
 
@@ -112,7 +117,7 @@ class CallLimits:
     """The limits of one request: `left` further calls, and an engine's retry budget."""
 
     def __init__(self, left: int, budget: int = 99) -> None:
-        plan = SimpleNamespace(max_retries=left, retries=RetryPlan(10, 0.1))
+        plan = SimpleNamespace(max_retries=left, retries=RetryRule(num_retries=10, backoff_s=0.1))
         self.builder = SimpleNamespace(tenant="acme", failed=[], plan=plan)
         self.metrics = Metrics()
         self._budget = budget
@@ -125,7 +130,7 @@ class CallLimits:
     def walk(self, *engines: str) -> list[str]:
         """Return the engines that are called after the first call, if every call fails."""
         students = [StudentPlan(engine, None) for engine in engines]
-        one, called = Retries(students, RetryPlan(10, 0.1), self.retries, draw=lambda: 1.0), []
+        one, called = Retries(students, RetryRule(num_retries=10, backoff_s=0.1), self.retries, draw=lambda: 1.0), []
         while one.next_pause_s(error(EngineUnreachable), placed=False) is not None:
             self.builder.failed.append("a call")
             called.append(one.student.engine)
