@@ -44,7 +44,7 @@ def as_text(
             parts += _section("quality sample", _quality_rows(plan.quality))
     if plan is not None and reserved_usd is not None:
         parts += _section("counts against", _allowance_rows(explanation))
-        bound = "" if plan.max_tokens is not None else "; nothing limits the answer, which is taken to have 1024 tokens"
+        bound = "" if plan.max_tokens is not None else "; without max_tokens, the engine's longest answer counts"
         parts += _section("reserved", [(f"{reserved_usd.normalize():f} USD, the most that it may cost{bound}",)])
     parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in explanation.assumed)] if explanation.assumed else []
     return Group(*parts)

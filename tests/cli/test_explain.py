@@ -183,6 +183,19 @@ def test_the_output_contains_the_reservation(folder: Path) -> None:
     assert Decimal(found["reserved_usd"]) == 3 * tokens * Decimal("0.0000009")
 
 
+def test_without_a_limit_on_the_answer_the_reservation_is_the_engines_maximum(folder: Path) -> None:
+    (folder / "policies" / "acme.yaml").write_text(
+        "{tenant: acme, routes: [{model: free, mode: student, student: a, retries: {num_retries: 0}}]}"
+    )
+    (folder / "config.yaml").write_text(
+        "models: [{name: a, protocol: openai, api_base: http://a, max_output_tokens: 9000, "
+        "price: {input_per_1m: 1, output_per_1m: 1}}]"
+    )
+    found = explained(body=chat(model="free"))
+    assert Decimal(found["reserved_usd"]) == (found["request"]["bytes"] + 512 + 9000) * Decimal("0.000001")
+    assert "may cost; without max_tokens, the engine's longest answer counts" in run(body=chat(model="free"))[1]
+
+
 def test_a_request_that_the_gateway_rejects_is_rejected_with_the_reasons(folder: Path) -> None:
     code, out, _ = run(body=chat(max_tokens=3, tools=[{"type": "function", "function": {"name": "f"}}]))
     assert code == 1
