@@ -147,7 +147,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     source, issues = read(path)
     if source is None:
         raise ConfigError(issues)
-    names = tuple(WorkerSettings.model_fields)
+    names = (*WorkerSettings.model_fields, *_RENAMED)
     issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(names)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or issues:
