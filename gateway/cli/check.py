@@ -136,6 +136,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
             *(f"route {route.model}: {doubt}" for route in policy.routes if (doubt := _doubt(policy, route, settings))),
             *_unbounded(settings, policy),
             *_out_of_reach(settings.defaults, policy),
+            *_unserved(policy),
             *_expired(policy, time.time()),
             *_often_late(policy, measured),
         ):
@@ -202,6 +203,13 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
                     f"route {route.model}: there is a budget and no default_max_tokens: requests without max_tokens "
                     f"are limited to {BUDGET_MAX_TOKENS} tokens"
                 )
+
+
+def _unserved(policy: TenantPolicy) -> Iterator[str]:
+    for key in policy.keys:
+        for name in key.models or ():
+            if name not in policy.routes_of:
+                yield f"key {key.id}: no route of the tenant has model {name}: correct or remove the name"
 
 
 def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:

@@ -84,7 +84,7 @@ def not_found(caller: Caller, model: str, choice: RouteChoice) -> ModelNotFound:
         more = len(choice.passed) - len(reasons)
         rest = f"; and {more} more" if more else ""
         return ModelNotFound(f"No route for '{model}' takes this request. {'; '.join(reasons)}{rest}.", param="model")
-    names = ", ".join(f"'{name}'" for name in models_of(caller))
+    names = ", ".join(f"'{name}'" for name in models_of(caller)) or "none"
     return ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
 
 

@@ -65,6 +65,14 @@ def test_a_key_past_its_date_is_a_warning_and_no_error(folder: Path) -> None:
     ) in warnings
 
 
+def test_a_key_with_a_model_that_no_route_has_is_a_warning(folder: Path) -> None:
+    before = run()[2]
+    edit(folder / "policies" / "default.yaml", "id: development", "id: development\n    models: [chat, chta]")
+    assert [line for line in run()[2] if line not in before] == [
+        "warning: tenant default: key development: no route of the tenant has model chta: correct or remove the name"
+    ]
+
+
 def test_the_sample_contains_every_default(folder: Path) -> None:
     settings, book, _ = check_all(folder / "config.yaml")
     assert settings is not None

@@ -41,6 +41,8 @@ def test_a_key_lists_only_its_allowed_models() -> None:
     assert models_of(only_x) == ["x"]
     with pytest.raises(ModelNotFound, match=r"no model 'y' for this key. It may use: 'x'\."):
         require_route(only_x, chat("y"))
+    with pytest.raises(ModelNotFound, match=r"no model 'x' for this key. It may use: none\."):
+        require_route(caller("x", models=("gone",)), chat("x"))
 
 
 def test_a_name_that_several_routes_have_is_listed_once() -> None:
