@@ -152,7 +152,7 @@ class BreakerSettings(StrictModel):
 
     @field_validator("longest_s")
     @classmethod
-    def _at_least_one_rest(cls, longest_s: float, info: ValidationInfo) -> float:
+    def _not_below_first_cooldown(cls, longest_s: float, info: ValidationInfo) -> float:
         rest_s = info.data.get("rest_s", 0.0)
         if longest_s < rest_s:
             raise InvalidValue(f"must be at least breaker.rest, which is {rest_s:g}s")
@@ -288,7 +288,7 @@ class ModelSettings(StrictModel):
 
     @field_validator("api_base")
     @classmethod
-    def _without_the_route(cls, base: str | None, info: ValidationInfo) -> str | None:
+    def _has_no_route(cls, base: str | None, info: ValidationInfo) -> str | None:
         protocol = info.data.get("protocol")
         if base is None and protocol in {"tgi", "openai"}:
             raise InvalidValue(MISSING)
@@ -307,7 +307,7 @@ class ModelSettings(StrictModel):
 
     @field_validator("model")
     @classmethod
-    def _of_a_known_provider(cls, model: str, info: ValidationInfo) -> str:
+    def _has_known_provider(cls, model: str, info: ValidationInfo) -> str:
         if info.data.get("protocol") != "litellm":
             return model
         provider, _, name = model.partition("/")
@@ -319,7 +319,7 @@ class ModelSettings(StrictModel):
 
     @field_validator(*OPTIONS)
     @classmethod
-    def _of_its_provider(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _fits_provider(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or "model" not in info.data or "protocol" not in info.data:
             return value
         provider = str(info.data["model"]).partition("/")[0]

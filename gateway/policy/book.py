@@ -224,15 +224,15 @@ class _Uniqueness:
     def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         tenant = source.get("tenant")
         if isinstance(tenant, str) and self._tenants.setdefault(tenant, source.file) != source.file:
-            yield source.issue(("tenant",), f"{self._tenants[tenant]} is of tenant {tenant} too: one file each")
+            yield source.issue(("tenant",), f"{self._tenants[tenant]} has tenant {tenant} too: merge the files")
         ids: dict[str, int] = {}
         for index, key in enumerate(source.items("keys")):
             name, digest = (key.get("id"), key.get("sha256")) if isinstance(key, dict) else (None, None)
             if isinstance(name, str) and ids.setdefault(name, index) != index:
-                yield source.issue(("keys", index, "id"), f"keys[{ids[name]}] is called {name} too")
+                yield source.issue(("keys", index, "id"), f"keys[{ids[name]}] has id {name} too: ids must be unique")
             here = f"{source.file}: keys[{index}]"
             if isinstance(digest, str) and (first := self._hashes.setdefault(digest.lower(), here)) != here:
-                yield source.issue(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
+                yield source.issue(("keys", index, "sha256"), f"the same key as {first}: remove one of the two")
 
 
 def _routes(source: YamlSource, known_models: list[str] | None, protocols: Mapping[str, str]) -> Iterator[ConfigIssue]:

@@ -70,7 +70,7 @@ def to_pattern(value: object) -> Pattern:
     except re2.error as error:
         raise InvalidValue(_message_of(value, error.args[0].decode("utf-8", "replace"))) from None
     except UnicodeEncodeError:
-        raise InvalidValue("holds a character that cannot be") from None
+        raise InvalidValue("contains half of a surrogate pair: remove it") from None
     if max(compiled.programsize, compiled.reverseprogramsize) > _MAX_PROGRAM:
         raise InvalidValue(
             "would take too long: shorten its repetitions, like .{0,300}, or leave their upper bound open"
@@ -131,7 +131,7 @@ class NumberRange(StrictModel):
         if not self.model_fields_set:
             raise InvalidValue("empty: write a number, or one or two of gte, gt, lte, lt")
         if low > high:
-            raise InvalidValue("no number fits all of it")
+            raise InvalidValue("no number satisfies all bounds")
         return self
 
     def mismatch(self, number: int) -> str | None:
@@ -235,24 +235,22 @@ class RouteCondition(StrictModel):
 
     @field_validator("header", mode="before")
     @classmethod
-    def _named_alike(cls, headers: object) -> object:
+    def _valid_header_names(cls, headers: object) -> object:
         if not isinstance(headers, dict):
             return headers
         for name in headers:
             if not isinstance(name, str) or not _HEADER.fullmatch(name.lower()):
-                raise InvalidValue("the name of a header has letters, digits and -, like x-team")
+                raise InvalidValue("a header name consists of letters, digits and -, like x-team: correct the name")
             if name.lower() in _SECRET_HEADERS:
-                raise InvalidValue(
-                    f"{name.lower()} carries a secret and decides nothing here: take a header of your own"
-                )
+                raise InvalidValue(f"{name.lower()} may contain a secret and cannot be a condition: use another header")
         if len({name.lower() for name in headers}) < len(headers):
-            raise InvalidValue("names a header twice: capitals do not matter")
+            raise InvalidValue("has a header twice: names are case-insensitive")
         return {name.lower(): rule for name, rule in headers.items()}
 
     @model_validator(mode="after")
-    def _something(self) -> RouteCondition:
+    def _has_a_part(self) -> RouteCondition:
         if not self.model_fields_set:
-            raise InvalidValue("empty: name a condition, or remove it: without `when` a route takes every request")
+            raise InvalidValue("empty: add a condition, or remove it: a route without `when` matches every request")
         return self
 
     @cached_property

@@ -98,4 +98,4 @@ def _assumed(plan: Plan, settings: Settings) -> list[str]:
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
-    return ["every engine answers, and none rests after failures", *probes]
+    return ["every engine answers, and no circuit is open", *probes]

@@ -50,7 +50,7 @@ class PolicyFiles:
         """Return whether config.yaml has its content of the start. Files that it names are not compared."""
         return _digest(self._config) == self._digest
 
-    def config_mistakes(self) -> tuple[str, ...]:
+    def config_issues(self) -> tuple[str, ...]:
         """Return the issues that a restart would find in config.yaml and its policies."""
         return tuple(str(issue) for issue in check_all(self._config, self._cache)[2])
 

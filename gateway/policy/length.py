@@ -80,7 +80,7 @@ class LengthRule(StrictModel):
     @model_validator(mode="after")
     def _has_a_condition(self) -> LengthRule:
         if self.prompt is None and self.when is None:
-            raise InvalidValue("holds for every request: name `prompt` or `when`, or set `default`")
+            raise InvalidValue("matches every request: add `prompt` or `when`, or set `default` instead")
         return self
 
 
@@ -167,12 +167,12 @@ class AutoRule(StrictModel):
     @classmethod
     def _within_range(cls, rules: tuple[LengthRule, ...] | None, info: ValidationInfo) -> tuple[LengthRule, ...] | None:
         lower, upper = info.data.get("min"), info.data.get("max")
-        for index, rule in enumerate(rules or ()):
+        for rule in rules or ():
             if lower is not None and upper is not None and rule.tokens and not lower <= rule.tokens <= upper:
-                raise InvalidValue(f"{rule.name} (the {index + 1}. rule): tokens must be 0, or from {lower} to {upper}")
+                raise InvalidValue(f"the tokens of rule {rule.name} must be 0, or from {lower} to {upper}")
         names = [rule.name for rule in rules or ()]
         if len(set(names)) < len(names):
-            raise InvalidValue("two rules have one name: receipts could not tell them apart")
+            raise InvalidValue("rule names must be unique, since receipts contain them: rename one rule")
         return rules
 
 

@@ -108,7 +108,7 @@ class FittedLengths(_Part):
         if sizes != {len(FEATURES)}:
             raise ValueError(f"must hold {len(FEATURES)} means, scales and weights, one for each feature")
         if len({one.tokens for one in self.lengths}) < len(self.lengths):
-            raise ValueError("names a length twice")
+            raise ValueError("has a length twice: lengths must differ")
         return self
 
     def predict(self, numbers: Sequence[float]) -> PredictedLength:

@@ -61,12 +61,12 @@ def _joined(value: object) -> object:
     try:
         return value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise InvalidValue("holds a character that cannot be") from None
+        raise InvalidValue("contains half of a surrogate pair: remove it") from None
 
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise InvalidValue("is empty: write something")
+        raise InvalidValue("must not be blank: add text, or remove the key")
     return value
 
 
@@ -129,7 +129,7 @@ class KeepRule(StrictModel):
 
 def _with_a_slot(value: str) -> str:
     if value.count(SLOT) != 1:
-        raise InvalidValue(f"must hold {SLOT} exactly once: there the guidance goes")
+        raise InvalidValue(f"must contain {SLOT} exactly once, where the guidance is inserted")
     return value
 
 

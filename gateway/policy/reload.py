@@ -171,7 +171,7 @@ class Reloader:
             self.config = ConfigEdit()
             self._metrics.config_stale.set(0)
             return
-        edit = ConfigEdit(changed=True, issues=await self._in_thread(self._files.config_mistakes))
+        edit = ConfigEdit(changed=True, issues=await self._in_thread(self._files.config_issues))
         if edit != self.config:
             then = "restart to apply it; a restart would fail now" if edit.issues else "restart to apply it"
             log.warning("config_changed", then=then, issues=edit.issues[:_MAX_LOGGED])

@@ -153,7 +153,7 @@ def _mode(policy: TenantPolicy, route: Route, value: str) -> str:
     allowed = list(dict.fromkeys([*([route.mode] if route.mode != "shadow" else []), *modes_of(policy, route)]))
     if value in allowed:
         return value
-    raise _refused(MODE, route, f"may say {' or '.join(allowed)}" if len(allowed) > 1 else None)
+    raise _refused(MODE, route, f"must be {' or '.join(allowed)}" if len(allowed) > 1 else None)
 
 
 def _tokens(policy: TenantPolicy, route: Route, value: str) -> int:
@@ -162,11 +162,11 @@ def _tokens(policy: TenantPolicy, route: Route, value: str) -> int:
     is_number = value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS
     if limit is not None and is_number and 1 <= int(value) <= limit:
         return int(value)
-    raise _refused(TOKENS, route, f"may say a whole number from 1 to {limit}" if limit is not None else None)
+    raise _refused(TOKENS, route, f"must be a whole number from 1 to {limit}" if limit is not None else None)
 
 
 def _refused(name: str, route: Route, allowed: str | None) -> InvalidRequest:
-    text = f"'{name}' {allowed} with model '{route.model}': send that, or no such header."
+    text = f"'{name}' {allowed} with model '{route.model}': correct or omit it."
     if allowed is None:
         text = (
             f"'{name}' may not be sent with model '{route.model}': remove the header, or ask the operator to "

@@ -100,14 +100,14 @@ class KeyEntry(StrictModel):
 
     @field_validator("id")
     @classmethod
-    def _not_the_playgrounds(cls, value: str) -> str:
+    def _not_reserved(cls, value: str) -> str:
         if value == PLAYGROUND:
-            raise InvalidValue("is what the playground's requests are called in receipts: choose another")
+            raise InvalidValue("is reserved for playground requests: choose another id")
         return value
 
     @field_validator("sha256")
     @classmethod
-    def _a_hash(cls, value: str) -> str:
+    def _is_a_hash(cls, value: str) -> str:
         if not _HEX_64.fullmatch(value.lower()):
             raise InvalidValue(
                 "must be the key's SHA-256, 64 hex digits, never the key itself: "
@@ -281,7 +281,7 @@ class Route(StrictModel):
     def _not_empty_condition(cls, when: object) -> object:
         if when is None:
             raise InvalidValue(
-                "empty: name a condition, or remove the line: without `when` a route takes every request"
+                "empty: add a condition, or remove the line: a route without `when` matches every request"
             )
         return when
 
@@ -290,7 +290,7 @@ class Route(StrictModel):
     def _can_match(cls, when: RouteCondition, info: ValidationInfo) -> RouteCondition:
         unavailable = next(filter(when.names, ("max_tokens", "tools", "stream")), None)
         if info.data.get("mode") == "embeddings" and unavailable is not None:
-            raise InvalidValue(f"embeddings have no {unavailable}: ask for prompt_bytes, header, contains or matches")
+            raise InvalidValue(f"embeddings have no {unavailable}: use prompt_bytes, header, contains or matches")
         return when
 
     @field_validator("overrides")
@@ -299,7 +299,7 @@ class Route(StrictModel):
         if rule is None or not {"mode", "teacher", "students", "student"} <= info.data.keys():
             return rule
         if info.data["mode"] == "embeddings":
-            raise InvalidValue("is not for mode embeddings, which has nothing to ask for: remove it")
+            raise InvalidValue("does not apply to mode embeddings: remove it")
         roles = {"teacher": info.data["teacher"], "student": info.data["student"] or info.data.get("students")}
         for mode in rule.modes:
             for role, engine in roles.items():

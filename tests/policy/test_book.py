@@ -139,10 +139,10 @@ def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
     file = folder / "policies" / "b.yaml"
     file.write_text(file.read_text().replace("tenant: b", "tenant: a").replace(digest("k1"), digest("k1").upper()))
     assert issues_of(folder) == [
-        "policies/a.yaml:6: keys[1].id: keys[0] is called k1 too",
-        "policies/a.yaml:6: keys[1].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
-        "policies/b.yaml:1: tenant: policies/a.yaml is of tenant a too: one file each",
-        "policies/b.yaml:5: keys[0].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
+        "policies/a.yaml:6: keys[1].id: keys[0] has id k1 too: ids must be unique",
+        "policies/a.yaml:6: keys[1].sha256: the same key as policies/a.yaml: keys[0]: remove one of the two",
+        "policies/b.yaml:1: tenant: policies/a.yaml has tenant a too: merge the files",
+        "policies/b.yaml:5: keys[0].sha256: the same key as policies/a.yaml: keys[0]: remove one of the two",
     ]
 
 

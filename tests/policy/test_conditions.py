@@ -175,13 +175,13 @@ def issues_of(folder: Path, when: str, mode: str = "student") -> list[str]:
         (
             "",
             (
-                "6: routes[0].when: empty: name a condition, or remove the line: without `when` a route takes "
+                "6: routes[0].when: empty: add a condition, or remove the line: a route without `when` matches "
                 "every request"
             ),
         ),
         (
             " {}",
-            ("6: routes[0].when: empty: name a condition, or remove it: without `when` a route takes every request"),
+            ("6: routes[0].when: empty: add a condition, or remove it: a route without `when` matches every request"),
         ),
         (" {tols: true}", "6: routes[0].when.tols: unknown key. Did you mean 'tools'?"),
         (" {tools: yes}", "6: routes[0].when.tools: must be true or false. Did you mean 'true'?"),
@@ -189,9 +189,15 @@ def issues_of(folder: Path, when: str, mode: str = "student") -> list[str]:
         (" {max_tokens: '80'}", "6: routes[0].when.max_tokens: must hold keys, one per line, each as 'key: value'"),
         (" {max_tokens: -1}", "6: routes[0].when.max_tokens.eq: must be at least 0"),
         (" {max_tokens: {gteq: 80}}", "6: routes[0].when.max_tokens.gteq: unknown key. Did you mean 'gte'?"),
-        (" {max_tokens: {gte: 80, lt: 80}}", "6: routes[0].when.max_tokens: no number fits all of it"),
-        (" {max_tokens: {gt: 80, eq: 80}}", "6: routes[0].when.max_tokens: no number fits all of it"),
-        (" {max_tokens: {lt: 0}}", "6: routes[0].when.max_tokens: no number fits all of it"),
+        (
+            " {max_tokens: {gte: 80, lt: 80}}",
+            "6: routes[0].when.max_tokens: no number satisfies all bounds",
+        ),
+        (
+            " {max_tokens: {gt: 80, eq: 80}}",
+            "6: routes[0].when.max_tokens: no number satisfies all bounds",
+        ),
+        (" {max_tokens: {lt: 0}}", "6: routes[0].when.max_tokens: no number satisfies all bounds"),
         (" {max_tokens: {}}", "6: routes[0].when.max_tokens: empty: write a number, or one or two of gte, gt, lte, lt"),
         (" {prompt_bytes: {lt: 8kB}}", "6: routes[0].when.prompt_bytes.lt: must be a whole number, without quotes"),
         (
@@ -215,19 +221,22 @@ def issues_of(folder: Path, when: str, mode: str = "student") -> list[str]:
         (" {header: {}}", "6: routes[0].when.header: must have at least 1 entry"),
         (
             " {header: {'x team': a}}",
-            "6: routes[0].when.header: the name of a header has letters, digits and -, like x-team",
+            "6: routes[0].when.header: a header name consists of letters, digits and -, like x-team: correct the name",
         ),
-        (" {header: {x-a: a, X-A: b}}", "6: routes[0].when.header: names a header twice: capitals do not matter"),
+        (
+            " {header: {x-a: a, X-A: b}}",
+            "6: routes[0].when.header: has a header twice: names are case-insensitive",
+        ),
         (
             " {header: {Authorization: a}}",
             (
-                "6: routes[0].when.header: authorization carries a secret and decides nothing here: take a "
-                "header of your own"
+                "6: routes[0].when.header: authorization may contain a secret and cannot be a condition: use "
+                "another header"
             ),
         ),
         (
             " {header: {cookie: {present: true}}}",
-            ("6: routes[0].when.header: cookie carries a secret and decides nothing here: take a header of your own"),
+            ("6: routes[0].when.header: cookie may contain a secret and cannot be a condition: use another header"),
         ),
         (" {contains: []}", "6: routes[0].when.contains: must have at least 1 entry"),
         (" {contains: ['']}", "6: routes[0].when.contains[0]: must not be empty"),
@@ -314,7 +323,7 @@ def test_an_impossible_or_unreadable_condition_is_an_issue(folder: Path, when: s
 def test_conditions_on_missing_fields_of_embeddings_are_rejected(folder: Path, when: str) -> None:
     (line,) = issues_of(folder, f" {{{when}}}", "embeddings")
     name = next(name for name in ("max_tokens", "tools", "stream") if name in when)
-    assert line == f"6: routes[0].when: embeddings have no {name}: ask for prompt_bytes, header, contains or matches"
+    assert line == f"6: routes[0].when: embeddings have no {name}: use prompt_bytes, header, contains or matches"
 
 
 def test_an_evil_pattern_takes_no_longer_than_a_plain_one(folder: Path) -> None:

@@ -185,8 +185,11 @@ def test_an_unchanged_policy_keeps_its_identity(tmp_path: Path) -> None:
         ("{model: 7}", f"{MODEL}: must be text"),
         ("{min: 50, max: 40}", "9: routes[0].guidance.auto.max: must be at least min, 50"),
         ("{default: 90}", "9: routes[0].guidance.auto.default: must be at most max, 80"),
-        ("{rules: [{name: a, tokens: 20}]}", "9: routes[0].guidance.auto.rules[0]: holds for every request"),
-        ("{rules: [{name: a, prompt: maths, tokens: 8}]}", "9: routes[0].guidance.auto.rules: a (the 1. rule)"),
+        ("{rules: [{name: a, tokens: 20}]}", "9: routes[0].guidance.auto.rules[0]: matches every request"),
+        (
+            "{rules: [{name: a, prompt: maths, tokens: 8}]}",
+            "9: routes[0].guidance.auto.rules: the tokens of rule a must",
+        ),
         ("{probe: {confident: 0}}", "9: routes[0].guidance.auto.probe.confident: must be more than 0"),
         ("{stop_at: word}", "9: routes[0].guidance.auto.stop_at: must be step, sentence or none"),
     ],

@@ -79,14 +79,14 @@ def test_overrides_are_disabled_by_default() -> None:
 @pytest.mark.parametrize("value", ["teacher", "shadow", "embeddings", "", "guided,student", "s3cret"])
 def test_a_mode_that_is_not_allowed_is_refused_with_those_that_are(value: str) -> None:
     assert refused({"x-gkt-mode": value}, route={"overrides": {"modes": ["student"]}}) == (
-        "'x-gkt-mode' may say guided or student with model 'chat': send that, or no such header."
+        "'x-gkt-mode' must be guided or student with model 'chat': correct or omit it."
     )
 
 
 @pytest.mark.parametrize("value", ["0", "81", "-1", "1e1", "40.0", "", "\uff14\uff10", "9" * 5000, "s3cret"])
 def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(value: str) -> None:
     assert refused({"x-gkt-guidance-tokens": value}, route=ALL) == (
-        "'x-gkt-guidance-tokens' may say a whole number from 1 to 80 with model 'chat': send that, or no such header."
+        "'x-gkt-guidance-tokens' must be a whole number from 1 to 80 with model 'chat': correct or omit it."
     )
 
 
@@ -94,7 +94,7 @@ def test_overrides_of_a_route_replace_those_of_the_tenant() -> None:
     """The route's overrides replace the tenant's; the tenant's modes need the route's engines."""
     both = {"modes": ["student", "teacher"], "guidance_tokens": 50}
     assert planned({"x-gkt-mode": "teacher"}, of_tenant=both).mode == "teacher"
-    assert "may say guided or student with" in refused(
+    assert "must be guided or student with" in refused(
         {"x-gkt-mode": "teacher"}, route={"overrides": {"modes": ["student"]}}, of_tenant=both
     )
     assert "may not be sent" in refused({"x-gkt-guidance-tokens": "5"}, route={"overrides": {}}, of_tenant=both)

@@ -166,8 +166,8 @@ async def test_an_issue_between_files_names_the_line_in_an_unchanged_file(folder
         (folder / "policies" / "a.yaml").write_text(policy("globex").replace("only", "first"))
         await seen.until(lambda: seen.policies.issues)
         assert seen.policies.issues == (
-            "policies/globex.yaml:1: tenant: policies/a.yaml is of tenant globex too: one file each",
-            "policies/globex.yaml:2: keys[0].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
+            "policies/globex.yaml:1: tenant: policies/a.yaml has tenant globex too: merge the files",
+            "policies/globex.yaml:2: keys[0].sha256: the same key as policies/a.yaml: keys[0]: remove one of the two",
         )
 
 

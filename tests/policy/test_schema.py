@@ -172,7 +172,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ),
         (
             "model: x, mode: embeddings, student: b, overrides: {modes: [student]}",
-            ["4: routes[0].overrides: is not for mode embeddings, which has nothing to ask for: remove it"],
+            ["4: routes[0].overrides: does not apply to mode embeddings: remove it"],
         ),
     ],
 )

@@ -143,8 +143,8 @@ def test_callers_override_mode_and_length_if_allowed(client: OpenAI, engine: Fak
     ("name", "headers", "expected_message"),
     [
         ("chat", {"x-gkt-mode": "student", "x-team": "blue"}, "'x-gkt-mode' may not be sent with model 'chat'"),
-        ("free", {"x-gkt-mode": "s3cret"}, "'x-gkt-mode' may say guided or student or teacher with model 'free'"),
-        ("free", {"x-gkt-guidance-tokens": "21"}, "'x-gkt-guidance-tokens' may say a whole number from 1 to 20"),
+        ("free", {"x-gkt-mode": "s3cret"}, "'x-gkt-mode' must be guided or student or teacher with model 'free'"),
+        ("free", {"x-gkt-guidance-tokens": "21"}, "'x-gkt-guidance-tokens' must be a whole number from 1 to 20"),
     ],
 )
 def test_a_forbidden_override_is_400_with_the_header(
