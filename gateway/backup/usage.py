@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
-from gateway.usage import receipts_reader
 from gateway.usage.database import add_comparisons
 from gateway.usage.entries import OutboxEntry
+from gateway.usage.queries import UsageQueries
 from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period
 from gateway.usage.sums_writer import fill_sums
@@ -21,7 +21,7 @@ from gateway.usage.uptime_table import EngineMinutes, add_minutes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Table
 
     from gateway.backup.records import Record
     from gateway.usage.store import UsageStore
@@ -38,12 +38,12 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
 
     `made_s` is the time of the backup in Unix seconds. `on_progress` receives the number of receipts read.
     """
-    span, done = await store.read(receipts_reader.span), 0
+    span, done = await store.read(UsageQueries.span), 0
     async for batch in store.receipts():
         yield ReceiptRecords([("", "", raw) for raw in batch])
         done += len(batch)
         on_progress(done)
-    if unreadable := await store.read(receipts_reader.unreadable):
+    if unreadable := await store.read(UsageQueries.unreadable):
         yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
     for table in (COMPARISONS, UPTIME):
         for day in await store.read(_days, table):
@@ -71,19 +71,19 @@ async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | Inco
             await store.change(fill_sums, {Period(granularity, start): sums})
 
 
-def _days(connection: Connection, table: Table) -> Sequence[int]:
-    return connection.scalars(select(table.c.day).distinct().order_by(table.c.day)).all()
+def _days(queries: UsageQueries, table: Table) -> Sequence[int]:
+    return queries.connection.scalars(select(table.c.day).distinct().order_by(table.c.day)).all()
 
 
-def _rows(connection: Connection, table: Table, day: int) -> list[list[Any]]:
-    return [list(row) for row in connection.execute(select(table).where(table.c.day == day))]
+def _rows(queries: UsageQueries, table: Table, day: int) -> list[list[Any]]:
+    return [list(row) for row in queries.connection.execute(select(table).where(table.c.day == day))]
 
 
-def _starts(connection: Connection, seconds: int, before: float) -> Sequence[int]:
+def _starts(queries: UsageQueries, seconds: int, before: float) -> Sequence[int]:
     query = select(SUMS.c.start).distinct().where(SUMS.c.seconds == seconds, SUMS.c.start < before)
-    return connection.scalars(query.order_by(SUMS.c.start)).all()
+    return queries.connection.scalars(query.order_by(SUMS.c.start)).all()
 
 
-def _sums(connection: Connection, seconds: int, start: int) -> list[tuple[Any, bytes]]:
-    rows = connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
+def _sums(queries: UsageQueries, seconds: int, start: int) -> list[tuple[Any, bytes]]:
+    rows = queries.connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
     return [(tuple(dims), raw) for _, _, *dims, raw in rows]

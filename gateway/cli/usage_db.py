@@ -23,18 +23,15 @@ from gateway.config.scalars import InvalidValue, duration_s
 from gateway.errors import StartupError
 from gateway.policy.schema import Moment
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import receipts_reader
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.receipts_reader import ReceiptFilter
+from gateway.usage.queries import ReceiptFilter, UsageQueries
 from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from gateway.config.settings import Settings
     from gateway.usage.rollup import SumRow
     from gateway.usage.verify import SumPlace
@@ -180,8 +177,8 @@ async def _status(settings: Settings) -> dict[str, Any]:
         try:
             if not await opened.usage.exists():
                 return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
-            span = await opened.usage.read(receipts_reader.span)
-            unreadable = await opened.usage.read(receipts_reader.count_unreadable)
+            span = await opened.usage.read(UsageQueries.span)
+            unreadable = await opened.usage.read(UsageQueries.count_unreadable)
             found |= {"receipts": await opened.usage.count(), "unreadable": unreadable}
             found |= {"first": span and rfc3339(span[0]), "last": span and rfc3339(span[1])}
         except UsageDatabaseError:
@@ -200,7 +197,7 @@ async def _export(settings: Settings, where: ReceiptFilter, form: str, output: P
 async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:
     """Return the number of days and the sums that differ."""
     async with usage_store(settings) as store:
-        span = await store.read(receipts_reader.span) if await store.exists() else None
+        span = await store.read(UsageQueries.span) if await store.exists() else None
         if span is None:
             return 0, []
         first, last = (moment // DAY_S for moment in span)
@@ -212,8 +209,9 @@ async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow,
         return last - first + 1, found
 
 
-def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[SumPlace, SumRow, SumRow]]:
+def _differences(queries: UsageQueries, day: int, *, first: bool) -> list[tuple[SumPlace, SumRow, SumRow]]:
     """Return the sums of a day that differ. Sums of the first day may count receipts that are deleted."""
+    connection = queries.connection
     if connection.dialect.name == "postgresql":
         connection.execution_options(isolation_level="REPEATABLE READ")
     found = differences(connection, day)

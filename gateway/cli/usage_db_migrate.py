@@ -15,7 +15,6 @@ from gateway.cli.usage_db_export import progress
 from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, sqlalchemy_url
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import receipts_reader
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
@@ -97,7 +96,7 @@ async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tupl
         archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
         try:
             await _write_outboxes(here, until)
-            stored, archived = Counter(await here.usage.read(receipts_reader.count_by_day)), Counter[int]()
+            stored, archived = Counter(await here.usage.read(UsageQueries.count_by_day)), Counter[int]()
             for archive in archives:
                 archived.update(await archive.count())
             known = await _import(here.usage, archives, archived.total())
@@ -105,11 +104,11 @@ async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tupl
             for archive in archives:
                 await archive.close()
         filled = await _fill(here.usage, previous, days, closed)
-        after = await here.usage.read(receipts_reader.count_by_day)
+        after = await here.usage.read(UsageQueries.count_by_day)
         # Where a worker imported receipts too, some were counted in both places, or in none.
         is_exact = alone and not known
         before = stored + archived if is_exact else stored | archived
-        new = await here.usage.read(lambda connection: UsageQueries(connection).totals(list(old)))
+        new = await here.usage.read(UsageQueries.totals, list(old))
         compared = _compared(old, new, before, after, closed)
         if not is_exact:
             compared = [one._replace(growing=one.growing | {"receipts"}) for one in compared]
@@ -158,7 +157,7 @@ async def _fill(store: UsageStore, previous: PreviousSums, days: Sequence[Period
     by_day: dict[int, list[Period]] = defaultdict(list)
     for period in previous.tenants:
         by_day[period.start // DAY_S].append(period)
-    span, filled = await store.read(receipts_reader.span), 0
+    span, filled = await store.read(UsageQueries.span), 0
     first = math.inf if span is None else span[0]
     with progress("comparing sums", len(days)) as on_progress:
         for done, day in enumerate(sorted(by_day), 1):

@@ -1,31 +1,32 @@
-"""Read sums, receipts, comparisons and the uptime of engines in one transaction of the usage database."""
+"""Read the usage database: receipts, sums, comparisons and the uptime of engines. All calls block: use threads."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, select
+from sqlalchemy import and_, bindparam, func, select, tuple_
 
 from gateway.accounting.edge import EDGE
 from gateway.quality.book import ComparisonScope
 from gateway.quality.comparison import QualityTally
 from gateway.usage.counters import usd
-from gateway.usage.entries import batched
+from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
-from gateway.usage.receipts_reader import days_of_receipts
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
-from gateway.usage.tables import COMPARISONS, DAY_S, OF_DEVICES, RECEIPTS, SUMS, UPTIME, id_before, time_of
+from gateway.usage.tables import COMPARISONS, DAY_S, OF_DEVICES, RECEIPTS, SUMS, UNREADABLE, UPTIME, id_before, time_of
 from gateway.usage.threads import with_pauses
 from gateway.usage.uptime import EngineUptime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
+    from gateway.usage.sql import ReceiptKey
     from gateway.usage.sums import Granularity
 
 _STARTS_PER_QUERY = 500
@@ -44,21 +45,41 @@ _OF_TENANT = select(_C.start, *_DIMS, _C.row).where(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ReceiptFilter:
+    """A filter of receipts by time of the request, [since, until) in Unix seconds, and by tenant."""
+
+    since: float | None = None
+    until: float | None = None
+    tenant: str | None = None
+
+    def terms(self) -> Iterator[ColumnElement[bool]]:
+        """Return SQL conditions. `day`, the start of the primary key, may differ by one from the day of `created`."""
+        if self.since is not None:
+            yield RECEIPTS.c.created >= self.since
+            yield RECEIPTS.c.day >= int(self.since // DAY_S) - 1
+        if self.until is not None:
+            yield RECEIPTS.c.created < self.until
+            yield RECEIPTS.c.day <= int(self.until // DAY_S) + 1
+        if self.tenant is not None:
+            yield RECEIPTS.c.tenant == self.tenant
+
+
 class UsageQueries:
     """Queries of a read transaction. Every method blocks, and raises SQLAlchemyError and ValueError."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def rows(self, periods: Sequence[Period], tenant: str | None) -> Iterator[StoredRow]:
         """Yield the rows of these periods; see `DatabaseReader.rows`."""
-        self._connection.execution_options(yield_per=_ROWS_AT_ONCE)
+        self.connection.execution_options(yield_per=_ROWS_AT_ONCE)
         if tenant is not None:
             yield from self._of_tenant(periods, tenant)
             return
         for period in periods:
             parameters = {"seconds": SECONDS[period.granularity], "start": period.start}
-            for *dims, row in self._connection.execute(_OF_PERIOD, parameters):
+            for *dims, row in self.connection.execute(_OF_PERIOD, parameters):
                 yield StoredRow(period, SumDimensions(*dims), row)
 
     def _of_tenant(self, periods: Iterable[Period], tenant: str) -> Iterator[StoredRow]:
@@ -68,7 +89,7 @@ class UsageQueries:
         for granularity, by_start in by_length.items():
             for batch in batched(list(by_start), _STARTS_PER_QUERY):
                 parameters = {"seconds": SECONDS[granularity], "starts": batch, "tenant": tenant}
-                for start, *dims, row in self._connection.execute(_OF_TENANT, parameters):
+                for start, *dims, row in self.connection.execute(_OF_TENANT, parameters):
                     yield StoredRow(by_start[start], SumDimensions(*dims), row)
 
     def totals(self, periods: Sequence[Period]) -> dict[Period, SumRow]:
@@ -88,7 +109,7 @@ class UsageQueries:
             packed = self._newest(limit, now)
         else:
             query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
-            packed = self._connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)).all()
+            packed = self.connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)).all()
         return [unpack(receipt) for receipt in with_pauses(packed)]
 
     def _newest(self, limit: int, now: float) -> list[bytes]:
@@ -103,11 +124,11 @@ class UsageQueries:
         rows: list[Any] = []
         for condition in (day > today, and_(day == today, id_ < last), and_(day == today, id_ >= last), day < today):
             newest = query.where(condition, RECEIPTS.c.mode != EDGE).order_by(day.desc(), id_.desc())
-            rows += self._connection.execute(newest.limit(limit - len(rows)))
+            rows += self.connection.execute(newest.limit(limit - len(rows)))
             if len(rows) == limit:
                 break
         of_devices = query.where(OF_DEVICES).order_by(RECEIPTS.c.created.desc()).limit(limit)
-        if device_rows := self._connection.execute(of_devices).all():
+        if device_rows := self.connection.execute(of_devices).all():
             rows = sorted([*rows, *device_rows], key=lambda row: -row.created)[:limit]
         return [row.receipt for row in rows]
 
@@ -115,15 +136,59 @@ class UsageQueries:
         """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
         query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
         if (id_time := time_of(receipt_id)) is not None:
-            packed = self._connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
+            packed = self.connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
             if packed is not None:
                 return unpack(packed)
         # Ids of earlier versions and of devices contain no time.
-        for batch in batched(days_of_receipts(self._connection), _DAYS_PER_QUERY):
-            packed = self._connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
+        for batch in batched(self._days(), _DAYS_PER_QUERY):
+            packed = self.connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
             if packed is not None:
                 return unpack(packed)
         return None
+
+    def page(self, where: ReceiptFilter, after: ReceiptKey | None, limit: int) -> list[tuple[ReceiptKey, bytes]]:
+        """Return keys and JSON of receipts in key order, starting after the key `after`."""
+        key = (RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.tenant)
+        query = select(*key, RECEIPTS.c.receipt).where(*where.terms())
+        if after is not None:
+            query = query.where(tuple_(*key) > tuple_(*after))
+        rows = self.connection.execute(query.order_by(*key).limit(limit))
+        return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in rows]
+
+    def count(self, where: ReceiptFilter) -> int:
+        """Return the number of receipts."""
+        return self.connection.execute(select(func.count()).select_from(RECEIPTS).where(*where.terms())).scalar_one()
+
+    def count_by_day(self) -> dict[int, int]:
+        """Return the number of receipts by day of the request, in days since the Unix epoch."""
+        day = (RECEIPTS.c.created // DAY_S).label("day")
+        rows = self.connection.execute(select(day, func.count()).group_by(day))
+        return {int(row_day): number for row_day, number in rows}
+
+    def span(self) -> tuple[int, int] | None:
+        """Return `created` of the first and of the last receipt, or None without receipts."""
+        days = self._days()
+        if not days:
+            return None
+        query = select(func.min(RECEIPTS.c.created), func.max(RECEIPTS.c.created))
+        # `day` may differ by one from the day of `created`.
+        first = self.connection.execute(query.where(RECEIPTS.c.day <= days[0] + 1)).one()[0]
+        last = self.connection.execute(query.where(RECEIPTS.c.day >= days[-1] - 1)).one()[1]
+        return int(first), int(last)
+
+    def _days(self) -> range:
+        first = self.connection.execute(select(func.min(RECEIPTS.c.day))).scalar()
+        last = self.connection.execute(select(func.max(RECEIPTS.c.day))).scalar()
+        return range(0) if first is None or last is None else range(first, last + 1)
+
+    def count_unreadable(self) -> int:
+        """Return the number of unreadable entries."""
+        return self.connection.execute(select(func.count()).select_from(UNREADABLE)).scalar_one()
+
+    def unreadable(self) -> list[OutboxEntry]:
+        """Return the unreadable entries."""
+        rows = self.connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
+        return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in rows]
 
     def comparisons(self, since: int) -> dict[ComparisonScope, QualityTally]:
         """Return the sums of comparisons by scope, starting with the day `since` (days since the Unix epoch)."""
@@ -132,7 +197,7 @@ class UsageQueries:
         difference = c.guided - c.student
         sums = [func.sum(value) for value in (c.guided, c.student, difference, difference * difference)]
         query = select(*scope, func.count(), *sums).where(c.day >= since).group_by(*scope)
-        rows = self._connection.execute(query)
+        rows = self.connection.execute(query)
         return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in rows}
 
     def uptime(self, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
@@ -140,7 +205,7 @@ class UsageQueries:
         uptimes: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
         days = [start // DAY_S for start in starts]
         query = select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)
-        for row in self._connection.execute(query):
+        for row in self.connection.execute(query):
             up, seen = (int.from_bytes(bitmap).bit_count() for bitmap in (row.up, row.seen))
             uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), up, seen)
         return [uptimes[start] for start in starts]

@@ -7,18 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.config.database_url import sqlalchemy_url
-from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.receipts_reader import ReceiptFilter
+from gateway.usage.queries import ReceiptFilter, UsageQueries
 from gateway.usage.sums import Retention
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
-    from contextlib import AbstractContextManager
-
-    from sqlalchemy import Connection
 
     from gateway.config.settings import Settings, WorkerSettings
     from gateway.usage.database import WriteResult
@@ -66,17 +62,22 @@ class UsageStore:
     async def receipts(self, where: ReceiptFilter = _EVERYTHING, limit: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in key order, in lists of at most `limit`. Each list has its own transaction."""
         after = None
-        while page := await self.read(receipts_reader.page, where, after, limit):
+        while page := await self.read(UsageQueries.page, where, after, limit):
             yield [raw for _, raw in page]
             after = page[-1][0]
 
     async def count(self, where: ReceiptFilter = _EVERYTHING) -> int:
-        """See `receipts_reader.count`."""
-        return await self.read(receipts_reader.count, where)
+        """See `UsageQueries.count`."""
+        return await self.read(UsageQueries.count, where)
 
     async def change(self, work: Callable[..., _Result], *args: object) -> _Result:
         """Return `work(connection, *args)`, run in a write transaction."""
-        return await self._in(self._writer, _run, self.engine.writing, work, *args)
+
+        def run() -> _Result:
+            with self.engine.writing() as connection:
+                return work(connection, *args)
+
+        return await self._in(self._writer, run)
 
     async def close(self) -> None:
         """Close the database without waiting for running calls."""
@@ -85,19 +86,17 @@ class UsageStore:
         await asyncio.to_thread(self.engine.close)
 
     async def read(self, query: Callable[..., _Result], *args: object) -> _Result:
-        """Return `query(connection, *args)`, run in a read transaction."""
-        return await self._in(self._readers, _run, self.engine.reading, query, *args)
+        """Return `query(queries, *args)`, run in a read transaction with its UsageQueries."""
+
+        def run() -> _Result:
+            with self.engine.reading() as connection:
+                return query(UsageQueries(connection), *args)
+
+        return await self._in(self._readers, run)
 
     @staticmethod
     async def _in(threads: Executor, work: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
-
-
-def _run(
-    transaction: Callable[[], AbstractContextManager[Connection]], work: Callable[..., _Result], *args: object
-) -> _Result:
-    with transaction() as connection:
-        return work(connection, *args)
 
 
 def store_of(settings: Settings | WorkerSettings) -> UsageStore:

@@ -27,9 +27,9 @@ from gateway.quality.comparison import Comparison
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import receipts_reader
 from gateway.usage.database import add_comparisons
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.queries import UsageQueries
 from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Table
 
     from gateway.accounting.receipt import Receipt
 
@@ -192,7 +192,7 @@ class Deployment:
             tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
             sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
             stored = [msgspec.json.decode(raw)["id"] async for batch in here.store.receipts() for raw in batch]
-            unreadable = await here.store.read(receipts_reader.count_unreadable)
+            unreadable = await here.store.read(UsageQueries.count_unreadable)
         return Standing(
             {key.id: key.status(ring.now()) for key in ring.all()},
             [(balance.spent_usd, balance.reserved_usd) for balance in balances],
@@ -227,5 +227,5 @@ class Deployment:
             await here.budgets_fixture.processes["bob"].abandon("acme", one.process_id, {one.id: settlement})
 
 
-def _rows(connection: Connection, table: Table) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+def _rows(queries: UsageQueries, table: Table) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in queries.connection.execute(select(table).order_by(*table.primary_key))]

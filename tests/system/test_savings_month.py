@@ -143,7 +143,8 @@ def holds_table(out: str) -> None:
 async def holds_export(store: UsageStore, file: Path) -> None:
     """Check the column of savings, and exports as CSV and as JSON lines."""
     by_tenant = select(RECEIPTS.c.tenant, func.sum(RECEIPTS.c.savings_pico)).group_by(RECEIPTS.c.tenant)
-    summed = {tenant: int(pico) for tenant, pico in await store.read(lambda one: one.execute(by_tenant).all())}
+    found = await store.read(lambda queries: queries.connection.execute(by_tenant).all())
+    summed = {tenant: int(pico) for tenant, pico in found}
     assert summed == {tenant: int(micro(figures.savings).scaleb(12)) for tenant, figures in MONTH.items()}
     await export(store.receipts(), "csv", file, lambda _: None)
     with file.open(encoding="utf-8", newline="") as opened:

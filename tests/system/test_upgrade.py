@@ -88,8 +88,7 @@ async def _check_sums(here: World, requests: int) -> None:
     try:
         give_up = time.monotonic() + 60
         while True:
-            of_days = list(periods("day", now - 86_400, now + 1))
-            days = await store.read(lambda connection: UsageQueries(connection).totals(of_days))  # noqa: B023
+            days = await store.read(UsageQueries.totals, list(periods("day", now - 86_400, now + 1)))
             counted, stored = sum(row.requests for row in days.values()), await store.count()
             if counted == stored == requests:
                 return

@@ -138,8 +138,7 @@ async def _check_sums(here: World, url: str) -> None:
     now = time.time()
     try:
         for granularity in ("minute", "hour", "day"):
-            found = list(periods(granularity, now - 7200, now + 1))
-            sums = await store.read(lambda connection: UsageQueries(connection).totals(found))  # noqa: B023
+            sums = await store.read(UsageQueries.totals, list(periods(granularity, now - 7200, now + 1)))
             assert sum(row.requests for row in sums.values()) == len(here.balancer.answers)
     finally:
         await store.close()

@@ -13,7 +13,7 @@ from gateway.accounting.receipt import Receipt, with_savings
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.receipts_reader import ReceiptFilter, page
+from gateway.usage.queries import ReceiptFilter, UsageQueries
 from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
@@ -67,7 +67,7 @@ def entries(receipts: list[Receipt]) -> list[OutboxEntry]:
 def held(engine: UsageEngine) -> list[Receipt]:
     """Return all receipts in the database, in key order."""
     with engine.reading() as connection:
-        return [Receipt.from_json(raw) for _, raw in page(connection, ReceiptFilter(), None, 1_000_000)]
+        return [Receipt.from_json(raw) for _, raw in UsageQueries(connection).page(ReceiptFilter(), None, 1_000_000)]
 
 
 def check_sums(engine: UsageEngine) -> None:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from gateway.usage import receipts_reader
 from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.queries import UsageQueries
 from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 from tests.usage.previous_version import add_to_archive, make_archive, put_aside
@@ -58,7 +58,7 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         while await worker.round() == 0:
             pass
         await outboxes.check([*old, *both, true, *late])
-        assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
+        assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
         assert await moving.read(10) == []
     finally:
         await moving.close()

@@ -21,7 +21,6 @@ from gateway.usage.database import WriteResult
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.queries import UsageQueries
-from gateway.usage.receipts_reader import count_unreadable, unreadable
 from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
@@ -153,8 +152,8 @@ def test_unreadable_and_refused_entries_do_not_keep_others_out(address: str) -> 
             added = writer.add(sent)
             assert added.unreadable == len(refused)
             with engine.reading() as connection:
-                assert {one.id: one.raw for one in unreadable(connection)} == refused
-                assert count_unreadable(connection) == len(refused)
+                assert {one.id: one.raw for one in UsageQueries(connection).unreadable()} == refused
+                assert UsageQueries(connection).count_unreadable() == len(refused)
         assert {one.id for one in held(engine)} >= {one.id for one in good}
         check_sums(engine)
 
@@ -386,4 +385,4 @@ def test_a_damaged_file_raises_and_nothing_is_put_aside(tmp_path: Path) -> None:
         with pytest.raises(SQLAlchemyError, match="malformed"):
             database(engine).add([entry(receipt()), entry(receipt())])
         with engine.reading() as connection:
-            assert count_unreadable(connection) == 0
+            assert UsageQueries(connection).count_unreadable() == 0

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import UsageUnavailable
-from gateway.usage import receipts_reader
 from gateway.usage.database import WriteResult
 from gateway.usage.database_reader import ReceiptFinder
 from gateway.usage.engine import UsageEngine
-from gateway.usage.receipts_reader import ReceiptFilter
+from gateway.usage.queries import ReceiptFilter, UsageQueries
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads
@@ -76,10 +75,10 @@ async def test_receipts_come_once_and_in_order_however_small_the_lists(address: 
         ]
 
     async with a_store(address) as store:
-        assert await store.read(receipts_reader.span) is None
+        assert await store.read(UsageQueries.span) is None
         await store.write(entries(receipts))
         assert await found() == [one.to_json() for one in by_place]
-        assert await store.read(receipts_reader.span) == (NOW - 45_000, NOW)
+        assert await store.read(UsageQueries.span) == (NOW - 45_000, NOW)
         for where in (
             ReceiptFilter(),
             ReceiptFilter(tenant="beta"),
@@ -94,8 +93,8 @@ async def test_entries_that_cannot_be_read_can_be_listed(address: str) -> None:
     bad = entry(receipt())._replace(raw=b"?")
     async with a_store(address) as store:
         assert await store.write([bad]) == WriteResult(unreadable=1)
-        assert await store.read(receipts_reader.count_unreadable) == 1
-        assert await store.read(receipts_reader.unreadable) == [bad]
+        assert await store.read(UsageQueries.count_unreadable) == 1
+        assert await store.read(UsageQueries.unreadable) == [bad]
 
 
 async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

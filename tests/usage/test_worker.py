@@ -19,7 +19,6 @@ from gateway.errors import StartupError
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import receipts_reader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.feed import OutboxFeed
@@ -113,10 +112,7 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) 
     await outboxes.settle(true)
     await worker.round()
     await outboxes.check([true])
-    assert (
-        await outboxes.store.read(lambda connection: UsageQueries(connection).receipt(one.tenant, one.id))
-        == true.to_json()
-    )
+    assert await outboxes.store.read(UsageQueries.receipt, one.tenant, one.id) == true.to_json()
 
 
 async def test_receipts_sent_again_after_a_loss_of_data_count_once(outboxes: Outboxes) -> None:
@@ -256,7 +252,7 @@ async def test_unreadable_entries_block_no_others(outboxes: Outboxes) -> None:
     worker = await outboxes.worker()
     await worker.round()
     await outboxes.check(settled)
-    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
+    assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
     assert await outboxes.lengths() == {"acme": 0}
 
 
@@ -276,7 +272,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     with outboxes.store.engine.reading() as connection:
         rows = connection.execute(COMPARISONS.select()).mappings().all()
     assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
-    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
+    assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
     assert await outboxes.lengths() == {"acme": 0}
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
@@ -292,7 +288,7 @@ async def test_a_comparison_rejected_by_the_database_blocks_no_others(outboxes: 
     await outboxes.check(settled)
     with outboxes.store.engine.reading() as connection:
         assert connection.execute(COMPARISONS.select()).mappings().one()["id"] == "req_1"
-    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
+    assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
