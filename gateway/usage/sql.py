@@ -6,7 +6,6 @@ They bypass SQLAlchemy's statement layer, which takes more time per row than the
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS
@@ -34,8 +33,8 @@ _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS h
 _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
 
 
-class UsageSql(ABC):
-    """Statements of one transaction. Every method raises DBAPIError."""
+class UsageSql:
+    """Statements of one transaction, for SQLite. Every method raises DBAPIError."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -58,47 +57,30 @@ class UsageSql(ABC):
         """Insert or replace sums."""
         self._insert("usage_sums", _SUM_COLUMNS, rows, _or_update(_SUM_COLUMNS))
 
-    @abstractmethod
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""
-
-    @abstractmethod
-    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
-        """Return the sums that exist."""
-
-    @abstractmethod
-    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
-        """Count the sums of each period and tenant up to `limit`, without those of the key `without`."""
-
-    @abstractmethod
-    def delete_sums(self, keys: Sequence[SumKey]) -> None:
-        """Delete sums."""
-
-    @abstractmethod
-    def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
-        """Insert rows and return the number of inserted or updated rows."""
-
-
-class _Sqlite(UsageSql):
-    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
         execute, statement = self._cursor().execute, f"{_HELD} FROM usage_receipts WHERE {_equal(_RECEIPT_KEY)}"
         rows = ((key, execute(statement, key).fetchone()) for key in keys)
         return [(key, *row) for key, row in rows if row is not None]
 
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        """Return the sums that exist."""
         execute, statement = self._cursor().execute, f'SELECT "row" FROM usage_sums WHERE {_equal(SUM_KEY)}'
         rows = ((key, execute(statement, key).fetchone()) for key in keys)
         return {key: row[0] for key, row in rows if row is not None}
 
     def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
+        """Count the sums of each period and tenant up to `limit`, without those of the key `without`."""
         statement = _COUNT.format(f'{_equal(SUM_KEY[:3])} AND "key" <> ?', "?")
         execute = self._cursor().execute
         return {period: execute(statement, (*period, without, limit)).fetchone()[0] for period in periods}
 
     def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        """Delete sums."""
         self._cursor().executemany(f"DELETE FROM usage_sums WHERE {_equal(SUM_KEY)}", keys)
 
     def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
+        """Insert rows and return the number of inserted or updated rows."""
         values, cursor = ", ".join("?" * len(columns)), self._cursor()
         cursor.executemany(f"INSERT INTO {table} VALUES ({values}) {on_conflict}", rows)
         return int(cursor.rowcount)
@@ -107,8 +89,10 @@ class _Sqlite(UsageSql):
         return self._connection.connection.cursor()
 
 
-class _Postgres(UsageSql):
-    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
+class _PostgresSql(UsageSql):
+    """Statements for PostgreSQL. All rows of a call are array parameters of one statement."""
+
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         names = _names(_RECEIPT_KEY)
         statement = f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names})"
         return [(tuple(key), status, packed) for status, packed, *key in self._run(statement, _columns(keys))]
@@ -169,4 +153,4 @@ def _equal(names: Iterable[str]) -> str:
 
 def sql_of(connection: Connection) -> UsageSql:
     """Return the statements for the database of this connection."""
-    return _Postgres(connection) if connection.dialect.name == "postgresql" else _Sqlite(connection)
+    return (_PostgresSql if connection.dialect.name == "postgresql" else UsageSql)(connection)
