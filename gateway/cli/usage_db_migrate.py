@@ -98,11 +98,11 @@ async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tupl
             await _write_outboxes(here, until)
             stored, archived = Counter(await here.usage.read(UsageQueries.count_by_day)), Counter[int]()
             for archive in archives:
-                archived.update(await archive.count())
+                archived.update(await asyncio.to_thread(archive.count))
             known = await _import(here.usage, archives, archived.total())
         finally:
             for archive in archives:
-                await archive.close()
+                await asyncio.to_thread(archive.close)
         filled = await _fill(here.usage, previous, days, closed)
         after = await here.usage.read(UsageQueries.count_by_day)
         # Where a worker imported receipts too, some were counted in both places, or in none.
@@ -143,9 +143,9 @@ async def _import(store: UsageStore, archives: Sequence[ArchiveImport], total: i
     done = known = 0
     with progress("importing the archive", total) as on_progress:
         for archive in archives:
-            while entries := await archive.read(_IMPORTED_AT_ONCE):
+            while entries := await asyncio.to_thread(archive.read, _IMPORTED_AT_ONCE):
                 added = await store.write(entries)
-                await archive.delete_read()
+                await asyncio.to_thread(archive.delete_read)
                 known += added.known + added.replaced
                 done += len(entries)
                 on_progress(done)

@@ -112,7 +112,7 @@ async def _running(
         archives = dict.fromkeys((address, sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)))
         imports = [ArchiveImport(archive_address) for archive_address in archives]
         for archive in imports:
-            stack.push_async_callback(archive.close)
+            stack.push_async_callback(asyncio.to_thread, archive.close)
         keys = RedisKeys(settings.redis.prefix)
         lease = WorkerLease(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
         await lease.join()

@@ -6,7 +6,6 @@ call reads it again.
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,10 @@ _UNREADABLE = _table("unreadable")
 
 
 class ArchiveImport:
-    """Read receipts from an archive, by its URL for SQLAlchemy, and delete them there. Raises UsageDatabaseError."""
+    """Read receipts from an archive, by its URL for SQLAlchemy, and delete them there.
+
+    All methods block: use threads. They raise UsageDatabaseError.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -49,22 +51,10 @@ class ArchiveImport:
         self._last: tuple[int, str] | None = None  # `_ORDER` of the receipt that was read last
         self.location = without_credentials(address)
 
-    async def read(self, limit: int) -> list[OutboxEntry]:
-        """Return at most `limit` receipts; an empty list if the archive is missing or empty."""
-        return await asyncio.to_thread(self._read, limit)
-
-    async def delete_read(self) -> None:
-        """Delete the receipts that the last `read` returned."""
-        await asyncio.to_thread(self._delete_read)
-
-    async def count(self) -> dict[int, int]:
-        """Return the number of receipts by day of the request, in days since the Unix epoch."""
-        return await asyncio.to_thread(self._count)
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connections."""
         if self._engine is not None:
-            await asyncio.to_thread(self._engine.dispose)
+            self._engine.dispose()
 
     def _open(self) -> Engine | None:
         """Return the engine of the archive, or None if there is no archive."""
@@ -75,7 +65,8 @@ class ArchiveImport:
             self._engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
         return self._engine if sa.inspect(self._engine).has_table(_VERSION) else None
 
-    def _count(self) -> dict[int, int]:
+    def count(self) -> dict[int, int]:
+        """Return the number of receipts by day of the request, in days since the Unix epoch."""
         with self._lock:
             engine = self._open()
             if engine is None:
@@ -85,7 +76,8 @@ class ArchiveImport:
                 rows = connection.execute(sa.select(day, sa.func.count()).group_by(day))
                 return {int(row_day): count for row_day, count in rows}
 
-    def _read(self, limit: int) -> list[OutboxEntry]:
+    def read(self, limit: int) -> list[OutboxEntry]:
+        """Return at most `limit` receipts; an empty list if the archive is missing or empty."""
         with self._lock:
             self._read_rows = []
             engine = self._open()
@@ -117,7 +109,8 @@ class ArchiveImport:
         self._last = (rows[-1]["created"], rows[-1]["id"]) if rows else None
         return [(_RECEIPTS, row) for row in rows]
 
-    def _delete_read(self) -> None:
+    def delete_read(self) -> None:
+        """Delete the receipts that the last `read` returned."""
         with self._lock:
             rows, self._read_rows = self._read_rows, []
             if self._engine is None:

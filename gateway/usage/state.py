@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 
@@ -116,8 +115,7 @@ class WorkerStateReader:
             try:
                 await self.read()
             except Exception as error:
-                client.failed(error)
-                if not isinstance(error, RedisError | OSError):
+                if client.failed(error):
                     log.warning("usage_state_not_read", error=type(error).__name__, exc_info=True)
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.script import RedisScript
@@ -86,9 +86,7 @@ class OutboxTrimmer:
                 else:
                     self._metrics.receipts_buffered.set(self._state().waiting)
             except Exception as error:
-                self._client.failed(error)
-                unexpected = not isinstance(error, RedisError | OSError)
-                log.warning("trim_failed", error=type(error).__name__, exc_info=unexpected)
+                log.warning("trim_failed", error=type(error).__name__, exc_info=self._client.failed(error))
             await asyncio.sleep(_EVERY_S)
 
     async def trim(self) -> int:

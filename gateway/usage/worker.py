@@ -248,10 +248,10 @@ class UsageWorker:
         moved = 0
         for archive in self._imports:
             try:
-                entries = await archive.read(self._read_entries)
+                entries = await asyncio.to_thread(archive.read, self._read_entries)
                 if entries:
                     await _database(self._store.write(entries))
-                    await archive.delete_read()
+                    await asyncio.to_thread(archive.delete_read)
             except (*UsageDatabaseError, StartupError) as error:
                 log.warning("archive_not_imported", archive=archive.location, error=_class_of(error))
                 continue
@@ -308,9 +308,8 @@ class UsageWorker:
             log.warning("usage_unfinished", error=_class_of(error))
 
     def _log_interruption(self, error: Exception) -> None:
-        self._client.failed(error)
+        unexpected = self._client.failed(error)
         if not self._interrupted:
-            unexpected = not isinstance(error, RedisError | OSError)
             log.warning("usage_interrupted", error=type(error).__name__, exc_info=unexpected)
         self._interrupted = True
 

@@ -218,11 +218,11 @@ def _fail_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> No
     calls: dict[str, int] = defaultdict(int)
     method = getattr(owner, name)
 
-    async def fail(*arguments: Any) -> Any:
+    def fail(*arguments: Any) -> Any:
         calls[name] += 1
         if calls[name] == call:
             raise OSError("interrupted")
-        return await method(*arguments)
+        return method(*arguments)
 
     patch.setattr(owner, name, fail)
 

@@ -44,11 +44,11 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         worker = await outboxes.worker(imports=[moving])
 
         # A row that changes after it was read is not deleted, and is read again.
-        read = await moving.read(1_000)
+        read = moving.read(1_000)
         assert len(read) == 72
         await outboxes.store.write(read)
         await asyncio.to_thread(add_to_archive, address, [true])
-        await moving.delete_read()
+        moving.delete_read()
         while await worker.round() == 0:
             pass
         await outboxes.check([*old, *both, true])
@@ -59,9 +59,9 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
             pass
         await outboxes.check([*old, *both, true, *late])
         assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
-        assert await moving.read(10) == []
+        assert moving.read(10) == []
     finally:
-        await moving.close()
+        moving.close()
 
 
 async def test_an_import_reads_receipts_by_time_and_then_starts_again(tmp_path: Path) -> None:
@@ -71,20 +71,20 @@ async def test_an_import_reads_receipts_by_time_and_then_starts_again(tmp_path: 
     await asyncio.to_thread(make_archive, address, settled[4:0:-1])
     moving = ArchiveImport(address)
     try:
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(2)] == [settled[1].id, settled[2].id]
+        assert [msgspec.json.decode(one.raw)["id"] for one in moving.read(2)] == [settled[1].id, settled[2].id]
         # These rows are not deleted, because the database failed.
-        assert len(await moving.read(2)) == 2
-        await moving.delete_read()
+        assert len(moving.read(2)) == 2
+        moving.delete_read()
         await asyncio.to_thread(add_to_archive, address, settled[:1])
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(9)] == [one.id for one in settled[:3]]
-        await moving.delete_read()
-        assert await moving.read(9) == []
+        assert [msgspec.json.decode(one.raw)["id"] for one in moving.read(9)] == [one.id for one in settled[:3]]
+        moving.delete_read()
+        assert moving.read(9) == []
     finally:
-        await moving.close()
+        moving.close()
 
 
 async def test_an_import_makes_no_file(tmp_path: Path) -> None:
     moving = ArchiveImport(f"sqlite:///{tmp_path}/gkt-archive.db")
-    assert await moving.read(10) == []
-    await moving.close()
+    assert moving.read(10) == []
+    moving.close()
     assert list(tmp_path.iterdir()) == []
