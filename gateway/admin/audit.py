@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,7 +31,7 @@ async def show_audit(request: web.Request) -> web.Response:
     entries = await request.app[AUDIT].read(limit, before_id=before)
     following = entries[-1].id if len(entries) == limit else None
     shown = [
-        asdict(one) | {"at": time_shown(one.at), "before": _json(one.before), "after": _json(one.after)}
+        one._asdict() | {"at": time_shown(one.at), "before": _json(one.before), "after": _json(one.after)}
         for one in entries
     ]
     return json_reply({"entries": shown, "next": following})

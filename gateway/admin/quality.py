@@ -65,10 +65,7 @@ def _sort_key(scope: ComparisonScope) -> tuple[str, str, str, int]:
 def _row(compared: ComparisonScope, tally: QualityTally) -> dict[str, Any]:
     low, high = tally.interval() or (None, None)
     return {
-        "tenant": compared.tenant,
-        "route": compared.route,
-        "compare": compared.compare,
-        "length": compared.length,
+        **compared._asdict(),
         "samples": tally.samples,
         "guided_teacher": _rounded(tally.mean(tally.guided)),
         "student_teacher": _rounded(tally.mean(tally.student)),

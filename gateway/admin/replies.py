@@ -11,6 +11,7 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.errors import StoreUnavailable
+from gateway.usage.span import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,9 +50,7 @@ def json_reply(body: object, *, status: int = 200) -> web.Response:
 
 def time_shown(unix_s: float | None) -> str | None:
     """Return a time in RFC 3339, in UTC, to the second."""
-    if unix_s is None:
-        return None
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return None if unix_s is None else rfc3339(unix_s)
 
 
 def day_shown(unix_s: float) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,11 +11,9 @@ if TYPE_CHECKING:
 
 MAX_ENTRIES = 10_000
 """Approximate limit, because Redis trims old entries in blocks. `common.lua` has the same number."""
-_FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
+class AuditEntry(NamedTuple):
     """An action in the audit trail."""
 
     id: str
@@ -27,6 +24,9 @@ class AuditEntry:
     subject: str
     before: str  # the states as JSON without secrets, or empty
     after: str
+
+
+_FIELDS = AuditEntry._fields[2:]
 
 
 class AuditTrail:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway.errors import Conflict, NotFound
 from gateway.keys.held import HeldKey
+from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
-    from redis.commands.core import AsyncScript
 
     from gateway.keys.held import KeyTerms
     from gateway.redis.keys import RedisKeys
@@ -81,18 +80,18 @@ class RedisKeyring:
         self._used = names.used
         self._all = list(names)
         self._read_keys = [names.terms, names.dates, names.changes, names.heads, names.state]
-        self._create = _script(redis, "common.lua", "create.lua")
-        self._rotate = _script(redis, "common.lua", "rotate.lua")
-        self._revoke = _script(redis, "common.lua", "revoke.lua")
-        self._read = _script(redis, "read.lua")
-        self._record_use = _script(redis, "saw.lua")
+        self._create = RedisScript(redis, "gateway.keys", "common.lua", "create.lua")
+        self._rotate = RedisScript(redis, "gateway.keys", "common.lua", "rotate.lua")
+        self._revoke = RedisScript(redis, "gateway.keys", "common.lua", "revoke.lua")
+        self._read = RedisScript(redis, "gateway.keys", "read.lua")
+        self._record_use = RedisScript(redis, "gateway.keys", "saw.lua")
 
     async def create(
         self, sha256: str, tenant: str, key_id: str, terms: KeyTerms, expiry: KeyExpiry, actor: str
     ) -> HeldKey:
         """Store a new key. Also raises Conflict."""
         what = (sha256, tenant, key_id, terms.to_json(), *expiry.arguments())
-        reply = await self._create(keys=self._all, args=(*what, _nonce(), MAX_KEYS, actor))
+        (reply,) = await self._create.run([(self._all, (*what, _nonce(), MAX_KEYS, actor))])
         return _held(reply, sha256.encode(), f"{tenant}/{key_id}")
 
     async def rotate(
@@ -103,22 +102,22 @@ class RedisKeyring:
         Without an expiry, the new key has that of the old key. Also raises Conflict.
         """
         what = (sha256, old.tenant, old.id, terms.to_json(), old.sha256, _us(grace_s), *expiry.arguments())
-        reply = await self._rotate(keys=self._all, args=(*what, _nonce(), MAX_KEYS, actor))
+        (reply,) = await self._rotate.run([(self._all, (*what, _nonce(), MAX_KEYS, actor))])
         new = _held(reply, sha256.encode(), f"{old.tenant}/{old.id}")
         return new, HeldKey.of(*reply[3:6])
 
     async def revoke(self, tenant: str, key_id: str, actor: str) -> HeldKey:
         """Revoke a key at once. Also raises NotFound."""
-        reply = await self._revoke(keys=self._all, args=[tenant, key_id, _nonce(), actor])
+        (reply,) = await self._revoke.run([(self._all, [tenant, key_id, _nonce(), actor])])
         if reply[0] == b"unknown":
             raise NotFound(f"Tenant '{tenant}' has no key '{key_id}' in Redis.", param="id")
         return HeldKey.of(reply[3], reply[1], reply[2])
 
     async def read(self, seen: HistoryHead, after: int) -> KeyringChanges:
         """Return a page of changes after the version `after`, if the history contains the head `seen`."""
-        known, version, nonce, total, redis_us, *flat = await self._read(
-            keys=self._read_keys, args=[seen.version, seen.nonce, after, self._page_size]
-        )
+        arguments = (seen.version, seen.nonce, after, self._page_size)
+        (reply,) = await self._read.run([(self._read_keys, arguments)])
+        known, version, nonce, total, redis_us, *flat = reply
         head = HistoryHead(int(version), nonce.decode())
         keys, unreadable, read_version = [], 0, after
         for i in range(0, len(flat), 4):
@@ -133,7 +132,7 @@ class RedisKeyring:
 
     async def record_use(self, hashes: Iterable[str]) -> None:
         """Store the current time as the last use of these keys."""
-        await self._record_use(keys=[self._used], args=[self._max_used, *hashes])
+        await self._record_use.run([([self._used], [self._max_used, *hashes])])
 
     async def last_used(self, hashes: Sequence[str]) -> Mapping[str, float]:
         """Return the time of the last use by key, in Unix seconds, without unused keys."""
@@ -141,11 +140,6 @@ class RedisKeyring:
             return {}
         scores: Any = await self._redis.zmscore(self._used, list(hashes))
         return {sha: float(us) / _MICRO for sha, us in zip(hashes, scores, strict=True) if us is not None}
-
-
-def _script(redis: Redis, *names: str) -> AsyncScript:
-    folder = files("gateway.keys")
-    return redis.register_script("\n".join(folder.joinpath(name).read_text("utf-8") for name in names))
 
 
 def _nonce() -> str:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class RedisScript:
-    """A script that is called by its hash. redis-py's own class needs one more round trip per pipeline."""
+    """A script in files of a package, called by its hash. redis-py's own class needs a round trip more per pipeline."""
 
-    def __init__(self, redis: Redis, package: str, name: str) -> None:
+    def __init__(self, redis: Redis, package: str, *names: str) -> None:
         self._redis = redis
-        self._text = files(package).joinpath(name).read_text("utf-8")
+        self._text = "\n".join(files(package).joinpath(name).read_text("utf-8") for name in names)
         self._sha = redis.register_script(self._text).sha
 
-    async def run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
+    async def run(self, calls: Sequence[tuple[list[str], Sequence[bytes | str | int]]]) -> list[Any]:
         """Return the reply of each call. Where Redis lacks the script, load it and send all calls again."""
         try:
             return await self._run(calls)
@@ -29,7 +29,7 @@ class RedisScript:
             await self._redis.script_load(self._text)
             return await self._run(calls)
 
-    async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
+    async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes | str | int]]]) -> list[Any]:
         if len(calls) == 1:
             keys, values = calls[0]
             return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
