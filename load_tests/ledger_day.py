@@ -105,7 +105,7 @@ class Day:
 
     async def total(self) -> SumRow:
         """Return the sum of the day over all tenants."""
-        threads, total = QueryThreads(self.store.engine), SumRow()
+        threads, total = QueryThreads(self.store.engine.reading), SumRow()
         try:
             days = list(periods("day", self.now - DAY_S, self.now + 60))
             for _, row in await DatabaseReader(threads).totals(days):

@@ -58,7 +58,7 @@ class Reads:
     def __init__(self, address: str) -> None:
         self.engine = UsageEngine(address)
         self.engine.open()
-        self.threads = QueryThreads(self.engine)
+        self.threads = QueryThreads(self.engine.reading)
         self.reader = DatabaseReader(self.threads)
 
     def fill(self, rows: Iterator[tuple[Any, ...]], receipts: list[Receipt]) -> int:

@@ -76,7 +76,7 @@ def usage_access(
     usage = settings.usage
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
     engine = _LazyEngine(address)
-    threads, receipt_threads = QueryThreads(engine), QueryThreads(engine)
+    threads, receipt_threads = QueryThreads(engine.reading), QueryThreads(engine.reading)
     workers = WorkerStateReader(client.commands, keys.ledger(), metrics, without_credentials(address))
     limit = settings.receipts.max_buffered
     trimmer = OutboxTrimmer(client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics)

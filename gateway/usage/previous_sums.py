@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway.usage import counters
 from gateway.usage.counters import ClassSum, TokenSums
 from gateway.usage.entries import added_ms, batched
-from gateway.usage.histogram import Histogram
-from gateway.usage.rollup import NUMBERS, SumDimensions, row_with
+from gateway.usage.rollup import NUMBERS, SumDimensions, SumRow
 from gateway.usage.sums import Period
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.redis.keys import RedisKeys
-    from gateway.usage.rollup import SumRow
+    from gateway.usage.counters import Sparse
 
 _SUMS = re.compile(r"(?:g(\d+):)?(rows|total|seen):(minute|hour|day):(\d+)(?::(.+))?", re.DOTALL)
 _OTHERS = ("state", "cursors", "counted", "archived", "archive", "latest", "builds", "holds")
@@ -31,7 +31,7 @@ _FIELDS: msgspec.msgpack.Decoder[tuple[str, str, str, str, str]] = msgspec.msgpa
 )
 
 
-class _Row(msgspec.Struct, array_like=True):
+class PreviousRow(msgspec.Struct, array_like=True):
     """Sums in the encoding of the previous version; see `SumRow`."""
 
     requests: int = 0
@@ -48,7 +48,7 @@ class _Row(msgspec.Struct, array_like=True):
     failed_pico: int = 0
     baseline_pico: int = 0
     baseline_estimated: int = 0
-    stages: list[tuple[int, int, dict[int, int]]] = []  # the attributes of Histogram
+    stages: list[tuple[int, int, dict[int, int]]] = []  # for each of STAGES the attributes of Histogram
     answer_tokens: int = 0
     teacher_answer_tokens: int = 0
     guided: int = 0
@@ -56,20 +56,34 @@ class _Row(msgspec.Struct, array_like=True):
     engines: dict[str, int] = {}
     classes: dict[str, ClassSum] = {}
 
+    def to_row(self) -> SumRow:
+        """Return the sums in the encoding of this version."""
+        row = SumRow()
+        for name, number in NUMBERS.items():
+            row.fixed[number] = getattr(self, name)
+        for role, tokens in zip(counters.ROLES, (self.teacher, self.student, self.failed), strict=True):
+            row.fixed[role : role + len(tokens)] = tokens
+        counts: Sparse = {counters.BATCHES + size: count for size, count in self.batches.items()}
+        for kind, named in (
+            (counters.ERROR, self.errors),
+            (counters.UNGUIDED, self.unguided),
+            (counters.ENGINE, self.engines),
+        ):
+            counts |= {kind + name: count for name, count in named.items()}
+        for name, sums in self.classes.items():
+            counts |= counters.class_counts(name, sums)
+        for stage, (_, sum_us, buckets) in enumerate(self.stages):
+            row.fixed[counters.STAGE_TIMES + stage] = sum_us
+            first = counters.BUCKETS + counters.BUCKET_STEP * stage
+            counts |= {first + bucket: count for bucket, count in buckets.items()}
+        row.sparse = {key: count for key, count in counts.items() if count}
+        return row
+
 
 def row_of_previous(raw: bytes) -> SumRow:
     """Decode sums of the previous version. Raises msgspec.DecodeError."""
-    old = msgspec.json.decode(raw, type=_Row) if raw.startswith(b"[") else msgspec.msgpack.decode(raw, type=_Row)
-    return row_with(
-        {name: getattr(old, name) for name in NUMBERS},
-        errors=old.errors,
-        unguided=old.unguided,
-        batches=old.batches,
-        engines=old.engines,
-        classes=old.classes,
-        tokens=[old.teacher, old.student, old.failed],
-        stages=[Histogram(*stage) for stage in old.stages],
-    )
+    decode = msgspec.json.decode if raw.startswith(b"[") else msgspec.msgpack.decode
+    return decode(raw, type=PreviousRow).to_row()
 
 
 class PreviousSums:

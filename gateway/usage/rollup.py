@@ -19,7 +19,7 @@ from gateway.usage.counters import BATCHES, FIXED, STAGE_TIMES, STAGES, ClassSum
 from gateway.usage.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import MutableMapping, Sequence
 
     from gateway.accounting.receipt import Receipt
 
@@ -47,7 +47,7 @@ class _Counter:
         return row.fixed[self.number]
 
 
-class SumRow:
+class SumRow(msgspec.Struct):
     """The sum of some receipts.
 
     Attributes:
@@ -64,16 +64,13 @@ class SumRow:
         baseline_error_pico: error bound of `baseline_pico`: the sum of the bounds of its receipts.
     """
 
-    __slots__ = ("fixed", "sparse")
+    fixed: list[int] = msgspec.field(default_factory=lambda: [0] * FIXED)
+    sparse: Sparse = {}
 
     # In the order of `counts_of`.
     requests, kept_tokens, cost_pico, baseline_pico, baseline_error_pico = map(_Counter, range(5))
     baseline_estimated, answer_tokens, teacher_answer_tokens, guided = map(_Counter, range(5, 9))
     teacher_pico, student_pico, failed_pico = map(_Counter, counters.ROLE_COSTS)
-
-    def __init__(self, fixed: list[int] | None = None, sparse: Sparse | None = None) -> None:
-        self.fixed = [0] * FIXED if fixed is None else fixed
-        self.sparse: Sparse = {} if sparse is None else sparse
 
     @property
     def errors(self) -> dict[str, int]:
@@ -202,14 +199,6 @@ class SumRow:
     def _tokens(self, role: int) -> TokenSums:
         return TokenSums(*self.fixed[role : role + len(TokenSums._fields)])
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SumRow) and self.fixed == other.fixed and self.sparse == other.sparse
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"SumRow({self.fixed}, {self.sparse})"
-
 
 def _merge(target: Sparse, source: Sparse) -> None:
     get = target.get
@@ -229,40 +218,6 @@ _JSON_DECODER: msgspec.json.Decoder[tuple[list[int], list[tuple[int | str, int]]
 
 NUMBERS = {name: value.number for name, value in vars(SumRow).items() if isinstance(value, _Counter)}
 """Numbers of the single counters by attribute name."""
-
-
-def row_with(
-    single: Mapping[str, int],
-    *,
-    errors: Mapping[str, int] = {},
-    unguided: Mapping[str, int] = {},
-    batches: Mapping[int, int] = {},
-    engines: Mapping[str, int] = {},
-    classes: Mapping[str, ClassSum] = {},
-    tokens: Sequence[TokenSums] = (),
-    stages: Sequence[Histogram] = (),
-) -> SumRow:
-    """Return the row with these attributes. Single counters have their names in `NUMBERS`, stages the order of STAGES.
-
-    `tokens` has those of teacher calls, student calls and failed calls.
-    """
-    row = SumRow()
-    for name, count in single.items():
-        row.fixed[NUMBERS[name]] = count
-    for role, role_tokens in zip(counters.ROLES, tokens, strict=False):
-        row.fixed[role : role + len(role_tokens)] = role_tokens
-    counts: Sparse = {BATCHES + size: count for size, count in batches.items()}
-    for kind, named in ((counters.ERROR, errors), (counters.UNGUIDED, unguided), (counters.ENGINE, engines)):
-        counts |= {kind + name: count for name, count in named.items()}
-    for name, sums in classes.items():
-        counts |= counters.class_counts(name, sums)
-    for stage, times in enumerate(stages):
-        row.fixed[STAGE_TIMES + stage] = times.sum_us
-        counts |= {
-            counters.BUCKETS + counters.BUCKET_STEP * stage + bucket: count for bucket, count in times.buckets.items()
-        }
-    row.sparse = {key: count for key, count in counts.items() if count}
-    return row
 
 
 def dims_of(receipt: Receipt) -> SumDimensions:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import StartupError, UsageUnavailable
 
@@ -27,21 +27,17 @@ _SHORT_QUERY_S = 5.0
 _INTERVAL_S, _PAUSE_S = 0.001, 0.0002
 
 
-class Readable(Protocol):
-    """A readable database."""
-
-    def reading(self) -> AbstractContextManager[Connection]:
-        """Begin a read transaction."""
-
-
 class QueryThreads:
     """Threads for queries. Short queries, of at most `timeout_s`, do not wait for scans.
 
-    The database may hang: it delays no other work, and limits the time of each statement.
+    `begin` begins a read transaction. The database may hang: it delays no other work, and limits the time of each
+    statement.
     """
 
-    def __init__(self, database: Readable, timeout_s: float = _SHORT_QUERY_S) -> None:
-        self._database = database
+    def __init__(
+        self, begin: Callable[[], AbstractContextManager[Connection]], timeout_s: float = _SHORT_QUERY_S
+    ) -> None:
+        self._begin = begin
         self._timeout_s = timeout_s
         self._short = ThreadPoolExecutor(_SHORT_QUERIES, "usage-query")
         self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
@@ -70,7 +66,7 @@ class QueryThreads:
         from gateway.usage.queries import UsageQueries
 
         try:
-            with self._database.reading() as connection:
+            with self._begin() as connection:
                 return query(UsageQueries(connection))
         # StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are
         # damaged, or were written by a newer version.

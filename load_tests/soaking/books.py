@@ -142,7 +142,7 @@ class Books:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
             await self._until(lambda: self._quiet(session))
             store = UsageStore(f"sqlite:///{self._world.database}", Retention(1, 1, 1))
-            threads = QueryThreads(store.engine)
+            threads = QueryThreads(store.engine.reading)
             try:
                 await self._until(lambda: self._written(session, store))
                 async for some in store.receipts():

@@ -43,7 +43,7 @@ PATHS = {
 @pytest.mark.parametrize("path", PATHS)
 async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -> None:
     (tmp_path / "usage.db").mkdir()  # no database can be there
-    threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db"))
+    threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db").reading)
     app = web.Application(middlewares=[errors_as_openai])
     app.add_routes([web.get(path.partition("?")[0], PATHS[path])])
     app[METRICS] = Metrics()

@@ -29,8 +29,9 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.database import add_comparisons
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.queries import UsageQueries
-from gateway.usage.rollup import SumRow, row_with
+from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
@@ -165,7 +166,7 @@ class Deployment:
         await store.change(add_comparisons, [comparison])
         minutes = EngineMinutes(OLD_DAY // DAY_S, "big", 10**12, b"\xf0".ljust(180, b"\0"), bytes(180))
         await store.change(add_minutes, [minutes])
-        row = row_with({"requests": 5, "cost_pico": 7}).to_bytes()
+        row = PreviousRow(requests=5, cost_pico=7).to_row().to_bytes()
         sums = {TOTAL: row, TOTAL._replace(tenant="acme", mode="guided"): row}
         await store.change(fill_sums, {SumPeriod("day", OLD_DAY): sums})
 

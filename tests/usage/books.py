@@ -28,7 +28,7 @@ class UsageBook:
         self.engine = UsageEngine(address)
         self.engine.open()  # here, because migrations exceed the time limit of a query
         self.database = UsageDatabase(self.engine, FOREVER)
-        self.threads = QueryThreads(self.engine)
+        self.threads = QueryThreads(self.engine.reading)
         self.reader = DatabaseReader(self.threads)
 
     def add(self, receipts: Iterable[Receipt]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import create_engine, text
 
-from gateway.usage.previous_sums import _Row
+from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.rollup import NUMBERS
 from gateway.usage.sums import Sums
 
@@ -131,7 +131,7 @@ def previous_bytes(row: SumRow) -> bytes:
     roles: dict[str, Any] = {role: getattr(row, role)[:3] for role in ("teacher", "student", "failed")}
     stages = [(one.count, one.sum_us, one.buckets) for one in row.stages]
     named = {name: getattr(row, name) for name in ("errors", "unguided", "batches", "engines", "classes")}
-    return msgspec.msgpack.encode(_Row(**single, **roles, stages=stages, **named))
+    return msgspec.msgpack.encode(PreviousRow(**single, **roles, stages=stages, **named))
 
 
 def _raw(text: str) -> bytes:

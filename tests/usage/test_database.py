@@ -20,8 +20,9 @@ from gateway.accounting.intent import abandoned
 from gateway.usage.database import WriteResult
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
+from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.queries import UsageQueries
-from gateway.usage.rollup import SumRow, row_with
+from gateway.usage.rollup import SumRow
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
 from gateway.usage.verify import differences
@@ -267,7 +268,7 @@ def test_a_difference_is_found(address: str) -> None:
         with engine.writing() as connection:
             row, start = connection.execute(select(SUMS.c.row, SUMS.c.start).where(day, SUMS.c.tenant == "")).first()
             wrong = SumRow.from_bytes(row)
-            wrong.merge(row_with({"cost_pico": 1}))
+            wrong.merge(PreviousRow(cost_pico=1).to_row())
             connection.execute(
                 update(SUMS).where(day, SUMS.c.tenant == "", SUMS.c.start == start).values(row=wrong.to_bytes())
             )

@@ -39,7 +39,7 @@ async def a_store(address: str) -> AsyncIterator[UsageStore]:
 @asynccontextmanager
 async def a_finder(address: str, timeout_s: float = 5.0) -> AsyncIterator[ReceiptFinder]:
     engine = UsageEngine(address)
-    threads = QueryThreads(engine)
+    threads = QueryThreads(engine.reading)
     try:
         yield ReceiptFinder(threads, timeout_s)
     finally:

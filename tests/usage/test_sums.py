@@ -17,7 +17,8 @@ from gateway.accounting.receipt import EngineShare, class_of, savings_of
 from gateway.accounting.savings import CLASSES, MEASURING
 from gateway.usage.counters import pico
 from gateway.usage.histogram import Histogram, bucket_of
-from gateway.usage.rollup import NUMBERS, SumRow, row_with
+from gateway.usage.previous_sums import PreviousRow
+from gateway.usage.rollup import NUMBERS, SumRow
 from gateway.usage.sums import Sums
 from tests.accounting.receipt_builders import closed, guided
 
@@ -88,16 +89,19 @@ def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_
         row.merge(SumRow.of(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd)))
     assert SumRow.from_bytes(row.to_bytes()) == row
     assert sum(one.cost_pico for one in row.classes.values()) == row.cost_pico
-    again = row_with(
-        {name: getattr(row, name) for name in NUMBERS},
+    single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
+    again = PreviousRow(
+        **single,
         errors=row.errors,
         unguided=row.unguided,
         batches=row.batches,
         engines=row.engines,
         classes=row.classes,
-        tokens=[row.teacher, row.student, row.failed],
-        stages=row.stages,
-    )
+        teacher=row.teacher,
+        student=row.student,
+        failed=row.failed,
+        stages=[msgspec.structs.astuple(stage) for stage in row.stages],
+    ).to_row()
     assert again == row
 
 

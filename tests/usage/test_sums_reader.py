@@ -150,7 +150,7 @@ async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBo
 
 @pytest.mark.parametrize("address", ["postgresql+psycopg://nobody@127.0.0.1:9/none", "sqlite:////proc/none/usage.db"])
 async def test_a_database_that_was_never_there_is_unavailable(address: str) -> None:
-    threads = QueryThreads(UsageEngine(address))
+    threads = QueryThreads(UsageEngine(address).reading)
     with pytest.raises(UsageUnavailable):
         await DatabaseReader(threads).latest(5)
     with pytest.raises(UsageUnavailable):
@@ -161,7 +161,7 @@ async def test_a_database_that_was_never_there_is_unavailable(address: str) -> N
 async def test_a_database_of_a_newer_version_is_unavailable(book: UsageBook, address: str) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
-    threads = QueryThreads(UsageEngine(address))
+    threads = QueryThreads(UsageEngine(address).reading)
     with pytest.raises(UsageUnavailable):
         await DatabaseReader(threads).latest(5)
     threads.close()
@@ -182,7 +182,7 @@ async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:
 
 async def test_a_short_query_has_a_limit_in_time(sqlite_book: UsageBook) -> None:
     gate = threading.Event()
-    threads = QueryThreads(sqlite_book.engine, timeout_s=0.01)
+    threads = QueryThreads(sqlite_book.engine.reading, timeout_s=0.01)
     with pytest.raises(UsageUnavailable):
         await threads.query(lambda _: gate.wait(20))
     gate.set()
