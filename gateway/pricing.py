@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # A price has at most 24 digits (gateway.config.scalars), so products with token counts are not rounded.
 _EXACT = Context(prec=60)
@@ -132,16 +132,19 @@ def _row(model: str) -> _Row:
     return _Row()
 
 
+def litellm_file(name: str) -> dict[str, Any]:
+    """Return a JSON file of LiteLLM, with numbers as Decimal; empty without LiteLLM. LiteLLM is not imported."""
+    spec = find_spec("litellm")
+    if spec is None or spec.origin is None or not (file := Path(spec.origin).with_name(name)).is_file():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal)
+    return content
+
+
 @cache
 def _rows() -> dict[str, _Row]:
-    spec = find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).with_name(_TABLE)
-    if not file.is_file():
-        return {}
     rows: dict[str, _Row] = {}
-    for model, row in json.loads(file.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal).items():
+    for model, row in litellm_file(_TABLE).items():
         price = _row_price(row)
         if price is not None and row.get("mode") in _TEXT_MODES:
             limit = row.get("max_output_tokens")

@@ -100,16 +100,8 @@ def read_query(
     `dimensions` are the allowed values of `by`, `filters` the parameters that filter by a dimension, and `more` those
     that the handler reads itself.
     """
-    _only(
-        request,
-        "since",
-        "until",
-        "granularity",
-        "by",
-        *filters,
-        *(a for a, b in _ALIASES.items() if b in filters),
-        *more,
-    )
+    aliases = (alias for alias, name in _ALIASES.items() if name in filters)
+    _only(request, ("since", "until", "granularity", "by", *filters, *aliases, *more))
     now = time.time()
     granularity = _granularity(request.query.get("granularity", ""))
     requested = requested_range(
@@ -129,7 +121,7 @@ def read_query(
     return UsageQuery(span(requested, granularity, retention, now), granularity, by, only)
 
 
-def _only(request: web.Request, *known: str) -> None:
+def _only(request: web.Request, known: tuple[str, ...]) -> None:
     for name in request.query:
         if name not in known:
             raise InvalidRequest(
@@ -142,13 +134,14 @@ def _only(request: web.Request, *known: str) -> None:
 
 def _granularity(text: str) -> Granularity | None:
     known: tuple[Granularity, ...] = get_args(Granularity)
-    if text and text not in known:
+    found = next((one for one in known if one == text), None)
+    if text and found is None:
         raise InvalidRequest(
             f"'granularity' must be one of {', '.join(known)}, or absent for one row of the whole range."
             f"{_suggestion(text, known)}",
             param="granularity",
         )
-    return next((one for one in known if one == text), None)
+    return found
 
 
 def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,7 +30,14 @@ from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import TgiRenderer, is_raw
 from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
 from gateway.engines.stops import StopFilter, before_stop
-from gateway.engines.tgi_text import TextRoute, generate_body, generate_stream, header_counts, lost_by_generate
+from gateway.engines.tgi_text import (
+    complete_text,
+    generate_body,
+    generate_stream,
+    header_counts,
+    lost_by_generate,
+    stream_text,
+)
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
 
@@ -80,7 +87,6 @@ class TGIEngine:
         self._configured_concurrency = max_concurrency
         self._max_guidance_tokens = max_guidance_tokens
         self._max_stops = _DEFAULT_MAX_STOPS
-        self._text = TextRoute(http)
         self._renderer = TgiRenderer(http, model)
         self._configured = continuation
         self._probed = continuation in {"trailing", "none"}
@@ -146,7 +152,7 @@ class TGIEngine:
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
         if is_raw(body, prefill):
-            reply = await self._translated(self._text.complete(await self._raw(body, adapted, prefill)))
+            reply = await self._translated(complete_text(self._http, await self._raw(body, adapted, prefill)))
         else:
             reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
@@ -157,7 +163,7 @@ class TGIEngine:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
         if is_raw(body, prefill):
-            stream = self._text.stream(await self._raw(body, adapted, prefill))
+            stream = stream_text(self._http, await self._raw(body, adapted, prefill))
         else:
             stream = self._chat.stream(adapted)
         async with aclosing(stream) as groups:

@@ -27,28 +27,23 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-class TextRoute:
-    """The client of both routes, with replies in the shape of chat completions. All methods raise EngineErrors."""
+async def complete_text(http: EngineHttp, body: Json) -> Json:
+    """POST a body and return the text after the prompt as a chat completion. Raises EngineErrors."""
+    reply = await http.post("/generate", body)
+    text = reply.body.get("generated_text") if isinstance(reply.body, dict) else None
+    if not isinstance(text, str):
+        raise bad_reply(http.name, "a reply without generated_text")
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reply.body) or "length"}
+    usage = header_counts(reply.headers)
+    return {"choices": [choice]} | ({} if usage is None else {"usage": usage})
 
-    def __init__(self, http: EngineHttp) -> None:
-        self._http = http
 
-    async def complete(self, body: Json) -> Json:
-        """Return the text after the prompt as a chat completion."""
-        reply = await self._http.post("/generate", body)
-        text = reply.body.get("generated_text") if isinstance(reply.body, dict) else None
-        if not isinstance(text, str):
-            raise bad_reply(self._http.name, "a reply without generated_text")
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reply.body) or "length"}
-        usage = header_counts(reply.headers)
-        return {"choices": [choice]} | ({} if usage is None else {"usage": usage})
-
-    async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
-        """Yield the text after the prompt as chat completion chunks, grouped as they arrived."""
-        async with aclosing(token_events(self._http, body)) as groups:
-            async for events in groups:
-                yield [chunk for event in events for chunk in _chunks(event)]
+async def stream_text(http: EngineHttp, body: Json) -> AsyncGenerator[list[Json], None]:
+    """POST a body and yield the text after the prompt as chat completion chunks, grouped as they arrived."""
+    async with aclosing(token_events(http, body)) as groups:
+        async for events in groups:
+            yield [chunk for event in events for chunk in _chunks(event)]
 
 
 async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[Json], None]:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from gateway import pricing
 from gateway.capabilities import providers
 
 
@@ -29,7 +30,7 @@ def test_common_providers_are_known(name: str) -> None:
 
 def test_without_litellm_no_name_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     providers.providers.cache_clear()
-    monkeypatch.setattr(providers, "find_spec", lambda _: None)
+    monkeypatch.setattr(pricing, "find_spec", lambda _: None)
     try:
         assert providers.providers() == frozenset()
     finally:

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
+from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers
 from gateway.api.keys import StaticDocument
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply
@@ -165,7 +165,7 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
     headers = ["x-request-id"]
     if is_api:
         headers += ["x-client-request-id", "openai-version", "openai-processing-ms"]
-    facts = _fact_headers() if operation.has_receipt else ()
+    facts = fact_headers(FACTS) if operation.has_receipt else ()
     described["responses"] = {
         "200": _response("Success.", _content(operation), [*headers, *facts]),
         **{
@@ -234,10 +234,6 @@ def _header_refs(names: Iterable[str]) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def _fact_headers() -> list[str]:
-    return ["x-gkt-" + name.replace("_", "-") for name in FACTS]
-
-
 def _optional_header(name: str, description: str, schema: Json) -> Json:
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
@@ -278,7 +274,7 @@ def _headers() -> Json:
                                  {"type": "integer", "minimum": 0}),
         "Retry-After": ("Seconds to wait before a retry.", True, seconds),
         "retry-after-ms": ("Milliseconds to wait before a retry.", True, milliseconds),
-        **{name: (fact, False, text) for name, fact in zip(_fact_headers(), FACTS.values(), strict=True)},
+        **{name: (fact, False, text) for name, fact in fact_headers(FACTS).items()},
     }  # fmt: skip
     return {
         name: {"description": description, "required": required, "schema": schema}
