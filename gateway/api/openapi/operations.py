@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway import errors
 from gateway.accounting.receipt import Receipt
 from gateway.api.completions import chat_completions, text_completions
 from gateway.api.embeddings import embeddings
@@ -14,28 +15,6 @@ from gateway.api.lookups import list_models, openapi_json, show_model, show_rece
 from gateway.api.openapi import shapes
 from gateway.api.probes import healthz, readyz
 from gateway.api.usage import PARAMETERS, show_usage
-from gateway.errors import (
-    BodyTooLarge,
-    BodyTooSlow,
-    BudgetSpent,
-    EdgeClosed,
-    EdgeExpired,
-    EdgeVersion,
-    EngineError,
-    GatewayError,
-    GuidanceUnavailable,
-    HeadTooLarge,
-    HeadTooSlow,
-    InvalidRequest,
-    ModelNotFound,
-    NotAuthenticated,
-    NotFound,
-    Overloaded,
-    QueueFull,
-    RateLimited,
-    RouteWithoutGuidance,
-    StoreUnavailable,
-)
 from gateway.protocol.chat import ChatBody
 from gateway.protocol.edge import OfflineBody, UsageBody
 from gateway.protocol.embeddings import EmbeddingsBody
@@ -48,7 +27,7 @@ if TYPE_CHECKING:
 
     from gateway.protocol.body import Json
 
-ErrorType = type[GatewayError]
+ErrorType = type[errors.GatewayError]
 
 
 class Operation(NamedTuple):
@@ -70,13 +49,9 @@ class Operation(NamedTuple):
     @property
     def all_errors(self) -> tuple[ErrorType, ...]:
         """All errors of the handler."""
-        errors = self.errors
-        if self.body is not None:
-            errors = (*errors, BodyTooLarge, BodyTooSlow)
-        errors = (*errors, HeadTooLarge, HeadTooSlow)
-        if not self.public:
-            errors = (InvalidRequest, NotAuthenticated, *errors)
-        return (*errors, GatewayError)
+        of_body = () if self.body is None else (errors.BodyTooLarge, errors.BodyTooSlow)
+        of_key = () if self.public else (errors.InvalidRequest, errors.NotAuthenticated)
+        return (*of_key, *self.errors, *of_body, errors.HeadTooLarge, errors.HeadTooSlow, errors.GatewayError)
 
 
 def family(root: ErrorType) -> tuple[ErrorType, ...]:
@@ -87,15 +62,11 @@ def family(root: ErrorType) -> tuple[ErrorType, ...]:
     return tuple(found)
 
 
-_REPORTED: tuple[ErrorType, ...] = (EdgeClosed, EdgeExpired, EdgeVersion)
-_ANSWERING: tuple[ErrorType, ...] = (
-    ModelNotFound,
-    Overloaded,
-    StoreUnavailable,
-    BudgetSpent,
-    *family(RateLimited),
-    *family(EngineError),
-)
+_BUSY = (errors.Overloaded, errors.StoreUnavailable)
+_REPORTED = (errors.EdgeClosed, errors.EdgeExpired, errors.EdgeVersion, *_BUSY)
+_LIMITED: tuple[ErrorType, ...] = (errors.BudgetSpent, errors.RateLimited, *family(errors.RateLimited))
+_ANSWERING: tuple[ErrorType, ...] = (errors.ModelNotFound, *_BUSY, *_LIMITED, *family(errors.EngineError))
+_GUIDED: tuple[ErrorType, ...] = (*_ANSWERING, errors.GuidanceUnavailable, errors.QueueFull)
 
 OPERATIONS: dict[Callable[..., Any], Operation] = {
     chat_completions: Operation(
@@ -105,7 +76,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         reply=shapes.ChatCompletion,
         event=shapes.ChatCompletionChunk,
         has_receipt=True,
-        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
+        errors=_GUIDED,
     ),
     text_completions: Operation(
         "Complete a raw prompt. The teacher starts the answer, the student finishes it.",
@@ -114,7 +85,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         reply=shapes.TextCompletion,
         event=shapes.TextCompletion,
         has_receipt=True,
-        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
+        errors=_GUIDED,
     ),
     embeddings: Operation(
         "Create an embedding of each text.",
@@ -132,7 +103,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         event=shapes.GuidanceReply,
         has_receipt=True,
         versioned=True,
-        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull, RouteWithoutGuidance, EdgeVersion),
+        errors=(*_GUIDED, errors.RouteWithoutGuidance, errors.EdgeVersion),
     ),
     guidance_usage: Operation(
         "Report the usage of a device that finished an answer with guidance, once and before the deadline.",
@@ -140,7 +111,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body=UsageBody,
         reply=Receipt,
         versioned=True,
-        errors=(NotFound, *_REPORTED, Overloaded, StoreUnavailable),
+        errors=(errors.NotFound, *_REPORTED),
     ),
     offline_usage: Operation(
         "Report an answer that a device generated without guidance.",
@@ -148,28 +119,28 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body=OfflineBody,
         reply=Receipt,
         versioned=True,
-        errors=(ModelNotFound, RouteWithoutGuidance, *_REPORTED, Overloaded, RateLimited, StoreUnavailable),
+        errors=(errors.ModelNotFound, errors.RouteWithoutGuidance, *_REPORTED, errors.RateLimited),
     ),
     list_models: Operation("List the models that the key may use.", "Models", reply=shapes.Models),
-    show_model: Operation("Return one model.", "Models", reply=shapes.Model, errors=(ModelNotFound,)),
+    show_model: Operation("Return one model.", "Models", reply=shapes.Model, errors=(errors.ModelNotFound,)),
     show_receipt: Operation(
         "Return the receipt of a request by the x-request-id of its reply: cost, baseline and savings.",
         "Receipts",
         reply=shapes.ShownReceipt,
-        errors=(NotFound, StoreUnavailable),
+        errors=(errors.NotFound, errors.StoreUnavailable),
     ),
     show_limits: Operation(
         "Return the limits of the key and its tenant, and their current use. The request counts toward no limit.",
         "Limits",
         reply=shapes.LimitsReply,
-        errors=(StoreUnavailable,),
+        errors=(errors.StoreUnavailable,),
     ),
     show_usage: Operation(
         "Return the usage of the key's tenant, with cost and savings. The request counts toward no limit.",
         "Usage",
         reply=shapes.UsageReply,
         query=PARAMETERS,
-        errors=(Overloaded, StoreUnavailable),
+        errors=(errors.Overloaded, errors.StoreUnavailable),
     ),
     healthz: Operation("Return 200 while the process runs.", "Probes", reply=("ok\n",), public=True),
     readyz: Operation(

@@ -92,6 +92,7 @@ def test_every_error_is_documented_with_status_and_retry() -> None:
         if error.retry is not None:
             assert str(error.retry).lower() in entry["headers"]["x-should-retry"]["schema"]["enum"]
         if error.retry:
+            assert f"`{error.label}`: retry after" in entry["description"]
             assert {"Retry-After", "retry-after-ms"} <= set(entry["headers"])
     assert all(f"`{label}`" not in entry["description"] for label in never for entry in refusals.values())
 
