@@ -15,18 +15,7 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from gateway.api.keys import (
-    ADMISSION,
-    DEADLINES,
-    ENGINES,
-    KEYRING,
-    POLICIES,
-    PROCESS_ID,
-    REDIS,
-    RELOADER,
-    USAGE_BOARD,
-    WORKER,
-)
+from gateway.api import keys
 from gateway.capabilities.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
 
@@ -90,19 +79,19 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
             "continuation": _continuation(engine.state.continuation),
             "facts": engine.state.facts,
         }
-        for name, engine in request.app[ENGINES].items()
+        for name, engine in request.app[keys.ENGINES].items()
     }
-    board, ago_s = request.app[USAGE_BOARD], request.app[KEYRING].age_s()
+    board, ago_s = request.app[keys.USAGE_BOARD], request.app[keys.KEYRING].age_s()
     body = {
         "status": status,
-        "worker": request.app[WORKER],
-        "process": request.app[PROCESS_ID],
-        "in_flight": request.app[ADMISSION].in_flight,
-        "redis": {"up": request.app[REDIS].up},
+        "worker": request.app[keys.WORKER],
+        "process": request.app[keys.PROCESS_ID],
+        "in_flight": request.app[keys.ADMISSION].in_flight,
+        "redis": {"up": request.app[keys.REDIS].up},
         "usage": {"where": board.database, **msgspec.to_builtins(board.state)},
-        "policies": policies_shown(request.app[POLICIES]),
-        "config": config_shown(request.app.get(RELOADER)),
-        "keys": {"in_redis": len(request.app[KEYRING]), "read_ago_s": None if ago_s is None else round(ago_s, 1)},
+        "policies": policies_shown(request.app[keys.POLICIES]),
+        "config": config_shown(request.app.get(keys.RELOADER)),
+        "keys": {"in_redis": len(request.app[keys.KEYRING]), "read_ago_s": None if ago_s is None else round(ago_s, 1)},
         "engines": engines,
     }
     return web.Response(
@@ -114,7 +103,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
 
 def warnings_of(app: web.Application, engine: str) -> list[str]:
     """Return the warnings of an engine, and the routes that miss its guidance too often."""
-    return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
+    return [*app[keys.ENGINES][engine].state.warnings, *app[keys.DEADLINES].warnings(engine)]
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
@@ -146,9 +135,9 @@ def _continuation(known: Known) -> object:
 
 def status_of(app: web.Application) -> str:
     """Return `starting`, `ready`, `degraded` or `draining`."""
-    if app[ADMISSION].draining:
+    if app[keys.ADMISSION].draining:
         return "draining"
     if not app[STARTUP].done:
         return "starting"
-    down = any(engine.state.up is False for engine in app[ENGINES].values())
-    return "degraded" if down or not app[REDIS].up else "ready"
+    down = any(engine.state.up is False for engine in app[keys.ENGINES].values())
+    return "degraded" if down or not app[keys.REDIS].up else "ready"

@@ -12,32 +12,18 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from huggingface_hub import TextGenerationOutput
-from huggingface_hub.errors import (
-    GenerationError,
-    IncompleteGenerationError,
-    OverloadedError,
-    TextGenerationError,
-    UnknownError,
-    ValidationError,
-)
+from huggingface_hub import errors as hub_errors
 from msgspec.structs import replace
 
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import TGI
+from gateway.engines import tgi_text
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import TgiRenderer, is_raw
 from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
 from gateway.engines.stops import StopFilter, before_stop
-from gateway.engines.tgi_text import (
-    complete_text,
-    generate_body,
-    generate_stream,
-    header_counts,
-    lost_by_generate,
-    stream_text,
-)
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
 
@@ -54,11 +40,11 @@ _T = TypeVar("_T")
 _DEFAULT_MAX_STOPS = 4
 
 # huggingface_hub's exceptions by TGI's error_type.
-_ERRORS: dict[str, type[TextGenerationError]] = {
-    "generation": GenerationError,
-    "incomplete_generation": IncompleteGenerationError,
-    "overloaded": OverloadedError,
-    "validation": ValidationError,
+_ERRORS: dict[str, type[hub_errors.TextGenerationError]] = {
+    "generation": hub_errors.GenerationError,
+    "incomplete_generation": hub_errors.IncompleteGenerationError,
+    "overloaded": hub_errors.OverloadedError,
+    "validation": hub_errors.ValidationError,
 }
 
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
@@ -126,9 +112,9 @@ class TGIEngine:
     async def _raw_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
         sampling = self._sampling(request)
         sampling["top_p"] = _inside_0_1(request.top_p) if request.temperature > 0 else None
-        body = generate_body(sampling, request.prompt or "")
+        body = tgi_text.generate_body(sampling, request.prompt or "")
         if on_text is not None:
-            text, finish, usage = await self._translated(generate_stream(self._http, body, on_text))
+            text, finish, usage = await self._translated(tgi_text.generate_stream(self._http, body, on_text))
             return self._reply(text, finish, usage, request)
         reply = await self._translated(self._http.post("/generate", body))
         try:
@@ -136,7 +122,7 @@ class TGIEngine:
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
             raise bad_reply(self.name, "a reply without generated_text") from None
-        return self._reply(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
+        return self._reply(output.generated_text, finish, read_usage(tgi_text.header_counts(reply.headers)), request)
 
     def _sampling(self, request: TeacherRequest) -> Json:
         """Return the parameters with as many stop strings as the server accepts. `_reply` applies the others."""
@@ -152,7 +138,7 @@ class TGIEngine:
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
         if is_raw(body, prefill):
-            reply = await self._translated(complete_text(self._http, await self._raw(body, adapted, prefill)))
+            reply = await self._translated(tgi_text.complete_text(self._http, await self._raw(body, adapted, prefill)))
         else:
             reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
@@ -163,7 +149,7 @@ class TGIEngine:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
         if is_raw(body, prefill):
-            stream = stream_text(self._http, await self._raw(body, adapted, prefill))
+            stream = tgi_text.stream_text(self._http, await self._raw(body, adapted, prefill))
         else:
             stream = self._chat.stream(adapted)
         async with aclosing(stream) as groups:
@@ -241,20 +227,20 @@ class TGIEngine:
 
     async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
         """Return the /generate body: the rendered chat followed by the guidance, or the raw prompt."""
-        lost = lost_by_generate(body) if prefill is None else unsupported_as_text(body)
+        lost = tgi_text.lost_by_generate(body) if prefill is None else unsupported_as_text(body)
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:
             raise unsupported(self.name, f"does not support '{lost}' with a raw prompt.", param=lost)
         if prefill is None:
             prompt = body["prompt"]
-            return generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
+            return tgi_text.generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
         try:
             prompt = await self._translated(self._renderer.render_with_prefill(body, prefill.text))
         except EngineError as error:
             error.may_have_run = False  # the model was not called
             raise
-        return generate_body(adapted, prompt)
+        return tgi_text.generate_body(adapted, prompt)
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:
@@ -267,7 +253,7 @@ class TGIEngine:
 def _name_cause(error: EngineError) -> None:
     """Set huggingface_hub's exception for TGI's error_type as the cause."""
     if error.reason is not None:
-        error.__cause__ = _ERRORS.get(error.reason, UnknownError)(error.message)
+        error.__cause__ = _ERRORS.get(error.reason, hub_errors.UnknownError)(error.message)
 
 
 def _inside_0_1(top_p: float | None) -> float | None:

@@ -29,33 +29,6 @@ class Usage(Struct):
     prompt_tokens_details: CachedTokens | None = None
 
 
-class AnswerMessage(Struct):
-    role: str
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-
-
-class Choice(Struct):
-    message: AnswerMessage
-    index: Count = 0
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-
-class ChatCompletion(Struct):
-    """A whole answer: the guidance, if there is any, and the student's text after it."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: Annotated[list[Choice], Meta(min_length=1)]
-    usage: Usage
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
-
-
 class Delta(Struct):
     role: str | None = None
     content: str | None = None
@@ -63,50 +36,64 @@ class Delta(Struct):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class ChunkChoice(Struct):
-    delta: Delta
+class AnswerMessage(Delta, kw_only=True):
+    role: str
+
+
+class _Choice(Struct):
     index: Count = 0
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
 
 
-class ChatCompletionChunk(Struct):
+class Choice(_Choice, kw_only=True):
+    message: AnswerMessage
+
+
+class ChunkChoice(_Choice, kw_only=True):
+    delta: Delta
+
+
+class TextChoice(_Choice, kw_only=True):
+    text: str
+
+
+class _Completion(Struct, kw_only=True):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+class ChatCompletion(_Completion, kw_only=True):
+    """A whole answer: the guidance, if there is any, and the student's text after it."""
+
+    object: Literal["chat.completion"]
+    choices: Annotated[list[Choice], Meta(min_length=1)]
+    usage: Usage
+
+
+class ChatCompletionChunk(_Completion, kw_only=True):
     """An event of a streamed answer. The last event is `[DONE]`, or an ErrorReply if the answer failed.
 
     With `stream_options.include_usage` the last chunk has no choices. It has `usage`, and `gkt` with the facts
     that a whole answer has as headers.
     """
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
     gkt: dict[str, Any] | None = None
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
 
 
-class TextChoice(Struct):
-    text: str
-    index: Count = 0
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-
-class TextCompletion(Struct):
+class TextCompletion(_Completion, kw_only=True):
     """The completion of a raw prompt, or one event of its stream. `usage` and `gkt` are as in chat completions."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
     choices: list[TextChoice]
     usage: Usage | None = None
     gkt: dict[str, Any] | None = None
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
 
 
 class Seam(Struct):
