@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from aiohttp import StreamReader
 
-_BODY_WITHIN_S = 30.0
+    from gateway.api.connection import ListenerTimes
+
 # Minimum number of bytes in each interval, for a body that does not arrive at once.
-_INTERVAL_S = 5.0
 _MIN_INTERVAL_BYTES = 5_000
 # A body costs one step of the scheduler, and one more for each part of this size.
 _STEP_BYTES = 65_536
@@ -87,7 +87,7 @@ async def _read_rest(request: web.Request) -> list[bytes]:
     connection = connection_of(request)
     try:
         async with asyncio.timeout(None) as limit:
-            rate = _ReadRate(request.content, limit)
+            rate = _ReadRate(request.content, limit, connection.times)
             connection.expect_body(rate.drop)
             try:
                 with rate:
@@ -101,23 +101,23 @@ async def _read_rest(request: web.Request) -> list[bytes]:
 class _ReadRate:
     """Expires `limit` when a body arrives too slowly. `problem` states for the caller why the limit expired."""
 
-    def __init__(self, content: StreamReader, limit: asyncio.Timeout) -> None:
-        self._content, self._limit = content, limit
+    def __init__(self, content: StreamReader, limit: asyncio.Timeout, times: ListenerTimes) -> None:
+        self._content, self._limit, self._interval_s = content, limit, times.body_interval_s
         self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + _BODY_WITHIN_S
+        self._end = self._loop.time() + times.body_within_s
         self._seen = content.total_bytes
-        self.problem = f"The body did not arrive within {_BODY_WITHIN_S:g} s."
+        self.problem = f"The body did not arrive within {times.body_within_s:g} s."
 
     def _check(self) -> None:
         received = self._content.total_bytes
         if received - self._seen < _MIN_INTERVAL_BYTES:
-            self.problem = f"Less than {_MIN_INTERVAL_BYTES} bytes of the body arrived in {_INTERVAL_S:g} s."
+            self.problem = f"Less than {_MIN_INTERVAL_BYTES} bytes of the body arrived in {self._interval_s:g} s."
             self._expire()
         elif self._loop.time() >= self._end:
             self._expire()
         else:
             self._seen = received
-            self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+            self._timer = self._loop.call_later(self._interval_s, self._check)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -128,7 +128,7 @@ class _ReadRate:
             yield
         finally:
             self._end += self._loop.time() - began
-            self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+            self._timer = self._loop.call_later(self._interval_s, self._check)
 
     def drop(self) -> None:
         """Reject the body because other tenants need its memory."""
@@ -140,7 +140,7 @@ class _ReadRate:
             self._limit.reschedule(self._loop.time())
 
     def __enter__(self) -> None:
-        self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+        self._timer = self._loop.call_later(self._interval_s, self._check)
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()

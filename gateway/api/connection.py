@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 SERVER = "gkt-gateway"
 """Value of the `Server` header, in place of the versions of Python and aiohttp. A stream sets it with its head."""
 
-READ_WITHIN_S = 30.0
-"""Seconds for which the transport's write buffer of 64 KiB may be full before the caller is disconnected."""
-
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
 # Bounds a head of many lines that are each within MAX_LINE_BYTES.
@@ -49,10 +46,19 @@ _EXPECTATION_FAILED = 417
 _NO_SUCH_EXPECT = "The header Expect must be '100-continue'."
 
 
+class ListenerTimes(NamedTuple):
+    """Limits in seconds after which a request ends that makes too little progress."""
+
+    head_within_s: float = 10.0  # from the first byte of a request's head to its last
+    body_within_s: float = 30.0  # from the head of a request to the last byte of its body
+    body_interval_s: float = 5.0  # has a minimum number of bytes, for a body that does not arrive at once
+    read_within_s: float = 30.0  # with a full write buffer of the transport (64 KiB), before the caller is disconnected
+
+
 class ListenerState(NamedTuple):
     """State that the connections of one listener share."""
 
-    head_within_s: float  # seconds from the first byte of a request's head to its last
+    times: ListenerTimes
     scheduler: LoopScheduler | None  # divides the event loop's time between tenants; None: it is not divided
     detached: DetachedHandlers
     by_tenant: Holdings[Connection]  # open connections
@@ -67,11 +73,12 @@ class Connection(web.RequestHandler):
     """A connection of the gateway's listener. `tenant` is that of the last request's key; else `ANONYMOUS`."""
 
     __slots__ = ("_authenticated", "_counts_body", "_drop_body", "_head_bytes", "_head_due", "_lingers", "_newest_body",
-                 "_parked", "_reads_on", "_shared", "_took_turn", "_unread_due", "tenant", "weight")  # fmt: skip
+                 "_parked", "_reads_on", "_shared", "_took_turn", "_unread_due",
+                 "tenant", "times", "weight")  # fmt: skip
 
     def __init__(self, server: web.Server, shared: ListenerState, **options: Any) -> None:
         super().__init__(server, **options)
-        self._shared = shared
+        self._shared, self.times = shared, shared.times
         self.tenant, self.weight = ANONYMOUS, ANONYMOUS_WEIGHT
         self._authenticated = self._took_turn = self._lingers = False  # of the current request
         self._counts_body = self._reads_on = False
@@ -174,7 +181,7 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         """Count an unread reply, and schedule the disconnection. Called when the transport's buffer is full."""
         super().pause_writing()
-        self._unread_due = self._loop.call_later(READ_WITHIN_S, self._abort)
+        self._unread_due = self._loop.call_later(self.times.read_within_s, self._abort)
         self._shared.unread_replies.hold(self.tenant, self.weight, self._drop_reply)
 
     def resume_writing(self) -> None:
@@ -217,7 +224,7 @@ class Connection(web.RequestHandler):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.reject(HeadTooLarge(_TOO_LARGE))
             elif self.waits and self._head_due is None:
-                self._head_due = self._loop.call_later(self._shared.head_within_s, self._on_head_timeout)
+                self._head_due = self._loop.call_later(self.times.head_within_s, self._on_head_timeout)
 
     def _check_heads(self, queued: int) -> None:
         """Replace the first invalid head after `queued` checked messages, and all later messages, by an error."""
@@ -262,7 +269,7 @@ class Connection(web.RequestHandler):
     def _on_head_timeout(self) -> None:
         self._head_due = None
         if self.waits:
-            within_s = self._shared.head_within_s
+            within_s = self.times.head_within_s
             self.reject(HeadTooSlow(f"The request's head did not arrive within {within_s:g} s."))
 
     def handle_error(self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None,

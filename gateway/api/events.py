@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_READS_WITHIN_S = 30.0
-
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that was not cut short."""
 
@@ -42,9 +40,9 @@ async def begin(request: web.Request, builder: ReceiptBuilder) -> web.StreamResp
     return response
 
 
-async def send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
+async def send(response: web.StreamResponse, data: bytes, reading: Watchdog, *, within_s: float = 30.0) -> None:
     """Write data. `reading` disconnects a caller that does not read it in time."""
-    reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
+    reading.watch(asyncio.get_running_loop().time() + within_s)
     await response.write(data)
     reading.disarm()
 

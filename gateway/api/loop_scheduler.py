@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client import Counter
 
     from gateway.telemetry.metrics import Metrics
@@ -34,7 +36,6 @@ _COST_CONTENDED = 1.0
 _COST_AT_ONCE_CONTENDED = 4.0
 # Tenants contend for this time after a step of one tenant follows a step of another tenant within this time.
 _CONTENTION_S = 0.25
-_MAX_WAIT_S = 30.0
 _MS_PER_S = 1000
 
 
@@ -51,7 +52,7 @@ class _Queue:
 class LoopScheduler:
     """Start the steps of all tenants, in proportion to their weights while they contend. Belongs to one event loop."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, clock: Callable[[], float] | None = None, max_wait_s: float = 30.0) -> None:
         self._queues: dict[str, _Queue] = {}  # the queues of tenants with waiting steps
         self._order: list[tuple[float, str]] = []  # a heap of these tenants by pass
         self._passes: dict[str, float] = {}  # passes ahead of `_pass`, of tenants without waiting steps
@@ -64,7 +65,7 @@ class LoopScheduler:
         self._scheduled = False
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._time = self._loop.time
+        self._time, self._max_wait_s = clock or self._loop.time, max_wait_s
 
     @property
     def contended(self) -> bool:
@@ -98,7 +99,7 @@ class LoopScheduler:
             queue = self._queues[tenant] = _Queue(weight, metrics.steps_delayed.labels(metrics.series.tenant(tenant)))
             heapq.heappush(self._order, (max(self._passes.pop(tenant, 0.0), self._pass), tenant))
         waiting: asyncio.Future[None] = self._loop.create_future()
-        queue.steps.append((waiting, cost, now + _MAX_WAIT_S))
+        queue.steps.append((waiting, cost, now + self._max_wait_s))
         queue.delayed.inc()
         if not self._scheduled:
             self._scheduled = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from gateway.api.connection import MAX_HEADERS, MAX_LINE_BYTES, Connection, ListenerState
+from gateway.api.connection import MAX_HEADERS, MAX_LINE_BYTES, Connection, ListenerState, ListenerTimes
 from gateway.api.disconnects import DetachedHandlers
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import BoundedHoldings, Holdings
@@ -20,15 +20,12 @@ if TYPE_CHECKING:
     from gateway.api.loop_scheduler import LoopScheduler
     from gateway.telemetry.metrics import Metrics
 
-HEAD_WITHIN_S = 10.0
 # Load balancers keep connections for up to 600 s, and should be the side that closes them.
 IDLE_S = 620.0
 
 # Divisors of max_connections: limits on bodies that arrive or wait to be decoded, and on unread replies.
 _UNFINISHED_PART = 4
 _UNREAD_PART = 16
-# Maximum bytes of these bodies.
-_UNFINISHED_BYTES = 256_000_000
 
 # When the limit on connections is reached: number of tenants, and connections of each, to check for one to close.
 _TENANTS_CHECKED = 4
@@ -40,7 +37,8 @@ class Runner(web.AppRunner):
 
     For one more than `max_connections`, an idle connection is closed, of the tenant that has most for its weight.
     Without an idle one the new connection is rejected. `max_detached` bounds the handlers that continue after their
-    callers disconnected. `listener` is the listener's label in the metric of connections.
+    callers disconnected. `unfinished_bytes` bounds bodies that arrive or wait to be decoded. `listener` is the
+    listener's label in the metric of connections.
     """
 
     def __init__(
@@ -52,7 +50,8 @@ class Runner(web.AppRunner):
         max_connections: int,
         scheduler: LoopScheduler | None = None,
         max_detached: int = 0,
-        head_within_s: float = HEAD_WITHIN_S,
+        times: ListenerTimes = ListenerTimes(),
+        unfinished_bytes: int = 256_000_000,
         **options: Any,
     ) -> None:
         options |= {"max_line_size": MAX_LINE_BYTES, "max_field_size": MAX_LINE_BYTES, "max_headers": MAX_HEADERS}
@@ -60,12 +59,12 @@ class Runner(web.AppRunner):
         self._open = metrics.connections.labels(listener)
         self._max_connections = max_connections
         self._shared = ListenerState(
-            head_within_s=head_within_s,
+            times=times,
             scheduler=scheduler,
             detached=DetachedHandlers(max_detached),
             by_tenant=Holdings(max_connections),
             unfinished_bodies=BoundedHoldings(max(1, max_connections // _UNFINISHED_PART)),
-            unfinished_bytes=BoundedHoldings(_UNFINISHED_BYTES),
+            unfinished_bytes=BoundedHoldings(unfinished_bytes),
             unread_replies=BoundedHoldings(max(1, max_connections // _UNREAD_PART)),
             rejected=metrics.refused,
             dropped=metrics.holdings_dropped,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from gateway.api import body, events, keys
+from gateway.api.connection import ListenerTimes
 from gateway.api.error_body import errors_as_openai
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
@@ -18,18 +19,18 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    import pytest
-
 
 @asynccontextmanager
-async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
+async def serving(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
+) -> AsyncIterator[int]:
     """Run one handler behind the gateway's middleware; yield the port."""
     app = web.Application(middlewares=[errors_as_openai])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", handler)
     runner = Runner(app, metrics=metrics, listener="public", max_connections=9, access_log=None,
-                    handler_cancellation=True, shutdown_timeout=0.1)  # fmt: skip
+                    handler_cancellation=True, shutdown_timeout=0.1, **options)  # fmt: skip
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -38,9 +39,8 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
         await runner.cleanup()
 
 
-async def test_a_connection_of_a_caller_who_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_of_a_caller_who_does_not_read_is_closed() -> None:
     """The connection is aborted, and the handler is canceled as at a disconnect."""
-    monkeypatch.setattr(events, "_READS_WITHIN_S", 0.2)
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def flood(request: web.Request) -> web.StreamResponse:
@@ -49,7 +49,7 @@ async def test_a_connection_of_a_caller_who_does_not_read_is_closed(monkeypatch:
         try:
             with events.reads(request) as reading:
                 while True:
-                    await events.send(response, b"x" * 1_000_000, reading)
+                    await events.send(response, b"x" * 1_000_000, reading, within_s=0.2)
         except BaseException as error:
             ended.set_result(error)
             raise
@@ -61,17 +61,16 @@ async def test_a_connection_of_a_caller_who_does_not_read_is_closed(monkeypatch:
                 assert isinstance(await ended, ConnectionError | asyncio.CancelledError)
 
 
-async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_is_408() -> None:
     """The error has OpenAI's shape, so that the SDK handles it.
 
     The connection ends, since the rest may still arrive.
     """
-    monkeypatch.setattr(body, "_BODY_WITHIN_S", 0.2)
 
     async def read(request: web.Request) -> web.StreamResponse:
         return web.Response(body=await body.read_body(request))
 
-    async with serving(read) as port:
+    async with serving(read, times=ListenerTimes(body_within_s=0.2)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
         await writer.drain()

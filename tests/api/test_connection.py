@@ -14,12 +14,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.api import body as web_body
-from gateway.api import connection as web_connection
 from gateway.api import keys
-from gateway.api import runner as web_runner
 from gateway.api.body import read_body
-from gateway.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, connection_of
+from gateway.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, ListenerTimes, connection_of
 from gateway.api.decoding import BODY_DECODER, BodyDecoder, read_parsed
 from gateway.api.error_body import errors_as_openai
 from gateway.api.loop_scheduler import LoopScheduler
@@ -50,7 +47,9 @@ async def reads_no_body(_: web.Request) -> web.Response:
 
 
 @asynccontextmanager
-async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) -> AsyncIterator[int]:
+async def serving(
+    *, max_connections: int = 100, times: ListenerTimes = ListenerTimes(head_within_s=60.0), **options: Any
+) -> AsyncIterator[int]:
     app = web.Application(middlewares=[errors_as_openai], client_max_size=1_000_000)
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
@@ -67,10 +66,11 @@ async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) ->
         listener="public",
         max_connections=max_connections,
         scheduler=LoopScheduler(metrics),
-        head_within_s=head_within_s,
+        times=times,
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=0.1,
+        **options,
     )
     await runner.setup()
     try:
@@ -273,7 +273,7 @@ async def test_a_request_pipelined_after_a_large_body_is_answered() -> None:
 @pytest.mark.parametrize("part", [b"POST /", b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: canary"])
 async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
     """The limit applies to any size, and to a head that arrives byte by byte."""
-    async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
+    async with serving(times=ListenerTimes(head_within_s=0.3)) as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(part)
         while not reader._buffer:  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
 
 async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
     """The first head's timer has stopped; an idle connection has none."""
-    async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
+    async with serving(times=ListenerTimes(head_within_s=0.3)) as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n")
@@ -482,10 +482,9 @@ async def test_unfinished_bodies_do_not_take_all_connections() -> None:
         close(opened)
 
 
-async def test_unfinished_bodies_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unfinished_bodies_do_not_fill_the_memory() -> None:
     """Beyond a number of bytes the largest tenant's oldest body gets a 408. Another tenant's and a newer one stay."""
-    monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 600_000)
-    async with serving() as port, asyncio.timeout(10):
+    async with serving(unfinished_bytes=600_000) as port, asyncio.timeout(10):
         opened = [await send(port, "quiet", "/tenant", 200_001, b"x" * 200_000)]
         await asyncio.sleep(0.1)
         for _ in range(2):
@@ -538,20 +537,18 @@ async def test_bodies_that_wait_to_be_decoded_are_bounded_as_unfinished_ones() -
         close(quiet + flood)
 
 
-async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory() -> None:
     """A body's bytes count from the first one that arrived."""
-    monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 1_000_000)
-    async with serving() as port, asyncio.timeout(10):
+    async with serving(unfinished_bytes=1_000_000) as port, asyncio.timeout(10):
         opened = [await waiting(port, "flood", b" " * 400_000) for _ in range(4)]
         await is_not_decoded(opened[1])
         assert not any(reader._buffer for reader, _ in [opened[0], *opened[2:]])  # type: ignore[attr-defined]
         close(opened)
 
 
-async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_trickles_is_408() -> None:
     """Each interval requires its number of bytes, also after the first."""
-    monkeypatch.setattr(web_body, "_INTERVAL_S", 0.2)
-    async with serving() as port, asyncio.timeout(10):
+    async with serving(times=ListenerTimes(body_interval_s=0.2)) as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant", 100_000, b"x" * 10_000)
         await asyncio.sleep(0.1)
         writer.write(b"x" * 10_000)
@@ -564,10 +561,9 @@ async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> N
         writer.close()
 
 
-async def test_a_reply_that_is_not_read_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reply_that_is_not_read_ends_its_connection() -> None:
     """A caller that reads later gets a truncated reply."""
-    monkeypatch.setattr(web_connection, "READ_WITHIN_S", 0.2)
-    async with serving() as port, asyncio.timeout(10):
+    async with serving(times=ListenerTimes(read_within_s=0.2)) as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant?size=50000000")
         await asyncio.sleep(0.5)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
@@ -613,8 +609,6 @@ async def test_a_large_body_takes_a_step_for_each_part(monkeypatch: pytest.Monke
 
 async def test_the_time_that_the_gateway_does_not_read_is_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that waits for other tenants' steps does not time out."""
-    monkeypatch.setattr(web_body, "_INTERVAL_S", 0.1)
-    monkeypatch.setattr(web_body, "_BODY_WITHIN_S", 0.1)
 
     def slow(_: LoopScheduler, __: str, ___: float, cost: float = 1.0) -> asyncio.Future[None] | None:
         if cost == 1.0:
@@ -625,7 +619,7 @@ async def test_the_time_that_the_gateway_does_not_read_is_not_the_callers(monkey
         return step
 
     monkeypatch.setattr(LoopScheduler, "enter", slow)
-    async with serving() as port, asyncio.timeout(20):
+    async with serving(times=ListenerTimes(body_within_s=0.1, body_interval_s=0.1)) as port, asyncio.timeout(20):
         reader, writer = await send(port, "acme", "/tenant", 600_000, b"x" * 600_000)
         assert (await read_reply(reader))[0] == 200
         writer.close()

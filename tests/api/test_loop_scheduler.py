@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from gateway.api import loop_scheduler
 from gateway.api.loop_scheduler import LoopScheduler
 from gateway.errors import Overloaded
 from gateway.telemetry.metrics import Metrics
@@ -30,9 +29,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def scheduler(clock: Clock) -> LoopScheduler:
-    made = LoopScheduler(Metrics())
-    made._time = clock
-    return made
+    return LoopScheduler(Metrics(), clock=clock)
 
 
 def contend(scheduler: LoopScheduler, tenant: str, count: int, weight: float = 1.0, cost: float = 1.0) -> None:
@@ -137,9 +134,9 @@ async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: Loo
     assert scheduler.enter("other", 1.0) is None  # nothing is left of them
 
 
-async def test_a_wait_has_an_end(scheduler: LoopScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wait_has_an_end() -> None:
     """The caller gets an error and may retry."""
-    monkeypatch.setattr(loop_scheduler, "_MAX_WAIT_S", 0.0)
+    scheduler = LoopScheduler(Metrics(), max_wait_s=0.0)
     steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(50)) if step is not None]
     assert steps
     for step in steps:
