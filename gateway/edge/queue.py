@@ -22,7 +22,6 @@ from gateway.edge.link import address_of
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
-MAX_WAITING = 1000  # maximum stored reports; the oldest is dropped
 MAX_NAME_CHARS = 64
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _REASON = re.compile(r"[a-z_]{1,32}")
@@ -86,10 +85,13 @@ class Synced:
 
 
 class UsageQueue:
-    """The report folder of one gateway, created on first use. Methods block: call them in a thread."""
+    """The report folder of one gateway, created on first use. Methods block: call them in a thread.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Above `max_reports`, the oldest report is dropped.
+    """
+
+    def __init__(self, folder: Path, *, max_reports: int = 1000) -> None:
+        self.folder, self._max_reports = folder, max_reports
 
     def put(self, report: UsageReport) -> Path:
         """Store a report and return its file. Raises OSError."""
@@ -105,7 +107,7 @@ class UsageQueue:
         except OSError:
             self.drop(unfinished)
             raise
-        for oldest in self._files()[:-MAX_WAITING]:
+        for oldest in self._files()[: -self._max_reports]:
             self.drop(oldest)
         return self.folder / name
 

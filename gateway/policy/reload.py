@@ -26,18 +26,18 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-_DISK_LIMIT_S = 60.0
-_ERROR_PAUSE_S = 5.0
 _MAX_LOGGED = 50
 """Maximum issues and tenants in one log line. `gkt-gateway check` lists all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadInterval:
-    """Seconds between two polls, and the longest wait for files that keep changing."""
+    """Seconds between polls, the longest wait for changing files and for the disk, and the pause after an error."""
 
     poll_every_s: float = 0.35
     latest_s: float = 1.0
+    disk_limit_s: float = 60.0
+    error_pause_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,11 @@ class Reloader:
                 await self._poll()
             except TimeoutError:
                 self._debounce = EditDebounce(self._pace.latest_s)  # the signature last read is unknown
-                self._refuse((f"the disk has not answered for {_DISK_LIMIT_S:g} s",))
+                self._refuse((f"the disk has not answered for {self._pace.disk_limit_s:g} s",))
             except Exception:
                 # The loop must survive any error to see the next edit.
-                log.exception("reload_failed", retry_in_s=_ERROR_PAUSE_S)
-                await asyncio.sleep(_ERROR_PAUSE_S)
+                log.exception("reload_failed", retry_in_s=self._pace.error_pause_s)
+                await asyncio.sleep(self._pace.error_pause_s)
 
     async def _poll(self) -> None:
         requested = self._now.is_set()
@@ -180,7 +180,7 @@ class Reloader:
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Run a blocking function in a thread. Raises TimeoutError if the disk hangs, which blocks one thread only."""
-        async with asyncio.timeout(_DISK_LIMIT_S):
+        async with asyncio.timeout(self._pace.disk_limit_s):
             if self._on_disk is not None:
                 await asyncio.wait({self._on_disk})
             running = asyncio.get_running_loop().run_in_executor(None, function)

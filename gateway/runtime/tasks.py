@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_CANCEL_INTERVAL_S = 0.2
-_CANCEL_ATTEMPTS = 25
-
 
 class BackgroundTasks:
     """The tasks of one process: `spawn` finite tasks, and `keep` loops that run until `close`."""
@@ -55,18 +52,18 @@ class BackgroundTasks:
                     await asyncio.wait(set(self._finite))
         return len(self._finite)
 
-    async def close(self) -> None:
+    async def close(self, *, attempts: int = 25, interval_s: float = 0.2) -> None:
         """Cancel all tasks and wait for their end.
 
         A cancellation can be lost: before Python 3.12, `asyncio.wait_for` (used by redis-py) swallows one that arrives
         as it completes. So the cancellation is repeated.
         """
-        for _ in range(_CANCEL_ATTEMPTS):
+        for _ in range(attempts):
             running = self._finite | self._loops
             if not running:
                 return
             for task in running:
                 task.cancel()
-            await asyncio.wait(running, timeout=_CANCEL_INTERVAL_S)
+            await asyncio.wait(running, timeout=interval_s)
         for task in self._finite | self._loops:
             log.error("task_stuck", task=task.get_name())

@@ -80,14 +80,14 @@ class LoopDeadline:
     The deadline consists of four parts, each with a timer of its own. A part counts once, however late its timer
     expires, and the loop reads its sockets between two parts. After the last part, each late timer adds another one, up
     to eight parts. So a loop that was held for a second has three parts left. A peer that never replies is detected
-    after `seconds` plus the time for which the loop was held. `MAX_LAG_S` bounds that extension.
+    after `seconds` plus the time for which the loop was held. `max_lag_s` bounds that extension.
     """
 
     __slots__ = ("_due", "_ended", "_ends_s", "_limit", "_loop", "_part_s", "_timer")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, max_lag_s: float = MAX_LAG_S) -> None:
         self._part_s = seconds / _PARTS
-        self._ends_s = seconds + MAX_LAG_S
+        self._ends_s = seconds + max_lag_s
         self._ended = 0
         self._limit = asyncio.timeout(None)
 

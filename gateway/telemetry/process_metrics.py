@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
-_INTERVAL_S = 5.0
-_TICK_S = 0.25
 _PROC = Path("/proc/self")
 
 
@@ -70,13 +68,13 @@ class ProcessMetrics:
         self._counted_cpu_s = 0.0
         metrics.started.labels(worker).set(time.time())
 
-    async def run(self) -> None:
+    async def run(self, interval_s: float = 5.0) -> None:
         """Update the metrics periodically until canceled."""
         while True:
             self.update(await asyncio.to_thread(read_process))
             # Call this on the event loop: elsewhere the set of tasks may change during iteration.
             self._tasks.set(len(asyncio.all_tasks()))
-            await asyncio.sleep(_INTERVAL_S)
+            await asyncio.sleep(interval_s)
 
     def update(self, snapshot: ProcessSnapshot) -> None:
         """Set the metrics. CPU time is a counter that continues over restarts of a worker."""
@@ -88,10 +86,10 @@ class ProcessMetrics:
         self._cpu_seconds.inc(max(0.0, snapshot.cpu_s - self._counted_cpu_s))
         self._counted_cpu_s = snapshot.cpu_s
 
-    async def watch_loop(self) -> None:
+    async def watch_loop(self, tick_s: float = 0.25) -> None:
         """Measure periodically how late a timer fires, until canceled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _TICK_S
-            await asyncio.sleep(_TICK_S)
+            due = loop.time() + tick_s
+            await asyncio.sleep(tick_s)
             self._lag.observe(max(0.0, loop.time() - due))

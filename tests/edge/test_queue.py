@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, queue
+from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent
 from gateway.edge.queue import UsageQueue, UsageReport, default_folder
 from tests.edge.devices import ASKED, NOBODY, client, toy
 from tests.edge.fake_gateway import KEY, FakeGateway
@@ -51,9 +51,8 @@ def test_reports_are_kept_in_order_and_dropped_by_name(tmp_path: Path) -> None:
     assert [file for file, _ in kept.waiting()] == [files[0], files[2]]
 
 
-def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "MAX_WAITING", 2)
-    kept = UsageQueue(tmp_path)
+def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path) -> None:
+    kept = UsageQueue(tmp_path, max_reports=2)
     for number in range(4):
         kept.put(closing(f"req_{number}"))
     assert [report.path for _, report in kept.waiting()] == ["/v1/guidance/req_2/usage", "/v1/guidance/req_3/usage"]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -269,8 +269,7 @@ async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:
 
 
 async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.policy.reload._ERROR_PAUSE_S", 0.01)
-    async with following(folder) as seen:
+    async with following(folder, replace(FAST, error_pause_s=0.01)) as seen:
         with monkeypatch.context() as broken:
             broken.setattr(PolicyFiles, "read", lambda _: 1 / 0)
             (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
@@ -283,7 +282,6 @@ async def test_a_hanging_disk_is_reported_and_occupies_one_thread(
 ) -> None:
     import threading
 
-    monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", 0.05)
     hangs, calls = threading.Event(), []
 
     def signature(_: PolicyFiles) -> tuple[object, ...]:
@@ -291,14 +289,13 @@ async def test_a_hanging_disk_is_reported_and_occupies_one_thread(
         hangs.wait(LIMIT_S)
         return ()
 
-    async with following(folder) as seen:
+    async with following(folder, replace(FAST, disk_limit_s=0.2)) as seen:
         with monkeypatch.context() as hung:
             hung.setattr(PolicyFiles, "signature", signature)
             await seen.until(lambda: seen.policies.issues)
-            assert seen.policies.issues == ("the disk has not answered for 0.05 s",)
-            await asyncio.sleep(0.2)
+            assert seen.policies.issues == ("the disk has not answered for 0.2 s",)
+            await asyncio.sleep(0.6)
             assert len(calls) == 1
-        monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", LIMIT_S)
         hangs.set()
         await seen.until(lambda: not seen.policies.issues)
 

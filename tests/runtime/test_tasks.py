@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
-from gateway.runtime import tasks as tasks_module
 from gateway.runtime.tasks import BackgroundTasks
-
-if TYPE_CHECKING:
-    import pytest
 
 
 async def test_a_failure_is_logged_with_the_tasks_name() -> None:
@@ -85,9 +80,8 @@ async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
     assert logs == []
 
 
-async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_repeats_a_cancellation_that_was_lost() -> None:
     """A library swallowed the cancellation, so the loop continued and would have blocked the shutdown."""
-    monkeypatch.setattr(tasks_module, "_CANCEL_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
 
     async def swallows_one() -> None:
@@ -98,14 +92,12 @@ async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.
 
     loop = tasks.keep("loop", swallows_one())
     await asyncio.sleep(0)
-    await asyncio.wait_for(tasks.close(), 2)
+    await asyncio.wait_for(tasks.close(interval_s=0.02), 2)
     assert loop.cancelled()
 
 
-async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_names_what_cannot_be_ended() -> None:
     """The process ends, and the log names the stuck task."""
-    monkeypatch.setattr(tasks_module, "_CANCEL_INTERVAL_S", 0.01)
-    monkeypatch.setattr(tasks_module, "_CANCEL_ATTEMPTS", 3)
     tasks, over = BackgroundTasks(), asyncio.Event()
 
     async def stubborn() -> None:
@@ -118,7 +110,7 @@ async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatc
     task = tasks.keep("stubborn", stubborn())
     await asyncio.sleep(0)
     with capture_logs() as logs:
-        await asyncio.wait_for(tasks.close(), 2)
+        await asyncio.wait_for(tasks.close(attempts=3, interval_s=0.01), 2)
     assert logs == [{"event": "task_stuck", "task": "stubborn", "log_level": "error"}]
     over.set()
     await task
