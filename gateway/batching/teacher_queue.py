@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import structlog
 from msgspec import structs
@@ -52,8 +52,7 @@ OnFailure = Literal["degrade", "reject"]
 TicketEnd = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueTimes:
+class QueueTimes(NamedTuple):
     """Intervals of a teacher's queue."""
 
     # Each process sends a complete update this often, so a lost wake-up, reply or Redis memory delays a ticket no
