@@ -283,9 +283,7 @@ def _no_amount(place: Place, value: Any) -> str | None:
         return None if value >= 1 else f"{value} is out of range: 1 to {_MANY}"
     if key not in _QUANTITIES and place[-2:] != ("target", "value"):
         return None
-    return (
-        None if _QUANTITY.fullmatch(str(value)) else f"{value!r} is not a quantity: use a value like 500m, 2 or 512Mi"
-    )
+    return None if _QUANTITY.fullmatch(str(value)) else f"{value!r} {_NO_QUANTITY}"
 
 
 def _unpinned(image: Any) -> str | None:

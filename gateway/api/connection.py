@@ -313,7 +313,9 @@ class Connection(web.RequestHandler):
 
 def _problem_of(head: RawRequestMessage) -> GatewayError | None:
     """Return the error for a head that aiohttp accepts and the gateway refuses; None for any other."""
-    if _size_bytes(head) > MAX_HEAD_BYTES:
+    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
+    headers = sum(map(len, chain.from_iterable(head.raw_headers))) + len(": \r\n") * len(head.raw_headers)
+    if line + headers > MAX_HEAD_BYTES:
         return HeadTooLarge(_TOO_LARGE)
     # aiohttp accepts any coding before `chunked` and does not decode it.
     if head.chunked and head.headers.get("Transfer-Encoding", "").strip().lower() != "chunked":
@@ -331,11 +333,6 @@ def _parse_error(exc: BaseException | None) -> GatewayError:
     if exc is not None and exc.args == ("Too many headers received",):
         return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, which is the limit.")
     return InvalidRequest(_UNREADABLE)
-
-
-def _size_bytes(head: RawRequestMessage) -> int:
-    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
-    return line + sum(map(len, chain.from_iterable(head.raw_headers))) + len(": \r\n") * len(head.raw_headers)
 
 
 def connection_of(request: web.BaseRequest) -> Connection:

@@ -45,27 +45,24 @@ def traced(tracing: Tracing) -> Middleware:
         if (operation := _OPERATIONS.get(route)) is not None:
             attributes |= {names.OPERATION: operation, names.PROVIDER: names.GATEWAY}
         with tracing.request(f"{request.method} {route}", request.headers, request[STARTED], attributes) as trace:
-            status, failed = None, None
             try:
                 with bound_contextvars(**({} if trace.id is None else {"trace_id": trace.id})):
                     response = await handler(request)
-                status = response.status
-            except GatewayError as error:
-                status, failed = error.status, error.label
+            except BaseException as error:
+                trace.replied(*_status_and_reason(error))
                 raise
-            except web.HTTPException as error:
-                status, failed = error.status, str(error.status)
-                raise
-            except Exception as error:
-                gone = isinstance(error, ConnectionError)
-                status, failed = (None, "client_gone") if gone else (500, "internal")
-                raise
-            except BaseException:
-                failed = "client_gone"  # or a shutdown, which the receipt records
-                raise
-            else:
-                return response
-            finally:
-                trace.replied(status, failed)
+            trace.replied(response.status, None)
+            return response
 
     return as_span
+
+
+def _status_and_reason(error: BaseException) -> tuple[int | None, str]:
+    match error:
+        case GatewayError():
+            return error.status, error.label
+        case web.HTTPException():
+            return error.status, str(error.status)
+        case Exception() if not isinstance(error, ConnectionError):
+            return 500, "internal"
+    return None, "client_gone"  # or a shutdown, which the receipt records

@@ -159,7 +159,7 @@ class EngineHttp:
         async with self._call("POST", path, payload, native=native) as response:
             reply = await self._read_json(response)
         if isinstance(reply.body, dict) and reply.body.get("error"):
-            raise reported(self.name, self.read_error(reply.body), "answered 200 with an error")
+            raise reported(self.name, read_error(reply.body, self._hidden), "answered 200 with an error")
         return reply
 
     async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
@@ -238,12 +238,8 @@ class EngineHttp:
         except Unreadable as error:
             raise bad_reply(self.name, str(error)) from None
         if isinstance(event, dict) and event.get("error"):
-            raise reported(self.name, self.read_error(event), "failed during its answer")
+            raise reported(self.name, read_error(event, self._hidden), "failed during its answer")
         return event
-
-    def read_error(self, raw: bytes | Json) -> ReportedError:
-        """Return the error that the engine reports, without its address and key."""
-        return read_error(raw, self._hidden)
 
     def _call(
         self, method: str, path: str, payload: Json | None, *, due: Deadline | None = None, native: bool = False
@@ -315,7 +311,7 @@ class EngineHttp:
         error = ReportedError()
         # The text for a rejected key may quote the key; that of a redirect contains an address.
         if reply.status >= HTTPStatus.BAD_REQUEST and reply.status not in BLAMES_CREDENTIALS:
-            error = self.read_error(await self._read_some(reply))
+            error = read_error(await self._read_some(reply), self._hidden)
         return refusal(self.name, reply.status, error, reply.headers.get("Retry-After"))
 
     async def _read_some(self, reply: HttpReply) -> bytes:

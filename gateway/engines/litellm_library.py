@@ -90,8 +90,8 @@ def _load() -> LiteLLMLibrary:
     folder = os.environ.get(_TIKTOKEN_FOLDER)
     os.environ.update(_BEFORE_IMPORT)
     try:
-        litellm = importlib.import_module("litellm")
-        handlers = importlib.import_module("litellm.llms.custom_httpx.http_handler")
+        litellm: Any = importlib.import_module("litellm")
+        handlers: Any = importlib.import_module("litellm.llms.custom_httpx.http_handler")
         importlib.import_module("litellm.litellm_core_utils.default_encoding")
     finally:
         # The import sets the variable to LiteLLM's own encodings. Restore the gateway's value.
@@ -105,7 +105,13 @@ def _load() -> LiteLLMLibrary:
         setattr(litellm, name, [])
     for name in _LOGGERS:  # their messages can contain prompts and answers
         logging.getLogger(name).disabled = True
-    _install_wires(litellm, handlers)
+    # Replace the transport of all HTTP clients that LiteLLM creates.
+    wire, sync_wire = AsyncWire(), SyncWire()
+    for name in ("create_async_transport", "_create_async_transport"):
+        getattr(handlers.AsyncHTTPHandler, name)  # AttributeError in a version without it, which would bypass the wire
+        setattr(handlers.AsyncHTTPHandler, name, staticmethod(lambda *_, **__: wire))
+    litellm.sync_transport = sync_wire
+    litellm.client_session = httpx.Client(transport=sync_wire, trust_env=False)
 
     @cache
     def parameters(model: str) -> frozenset[str] | None:
@@ -119,17 +125,3 @@ def _load() -> LiteLLMLibrary:
         parameters=parameters,
         takes_text=frozenset({"openai", "azure", *litellm.openai_text_completion_compatible_providers}),
     )
-
-
-def _install_wires(litellm: Any, handlers: Any) -> None:
-    """Replace the transport of all HTTP clients that LiteLLM creates."""
-    wire, sync_wire = AsyncWire(), SyncWire()
-
-    def transport(*_: Any, **__: Any) -> AsyncWire:
-        return wire
-
-    for name in ("create_async_transport", "_create_async_transport"):
-        getattr(handlers.AsyncHTTPHandler, name)  # AttributeError in a version without it, which would bypass the wire
-        setattr(handlers.AsyncHTTPHandler, name, staticmethod(transport))
-    litellm.sync_transport = sync_wire
-    litellm.client_session = httpx.Client(transport=sync_wire, trust_env=False)

@@ -55,12 +55,13 @@ class EmbeddedRedis:
         try:
             await self.start()
         except BaseException:
-            await self._clean_up()
+            await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._clean_up()
+        await self.stop()
+        await asyncio.to_thread(shutil.rmtree, self.socket_path.parent, ignore_errors=True)
 
     @property
     def url(self) -> str:
@@ -123,10 +124,6 @@ class EmbeddedRedis:
         raise ChildFailed(
             f"Redis did not answer on {self.socket_path}. Its log ends: {text[-_LOG_TAIL_CHARS:].strip()}"
         )
-
-    async def _clean_up(self) -> None:
-        await self.stop()
-        await asyncio.to_thread(shutil.rmtree, self.socket_path.parent, ignore_errors=True)
 
 
 def find_server() -> Path:

@@ -6,7 +6,7 @@ The order of the checks and the messages are TGI's, so that a body has the same 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,6 @@ MAX_BEST_OF = 1
 MAX_CLIENT_BATCH_SIZE = 4
 LLAMA_SEEDS = 2**32
 
-Body = TypeVar("Body", bound=msgspec.Struct)
 Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -85,22 +84,6 @@ class TgiJob(NamedTuple):
     seed: int | None  # the seed; None for greedy decoding
     top_n_tokens: int
     settings: dict[str, Any]  # llama.cpp's sampling parameters
-
-
-def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
-    """Decode a JSON body into `kind`. Like TGI, ignore unknown fields.
-
-    Raises UnreadableBody: 415 for another content type, 400 for broken JSON, 422 for a value of the wrong type.
-    """
-    if content_type != "application/json":
-        raise tgi_errors.UnreadableBody(415, "Expected request with `Content-Type: application/json`")
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        text = f"Failed to deserialize the JSON body into the target type: {error}"
-        raise tgi_errors.UnreadableBody(422, text) from error
-    except msgspec.DecodeError as error:
-        raise tgi_errors.UnreadableBody(400, f"Failed to parse the request body as JSON: {error}") from error
 
 
 async def accept(

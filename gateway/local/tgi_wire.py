@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from gateway.local.generation import GeneratedToken
     from gateway.local.llama_client import LlamaClient
-    from gateway.local.tgi_request import Body, TgiLimits, TgiParameters
+    from gateway.local.tgi_request import TgiLimits, TgiParameters
 
+Body = TypeVar("Body", bound=msgspec.Struct)
 COMPUTE_TYPE = "cpu"
 
 
@@ -67,8 +69,20 @@ STATE = web.AppKey("state", TeacherState)
 
 
 async def read(request: web.Request, kind: type[Body]) -> Body:
-    """Return the body of a request as `kind`. Raises UnreadableBody."""
-    return tgi_request.read_body(await request.read(), request.content_type, kind)
+    """Return the JSON body of a request as `kind`. Like TGI, ignore unknown fields.
+
+    Raises UnreadableBody: 415 for another content type, 400 for broken JSON, 422 for a value of the wrong type.
+    """
+    data = await request.read()
+    if request.content_type != "application/json":
+        raise tgi_errors.UnreadableBody(415, "Expected request with `Content-Type: application/json`")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        text = f"Failed to deserialize the JSON body into the target type: {error}"
+        raise tgi_errors.UnreadableBody(422, text) from error
+    except msgspec.DecodeError as error:
+        raise tgi_errors.UnreadableBody(400, f"Failed to parse the request body as JSON: {error}") from error
 
 
 def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -36,9 +36,9 @@ class EmbeddingsRequest(Record, frozen=True):
     model: str
     inputs: list[Text]  # one vector each
     size_bytes: int
-    choices: int = 0
-    generated_choices: int = 0
-    non_text_parts: int = 0
+    choices: ClassVar[int] = 0
+    generated_choices: ClassVar[int] = 0
+    non_text_parts: ClassVar[int] = 0
 
 
 def parse_embeddings(raw: bytes) -> EmbeddingsRequest:

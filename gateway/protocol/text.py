@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -39,8 +39,8 @@ class TextRequest(Record, frozen=True):
     wants_usage: bool
     size_bytes: int
     has_empty_prompt: bool = False
-    non_text_parts: int = 0
-    limit_field: str = "max_tokens"  # the name of the field in which the caller sends its token limit
+    non_text_parts: ClassVar[int] = 0
+    limit_field: ClassVar[str] = "max_tokens"  # the name of the field in which the caller sends its token limit
 
     @property
     def generated_choices(self) -> int:
