@@ -128,12 +128,13 @@ class EngineHttp:
         api_key: str | None,
         deadlines: EngineDeadlines,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
+        end_timeout_s: float = END_TIMEOUT_S,
         outgoing: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
         self.name = name
         self._base_url = base_url.rstrip("/")
         self._deadlines = deadlines
-        self._max_reply_bytes = max_reply_bytes
+        self._max_reply_bytes, self._end_timeout_s = max_reply_bytes, end_timeout_s
         self._outgoing = outgoing
         self._closes_after_streams = False
         self.host = urlsplit(base_url).hostname or ""
@@ -224,11 +225,10 @@ class EngineHttp:
             await asyncio.sleep(0)
         return received
 
-    @staticmethod
-    async def _read_end(reply: HttpReply) -> None:
+    async def _read_end(self, reply: HttpReply) -> None:
         """Read the end of the body, so that the connection can be reused. The wait is short."""
         with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(END_TIMEOUT_S):
+            async with asyncio.timeout(self._end_timeout_s):
                 await reply.content.readany()
 
     def read_event(self, data: bytes) -> Any:

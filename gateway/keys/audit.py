@@ -32,9 +32,8 @@ _FIELDS = AuditEntry._fields[2:]
 class AuditTrail:
     """Write and read the audit trail, a stream in Redis."""
 
-    def __init__(self, redis: Redis, key: str) -> None:
-        self._redis = redis
-        self._key = key
+    def __init__(self, redis: Redis, key: str, *, max_entries: int = MAX_ENTRIES) -> None:
+        self._redis, self._key, self._max_entries = redis, key, max_entries
 
     async def write(
         self, *, actor: str, action: str, tenant: str, subject: str, before: str = "", after: str = ""
@@ -45,7 +44,7 @@ class AuditTrail:
         within the tenant: the id of a key, or empty. The states are JSON without secrets.
         """
         values: dict[Any, Any] = dict(zip(_FIELDS, (actor, action, tenant, subject, before, after), strict=True))
-        await self._redis.xadd(self._key, values, maxlen=MAX_ENTRIES, approximate=True)
+        await self._redis.xadd(self._key, values, maxlen=self._max_entries, approximate=True)
 
     async def read(self, limit: int, *, before_id: str | None = None) -> Sequence[AuditEntry]:
         """Return entries, newest first, that are older than `before_id` if given. Raises RedisError and OSError."""

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 MAX_KEYS = 100_000
 """Limit of keys in Redis, including keys that ended within the last 30 days."""
-_MAX_USED = 2 * MAX_KEYS
-# Small enough to read within redis.timeout, which may be short.
-_PAGE = 200
 _MICRO = 1_000_000
 
 
@@ -72,10 +69,17 @@ class KeyringChanges:
 class RedisKeyring:
     """Keys in Redis. Every method makes one call to Redis, and raises RedisError and OSError."""
 
-    def __init__(self, redis: Redis, keys: RedisKeys, *, page_size: int = _PAGE, max_used: int = _MAX_USED) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        keys: RedisKeys,
+        *,
+        page_size: int = 200,  # small enough to read within redis.timeout, which may be short
+        max_used: int = 2 * MAX_KEYS,
+        max_keys: int = MAX_KEYS,
+    ) -> None:
         names = keys.keyring()
-        self._page_size = page_size
-        self._max_used = max_used
+        self._page_size, self._max_used, self._max_keys = page_size, max_used, max_keys
         self._redis = redis
         self._used = names.used
         self._all = list(names)
@@ -91,7 +95,7 @@ class RedisKeyring:
     ) -> HeldKey:
         """Store a new key. Also raises Conflict."""
         what = (sha256, tenant, key_id, terms.to_json(), *expiry.arguments())
-        (reply,) = await self._create.run([(self._all, (*what, _nonce(), MAX_KEYS, actor))])
+        (reply,) = await self._create.run([(self._all, (*what, _nonce(), self._max_keys, actor))])
         return _held(reply, sha256.encode(), f"{tenant}/{key_id}")
 
     async def rotate(
@@ -102,7 +106,7 @@ class RedisKeyring:
         Without an expiry, the new key has that of the old key. Also raises Conflict.
         """
         what = (sha256, old.tenant, old.id, terms.to_json(), old.sha256, _us(grace_s), *expiry.arguments())
-        (reply,) = await self._rotate.run([(self._all, (*what, _nonce(), MAX_KEYS, actor))])
+        (reply,) = await self._rotate.run([(self._all, (*what, _nonce(), self._max_keys, actor))])
         new = _held(reply, sha256.encode(), f"{old.tenant}/{old.id}")
         return new, HeldKey.of(*reply[3:6])
 

@@ -60,7 +60,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-def _now() -> float:
+def loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
@@ -149,7 +149,7 @@ class Server:
 
     async def _execute(self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         decision, woken = await self.scheduler.exchange(process_id, update, limits, self.clock())
-        self.opened += [(_now(), size) for size in decision.opened]
+        self.opened += [(loop_time(), size) for size in decision.opened]
         if update.leaving:
             self.said_goodbye.add(process_id)
         if update.complete and isinstance(self.scheduler, MemoryScheduler):
@@ -165,10 +165,10 @@ class Server:
         unused = [
             one for one in scheduler._permits if scheduler._entries[one].process_id == process_id and one not in used
         ]
-        self.unused[process_id] = {one: before.get(one, _now()) for one in unused}
+        self.unused[process_id] = {one: before.get(one, loop_time()) for one in unused}
         for one, since in self.unused[process_id].items():
-            if since <= _now() - 0.9 * HEARTBEAT_S:
-                self.wrong.append(f"{_now():.6f}: nobody uses the permit of {one}")
+            if since <= loop_time() - 0.9 * HEARTBEAT_S:
+                self.wrong.append(f"{loop_time():.6f}: nobody uses the permit of {one}")
 
     async def _wake(self, holder: str, outcomes: Mapping[str, Outcome]) -> None:
         queue, life = self.subscribers.get(holder), self.life
@@ -181,10 +181,10 @@ class Server:
             await asyncio.sleep(self.chance.random() * self.network.delay_s)
 
     def _loses(self, often: float) -> bool:
-        return _now() >= self.reliable_until and bool(often) and self.chance.random() < often
+        return loop_time() >= self.reliable_until and bool(often) and self.chance.random() < often
 
     def clock(self) -> int:
-        return round(_now() * SECOND) + self.ahead_us
+        return round(loop_time() * SECOND) + self.ahead_us
 
     def break_connections(self) -> None:
         self.life += 1
@@ -196,7 +196,7 @@ class Server:
         self.ahead_us -= round(seconds * SECOND) * clock_too
         stuck, self._stuck = self._stuck, []
         self.paused = False
-        self.back_at = _now()
+        self.back_at = loop_time()
         for runs in stuck:
             if not runs.done():
                 runs.set_result(None)
@@ -205,7 +205,7 @@ class Server:
         self.refuses = True
         await asyncio.sleep(seconds)
         self.refuses = False
-        self.back_at = _now()
+        self.back_at = loop_time()
 
     async def go(self, seconds: float, *, empty: bool) -> None:
         """Unreachable for a while; `empty`: it was started anew and has forgotten everything."""
@@ -215,4 +215,4 @@ class Server:
         if empty:
             await self.scheduler.clear()
         self.up = True
-        self.back_at = _now()
+        self.back_at = loop_time()

@@ -16,7 +16,7 @@ from gateway.errors import EngineFailed, QueueFull
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.batching.virtual import COMMAND_S, LOOK_S, _now
+from tests.batching.virtual import COMMAND_S, LOOK_S, loop_time
 
 if TYPE_CHECKING:
     from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, TeacherLimits, Ticket
@@ -95,7 +95,7 @@ class Story:
         since = [one.link.alone_since for one in alive if one.link.alone_since is not None]
         bound = cap + sum(max(one.share, one.held) for one in alive if one.link.alone_since is not None)
         settled_s = max(self.limits.lease_s, LONGEST_CALL_S)
-        if self.lossless and len(since) == len(alive) and max(since) + settled_s <= _now():
+        if self.lossless and len(since) == len(alive) and max(since) + settled_s <= loop_time():
             bound = cap
         self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight of {bound}")
         own = process.may_have(ticket, grant)
@@ -107,7 +107,7 @@ class Story:
 
     def check(self, true: object, what: str) -> None:
         if not true:
-            self.wrong.append(f"{_now():.6f}: {what}")
+            self.wrong.append(f"{loop_time():.6f}: {what}")
 
 
 class Process:
@@ -144,7 +144,7 @@ class Process:
         self.tasks.keep("own permits", self._count_own())
 
     def _note_alone(self, why: str) -> None:
-        self.link.alone_since = _now()
+        self.link.alone_since = loop_time()
         self.held = sum(waiter.holds_permit for waiter in self.queue._waiters.values())
         self.server.unused.pop(self.process_id, None)
         self._start_local(why)
@@ -160,7 +160,7 @@ class Process:
             return self.limits.max_in_flight
         if not grant.batch_id.startswith("local-"):
             return self.held
-        others_may_have_more = self.queue.membership.fleet_size > 1 and _now() < since + min(
+        others_may_have_more = self.queue.membership.fleet_size > 1 and loop_time() < since + min(
             ticket.deadline_s - 1e-6, self.limits.lease_s
         )
         return min(self.share, self.held) if others_may_have_more else self.share

@@ -52,9 +52,9 @@ def python_environment(name: str) -> Path:
 
     def install(folder: Path) -> None:
         uv = Path(sys.executable).with_name("uv")
-        _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder / "env")
+        run_command(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder / "env")
         python = folder / "env" / "bin" / "python"
-        _install(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
+        run_installer(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return _built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
@@ -67,7 +67,7 @@ def node_modules() -> Path:
     """
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("did not run: it needs node and npm, which are not on the PATH")
-    version = _run("node", "--version").strip()
+    version = run_command("node", "--version").strip()
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         pytest.skip(f"did not run: it needs Node.js {OLDEST_NODE} or later, and this is {version}")
     names = ("package.json", "package-lock.json")
@@ -77,7 +77,7 @@ def node_modules() -> Path:
             shutil.copy(HERE / "node" / name, folder)
         # npm's own pauses before it asks again add up to a minute.
         soon = ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
-        _install("npm", "ci", *soon, "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
+        run_installer("npm", "ci", *soon, "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
 
     contents = tuple((HERE / "node" / name).read_bytes() for name in names)
     return _built("node", contents, install) / "node_modules"
@@ -103,13 +103,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _install(*command: str | Path) -> None:
+def run_installer(*command: str | Path) -> None:
     """Run an installer.
 
     Skips the test if the registry is unreachable; any other failure fails it, since the lock may be wrong.
     """
     try:
-        _run(*command)
+        run_command(*command)
     except pytest.fail.Exception as failure:
         match = _CUT_OFF.search(str(failure))
         if match is None:
@@ -117,7 +117,7 @@ def _install(*command: str | Path) -> None:
         pytest.skip(f"did not run: there is no way to the package registry ({match[0].strip()})")
 
 
-def _run(*command: str | Path) -> str:
+def run_command(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()}", pytrace=False)

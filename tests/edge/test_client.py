@@ -287,7 +287,7 @@ async def test_an_unreachable_student_is_reported_and_the_receipt_closed(tmp_pat
 async def test_a_student_that_breaks_off_is_no_end_of_an_answer(tmp_path: Path) -> None:
     async def broken(request: web.Request) -> web.StreamResponse:
         if not (await request.json()).get("stream"):
-            return await server._chat(request)
+            return await server.routes()["/v1/chat/completions"](request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b'data: {"choices": [{"index": 0, "delta": {"content": " small"}}]}\n\n')

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grimp
 import pytest
 
-from tests.clients.environments import HERE, _install, _run
+from tests.clients.environments import HERE, run_command, run_installer
 from tests.edge.devices import NOBODY, toy
 from tests.edge.fake_gateway import KEY, FakeGateway
 from tests.engines.toy_servers import ANSWER, QUESTION, LlamaCpp
@@ -105,7 +105,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from its pyproject.toml."""
     folder = tmp_path_factory.mktemp("dist")
     offline = ("--no-index", "--no-deps", "--no-build-isolation")
-    _run(sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", folder, ROOT / "edge")
+    run_command(sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", folder, ROOT / "edge")
     (found,) = folder.glob("gkt_edge-*.whl")
     return found
 
@@ -120,10 +120,10 @@ def test_the_wheel_contains_the_named_files_unchanged(wheel: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_client_works_in_an_environment_with_only_httpx(wheel: Path, tmp_path: Path) -> None:
     uv, python = Path(sys.executable).with_name("uv"), tmp_path / "env" / "bin" / "python"
-    _run(uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env")
+    run_command(uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env")
     quiet = ("--quiet", "--python", python)
-    _install(uv, "pip", "sync", *quiet, "--require-hashes", "--no-build", HERE / "edge.lock")
-    _run(uv, "pip", "install", *quiet, "--no-index", "--no-deps", wheel)
+    run_installer(uv, "pip", "sync", *quiet, "--require-hashes", "--no-build", HERE / "edge.lock")
+    run_command(uv, "pip", "install", *quiet, "--no-index", "--no-deps", wheel)
 
     def answered(gateway: str, student: str) -> dict[str, Any]:
         command = [python, "-I", "-c", PROGRAM, gateway, student, tmp_path / "queue", KEY, QUESTION]

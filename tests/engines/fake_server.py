@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.engines.http import EngineDeadlines, EngineHttp
+from gateway.engines.http import END_TIMEOUT_S, EngineDeadlines, EngineHttp
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -144,7 +144,12 @@ def streaming(*events: Any, status: int = 200, pause_s: float = 0.0) -> Handler:
 
 @asynccontextmanager
 async def engine_http(
-    url: str, *, api_key: str | None = KEY, max_reply_bytes: int = 1_000_000, **deadlines: float
+    url: str,
+    *,
+    api_key: str | None = KEY,
+    max_reply_bytes: int = 1_000_000,
+    end_timeout_s: float = END_TIMEOUT_S,
+    **deadlines: float,
 ) -> AsyncIterator[EngineHttp]:
     """Return the HTTP client of an engine at `url`, with timeouts that only tests that set them reach."""
     http = EngineHttp(
@@ -152,6 +157,7 @@ async def engine_http(
         url,
         api_key=api_key,
         max_reply_bytes=max_reply_bytes,
+        end_timeout_s=end_timeout_s,
         deadlines=EngineDeadlines(**{"connect_s": 5, "first_token_s": 5, "idle_s": 5, "total_s": 10, **deadlines}),
     )
     try:

@@ -58,7 +58,8 @@ class World:
         self.now = 0.0
         self.metrics = Metrics()
         breaker = Breaker(RULE, draw=lambda: 0.5)
-        self.engine = GuardedEngine(Scripted(plays), breaker, self.metrics, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.scripted: Any = Scripted(plays)
+        self.engine = GuardedEngine(self.scripted, breaker, self.metrics, clock=lambda: self.now)
 
     async def call(self, tenant: str = "acme", *, most: int = 99) -> EngineError | None:
         """Read a stream to its end, or close it after some chunks. Each belongs to another request."""
@@ -129,7 +130,7 @@ async def test_guidance_that_was_stopped_by_its_reader_is_a_success() -> None:
     def enough(_: str) -> None:
         raise StopStream
 
-    world.engine._engine.generate_guidance = generate_guidance  # type: ignore[assignment]
+    world.scripted.generate_guidance = generate_guidance
     with pytest.raises(StopStream):
         await world.engine.generate_guidance(None, on_text=enough)  # type: ignore[arg-type]
     assert world.engine.breaker == "closed"
@@ -171,7 +172,7 @@ async def test_unsupported_requests_have_no_effect_on_the_breaker() -> None:
     await world.call()
     await world.call()
     assert isinstance(await world.call(), CircuitOpen)
-    world.now, world.engine._engine.plays = 1.0, [[cannot], [WORD]]  # type: ignore[attr-defined]
+    world.now, world.scripted.plays = 1.0, [[cannot], [WORD]]
     assert await world.call() is cannot
     assert world.engine.breaker == "half_open"
     assert await world.call() is None

@@ -11,7 +11,7 @@ from aiohttp import web
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.refusal import _retry_after_s, read_error
+from gateway.engines.refusal import ReportedError, read_error, refusal
 from gateway.errors import (
     EngineError,
     EngineFailed,
@@ -165,6 +165,13 @@ async def test_overload_without_retry_after_is_tried_again_in_a_second(headers: 
     assert (await failed_call(replying({}, status=429, headers=headers))).retry_after_s == 1
 
 
+def retry_after_s(value: str | None) -> float | None:
+    """Return the pause that a reply with this header requests."""
+    error = refusal("it", 429, ReportedError(), value)
+    assert isinstance(error, EngineOverloaded)
+    return error.engine_retry_after_s
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -182,7 +189,7 @@ async def test_overload_without_retry_after_is_tried_again_in_a_second(headers: 
 )
 def test_any_retry_after_is_a_time_to_wait_or_none(value: str | None, seconds: float | None) -> None:
     """Never negative, never infinite, never an exception."""
-    assert _retry_after_s(value) == seconds
+    assert retry_after_s(value) == seconds
 
 
 DATES = st.builds("{}, {} Oct {} {}:28:00 {}".format, st.text(), *[st.integers()] * 3, st.text())
@@ -192,7 +199,7 @@ DATES = st.builds("{}, {} Oct {} {}:28:00 {}".format, st.text(), *[st.integers()
 @given(st.text() | DATES)
 def test_no_retry_after_raises(value: str) -> None:
     """The header may contain anything."""
-    seconds = _retry_after_s(value)
+    seconds = retry_after_s(value)
     assert seconds is None or 0 <= seconds < float("inf")
 
 
@@ -677,15 +684,17 @@ async def test_a_stream_left_by_its_reader_closes_its_connection() -> None:
             await left.wait()
 
 
-async def test_calls_share_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replies, errors and complete streams return their connection to the pool."""
-    monkeypatch.setattr("gateway.engines.http.END_TIMEOUT_S", 5.0)  # a loaded machine may take longer to end a stream
+async def test_calls_share_their_connection() -> None:
+    """Replies, errors and complete streams return their connection to the pool.
+
+    A loaded machine may take longer to end a stream.
+    """
     routes = {
         "/x": streaming(b"1", b"[DONE]", pause_s=0.005),
         "/json": replying({}),
         "/error": replying({"error": "no"}, status=422),
     }
-    async with serving(routes) as fake, engine_http(fake.url) as http:
+    async with serving(routes) as fake, engine_http(fake.url, end_timeout_s=5.0) as http:
         for _ in range(3):
             await http.post("/json", {})
             await failure(http.post("/error", {}), fake.url)

@@ -15,8 +15,6 @@ from gateway.keys.audit import AuditTrail
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
-
 
 @pytest_asyncio.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
@@ -40,11 +38,10 @@ async def test_the_newest_action_comes_first_and_older_ones_follow(redis: Redis)
     assert oldest.after == '{"usd":0}'
 
 
-async def test_old_actions_make_room_for_new_ones(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_actions_make_room_for_new_ones(redis: Redis) -> None:
     """Redis trims streams in blocks of a hundred entries."""
-    monkeypatch.setattr(audit, "MAX_ENTRIES", 150)
     key = f"audit-{os.urandom(4).hex()}"
-    trail = AuditTrail(redis, key)
+    trail = AuditTrail(redis, key, max_entries=150)
     for number in range(400):
         await trail.write(actor="a", action="x", tenant="t", subject=str(number))
     assert 150 <= await redis.xlen(key) <= 250

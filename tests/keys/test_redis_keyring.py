@@ -14,7 +14,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.errors import Conflict, NotFound
-from gateway.keys import redis_keyring
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import HeldKey, Keyring, KeyTerms, policy_fields
 from gateway.keys.redis_keyring import NEVER, HistoryHead, KeyExpiry, RedisKeyring
@@ -193,8 +192,8 @@ async def test_an_end_that_is_past_by_redis_time_is_refused(world: World) -> Non
         )
 
 
-async def test_there_is_a_most_of_keys(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_keyring, "MAX_KEYS", 2)
+async def test_there_is_a_most_of_keys(world: World) -> None:
+    world.keys = RedisKeyring(world.client.commands, world.names, max_keys=2)
     first = await world.create("a")
     await world.create("b")
     with pytest.raises(Conflict, match="keys is reached"):
@@ -327,14 +326,14 @@ async def test_uses_are_sent_in_one_command_and_the_oldest_dropped(world: World)
     assert await world.keys.last_used([]) == {}
 
 
-async def test_unsent_uses_are_sent_later(world: World) -> None:
+async def test_unsent_uses_are_sent_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _, follower = world.process()
     follower.record_use("a")
     broken = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
-    healthy, follower._in_redis = follower._in_redis, RedisKeyring(broken.commands, world.names)
-    with pytest.raises(RedisConnectionError):
-        await follower.report_uses()
-    follower._in_redis = healthy
+    with monkeypatch.context() as outage:
+        outage.setattr(world.keys, "record_use", RedisKeyring(broken.commands, world.names).record_use)
+        with pytest.raises(RedisConnectionError):
+            await follower.report_uses()
     await follower.report_uses()
     assert set(await world.keys.last_used(["a"])) == {"a"}
     await broken.close()

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from gateway.redis import script as redis_script
 from gateway.redis.script import RedisScript
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-ECHO = """
-if ARGV[1] == 'bad' then return redis.error_reply('ERR bad') end
-return { KEYS[1], ARGV[1] }
-"""
-
-
-@pytest.fixture
-def script_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "echo.lua").write_text(ECHO)
-    monkeypatch.setattr(redis_script, "files", lambda _: tmp_path)
-
-
-@pytest.mark.usefixtures("script_file")
 async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) -> None:
     """Redis lacks the script at first. After an error among several replies, no reply is left unread."""
     async with Redis.from_url(redis_url) as redis:
         await redis.script_flush()
-        script = RedisScript(redis, "any", "echo.lua")
+        script = RedisScript(redis, "tests.redis", "echo.lua")
         calls = [([f"k{number}"], [b"%d" % number]) for number in range(3)]
         replies = [[b"k%d" % number, b"%d" % number] for number in range(3)]
         assert await script.run(calls) == replies
@@ -40,11 +22,10 @@ async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) 
         assert await script.run(calls[:1]) == replies[:1]
 
 
-@pytest.mark.usefixtures("script_file")
 async def test_a_connection_that_redis_closed_is_replaced(redis_url: str) -> None:
     """Redis may have closed an idle pooled connection: that is no failure."""
     async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url) as admin:
-        script = RedisScript(redis, "any", "echo.lua")
+        script = RedisScript(redis, "tests.redis", "echo.lua")
         assert await script.run([(["k"], [b"1"])]) == [[b"k", b"1"]]
         await admin.client_kill_filter(_type="normal", skipme=True)
         assert await script.run([(["k"], [b"2"])]) == [[b"k", b"2"]]
