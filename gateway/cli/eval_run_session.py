@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData
     from gateway.evaluation.record import Manifest
-    from gateway.evaluation.run import QuestionScorer
     from gateway.evaluation.scoring import Scorer
     from gateway.evaluation.setting import Setting
 
@@ -68,12 +67,7 @@ class EvalSession:
         """Return the settings as the manifest stores them, each with a hash of the prompt's fixed text."""
         return [setting.as_dict() | {"shown": shown_hash(setting, self.data.exemplars)} for setting in self.settings]
 
-    def work(self, score: QuestionScorer) -> EvalWork:
-        """Return the questions and settings of the run, with their scorer."""
-        return EvalWork(self.data.questions, self.data.exemplars, self.settings, score)
-
     def manifest(self, settings: list[dict[str, Any]]) -> Manifest:
-        """Return the manifest that the folder stores."""
         facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
@@ -119,7 +113,8 @@ def _until_done(session: EvalSession, folder: RunFolder, console: Console, limit
 async def _run(session: EvalSession, folder: RunFolder, console: Console, limit: int | None) -> None:
     """Answer the questions; in two stages the first `limit` ones, whose answers are kept and not requested again."""
     async with judge_of(session.pair, session.judge, folder.generations) as judge:
-        work = session.work(Scoring(judge, session.scorer).score)
+        score = Scoring(judge, session.scorer).score
+        work = EvalWork(session.data.questions, session.data.exemplars, session.settings, score)
         with EvalProgress(console) as progress:
             if session.gateway is not None:
                 routes = live.remote_routes(session.routes, work)
@@ -184,7 +179,7 @@ def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) 
 
 
 def _calls_left(session: EvalSession, folder: RunFolder) -> tuple[int, int]:
-    work = session.work(Scoring().score)
+    work = EvalWork(session.data.questions, session.data.exemplars, session.settings, Scoring().score)
     with closing(StagedRun(folder, work, session.pair, EvalProgress(Console(quiet=True)), concurrency=1)) as run:
         return run.calls_left()
 

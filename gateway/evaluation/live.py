@@ -19,6 +19,7 @@ import orjson
 
 from gateway.accounting.receipt import Receipt
 from gateway.config.settings import Settings
+from gateway.engines.refusal import read_error
 from gateway.engines.sse import SseDecoder
 from gateway.errors import (
     EngineError,
@@ -147,18 +148,14 @@ def _guidance(receipt: Receipt, pieces: list[str]) -> str:
 
 
 def _error(status: int, body: bytes) -> EngineError:
-    try:
-        content = orjson.loads(body)["error"]
-        code = content.get("code") or content.get("type")
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        code = None
+    code = read_error(body).reason
     message = f"The {GATEWAY} answered with status {status}" + (f" ({code})." if code else ".")
     error: EngineError
     if 400 <= status < 500 and status not in _BUSY:
         error = EngineRejected(message, engine=GATEWAY, status_sent=status)
     else:
         error = (EngineOverloaded if status in _BUSY else EngineFailed)(message, engine=GATEWAY)
-    error.reason = code if isinstance(code, str) else None
+    error.reason = code
     return error
 
 
@@ -217,12 +214,10 @@ async def run_live(
 
 
 def request_body(route: LiveRoute, question: Question, work: EvalWork) -> Json:
-    """Return the request body of a question."""
     return {**route.setting.request(question, work.exemplars).body, "model": route.model}
 
 
 def setting_routes(settings: Sequence[Setting]) -> list[LiveRoute]:
-    """Return one route for each setting."""
     return [LiveRoute(f"setting-{index}", setting.name, setting) for index, setting in enumerate(settings)]
 
 
@@ -245,7 +240,6 @@ async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -
 
 @asynccontextmanager
 async def connect_gateway(url: str, key: str) -> AsyncIterator[GatewayClient]:
-    """Yield a client of a running gateway."""
     async with _session(key) as session:
         yield GatewayClient(session, url)
 
@@ -297,21 +291,14 @@ async def _describe(route: LiveRoute, client: GatewayClient, work: EvalWork) -> 
         except EngineError as error:
             raise StartupError(f"--route {route.model}: {error.message}") from error
         receipt = answered.receipt
-        if receipt.guidance is not None or receipt.length is None:
-            return route.setting.as_dict() | {"name": route.name, "route": route.model} | _settings_of(receipt)
+        plain = route.setting.as_dict() | {"name": route.name, "route": route.model}
+        if receipt.guidance is not None:
+            tokens = receipt.guidance.tokens if receipt.length is None else "auto"
+            plain |= {"mode": "guided", "tokens": tokens, "projection": receipt.guidance.projection}
+            return plain | {"placement": receipt.guidance.placement, "boundary": "word"}
+        if receipt.length is None:
+            return plain | {"mode": receipt.mode}
     raise StartupError(
         f"--route {route.model}: its length rule leaves the first questions unguided, so the guidance is unknown. "
         "Start with other questions: --offset, or --sample."
     )
-
-
-def _settings_of(receipt: Receipt) -> dict[str, Any]:
-    if receipt.guidance is None:
-        return {"mode": receipt.mode}
-    return {
-        "mode": "guided",
-        "tokens": receipt.guidance.tokens if receipt.length is None else "auto",
-        "projection": receipt.guidance.projection,
-        "placement": receipt.guidance.placement,
-        "boundary": "word",
-    }

@@ -249,14 +249,6 @@ class GridFile(Grid):
 
     grids: tuple[Grid, ...] = ()
 
-    @property
-    def all_grids(self) -> Iterator[Grid]:
-        """Yield each of `grids`, or this grid if there are none."""
-        if not self.grids:
-            yield self
-        for one in self.grids:
-            yield self.model_copy(update={name: getattr(one, name) for name in one.model_fields_set})
-
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     """Read a file's grid; `options` override its keys in all of its grids. Raises ConfigError with every issue."""
@@ -284,7 +276,8 @@ def settings_of(
     `projection` returns one by name, or raises StartupError. `auto` is the rule for `auto`; None: the built-in rule.
     """
     auto = auto or read_auto(None)
-    found = [setting for one in grid.all_grids for setting in _settings(one, projection, auto)]
+    grids = [grid.model_copy(update={name: getattr(one, name) for name in one.model_fields_set}) for one in grid.grids]
+    found = [setting for one in grids or [grid] for setting in _settings(one, projection, auto)]
     order = {"teacher": 0, "student": 1, "guided": 2}
     return sorted(dict.fromkeys(found), key=lambda setting: order[setting.mode])
 

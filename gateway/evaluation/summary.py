@@ -34,7 +34,8 @@ class SettingSummary(NamedTuple):
             guided.
         cost_usd, teacher_usd: Cost of the answers, and the teacher's part of it.
         baseline_usd: Cost of the teacher alone for these prompts and answers, from receipts.
-        teacher_s, student_s, total_s: Mean seconds over the `*_timed` questions that have them; None if none has.
+        teacher_s, student_s: Mean seconds of a question, 0 for a question without a call; None if no question has one.
+        total_s: Mean seconds of the questions with a measured time; None if no question has one.
         modes, errors, unguided: Number of questions by the receipt's values.
         cut: Number of answers that ended at their limit.
         lengths: If a rule chose m: number of questions by rule and m in tokens (0: none).
@@ -56,8 +57,6 @@ class SettingSummary(NamedTuple):
     teacher_s: float | None
     student_s: float | None
     total_s: float | None
-    teacher_timed: int
-    student_timed: int
     modes: Mapping[str, int]
     errors: Mapping[str, int]
     unguided: Mapping[str, int]
@@ -131,11 +130,9 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
         correct=sum(one.correct for one in examples),
         score=sum(one.score for one in examples) / len(examples),
         guidance_correct=sum(one.guidance_score >= 0.5 for one in examples) if guided else None,
-        teacher_s=_mean([one.teacher_s for one in examples]),
-        student_s=_mean([one.student_s for one in examples]),
+        teacher_s=_mean([one.teacher_s for one in examples], len(examples)),
+        student_s=_mean([one.student_s for one in examples], len(examples)),
         total_s=_mean([one.total_s for one in examples]),
-        teacher_timed=sum(one.teacher_s is not None for one in examples),
-        student_timed=sum(one.student_s is not None for one in examples),
         modes=Counter(one.mode for one in examples),
         errors=Counter(one.error for one in examples if one.error is not None),
         unguided=Counter(one.unguided for one in examples if one.unguided is not None),
@@ -167,6 +164,6 @@ def _chosen(one: Example) -> tuple[str, int] | None:
     return f"{one.length.by} {named}" if named else one.length.by, one.chosen_tokens
 
 
-def _mean(found: Sequence[float | None]) -> float | None:
+def _mean(found: Sequence[float | None], count: int = 0) -> float | None:
     given = [one for one in found if one is not None]
-    return sum(given) / len(given) if given else None
+    return sum(given) / (count or len(given)) if given else None

@@ -80,11 +80,9 @@ class StageTime(NamedTuple):
 
 def times(summary: SettingSummary, stages: Sequence[StageRecord]) -> QuestionTimes:
     """Return the times of one setting."""
-    # The means are over questions with a call; a question that the teacher completed has no student time.
-    teacher_s, student_s, n = summary.teacher_s, summary.student_s, summary.n
     return QuestionTimes(
-        teacher_wait_s=None if teacher_s is None else teacher_s * summary.teacher_timed / n,
-        student_wait_s=None if student_s is None else student_s * summary.student_timed / n,
+        teacher_wait_s=summary.teacher_s,
+        student_wait_s=summary.student_s,
         teacher_concurrency=None if summary.mode == "student" else _concurrency("teacher", summary.name, stages),
         student_concurrency=None if summary.mode == "teacher" else _concurrency("student", summary.name, stages),
         total_s=summary.total_s,
