@@ -63,6 +63,10 @@ class EvalSession:
     most_calls: int = 20_000
 
     @property
+    def is_live(self) -> bool:
+        return self.live or self.gateway is not None
+
+    @property
     def plain_settings(self) -> list[dict[str, Any]]:
         """Return the settings as the manifest stores them, each with a hash of the prompt's fixed text."""
         return [setting.as_dict() | {"shown": shown_hash(setting, self.data.exemplars)} for setting in self.settings]
@@ -71,8 +75,7 @@ class EvalSession:
         facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
-        is_live = self.live or self.gateway is not None
-        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=is_live, **facts)
+        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=self.is_live, **facts)
 
 
 def hold(session: EvalSession) -> None:
@@ -94,10 +97,8 @@ def hold(session: EvalSession) -> None:
         if session.gateway is None and not session.rescore:
             _warn_where_busy(session.pair, console)
             session.pair.fetch()
-        if session.live or session.gateway is not None:
-            _agree_on_live(session, folder, console)
-        elif not session.rescore:
-            _agree_on_stages(session, folder, console)
+        if session.is_live or not session.rescore:
+            _agree(session, folder, console)
         _until_done(session, folder, console)
         _sum_up(folder, Console())
 
@@ -161,49 +162,39 @@ def _warn_where_busy(pair: Pair, console: Console) -> None:
         )
 
 
-def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) -> None:
-    calls = _calls_left(session, folder)
-    if sum(calls) > session.most_calls and not session.yes and not folder.stages:
-        # Measure the duration of the first calls.
-        first = {setting.mode: setting for setting in session.settings}
-        few = replace(session, settings=list(first.values()))
-        _until_done(few, folder, console, few.concurrency)
-        calls = _calls_left(session, folder)
-    times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
-    expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
-    summary = (
-        f"{len(session.settings)} settings, {len(session.data.questions)} questions: {calls[0]} calls of the "
-        f"teacher, up to {calls[1]} calls of the student"
-    )
-    _agree(session, console, summary, sum(calls), sum(expected) if expected else None)
-
-
-def _calls_left(session: EvalSession, folder: RunFolder) -> tuple[int, int]:
-    work = EvalWork(session.data.questions, session.data.exemplars, session.settings, Scoring().score)
-    with closing(StagedRun(folder, work, session.pair, EvalProgress(Console(quiet=True)), concurrency=1)) as run:
-        return run.calls_left()
-
-
-def _agree_on_live(session: EvalSession, folder: RunFolder, console: Console) -> None:
-    routes = len(session.settings) * (len(session.routes) or 1)
-    calls = routes * len(session.data.questions)
-    seconds = folder.seconds_per_call("live")
-    summary = f"{routes} settings, {len(session.data.questions)} questions: up to {calls} answers"
-    _agree(session, console, summary, calls, None if seconds is None else calls * seconds)
-
-
-def _agree(session: EvalSession, console: Console, summary: str, calls: int, seconds: float | None) -> None:
+def _agree(session: EvalSession, folder: RunFolder, console: Console) -> None:
     """Print the size of the run, and ask for confirmation of a large one. Raises StartupError without confirmation."""
-    console.print(
-        f"{summary}{'' if seconds is None or not calls else f', about {duration(seconds)}'}.", highlight=False
-    )
-    large = calls > session.most_calls or (seconds or 0.0) > _LONG_S
-    if not large or session.yes:
+    settings, questions = len(session.settings), len(session.data.questions)
+    if session.is_live:
+        settings *= len(session.routes) or 1
+        by_stage = {"live": settings * questions}
+        answers = f"up to {by_stage['live']} answers"
+    else:
+        by_stage = _calls_left(session, folder)
+        if sum(by_stage.values()) > session.most_calls and not session.yes and not folder.stages:
+            # Measure the duration of the first calls.
+            first = {setting.mode: setting for setting in session.settings}
+            few = replace(session, settings=list(first.values()))
+            _until_done(few, folder, console, few.concurrency)
+            by_stage = _calls_left(session, folder)
+        answers = f"{by_stage['teacher']} calls of the teacher, up to {by_stage['student']} calls of the student"
+    calls = sum(by_stage.values())
+    means_s = {stage: folder.seconds_per_call(stage) for stage in by_stage}
+    known_s = [by_stage[stage] * mean_s for stage, mean_s in means_s.items() if mean_s is not None]
+    about = f", about {duration(sum(known_s))}" if known_s and calls else ""
+    console.print(f"{settings} settings, {questions} questions: {answers}{about}.", highlight=False)
+    if session.yes or (calls <= session.most_calls and sum(known_s) <= _LONG_S):
         return
     if not sys.stdin.isatty():
         raise StartupError("A large run needs a confirmation on a terminal: add --yes, or make the grid smaller.")
     if not typer.confirm("Start the run?", err=True):
         raise StartupError("The run was not started. For a shorter run, use a smaller grid or --limit.")
+
+
+def _calls_left(session: EvalSession, folder: RunFolder) -> dict[str, int]:
+    work = EvalWork(session.data.questions, session.data.exemplars, session.settings, Scoring().score)
+    with closing(StagedRun(folder, work, session.pair, EvalProgress(Console(quiet=True)), concurrency=1)) as run:
+        return run.calls_left()
 
 
 def _sum_up(folder: RunFolder, console: Console) -> None:

@@ -154,11 +154,11 @@ class StagedRun:
         finally:
             self.write()
 
-    def calls_left(self) -> tuple[int, int]:
-        """Return the number of teacher calls and the upper bound of student calls that remain."""
+    def calls_left(self) -> dict[str, int]:
+        """Return the number of remaining calls by stage; that of the student is an upper bound."""
         done = {key for key, example in self.folder.examples.items() if example.error is None}
         students = ((setting.name, question.id) for setting, question in self.work.items if setting.mode != "teacher")
-        return len(self._missing_requests()), sum(key not in done for key in students)
+        return {TEACHER: len(self._missing_requests()), STUDENT: sum(key not in done for key in students)}
 
     def write(self) -> None:
         """Write the examples to disk."""

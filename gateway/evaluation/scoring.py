@@ -16,7 +16,7 @@ import importlib
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import re2
 
@@ -131,12 +131,11 @@ KNOWN = (*SCORERS, JUDGE)
 """All scorer names of data sets."""
 
 
-class Scoring:
+class Scoring(NamedTuple):
     """Scorer of answers by the scorer of each question, or by `override`."""
 
-    def __init__(self, judge: Judge | None = None, override: Scorer | None = None) -> None:
-        self._judge = judge
-        self._override = override
+    judge: Judge | None = None
+    override: Scorer | None = None
 
     async def score(self, answer: str, question: Question) -> ScoredAnswer:
         """Return the score of an answer; 0 for an empty answer, without a call to a judge.
@@ -146,14 +145,14 @@ class Scoring:
             EngineError: The judge's model failed.
             StartupError: The question needs a judge and there is none, or its plug-in is missing.
         """
-        plug_in_scorer = self._override or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
+        plug_in_scorer = self.override or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
         if plug_in_scorer is not None:
             return _plugged_in(plug_in_scorer, answer, question)
         if question.scorer != JUDGE:
             return SCORERS[question.scorer](answer, question)
-        if self._judge is None:
+        if self.judge is None:
             raise StartupError(f"question '{question.id}' needs a judge: name a model with --judge")
-        return await judged(self._judge, first_answer(answer), question)
+        return await judged(self.judge, first_answer(answer), question)
 
 
 def is_plug_in(name: str) -> bool:

@@ -22,6 +22,7 @@ from gateway.evaluation.priming.search import (
     min_calls,
 )
 from gateway.evaluation.record import Question
+from gateway.evaluation.statistics import sign_test
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ def test_fewer_tokens_break_a_tie_and_a_worse_score_does_not() -> None:
 def test_a_gain_counts_that_chance_would_rarely_bring(wins: int, losses: int, beyond: bool) -> None:
     before = trial(*[0.0] * wins, *[1.0] * losses, *[1.0] * 20, read=10)
     after = trial(*[1.0] * wins, *[0.0] * losses, *[1.0] * 20, read=20)
-    difference = ScoreDifference.of(before, after)
-    assert (difference.wins, difference.losses) == (wins, losses)
+    assert ScoreDifference.of(before, after).chance == sign_test(wins, losses, "greater")
     assert improves(after, before) is beyond
 
 

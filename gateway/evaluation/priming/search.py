@@ -60,14 +60,12 @@ class Trial(NamedTuple):
 class ScoreDifference(NamedTuple):
     """Advantage of one set over another on the same questions, from -1 to 1, with its 95 % interval.
 
-    `wins` and `losses` count questions by score; `chance` is the p-value of the exact one-sided sign test.
+    `chance` is the p-value of the exact one-sided sign test.
     """
 
     gain: float
     low: float
     high: float
-    wins: int
-    losses: int
     chance: float
 
     @classmethod
@@ -76,7 +74,7 @@ class ScoreDifference(NamedTuple):
         each = [new - old for old, new in zip(before.scores, after.scores, strict=True)]
         wins, losses = sum(one > 0 for one in each), sum(one < 0 for one in each)
         low, high = agresti_min(each)
-        return cls(sum(each) / len(each), low, high, wins, losses, sign_test(wins, losses, "greater"))
+        return cls(sum(each) / len(each), low, high, sign_test(wins, losses, "greater"))
 
 
 class MeasuredOutcomes:

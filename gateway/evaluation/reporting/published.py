@@ -30,7 +30,6 @@ CAVEAT = (
 class PublishedModel(NamedTuple):
     """A model alone. `limit`: maximum tokens of its answer."""
 
-    table: str
     model: str
     limit: int | None
     accuracy: float
@@ -58,25 +57,25 @@ class PublishedPair(NamedTuple):
 
 ALONE = {
     "gsm8k": (
-        PublishedModel("2", "Llama2-7B", 200, 13.87, 6945.7),
-        PublishedModel("2", "Llama2-7B", 300, 14.4, 10304.18),
-        PublishedModel("2", "Llama2-13B", 200, 21.23, 9066.17),
-        PublishedModel("2", "Llama2-13B", 300, 23.65, 14215.12),
-        PublishedModel("2", "Llama2-70B", 300, 56.63, 144018.55),
-        PublishedModel("2", "Bloom-3B", 300, 2.35, 4376.05),
-        PublishedModel("2", "Bloom-7B", 300, 4.4, 4392.74),
-        PublishedModel("4", "Flan-t5-large", 300, 6.9, 2343.06),
-        PublishedModel("4", "Flan-t5-xl", 300, 11.3, 2557.76),
-        PublishedModel("6", "ChatGPT", None, 68.16, None),
+        PublishedModel("Llama2-7B", 200, 13.87, 6945.7),
+        PublishedModel("Llama2-7B", 300, 14.4, 10304.18),
+        PublishedModel("Llama2-13B", 200, 21.23, 9066.17),
+        PublishedModel("Llama2-13B", 300, 23.65, 14215.12),
+        PublishedModel("Llama2-70B", 300, 56.63, 144018.55),
+        PublishedModel("Bloom-3B", 300, 2.35, 4376.05),
+        PublishedModel("Bloom-7B", 300, 4.4, 4392.74),
+        PublishedModel("Flan-t5-large", 300, 6.9, 2343.06),
+        PublishedModel("Flan-t5-xl", 300, 11.3, 2557.76),
+        PublishedModel("ChatGPT", None, 68.16, None),
     ),
     "csqa": (
-        PublishedModel("2", "Llama2-7B", 100, 60.69, 3239.04),
-        PublishedModel("2", "Llama2-7B", 300, 60.61, 9321.51),
-        PublishedModel("2", "Llama2-13B", 100, 71.17, 4235.46),
-        PublishedModel("2", "Llama2-13B", 300, 71.09, 12128.5),
-        PublishedModel("2", "Llama2-70B", 100, 76.58, 43285.73),
-        PublishedModel("2", "Bloom-3B", 100, 20.88, 2157.97),
-        PublishedModel("2", "Bloom-7B", 100, 21.79, 2269.35),
+        PublishedModel("Llama2-7B", 100, 60.69, 3239.04),
+        PublishedModel("Llama2-7B", 300, 60.61, 9321.51),
+        PublishedModel("Llama2-13B", 100, 71.17, 4235.46),
+        PublishedModel("Llama2-13B", 300, 71.09, 12128.5),
+        PublishedModel("Llama2-70B", 100, 76.58, 43285.73),
+        PublishedModel("Bloom-3B", 100, 20.88, 2157.97),
+        PublishedModel("Bloom-7B", 100, 21.79, 2269.35),
     ),
 }
 
