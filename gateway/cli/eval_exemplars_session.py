@@ -54,20 +54,17 @@ class SearchPrinter:
         self._calls = calls
 
     def planned(self, parts: QuestionSplit) -> None:
-        """Print the size of the search."""
         self.say(
             f"Exemplars are made of {len(parts.pool)} questions, compared on {len(parts.select)} others and checked on "
             f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
         )
 
     def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
-        """Print the number of candidates by style."""
         each = ", ".join(f"{len(candidates)} {style}" for style, candidates in styles.items())
         none = f" {wrong} questions of the pool have no correct answer that is short enough." if wrong else ""
         self.say(f"Exemplars to choose from: {each}.{none}")
 
     def on_step(self, step: SearchStep) -> None:
-        """Print one step."""
         score, spent = percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
         if step.gained is None:
             self.say(f"Without exemplars: {score}, {spent}. Comparing sets of exemplars.")
@@ -76,7 +73,6 @@ class SearchPrinter:
             self.say(f"Taken: {describe(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
 
     def ended(self, result: SearchReport) -> None:
-        """Print the result as a table."""
         table = plain_table("exemplars", "score", "gain", "input", "output", "tried", right=slice(1, None))
         for step in result.search.steps:
             table.add_row(*_row(step.trial, step.gained), str(step.tried or ""))
@@ -113,7 +109,6 @@ class SearchPrinter:
         return f"; at most {duration(max(0, self._calls - calls) * seconds / calls)} left"
 
     def say(self, text: str) -> None:
-        """Print one line."""
         self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
 
 

@@ -77,7 +77,6 @@ def fit(
 
 
 def show(family: LengthFamily, tables: FitTables, rows: list[FitFigures], model: FittedLengths, out: Path) -> None:
-    """Print the comparison with fixed lengths."""
     console = Console(highlight=False)
     console.print(f"{len(family.questions)} questions; {family.name}")
     table = Table("length", "correct", "USD per answer", "auto at that cost", "USD", "difference, 95 %", box=None)

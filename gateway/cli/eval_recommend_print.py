@@ -88,7 +88,6 @@ def _chosen(recommendation: Recommendation) -> list[str]:
 
 
 def in_json(recommendation: Sequence[tuple[str, Recommendation]]) -> str:
-    """Return the recommendations as JSON."""
     routes = [_plain(*one) for one in recommendation]
     return msgspec.json.format(msgspec.json.encode({"routes": routes}), indent=2).decode()
 

@@ -128,7 +128,6 @@ def _limit_s(text: str | None) -> float | None:
 
 
 def print_plan(plan: CapacityPlan) -> None:
-    """Print a plan."""
     console = console_for(pipe_width=140)
     table = plain_table("", "teacher", "student", "together", "teacher alone", right=slice(1, None))
     for title, of_fleet, together in _ROWS:

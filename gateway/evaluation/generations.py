@@ -169,17 +169,14 @@ class RecordingEngine:
         """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
         key = self.key_of(request)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            teacher_text = self._stored(request)
+            teacher_text = self.stored(request)
             if teacher_text is None:
                 teacher_text = await self._send_opening(self._running(key), request)
                 self._storage.store_opening(key, self.name, teacher_text)
         return teacher_text
 
-    def holds(self, request: TeacherRequest) -> bool:
-        """Return whether `teacher_text` has the text in storage."""
-        return self._stored(request) is not None
-
-    def _stored(self, request: TeacherRequest) -> TeacherText | None:
+    def stored(self, request: TeacherRequest) -> TeacherText | None:
+        """Return the stored text of the request; None if it would be sent."""
         text = self._storage.teacher_texts.get(self.key_of(request))
         return text if text and text.truncated(request.max_tokens, tuple(request.stop)) else None
 

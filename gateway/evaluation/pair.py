@@ -145,7 +145,6 @@ async def engine(pair: Pair, role: str) -> AsyncIterator[Engine]:
 
 @asynccontextmanager
 async def built(model: ModelSettings) -> AsyncIterator[Engine]:
-    """Yield a client of this engine."""
     found = (await build([model], Policies(PolicySet.of([]), None), Metrics(None, 1)))[model.name]
     try:
         yield found

@@ -151,7 +151,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-    """Replace a file of records."""
     replace_file(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
 
 
@@ -196,19 +195,14 @@ class _SettingFields(msgspec.Struct):
     """Fields that every setting of a manifest has."""
 
     name: str
+    mode: Literal["teacher", "student", "guided"]
     form: Literal["chat", "completion"]
     shots: int
     max_tokens: int
     temperature: float
 
 
-class _Teacher(_SettingFields, tag_field="mode", tag="teacher"): ...
-
-
-class _Student(_SettingFields, tag_field="mode", tag="student"): ...
-
-
-class _Guided(_SettingFields, tag_field="mode", tag="guided"):
+class _GuidedFields(_SettingFields):
     tokens: int | Literal["auto"]
     projection: str
     placement: str
@@ -237,7 +231,7 @@ def _manifest(path: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         for setting in manifest.settings:
-            msgspec.convert(setting, _Teacher | _Student | _Guided)
+            msgspec.convert(setting, _GuidedFields if setting.get("mode") == "guided" else _SettingFields)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StartupError(f"{path}: not written by `gkt-gateway eval run`: {error}") from None
     if not manifest.settings:

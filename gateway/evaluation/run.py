@@ -161,7 +161,6 @@ class StagedRun:
         return {TEACHER: len(self._missing_requests()), STUDENT: sum(key not in done for key in students)}
 
     def write(self) -> None:
-        """Write the examples to disk."""
         self._saved_at = time.monotonic()
         self.folder.write_examples(self.work.questions)
 
@@ -177,7 +176,7 @@ class StagedRun:
                 key = self._teacher.key_of(request)
                 first, longest = found.get(key, (setting, request))
                 found[key] = first, max(longest, request, key=lambda one: one.max_tokens)
-        return [(setting, request) for setting, request in found.values() if not self._teacher.holds(request)]
+        return [(setting, request) for setting, request in found.values() if self._teacher.stored(request) is None]
 
     async def _run_teacher(self, missing: Sequence[tuple[Setting, TeacherRequest]], teacher: Engine) -> None:
         recorded = self._recorded(TEACHER, teacher)
@@ -226,7 +225,7 @@ class StagedRun:
     ) -> bool:
         """Compute one example. Returns False if a text is missing and may not be requested."""
         request = staged.teacher_request(setting, question, self.work.exemplars)
-        if request is not None and not self._teacher.holds(request):
+        if request is not None and self._teacher.stored(request) is None:
             label = self._labels.get(self._teacher.key_of(request))
             if label is not None:
                 self.folder.keep(failed_example(setting.name, question, label, setting.mode))

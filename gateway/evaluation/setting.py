@@ -209,16 +209,13 @@ OneOrMore: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Fiel
 class Grid(StrictModel):
     """Parameters of a run's settings: every combination of the listed values is one setting.
 
+    `Setting` describes `mode`, `form`, `shots`, `max_tokens`, `temperature` and `top_p`.
+
     Attributes:
-        mode: The models that answer.
         tokens: Lengths of the guidance in tokens, or "auto".
         projection: Names of projections.
         placement: Places of the guidance in the student's request. Default: the projection's.
         boundary: Units of text at which guidance may end.
-        form: APIs of the requests.
-        shots: Numbers of exemplars in the prompt.
-        max_tokens: Token limits of an answer, including guidance.
-        temperature, top_p: Sampling parameters of all requests.
         seed: Seed of all random numbers. The samples have consecutive seeds from here on.
         samples: Number of answers to each question, at a temperature above 0.
     """

@@ -9,10 +9,10 @@ from gateway.evaluation.setting import REQUEST_PARAMETERS
 from gateway.evaluation.statistics import wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.record import Example
+    from gateway.evaluation.record import Example, RunRecords
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.statistics import Interval
 
@@ -142,13 +142,11 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
     )
 
 
-def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Example]) -> list[SettingSummary]:
+def summaries(run: RunRecords) -> list[SettingSummary]:
     """Return the totals of each setting with examples, in the order of the run and without repetitions."""
-    by_setting: dict[str, list[Example]] = {}
-    for one in examples:
-        by_setting.setdefault(one.setting, []).append(one)
-    by_name = {setting["name"]: setting for setting in settings}
-    return [summarize(setting, found) for name, setting in by_name.items() if (found := by_setting.get(name))]
+    settings = {setting["name"]: setting for setting in run.manifest.settings}
+    found = ((setting, run.by_setting.get(name)) for name, setting in settings.items())
+    return [summarize(setting, list(examples.values())) for setting, examples in found if examples]
 
 
 def reference(of: SettingSummary, mode: Mode, among: Sequence[SettingSummary]) -> SettingSummary | None:

@@ -85,7 +85,7 @@ def test_a_wrong_example_is_named_with_its_line(folder: Path, old: bytes, new: b
         (
             b'"mode":"guided"',
             b'"mode":"other"',
-            "run.json: not written by .*: Invalid value 'other'",
+            "run.json: not written by .*: Invalid enum value 'other'",
         ),
         (b"{", b"", "run.json: not written by .*"),
     ],

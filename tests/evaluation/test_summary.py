@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
-from gateway.evaluation.record import EXAMPLES, Example
+from gateway.evaluation.record import Example, read_run
 from gateway.evaluation.summary import reference, summaries, summarize
-from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, read_lines, run_folder, with_shots
+from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,15 +86,16 @@ def test_only_guided_settings_have_guidance_to_score() -> None:
 
 def test_settings_come_in_the_runs_order_and_those_without_examples_are_left_out(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (TEACHER, GUIDED), n=3)
-    examples = list(read_lines(folder / EXAMPLES, Example))
-    settings = [setting.as_dict() for setting in (GUIDED, STUDENT, TEACHER)]
-    assert [summary.name for summary in summaries(settings, examples)] == [GUIDED.name, TEACHER.name]
+    run = read_run(folder)
+    settings = [setting.as_dict() for setting in (GUIDED, STUDENT, TEACHER, GUIDED)]
+    run = replace(run, manifest=structs.replace(run.manifest, settings=settings))
+    assert [summary.name for summary in summaries(run)] == [GUIDED.name, TEACHER.name]
 
 
 def test_a_reference_has_the_same_prompt_format(tmp_path: Path) -> None:
     settings = (*SETTINGS, *with_shots(SETTINGS, 8))
     folder = run_folder(tmp_path, settings, n=3)
-    found = summaries([one.as_dict() for one in settings], list(read_lines(folder / EXAMPLES, Example)))
+    found = summaries(read_run(folder))
     guided = next(one for one in found if one.mode == "guided" and one.setting["shots"] == 8)
     for mode in ("teacher", "student"):
         other = reference(guided, mode, found)

@@ -165,7 +165,6 @@ def recommend(
 def check_settings(
     panel: AnswerPanel, target: RecommendationTarget, confidence: float, seed: int
 ) -> tuple[SettingResult, ...]:
-    """Return the tests of each setting."""
     columns = range(len(panel.guided))
     guided = [column for column in columns if panel.guided[column]]
     # The teacher equals its own accuracy, so it needs no test.

@@ -174,7 +174,6 @@ class AnswerPanel(NamedTuple):
         return cls(correct, cost, evidence.teacher, evidence.student, tuple(one.guided for one in every))
 
     def rows_of(self, rows: NDArray[np.intp]) -> AnswerPanel:
-        """Return the results of some questions."""
         return AnswerPanel(self.correct[rows], self.cost[rows], self.teacher, self.student, self.guided)
 
     def over_mixture(self, column: int) -> Contrast:
@@ -250,7 +249,6 @@ class RecommendationTarget(NamedTuple):
 
 
 def percent(part: float, digits: int = 1) -> str:
-    """Format a share as a percentage."""
     return f"{part * 100:.{digits}f} %"
 
 

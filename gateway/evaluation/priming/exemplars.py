@@ -252,7 +252,6 @@ def write_file(path: Path, text: str, *, overwrite: bool) -> None:
 
 
 def exists_error(path: Path) -> StartupError:
-    """Return the error for an existing file."""
     return StartupError(f"{path} exists. Name another file with --out, or overwrite it with --force.")
 
 

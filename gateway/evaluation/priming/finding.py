@@ -59,15 +59,17 @@ class Trials:
         await self._run([plain, primed], pool, PRIMED.exemplars)
         await self._run([plain], concise)
         found: dict[str, list[TeacherAnswer]] = {}
-        examples: list[tuple[PromptStyle, Question, Example]] = []
         for question, prompt in zip(pool, concise, strict=True):
-            examples.append(("as it is", question, self._example(plain, question)))
-            examples.append(("concise", question, self._example(plain, prompt)))
-            examples.append(("primed", question, self._example(primed, question)))
-        for style, question, example in examples:
-            if example.error is None and example.finish == "stop":
-                answer = TeacherAnswer(style, example.text, example.teacher_output_tokens)
-                found.setdefault(question.id, []).append(answer)
+            examples: dict[PromptStyle, Example] = {
+                "as it is": self._example(plain, question),
+                "concise": self._example(plain, prompt),
+                "primed": self._example(primed, question),
+            }
+            found[question.id] = [
+                TeacherAnswer(style, example.text, example.teacher_output_tokens)
+                for style, example in examples.items()
+                if example.error is None and example.finish == "stop"
+            ]
         return found
 
     async def measure(self, requests: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:

@@ -115,13 +115,11 @@ class Story:
         return len(operations(self.sum))
 
     def then(self, sign: str, other: Sum, sentence: str | None = None) -> None:
-        """Add a step with an optional sentence."""
         self.sum = (sign, self.sum, other)
         if sentence is not None:
             self.sentences.append(sentence)
 
     def ask(self, question: str) -> Story:
-        """Add the question, and return the story."""
         self.sentences.append(question)
         return self
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.reporting.comparison import SettingComparison
-    from gateway.evaluation.reporting.report import QuestionTimes, ReportGroup, ReportRow, ReportSection
+    from gateway.evaluation.reporting.report import ReportGroup, ReportRow, ReportSection
 
 FIGURES = "figures"
 _BLANKS = re.compile(r"[^\S\u00a0]+")
@@ -191,7 +191,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
 
 
 def _row(row: ReportRow) -> dict[str, Any]:
-    own, measured = row.summary, row.measured
+    own, measured, times = row.summary, row.measured, row.times
     return {
         "setting": dict(own.setting),
         "label": row.label,
@@ -227,7 +227,17 @@ def _row(row: ReportRow) -> dict[str, Any]:
             "savings_usd": w.plain(own.savings_usd),
             "cost_share": own.cost_share,
         },
-        "seconds": _times(row.times) | {"speed_up": row.speed_up},
+        "seconds": {
+            "teacher_wait": times.teacher_wait_s,
+            "student_wait": times.student_wait_s,
+            "teacher_at": times.teacher_concurrency,
+            "student_at": times.student_concurrency,
+            "teacher_stage": times.teacher_s,
+            "student_stage": times.student_s,
+            "both_stages": times.busy_s,
+            "whole_answer": times.total_s,
+            "speed_up": row.speed_up,
+        },
         "modes": dict(own.modes),
         "unguided": dict(own.unguided),
         "errors": dict(own.errors),
@@ -250,17 +260,4 @@ def _comparison(found: SettingComparison | None, holm: float | None) -> dict[str
         "p_holm": holm,
         "won": list(found.won),
         "lost": list(found.lost),
-    }
-
-
-def _times(found: QuestionTimes) -> dict[str, Any]:
-    return {
-        "teacher_wait": found.teacher_wait_s,
-        "student_wait": found.student_wait_s,
-        "teacher_at": found.teacher_concurrency,
-        "student_at": found.student_concurrency,
-        "teacher_stage": found.teacher_s,
-        "student_stage": found.student_s,
-        "both_stages": found.busy_s,
-        "whole_answer": found.total_s,
     }

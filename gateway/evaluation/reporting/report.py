@@ -79,7 +79,6 @@ class StageTime(NamedTuple):
 
 
 def times(summary: SettingSummary, stages: Sequence[StageRecord]) -> QuestionTimes:
-    """Return the times of one setting."""
     return QuestionTimes(
         teacher_wait_s=summary.teacher_s,
         student_wait_s=summary.student_s,
@@ -196,7 +195,6 @@ class ReportGroup(NamedTuple):
         return next((summary.n for summary in self.common.values()), 0)
 
     def alone(self, mode: Mode) -> ReportRow | None:
-        """Return the teacher or the student alone."""
         return next((row for row in self.rows if row.summary.mode == mode), None)
 
     def accuracy_of(self, mode: Mode) -> float | None:
@@ -234,7 +232,7 @@ class ReportSection(NamedTuple):
 
 def section(run: RunRecords, seed: int) -> ReportSection:
     """Compare all settings of a run. Intervals are reproducible for a seed."""
-    found = summaries(run.manifest.settings, run.examples)
+    found = summaries(run)
     rows = list(_adjusted([_row(summary, found, run, seed) for summary in found]))
     return ReportSection(run, tuple(_groups(rows, run.by_setting)))
 

@@ -25,12 +25,10 @@ def unbroken(text: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Format a share as a percentage."""
     return NONE if share is None else f"{_number(share)}{PERCENT}"
 
 
 def percents(interval: Interval | None) -> str:
-    """Format an interval of shares as percentages."""
     return NONE if interval is None else f"{_number(interval.low)} to {_number(interval.high)}"
 
 
@@ -84,12 +82,10 @@ def seconds(spent: float | None) -> str:
 
 
 def times(factor: float | None) -> str:
-    """Format a speed-up."""
     return NONE if factor is None else f"{factor:.2f}\u00d7"
 
 
 def mean(total: float, n: int) -> str:
-    """Format a mean number of tokens."""
     return f"{total / n:,.1f}"
 
 
