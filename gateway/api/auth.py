@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
-_NO_KEY = "There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'."
-
-
 def shows_key(request: web.Request) -> bool:
     """Return whether the request carries a bearer key, valid or not. Credentials for a proxy do not count."""
     return any(_scheme_and_token(value)[0] == "bearer" for value in request.headers.getall("Authorization", ()))
@@ -33,7 +30,7 @@ def bearer(request: web.Request) -> str:
         raise NotAuthenticated(f"The request has {len(values)} Authorization headers. Send one.")
     scheme, token = _scheme_and_token(values[0]) if values else ("", "")
     if scheme != "bearer" or not token:
-        raise NotAuthenticated(_NO_KEY)
+        raise NotAuthenticated("There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
     return token
 
 

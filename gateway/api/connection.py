@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from aiohttp import StreamReader
     from aiohttp.http_parser import RawRequestMessage
-    from prometheus_client import Counter
+    from prometheus_client import Counter, Gauge
 
     from gateway.api.disconnects import DetachedHandlers
     from gateway.api.loop_scheduler import LoopScheduler
@@ -40,10 +40,7 @@ MAX_HEADERS = 128
 MAX_HEAD_BYTES = 65_536
 
 _TOO_LARGE = f"The request's head is larger than the limit of {MAX_HEAD_BYTES} bytes."
-_ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
-_UNREADABLE = "The request is not valid HTTP (RFC 9112)."
 _EXPECTATION_FAILED = 417
-_NO_SUCH_EXPECT = "The header Expect must be '100-continue'."
 
 
 class ListenerTimes(NamedTuple):
@@ -61,7 +58,8 @@ class ListenerState(NamedTuple):
     times: ListenerTimes
     scheduler: LoopScheduler | None  # divides the event loop's time between tenants; None: it is not divided
     detached: DetachedHandlers
-    by_tenant: Holdings[Connection]  # open connections
+    by_tenant: Holdings[Connection]  # open connections; the capacity is the maximum of all tenants
+    open_connections: Gauge
     unfinished_bodies: BoundedHoldings  # bodies that arrive or wait to be decoded
     unfinished_bytes: BoundedHoldings  # of these bodies
     unread_replies: BoundedHoldings  # replies that their callers do not read
@@ -289,7 +287,8 @@ class Connection(web.RequestHandler):
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Finish a reply. aiohttp calls this method for every reply; for a stream after its head."""
         if resp.status == _EXPECTATION_FAILED:  # faster than isinstance with an abstract class
-            resp = error_response(InvalidRequest(_NO_SUCH_EXPECT), new_request_id(), status=_EXPECTATION_FAILED)
+            error = InvalidRequest("The header Expect must be '100-continue'.")
+            resp = error_response(error, new_request_id(), status=_EXPECTATION_FAILED)
         resp.headers["Server"] = SERVER
         self._lingers = not request.content.is_eof()
         took_turn, self._took_turn = self._took_turn, False
@@ -319,7 +318,7 @@ def _problem_of(head: RawRequestMessage) -> GatewayError | None:
         return HeadTooLarge(_TOO_LARGE)
     # aiohttp accepts any coding before `chunked` and does not decode it.
     if head.chunked and head.headers.get("Transfer-Encoding", "").strip().lower() != "chunked":
-        return InvalidRequest(_ONLY_CHUNKED)
+        return InvalidRequest("Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding.")
     return None
 
 
@@ -332,7 +331,7 @@ def _parse_error(exc: BaseException | None) -> GatewayError:
         )
     if exc is not None and exc.args == ("Too many headers received",):
         return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, which is the limit.")
-    return InvalidRequest(_UNREADABLE)
+    return InvalidRequest("The request is not valid HTTP (RFC 9112).")
 
 
 def connection_of(request: web.BaseRequest) -> Connection:

@@ -34,9 +34,8 @@ class Disconnects:
 
     def read_on_s(self, builder: ReceiptBuilder | None) -> float:
         """Return for how many seconds the request may continue; 0: cancel it now. Mark a request that continues."""
-        if builder is None or builder.running is None:
+        if builder is None or (call := builder.running) is None:
             return 0.0
-        call = builder.running
         if call.ended:
             read_on = call.usage is None
         elif call.limit_tokens is None:
@@ -60,9 +59,7 @@ class DetachedHandlers:
 
     def begin(self, request: web.BaseRequest, task: asyncio.Task[None]) -> bool:
         """Let a request's handler continue if its engine call is worth it, and cancel `task` after a time limit."""
-        if self._count >= self._limit or not isinstance(request, web.Request):
-            return False
-        if (state := request.get(STATE)) is None:
+        if self._count >= self._limit or not isinstance(request, web.Request) or (state := request.get(STATE)) is None:
             return False
         if (seconds := request.app[DISCONNECTS].read_on_s(state.builder)) <= 0:
             return False

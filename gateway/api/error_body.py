@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_NOT_FOUND = 404
 _LONGEST_RETRY_S = 120
 _MAX_PATH_CHARS = 100
 
@@ -112,6 +111,6 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
         response = error_response(refused, request_id)
         response.headers["Allow"] = allowed
         return response
-    if error.status != _NOT_FOUND:
+    if not isinstance(error, web.HTTPNotFound):
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(NotFound(f"There is no {request.method} {path} here. Try {request.app[TRY]}."), request_id)

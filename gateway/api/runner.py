@@ -15,8 +15,6 @@ from gateway.runtime.fair_share import BoundedHoldings, Holdings
 if TYPE_CHECKING:
     import asyncio
 
-    from prometheus_client import Gauge
-
     from gateway.api.loop_scheduler import LoopScheduler
     from gateway.telemetry.metrics import Metrics
 
@@ -56,13 +54,12 @@ class Runner(web.AppRunner):
     ) -> None:
         options |= {"max_line_size": MAX_LINE_BYTES, "max_field_size": MAX_LINE_BYTES, "max_headers": MAX_HEADERS}
         super().__init__(app, keepalive_timeout=IDLE_S, **options)
-        self._open = metrics.connections.labels(listener)
-        self._max_connections = max_connections
         self._shared = ListenerState(
             times=times,
             scheduler=scheduler,
             detached=DetachedHandlers(max_detached),
             by_tenant=Holdings(max_connections),
+            open_connections=metrics.connections.labels(listener),
             unfinished_bodies=BoundedHoldings(max(1, max_connections // _UNFINISHED_PART)),
             unfinished_bytes=BoundedHoldings(unfinished_bytes),
             unread_replies=BoundedHoldings(max(1, max_connections // _UNREAD_PART)),
@@ -77,38 +74,32 @@ class Runner(web.AppRunner):
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             shared=self._shared,
-            open_connections=self._open,
-            max_connections=self._max_connections,
             **server._kwargs,  # noqa: SLF001
         )
 
 
 class _Server(web.Server):
-    def __init__(
-        self, handler: Any, *, shared: ListenerState, open_connections: Gauge, max_connections: int, **options: Any
-    ) -> None:
+    def __init__(self, handler: Any, *, shared: ListenerState, **options: Any) -> None:
         super().__init__(handler, **options)
         self._shared = shared
-        self._open = open_connections
-        self._max_connections = max_connections
 
     def __call__(self) -> web.RequestHandler:
         return Connection(self, self._shared, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        self._open.inc()
+        self._shared.open_connections.inc()
         assert isinstance(handler, Connection)
         by_tenant = self._shared.by_tenant
         by_tenant.add(handler.tenant, handler.weight, handler)
-        if len(by_tenant) > self._max_connections and not self._close_one(handler):
-            handler.reject(Overloaded(f"There are {self._max_connections} connections already. Try again soon."))
+        if len(by_tenant) > by_tenant.capacity and not self._close_one(handler):
+            handler.reject(Overloaded(f"There are {by_tenant.capacity} connections already. Try again soon."))
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         assert isinstance(handler, Connection)
         if self._shared.by_tenant.remove(handler.tenant, handler):
-            self._open.dec()
+            self._shared.open_connections.dec()
 
     def _close_one(self, newest: Connection) -> bool:
         """Close an idle connection of a tenant that holds many; return whether there was one.

@@ -71,17 +71,13 @@ class RetryBudgets:
 
     def _recent_of(self, engine: str, tenant: str) -> tuple[_Recent, _Recent]:
         now = self._clock()
-        total = self._shared.get(engine)
-        if total is None:
+        if (total := self._shared.get(engine)) is None:
             total = self._shared[engine] = _Recent(now)
-        else:
-            total.age(now)
+        total.age(now)
         key = engine, tenant
-        recent = self._recent.get(key)
-        if recent is None:
+        if (recent := self._recent.get(key)) is None:
             if len(self._recent) >= _MAX_TENANTS:
                 del self._recent[next(iter(self._recent))]
             recent = self._recent[key] = _Recent(now)
-        else:
-            recent.age(now)
+        recent.age(now)
         return recent, total

@@ -45,31 +45,24 @@ FilledTexts = (
 def each_text(texts: str | Sequence[str | int | list[int]], field: str, *, may_be_empty: bool = False) -> list[Text]:
     """Return the texts as a list. Raises InvalidRequest if a text is of another kind than the first, or empty."""
     if isinstance(texts, str):
-        return [texts if may_be_empty else _not_empty(texts, field)]
+        return [texts if may_be_empty else _filled(texts, field)]
     kind = type(texts[0])
     for index, text in enumerate(texts):
         if type(text) is not kind:
             at = f"{field}[{index}]"
             raise InvalidRequest(f"'{at}': send strings, token ids or lists of token ids, and one kind only.", param=at)
     if kind is int:
-        return [_token_ids(texts, field)]  # type: ignore[arg-type]
-    if kind is list:
-        return [_token_ids(ids, f"{field}[{index}]") for index, ids in enumerate(texts)]  # type: ignore[arg-type]
-    if may_be_empty:
+        return [_filled(texts, field)]  # type: ignore[arg-type]
+    if kind is str and may_be_empty:
         return list(texts)  # type: ignore[arg-type]
-    return [_not_empty(text, f"{field}[{index}]") for index, text in enumerate(texts)]  # type: ignore[arg-type]
+    return [_filled(text, f"{field}[{index}]") for index, text in enumerate(texts)]  # type: ignore[arg-type]
 
 
-def _not_empty(text: str, at: str) -> str:
+def _filled(text: Text, at: str) -> Text:
     if not text:
-        raise InvalidRequest(f"'{at}' is empty. Send at least one character.", param=at)
+        part = "character" if isinstance(text, str) else "token id"
+        raise InvalidRequest(f"'{at}' is empty. Send at least one {part}.", param=at)
     return text
-
-
-def _token_ids(ids: list[int], at: str) -> list[int]:
-    if not ids:
-        raise InvalidRequest(f"'{at}' is empty. Send at least one token id.", param=at)
-    return ids
 
 
 MAX_IDS = 1_000_000
