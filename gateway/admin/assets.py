@@ -6,9 +6,9 @@ The files hold no secrets: the pages fetch all figures, and those requests need 
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -41,8 +41,7 @@ _HEADERS = {
 _MIN_GZIP_BYTES = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Asset:
+class Asset(NamedTuple):
     """A file of the pages. `packed` is its gzip, or None for small files."""
 
     body: bytes

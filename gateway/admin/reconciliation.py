@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
@@ -92,8 +91,7 @@ def _day(request: web.Request, name: str, today: int, default: int) -> int:
     return start
 
 
-@dataclass(frozen=True, slots=True)
-class EngineDay:
+class EngineDay(NamedTuple):
     """An engine on one day: its charges in receipts, and its uptime if it is paid by the hour."""
 
     engine: str

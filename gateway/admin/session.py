@@ -10,10 +10,9 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest, digest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 from redis.exceptions import RedisError
@@ -37,8 +36,7 @@ _TOKEN = re.compile(r"([0-9]{10,12})\.([0-9]{10,12})\.([0-9a-f]{32})\.([0-9a-f]{
 _MAX_ENDED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """The session of one browser. All its cookies share the random `id`.
 
     `began` is the login, and `seen` the time at which the current cookie was issued, in Unix seconds.
@@ -138,7 +136,7 @@ class Sessions:
     def renewed(self, session: Session) -> Session | None:
         """Return the session with a new `seen` time, or None while the browser's cookie is recent enough."""
         now = int(self._clock())
-        return Session(session.began, now, session.id) if now - session.seen >= _RENEW_AFTER_S else None
+        return session._replace(seen=now) if now - session.seen >= _RENEW_AFTER_S else None
 
     def set_cookie(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Set the session's cookie on a reply."""

@@ -7,8 +7,7 @@ usage database has them, too).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -122,8 +121,7 @@ _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
 _PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
 
 
-@dataclass(frozen=True, slots=True)
-class FoundKey:
+class FoundKey(NamedTuple):
     """A key of this deployment in Redis."""
 
     location: KeyLocation

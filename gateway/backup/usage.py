@@ -21,7 +21,7 @@ from gateway.usage.uptime_table import EngineMinutes, add_minutes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from sqlalchemy import Table
+    from sqlalchemy import Column, ColumnElement, Table
 
     from gateway.backup.records import Record
     from gateway.usage.store import UsageStore
@@ -46,14 +46,16 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
     if unreadable := await store.read(UsageQueries.unreadable):
         yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
     for table in (COMPARISONS, UPTIME):
-        for day in await store.read(_days, table):
-            rows = await store.read(_rows, table, day)
+        for day in await store.read(_distinct, table.c.day):
+            rows = await store.read(_rows, table, table.c.day == day)
             for start in range(0, len(rows), _ROWS_PER_RECORD):
                 yield TableRows(str(table.name), rows[start : start + _ROWS_PER_RECORD])
     first_day_end = math.inf if span is None else (span[0] // DAY_S + 1) * DAY_S
     for seconds in SECONDS.values():
-        for start in await store.read(_starts, seconds, min(first_day_end, made_s - _SETTLED_S - seconds + 1)):
-            yield IncompleteSums(seconds, start, await store.read(_sums, seconds, start))
+        before = min(first_day_end, made_s - _SETTLED_S - seconds + 1)
+        for start in await store.read(_distinct, SUMS.c.start, SUMS.c.seconds == seconds, SUMS.c.start < before):
+            sums = await store.read(_rows, SUMS, SUMS.c.seconds == seconds, SUMS.c.start == start)
+            yield IncompleteSums(seconds, start, [(tuple(dims), raw) for _, _, *dims, raw in sums])
 
 
 async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | IncompleteSums) -> None:
@@ -71,19 +73,9 @@ async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | Inco
             await store.change(fill_sums, {Period(granularity, start): sums})
 
 
-def _days(queries: UsageQueries, table: Table) -> Sequence[int]:
-    return queries.connection.scalars(select(table.c.day).distinct().order_by(table.c.day)).all()
+def _distinct(queries: UsageQueries, column: Column[int], *where: ColumnElement[bool]) -> Sequence[int]:
+    return queries.connection.scalars(select(column).distinct().where(*where).order_by(column)).all()
 
 
-def _rows(queries: UsageQueries, table: Table, day: int) -> list[list[Any]]:
-    return [list(row) for row in queries.connection.execute(select(table).where(table.c.day == day))]
-
-
-def _starts(queries: UsageQueries, seconds: int, before: float) -> Sequence[int]:
-    query = select(SUMS.c.start).distinct().where(SUMS.c.seconds == seconds, SUMS.c.start < before)
-    return queries.connection.scalars(query.order_by(SUMS.c.start)).all()
-
-
-def _sums(queries: UsageQueries, seconds: int, start: int) -> list[tuple[Any, bytes]]:
-    rows = queries.connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
-    return [(tuple(dims), raw) for _, _, *dims, raw in rows]
+def _rows(queries: UsageQueries, table: Table, *where: ColumnElement[bool]) -> list[list[Any]]:
+    return [list(row) for row in queries.connection.execute(select(table).where(*where))]

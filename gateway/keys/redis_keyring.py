@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -40,16 +40,14 @@ class KeyExpiry:
 NEVER = KeyExpiry()
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryHead:
+class HistoryHead(NamedTuple):
     """The last version of the history of keys. `nonce` distinguishes histories, because Redis may lose its data."""
 
     version: int = 0
     nonce: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyringChanges:
+class KeyringChanges(NamedTuple):
     """A page of changes."""
 
     known: bool  # whether the history contains the head of the request. If not, the page has no keys.

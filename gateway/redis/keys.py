@@ -7,7 +7,6 @@ two versions can run at the same time. CONTRIBUTING.md explains when to increase
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 BOARD = 4
@@ -99,8 +98,7 @@ class LedgerKeys(NamedTuple):
         return f"{self.base}rates:{day}"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisKeys:
+class RedisKeys(NamedTuple):
     """The names of all keys."""
 
     prefix: str  # of the deployment

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -39,8 +38,7 @@ class ComparisonEntry(OutboxEntry):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FeedBatch:
+class FeedBatch(NamedTuple):
     """Entries to write. `trimmed` counts delivered entries that were trimmed before they were acknowledged."""
 
     entries: list[OutboxEntry]
@@ -48,8 +46,7 @@ class FeedBatch:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(NamedTuple):
     """Number of entries that are not acknowledged, age of the oldest, and tenants with delivered ones (`pending`)."""
 
     waiting: int = 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, bindparam, func, select, tuple_
 
@@ -45,8 +44,7 @@ _OF_TENANT = select(_C.start, *_DIMS, _C.row).where(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptFilter:
+class ReceiptFilter(NamedTuple):
     """A filter of receipts by time of the request, [since, until) in Unix seconds, and by tenant."""
 
     since: float | None = None

@@ -19,7 +19,7 @@ from gateway.errors import Overloaded
 from gateway.runtime.fair_share import FairSemaphore, FairShare
 from gateway.usage.rollup import SumRow
 from gateway.usage.sums import ALL_TENANTS
-from gateway.usage.threads import ThreadPauses, in_thread
+from gateway.usage.threads import in_thread, with_pauses
 from gateway.usage.usage import MAX_ROWS, UsageResult, too_large
 
 if TYPE_CHECKING:
@@ -199,12 +199,9 @@ class UsageReader:
 
 def _add_folded_periods(usage: UsageResult, periods: Iterable[FoldedPeriod]) -> None:
     """Add cached periods to a result. Call it in a thread. Raises InvalidRequest if the result becomes too large."""
-    pauses = ThreadPauses()
-    for folded in periods:
-        usage.count_sums(len(folded.groups))
-        for names, raw in folded.groups:
-            usage.add_folded(folded.period, names, SumRow.from_bytes(raw))
-            pauses.pause_if_due()
+    for period, names, raw in with_pauses((one.period, *group) for one in periods for group in one.groups):
+        usage.count_sums(1)
+        usage.add_folded(period, names, SumRow.from_bytes(raw))
 
 
 def _fold(
@@ -214,8 +211,7 @@ def _fold(
 
     Call it in a thread. Raises InvalidRequest if the result becomes too large.
     """
-    pauses = ThreadPauses()
-    for period, period_rows in groupby(rows, itemgetter(0)):
+    for period, period_rows in groupby(with_pauses(rows), itemgetter(0)):
         began = time.thread_time()
         folded: dict[GroupNames, SumRow] = {}
         for _, dims, raw in period_rows:
@@ -229,11 +225,9 @@ def _fold(
                     folded[names] = SumRow.from_bytes(raw)
                 else:
                     raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
-            pauses.pause_if_due()
         spent_s = time.thread_time() - began
         groups = []
-        for names, row in folded.items():
+        for names, row in with_pauses(folded.items()):
             groups.append((names, row.to_bytes()))
             usage.add_folded(period, names, row)  # the result may change the row from now on
-            pauses.pause_if_due()
         store(FoldedPeriod(period, groups, spent_s))

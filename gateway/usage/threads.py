@@ -87,25 +87,14 @@ async def in_thread(work: Callable[..., T], *args: Any, threads: Executor | None
             await asyncio.wait([running])
 
 
-class ThreadPauses:
-    """Make the calling thread sleep after each interval of 1 ms, so that the event loop gets the interpreter lock.
-
-    The first interval begins at construction.
-    """
-
-    def __init__(self) -> None:
-        self._interval_start = time.perf_counter()
-
-    def pause_if_due(self) -> None:
-        """Sleep if the interval is over."""
-        if time.perf_counter() - self._interval_start > _INTERVAL_S:
-            time.sleep(_PAUSE_S)
-            self._interval_start = time.perf_counter()
-
-
 def with_pauses(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, and sleep after each interval of 1 ms. Call it in a thread."""
-    pauses = ThreadPauses()
+    """Yield the items, and sleep after each interval of 1 ms, so that the event loop gets the interpreter lock.
+
+    Call it in a thread.
+    """
+    interval_start = time.perf_counter()
     for item in items:
         yield item
-        pauses.pause_if_due()
+        if time.perf_counter() - interval_start > _INTERVAL_S:
+            time.sleep(_PAUSE_S)
+            interval_start = time.perf_counter()

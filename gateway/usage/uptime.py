@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
@@ -41,8 +41,7 @@ class UptimeMinutes:
     seen: set[int] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineUptime:
+class EngineUptime(NamedTuple):
     """Uptime of one engine on one day. `hourly_usd` is the price on that day."""
 
     hourly_usd: Decimal

@@ -30,7 +30,7 @@ class Version:
     """A process of one version that requests as many calls as possible. Both versions share a clock."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, layout: int, process_id: str) -> None:
-        self._keys = replace(keys, board=layout)
+        self._keys = keys._replace(board=layout)
         self._scheduler = ScriptScheduler(redis, self._keys)
         self._process_id = process_id
         self._requested = 0
@@ -138,7 +138,7 @@ async def test_versions_do_not_read_each_others_tickets_or_wake_ups(
 ) -> None:
     await older.run_exchange(0.0, wants=20)
     await newer.run_exchange(0.1, wants=20)
-    other = replace(keys, board=BOARD + 1)
+    other = keys._replace(board=BOARD + 1)
     ours, theirs = keys.teacher("big"), other.teacher("big")
     assert set(ours) & set(theirs) == {ours.boards}
     assert keys.wakeups("ann") != other.wakeups("ann")
