@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationI
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import Duration, InvalidValue, Name, Number, Whole, duration_between, duration_s
-from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
 from gateway.keys.redis_keyring import NEVER, KeyExpiry
@@ -135,7 +135,7 @@ class PlaygroundRun(StrictModel):
         """Return the override of the route. Raises InvalidRequest if no projection has that name."""
         guidance, name = self.guidance, self.guidance.projection
         if name is not None and name not in projections:
-            message = f"There is no projection '{name}'.{suggestion(name, list(projections))}"
+            message = f"There is no projection '{name}'.{suggestion(name, projections)}"
             raise InvalidRequest(message, param="guidance.projection")
         projection = projections[name] if name is not None else None
         return RouteOverride(self.mode, guidance.tokens, projection, guidance.placement)
@@ -210,9 +210,3 @@ def only_query(request: web.Request, *known: str) -> None:
             raise InvalidRequest(
                 f"'{name}': unknown parameter; known parameters: {', '.join(known) or 'none'}.", param=name
             )
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """Return ` Did you mean 'X'?` for a misspelled name, or an empty text if no known name is close."""
-    close = nearest(name, known)
-    return f" Did you mean '{close}'?" if close else ""

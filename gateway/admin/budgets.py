@@ -12,10 +12,11 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
 from gateway.accounting.scopes import key_scope, tenant_scope
-from gateway.admin.bodies import actor_of, number_of, only_query, read_shape, suggestion
+from gateway.admin.bodies import actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
 from gateway.config.scalars import Duration, InvalidValue, Usd, duration_between
+from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.keys.held import HeldKey

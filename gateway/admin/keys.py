@@ -11,9 +11,10 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape, suggestion
+from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import json_reply, needs_redis, time_shown
 from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.keys.held import HeldKey, KeyTerms, policy_fields
 from gateway.keys.token import digest_of, hint_of, new_token

@@ -15,11 +15,12 @@ import structlog
 
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.accounting.receipt_builder import ReceiptBuilder
-from gateway.admin.bodies import PlaygroundRun, only_query, read_shape, suggestion
+from gateway.admin.bodies import PlaygroundRun, only_query, read_shape
 from gateway.admin.replies import json_reply
 from gateway.api import keys
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.events import DONE, begin, event, reads, send
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.pipeline.completion import RequestContext
 from gateway.pipeline.stream import StreamRelay
@@ -116,7 +117,7 @@ def _policy(request: web.Request, run: PlaygroundRun) -> TenantPolicy:
         raise NotFound(f"There is no tenant '{run.tenant}'.{suggestion(run.tenant, names)}", param="tenant")
     if run.model not in policy.routes_of:
         raise ModelNotFound(
-            f"Tenant '{run.tenant}' has no route '{run.model}'.{suggestion(run.model, list(policy.routes_of))}",
+            f"Tenant '{run.tenant}' has no route '{run.model}'.{suggestion(run.model, policy.routes_of)}",
             param="model",
         )
     return policy

@@ -12,10 +12,11 @@ from aiohttp import web
 
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import CLASSES
-from gateway.admin.bodies import number_of, only_query, suggestion
+from gateway.admin.bodies import number_of, only_query
 from gateway.admin.replies import needs_redis
 from gateway.api.keys import POLICIES, USAGE, USAGE_DATABASE
 from gateway.api.usage import DIMENSIONS, FILTERS, encoded, read_query
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339
@@ -49,7 +50,7 @@ async def show_usage(request: web.Request) -> web.Response:
     )
     format_name = request.query.get("format", "json")
     if format_name not in _FORMATS:
-        close = suggestion(format_name, [*_FORMATS])
+        close = suggestion(format_name, _FORMATS)
         raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{close}", param="format")
 
     def encode(usage: UsageResult) -> bytes:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
-from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, UsageUnavailable
 from gateway.usage.span import TIMES, requested_range, span
 from gateway.usage.sums import OTHER, Granularity
@@ -19,8 +19,6 @@ from gateway.usage.threads import with_pauses
 from gateway.usage.usage import MODES, UsageQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.policy.schema import TenantPolicy
     from gateway.protocol.body import Json
     from gateway.usage.rollup import SumDimensions
@@ -115,7 +113,7 @@ def read_query(
             only[dimension] = value
     if "mode" in only and only["mode"] not in MODES:
         raise InvalidRequest(
-            f"'mode' must be one of {', '.join(MODES)}.{_suggestion(only['mode'], MODES)}", param="mode"
+            f"'mode' must be one of {', '.join(MODES)}.{suggestion(only['mode'], MODES)}", param="mode"
         )
     by = _dimensions(request.query.get("by", ""), dimensions)
     return UsageQuery(span(requested, granularity, retention, now), granularity, by, only)
@@ -125,7 +123,7 @@ def _only(request: web.Request, known: tuple[str, ...]) -> None:
     for name in request.query:
         if name not in known:
             raise InvalidRequest(
-                f"'{name}': unknown parameter; known parameters: {', '.join(known)}.{_suggestion(name, known)}",
+                f"'{name}': unknown parameter; known parameters: {', '.join(known)}.{suggestion(name, known)}",
                 param=name,
             )
         if len(request.query.getall(name)) > 1:
@@ -138,7 +136,7 @@ def _granularity(text: str) -> Granularity | None:
     if text and found is None:
         raise InvalidRequest(
             f"'granularity' must be one of {', '.join(known)}, or absent for one row of the whole range."
-            f"{_suggestion(text, known)}",
+            f"{suggestion(text, known)}",
             param="granularity",
         )
     return found
@@ -151,15 +149,10 @@ def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise InvalidRequest(
                 f"'by': unknown dimension '{part[:64]}'. Known dimensions: {', '.join(known)}. `model` means "
-                f"route.{_suggestion(part, known)}",
+                f"route.{suggestion(part, known)}",
                 param="by",
             )
         if name in found:
             raise InvalidRequest(f"'by' names '{name}' twice: once is enough.", param="by")
         found.append(name)
     return tuple(found)
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = nearest(name, known)
-    return f" Did you mean '{close}'?" if close and close != name else ""

@@ -21,7 +21,7 @@ from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import console_for, plain_table
 from gateway.config.scalars import InvalidValue, duration_s
-from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import StartupError
 from gateway.server.stopping import stop_on_signals
 
@@ -77,8 +77,7 @@ def _queues(client: AdminClient, body: bytes, teacher: str | None) -> QueuesRepl
         return queues
     if teacher in queues.teachers:
         return replace(queues, teachers={teacher: queues.teachers[teacher]})
-    close = nearest(teacher, queues.teachers)
-    hint = f" Did you mean '{close}'?" if close else ""
+    hint = suggestion(teacher, queues.teachers)
     known = ", ".join(queues.teachers) or "none"
     raise StartupError(f"No route gets guidance from a teacher '{teacher}'.{hint} Teachers: {known}.")
 

@@ -35,6 +35,12 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'X'?` for a misspelled name, or an empty text if no other known name is close."""
+    close = nearest(name, known)
+    return f" Did you mean '{close}'?" if close and close != name else ""
+
+
 def field_path(loc: Loc) -> str:
     """Return a location like `("models", 0, "price")` as text: `models[0].price`."""
     text = ""

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.scalars import duration_s
-from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest
 from gateway.usage.sums import SECONDS, Period
 
@@ -160,9 +160,7 @@ def _bounds(text: str, name: str, now: float) -> tuple[float, float]:
         else:
             moment = now - duration_s(text)
     except (ValueError, OverflowError):
-        suggestion = nearest(text, _WORDS)
-        hint = f" Did you mean '{suggestion}'?" if suggestion else ""
-        raise InvalidRequest(f"'{name}' must be {TIMES}.{hint}", param=name) from None
+        raise InvalidRequest(f"'{name}' must be {TIMES}.{suggestion(text, _WORDS)}", param=name) from None
     return moment, moment
 
 

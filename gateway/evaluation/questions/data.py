@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import display_path, in_file_order, read
 from gateway.errors import ConfigError, ConfigIssue, StartupError
 from gateway.evaluation.questions.data_lines import InvalidLine, question_of, with_choices
@@ -204,8 +204,7 @@ def _all(
         return spec, *_questions(parsed, spec, scorer, skip_bad)
     path = Path(spec)
     if not path.is_file():
-        close = nearest(spec, NAMES)
-        hint = f" Did you mean '{close}'?" if close else ""
+        hint = suggestion(spec, NAMES)
         raise StartupError(f"--data {spec}: neither a file nor a data set ({', '.join(NAMES)}).{hint}")
     return path.stem, *_questions(_lines(path), display_path(path), scorer, skip_bad)
 
