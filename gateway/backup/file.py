@@ -174,9 +174,8 @@ def records(path: Path) -> Iterator[Record]:
     """Yield all records before the EndRecord. Raises StartupError if the file ends without one."""
     with path.open("rb") as file:
         file.readline(_MAX_HEADER_BYTES)
-        packed = _Prefix(file, path.stat().st_size - _SUM_BYTES)
         try:
-            with gzip.GzipFile(fileobj=packed, mode="rb") as unpacked:  # type: ignore[call-overload]
+            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
                 while not isinstance(record := _next(unpacked), EndRecord):
                     yield record
         except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
@@ -195,18 +194,6 @@ def _read_exactly(unpacked: gzip.GzipFile, size: int) -> bytes:
     if len(data) != size:
         raise EOFError
     return data
-
-
-class _Prefix:
-    """A file up to the offset `end`, so that gzip does not read the checksum."""
-
-    def __init__(self, file: IO[bytes], end: int) -> None:
-        self._file = file
-        self._end = end
-
-    def read(self, size: int = -1) -> bytes:
-        remaining = max(0, self._end - self._file.tell())
-        return self._file.read(remaining if size < 0 else min(size, remaining))
 
 
 def _newer(path: Path, made_by: str, reason: str) -> StartupError:
