@@ -68,7 +68,7 @@ from gateway.runtime.fair_share import HARD_BOUND
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
-from gateway.usage.access import usage_access
+from gateway.usage.access import UsageAccess
 from gateway.usage.uptime import Uptime
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ async def gateway(
         lease_s = settings.redis.lease_s
         receipts = settings.receipts
         in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
-        usage = usage_access(settings, redis, redis_keys, process_id, metrics)
+        usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
         uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings))
         encodings = {

@@ -21,7 +21,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339
 from gateway.usage.threads import with_pauses
-from gateway.usage.usage import UNCLASSIFIED, figures
+from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _PAGE, _MAX_RECEIPTS = 50, 1_000
 _FORMATS = ("json", "csv")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _ROLES = ("teacher", "student", "failed")
 _MONEY = (
     *("cost_usd", "teacher_cost_usd", "student_cost_usd", "failed_cost_usd", "baseline_usd", "savings_usd"),
@@ -108,13 +107,8 @@ def as_csv(usage: UsageResult) -> bytes:
     writer.writerow(["start", "end", *usage.by, *columns(SumRow())])
     for group, row in with_pauses(usage.rows()):
         times = [rfc3339(moment) for moment in usage.bounds(group)]
-        writer.writerow([*times, *(safe(name) for name in group.names), *columns(row).values()])
+        writer.writerow([*times, *(escape_formula(name) for name in group.names), *columns(row).values()])
     return out.getvalue().encode()
-
-
-def safe(name: str) -> str:
-    """Return the name, escaped if a spreadsheet would read it as a formula."""
-    return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def columns(row: SumRow) -> dict[str, object]:

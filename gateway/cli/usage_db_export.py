@@ -17,6 +17,7 @@ from gateway.accounting.receipt import Receipt, class_of, savings_of
 from gateway.errors import StartupError
 from gateway.usage.counters import STAGES
 from gateway.usage.span import rfc3339
+from gateway.usage.usage import escape_formula
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from gateway.accounting.receipt import EngineShare
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _Column: TypeAlias = "Callable[[Receipt], Any]"
 
 
@@ -129,5 +129,4 @@ def _cell(value: Any) -> Any:
         return f"{value:f}"
     if isinstance(value, bool):
         return "true" if value else "false"
-    # A spreadsheet would run it.
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return escape_formula(value) if isinstance(value, str) else value

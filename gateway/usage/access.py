@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -25,38 +24,41 @@ if TYPE_CHECKING:
     from gateway.usage.engine import UsageEngine
 
 
-class _LazyEngine:
-    """The usage database, opened by the first query: importing SQLAlchemy takes 0.3 s and 20 MB."""
+class UsageAccess:
+    """Access to the database set by `usage` in config.yaml, and to the state of its workers.
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    The database opens with the first query: importing SQLAlchemy takes 0.3 s and 20 MB.
+
+    Attributes:
+        receipts: finds receipts that have expired in Redis.
+        database: reads sums, the newest receipts, comparisons and uptime.
+        workers: the state of the usage workers.
+        trimmer: limits the outboxes in Redis.
+    """
+
+    def __init__(
+        self, settings: Settings, client: RedisClient, keys: RedisKeys, process_id: str, metrics: Metrics
+    ) -> None:
+        usage, limit = settings.usage, settings.receipts.max_buffered
+        self._address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
+        self._retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
         self._engine: UsageEngine | None = None
-        self._lock = Lock()
+        self._engine_lock = Lock()
+        self._threads, self._receipt_threads = QueryThreads(self._reading), QueryThreads(self._reading)
+        self.receipts = ReceiptFinder(self._receipt_threads)
+        self.database = DatabaseReader(self._threads)
+        location = without_credentials(self._address)
+        self.workers = workers = WorkerStateReader(client.commands, keys.ledger(), metrics, location)
+        self.trimmer = OutboxTrimmer(
+            client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics
+        )
 
-    def reading(self) -> Connection:
+    def _reading(self) -> Connection:
         from gateway.usage.engine import UsageEngine
 
-        with self._lock:
+        with self._engine_lock:
             engine = self._engine = self._engine or UsageEngine(self._address)
         return engine.reading()
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-
-
-@dataclass(frozen=True, slots=True)
-class UsageAccess:
-    """Readers of the usage database, the state of its workers, and the outbox trimmer."""
-
-    receipts: ReceiptFinder
-    """Finds receipts that have expired in Redis."""
-    database: DatabaseReader
-    workers: WorkerStateReader
-    trimmer: OutboxTrimmer
-    _retention: Retention
-    _threads: tuple[QueryThreads, ...]
-    _engine: _LazyEngine
 
     def reader(self) -> UsageReader:
         """Return a reader with its own concurrency limits."""
@@ -64,28 +66,7 @@ class UsageAccess:
 
     async def close(self) -> None:
         """Close the database without waiting for running queries."""
-        for threads in self._threads:
-            threads.close()
-        await asyncio.to_thread(self._engine.close)
-
-
-def usage_access(
-    settings: Settings, client: RedisClient, keys: RedisKeys, process_id: str, metrics: Metrics
-) -> UsageAccess:
-    """Return access to the database set by `usage` in config.yaml. The database opens when first used."""
-    usage = settings.usage
-    address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-    engine = _LazyEngine(address)
-    threads, receipt_threads = QueryThreads(engine.reading), QueryThreads(engine.reading)
-    workers = WorkerStateReader(client.commands, keys.ledger(), metrics, without_credentials(address))
-    limit = settings.receipts.max_buffered
-    trimmer = OutboxTrimmer(client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics)
-    return UsageAccess(
-        ReceiptFinder(receipt_threads),
-        DatabaseReader(threads),
-        workers,
-        trimmer,
-        Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows),
-        (threads, receipt_threads),
-        engine,
-    )
+        self._threads.close()
+        self._receipt_threads.close()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)

@@ -34,6 +34,7 @@ MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shad
 """All values of a receipt's `mode`."""
 UNCLASSIFIED = "unclassified"
 """Savings class of sums that a version without savings classes added."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _SHARE_DIGITS = 6
 _PERCENTILES = (50, 95, 99)
 
@@ -223,6 +224,11 @@ def _class_sum(sums: ClassSum) -> Json:
         "baseline_usd": text(sums.baseline_pico),
         "savings_usd": text(sums.savings_pico),
     }
+
+
+def escape_formula(name: str) -> str:
+    """Return the name for a cell of CSV, escaped if a spreadsheet would read it as a formula."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def text(picos: int) -> str:

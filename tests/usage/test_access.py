@@ -15,7 +15,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.config.settings import Settings
-from gateway.usage.access import usage_access
+from gateway.usage.access import UsageAccess
 
 class Watching:
     def find_spec(self, name, path=None, target=None):
@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Watching())
 async def run():
     settings, metrics = Settings.model_validate({"data": Path(sys.argv[1]), "models": [MODEL]}), Metrics()
     redis = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=metrics)
-    usage = usage_access(settings, redis, RedisKeys("t"), "owner", metrics)
+    usage = UsageAccess(settings, redis, RedisKeys("t"), "owner", metrics)
     print("built")
     database = usage.database
     found = await asyncio.gather(usage.receipts.find("acme", "req_0"), database.latest(5), database.comparisons(0))

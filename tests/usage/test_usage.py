@@ -18,7 +18,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.admin.usage import as_csv, columns, safe
+from gateway.admin.usage import as_csv, columns
 from gateway.api.usage import encoded
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.usage import threads as usage_threads
@@ -28,7 +28,7 @@ from gateway.usage.reader import UsageReader
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duration_text, requested_range, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
-from gateway.usage.usage import MAX_ROWS, MAX_SUMS_OF_ALL, UsageQuery, UsageResult, figures
+from gateway.usage.usage import MAX_ROWS, MAX_SUMS_OF_ALL, UsageQuery, UsageResult, escape_formula, figures
 from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 from tests.usage.books import as_json
 
@@ -230,7 +230,7 @@ def test_a_name_is_no_formula() -> None:
     assert [line[name] for name in answer.by] == ['\'=HYPERLINK("x")', "'+1", "'-1", "'@x"]
     assert (line["savings_usd"], line["cost_usd"], line["cost_share"]) == ("-0.5", "0.5", "")
     assert list(line)[6:] == list(columns(SumRow()))
-    assert [safe(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
+    assert [escape_formula(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
 
 
 def test_hidden_money_does_not_affect_the_order() -> None:
