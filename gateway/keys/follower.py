@@ -67,8 +67,9 @@ class KeyFollower:
                 await self.catch_up()
             except Exception as error:
                 # Do not mark Redis as failed: a page of keys may take longer than the commands of requests.
-                if not self._failed or not _expected(error):
-                    log.warning("keys_not_read", error=type(error).__name__, exc_info=not _expected(error))
+                unexpected = not isinstance(error, RedisError | OSError)
+                if unexpected or not self._failed:
+                    log.warning("keys_not_read", error=type(error).__name__, exc_info=unexpected)
                 self._failed = True
             else:
                 self._failed = False
@@ -82,7 +83,8 @@ class KeyFollower:
             try:
                 await self.report_uses()
             except Exception as error:
-                log.warning("key_uses_not_written", error=type(error).__name__, exc_info=not _expected(error))
+                unexpected = not isinstance(error, RedisError | OSError)
+                log.warning("key_uses_not_written", error=type(error).__name__, exc_info=unexpected)
 
     async def report_uses(self) -> None:
         """Report used keys to Redis. Keep them for the next call if this fails. Raises RedisError and OSError."""
@@ -125,7 +127,3 @@ class KeyFollower:
         # Redis deletes keys that ended long ago without a change record. Read all keys again to free their memory.
         self._head = HistoryHead() if len(self._ring) > page.total_keys + _MAX_DELETED else page.head
         return True
-
-
-def _expected(error: Exception) -> bool:
-    return isinstance(error, RedisError | OSError)

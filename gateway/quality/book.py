@@ -61,16 +61,14 @@ class QualityStore:
         A reservation stays spent where its process dies before `settle`.
         """
         reservation = SampleBudget(tenant, route, self.today(), usd)
-        arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(limit), str(2 * DAY_S))
-        (room,) = await self._take.run(
-            [([self._keys.quality_spent(reservation.day)], [one.encode() for one in arguments])]
-        )
+        arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(limit), 2 * DAY_S)
+        (room,) = await self._take.run([([self._keys.quality_spent(reservation.day)], arguments)])
         return reservation if room else None
 
     async def settle(self, reservation: SampleBudget, spent: Decimal) -> None:
         """Replace a reservation by the spent amount."""
         unspent = int(picodollars(reservation.usd)) - int(picodollars(spent))
-        arguments = [f"{reservation.tenant}/{reservation.route}".encode(), str(unspent).encode()]
+        arguments = (f"{reservation.tenant}/{reservation.route}", unspent)
         await self._settle.run([([self._keys.quality_spent(reservation.day)], arguments)])
 
     async def add(self, comparison: Comparison) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,7 +22,7 @@ from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 
 from gateway.config.scalars import PERCENT_ENCODE
 from gateway.errors import StartupError
-from gateway.redis.connection import use_loop_deadlines
+from gateway.redis.connection import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,15 +88,13 @@ class RedisClient:
             address = urlsplit(url)
             # Without user and password.
             self._address = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-            self.commands = use_loop_deadlines(Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **options))
-            self.queries = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **options)
+            self.commands = connect(url, command_timeout_s=timeout_s, retry=retry, **options)
+            self.queries = connect(
+                url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **options
             )
             self.max_queries: int = self.queries.connection_pool.max_connections
             # Subscribers reconnect by themselves, since they must resubscribe.
-            self.listening = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **options)
-            )
+            self.listening = connect(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **options)
         except (ValueError, TypeError, RedisError):
             # The library's message quotes the URL, which may contain the password.
             raise StartupError(

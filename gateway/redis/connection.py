@@ -6,15 +6,13 @@ redis-py limits each read and write by `asyncio.timeout`. These connections use 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
 
 
 class _WithLoopDeadlines(AbstractConnection):
@@ -56,8 +54,12 @@ class _WithLoopDeadlines(AbstractConnection):
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
-def use_loop_deadlines(redis: Redis) -> Redis:
-    """Make the client create such connections. It must be created by `from_url` with the arguments of this class."""
+def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: float, **options: Any) -> Redis:
+    """Return a client with loop deadlines. It connects with its first command. The arguments are those of `from_url`.
+
+    Raises ValueError, TypeError and RedisError if the URL is invalid.
+    """
+    redis = Redis.from_url(url, command_timeout_s=command_timeout_s, connect_timeout_s=connect_timeout_s, **options)
     pool = redis.connection_pool
     original = pool.connection_class
     pool.connection_class = type(original.__name__, (_WithLoopDeadlines, original), {})

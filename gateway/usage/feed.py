@@ -180,7 +180,7 @@ class OutboxFeed:
         waiting: list[tuple[str, str, int, int]] = []
         written: Any = {}
         for batch in _calls(acks, self._max_ids, self._max_tenants):
-            values = [GROUP.encode(), b"1" if trim else b"0", *(" ".join(ids).encode() for _, ids in batch)]
+            values = [GROUP, "1" if trim else "0", *(" ".join(ids) for _, ids in batch)]
             names = [self._all_keys.outbox(tenant) for tenant, _ in batch]
             (outboxes,) = await self._script.run([(names, values)])
             for index, first, delivered, length, pending in outboxes:
@@ -262,7 +262,6 @@ def _entries(tenant: str, raw_entries: Iterable[tuple[bytes, dict[bytes, bytes] 
 
 
 def _full(entries: Iterable[OutboxEntry], each: int) -> list[str]:
-    """Return the tenants with at least `each` entries."""
     return [tenant for tenant, count in Counter(entry.tenant for entry in entries).items() if count >= each]
 
 

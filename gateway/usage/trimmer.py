@@ -139,7 +139,7 @@ class OutboxTrimmer:
         return new
 
     async def _delete_oldest(self, tenant: str, max_length: int) -> int:
-        values = [GROUP.encode(), str(max_length).encode(), str(_DELETED_PER_CALL).encode()]
+        values = (GROUP, max_length, _DELETED_PER_CALL)
         (deleted,) = await self._cut.run([([self._all_keys.outbox(tenant), self._keys.written], values)])
         return int(deleted)
 
@@ -233,7 +233,7 @@ class InactiveTenants:
             if not empty:
                 await self._redis.sadd(keys.tenants, tenant)
             names = [keys.tenants, keys.leaving, keys.cursors, keys.counted, keys.archived, keys.holds]
-            (forgotten,) = await self._forget.run([(names, [tenant.encode()])])
+            (forgotten,) = await self._forget.run([(names, [tenant])])
             if forgotten:
                 deleted.append(tenant)
         return deleted
