@@ -116,8 +116,8 @@ async def raise_budget(request: web.Request) -> web.Response:
         action="budget.raise",
         tenant=account.tenant,
         subject=owner.key_id or "",
-        before=_json(_audited(before.raised)),
-        after=_json(after),
+        before=ENCODER.encode(_audited(before.raised)).decode(),
+        after=ENCODER.encode(after).decode(),
     )
     await budgets.put_raise(account, raised)
     log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=owner.key_id or "")
@@ -127,10 +127,6 @@ async def raise_budget(request: web.Request) -> web.Response:
 
 def _audited(raised: Raise | None) -> dict[str, Any]:
     return {"usd": 0} if raised is None else {"usd": without_trailing_zeros(raised.usd), "until": raised.until_s}
-
-
-def _json(body: dict[str, Any]) -> str:
-    return ENCODER.encode(body).decode()
 
 
 def _until_s(new: NewRaise, account: Account, balance: Balance) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
 from gateway.usage.database import add_comparisons
-from gateway.usage.entries import OutboxEntry
+from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.queries import UsageQueries
 from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period
@@ -47,9 +47,8 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
         yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
     for table in (COMPARISONS, UPTIME):
         for day in await store.read(_distinct, table.c.day):
-            rows = await store.read(_rows, table, table.c.day == day)
-            for start in range(0, len(rows), _ROWS_PER_RECORD):
-                yield TableRows(str(table.name), rows[start : start + _ROWS_PER_RECORD])
+            for rows in batched(await store.read(_rows, table, table.c.day == day), _ROWS_PER_RECORD):
+                yield TableRows(str(table.name), list(rows))
     first_day_end = math.inf if span is None else (span[0] // DAY_S + 1) * DAY_S
     for seconds in SECONDS.values():
         before = min(first_day_end, made_s - _SETTLED_S - seconds + 1)

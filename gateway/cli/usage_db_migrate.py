@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.cli.stores import stores
 from gateway.cli.usage_db_export import progress
-from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, sqlalchemy_url
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.archive_import import archives_of
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.previous_sums import PreviousSums
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.cli.stores import Stores
     from gateway.config.settings import Settings
+    from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.rollup import SumRow
     from gateway.usage.store import UsageStore
 
@@ -91,9 +91,7 @@ async def migrated(settings: Settings, *, accept: bool) -> tuple[bool, list[tupl
         days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
         old, until = await previous.totals(days), await previous.until()
         closed = until - _SETTLED_S if until else math.inf
-        address = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
-        file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
-        archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
+        archives = archives_of(settings)
         try:
             await _write_outboxes(here, until)
             stored, archived = Counter(await here.usage.read(UsageQueries.count_by_day)), Counter[int]()

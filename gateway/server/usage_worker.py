@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from gateway.config.database_url import ARCHIVE_FILE, sqlalchemy_url
 from gateway.config.settings import worker_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
@@ -30,7 +29,7 @@ from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.archive_import import archives_of
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import store_of
@@ -101,16 +100,13 @@ async def _running(
     settings: WorkerSettings | Settings, url: str, stop: asyncio.Event
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Run a worker until `stop` is set. The end of the context waits for its last writes. Raises StartupError."""
-    usage = settings.usage
     async with AsyncExitStack() as stack:
         client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
         stack.push_async_callback(client.close)
         await client.require(embedded=False)
         store = store_of(settings)
         stack.push_async_callback(store.close)
-        address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-        archives = dict.fromkeys((address, sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)))
-        imports = [ArchiveImport(archive_address) for archive_address in archives]
+        imports = archives_of(settings)
         for archive in imports:
             stack.push_async_callback(asyncio.to_thread, archive.close)
         keys = RedisKeys(settings.redis.prefix)
@@ -118,7 +114,7 @@ async def _running(
         await lease.join()
         feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
-        worker = UsageWorker(client, feed, store, lease, minutes, keep_s=usage.keep_s, imports=imports)
+        worker = UsageWorker(client, feed, store, lease, minutes, keep_s=settings.usage.keep_s, imports=imports)
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())

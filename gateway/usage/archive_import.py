@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from gateway.config.database_url import without_credentials
+from gateway.config.database_url import ARCHIVE_FILE, sqlalchemy_url, without_credentials
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.tables import DAY_S
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, RowMapping
+
+    from gateway.config.settings import Settings, WorkerSettings
 
 _BUSY_S = 5
 _METADATA = sa.MetaData()
@@ -57,7 +59,6 @@ class ArchiveImport:
             self._engine.dispose()
 
     def _open(self) -> Engine | None:
-        """Return the engine of the archive, or None if there is no archive."""
         if self._file is not None and not self._file.exists():
             return None
         if self._engine is None:
@@ -121,3 +122,10 @@ class ArchiveImport:
                     if values:
                         terms = [table.c[name[1:]] == sa.bindparam(name) for name in values[0]]
                         connection.execute(sa.delete(table).where(*terms), values)
+
+
+def archives_of(settings: Settings | WorkerSettings) -> list[ArchiveImport]:
+    """Return the possible archives of an earlier version: in the usage database, and in a file of their own."""
+    database = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data)
+    file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
+    return [ArchiveImport(address) for address in dict.fromkeys((database, file))]

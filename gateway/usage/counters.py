@@ -179,7 +179,6 @@ def _call(sparse: Sparse, share: EngineShare | None) -> _Call:
 
 
 def _calls(sparse: Sparse, shares: Iterable[EngineShare | None]) -> Iterable[int]:
-    """Return the sums of the counters of calls."""
     return map(sum, zip(*(_call(sparse, share) for share in shares), strict=True))
 
 

@@ -57,8 +57,6 @@ class WriteResult:
 
 
 class _DecodedEntry(NamedTuple):
-    """An entry with the status and the row of its receipt."""
-
     entry: OutboxEntry
     status: str
     row: tuple[Any, ...]
