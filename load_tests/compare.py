@@ -83,7 +83,7 @@ def main(
     if quick:
         rounds, seconds, concurrency = 1, 2, "1,32"
     kinds = KINDS if kind == "both" else (kind,)
-    levels = _levels(concurrency)
+    levels = parse_levels(concurrency)
     words = only.lower().split(",") if only else []
     names = [name for name in (*OURS, *PEER_NAMES.values()) if not words or any(word in name.lower() for word in words)]
     cases = [BenchCase(name, one, level) for one in kinds for level in levels for name in names]
@@ -113,7 +113,7 @@ def main(
         raise typer.Exit(1)
 
 
-def _levels(text: str) -> list[int]:
+def parse_levels(text: str) -> list[int]:
     try:
         levels = [int(part) for part in text.split(",")]
     except ValueError:
@@ -290,7 +290,7 @@ def _record(
         "systems": {name: system.note for name, system in started.items()},
         "not_run": absent,
         "figures": [
-            _finite(
+            finite(
                 {
                     **asdict(case),
                     **asdict(seen),
@@ -300,11 +300,11 @@ def _record(
             )
             for case, seen in figures.items()
         ],
-        "gates": [_finite(asdict(gate)) | {"holds": gate.holds, "reaches_goal": gate.reaches_goal} for gate in judged],
+        "gates": [finite(asdict(gate)) | {"holds": gate.holds, "reaches_goal": gate.reaches_goal} for gate in judged],
     }
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
+def finite(record: dict[str, Any]) -> dict[str, Any]:
     """Return None for infinity, which JSON does not support."""
     return {key: None if value in {math.inf, -math.inf} else value for key, value in record.items()}
 

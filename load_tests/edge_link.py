@@ -180,16 +180,16 @@ async def measure(
                             silence_s=_LONG_S,
                         )
                         seen[way].append(
-                            await _edge(link, known, key, asking.body(prompt, "chat"), queue, stream=way == EDGE)
+                            await ask_edge(link, known, key, asking.body(prompt, "chat"), queue, stream=way == EDGE)
                         )
                     else:
                         body = asking.body(prompt, TEACHER_ONLY["model"])
-                        seen[way].append(await _teacher(link, key, body, stream=way == STREAMED))
+                        seen[way].append(await ask_teacher(link, key, body, stream=way == STREAMED))
                 on_answer(shape.name, way)
     return seen
 
 
-async def _edge(
+async def ask_edge(
     link: SlowLink, student: UrlStudent, key: str, body: dict[str, Any], queue: Path, *, stream: bool = True
 ) -> Seen:
     async with EdgeClient(link.url, key=key, student=student, queue=queue, patience_s=_LONG_S) as edge:
@@ -205,7 +205,7 @@ async def _edge(
     return Seen(link.up.bytes, link.down.bytes, first_s, total_s, tokens, mode != "student")
 
 
-async def _teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bool) -> Seen:
+async def ask_teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bool) -> Seen:
     request = {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
     headers = {"Authorization": f"Bearer {key}"}
     began, first_s, tokens = time.perf_counter(), 0.0, 0

@@ -153,7 +153,7 @@ def main(
                 cases.append(_measure(site, flood, name, place, seconds, quiet))
     others = max(0.0, (proc.busy_s() - busy) - (proc.ours_s() - ours)) / (time.monotonic() - began)
     print(markdown.table(_HEAD, _rows(cases)))
-    verdicts = _verdicts(cases)
+    verdicts = judge(cases)
     for text, holds in verdicts:
         print(f"{'holds' if holds else 'FAILS'}: {text}")
     where = "the system on its own core" if place else "no cores assigned"
@@ -240,14 +240,14 @@ def _measure(site: Site, flood: str, name: str, place: Placement | None, seconds
         time.sleep(quiet)
         victim.terminate()
         answers = _read(victim.communicate(timeout=_READY_WITHIN_S)[0])
-    during = _phase(answers, full, ended)
-    ramp = _phase(answers, flooded, calm)  # errors count from the start to the end of the flood
+    during = phase_between(answers, full, ended)
+    ramp = phase_between(answers, flooded, calm)  # errors count from the start to the end of the flood
     return HostileCase(
         flood,
         name,
-        _phase(answers, start, flooded),
+        phase_between(answers, start, flooded),
         Phase(during.count, during.p50_ms, during.p99_ms, ramp.errors),
-        _phase(answers, calm, math.inf),
+        phase_between(answers, calm, math.inf),
         rss / 1e6,
         seen,
     )
@@ -277,7 +277,7 @@ def _read(lines: str) -> list[HostileReply]:
     return found
 
 
-def _phase(answers: Sequence[HostileReply], start: float, end: float) -> Phase:
+def phase_between(answers: Sequence[HostileReply], start: float, end: float) -> Phase:
     """Return the result of the requests that started within the phase."""
     here = [answer for answer in answers if start <= answer.began < end]
     good = sorted(answer.seconds * 1000 for answer in here if answer.status == _OK)
@@ -313,7 +313,7 @@ def _bare(cases: Sequence[HostileCase], ours: HostileCase) -> HostileCase | None
     return next((case for case in cases if case.system == _BARE and case.flood == ours.flood), None)
 
 
-def _verdicts(cases: Sequence[HostileCase]) -> list[tuple[str, bool]]:
+def judge(cases: Sequence[HostileCase]) -> list[tuple[str, bool]]:
     """Return the requirements on the gateway, and whether each is met."""
     found: list[tuple[str, bool]] = []
     for case in cases:

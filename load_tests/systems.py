@@ -103,7 +103,7 @@ def start_upstream(site: Site) -> System:
     config = site.fill(
         "nginx/nginx.conf",
         **{
-            name: _nginx_events(text) if name.endswith(".sse") else _nginx_word(_compact(text))
+            name: _nginx_events(text) if name.endswith(".sse") else nginx_word(_compact(text))
             for name, text in texts.items()
         },
     )
@@ -381,10 +381,10 @@ def _version(peer: str, package: str) -> str:
 def _nginx_events(text: str) -> str:
     """Return lines that set nginx's variable `$events` in parts, since an nginx word has at most 4096 bytes."""
     parts = (text[start : start + 2000] for start in range(0, len(text), 2000))
-    return "\n".join(f"set $events {_nginx_word('${events}' + part)};" for part in parts)
+    return "\n".join(f"set $events {nginx_word('${events}' + part)};" for part in parts)
 
 
-def _nginx_word(text: str) -> str:
+def nginx_word(text: str) -> str:
     """Return a text as a quoted word of nginx's configuration."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 

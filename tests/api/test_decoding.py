@@ -25,8 +25,8 @@ LIGHT, HEAVY = b"{}", b" " * 300_000
 
 
 @pytest.fixture
-async def scheduler() -> LoopScheduler:
-    return LoopScheduler(Metrics())
+async def scheduler(request: pytest.FixtureRequest) -> LoopScheduler:
+    return LoopScheduler(Metrics(), clock=getattr(request, "param", None))
 
 
 @pytest.fixture
@@ -117,6 +117,7 @@ async def test_another_tenant_waits_for_one_body_of_a_flood(connection: Connecti
     assert order == ["acme", "globex", "acme", "acme", "acme", "acme"]
 
 
+@pytest.mark.parametrize("scheduler", [lambda: 1000.0], indirect=True)  # the contention lasts
 async def test_while_tenants_contend_the_event_loop_has_the_lock_as_long_as_the_decoder(
     scheduler: LoopScheduler, connection: Connection
 ) -> None:
@@ -128,7 +129,6 @@ async def test_while_tenants_contend_the_event_loop_has_the_lock_as_long_as_the_
         began.append(time.perf_counter())
         time.sleep(took_s)
 
-    scheduler._time = lambda: 1000.0  # the contention lasts
     for tenant in ("acme", "globex"):
         scheduler.enter(tenant, 1.0)
     assert connection.contended()

@@ -616,10 +616,13 @@ def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
                         one = ticket(deadline_s=0.2, dedupe_key=f"w{number}")
                         await flights.join(queue, one, _nobody, _nobody, deadline)
 
+            async def one_waits() -> bool:
+                return (await queue.view()).waiting == 1
+
             await asyncio.gather(*(request(number) for number in range(60)))
             assert (_ended(metrics, "expired"), _ended(metrics, "withdrawn")) == (60, 0)
             leaves = asyncio.ensure_future(request(60))  # noqa: TID251
-            await until(lambda: len(queue._waiters) == 2)
+            await until(one_waits)
             leaves.cancel()
             await until(lambda: _ended(metrics, "withdrawn"))
             assert (_ended(metrics, "expired"), _ended(metrics, "withdrawn")) == (60, 1)

@@ -85,7 +85,7 @@ class World:
         self._temporary.mkdir(parents=True)
         entry = folder / "entry.py"
         entry.write_text(ENTRY, "utf-8")
-        self._secrets = {
+        self.secrets = {
             "TEACHER_KEY": canaries["teacher-key"],
             "TRANSLATED_KEY": canaries["translated-key"],
             "ADMIN_KEY": canaries["admin-key"],
@@ -117,7 +117,7 @@ class World:
         app = web.Application()
         app.router.add_post(f"/{self.canaries['webhook-path']}", hook)
         with self.teacher.running(), self.student.running(), self.collector.running(), served(app) as url:
-            self._secrets["WEBHOOK"] = f"{url}/{self.canaries['webhook-path']}"
+            self.secrets["WEBHOOK"] = f"{url}/{self.canaries['webhook-path']}"
             yield
 
     def build(self) -> GatewayProcess:
@@ -161,7 +161,7 @@ class World:
             },
             alerts={"webhook": "env:WEBHOOK", "webhook_secret": "env:WEBHOOK_SECRET"},
             entry=(str(self._entry),),
-            environ={**self._secrets, "TMPDIR": str(self._temporary), "PYTHONPATH": str(Path(__file__).parents[2])},
+            environ={**self.secrets, "TMPDIR": str(self._temporary), "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
         return self.process
 

@@ -44,7 +44,7 @@ async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_p
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with SlowLink(url, FAST) as link:
             local = UrlStudent(f"{student.url}/v1")
-            seen = await edge_link._edge(link, local, KEY, {**ASKED, "max_tokens": 12}, tmp_path)
+            seen = await edge_link.ask_edge(link, local, KEY, {**ASKED, "max_tokens": 12}, tmp_path)
     assert len(gateway.reports) == 1
     assert (seen.guided, seen.tokens) == (True, 12)
     assert (seen.sent, seen.received) == (link.up.bytes, link.down.bytes)
@@ -60,7 +60,7 @@ async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytes
         prompts.append(body["messages"][0]["content"])
         return Seen(1, 1, 1.0, 1.0, 1, guided=stream)
 
-    for name in ("_edge", "_teacher"):
+    for name in ("ask_edge", "ask_teacher"):
         monkeypatch.setattr(edge_link, name, ask)
     with toy(LlamaCpp()) as student:
         asking = edge_link.LinkWorkload(["Why?", "Why not?"], 12)

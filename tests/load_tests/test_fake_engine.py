@@ -13,11 +13,12 @@ import pytest
 
 from gateway.config.models import ModelSettings
 from gateway.engines.base import TeacherRequest, TokenUsage
-from gateway.engines.build import _engine
+from gateway.engines.build import build
 from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
+from gateway.telemetry.metrics import Metrics
 from load_tests.engine_process import fake_engine
 from load_tests.fake.engine import FakeEngine
 from load_tests.fake.profile import TIMINGS, Profile, read_profile
@@ -51,7 +52,8 @@ async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
     """Return an engine client, built like in the gateway."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicySet.of(())), None, None)
+    built = await build([ModelSettings.model_validate(settings | more)], Policies(PolicySet.of(())), Metrics())
+    made = built["it"]
     try:
         yield made
     finally:

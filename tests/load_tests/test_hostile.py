@@ -107,10 +107,10 @@ async def test_a_caller_reads_each_reply_and_sends_the_next_request(*, chunked: 
 def test_a_phase_counts_requests_that_started_in_it() -> None:
     """Latencies include only successful replies. All others are errors."""
     answers = [HostileReply(number, 0.001 * number, 200) for number in range(1, 101)] + [HostileReply(50, 9.0, 503)]
-    seen = hostile._phase(answers, 1, 101)
+    seen = hostile.phase_between(answers, 1, 101)
     assert (seen.count, seen.errors) == (101, 1)
     assert (seen.p50_ms, seen.p99_ms) == (pytest.approx(50.5), pytest.approx(99))
-    assert hostile._phase(answers, 200, 300) == Phase(0, math.inf, math.inf, 0)
+    assert hostile.phase_between(answers, 200, 300) == Phase(0, math.inf, math.inf, 0)
 
 
 def case(system: str, during: Phase) -> HostileCase:
@@ -130,7 +130,7 @@ def case(system: str, during: Phase) -> HostileCase:
 )
 def test_the_verdict_is_of_errors_and_of_both_latencies(during: Phase, failing: int) -> None:
     """The limits are relative to the victim's figures before the flood, and to those of bare's victim."""
-    verdicts = hostile._verdicts([case("gateway", during), case("bare", Phase(100, 100.0, 200.0, 0))])
+    verdicts = hostile.judge([case("gateway", during), case("bare", Phase(100, 100.0, 200.0, 0))])
     assert sum(not holds for _, holds in verdicts) == failing
 
 

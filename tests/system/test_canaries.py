@@ -446,7 +446,7 @@ def _end(world: World) -> None:
         world.canaries.search("key in Redis", text, allowed=_GUIDANCE)
     checked = subprocess.run(
         [sys.executable, "-m", "gateway", "check", "--config", str(world.folder / "config.yaml")],
-        capture_output=True, text=True, timeout=30, env={**os.environ, **world._secrets}, check=False,
+        capture_output=True, text=True, timeout=30, env={**os.environ, **world.secrets}, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stderr
     world.canaries.search("output of check", checked.stdout + checked.stderr)

@@ -128,7 +128,7 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     assert (seen.per_second, seen.broken) == (0.0, 3)
     judged = gates(measured() | {BenchCase(STUDENT, "json", 1): seen, BenchCase(STUDENT, "json", 32): seen})
     assert [gate.holds for gate in judged if gate.name.startswith(f"{STUDENT}:")] == [False, False]
-    assert compare._finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
+    assert compare.finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
 
 
 def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
@@ -211,7 +211,7 @@ def test_gates_require_their_figures(lacking: BenchCase) -> None:
 @pytest.mark.parametrize("text", ["", "a", "0", "1,,32", "1,5000"])
 def test_a_concurrency_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
-        compare._levels(text)
+        compare.parse_levels(text)
 
 
 def test_gates_are_refused_when_their_systems_are_left_out() -> None:
@@ -253,7 +253,7 @@ def test_the_backlog_is_the_age_of_the_oldest_receipt_that_a_usage_worker_has_no
 
 
 def test_a_text_is_quoted_as_one_word_for_nginx() -> None:
-    assert systems._nginx_word('a "b"\\\nc') == '"a \\"b\\"\\\\\\nc"'
+    assert systems.nginx_word('a "b"\\\nc') == '"a \\"b\\"\\\\\\nc"'
 
 
 @pytest.mark.parametrize("peer", systems.PEER_NAMES)
