@@ -5,7 +5,6 @@ Reading changes nothing. Only exchange.lua counts. It applies a raise from the n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,8 +84,7 @@ class Raise(NamedTuple):
     until_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(NamedTuple):
     """The state of a budget at `now_s` (Redis TIME, Unix seconds)."""
 
     spent_usd: Decimal
@@ -172,8 +170,7 @@ def _usd(pico: bytes | str | int | None) -> Decimal:
     return without_trailing_zeros(dollars(str(int(pico or 0))))
 
 
-@dataclass(frozen=True, slots=True)
-class RecentUsage:
+class RecentUsage(NamedTuple):
     """The use of the last 60 seconds, and the requests that run now."""
 
     requests: int

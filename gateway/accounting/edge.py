@@ -52,11 +52,6 @@ def closing_id(guidance_id: str) -> str:
     return f"{guidance_id}-{EDGE}"
 
 
-def offline_id(answer_id: str) -> str:
-    """Return the id of an offline answer's receipt. The device chooses `answer_id`: a UUID of 32 hexadecimal digits."""
-    return f"{EDGE}_{answer_id}"
-
-
 def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
     """Return the report state of a guidance request at `now` (Unix seconds). One that needs no report is closed."""
     if closed or guidance.close is None:
@@ -144,7 +139,8 @@ def offline_receipt(
         raise EdgeExpired(
             f"'at': the answer ended more than {within_s:g} s ago. Reports are accepted until then.", param="at"
         )
-    origin = offline_id(report.id.hex), int(min(ended, now)), tenant, key, report.model
+    # The device chooses the report's id, a UUID.
+    origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, report.model
     alone_usd = quantized(cost_usd(price, report.input_tokens, report.output_tokens))
     return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE)
 

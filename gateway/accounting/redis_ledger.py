@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -83,8 +83,7 @@ class Settlement(Record, frozen=True):
     intent: Intent | None
 
 
-@dataclass(frozen=True, slots=True)
-class TenantEvent:
+class TenantEvent(NamedTuple):
     """An event of a budget, with the tenant and the scope that the budget belongs to."""
 
     tenant: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from gateway.errors import GatewayError
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
 from gateway.policy.schema import KeyEntry
-from gateway.pricing import total_usd
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
@@ -154,13 +152,10 @@ def _with_budget_limit(explanation: Explanation, settings: Settings) -> Explanat
     if plan is None or plan.max_tokens is not None or not budgeted:
         return explanation
     limit = budget_max_tokens(plan, max_output_of(settings.models)) if plan.students else None
-    return replace(explanation, plan=structs.replace(plan, max_tokens=limit))
+    return explanation._replace(plan=structs.replace(plan, max_tokens=limit))
 
 
 def _reserved(request: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
     """Return the maximum cost that would be reserved for the request, without its shadow."""
-    cost = worst_case(
-        plan, request, {model.name: model.price for model in settings.models}, max_output_of(settings.models)
-    )
-    shares = (cost.teacher, cost.student, *cost.more)
-    return total_usd(*(share.cost_usd for share in shares if share is not None))
+    prices = {model.name: model.price for model in settings.models}
+    return worst_case(plan, request, prices, max_output_of(settings.models)).usd

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import uvloop
 from redis.exceptions import RedisError
@@ -30,8 +29,7 @@ ConfigOption: TypeAlias = Annotated[
 _REDIS_S = 60.0  # large reads and writes in one call
 
 
-@dataclass(frozen=True, slots=True)
-class Stores:
+class Stores(NamedTuple):
     """Redis, which is reachable, and the usage database, which opens at its first use."""
 
     client: RedisClient

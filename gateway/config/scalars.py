@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationInfo
@@ -35,8 +34,7 @@ _MAX_DIGITS = 24
 PERCENT_ENCODE = "percent-encode special characters in the password: / is %2F, ? is %3F, # is %23, @ is %40"
 
 
-@dataclass(frozen=True, slots=True)
-class ValueOrigin:
+class ValueOrigin(NamedTuple):
     """Origin of a YAML value: `environ` resolves `env:NAME`, `folder` is the base of relative paths."""
 
     environ: Mapping[str, str]

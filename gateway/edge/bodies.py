@@ -5,8 +5,7 @@ Paper, section 2: the student gets the prompt and the guidance, with the user's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.capabilities.continuation import Prefill
 from gateway.capabilities.reasoning import takes_prefix, without_reasoning
@@ -28,8 +27,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _CLIENT_FIELDS = frozenset({"model", "stream", "stream_options"})
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeStudentRequest:
+class EdgeStudentRequest(NamedTuple):
     """A request to the student."""
 
     body: Json  # the user's body, changed only for guidance

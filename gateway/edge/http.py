@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -31,8 +30,7 @@ _BUSY = frozenset({429, 503})
 _MAX_MESSAGE_CHARS = 300
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeJsonReply:
+class EdgeJsonReply(NamedTuple):
     body: Any
 
 

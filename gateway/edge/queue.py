@@ -14,7 +14,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from gateway.edge.link import address_of
@@ -27,8 +27,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _REASON = re.compile(r"[a-z_]{1,32}")
 
 
-@dataclass(frozen=True, slots=True)
-class UsageReport:
+class UsageReport(NamedTuple):
     """A report of one answer, with the path to send it to."""
 
     path: str
@@ -65,8 +64,7 @@ class DeviceUsage:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Synced:
+class Synced(NamedTuple):
     """Result of sending stored reports.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from gateway.policy.projections import SkipRule
 
 
-@dataclass(frozen=True, slots=True)
-class EndRule:
+class EndRule(NamedTuple):
     """The condition for the end of the guidance; `skip` and `tokens` are as for GrowingSkip."""
 
     stop_at: Literal["sentence", "step"]  # at the end of a sentence or line; at the end of a line

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
-from gateway.guidance.seam import first_stop
+from gateway.guidance.seam import first_stop, possible_stop
 from gateway.guidance.trim import (
     CLOSE_TAG,
     LONGEST_WORD_CHARS,
@@ -151,7 +151,7 @@ class GrowingTrim:
             if found is not None:
                 self.stopped = True
                 return len(rstrip(held[: max(0, found[0] - lead)]))
-            limit = min(limit, begin + self._before_a_stop(searched, lead))
+            limit = min(limit, begin + max(0, possible_stop(searched, self._stop) - lead))
         if reasoning_at == len(text):
             self._before.begin = begin
             limit = min(limit, last_complete(text, self._boundary, self._before))
@@ -162,16 +162,7 @@ class GrowingTrim:
             limit = emoji.start()
         chars = max(0, len(rstrip(text[:limit])) - begin)
         # If the seam were here, a student could complete a stop string that begins before it.
-        return min(chars, self._before_a_stop(held[:chars], 0)) if special and self._stop else chars
-
-    def _before_a_stop(self, text: str, lead: int) -> int:
-        """Return where the end of the text may begin a stop string; else its length. Both are reduced by `lead`."""
-        longest = max(map(len, self._stop))
-        for start in range(max(0, len(text) - longest + 1), len(text)):
-            tail = text[start:]
-            if any(one.startswith(tail) for one in self._stop):
-                return max(0, start - lead)
-        return len(text) - lead
+        return min(chars, possible_stop(held[:chars], self._stop)) if special and self._stop else chars
 
     def _is_plain(self) -> bool:
         """Return whether only the rule of words applies to held text without special characters."""

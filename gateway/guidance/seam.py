@@ -127,18 +127,21 @@ class SeamJoin:
             self.stopped = True
             self._held, self._reach = "", 0
             return text[: found[0]]
-        safe = self._safe(text)
+        safe = possible_stop(text, self._stop, begins_before=self._reach)
         self._held = text[safe:]
         self._reach = max(0, self._reach - safe)
         return text[:safe]
 
-    def _safe(self, text: str) -> int:
-        longest = max(map(len, self._stop), default=0)
-        for start in range(max(0, len(text) - longest + 1), min(self._reach, len(text))):
-            tail = text[start:]
-            if any(one.startswith(tail) for one in self._stop):
-                return start
-        return len(text)
+
+def possible_stop(text: str, stop: Sequence[str], *, begins_before: int | None = None) -> int:
+    """Return where the end of the text may begin a stop string, before `begins_before`; else the text's length."""
+    longest = max(map(len, stop), default=0)
+    end = len(text) if begins_before is None else min(begins_before, len(text))
+    for start in range(max(0, len(text) - longest + 1), end):
+        tail = text[start:]
+        if any(one.startswith(tail) for one in stop):
+            return start
+    return len(text)
 
 
 def first_stop(

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from gateway.policy.schema import KeyEntry
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyFile:
+class PolicyFile(NamedTuple):
     """A policy file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
 
     digest: str

@@ -9,7 +9,6 @@ docs/reference/request-fields.md shows the tables, with their sources; a test co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,8 +27,7 @@ MIN_TOKENS = 2
 """The shortest answer with guidance: one token of the teacher and one of the student."""
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(NamedTuple):
     """Fields that exclude guidance for one reason."""
 
     reason: str  # the value of `x-gkt-unguided` and of a receipt's `unguided`
@@ -103,8 +101,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
 """In order of precedence: the first matching row gives the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeutralFields:
+class NeutralFields(NamedTuple):
     """Fields that do not exclude guidance, and why."""
 
     fields: tuple[str, ...]

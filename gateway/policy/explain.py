@@ -5,8 +5,7 @@ No engine is called. Facts that are known only while engines run are assumed and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import GatewayError
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import AnyRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """The explanation of a request, which counts against the limits of its tenant and of its key."""
 
     choice: RouteChoice  # the matching route, and the reasons against earlier ones

@@ -6,9 +6,8 @@ model fitted to a route's own records. A small max_tokens gives short guidance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BeforeValidator,
@@ -176,8 +175,7 @@ class AutoRule(StrictModel):
         return rules
 
 
-@dataclass(frozen=True, slots=True)
-class LengthChoice:
+class LengthChoice(NamedTuple):
     """The chosen length of one request's guidance."""
 
     tokens: int  # m; 0: no guidance, for the reason `unguided`
@@ -209,13 +207,14 @@ def choose_length(
     limit = None if max_tokens is None else max_tokens // _SHARE_OF_ANSWER
     if limit is None or not chosen.tokens or chosen.tokens <= limit:
         return chosen
-    return replace(chosen, tokens=0, unguided=TOO_SHORT) if limit < rule.min else replace(chosen, tokens=limit)
+    return chosen._replace(tokens=0, unguided=TOO_SHORT) if limit < rule.min else chosen._replace(tokens=limit)
 
 
 def of_model(model: FittedLengths, features: QuestionFeatures, rule: AutoRule) -> LengthChoice:
     """Return the length that a learned model predicts, within the rule's bounds."""
     predicted = model.predict(features.numbers)
-    return _choice(rule, features, predicted.tokens, "model", model=model.name, score=round(predicted.score, 4))
+    choice = _choice(rule, features, predicted.tokens, "model")
+    return choice._replace(model=model.name, score=round(predicted.score, 4))
 
 
 def _chosen(rule: AutoRule, features: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> LengthChoice:
@@ -224,26 +223,16 @@ def _chosen(rule: AutoRule, features: QuestionFeatures, facts: RequestFacts, max
     for one in rules:
         matches = one.prompt is None or one.prompt == features.prompt
         if matches and (one.when is None or one.when.mismatch(facts, max_tokens) is None):
-            return _choice(rule, features, one.tokens, "rule", name=one.name)
+            return _choice(rule, features, one.tokens, "rule")._replace(rule=one.name)
     if model is not None:
         return of_model(model, features, rule)
     return _choice(rule, features, rule.default, "default")
 
 
-def _choice(
-    rule: AutoRule,
-    features: QuestionFeatures,
-    tokens: int,
-    by: ChosenBy,
-    *,
-    name: str | None = None,
-    model: str | None = None,
-    score: float | None = None,
-) -> LengthChoice:
+def _choice(rule: AutoRule, features: QuestionFeatures, tokens: int, by: ChosenBy) -> LengthChoice:
     unguided = None if tokens else BY_MODEL if by == "model" else BY_RULE
     tokens = max(rule.min, min(rule.max, tokens)) if tokens else 0
-    least, stop_at, probe = rule.min, rule.stop_at, rule.probe
-    return LengthChoice(tokens, by, features.prompt, least, stop_at, probe, name, model, score, unguided)
+    return LengthChoice(tokens, by, features.prompt, rule.min, rule.stop_at, rule.probe, unguided=unguided)
 
 
 def longest(rule: AutoRule, max_tokens: int) -> int:

@@ -8,8 +8,7 @@ needed, then how long it is; this model treats 0 as one of the lengths.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,8 +26,7 @@ _Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 _Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class PredictedLength:
+class PredictedLength(NamedTuple):
     """The length chosen by a model. `score`: the predicted probability of a correct answer with it."""
 
     tokens: int

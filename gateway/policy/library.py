@@ -6,7 +6,7 @@ Unchanged files are not parsed again. The content of exemplars is confidential a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -41,35 +41,30 @@ _QUOTED = re.compile(r"'[^']*'")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedFile(Generic[T]):
+class ParsedFile(NamedTuple, Generic[T]):
     """The parsed content of a file; None, with issues, if it is invalid."""
 
     value: T | None
     issues: tuple[ConfigIssue, ...] = ()
 
 
+@dataclass(slots=True)
 class NamedFiles(Generic[T]):
     """Read each named file once per reading. An unchanged file is not parsed again.
 
-    Args:
-        example: a valid path, for messages.
-
     Attributes:
+        example: a valid path, for messages.
         named: paths named in this reading, existing or not, relative to the policies folder.
     """
 
-    def __init__(
-        self, example: str, endings: frozenset[str], max_bytes: int, parse: Callable[[bytes, Path], ParsedFile[T]]
-    ) -> None:
-        self._example = example
-        self._endings = endings
-        self._most_bytes = max_bytes
-        self._parse = parse
-        self._folder = Path()
-        self._previous: dict[str, tuple[str, ParsedFile[T]]] = {}
-        self._read: dict[str, tuple[str, ParsedFile[T]]] = {}
-        self.named: set[str] = set()
+    example: str
+    endings: frozenset[str]
+    max_bytes: int
+    parse: Callable[[bytes, Path], ParsedFile[T]]
+    named: set[str] = field(default_factory=set)
+    _folder: Path = Path()
+    _previous: dict[str, tuple[str, ParsedFile[T]]] = field(default_factory=dict)
+    _read: dict[str, tuple[str, ParsedFile[T]]] = field(default_factory=dict)
 
     def begin(self, folder: Path) -> None:
         """Begin a reading."""
@@ -90,21 +85,21 @@ class NamedFiles(Generic[T]):
         if name in self._read:
             return self._read[name][1].value, []
         file = self._folder / name
-        raw = read_bytes(file, self._most_bytes)
+        raw = read_bytes(file, self.max_bytes)
         if isinstance(raw, ConfigIssue):
             return None, [source.issue(loc, f"{name} {raw.message}")]
         digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
-        parsed = previous[1] if previous is not None and previous[0] == digest else self._parse(raw, file)
+        parsed = previous[1] if previous is not None and previous[0] == digest else self.parse(raw, file)
         self._read[name] = digest, parsed
         return parsed.value, list(parsed.issues)
 
     def _name_problem(self, name: str) -> str | None:
         path = PurePosixPath(name)
         if not name or not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
-            return f"must be a file within the policies folder: write its path from there, like {self._example}"
-        if path.suffix not in self._endings:
-            return f"must end in {', '.join(sorted(self._endings))}"
-        hint = f"put it into a folder of its own, like {PurePosixPath(self._example).parent}/"
+            return f"must be a file within the policies folder: write its path from there, like {self.example}"
+        if path.suffix not in self.endings:
+            return f"must end in {', '.join(sorted(self.endings))}"
+        hint = f"put it into a folder of its own, like {PurePosixPath(self.example).parent}/"
         if len(path.parts) == 1 and path.suffix != ".json":
             return f"is in the folder of tenants' policies: {hint}"
         if path.parts[0] == PROJECTIONS_FOLDER and len(path.parts) == len(("projections", "it.yaml")):
@@ -130,11 +125,6 @@ def _parse_lengths(raw: bytes, file: Path) -> ParsedFile[FittedLengths]:
         return ParsedFile(lengths_of(raw))
     except ValueError as error:
         return ParsedFile(None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))
-
-
-def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
-    """Return a reader of the files of exemplars that policies and projections name."""
-    return NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parse_exemplars)
 
 
 def _parse_exemplars(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
@@ -190,7 +180,7 @@ class ProjectionRegistry:
     def __init__(self) -> None:
         self.projections: Mapping[str, Projection] = PROJECTIONS
         self.digests: dict[str, str] = {}
-        self._exemplars = exemplar_files()
+        self._exemplars = NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parse_exemplars)
         self._lengths = length_files()
         self._parsed: dict[str, _ParsedProjection] = {}
         self._invalid: frozenset[str] = frozenset()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 _MAX_FORMER = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyEdition:
+class PolicyEdition(NamedTuple):
     """Version of the policies folder from which a policy set was loaded."""
 
     version: str | None  # a hash over its files; None for a set without a folder

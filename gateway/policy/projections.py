@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,8 +74,7 @@ class Exemplar:
     answer: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class SkipRule:
+class SkipRule(NamedTuple):
     """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/keep.py)."""
 
     patterns: tuple[Pattern, ...]  # RE2 patterns, each for the beginning of a dropped sentence

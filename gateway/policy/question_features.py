@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
@@ -60,8 +59,7 @@ FEATURES = (
 """Names of the features in order. A fitted file names the features it was fitted with."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionFeatures:
+class QuestionFeatures(NamedTuple):
     """Features of a question. `numbers` are in the order of FEATURES, each between 0 and about 20."""
 
     prompt: PromptClass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -269,7 +268,7 @@ def resolve_guidance(
     if plan is None or plan.mode != "guided":
         raise route_without_guidance(route)
     # The confidence probe uses the gateway's student, which does not answer this request.
-    length = dataclasses.replace(plan.length, probe=None) if plan.length is not None else None
+    length = plan.length._replace(probe=None) if plan.length is not None else None
     return structs.replace(plan, mode="guidance", students=(), shadow=None, quality=None, length=length)
 
 

@@ -6,9 +6,8 @@ Overrides come from a caller's headers, within the policy, or from an operator. 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.policy.conditions import RequestFacts
@@ -94,8 +93,7 @@ def _routes(caller: Caller, model: str) -> tuple[tuple[int, Route], ...]:
     return caller.policy.routes_of.get(model, ())
 
 
-@dataclass(frozen=True, slots=True)
-class RouteOverride:
+class RouteOverride(NamedTuple):
     """An operator's override of a route, independent of the overrides allowed to callers. None: the route's value."""
 
     mode: OverrideMode
