@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -43,37 +44,33 @@ _RETRY_DELAYS_S = (1.0, 5.0, 30.0)
 _MAX_POSTING = 100
 
 
+@dataclass(slots=True)
 class BudgetMonitor:
     """Read the budgets of all tenants that have their own series."""
 
-    def __init__(
-        self,
-        client: RedisClient,
-        budgets: Budgets,
-        policies: Policies,
-        defaults: Defaults,
-        metrics: Metrics,
-        local: LocalLimits,
-    ) -> None:
-        self._client, self._budgets, self._policies = client, budgets, policies
-        self._defaults, self._metrics, self._local = defaults, metrics, local
+    client: RedisClient
+    budgets: Budgets
+    policies: Policies
+    defaults: Defaults
+    metrics: Metrics
+    local: LocalLimits
 
     async def run(self, interval_s: float = 10.0) -> None:
         """Read budgets periodically until canceled. Remove the gauges while Redis is down: old values would mislead."""
         while True:
             try:
-                self._metrics.budgets.set(await self.read_budgets() if self._client.up else {})
-                if self._client.up:
+                self.metrics.budgets.set(await self.read_budgets() if self.client.up else {})
+                if self.client.up:
                     await self.refresh()
             except Exception as error:
-                self._metrics.budgets.set({})
-                log.warning("budgets_not_read", error=type(error).__name__, exc_info=self._client.failed(error))
+                self.metrics.budgets.set({})
+                log.warning("budgets_not_read", error=type(error).__name__, exc_info=self.client.failed(error))
             await asyncio.sleep(interval_s)
 
     async def read_budgets(self) -> dict[str, BudgetFigures]:
         """Return the budgets by tenant. Raises RedisError and OSError."""
         found = {}
-        policies = self._policies.policy_set.policies
+        policies = self.policies.policy_set.policies
         for start in range(0, len(policies), _BATCH):
             for account, balance in await self._read(self._accounts(policies[start : start + _BATCH])):
                 figures = balance.limit_usd, balance.spent_usd, balance.left_usd
@@ -82,21 +79,21 @@ class BudgetMonitor:
 
     async def refresh(self) -> None:
         """Update the remainders of keys' budgets that this process used recently. Raises RedisError and OSError."""
-        used = self._local.recently_used(asyncio.get_running_loop().time())
+        used = self.local.recently_used(asyncio.get_running_loop().time())
         accounts = [Account(tenant, scope) for tenant, scope in used if scope.name != TENANT]
         for start in range(0, len(accounts), _BATCH):
             await self._read(accounts[start : start + _BATCH])
 
     async def _read(self, accounts: Sequence[Account]) -> list[tuple[Account, Balance]]:
         started_s = asyncio.get_running_loop().time()
-        found = list(zip(accounts, await self._budgets.read(accounts), strict=True))
+        found = list(zip(accounts, await self.budgets.read(accounts), strict=True))
         for (tenant, scope), balance in found:
-            self._local.learn(tenant, scope, int(picodollars(balance.left_usd)), started_s, used=False)
+            self.local.learn(tenant, scope, int(picodollars(balance.left_usd)), started_s, used=False)
         return found
 
     def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
-        tenants = (policy for policy in policies if self._metrics.has_own_series(policy.tenant))
-        scopes = ((policy.tenant, tenant_scope(policy, self._defaults)) for policy in tenants)
+        tenants = (policy for policy in policies if self.metrics.has_own_series(policy.tenant))
+        scopes = ((policy.tenant, tenant_scope(policy, self.defaults)) for policy in tenants)
         return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]
 
 

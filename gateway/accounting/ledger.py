@@ -187,7 +187,9 @@ class Ledger:
     def _publish(self, receipt: Receipt, builder: ReceiptBuilder) -> None:
         self._store.put(receipt)
         self._count(receipt)
-        self._count_times(receipt)
+        for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
+            if (spent_ms := getattr(receipt.timings, f"{stage}_ms")) is not None:
+                self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
         if self._spans is not None:
             self._spans.put(receipt, builder)
         self._log(receipt, builder.content)
@@ -241,11 +243,6 @@ class Ledger:
             increase, decrease = child(more, tenant, route), child(less, tenant, route)
             if usd:
                 (increase if usd > 0 else decrease).inc(abs(float(usd)))
-
-    def _count_times(self, receipt: Receipt) -> None:
-        for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
-            if (spent_ms := getattr(receipt.timings, f"{stage}_ms")) is not None:
-                self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
 
     def _count_share(self, tenant: str, role: str, share: EngineShare) -> None:
         self._child(self._metrics.engine_cost_usd, share.model, role).inc(float(share.cost_usd))

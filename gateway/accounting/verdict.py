@@ -16,7 +16,7 @@ from gateway.pricing import dollars
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.accounting.scopes import BudgetTerms, Scope
+    from gateway.accounting.scopes import Scope
 
 Limit = Literal["requests", "tokens", "parallel", "budget"]
 _US = 1_000_000
@@ -133,18 +133,14 @@ def _budget(refusal: Refusal, scope: Scope, now_us: int) -> str:
     left = max(0, int(refusal.maximum) - int(refusal.used))
     unit = {"h": "hour", "d": "day", "w": "week", "mo": "month"}[terms.unit]
     span = f"per {unit}" if terms.count == 1 else f"per {terms.count} {unit}s"
+    change = "Spending leaves the budget as it gets older."
+    if terms.aligned:
+        ends = period_end(terms.unit, terms.count, now_us // _US)
+        change = f"It resets at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}."
     return (
         f"The budget of {scope}, {_usd(refusal.maximum)} {span}, has {_usd(str(left))} left, and this request may cost "
-        f"{_usd(refusal.need)}. {_next_step(terms, now_us)}"
+        f"{_usd(refusal.need)}. {change} The gateway's operator can raise it."
     )
-
-
-def _next_step(terms: BudgetTerms, now_us: int) -> str:
-    advice = "The gateway's operator can raise it."
-    if not terms.aligned:
-        return f"Spending leaves the budget as it gets older. {advice}"
-    ends = period_end(terms.unit, terms.count, now_us // _US)
-    return f"It resets at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}. {advice}"
 
 
 def _usd(pico: str) -> str:

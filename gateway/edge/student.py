@@ -16,7 +16,7 @@ from gateway.capabilities.reasoning import without_reasoning
 from gateway.edge.http import LAST_EVENT, StudentHttp, error_text
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, prefilled_body, renderer_of
-from gateway.engines.replies import listed_model
+from gateway.engines.replies import first_choice, listed_model
 from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ class UrlStudent:
     async def _probe(self, body: Json, prefill: Prefill) -> Json:
         path, request = await self._request(without_reasoning(self.reasoning, body), prefill)
         reply = (await self._server.post(path, request)).body
-        choices = reply.get("choices") if isinstance(reply, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        choice = first_choice(reply)
+        if not choice:
             raise EngineProtocolError(f"Student '{self.name}' sent a reply without an answer.", engine=self.name)
         if "messages" in request:
             return reply  # type: ignore[no-any-return]
-        if not isinstance(choices[0].get("text"), str):
+        if not isinstance(choice.get("text"), str):
             raise EngineProtocolError(f"Student '{self.name}' sent a reply without text.", engine=self.name)
         return chat_reply(reply)
 

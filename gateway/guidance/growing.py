@@ -136,7 +136,8 @@ class GrowingTrim:
     def _safe_chars(self, held: str, lead: int) -> int:
         """Return the number of held characters that can be shown. `lead` characters of whitespace preceded them."""
         special = self._special.search(self._held) is not None
-        if not special and self._is_plain():
+        in_prose = self._before.json is None and self._line.startswith(_NO_FENCE)
+        if not special and self._boundary == "word" and in_prose:  # only the rule of words applies
             if held[-1].isspace():
                 return len(held.rstrip())
             word = held.rsplit(None, 1)[-1]
@@ -163,10 +164,6 @@ class GrowingTrim:
         chars = max(0, len(rstrip(text[:limit])) - begin)
         # If the seam were here, a student could complete a stop string that begins before it.
         return min(chars, possible_stop(held[:chars], self._stop)) if special and self._stop else chars
-
-    def _is_plain(self) -> bool:
-        """Return whether only the rule of words applies to held text without special characters."""
-        return self._boundary == "word" and self._before.json is None and self._line.startswith(_NO_FENCE)
 
     def _show(self, chars: int) -> str:
         if chars <= 0:

@@ -12,7 +12,7 @@ from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse, read_bytes
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
-from gateway.policy.library import ProjectionRegistry
+from gateway.policy.library import ProjectionRegistry, yaml_files
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 
@@ -178,21 +178,14 @@ def check_book(
     """
     cache = cache if cache is not None else PolicyFileCache()
     try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+        files, issues = yaml_files(folder)
     except OSError as error:
         why = (error.strerror or "error").lower()
         return None, [ConfigIssue(display_path(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
-    issues = [
-        ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml")
-        for file in files
-        if file.suffix == ".yml"
-    ]
     registry, uniqueness = cache.registry, _Uniqueness()
     issues += registry.read(folder)
     policies: list[TenantPolicy] = []
     for file in files:
-        if file.suffix != ".yaml":
-            continue
         policy_file = cache.read(file)
         found, source = list(policy_file.issues), policy_file.source
         if source is not None:
@@ -200,7 +193,7 @@ def check_book(
             if policy_file.policy is not None:
                 policies.append(registry.bind(file, policy_file.policy, source))
         issues += in_file_order(found)
-    cache.retain(file for file in files if file.suffix == ".yaml")
+    cache.retain(files)
     registry.close(frozenset(file.name for file in files))
     if not issues and not policies:
         issues.append(ConfigIssue(display_path(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))

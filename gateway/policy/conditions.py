@@ -318,24 +318,12 @@ class RequestFacts:
     def __init__(self, request: AnyRequest, headers: Mapping[str, str]) -> None:
         self._request = request
         self.headers = headers
-
-    @property
-    def prompt_bytes(self) -> int:
-        return self._request.size_bytes
-
-    @property
-    def max_tokens(self) -> int | None:
-        request = self._request
-        return request.max_tokens if isinstance(request, ChatRequest | TextRequest) else None
-
-    @property
-    def stream(self) -> bool:
-        return isinstance(self._request, ChatRequest | TextRequest) and self._request.stream
-
-    @property
-    def tools(self) -> bool:
-        body = self._request.body
-        return isinstance(self._request, ChatRequest) and bool(body.get("tools") or body.get("functions"))
+        self.prompt_bytes = request.size_bytes
+        completion = request if isinstance(request, ChatRequest | TextRequest) else None
+        self.max_tokens = completion.max_tokens if completion is not None else None
+        self.stream = completion is not None and completion.stream
+        offered = request.body.get("tools") or request.body.get("functions")
+        self.tools = isinstance(request, ChatRequest) and bool(offered)
 
     @cached_property
     def text(self) -> str:

@@ -247,14 +247,6 @@ def _rules(api: API) -> dict[str, tuple[int, ...]]:
     return rows
 
 
-def _is_one_prompt(value: Any) -> bool:
-    return not isinstance(value, list) or len(value) < 2 or isinstance(value[0], int)
-
-
-def _is_text(value: Any) -> bool:
-    return not isinstance(value, list) or not value or isinstance(value[0], str)
-
-
 _IGNORED: dict[Ignored, Callable[[Any], bool]] = {
     "empty": lambda value: not value,
     "null": lambda value: value is None,
@@ -263,8 +255,8 @@ _IGNORED: dict[Ignored, Callable[[Any], bool]] = {
     "null or true": lambda value: value is None or value is True,
     "type text": lambda value: not value or (isinstance(value, dict) and value.get("type") == "text"),
     "text alone": lambda value: value in (None, ["text"]),
-    "one prompt": _is_one_prompt,
-    "text": _is_text,
+    "one prompt": lambda value: not isinstance(value, list) or len(value) < 2 or isinstance(value[0], int),
+    "text": lambda value: not isinstance(value, list) or not value or isinstance(value[0], str),
 }
 _LAST = len(CONSTRAINTS)
 _RULES: dict[API, dict[str, tuple[int, ...]]] = {api: _rules(api) for api in APIS}

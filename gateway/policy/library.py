@@ -115,6 +115,14 @@ class NamedFiles(Generic[T]):
         return None if inside else "leads out of the policies folder by a link: put the file itself there"
 
 
+def yaml_files(folder: Path) -> tuple[list[Path], list[ConfigIssue]]:
+    """Return the files of a folder that end in .yaml, and the issues of those that end in .yml. Raises OSError."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    misnamed = [file for file in files if file.suffix == ".yml"]
+    issues = [ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml") for file in misnamed]
+    return [file for file in files if file.suffix == ".yaml"], issues
+
+
 def length_files() -> NamedFiles[FittedLengths]:
     """Return a reader of the `eval fit` files that policies name."""
     return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parse_lengths)
@@ -196,19 +204,14 @@ class ProjectionRegistry:
         self._exemplars.begin(folder)
         self._lengths.begin(folder)
         try:
-            files = sorted(file for file in (folder / PROJECTIONS_FOLDER).iterdir() if not file.name.startswith("."))
+            files, issues = yaml_files(folder / PROJECTIONS_FOLDER)
         except FileNotFoundError:
-            files = []
+            files, issues = [], []
         except OSError as error:
             return [unreadable(folder / PROJECTIONS_FOLDER, error)]
         projections: dict[str, Projection] = {}
-        issues: list[ConfigIssue] = []
         parsed: dict[str, _ParsedProjection] = {}
         for file in files:
-            if file.suffix == ".yml":
-                issues.append(ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml"))
-            if file.suffix != ".yaml":
-                continue
             parsed[file.stem] = one = self._parse(file)
             found = list(one.issues)
             if one.source is not None and one.rule is not None and not found:
