@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
-    from gateway.policy.files import PolicyFiles
+    from gateway.policy.reload import PolicyFiles
 
 log = structlog.get_logger()
 

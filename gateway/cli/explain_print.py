@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gateway.cli.explain import Explanation
     from gateway.config.limits import BudgetRule, LimitsRule
-    from gateway.policy.explain import Explanation
     from gateway.policy.length import LengthChoice
     from gateway.policy.plan import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route

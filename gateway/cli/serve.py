@@ -14,7 +14,7 @@ from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.cli.lazy import CONFIG, config_option
 from gateway.config.sections import MAX_WORKERS
-from gateway.policy.files import PolicyFiles
+from gateway.policy.reload import PolicyFiles
 from gateway.server.listeners import serve as serve_gateway
 from gateway.server.stopping import reload_on_sighup, stop_on_signals
 from gateway.server.supervisor import Supervisor

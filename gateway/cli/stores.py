@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from gateway.cli.lazy import config_option
 from gateway.errors import StartupError
-from gateway.policy.files import PolicyFiles
+from gateway.policy.reload import PolicyFiles
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics

@@ -19,7 +19,7 @@ import uvloop
 from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.errors import StartupError
-from gateway.policy.files import PolicyFiles
+from gateway.policy.reload import PolicyFiles
 from gateway.server import WorkerStarted
 from gateway.server.listeners import serve
 from gateway.server.stopping import reload_on_sighup, stop_at_end_of_stdin, stop_on_signals

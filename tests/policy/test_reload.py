@@ -15,9 +15,8 @@ from structlog.testing import capture_logs
 
 from gateway.config.settings import OVERRIDES
 from gateway.policy import book
-from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
-from gateway.policy.reload import ConfigEdit, EditDebounce, Reloader, ReloadInterval
+from gateway.policy.reload import ConfigEdit, EditDebounce, PolicyFiles, Reloader, ReloadInterval
 from gateway.telemetry.metrics import Metrics
 from tests.policy.test_length_model import FILE as FITTED
 
