@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.settings import check_settings
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse, read_bytes
+from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
-from gateway.policy.library import ProjectionRegistry, yaml_files
+from gateway.policy.library import CheckedFile, ProjectionRegistry, read_checked, yaml_files
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 
@@ -25,31 +25,17 @@ if TYPE_CHECKING:
     from gateway.policy.schema import KeyEntry
 
 
-class PolicyFile(NamedTuple):
-    """A policy file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
-
-    digest: str
-    source: YamlSource | None
-    policy: TenantPolicy | None
-    issues: tuple[ConfigIssue, ...] = ()
-
-
 class PolicyFileCache:
     """Read policy files and cache those without issues."""
 
     def __init__(self) -> None:
         self.registry = ProjectionRegistry()
-        self._cached: dict[Path, PolicyFile] = {}
+        self._cached: dict[Path, CheckedFile[TenantPolicy]] = {}
         self._digests: dict[Path, str] = {}
 
-    def read(self, file: Path) -> PolicyFile:
+    def read(self, file: Path) -> CheckedFile[TenantPolicy]:
         """Return the current content of the file. Blocks; never raises."""
-        raw = read_bytes(file)
-        if isinstance(raw, ConfigIssue):
-            policy_file = PolicyFile("", None, None, (raw,))
-        else:
-            digest, cached = sha256(raw).hexdigest(), self._cached.get(file)
-            policy_file = cached if cached is not None and cached.digest == digest else _parse(raw, digest, file)
+        policy_file = read_checked(file, None, self._cached.get(file), _parse)
         self._digests[file] = policy_file.digest
         if policy_file.source is None or policy_file.issues:
             self._cached.pop(file, None)
@@ -78,13 +64,13 @@ class PolicyFileCache:
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _parse(raw: bytes, digest: str, file: Path) -> PolicyFile:
+def _parse(raw: bytes, digest: str, file: Path) -> CheckedFile[TenantPolicy]:
     source, issues = parse(raw, display_path(file))
     policy = None
     if source is not None:
         policy, wrong = source.check(TenantPolicy)
         issues = [*issues, *wrong]
-    return PolicyFile(digest, source, policy, tuple(in_file_order(issues)))
+    return CheckedFile(digest, source, policy, tuple(in_file_order(issues)))
 
 
 class Caller(NamedTuple):
@@ -190,8 +176,8 @@ def check_book(
         found, source = list(policy_file.issues), policy_file.source
         if source is not None:
             found += [*uniqueness.check(source), *_routes(source, known_models, protocols), *registry.check(source)]
-            if policy_file.policy is not None:
-                policies.append(registry.bind(file, policy_file.policy, source))
+            if policy_file.value is not None:
+                policies.append(registry.bind(file, policy_file.value, source))
         issues += in_file_order(found)
     cache.retain(files)
     registry.close(frozenset(file.name for file in files))

@@ -41,11 +41,30 @@ _QUOTED = re.compile(r"'[^']*'")
 T = TypeVar("T")
 
 
-class ParsedFile(NamedTuple, Generic[T]):
-    """The parsed content of a file; None, with issues, if it is invalid."""
+class CheckedFile(NamedTuple, Generic[T]):
+    """A file with its SHA-256, its YAML data and its value. A file that cannot be read has an empty hash and an issue.
 
+    The value is None where there are issues. The source is None where the file is not YAML.
+    """
+
+    digest: str
+    source: YamlSource | None
     value: T | None
     issues: tuple[ConfigIssue, ...] = ()
+
+
+def read_checked(
+    file: Path,
+    max_bytes: int | None,
+    previous: CheckedFile[T] | None,
+    parse: Callable[[bytes, str, Path], CheckedFile[T]],
+) -> CheckedFile[T]:
+    """Return the current content of a file; `previous` if it has not changed. Blocks; never raises."""
+    raw = read_bytes(file, max_bytes)
+    if isinstance(raw, ConfigIssue):
+        return CheckedFile("", None, None, (raw,))
+    digest = sha256(raw).hexdigest()
+    return previous if previous is not None and previous.digest == digest else parse(raw, digest, file)
 
 
 @dataclass(slots=True)
@@ -60,11 +79,11 @@ class NamedFiles(Generic[T]):
     example: str
     endings: frozenset[str]
     max_bytes: int
-    parse: Callable[[bytes, Path], ParsedFile[T]]
+    parse: Callable[[bytes, str, Path], CheckedFile[T]]
     named: set[str] = field(default_factory=set)
     _folder: Path = Path()
-    _previous: dict[str, tuple[str, ParsedFile[T]]] = field(default_factory=dict)
-    _read: dict[str, tuple[str, ParsedFile[T]]] = field(default_factory=dict)
+    _previous: dict[str, CheckedFile[T]] = field(default_factory=dict)
+    _read: dict[str, CheckedFile[T]] = field(default_factory=dict)
 
     def begin(self, folder: Path) -> None:
         """Begin a reading."""
@@ -73,7 +92,7 @@ class NamedFiles(Generic[T]):
     @property
     def digests(self) -> dict[str, str]:
         """Return the digests of the files read."""
-        return {name: digest for name, (digest, _) in self._read.items()}
+        return {name: checked.digest for name, checked in self._read.items()}
 
     def of(self, name: str, source: YamlSource, loc: Loc) -> tuple[T | None, list[ConfigIssue]]:
         """Return the content of the file that `source` names at `loc`, or None with issues. Issues of the file itself
@@ -83,15 +102,12 @@ class NamedFiles(Generic[T]):
         name = str(PurePosixPath(name))
         self.named.add(name)
         if name in self._read:
-            return self._read[name][1].value, []
-        file = self._folder / name
-        raw = read_bytes(file, self.max_bytes)
-        if isinstance(raw, ConfigIssue):
-            return None, [source.issue(loc, f"{name} {raw.message}")]
-        digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
-        parsed = previous[1] if previous is not None and previous[0] == digest else self.parse(raw, file)
-        self._read[name] = digest, parsed
-        return parsed.value, list(parsed.issues)
+            return self._read[name].value, []
+        checked = read_checked(self._folder / name, self.max_bytes, self._previous.get(name), self.parse)
+        if not checked.digest:
+            return None, [source.issue(loc, f"{name} {checked.issues[0].message}")]
+        self._read[name] = checked
+        return checked.value, list(checked.issues)
 
     def _name_problem(self, name: str) -> str | None:
         path = PurePosixPath(name)
@@ -128,17 +144,17 @@ def length_files() -> NamedFiles[FittedLengths]:
     return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parse_lengths)
 
 
-def _parse_lengths(raw: bytes, file: Path) -> ParsedFile[FittedLengths]:
+def _parse_lengths(raw: bytes, digest: str, file: Path) -> CheckedFile[FittedLengths]:
     try:
-        return ParsedFile(lengths_of(raw))
+        return CheckedFile(digest, None, lengths_of(raw))
     except ValueError as error:
-        return ParsedFile(None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))
+        return CheckedFile(digest, None, None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))
 
 
-def _parse_exemplars(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
+def _parse_exemplars(raw: bytes, digest: str, file: Path) -> CheckedFile[tuple[Exemplar, ...]]:
     source, issues = parse(raw, display_path(file), list)
     if source is None:
-        return ParsedFile(None, tuple(map(without_content, issues)))
+        return CheckedFile(digest, None, None, tuple(map(without_content, issues)))
     entries, found = source.check(ExemplarList)
     exemplars = entries.exemplars() if entries is not None else ()
     size = sum(len(one.question) + len(one.answer) for one in exemplars)
@@ -146,7 +162,7 @@ def _parse_exemplars(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]
         problem = f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
         found = [*found, source.issue((), problem)]
     issues = in_file_order(map(without_content, [*issues, *found]))
-    return ParsedFile(None if issues else exemplars, tuple(issues))
+    return CheckedFile(digest, None, None if issues else exemplars, tuple(issues))
 
 
 def without_content(issue: ConfigIssue) -> ConfigIssue:
@@ -157,13 +173,6 @@ def without_content(issue: ConfigIssue) -> ConfigIssue:
     if message.startswith(_YAML_MESSAGES):
         message = _QUOTED.sub("'...'", message)
     return replace(issue, field=location, message=message)
-
-
-class _ParsedProjection(NamedTuple):  # checked again in each reading, since its exemplars may have changed
-    digest: str
-    source: YamlSource | None
-    rule: ProjectionRule | None
-    issues: tuple[ConfigIssue, ...]
 
 
 class _Resolved(NamedTuple):  # None: no name, or an unchanged built-in one
@@ -190,7 +199,8 @@ class ProjectionRegistry:
         self.digests: dict[str, str] = {}
         self._exemplars = NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parse_exemplars)
         self._lengths = length_files()
-        self._parsed: dict[str, _ParsedProjection] = {}
+        # Checked again in each reading, since the exemplars of a projection may have changed.
+        self._parsed: dict[str, CheckedFile[ProjectionRule]] = {}
         self._invalid: frozenset[str] = frozenset()
         self._bound: dict[str, _Bound] = {}
 
@@ -210,12 +220,12 @@ class ProjectionRegistry:
         except OSError as error:
             return [unreadable(folder / PROJECTIONS_FOLDER, error)]
         projections: dict[str, Projection] = {}
-        parsed: dict[str, _ParsedProjection] = {}
+        parsed: dict[str, CheckedFile[ProjectionRule]] = {}
         for file in files:
-            parsed[file.stem] = one = self._parse(file)
+            parsed[file.stem] = one = read_checked(file, MAX_BYTES, self._parsed.get(file.stem), _parsed)
             found = list(one.issues)
-            if one.source is not None and one.rule is not None and not found:
-                projections[file.stem], found = self._projection(file.stem, one.source, one.rule)
+            if one.source is not None and one.value is not None and not found:
+                projections[file.stem], found = self._projection(file.stem, one.source, one.value)
             issues += in_file_order(found)
         self._parsed = parsed
         self._invalid = frozenset(parsed) - frozenset(projections)
@@ -275,13 +285,6 @@ class ProjectionRegistry:
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
         return _Resolved(replace(projection, exemplars=exemplars) if exemplars else None, length_model)
 
-    def _parse(self, file: Path) -> _ParsedProjection:
-        raw = read_bytes(file, MAX_BYTES)
-        if isinstance(raw, ConfigIssue):
-            return _ParsedProjection("", None, None, (raw,))
-        digest, previous = sha256(raw).hexdigest(), self._parsed.get(file.stem)
-        return previous if previous is not None and previous.digest == digest else _parsed(raw, digest, file)
-
     def _projection(self, name: str, source: YamlSource, rule: ProjectionRule) -> tuple[Projection, list[ConfigIssue]]:
         path = source.get("exemplars")
         exemplars, issues = self._exemplars.of(path, source, ("exemplars",)) if isinstance(path, str) else (None, [])
@@ -304,7 +307,7 @@ def _size_issues(projection: Projection, source: YamlSource, loc: Loc) -> Iterat
         yield source.issue(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")
 
 
-def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
+def _parsed(raw: bytes, digest: str, file: Path) -> CheckedFile[ProjectionRule]:
     source, issues = parse(raw, display_path(file))
     rule = None
     if source is not None:
@@ -316,4 +319,4 @@ def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
             issues.append(source.issue((), "is empty: add at least one field, like instruction"))
         rule, found = source.check(ProjectionRule)
         issues += found
-    return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, issues))))
+    return CheckedFile(digest, source, rule, tuple(in_file_order(map(without_content, issues))))
