@@ -1,4 +1,7 @@
-"""Computes the cost of answers, the cost of the baseline model, and the savings. All amounts are Decimal USD."""
+"""Computes the cost of answers, the cost of the baseline model, and the savings. All amounts are Decimal USD.
+
+Also reads LiteLLM's bundled tables of prices and providers.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ _RATE = Context(prec=24)  # for prices per token from hourly prices, which are r
 _PER_1M = Decimal(1_000_000)
 _SECONDS_PER_HOUR = Decimal(3600)
 _TABLE = "model_prices_and_context_window_backup.json"
+_PROVIDERS = "provider_endpoints_support_backup.json"
 _TEXT_MODES = frozenset({"chat", "completion", "responses", "embedding"})
 
 
@@ -114,6 +118,13 @@ def litellm_max_output(model: str) -> int | None:
     return _row(model).max_output_tokens
 
 
+@cache
+def litellm_providers() -> frozenset[str]:
+    """Return the names that may precede the slash in `provider/name`; empty if LiteLLM is not installed."""
+    # A name with a slash is a product, not a provider.
+    return frozenset(name for name in _litellm_file(_PROVIDERS).get("providers", ()) if "/" not in name)
+
+
 class _Row(NamedTuple):
     provider: str = ""
     price: Price | None = None
@@ -132,7 +143,7 @@ def _row(model: str) -> _Row:
     return _Row()
 
 
-def litellm_file(name: str) -> dict[str, Any]:
+def _litellm_file(name: str) -> dict[str, Any]:
     """Return a JSON file of LiteLLM, with numbers as Decimal; empty without LiteLLM. LiteLLM is not imported."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None or not (file := Path(spec.origin).with_name(name)).is_file():
@@ -144,7 +155,7 @@ def litellm_file(name: str) -> dict[str, Any]:
 @cache
 def _rows() -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
-    for model, row in litellm_file(_TABLE).items():
+    for model, row in _litellm_file(_TABLE).items():
         price = _row_price(row)
         if price is not None and row.get("mode") in _TEXT_MODES:
             limit = row.get("max_output_tokens")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pricing import Price, cost_usd, litellm_table, savings_usd
+from gateway.pricing import Price, cost_usd, litellm_providers, litellm_table, savings_usd
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
 STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5))
@@ -158,3 +158,33 @@ def test_no_table_is_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
         assert litellm_table("gpt-4o") is None
     finally:
         pricing._rows.cache_clear()
+
+
+def test_the_provider_names_are_read_without_importing_litellm() -> None:
+    code = "import sys; from gateway.pricing import litellm_providers; names = litellm_providers(); "
+    code += "print(len(names), 'anthropic' in names, 'litellm' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert int(output[0]) > 100
+    assert output[1:] == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai", "azure", "anthropic", "bedrock", "gemini", "vertex_ai", "mistral", "deepseek", "groq", "openrouter",
+        "together_ai", "fireworks_ai", "hosted_vllm", "ollama", "ollama_chat", "lm_studio", "cohere_chat", "xai",
+    ],
+)  # fmt: skip
+def test_common_providers_are_known(name: str) -> None:
+    assert name in litellm_providers()
+
+
+def test_without_litellm_no_provider_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway import pricing
+
+    litellm_providers.cache_clear()
+    monkeypatch.setattr(pricing, "find_spec", lambda _: None)
+    try:
+        assert litellm_providers() == frozenset()
+    finally:
+        litellm_providers.cache_clear()

@@ -116,14 +116,6 @@ PROBE_PREFIX = "a b c d e f g h i j k l m n"
 _PROBE_NEXT = re.compile(r"\s*o(?:pq|(?![a-z]))")  # "o p", or "opq" run together; not "of course"
 PROBE_MAX_TOKENS = 12
 
-# An engine must not write these beginnings by itself: no answer naturally begins so. There are two, because it may
-# repeat one by chance.
-INSTRUCT_PROBES: tuple[tuple[str, str], ...] = (
-    ("What is the capital of France?", "Dear reader, the capital of France is"),
-    ("Name three colours.", "Well then, three colours that I like are red,"),
-)
-_INSTRUCT_MAX_TOKENS = 24
-
 
 class ContinuationProbe(NamedTuple):
     """A question whose answer, begun with `prefix`, shows whether and how an engine continues it."""
@@ -141,13 +133,17 @@ class ContinuationProbe(NamedTuple):
 _ALPHABET = ContinuationProbe(
     "Write the alphabet in lower case, with a space between the letters.", PROBE_PREFIX, PROBE_MAX_TOKENS
 )
+# An engine must not write these beginnings by itself: no answer naturally begins so. There are two, because it may
+# repeat one by chance.
+_INSTRUCT = (
+    ContinuationProbe("What is the capital of France?", "Dear reader, the capital of France is", 24),
+    ContinuationProbe("Name three colours.", "Well then, three colours that I like are red,", 24),
+)
 
 
 def probes(mode: Mode) -> tuple[ContinuationProbe, ...]:
     """Return the probes of a mode. The engine supports the mode if it passes all of them."""
-    if mode == "instruct":
-        return tuple(ContinuationProbe(question, prefix, _INSTRUCT_MAX_TOKENS) for question, prefix in INSTRUCT_PROBES)
-    return (_ALPHABET,)
+    return _INSTRUCT if mode == "instruct" else (_ALPHABET,)
 
 
 def judge_probe(mode: Mode, reply: str, probe: ContinuationProbe = _ALPHABET) -> Continuation | None:

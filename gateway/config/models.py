@@ -12,7 +12,6 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.capabilities.continuation import Mode
 from gateway.capabilities.kinds import TGI
-from gateway.capabilities.providers import providers
 from gateway.capabilities.reasoning import Reasoning
 from gateway.config.scalars import (
     Duration,
@@ -30,7 +29,7 @@ from gateway.config.scalars import (
 )
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
-from gateway.pricing import Price, litellm_max_output, litellm_table
+from gateway.pricing import Price, litellm_max_output, litellm_providers, litellm_table
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -313,8 +312,8 @@ class ModelSettings(StrictModel):
         provider, _, name = model.partition("/")
         if not name:
             raise InvalidValue("must be provider/name with protocol litellm, like anthropic/claude-sonnet-4-5")
-        if providers() and provider not in providers():
-            raise InvalidValue(f"LiteLLM has no provider '{provider}'", nearest(provider, providers()))
+        if litellm_providers() and provider not in litellm_providers():
+            raise InvalidValue(f"LiteLLM has no provider '{provider}'", nearest(provider, litellm_providers()))
         return model
 
     @field_validator(*OPTIONS)

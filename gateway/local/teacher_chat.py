@@ -114,7 +114,7 @@ async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> 
     ):
         async for token in tokens:
             await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
-        if _wants_usage(body):
+        if body.wants_usage:
             await send_event(response, replies.usage_chunk([run], "chat.completion.chunk"))
     return response
 
@@ -129,10 +129,6 @@ async def _stream_completions(request: web.Request, body: TgiCompletionBody, pro
                 runs.append(run)
                 async for token in tokens:
                     await send_event(response, replies.completion_chunk(index, token))
-        if _wants_usage(body):
+        if body.wants_usage:
             await send_event(response, replies.usage_chunk(runs, "text_completion"))
     return response
-
-
-def _wants_usage(body: TgiChatBody | TgiCompletionBody) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage

@@ -41,31 +41,52 @@ class TgiStreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
-class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not read are ignored."""
+class _SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of both routes."""
 
-    messages: list[TgiMessage]
     frequency_penalty: float | None = None
-    logprobs: bool | None = None
-    max_completion_tokens: Unsigned | None = None
     max_tokens: Unsigned | None = None
-    presence_penalty: float | None = None
-    response_format: TgiGrammar | None = None
     seed: Unsigned | None = None
     stop: list[str] | None = None
     stream: bool = False
     stream_options: TgiStreamOptions | None = None
     temperature: float | None = None
+    top_p: float | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Return whether a stream ends with a chunk with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _parameters(self, **own: Any) -> TgiParameters:
+        return TgiParameters(
+            details=True,
+            do_sample=self.temperature != 0,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            stop=self.stop or [],
+            temperature=self.temperature or None,
+            top_p=self.top_p,
+            **own,
+        )
+
+
+class TgiChatBody(_SamplingBody, frozen=True, kw_only=True):
+    """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not read are ignored."""
+
+    messages: list[TgiMessage]
+    logprobs: bool | None = None
+    max_completion_tokens: Unsigned | None = None
+    presence_penalty: float | None = None
+    response_format: TgiGrammar | None = None
     tools: list[Any] | None = None
     top_logprobs: Unsigned | None = None
-    top_p: float | None = None
 
     @property
     def parameters(self) -> TgiParameters:
         """The parameters as TGI maps them. A `presence_penalty` of x becomes a repetition penalty of x + 2."""
         penalty = self.presence_penalty
-        return _parameters(
-            self,
+        return self._parameters(
             grammar=self.response_format,
             max_new_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
             repetition_penalty=None if penalty is None else penalty + 2.0,
@@ -73,38 +94,17 @@ class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class TgiCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+class TgiCompletionBody(_SamplingBody, frozen=True, kw_only=True):
     """The body of /v1/completions."""
 
     prompt: str | list[str]
-    frequency_penalty: float | None = None
-    max_tokens: Unsigned | None = None
     repetition_penalty: float | None = None
-    seed: Unsigned | None = None
-    stop: list[str] | None = None
-    stream: bool = False
-    stream_options: TgiStreamOptions | None = None
     suffix: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
 
     @property
     def parameters(self) -> TgiParameters:
         """The parameters as TGI maps them."""
-        return _parameters(self, max_new_tokens=self.max_tokens, repetition_penalty=self.repetition_penalty)
-
-
-def _parameters(body: TgiChatBody | TgiCompletionBody, **own: Any) -> TgiParameters:
-    return TgiParameters(
-        details=True,
-        do_sample=body.temperature != 0,
-        frequency_penalty=body.frequency_penalty,
-        seed=body.seed,
-        stop=body.stop or [],
-        temperature=body.temperature or None,
-        top_p=body.top_p,
-        **own,
-    )
+        return self._parameters(max_new_tokens=self.max_tokens, repetition_penalty=self.repetition_penalty)
 
 
 async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
