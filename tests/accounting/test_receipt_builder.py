@@ -126,7 +126,7 @@ def test_guidance_that_reaches_the_callers_limit_needs_no_student() -> None:
 
 
 def test_a_teacher_route_costs_its_baseline() -> None:
-    """The same model read the same prompt: the baseline is exact, and nothing is saved."""
+    """The baseline is the same model with the same prompt, so it is exact and nothing is saved."""
     receipt = closed(builder(plan("teacher"), teacher=call("big", 100, 200)))
     assert (receipt.mode, receipt.student) == ("teacher", None)
     assert receipt.cost_usd == receipt.baseline_usd == usd("0.0022")

@@ -179,7 +179,7 @@ async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Red
 
 
 async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKeys) -> None:
-    """One of two tickets with the same id would get the other's grant, or return its permit."""
+    """A ticket would get the grant of the other with the same id, or return its permit."""
     async with process(redis_url, keys, LIMITS) as queue:
         one = ticket()
         async with queue.acquire(one):

@@ -287,7 +287,7 @@ def test_no_listener_is_an_error_with_the_address(config: Path) -> None:
 
 @pytest.mark.long
 def test_an_address_that_cannot_be_known(config: Path) -> None:
-    """No file, a port that is chosen at the start, a mistake where the address stands."""
+    """The configuration has no file, a port that is chosen at the start, or an error at the address."""
     assert "--url" in _one_line(_run("--config", "nowhere.yaml"))
     config.write_text("admin: {port: 0}\n")
     assert "admin.port is 0" in _one_line(_run("--config", str(config)))

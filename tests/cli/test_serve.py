@@ -95,7 +95,7 @@ def test_workers_in_the_file_that_cannot_be(tmp_path: Path, workers: object, why
 
 
 def test_invalid_yaml_is_reported_with_every_line(tmp_path: Path) -> None:
-    """One line for each mistake, in both files at once."""
+    """Errors of both files are reported at once, with a line for each."""
     config = _config(tmp_path)
     text = (tmp_path / "config.yaml").read_text().replace("api_base", "api_bse", 1)
     (tmp_path / "config.yaml").write_text(text)

@@ -204,7 +204,7 @@ async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end()
 
 @pytest.mark.parametrize("calls", [2, 3])
 async def test_an_open_breaker_is_logged_once(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not once for each call in flight."""
+    """Calls in flight at that time log no further line."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
     world = World(*[[WORD, busy]] * calls)
     groups = [world.engine.stream({}) for _ in range(calls)]

@@ -276,7 +276,7 @@ async def test_an_unknown_host_is_unreachable() -> None:
 
 
 async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> None:
-    """Whether it was closed or reset."""
+    """A closed connection and a reset one give the same error."""
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -470,7 +470,7 @@ async def test_an_error_under_status_200_that_blames_the_key_quotes_nothing() ->
 
 
 async def test_an_error_of_null_is_none() -> None:
-    """Some servers always send the field."""
+    """Some servers send the field `error` in every reply."""
     async with serving({"/x": replying({"error": None})}) as fake, engine_http(fake.url) as http:
         assert (await http.post("/x", {})).body == {"error": None}
 

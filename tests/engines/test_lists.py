@@ -140,7 +140,7 @@ async def test_before_the_first_probe_calls_are_single() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_disconnect_cancels_no_other_member(kind: str) -> None:
-    """Whether or not it was the first member."""
+    """The disconnected member may be the first or a later one."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.hold.clear()
@@ -398,7 +398,7 @@ async def test_a_server_without_the_route_gets_single_calls(kind: str, missing: 
 
 
 async def test_a_server_that_answers_only_the_first_of_a_list_gets_none() -> None:
-    """Such a server reads a list as one prompt."""
+    """The server reads a list as one prompt."""
     server = ListServer("somebody", spoil=lambda entries: entries[:1])
     async with listing(server) as (engine, _):
         assert engine.state.facts["lists"] == []

@@ -94,7 +94,7 @@ async def test_an_engine_without_calls_has_the_detail_not_called_yet() -> None:
 
 
 async def test_each_probe_is_reported_to_the_callback() -> None:
-    """Whether or not the engine was up."""
+    """Successful and failed probes are reported."""
     probes: list[tuple[str, bool]] = []
     async with watching(UP, DOWN, UP, on_probe=lambda engine, up: probes.append((engine, up))) as watched:
         await watched.probes(3)

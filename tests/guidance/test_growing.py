@@ -165,7 +165,7 @@ def test_shown_text_is_never_taken_back(name: str, boundary: Boundary, sizes: li
 
 
 def test_text_that_a_student_could_complete_to_a_stop_string_is_held_back() -> None:
-    """If the seam followed "One.", the student's first line end would complete the stop string."""
+    """A seam after "One." would let the student's first line end complete the stop string."""
     growing = GrowingTrim(stop=[".\n\n"])
     assert growing.feed("One. Tw") == "One"
     trimmed = growing.finish(cut=True)

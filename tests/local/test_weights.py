@@ -202,11 +202,15 @@ def test_a_member_larger_than_the_file_is_refused(tmp_path: Path, shelf: Path):
         fetch_weights(fake.FAKE._replace(size_bytes=10), tmp_path / "cache")
 
 
-def test_a_verified_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "fake.gguf").write_bytes(fake.CONTENT)
-    assert fetch_weights(fake.FAKE, tmp_path) == tmp_path / "fake.gguf"
-    monkeypatch.setattr(weights, "_verify", lambda *_: pytest.fail("hashed again"))
-    assert fetch_weights(fake.FAKE, tmp_path)
+def test_a_verified_file_is_hashed_once(tmp_path: Path):
+    """A change that keeps size and modification time is not noticed."""
+    target = tmp_path / "fake.gguf"
+    target.write_bytes(fake.CONTENT)
+    assert fetch_weights(fake.FAKE, tmp_path) == target
+    was, changed = target.stat(), b"x" + fake.CONTENT[1:]
+    target.write_bytes(changed)
+    os.utime(target, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert fetch_weights(fake.FAKE, tmp_path).read_bytes() == changed
 
 
 @pytest.mark.long

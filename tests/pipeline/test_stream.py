@@ -273,7 +273,7 @@ def test_no_chunk_of_a_choice_follows_its_finish(seam: SeamJoin | None) -> None:
 
 
 def test_an_empty_finish_reason_is_ignored() -> None:
-    """Some servers send one with every chunk."""
+    """Some servers send an empty finish_reason with every chunk."""
     received = relayed_chunks(relay(), says("One", ""), says(" two", ""), says("", "length"))
     assert text_of(received) == "One two"
     assert finishes(received) == ["length"]
@@ -288,7 +288,7 @@ def test_an_answer_without_a_student_has_a_finish_reason(reason: str) -> None:
 
 
 def test_upstream_usage_is_not_sent_without_a_request() -> None:
-    """Whether it comes alone, with text, or in every chunk."""
+    """Usage may come alone, with text, or in every chunk."""
     one = relay()
     sent = (says("x", usage=None), says("y", "stop", usage=COUNTED), {"choices": [], "usage": COUNTED})
     received = relayed_chunks(one, *sent)

@@ -59,13 +59,13 @@ def parts(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("which", SCHEMAS)
 def test_the_committed_schema_is_current(which: str) -> None:
-    """If not: gkt-gateway schema NAME > docs/schema/NAME.json"""
+    """Update the file: gkt-gateway schema NAME > docs/schema/NAME.json"""
     assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == schema_json(which)
 
 
 @pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy.md")])
 def test_the_committed_page_is_current(which: str, page: str) -> None:
-    """If not: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
+    """Update the page: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
     assert (REPOSITORY / "docs" / "reference" / page).read_text("utf-8") == reference(which)
 
 

@@ -233,7 +233,6 @@ def test_the_token_limit_is_in_the_callers_field(fields: dict[str, Any], limit: 
     ("stop", "read"), [(None, ()), ("", ()), ("x", ("x",)), ([], ()), (["x", "", "y"], ("x", "y")), ([""], ())]
 )
 def test_stop_strings_are_a_tuple_without_empty_ones(stop: Any, read: tuple[str, ...]) -> None:
-    """One, several or none."""
     assert parsed(stop=stop).stop == read
 
 
@@ -285,7 +284,7 @@ def nested(levels: int, open_bracket: bytes = b"[", closing: bytes = b"]") -> by
 
 @pytest.mark.parametrize(("open_bracket", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_a_body_that_is_too_deep_to_encode_is_rejected(open_bracket: bytes, closing: bytes) -> None:
-    """Such a body can be decoded, and would fail on its way to the engine."""
+    """The body can be decoded, and would fail on its way to the engine."""
     assert parse_chat(nested(253, open_bracket, closing)).model == "m"
     for levels in (254, 500, 1_000, 1_023, 1_024, 100_000):
         assert rejection(nested(levels, open_bracket, closing)).param is None

@@ -12,7 +12,7 @@ def test_usage_has_openais_names() -> None:
 
 
 def test_every_reply_shares_its_head() -> None:
-    """One id, one time and one model, as JSON and as a stream."""
+    """JSON replies and streams have the same id, time and model."""
     head = ReplyHead("chatcmpl-1", 1_700_000_000, "m")
     shared = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hi", "refusal": None}, "logprobs": None}

@@ -72,7 +72,7 @@ class Counted(bytes):
 
 @pytest.mark.parametrize("body", [text_body(CHAT, "x", b"a", MAX_BYTES), list_body(CHAT, "x", b"[]", MAX_BYTES)])
 def test_no_call_reads_a_large_body_at_once(body: bytes) -> None:
-    """Such a call would hold the interpreter lock. Only the beginning of a hostile body is read."""
+    """A call that reads all of it would hold the interpreter lock. Only the beginning of a hostile body is read."""
     raw = Counted(body)
     raw.read = []
     try:
