@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from decimal import Decimal
 
-    from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
     from gateway.policy.constraints import API
@@ -64,8 +63,9 @@ class Explanation(NamedTuple):
     refused: GatewayError | None
     tenant: EffectiveLimits
     key: EffectiveLimits
-    assumed: tuple[str, ...]
-    fields: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()  # the fields that give the reason against guidance
+    reserved_usd: Decimal | None = None  # the maximum cost that would be reserved, without that of a shadow
 
 
 def explain_request(
@@ -77,16 +77,14 @@ def explain_request(
     policy = _policy(book, tenant)
     caller = Caller(policy, _key(policy, key))
     kind, request = _request(file)
-    explanation = _with_budget_limit(explain(caller, request, sent_headers, settings), settings)
+    explanation = _explain(caller, request, sent_headers, settings)
     size, model = request.size_bytes, request.model
     facts = {"file": file, "kind": kind, "model": model, "bytes": size, "tenant": policy.tenant, "key": key}
     routes = list(_routes(caller, model, explanation, _locations(settings.policies, policy)))
-    reserved_usd = None if explanation.plan is None else _reserved(request, explanation.plan, settings)
     if in_json:
-        body = as_json(facts, routes, explanation, reserved_usd)
-        typer.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(as_json(facts, routes, explanation), option=orjson.OPT_INDENT_2))
     else:
-        Console().print(as_text(facts, routes, explanation, reserved_usd), soft_wrap=True)
+        Console().print(as_text(facts, routes, explanation), soft_wrap=True)
     if explanation.refused is not None:
         raise typer.Exit(1)
 
@@ -168,52 +166,39 @@ def _routes(caller: Caller, model: str, explanation: Explanation, locations: lis
         yield {"index": index, "place": locations[index], "takes": index == taken, "why": why}
 
 
-def _with_budget_limit(explanation: Explanation, settings: Settings) -> Explanation:
-    """Set max_tokens if there is a budget and no other limit, as admission does."""
-    budgeted = explanation.tenant.budget is not None or explanation.key.budget is not None
-    plan = explanation.plan
-    if plan is None or plan.max_tokens is not None or not budgeted:
-        return explanation
-    limit = budget_max_tokens(plan, max_output_of(settings.models)) if plan.students else None
-    return explanation._replace(plan=structs.replace(plan, max_tokens=limit))
-
-
-def _reserved(request: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
-    """Return the maximum cost that would be reserved for the request, without its shadow."""
-    prices = {model.name: model.price for model in settings.models}
-    return worst_case(plan, request, prices, max_output_of(settings.models)).usd
-
-
-def explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Explanation:
-    """Explain a request from this caller with these headers."""
-    choice = choose(caller, request, headers)
-    plan, refused = None, None
+def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Explanation:
+    choice, defaults = choose(caller, request, headers), settings.defaults
+    tenant, key = allowed_tenant(caller.policy, defaults), allowed_key(caller.policy, caller.key, defaults)
     try:
-        plan = _plan(caller, choice, request, headers, settings)
+        plan, route = _plan(caller, choice, request, headers, settings)
     except GatewayError as error:
-        refused = error
-    policy, defaults = caller.policy, settings.defaults
-    return Explanation(
-        choice,
-        plan,
-        refused,
-        allowed_tenant(policy, defaults),
-        allowed_key(policy, caller.key, defaults),
-        () if plan is None else tuple(_assumed(plan, settings)),
-        () if plan is None or choice.route is None else tuple(_fields(choice.route, request, plan)),
-    )
+        return Explanation(choice, None, error, tenant, key)
+    assumed, fields = tuple(_assumed(plan, settings)), tuple(_fields(route, request, plan))
+    max_output = max_output_of(settings.models)
+    if plan.max_tokens is None and plan.students and (tenant.budget or key.budget):
+        plan = structs.replace(plan, max_tokens=budget_max_tokens(plan, max_output))  # as admission does
+    prices = {model.name: model.price for model in settings.models}
+    reserved_usd = worst_case(plan, request, prices, max_output).usd
+    return Explanation(choice, plan, None, tenant, key, assumed, fields, reserved_usd)
 
 
 def _plan(
     caller: Caller, choice: RouteChoice, request: AnyRequest, headers: Mapping[str, str], settings: Settings
-) -> Plan:
+) -> tuple[Plan, Route]:
     route = choice.route
     if route is None:
         raise not_found(caller, request.model, choice)
     # No random numbers: students keep the order of the file, and every request is sampled.
     if isinstance(request, EmbeddingsRequest):
-        return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers)
-    return resolve(caller.policy, route, request, lambda name: _snapshot(settings.by_name[name]), lambda: 0.0, headers)
+        return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers), route
+
+    def snapshot(engine: str) -> EngineSnapshot:
+        model = settings.by_name[engine]
+        mode = model.continuation
+        known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
+        return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
+
+    return resolve(caller.policy, route, request, snapshot, lambda: 0.0, headers), route
 
 
 def _fields(route: Route, request: AnyRequest, plan: Plan) -> dict[str, None]:
@@ -224,12 +209,6 @@ def _fields(route: Route, request: AnyRequest, plan: Plan) -> dict[str, None]:
     api: API = "completions" if isinstance(request, TextRequest) else "chat"
     excluding = excluding_fields(request.body, api, route.guidance.allow_fields)
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
-
-
-def _snapshot(model: ModelSettings) -> EngineSnapshot:
-    mode = model.continuation
-    known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
-    return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
 
 
 def _assumed(plan: Plan, settings: Settings) -> list[str]:

@@ -9,7 +9,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from decimal import Decimal
 
     from rich.console import RenderableType
 
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-def as_text(
-    request: Json, routes: Sequence[Json], explanation: Explanation, reserved_usd: Decimal | None
-) -> RenderableType:
+def as_text(request: Json, routes: Sequence[Json], explanation: Explanation) -> RenderableType:
     """Return the explanation as text for the terminal. Arguments are those of `as_json`."""
     key = "a key without its own models, limits and budget" if request["key"] is None else f"key {request['key']}"
     head = f"{request['file']}: {request['kind']} for model '{request['model']}', {request['bytes']} bytes, "
@@ -42,7 +39,7 @@ def as_text(
             parts += _section("shadow request", [sample, *_plan_rows(plan.shadow, route, explanation.fields)])
         if plan.quality is not None:
             parts += _section("quality sample", _quality_rows(plan.quality))
-    if plan is not None and reserved_usd is not None:
+    if plan is not None and (reserved_usd := explanation.reserved_usd) is not None:
         parts += _section("counts against", _allowance_rows(explanation))
         bound = "" if plan.max_tokens is not None else "; without max_tokens, the engine's longest answer counts"
         parts += _section("reserved", [(f"{reserved_usd.normalize():f} USD, the most that it may cost{bound}",)])
@@ -50,7 +47,7 @@ def as_text(
     return Group(*parts)
 
 
-def as_json(request: Json, routes: Sequence[Json], explanation: Explanation, reserved_usd: Decimal | None) -> Json:
+def as_json(request: Json, routes: Sequence[Json], explanation: Explanation) -> Json:
     """Return the explanation for JSON. Amounts of money are text. `routes` are those of the requested name."""
     tenant, key, refused = explanation.tenant, explanation.key, explanation.refused
     return {
@@ -60,7 +57,7 @@ def as_json(request: Json, routes: Sequence[Json], explanation: Explanation, res
         "plan": None if explanation.plan is None else _plan_json(explanation.plan),
         "limits": {"tenant": _limits_json(tenant.limits), "key": _limits_json(key.limits)},
         "budgets": {"tenant": _budget_json(tenant.budget), "key": _budget_json(key.budget)},
-        "reserved_usd": None if reserved_usd is None else f"{reserved_usd:f}",
+        "reserved_usd": None if explanation.reserved_usd is None else f"{explanation.reserved_usd:f}",
         "assumed": list(explanation.assumed),
         "unguided_fields": list(explanation.fields),
     }

@@ -169,7 +169,8 @@ def _from_environment(name: str, source: ValueOrigin) -> str:
     return source.environ[name].strip()
 
 
-def _secret(value: object, info: ValidationInfo) -> SecretStr:
+def secret_of(value: object, info: ValidationInfo, *, spaces: bool) -> SecretStr:
+    """Return the secret that a reference names, for a header, with `spaces` or without. Raises InvalidValue."""
     if isinstance(value, SecretStr):
         return value
     source = origin(info)
@@ -178,9 +179,13 @@ def _secret(value: object, info: ValidationInfo) -> SecretStr:
     text = dereference(value, source) if source else value if info.context is None else None
     if text is None:
         raise InvalidValue("a secret must not be written in this file: write env:NAME or file:/path")
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise InvalidValue("the secret contains a space or another character that is not allowed in a header")
+    if not (text.isascii() and text.isprintable() and (spaces or " " not in text)):
+        what = "a character" if spaces else "a space or another character"
+        raise InvalidValue(f"the secret contains {what} that is not allowed in a header")
     return SecretStr(text)
+
+
+_secret = partial(secret_of, spaces=False)
 
 
 def _secret_or_text(value: object, info: ValidationInfo) -> SecretStr:

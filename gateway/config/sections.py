@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -27,10 +28,9 @@ from gateway.config.scalars import (
     SecretOrText,
     Size,
     Whole,
-    dereference,
     duration_between,
     is_spelled_as_url,
-    origin,
+    secret_of,
     size_between,
 )
 from gateway.config.yaml_source import StrictModel
@@ -241,19 +241,6 @@ class RequestLogSettings(StrictModel):
     """Duration from which a request counts as slow; null: no request does."""
 
 
-def _header(value: object, info: ValidationInfo) -> SecretStr:
-    """Resolve a reference like a secret's, but allow spaces: `Bearer ...`."""
-    if isinstance(value, SecretStr):
-        return value
-    source = origin(info)
-    text = dereference(value, source) if source and isinstance(value, str) else None
-    if text is None:
-        raise InvalidValue("a header's value must not be written in this file: write env:NAME or file:/path")
-    if not (text.isascii() and text.isprintable()):
-        raise InvalidValue("contains a character that is not allowed in a header")
-    return SecretStr(text)
-
-
 def _header_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise InvalidValue("must be the name of a header, like authorization")
@@ -261,7 +248,7 @@ def _header_name(value: str) -> str:
 
 
 _HeaderName = Annotated[str, AfterValidator(_header_name)]
-_HeaderValue = Annotated[SecretStr, BeforeValidator(_header, json_schema_input_type=Reference)]
+_HeaderValue = Annotated[SecretStr, BeforeValidator(partial(secret_of, spaces=True), json_schema_input_type=Reference)]
 
 
 class TracingSettings(StrictModel):

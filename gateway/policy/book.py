@@ -168,14 +168,17 @@ def check_book(
     except OSError as error:
         why = (error.strerror or "error").lower()
         return None, [ConfigIssue(display_path(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
-    registry, uniqueness = cache.registry, _Uniqueness()
+    registry = cache.registry
+    tenants: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     issues += registry.read(folder)
     policies: list[TenantPolicy] = []
     for file in files:
         policy_file = cache.read(file)
         found, source = list(policy_file.issues), policy_file.source
         if source is not None:
-            found += [*uniqueness.check(source), *_routes(source, known_models, protocols), *registry.check(source)]
+            found += [*_duplicates(source, tenants, hashes), *_routes(source, known_models, protocols)]
+            found += registry.check(source)
             if policy_file.value is not None:
                 policies.append(registry.bind(file, policy_file.value, source))
         issues += in_file_order(found)
@@ -192,25 +195,19 @@ def near_misses(folder: Path) -> list[Path]:
     return [file for file in files if file.suffix != ".yaml" and file.suffix.lower() in {".yaml", ".yml", ".json"}]
 
 
-class _Uniqueness:
-    """Check that tenants and keys are unique over all files."""
-
-    def __init__(self) -> None:
-        self._tenants: dict[str, str] = {}
-        self._hashes: dict[str, str] = {}
-
-    def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
-        tenant = source.get("tenant")
-        if isinstance(tenant, str) and self._tenants.setdefault(tenant, source.file) != source.file:
-            yield source.issue(("tenant",), f"{self._tenants[tenant]} has tenant {tenant} too: merge the files")
-        ids: dict[str, int] = {}
-        for index, key in enumerate(source.items("keys")):
-            name, digest = (key.get("id"), key.get("sha256")) if isinstance(key, dict) else (None, None)
-            if isinstance(name, str) and ids.setdefault(name, index) != index:
-                yield source.issue(("keys", index, "id"), f"keys[{ids[name]}] has id {name} too: ids must be unique")
-            here = f"{source.file}: keys[{index}]"
-            if isinstance(digest, str) and (first := self._hashes.setdefault(digest.lower(), here)) != here:
-                yield source.issue(("keys", index, "sha256"), f"the same key as {first}: remove one of the two")
+def _duplicates(source: YamlSource, tenants: dict[str, str], hashes: dict[str, str]) -> Iterator[ConfigIssue]:
+    """Yield the tenant and the keys of a file that earlier files have, and add the others to `tenants` and `hashes`."""
+    tenant = source.get("tenant")
+    if isinstance(tenant, str) and tenants.setdefault(tenant, source.file) != source.file:
+        yield source.issue(("tenant",), f"{tenants[tenant]} has tenant {tenant} too: merge the files")
+    ids: dict[str, int] = {}
+    for index, key in enumerate(source.items("keys")):
+        name, digest = (key.get("id"), key.get("sha256")) if isinstance(key, dict) else (None, None)
+        if isinstance(name, str) and ids.setdefault(name, index) != index:
+            yield source.issue(("keys", index, "id"), f"keys[{ids[name]}] has id {name} too: ids must be unique")
+        here = f"{source.file}: keys[{index}]"
+        if isinstance(digest, str) and (first := hashes.setdefault(digest.lower(), here)) != here:
+            yield source.issue(("keys", index, "sha256"), f"the same key as {first}: remove one of the two")
 
 
 def _routes(source: YamlSource, known_models: list[str] | None, protocols: Mapping[str, str]) -> Iterator[ConfigIssue]:
