@@ -167,10 +167,10 @@ class OutboxTrimmer:
     async def acquire_lease(self) -> bool:
         """Acquire or renew the lease. Return whether this process has it."""
         try:
-            if await self._redis.set(self._keys.trimmer, self._process_id, nx=True, px=_LEASE_MS):
+            holder: Any = await self._redis.set(self._keys.trimmer, self._process_id, nx=True, get=True, px=_LEASE_MS)
+            if holder is None:
                 return True
-            holder: Any = await self._redis.get(self._keys.trimmer)
-            if holder is None or holder.decode() != self._process_id:
+            if holder.decode() != self._process_id:
                 return False
             return bool(await self._redis.set(self._keys.trimmer, self._process_id, xx=True, px=_LEASE_MS))
         except OutOfMemoryError:
