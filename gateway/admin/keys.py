@@ -38,24 +38,19 @@ async def create_key(request: web.Request) -> web.Response:
     policy = request.app[POLICIES].policy_set.policy_of(new.tenant)
     if policy is None:
         known = [one.tenant for one in request.app[POLICIES].policy_set.policies]
-        raise InvalidRequest(f"'tenant': no policy file defines tenant '{new.tenant}'.{suggestion(new.tenant, known)}",
-                             param="tenant")  # fmt: skip
+        close = suggestion(new.tenant, known)
+        raise InvalidRequest(f"'tenant': no policy file defines tenant '{new.tenant}'.{close}", param="tenant")
     if any(key.id == new.id for key in policy.keys):
         raise Conflict(f"The policy file of tenant '{new.tenant}' has a key '{new.id}': use another id.")
-    _check_models(new, policy)
+    for model in new.models or ():
+        if model not in policy.routes_of:
+            close = suggestion(model, policy.routes_of)
+            raise InvalidRequest(f"'models': tenant '{new.tenant}' has no route '{model}'.{close}", param="models")
     token = new_token()
     terms = KeyTerms(hint_of(token), actor, new.models, policy_fields(new.limits), policy_fields(new.budget))
     key = await request.app[KEYS_IN_REDIS].create(digest_of(token), new.tenant, new.id, terms, new.expires, actor)
     await _done(request, "key.create", actor, key)
     return json_reply({"key": token, **_view_of_held(key, request.app[KEYRING].now())}, status=201)
-
-
-def _check_models(new: NewKey, policy: TenantPolicy) -> None:
-    known = list(dict.fromkeys(route.model for route in policy.routes))
-    for model in new.models or ():
-        if model not in known:
-            raise InvalidRequest(f"'models': tenant '{new.tenant}' has no route '{model}'.{suggestion(model, known)}",
-                                 param="models")  # fmt: skip
 
 
 @needs_redis
