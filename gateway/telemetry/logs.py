@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -60,12 +61,8 @@ def log_loop_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     log.error("loop", what=what, exception=_without_messages(context.get("exception")))
 
 
-def _log_thread_exception(args: threading.ExceptHookArgs) -> None:
-    log.error("thread_failed", exception=_without_messages(args.exc_value))
-
-
-def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
-    log.error("exception_ignored", exception=_without_messages(args.exc_value))
+def _log_hook(event: str, args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    log.error(event, exception=_without_messages(args.exc_value))
 
 
 # Code must not pass secrets to a logger. As a second safeguard, text that looks like a secret is hidden.
@@ -149,7 +146,7 @@ def set_up_logs(
     # Python's own output of warnings contains values.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").disabled = True
-    threading.excepthook = _log_thread_exception
-    sys.unraisablehook = _log_unraisable
+    threading.excepthook = partial(_log_hook, "thread_failed")
+    sys.unraisablehook = partial(_log_hook, "exception_ignored")
     # It logs each request it cannot parse with the raw line in the traceback, and that line may be a key.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
