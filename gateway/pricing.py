@@ -181,7 +181,7 @@ def picodollars(usd: Decimal) -> str:
     return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
 
 
-def dollars(pico: str) -> Decimal:
+def dollars(pico: int | str) -> Decimal:
     """Return picodollars in USD."""
     return Decimal(pico).scaleb(-12)
 

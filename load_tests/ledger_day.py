@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.local.redis import EmbeddedRedis
+from gateway.pricing import dollars
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.counters import usd
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import SumRow
@@ -154,7 +154,7 @@ async def run(count: int, tenants: int, console: Console, *, views: bool = True)
     right = (total.requests, total.cost_pico, written, wrong) == (count, day.cost_pico, count, 0)
     console.print(f"{machine()}\n")
     console.print(
-        f"{count:,} receipts of {tenants} tenants, {usd(total.cost_pico):f} USD: sums are "
+        f"{count:,} receipts of {tenants} tenants, {dollars(total.cost_pico):f} USD: sums are "
         + ("right" if right else f"wrong: {wrong} differ, {written:,} receipts were written")
     )
     lines = [

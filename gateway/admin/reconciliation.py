@@ -16,8 +16,7 @@ from gateway.admin.bodies import only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.api.keys import USAGE, USAGE_DATABASE
 from gateway.errors import InvalidRequest
-from gateway.pricing import quantized
-from gateway.usage.counters import usd
+from gateway.pricing import dollars, quantized
 from gateway.usage.sums import Period
 from gateway.usage.uptime import DAY_S, MINUTES_A_DAY
 
@@ -115,7 +114,7 @@ def reconciled_day(
     # The current minute counts, because an engine may have been checked in it.
     elapsed = min(MINUTES_A_DAY, int(now - start) // 60 + 1)
     names = sorted(charged_pico.keys() | uptimes.keys())
-    engines = [EngineDay(name, usd(charged_pico.get(name, 0)), uptimes.get(name), elapsed) for name in names]
+    engines = [EngineDay(name, dollars(charged_pico.get(name, 0)), uptimes.get(name), elapsed) for name in names]
     return now >= start + DAY_S, engines
 
 

@@ -15,7 +15,6 @@ from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import archives_of
-from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.queries import UsageQueries
@@ -24,6 +23,7 @@ from gateway.usage.sums import Period
 from gateway.usage.sums_writer import TOTAL, end_of, fill_sums
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import minutes_in_redis
+from gateway.usage.usage import usd_text
 from gateway.usage.worker import UsageWorker
 
 if TYPE_CHECKING:
@@ -204,4 +204,4 @@ def _figures(receipts: int, row: SumRow | None) -> PeriodFigures:
 
 def _texts(figures: PeriodFigures) -> list[str]:
     money = ("cost_pico", "baseline_pico", "savings_pico")
-    return [f"{usd(value).normalize():f}" if name in money else str(value) for name, value in figures._asdict().items()]
+    return [usd_text(value) if name in money else str(value) for name, value in figures._asdict().items()]

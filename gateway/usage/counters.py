@@ -91,11 +91,6 @@ def pico(usd: Decimal | None) -> int:
     return ceil(usd * _PICOS) if usd else 0
 
 
-def usd(picos: int) -> Decimal:
-    """Return picodollars in USD."""
-    return Decimal(picos).scaleb(-12)
-
-
 _Call: TypeAlias = tuple[int, int, int, int, int]
 """Tokens by kind (TokenSums), then the cost."""
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import and_, bindparam, func, select, tuple_
 
 from gateway.accounting.edge import EDGE
+from gateway.pricing import dollars
 from gateway.quality.book import ComparisonScope
 from gateway.quality.comparison import QualityTally
-from gateway.usage.counters import usd
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
 from gateway.usage.rollup import SumDimensions, SumRow
@@ -205,5 +205,5 @@ class UsageQueries:
         query = select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)
         for row in self.connection.execute(query):
             up, seen = (int.from_bytes(bitmap).bit_count() for bitmap in (row.up, row.seen))
-            uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), up, seen)
+            uptimes[row.day * DAY_S][row.engine] = EngineUptime(dollars(row.hourly_pico), up, seen)
         return [uptimes[start] for start in starts]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
-from gateway.usage.counters import STAGES, ClassSum, usd
+from gateway.pricing import dollars
+from gateway.usage.counters import STAGES, ClassSum
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.span import rfc3339
 from gateway.usage.sums import SECONDS, Period
@@ -191,20 +192,20 @@ def figures(row: SumRow, *, money: bool = True) -> Json:
         "latency_ms": {stage: _latency(times) for stage, times in zip(STAGES, row.stages, strict=True)},
     }
     if money:
-        about_zero = is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico))
+        about_zero = is_about_zero(dollars(row.savings_pico), dollars(row.savings_error_pico))
         fields |= {
-            "cost_usd": text(row.cost_pico),
-            "teacher_cost_usd": text(row.teacher_pico),
-            "student_cost_usd": text(row.student_pico),
-            "failed_cost_usd": text(row.failed_pico),
-            "baseline_usd": text(row.baseline_pico),
-            "savings_usd": text(row.savings_pico),
-            "savings_error_usd": text(row.savings_error_pico),
+            "cost_usd": usd_text(row.cost_pico),
+            "teacher_cost_usd": usd_text(row.teacher_pico),
+            "student_cost_usd": usd_text(row.student_pico),
+            "failed_cost_usd": usd_text(row.failed_pico),
+            "baseline_usd": usd_text(row.baseline_pico),
+            "savings_usd": usd_text(row.savings_pico),
+            "savings_error_usd": usd_text(row.savings_error_pico),
             "savings_about_zero": about_zero,
-            "measuring_usd": text(row.classes.get(MEASURING, ClassSum()).cost_pico),
+            "measuring_usd": usd_text(row.classes.get(MEASURING, ClassSum()).cost_pico),
             "savings_classes": {name: _class_sum(sums) for name, sums in classes_of(row).items()},
             "baseline_estimated": row.baseline_estimated,
-            "baseline_error_usd": text(row.baseline_error_pico),
+            "baseline_error_usd": usd_text(row.baseline_error_pico),
             "cost_share": None if about_zero else _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
         }
     return fields
@@ -220,9 +221,9 @@ def classes_of(row: SumRow) -> dict[str, ClassSum]:
 def _class_sum(sums: ClassSum) -> Json:
     return {
         "requests": sums.requests,
-        "cost_usd": text(sums.cost_pico),
-        "baseline_usd": text(sums.baseline_pico),
-        "savings_usd": text(sums.savings_pico),
+        "cost_usd": usd_text(sums.cost_pico),
+        "baseline_usd": usd_text(sums.baseline_pico),
+        "savings_usd": usd_text(sums.savings_pico),
     }
 
 
@@ -231,9 +232,9 @@ def escape_formula(name: str) -> str:
     return f"'{name}" if name.startswith(_FORMULA) else name
 
 
-def text(picos: int) -> str:
+def usd_text(picos: int) -> str:
     """Return picodollars as text in USD, without an exponent, like in receipts."""
-    return f"{usd(picos).normalize():f}"
+    return f"{dollars(picos).normalize():f}"
 
 
 def _share(part: int, whole: int) -> float | None:

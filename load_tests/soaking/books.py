@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from gateway.accounting.receipt import Receipt
 from gateway.errors import StartupError
+from gateway.pricing import dollars
 from gateway.redis.keys import RedisKeys
-from gateway.usage.counters import usd
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.rollup import SumRow
@@ -189,7 +189,7 @@ class Books:
         least = len(tally.refused) + len(tally.either - stored.either) + tally.not_taken
         return [
             same("requests in the sums = receipts", total.requests, stored.requests),
-            same("USD in the sums = receipts'", usd(total.cost_pico), stored.cost_usd),
+            same("USD in the sums = receipts'", dollars(total.cost_pico), stored.cost_usd),
             same("gkt_requests_total = receipts", await self._counted(session), stored.requests),
             Check(
                 "gkt_refused_total = replies without a receipt",

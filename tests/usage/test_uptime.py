@@ -12,11 +12,11 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisGone
 
+from gateway.pricing import dollars
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.counters import usd
 from gateway.usage.uptime import DAY_S, EngineUptime, Uptime
 from gateway.usage.uptime_table import minutes_in_redis
 
@@ -53,7 +53,7 @@ class Fleet:
     async def read(self, day: int = DAY) -> dict[str, EngineUptime]:
         """Return the uptime that the usage worker reads."""
         found = await minutes_in_redis(self.redis, self.keys.ledger(), [day])
-        return {one.engine: EngineUptime(usd(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
+        return {one.engine: EngineUptime(dollars(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
 
 
 def _minutes(bitmap: bytes) -> int:
