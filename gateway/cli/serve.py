@@ -65,7 +65,7 @@ async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: P
 
             embedded = (await stack.enter_async_context(EmbeddedRedis())).url
         if settings.usage.run == "host":
-            from gateway.server.usage_child import usage_child
+            from gateway.server.supervisor import usage_child
 
             # It stops after the listeners have drained, so that it writes their last receipts.
             await stack.enter_async_context(usage_child(config, embedded))

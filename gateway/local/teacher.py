@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     flags.add_argument("--max-concurrent-requests", type=int, default=128, help="above this number the answer is 429")
     args = flags.parse_args(argv)
     name = args.name or weights.model_name(args.model)
-    # tgi_chat cuts the prompt for continuation as TGI does, so llama.cpp must not.
+    # teacher_chat cuts the prompt for continuation as TGI does, so llama.cpp must not.
     options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent, False)
     model = weights.fetch(args.model)
     with tempfile.TemporaryDirectory(prefix="gkt-teacher-") as folder:

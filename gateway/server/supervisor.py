@@ -1,4 +1,7 @@
-"""Start workers, restart workers that end, and drain all of them at shutdown."""
+"""Run the child processes of `gkt-gateway serve`: start them, restart those that end, and stop them at shutdown.
+
+The children are the workers, and one usage worker per host.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,11 +22,12 @@ from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, run
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import WorkerStarted
 from gateway.server.ports import reserved_port
+from gateway.server.stopping import USAGE_FINISH_S
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, remove_gauges
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from gateway.config.settings import Settings
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_MODULE = "gateway.server.worker"
+_WORKER = "gateway.server.worker"
+_USAGE_WORKER = "gateway.server.usage_worker"
 _DRAIN_MARGIN_S = 10.0
+_USAGE_STOP_LIMIT_S = USAGE_FINISH_S + 5.0
 _MESSAGE_LIMIT_BYTES = 2**20
 _STOPPED = {0, -signal.SIGTERM}  # exit codes of a stopped worker. SIGTERM itself ends a worker that is still starting
 
@@ -65,17 +71,13 @@ class Supervisor:
         server, admin = self._settings.server, self._settings.admin
         with ExitStack() as stack:
             environ = {
-                **environment(),
-                # A worker imports the modules of this process, independent of the working directory.
-                "PYTHONPATH": os.pathsep.join(sys.path),
+                **_environment(self._redis_url),
                 "GKT_HOST": server.host,
                 "GKT_PORT": str(stack.enter_context(reserved_port(server.host, server.port, "server.port"))),
                 "GKT_ADMIN_HOST": admin.host,
                 "GKT_ADMIN_PORT": str(stack.enter_context(reserved_port(admin.host, admin.port, "admin.port"))),
                 MULTIPROCESS_FOLDER: stack.enter_context(_shared_folder()),
             }
-            if self._redis_url is not None:
-                environ["GKT_REDIS_URL"] = self._redis_url
             forwarding = self._tasks.spawn("reload", self._forward_reload(reload))
             stack.callback(forwarding.cancel)
             await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
@@ -110,7 +112,7 @@ class Supervisor:
         arguments = (str(self._config), str(number))
         options = {"env": environ, "stdout": asyncio.subprocess.PIPE, "limit": _MESSAGE_LIMIT_BYTES}
         try:
-            async with running_module(_MODULE, arguments, stop, self._stop_limit_s, **options) as process:
+            async with running_module(_WORKER, arguments, stop, self._stop_limit_s, **options) as process:
                 try:
                     started = await _read_started(process)
                     if started.addresses is not None:
@@ -140,6 +142,12 @@ class Supervisor:
             log.info("listening", **urls, version=__version__, workers=self._count)
 
 
+def _environment(redis_url: str | None) -> dict[str, str]:
+    # A child imports the modules of this process, independent of the working directory.
+    environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return environ if redis_url is None else {**environ, "GKT_REDIS_URL": redis_url}
+
+
 async def _read_started(process: asyncio.subprocess.Process) -> WorkerStarted:
     """Return the worker's start message; an empty one if it ended without a message."""
     assert process.stdout is not None
@@ -161,3 +169,39 @@ def _shared_folder() -> Iterator[str]:
         ) from error
     with folder as path:
         yield path
+
+
+@asynccontextmanager
+async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None]:
+    """Run a usage worker until the context ends. Then it writes waiting receipts, and ends.
+
+    `redis_url` is the URL of the embedded Redis; None: the configuration has the URL.
+    """
+    stop = asyncio.Event()
+    environ = _environment(redis_url)
+    environ.pop(MULTIPROCESS_FOLDER, None)
+    running = BackgroundTasks().spawn("usage_worker", _keep_usage_worker(config, environ, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait([running])
+
+
+async def _keep_usage_worker(config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
+    restart = RestartPause()
+    while not stop.is_set():
+        exit_code = None
+        try:
+            options = {"env": environ, "stdout": asyncio.subprocess.DEVNULL}
+            async with running_module(_USAGE_WORKER, (str(config),), stop, _USAGE_STOP_LIMIT_S, **options) as process:
+                exit_code = await process.wait()
+        except ProcessNotStarted as error:
+            log.error("usage_worker_not_started", error=str(error))
+        if stop.is_set():
+            if exit_code not in _STOPPED:
+                log.warning("usage_worker_unfinished", exit_code=exit_code)
+            return
+        pause_s = restart.after_end()
+        log.error("usage_worker_ended", exit_code=exit_code, restart_in_s=pause_s)
+        await restart.wait(pause_s, stop)
