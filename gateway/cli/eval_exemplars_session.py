@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.priming.search import ScoreDifference, SearchStep, Trial
     from gateway.evaluation.setting import Setting
 
-_GENERATED_DATA = (GENERATED, GENERATED_CHOICES)
 _GENERATED_COUNT = 2000
 # `eval run` uses seed 0.
 _OTHER_SEED = 1
@@ -201,7 +200,7 @@ def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:
     """Return the data set's name and the split of its questions. Raises StartupError."""
     left = set() if session.evaluated is None else {one.question for one in read_run(session.evaluated).examples}
     excluded: list[str] = []
-    if session.data in _GENERATED_DATA:
+    if session.data in {GENERATED, GENERATED_CHOICES}:
         # Generated data: draw problems that no evaluation uses.
         excluded += [one.text for one in load(session.data, count=_GENERATED_COUNT).questions]
         loaded = load(session.data, count=_GENERATED_COUNT, seed=_OTHER_SEED, scorer=session.scorer)

@@ -56,7 +56,7 @@ def fit(
         from gateway.evaluation.advice.fit import compare, families, tables_of
         from gateway.evaluation.advice.fit import fit as fitted
         from gateway.evaluation.questions.data import load
-        from gateway.evaluation.record import read_run
+        from gateway.evaluation.record import read_run, replace_file
     run = read_run(folder)
     manifest = run.manifest
     questions = load(data or manifest.data, count=max(1, manifest.questions), seed=manifest.seed).questions
@@ -68,9 +68,7 @@ def fit(
     tables = tables_of(family)
     rows = [compare(tables, family.lengths, tokens, seed=seed) for tokens in family.lengths if tokens]
     out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f".{out.name}")
-    new.write_text(model.model_dump_json(indent=1) + "\n")
-    new.replace(out)  # atomically, since a gateway may watch the file
+    replace_file(out, model.model_dump_json(indent=1).encode() + b"\n")  # a gateway may watch the file
     show(family, tables, rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)

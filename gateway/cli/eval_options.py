@@ -29,12 +29,9 @@ Scorer: TypeAlias = Annotated[
 ]
 Judge: TypeAlias = Annotated[str | None, data_option(help="Model of --config that scores answers without a rule.")]
 Config: TypeAlias = Annotated[Path | None, engine_option("--config", "-c", help="Use models of this configuration.")]
-Teacher: TypeAlias = Annotated[
-    str | None, engine_option(help=f"Model of --config; else a catalogue name or a .gguf file. Default: {TEACHER}.")
-]
-Student: TypeAlias = Annotated[
-    str | None, engine_option(help=f"Model of --config; else a catalogue name or a .gguf file. Default: {STUDENT}.")
-]
+_MODEL = "Model of --config; else a catalogue name or a .gguf file."
+Teacher: TypeAlias = Annotated[str | None, engine_option(help=f"{_MODEL} Default: {TEACHER}.")]
+Student: TypeAlias = Annotated[str | None, engine_option(help=f"{_MODEL} Default: {STUDENT}.")]
 Concurrency: TypeAlias = Annotated[int, engine_option(min=1, max=1024, help="Concurrent questions.")]
 SlotTokens: TypeAlias = Annotated[int, engine_option(min=256, help="Context tokens per question of local models.")]
 

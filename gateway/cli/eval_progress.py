@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,7 +16,7 @@ _LINE_EVERY_S = 30.0
 _MIN_DONE = 16
 
 
-class EvalProgress:
+class EvalProgress(AbstractContextManager["EvalProgress"]):
     """Progress of the stages of a run. A context manager, which ends the last stage also after failures."""
 
     def __init__(self, console: Console) -> None:
@@ -23,9 +24,6 @@ class EvalProgress:
         self._bar: Progress | None = None
         self._stage, self._done, self._total, self._tokens = "", 0, 0, 0
         self._began = self._printed = 0.0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.end()

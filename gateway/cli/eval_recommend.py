@@ -25,6 +25,7 @@ NONE_PAYS, TOO_FEW = 3, 4
 """Exit statuses where no guided setting is recommended."""
 _to = partial(typer.Option, rich_help_panel="Target (one of these)")
 _policy = partial(typer.Option, rich_help_panel="Policy file")
+_ENGINE = "Name of the {} in config.yaml. Default: that of the run."
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,12})?"
 
 
@@ -79,12 +80,8 @@ def recommend(
             metavar="NAME",
         ),
     ] = None,
-    teacher: Annotated[
-        str | None, _policy(help="Name of the teacher in config.yaml. Default: that of the run.", metavar="NAME")
-    ] = None,
-    student: Annotated[
-        str | None, _policy(help="Name of the student in config.yaml. Default: that of the run.", metavar="NAME")
-    ] = None,
+    teacher: Annotated[str | None, _policy(help=_ENGINE.format("teacher"), metavar="NAME")] = None,
+    student: Annotated[str | None, _policy(help=_ENGINE.format("student"), metavar="NAME")] = None,
     guidance: Annotated[
         list[str] | None,
         _policy(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gateway.cli import eval_options
 from gateway.errors import StartupError
-
-if TYPE_CHECKING:
-    from gateway.evaluation.pair import Pair
-    from gateway.evaluation.questions.data import LoadedData, QuestionRange
 
 _grid = partial(typer.Option, rich_help_panel="Grid")
 _live = partial(typer.Option, rich_help_panel="Through a gateway")
@@ -92,7 +88,8 @@ def run(
     and more questions of the same data are added to an existing run.
     """
     from gateway.cli.eval_run_session import EvalSession, hold
-    from gateway.evaluation.questions.data import QuestionRange
+    from gateway.evaluation.pair import ConfiguredPair
+    from gateway.evaluation.questions.data import DEFAULT_COUNT, QuestionRange, load
     from gateway.evaluation.scoring import plug_in
     from gateway.evaluation.setting import RunLibrary, read_auto, read_grid, settings_of
 
@@ -112,9 +109,17 @@ def run(
         options["mode"] = ["student"]  # a placeholder: the gateway's routes have their own modes
     parsed_grid = read_grid(grid, options)
     part = QuestionRange(offset=offset, limit=limit, sample=sample, seed=parsed_grid.seed)
-    loaded = _load(data, part, scorer, exemplars, skip_bad=skip_bad)
+    # Generated questions are made in the number that the options need.
+    count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
+    loaded = load(data, part, count=count, seed=part.seed, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)
+    if loaded.skipped:
+        typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)
     pair = eval_options.pair_of(config, teacher, student, concurrency, slot_tokens)
-    library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
+    if policies is not None and not policies.is_dir():
+        raise typer.BadParameter(f"there is no folder {policies}", param_hint="--policies")
+    if policies is None and isinstance(pair, ConfiguredPair):
+        policies = pair.settings.policies
+    library = RunLibrary.read(policies, exemplars, loaded.exemplars)
     settings = [library.with_source(setting) for setting in settings_of(parsed_grid, library.find, read_auto(auto))]
     if auto is not None and all(setting.auto is None for setting in settings):
         raise typer.BadParameter("needs --tokens auto", param_hint="--auto")
@@ -156,22 +161,3 @@ def _check_exclusive(*groups: dict[str, Any]) -> None:
         names = [name for name, value in options.items() if value]
         if len(names) > 1:
             raise typer.BadParameter(f"cannot be combined with {names[1]}", param_hint=names[0])
-
-
-def _policies(folder: Path | None, pair: Pair) -> Path | None:
-    from gateway.evaluation.pair import ConfiguredPair
-
-    if folder is not None and not folder.is_dir():
-        raise typer.BadParameter(f"there is no folder {folder}", param_hint="--policies")
-    return pair.settings.policies if folder is None and isinstance(pair, ConfiguredPair) else folder
-
-
-def _load(spec: str, part: QuestionRange, scorer: str | None, exemplars: Path | None, *, skip_bad: bool) -> LoadedData:
-    """Load the questions, generated ones in the number that the options need."""
-    from gateway.evaluation.questions.data import DEFAULT_COUNT, load
-
-    count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
-    loaded = load(spec, part, count=count, seed=part.seed, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)
-    if loaded.skipped:
-        typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)
-    return loaded

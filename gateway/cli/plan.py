@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from decimal import Decimal
 from functools import partial
 from math import isfinite
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 NOT_MET = 3
 """Exit status if the replicas cannot serve the load or miss --ttft."""
 _length = partial(typer.Option, metavar="N", max=10_000_000)
+_replicas = partial(typer.Option, metavar="N", min=1)
+_USD = "USD per hour of one {} GPU, instead of the file's price."
+_REPLICAS = "Evaluate this number of {} replicas instead of computing it."
 
 
 class _Plans(LazyGroup):
@@ -77,20 +79,10 @@ def _plan(
     shown_cached: Annotated[
         bool, typer.Option("--shown-cached", help="The tokens of --shown are in the teacher's prefix cache.")
     ] = False,
-    teacher_usd_per_hour: Annotated[
-        str | None, typer.Option(help="USD per hour of one teacher GPU, instead of the file's price.", metavar="USD")
-    ] = None,
-    student_usd_per_hour: Annotated[
-        str | None, typer.Option(help="USD per hour of one student GPU, instead of the file's price.", metavar="USD")
-    ] = None,
-    teacher_replicas: Annotated[
-        int | None,
-        typer.Option(help="Evaluate this number of teacher replicas instead of computing it.", metavar="N", min=1),
-    ] = None,
-    student_replicas: Annotated[
-        int | None,
-        typer.Option(help="Evaluate this number of student replicas instead of computing it.", metavar="N", min=1),
-    ] = None,
+    teacher_usd_per_hour: Annotated[str | None, typer.Option(help=_USD.format("teacher"), metavar="USD")] = None,
+    student_usd_per_hour: Annotated[str | None, typer.Option(help=_USD.format("student"), metavar="USD")] = None,
+    teacher_replicas: Annotated[int | None, _replicas(help=_REPLICAS.format("teacher"))] = None,
+    student_replicas: Annotated[int | None, _replicas(help=_REPLICAS.format("student"))] = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -152,8 +144,8 @@ def as_json(plan: CapacityPlan) -> str:
     """Return the plan as JSON. Amounts of money are exact text; infinite times are null."""
     document = {
         "object": "plan",
-        "load": asdict(plan.load) | {"rps": str(plan.load.rps)},
-        "demands": asdict(plan.demands),
+        "load": plan.load._asdict() | {"rps": str(plan.load.rps)},
+        "demands": plan.demands._asdict(),
         "met": plan.met,
         "guided": {
             "teacher": _fleet(plan.teacher),
@@ -177,7 +169,7 @@ def as_json(plan: CapacityPlan) -> str:
 
 
 def _fleet(side: ReplicaFleet) -> dict[str, Any]:
-    load = {name: value for name, value in asdict(side.load).items() if name != "utilization"}
+    load = {name: value for name, value in side.load._asdict().items() if name != "utilization"}
     return {
         "model": side.curve.model,
         "gpu": side.curve.gpu,

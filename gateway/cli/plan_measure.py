@@ -149,8 +149,6 @@ _FREE: Json = {"input_per_1m": Decimal(0), "output_per_1m": Decimal(0)}
 
 
 class _Measurement:
-    """Sends requests to an engine and records the times of their tokens."""
-
     def __init__(
         self, model: ModelSettings, sizes: Sequence[int], words: int, tokens: int, seconds: float, console: Console
     ) -> None:

@@ -95,7 +95,11 @@ class RunFolder:
             differs.append(f"it had {previous.questions} questions and now has {manifest.questions}: raise --limit")
         elif digest(questions[: previous.questions]) != previous.data_sha256:
             differs.append("the questions, their order or their answers differ")
-        differs += [f"{item} differs" for item in _changed_inputs(previous, manifest)]
+        shown = {setting["name"]: setting.get("shown") for setting in previous.settings}
+        for one in manifest.settings:
+            if shown.get(one["name"], one.get("shown")) != one.get("shown"):
+                rule = ", or its choice of m," if one.get("tokens") == "auto" else ""
+                differs.append(f"the prompt of '{one['name']}'{rule} differs")
         if previous.prices != manifest.prices and self._other_settings(manifest):
             differs.append("prices differ, and the run leaves out some settings of the folder")
         if differs:
@@ -214,15 +218,6 @@ def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
         inputs += more if any(one is not None for one in more) else ()
         inputs += setting.auto.facts if setting.auto is not None else ()
     return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], inputs)), digest_size=8).hexdigest()
-
-
-def _changed_inputs(previous: Manifest, manifest: Manifest) -> list[str]:
-    before = {setting["name"]: setting.get("shown") for setting in previous.settings}
-    other = [one for one in manifest.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
-    return [
-        f"the prompt of '{one['name']}'{', or its choice of m,' if one.get('tokens') == 'auto' else ''}"
-        for one in other
-    ]
 
 
 def _path(manifest: Manifest) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,7 @@ class Generations:
         self._file.flush()
 
 
+@dataclass
 class RecordingEngine:
     """An engine that stores its texts; it does not send a stored request again.
 
@@ -148,22 +149,18 @@ class RecordingEngine:
     `revision` identifies the weights and their serving; texts of another revision are not used.
     """
 
-    def __init__(
-        self,
-        engine: Engine | None,
-        storage: Generations,
-        revision: str,
-        name: str = "",
-        state: EngineState | None = None,
-    ) -> None:
-        self._engine = engine
-        self._storage = storage
-        self._revision = revision
+    engine: Engine | None
+    storage: Generations
+    revision: str
+    name: str = ""
+    state: EngineState = field(default_factory=EngineState)
+    calls: int = 0
+    """Number of requests sent to the engine."""
+
+    def __post_init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
-        self.name = name if engine is None else engine.name
-        self.state = (state or EngineState()) if engine is None else engine.state
-        self.calls = 0
-        """Number of requests sent to the engine."""
+        if self.engine is not None:
+            self.name, self.state = self.engine.name, self.engine.state
 
     async def teacher_text(self, request: TeacherRequest) -> TeacherText:
         """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
@@ -172,18 +169,18 @@ class RecordingEngine:
             teacher_text = self.stored(request)
             if teacher_text is None:
                 teacher_text = await self._send_opening(self._running(key), request)
-                self._storage.store_opening(key, self.name, teacher_text)
+                self.storage.store_opening(key, self.name, teacher_text)
         return teacher_text
 
     def stored(self, request: TeacherRequest) -> TeacherText | None:
         """Return the stored text of the request; None if it would be sent."""
-        text = self._storage.teacher_texts.get(self.key_of(request))
+        text = self.storage.teacher_texts.get(self.key_of(request))
         return text if text and text.truncated(request.max_tokens, tuple(request.stop)) else None
 
     def key_of(self, request: TeacherRequest) -> str:
         """Return a key of the request, whatever its token limit."""
         parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
-        return _key(self._revision, "opening", parts)
+        return _key(self.revision, "opening", parts)
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
@@ -226,12 +223,12 @@ class RecordingEngine:
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         sent = {name: value for name, value in body.items() if name != "model"}
         how = None if prefill is None else (prefill.text, prefill.continuation.mode)
-        key = _key(self._revision, "answer", (sent, how))
+        key = _key(self.revision, "answer", (sent, how))
         async with self._locks.setdefault(key, asyncio.Lock()):
-            answer = self._storage.answers.get(key)
+            answer = self.storage.answers.get(key)
             if answer is None:
                 answer = await self._send_completion(self._running(key), body, prefill)
-                self._storage.store_answer(key, self.name, answer)
+                self.storage.store_answer(key, self.name, answer)
         return _as_reply(answer)
 
     async def _send_completion(self, engine: Engine, body: Json, prefill: Prefill | None) -> Json:
@@ -259,9 +256,9 @@ class RecordingEngine:
     async def close(self) -> None: ...
 
     def _running(self, key: str) -> Engine:
-        if self._engine is None:
+        if self.engine is None:
             raise KeyError(key)
-        return self._engine
+        return self.engine
 
 
 def _as_reply(answer: Json) -> Json:

@@ -172,10 +172,10 @@ def student_state(state: EngineState) -> Json | None:
     return dict(msgspec.to_builtins(known))
 
 
-def stored_state(capabilities: Json | None) -> EngineState | None:
-    """Return the state for a result of `student_state`."""
+def stored_state(capabilities: Json | None) -> EngineState:
+    """Return the state for a result of `student_state`; for None a state before any probe."""
     if capabilities is None:
-        return None
+        return EngineState()
     known = capabilities["continuation"]
     return EngineState(**capabilities | {"continuation": None if known is None else Continuation(**known)})
 

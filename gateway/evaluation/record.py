@@ -192,8 +192,6 @@ class RunRecords:
 
 
 class _SettingFields(msgspec.Struct):
-    """Fields that every setting of a manifest has."""
-
     name: str
     mode: Literal["teacher", "student", "guided"]
     form: Literal["chat", "completion"]

@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.statistics import Interval
 
-# fmt: off
-_SUMS = (
-    "kept_tokens", "teacher_input_tokens", "teacher_output_tokens", "student_input_tokens", "student_output_tokens",
-    "cost_usd", "teacher_usd", "baseline_usd",
-)
-# fmt: on
-
 
 class SettingSummary(NamedTuple):
     """Totals of one setting (as `Setting.as_dict`) over its examples, in the order of the run. Money is USD.
@@ -123,7 +116,8 @@ def request_key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
 def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
     """Add up the examples of one setting, at least one: all of them, or a part, as in a cross-validation."""
     guided = setting["mode"] == "guided"
-    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in examples) for name in _SUMS}
+    summed = [name for name in SettingSummary._fields if name.endswith(("_tokens", "_usd"))]
+    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in examples) for name in summed}
     return SettingSummary(
         setting=setting,
         examples=tuple(examples),

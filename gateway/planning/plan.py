@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from decimal import Context, Decimal
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,8 +24,7 @@ _LONGER = 1.5
 _DEARER = "guidance costs more than the teacher alone: two models read each prompt, and replicas are whole"
 
 
-@dataclass(frozen=True, slots=True)
-class FleetDemands:
+class FleetDemands(NamedTuple):
     """Demands on a fleet: the share of each replica's capacity that stays free, and the maximum time to first token.
 
     `first_p95_s` limits the 95th percentile of that time, in seconds; None: no limit.
@@ -107,8 +105,7 @@ def _fast(load: ReplicaLoad, demands: FleetDemands) -> bool:
     return demands.first_p95_s is None or load.first_p95_s <= demands.first_p95_s
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLoad:
+class RequestLoad(NamedTuple):
     """Requests per second and their tokens. The teacher writes the first `guidance_tokens` of the answer.
 
     Only the teacher reads the `shown_tokens`, such as exemplars. `shown_cached`: its prefix cache holds them.

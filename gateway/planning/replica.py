@@ -8,7 +8,6 @@ after the end of the current round and the pass that reads it. The formulas are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, exp, inf, lgamma, log
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -186,8 +185,7 @@ class RequestWork(NamedTuple):
         return self.written - 1
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaLoad:
+class ReplicaLoad(NamedTuple):
     """State of a replica under a load. Times are means in seconds, unless the name contains p95.
 
     Attributes:

@@ -82,8 +82,6 @@ def _only(found: Iterable[str]) -> str | None:
 
 
 class _ChoiceParser:
-    """Parser of one question's choices in answers."""
-
     def __init__(self, choices: Mapping[str, str]) -> None:
         self._letters = {letter.lower(): letter for letter in choices}
         counts = Counter(map(_normalize, choices.values()))

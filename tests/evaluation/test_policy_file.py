@@ -31,7 +31,13 @@ HINTED = replace(M40, tokens=25, projection=HINT, placement="context", boundary=
 def recommendation(
     path: Path, *guided: Truth, n: int = 400, target: RecommendationTarget = KEEP, **manifest: Any
 ) -> Recommendation:
-    return recommend(evidence_of(read_run(folder_of(path, [*ALONE, *guided], n, exactly=True, **manifest))), target)
+    return recommend(
+        evidence_of(read_run(folder_of(path, [*ALONE, *guided], n, exactly=True, **manifest))),
+        target,
+        confidence=0.8,
+        folds=5,
+        seed=0,
+    )
 
 
 def routes(text: str | None) -> tuple[Route, ...]:

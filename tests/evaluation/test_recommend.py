@@ -43,7 +43,7 @@ def chosen(truths: Sequence[Truth], n: int, target: RecommendationTarget) -> lis
 def recommendation(
     path: Path, truths: Sequence[Truth], n: int, target: RecommendationTarget = KEEP, seed: int = 0
 ) -> Recommendation:
-    return recommend(evidence_of(read_run(folder_of(path, truths, n, seed))), target)
+    return recommend(evidence_of(read_run(folder_of(path, truths, n, seed))), target, confidence=0.8, folds=5, seed=0)
 
 
 @pytest.mark.long
@@ -183,7 +183,9 @@ def test_below_twenty_questions_nothing_is_claimed(tmp_path: Path) -> None:
 def test_without_a_recommendation_the_reason_and_the_next_step_are_stated(
     tmp_path: Path, truths: list[Truth], target: RecommendationTarget, mode: str | None, why: str
 ) -> None:
-    found = recommend(evidence_of(read_run(folder_of(tmp_path, truths, 400, exactly=True))), target)
+    found = recommend(
+        evidence_of(read_run(folder_of(tmp_path, truths, 400, exactly=True))), target, confidence=0.8, folds=5, seed=0
+    )
     assert found.verdict == "none_pays"
     assert (None if found.setting is None else found.setting.setting["mode"]) == mode
     assert why in found.reason
@@ -198,7 +200,7 @@ def test_of_equals_the_more_accurate_is_taken_and_then_the_first(tmp_path: Path)
         Truth(CONCISE_40, 0.8, 40, 100),
     ]
     evidence = evidence_of(read_run(folder_of(tmp_path, [*ALONE, *twins], 400, exactly=True)))
-    found = recommend(evidence, KEEP)
+    found = recommend(evidence, KEEP, confidence=0.8, folds=5, seed=0)
     assert found.setting is not None
     assert found.setting.setting["tokens"] == 40
     assert found.setting.setting["projection"] == "cutoff"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -42,10 +41,10 @@ def test_savings_are_the_teachers_cost_minus_the_cost_of_both() -> None:
 
 
 def test_the_extra_prompt_of_the_teacher_is_read_only_by_the_teacher() -> None:
-    shown = plan(replace(LOAD, shown_tokens=700), BIG, SMALL, FleetDemands())
+    shown = plan(LOAD._replace(shown_tokens=700), BIG, SMALL, FleetDemands())
     assert shown.teacher.work.read == 1200
     assert shown.alone.work.read == 500
-    cached = plan(replace(LOAD, shown_tokens=700, shown_cached=True), BIG, SMALL, FleetDemands())
+    cached = plan(LOAD._replace(shown_tokens=700, shown_cached=True), BIG, SMALL, FleetDemands())
     assert (cached.teacher.work.read, cached.teacher.work.cached) == (500, 700)
     assert cached.teacher.usd_per_hour < shown.teacher.usd_per_hour
 
@@ -60,7 +59,7 @@ def test_without_a_student_the_plan_states_external_students() -> None:
 
 def test_guidance_that_is_the_whole_answer_is_refused() -> None:
     with pytest.raises(StartupError, match="--tokens 300 leaves no tokens for the student"):
-        plan(replace(LOAD, guidance_tokens=300), BIG, SMALL, FleetDemands())
+        plan(LOAD._replace(guidance_tokens=300), BIG, SMALL, FleetDemands())
 
 
 def test_headroom_queueing_and_lengths_are_named() -> None:
@@ -75,7 +74,7 @@ def warnings(**changes: object) -> str:
 
 
 def test_a_plan_on_measured_ground_warns_of_nothing() -> None:
-    many = plan(replace(LOAD, rps=Decimal(4000)), BIG, SMALL, FleetDemands())
+    many = plan(LOAD._replace(rps=Decimal(4000)), BIG, SMALL, FleetDemands())
     assert many.warnings == ()
 
 
@@ -87,7 +86,7 @@ def test_batches_above_the_measured_ones_are_marked_as_extrapolated() -> None:
 
 def test_batches_below_the_measured_ones_are_marked_as_extrapolated() -> None:
     quiet = curve(decode=[{"batch": 8, "seconds_per_step": 0.018}, {"batch": 10, "seconds_per_step": 0.02}])
-    assert "the smallest batch of the curve is 8" in warnings(teacher=quiet, load=replace(LOAD, rps=Decimal(1)))
+    assert "the smallest batch of the curve is 8" in warnings(teacher=quiet, load=LOAD._replace(rps=Decimal(1)))
 
 
 def test_longer_contexts_than_measured_are_marked_as_extrapolated() -> None:

@@ -71,7 +71,10 @@ def evidence_of(
         notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
     teacher, student = _references(candidates, path, form, requested={one["mode"] for one in settings})
     if prices:
-        by_role, alone = _prices(run, prices), candidates[teacher].examples
+        by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
+        if missing := [role for role in ("teacher", "student") if role not in by_role]:
+            raise StartupError(f"{path} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT")
+        alone = candidates[teacher].examples
         candidates = [summarize(one.setting, list(_repriced(one.examples, by_role, alone))) for one in candidates]
     return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes))
 
@@ -120,15 +123,6 @@ def _settings_with(run: RunRecords, request_form: str | None) -> list[dict[str, 
     if request_form is None and len(forms) > 1:
         raise StartupError(f"{path} has {len(forms)} request forms, and callers use one: choose --asked {listed}")
     return forms[request_form if request_form is not None else next(iter(forms))]
-
-
-def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]:
-    by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
-    if missing := [role for role in ("teacher", "student") if role not in by_role]:
-        raise StartupError(
-            f"{display_path(run.path)} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT"
-        )
-    return by_role
 
 
 def _repriced(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> Iterator[Example]:

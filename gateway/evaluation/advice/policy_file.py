@@ -35,11 +35,9 @@ if TYPE_CHECKING:
 # are those of a policy's guidance.
 _NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "auto_file", "route"}
 _WIDTH = 108
-_SOURCES = ("exemplars", "policies")
 # Default deadline of guidance in a policy.
 _DEADLINE_S = 2.0
 _SLOW = 0.95
-EXEMPLARS_FOLDER = "exemplars"
 
 
 def policy_text(
@@ -203,7 +201,7 @@ def _check(text: str) -> None:
 def exemplars_path(file: str) -> str:
     """Return the policy's path of a copied exemplars file, relative to the policies folder."""
     path = Path(file)
-    return f"{EXEMPLARS_FOLDER}/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
+    return f"exemplars/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
 
 
 def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
@@ -281,7 +279,9 @@ def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
 
 
 def _current_hash(setting: Mapping[str, Any]) -> str:
-    exemplars_file, policies = (None if (file := setting.get(name)) is None else Path(file) for name in _SOURCES)
+    exemplars_file, policies = (
+        None if (file := setting.get(name)) is None else Path(file) for name in ("exemplars", "policies")
+    )
     listed = () if exemplars_file is None else exemplars(exemplars_file)
     projection = RunLibrary.read(policies, exemplars_file, listed).find(setting["projection"])
     auto = learned = None

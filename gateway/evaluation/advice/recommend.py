@@ -1,7 +1,7 @@
 """The recommended setting of a route: selection, tests, and evaluation on questions outside the selection.
 
 A guided setting is recommended if two claims are shown: it reaches the target, and it pays. The claims hold at the
-given confidence, simultaneously for all settings (`bounds.claims`). A setting pays if it is more often correct than a
+given confidence, simultaneously for all settings (`target.claims`). A setting pays if it is more often correct than a
 random mixture of student and teacher at the same cost (`AnswerPanel.over_mixture`). Otherwise the student alone, the
 teacher alone or no setting is recommended.
 """
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.advice.target import RecommendationTarget
     from gateway.evaluation.summary import SettingSummary
 
-CONFIDENCE = 0.8
-FOLDS = 5
 Verdict = Literal["guided", "none_pays", "too_few"]
 
 
@@ -140,12 +138,7 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    evidence: Evidence,
-    target: RecommendationTarget,
-    *,
-    confidence: float = CONFIDENCE,
-    folds: int = FOLDS,
-    seed: int = 0,
+    evidence: Evidence, target: RecommendationTarget, *, confidence: float, folds: int, seed: int
 ) -> Recommendation:
     """Return the recommendation with this one-sided `confidence` (above 0.5) of each claim, always alike for a seed."""
     panel = AnswerPanel.of(evidence)

@@ -224,13 +224,13 @@ class RecommendationTarget(NamedTuple):
     def __str__(self) -> str:
         match self.kind:
             case "keep":
-                return f"the cheapest that keeps {_exactly(self.amount)} of the teacher's accuracy"
+                return f"the cheapest that keeps {_plain(self.amount * 100)} % of the teacher's accuracy"
             case "loss":
                 return f"the cheapest within {_plain(self.amount * 100)} points of the teacher's accuracy"
             case "budget":
                 return f"the best for {_plain(self.amount * 1000)} USD per 1000 answers"
             case "share":
-                return f"the best for {_exactly(self.amount)} of the teacher's cost"
+                return f"the best for {_plain(self.amount * 100)} % of the teacher's cost"
 
     def margin(self, panel: AnswerPanel, column: int) -> Contrast:
         """Return the margin of a setting to the limit, in accuracy or USD per answer; negative values miss it."""
@@ -250,10 +250,6 @@ class RecommendationTarget(NamedTuple):
 
 def percent(part: float, digits: int = 1) -> str:
     return f"{part * 100:.{digits}f} %"
-
-
-def _exactly(amount: Decimal) -> str:
-    return f"{_plain(amount * 100)} %"
 
 
 def _plain(amount: Decimal) -> str:

@@ -43,8 +43,6 @@ class ProblemRandom:
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A countable noun."""
-
     one: str
     many: str
 

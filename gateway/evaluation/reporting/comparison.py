@@ -99,9 +99,6 @@ class BestSetting(NamedTuple):
     why: str
     mixture: float | None
 
-    def beats_mixture(self, accuracy: float) -> bool:
-        return self.mixture is None or accuracy > self.mixture
-
 
 def pareto(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
     """Return the settings that no other setting beats in cost and accuracy, cheapest first."""

@@ -124,17 +124,13 @@ def percent_axis(axes: Axes, spans: Iterable[Iterable[float]]) -> None:
     axes.set_ylabel("accuracy")
 
 
-def _legend_below(drawing: Drawing, axes: Axes) -> None:
-    """Add a legend below the axes, where narrow pages have room, and extend the drawing by it."""
+def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Points = ()) -> str:
+    """Add the legend and the labels, and return the SVG; it needs `colors`, and its ids begin with `name`."""
+    # Below the axes narrow pages have room: extend the drawing by the legend.
     handles, names = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, names)) <= _HALF_WIDTH_CHARS else 1
     drawing.set_size_inches(WIDTH_IN, drawing.get_figheight() + _LEGEND_ROW_IN * -(-len(names) // columns) + 0.1)
     drawing.legend(handles, names, loc="outside lower center", ncols=columns)
-
-
-def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Points = ()) -> str:
-    """Add the legend and the labels, and return the SVG; it needs `colors`, and its ids begin with `name`."""
-    _legend_below(drawing, axes)
     if labels:
         _place_labels(axes, labels, points)
     out = StringIO()

@@ -73,7 +73,9 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
         if best is not None:
             x, y = _position(group.on_common(best))
             axes.plot(x, y, "o", ms=15, mfc="none", mec=d.INK, mew=1.6, label="best", linestyle="none")
-        labels = [(*_position(group.on_common(row)), _short(row)) for row in named]
+        # The marker shows the kind of guidance.
+        texts = (f"m={row.summary.setting['tokens']}" if row.guided else row.summary.mode for row in named)
+        labels = [(*_position(group.on_common(row)), text) for row, text in zip(named, texts, strict=True)]
         svg = d.svg(sheet, axes, name, labels, occupied)
     columns = ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best")
     cells = []
@@ -279,11 +281,6 @@ def _curve(
 
 def _position(summary: SettingSummary) -> tuple[float, float]:
     return float(summary.cost_per_answer) * 1000, summary.accuracy
-
-
-def _short(row: ReportRow) -> str:
-    """Return a short label; the marker shows the kind of guidance."""
-    return f"m={row.summary.setting['tokens']}" if row.guided else row.summary.mode
 
 
 def _concurrency(rows: Sequence[ReportRow]) -> str:

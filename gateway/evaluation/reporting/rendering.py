@@ -152,7 +152,7 @@ def _best(group: ReportGroup) -> Iterator[str]:
                 f"cost and {w.percent(row.token_share)} of its output tokens."
             )
         if group.best.mixture is not None:
-            pays = "less" if group.best.beats_mixture(accuracy) else "no less"
+            pays = "less" if accuracy > group.best.mixture else "no less"
             yield (
                 f"Without guidance the same cost yields {w.percent(group.best.mixture)}, with some questions to the "
                 f"teacher alone and the rest to the student alone: {pays} than with it."

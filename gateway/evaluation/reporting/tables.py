@@ -33,8 +33,6 @@ class ReportTable(NamedTuple):
 
 
 class _SettingTable(NamedTuple):
-    """A table with one row for each setting, and the text of its cells by column."""
-
     title: str
     cells: Mapping[str, Callable[[ReportRow], str]]
     note: str
@@ -155,7 +153,6 @@ def _comparisons(rows: Sequence[ReportRow]) -> ReportTable:
 
 
 def _lengths(rows: Sequence[ReportRow]) -> ReportTable:
-    """Return the lengths m that a rule chose, by rule."""
     return ReportTable(
         "Chosen lengths",
         ("setting", "chosen by", "m", "questions"),
@@ -264,7 +261,11 @@ def flips(section: ReportSection) -> Iterator[Flips]:
                 continue
             other = section.run.by_setting[found.reference]
             for way, questions in (("won", found.won), ("lost", found.lost)):
-                shown = tuple(_flip(own[one], other[one]) for one in questions[:MAX_QUESTIONS])
+                both = ((own[one], other[one]) for one in questions[:MAX_QUESTIONS])
+                shown = tuple(
+                    Flip(one.question, _result(one), _result(by), excerpt(one.text), excerpt(by.text))
+                    for one, by in both
+                )
                 yield Flips(row.label, against, way, len(questions), shown)
 
 
@@ -274,10 +275,6 @@ def excerpt(text: str) -> str:
     short = " ".join(words[-MAX_WORDS:])
     cut = len(words) > MAX_WORDS or len(short) > MAX_CHARS
     return ("\u2026 " if cut else "") + short[-MAX_CHARS:]
-
-
-def _flip(own: Example, other: Example) -> Flip:
-    return Flip(own.question, _result(own), _result(other), excerpt(own.text), excerpt(other.text))
 
 
 def _result(one: Example) -> str | None:
