@@ -48,9 +48,9 @@ class UsageAccess:
         self.receipts = ReceiptFinder(self._receipt_threads)
         self.database = DatabaseReader(self._threads)
         location = without_credentials(self._address)
-        self.workers = workers = WorkerStateReader(client.commands, keys.ledger(), metrics, location)
+        self.workers = WorkerStateReader(client.commands, keys.ledger(), metrics, location)
         self.trimmer = OutboxTrimmer(
-            client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics
+            client, keys, process_id, limit=limit, state=lambda: self.workers.state, metrics=metrics
         )
 
     def _reading(self) -> Connection:

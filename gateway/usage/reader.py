@@ -175,7 +175,10 @@ class UsageReader:
                 self._cache.put(key, version, folded, read_at)
 
         def add(rows: Iterable[StoredRow]) -> None:
-            _add_folded_periods(usage, cached.values())
+            groups = ((folded.period, *group) for folded in cached.values() for group in folded.groups)
+            for period, names, raw in with_pauses(groups):
+                usage.count_sums(1)
+                usage.add_folded(period, names, SumRow.from_bytes(raw))
             _fold(usage, query, rows, store)
 
         await self._database.rows(add, [period for period in versions if period not in cached])
@@ -195,13 +198,6 @@ class UsageReader:
                 yield
         finally:
             active.release(group)
-
-
-def _add_folded_periods(usage: UsageResult, periods: Iterable[FoldedPeriod]) -> None:
-    """Add cached periods to a result. Call it in a thread. Raises InvalidRequest if the result becomes too large."""
-    for period, names, raw in with_pauses((one.period, *group) for one in periods for group in one.groups):
-        usage.count_sums(1)
-        usage.add_folded(period, names, SumRow.from_bytes(raw))
 
 
 def _fold(
