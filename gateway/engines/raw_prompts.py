@@ -64,8 +64,6 @@ class Renderer:
 
 
 class _TextRenderer(Renderer):
-    """Renders with a route that returns text."""
-
     async def render(self, chat: Json) -> str:
         raise NotImplementedError
 

@@ -75,8 +75,6 @@ _OPENING = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[")
 
 
 class _Fields(Struct, frozen=True):
-    """The fields that may hold token ids."""
-
     prompt: Raw = Raw()
     input: Raw = Raw()
 
