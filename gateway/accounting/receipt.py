@@ -25,7 +25,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         at_least: the engine may have written more: it sent no usage, and neither a limit nor its maximum is known.
-        usage_error: why the reported usage was rejected. "too_high": impossible, so the share is the reservation.
+        usage_error: why the reported usage was rejected. "too_high": above the reservation, which caps each count.
             "too_low": too few tokens for the received text.
     """
 
