@@ -297,9 +297,8 @@ class EdgeClient:
             at=int(time.time()),
         )
         receipt = answer.guidance.receipt if answer.guidance is not None else None
-        report = usage.closing_report(receipt) if receipt is not None else usage.unguided_report(answer.route)
         try:
-            await asyncio.to_thread(self._queue.put, report)
+            await asyncio.to_thread(self._queue.put, usage.report(receipt, answer.route))
         except OSError as error:
             log.warning("usage report cannot be stored in %s: %s", self._queue.folder, error)
             return

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 import httpx
 
@@ -40,8 +39,7 @@ ReportResult = Literal[
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeGuidance:
+class EdgeGuidance(NamedTuple):
     """Validated guidance."""
 
     receipt: str | None  # id of the gateway's receipt, which the device closes; None: unknown

@@ -12,7 +12,6 @@ import os
 import re
 import time
 import uuid
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -34,8 +33,7 @@ class UsageReport(NamedTuple):
     body: Json
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceUsage:
+class DeviceUsage(NamedTuple):
     """Usage of one answer on the device. Times count from the request."""
 
     input_tokens: int
@@ -47,21 +45,17 @@ class DeviceUsage:
     guided: bool
     at: int  # end of the answer, in Unix seconds
 
-    def closing_report(self, receipt: str) -> UsageReport:
-        """Return the report that closes the receipt of guidance."""
-        return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", self._body())
-
-    def unguided_report(self, route: str) -> UsageReport:
-        """Return the report of an answer without the gateway. Its id prevents counting it twice."""
-        return UsageReport("/v1/guidance/usage", {**self._body(), "model": route, "id": str(uuid.uuid4())})
-
-    def _body(self) -> Json:
-        return {
-            **asdict(self),
+    def report(self, receipt: str | None, route: str) -> UsageReport:
+        """Return the report that closes the receipt of guidance. Without one, an id prevents counting it twice."""
+        body: Json = {
+            **self._asdict(),
             "finish_reason": self.finish_reason if _REASON.fullmatch(self.finish_reason or "") else None,
             # The gateway accepts only printable ASCII, since it logs the name.
             "student": _UNPRINTABLE.sub("?", self.student)[:MAX_NAME_CHARS] or "unknown",
         }
+        if receipt is not None:
+            return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", body)
+        return UsageReport("/v1/guidance/usage", {**body, "model": route, "id": str(uuid.uuid4())})
 
 
 class Synced(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -13,8 +12,8 @@ USAGE = DeviceUsage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206
 
 
 def test_a_report_has_the_id_of_its_receipt_or_its_own() -> None:
-    assert USAGE.closing_report("req_1/..").path == "/v1/guidance/req_1%2F../usage"
-    first, second = USAGE.unguided_report("chat"), USAGE.unguided_report("chat")
+    assert USAGE.report("req_1/..", "chat").path == "/v1/guidance/req_1%2F../usage"
+    first, second = USAGE.report(None, "chat"), USAGE.report(None, "chat")
     assert first.path == second.path == "/v1/guidance/usage"
     assert first.body["model"] == "chat"
     assert UUID(first.body["id"]) != UUID(second.body["id"])
@@ -24,9 +23,9 @@ def test_a_report_has_the_id_of_its_receipt_or_its_own() -> None:
     ("name", "reported"), [("Qwen 2.5 \u00e9\n", "Qwen 2.5 ??"), ("m" * 80, "m" * 64), ("", "unknown")]
 )
 def test_a_students_name_is_printable_and_short(name: str, reported: str) -> None:
-    assert replace(USAGE, student=name).closing_report("req_1").body["student"] == reported
+    assert USAGE._replace(student=name).report("req_1", "chat").body["student"] == reported
 
 
 @pytest.mark.parametrize(("reason", "reported"), [("tool_calls", "tool_calls"), ("STOP!", None), (None, None)])
 def test_a_reason_is_an_identifier_or_none(reason: str | None, reported: str | None) -> None:
-    assert replace(USAGE, finish_reason=reason).closing_report("req_1").body["finish_reason"] == reported
+    assert USAGE._replace(finish_reason=reason).report("req_1", "chat").body["finish_reason"] == reported
