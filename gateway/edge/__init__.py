@@ -17,9 +17,8 @@ does.
 from gateway.edge.blocking import Edge
 from gateway.edge.client import EdgeClient
 from gateway.edge.errors import EdgeError, GatewayRefused, VersionRefused
-from gateway.edge.llama import LlamaStudent
 from gateway.edge.queue import Synced
-from gateway.edge.student import UrlStudent
+from gateway.edge.student import LlamaStudent, UrlStudent
 
 __all__ = [
     "Edge",
