@@ -72,6 +72,7 @@ class UsageWorker:
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class UsageWorker:
         max_entries: int = MAX_ENTRIES,
         read_entries: int = 1_000,
         claim_after_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
-        self._lease = lease
-        self._minutes = minutes
+        self._lease, self._minutes, self._clock = lease, minutes, clock
         self._uptime_copied = False
         self._keep_s = keep_s
         self._imports = imports
@@ -136,7 +137,7 @@ class UsageWorker:
 
         Raises RedisError and OSError if Redis fails.
         """
-        began = _now()
+        began = self._clock()
         try:
             more = await self._work()
         except _DatabaseFailed as failure:
@@ -148,7 +149,7 @@ class UsageWorker:
         if self._error is not None:
             log.info("usage_database_available", database=str(self._store.engine))
         self._up, self._error, self._retry_s = True, None, 0.0
-        return 0.0 if more else max(_EVERY_S, (_now() - began) * _PAUSE_TIMES)
+        return 0.0 if more else max(_EVERY_S, (self._clock() - began) * _PAUSE_TIMES)
 
     async def _work(self) -> bool:
         """Return whether more work is ready."""
@@ -314,9 +315,9 @@ class UsageWorker:
         self._interrupted = True
 
     def _is_due(self, task: str, every_s: float) -> bool:
-        if _now() < self._due.get(task, 0.0):
+        if self._clock() < self._due.get(task, 0.0):
             return False
-        self._due[task] = _now() + every_s
+        self._due[task] = self._clock() + every_s
         return True
 
 
@@ -329,10 +330,6 @@ async def _database(work: Awaitable[_Result]) -> _Result:
         return await work
     except Exception as error:
         raise _DatabaseFailed(error) from error
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _class_of(error: BaseException) -> str:

@@ -49,14 +49,17 @@ class Outboxes:
         self.stores: list[UsageStore] = []
         self.store = self.new_store()
         self.leases: list[WorkerLease] = []
-        self.later_s = 0.0  # of the clock of feeds
+        self.later_s = 0.0  # of the clock of feeds and workers
+
+    def clock(self) -> float:
+        return time.monotonic() + self.later_s
 
     def new_store(self) -> UsageStore:
         self.stores.append(UsageStore(self.address, RETENTION))
         return self.stores[-1]
 
     def feed(self, consumer: str = "worker-1", **settings: int) -> OutboxFeed:
-        return OutboxFeed(self.redis, self.keys, consumer, lambda: time.monotonic() + self.later_s, **settings)
+        return OutboxFeed(self.redis, self.keys, consumer, self.clock, **settings)
 
     async def worker(
         self,
@@ -72,7 +75,15 @@ class Outboxes:
         feed = self.feed(f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, self.redis, self.keys.ledger())
         return UsageWorker(
-            self.client, feed, store or self.store, seat, minutes, keep_s=keep_s, imports=imports, **settings
+            self.client,
+            feed,
+            store or self.store,
+            seat,
+            minutes,
+            keep_s=keep_s,
+            imports=imports,
+            clock=self.clock,
+            **settings,
         )
 
     async def settle(self, *receipts: Receipt) -> None:
