@@ -221,18 +221,16 @@ class OutboxFeed:
         """Read at most `each` entries of each tenant: new entries, or pending ones if `after` is an id."""
         await self._create_groups(tenants)
         names = {self._all_keys.outbox(tenant): tenant for tenant in tenants}
+        streams: Any = dict.fromkeys(names, after)
         try:
-            read = await self._xreadgroup(names, each, after)
+            read: Any = await self._redis.xreadgroup(GROUP, self.consumer, streams, count=each)
         except ResponseError as error:
             if not _is_missing_group(error):
                 raise
             self._grouped.difference_update(tenants)
             await self._create_groups(tenants)
-            read = await self._xreadgroup(names, each, after)
+            read = await self._redis.xreadgroup(GROUP, self.consumer, streams, count=each)
         return [entry for name, entries in read or () for entry in _entries(names[name.decode()], entries)]
-
-    async def _xreadgroup(self, names: dict[str, str], each: int, after: str) -> Any:
-        return await self._redis.xreadgroup(GROUP, self.consumer, dict.fromkeys(names, after), count=each)
 
     async def _create_groups(self, tenants: Iterable[str]) -> None:
         new = [tenant for tenant in tenants if tenant not in self._grouped]

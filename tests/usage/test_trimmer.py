@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX
+from gateway.usage.feed import GROUP
 from gateway.usage.state import WorkerState
 from gateway.usage.trimmer import QUIET_S, STEP_S, InactiveTenants, OutboxTrimmer, level
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
@@ -116,14 +117,16 @@ async def test_trimmed_entries_are_counted_once_despite_a_lost_reply(
     """The entries are counted by this process or another one, also after a worker keeps up again."""
     await outboxes.settle(*receipts(100))
     ann, bob = trimmer(outboxes, limit=40), trimmer(outboxes, limit=40, state=WorkerState(up=True), process_id="bob")
-    cut = ann._cut.run
+    evalsha = outboxes.client.commands.evalsha
 
-    async def lose(calls: Any) -> None:
-        await cut(calls)
-        raise RedisTimeoutError
+    async def lose(*args: Any) -> Any:
+        reply = await evalsha(*args)
+        if GROUP in args:  # entries were deleted
+            raise RedisTimeoutError
+        return reply
 
     with monkeypatch.context() as patch:
-        patch.setattr(ann._cut, "run", lose)
+        patch.setattr(outboxes.client.commands, "evalsha", lose)
         with pytest.raises(RedisTimeoutError):
             await ann.trim()
     assert lost(outboxes) == 0

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -122,14 +122,14 @@ async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypa
     """The background task writes it, including the records of the meantime."""
     await fleet.client.require()
     failing = [RedisGone("away")]
-    tell = fleet.ann._put
+    pipeline = fleet.client.commands.pipeline
 
-    def put(*arguments: object) -> None:
+    def broken(**options: Any) -> Any:
         if failing:
             raise failing.pop()
-        tell(*arguments)  # type: ignore[arg-type]
+        return pipeline(**options)
 
-    monkeypatch.setattr(fleet.ann, "_put", put)
+    monkeypatch.setattr(fleet.client.commands, "pipeline", broken)
     fleet.ann.record("small", up=True)
     tasks = BackgroundTasks()
     tasks.keep("uptime", fleet.ann.run())
@@ -146,14 +146,12 @@ async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypa
         await tasks.close()
 
 
-def test_the_buffer_during_an_outage_is_bounded(redis_url: str) -> None:
+async def test_the_buffer_during_an_outage_is_bounded(fleet: Fleet) -> None:
     """The process buffers the last three days, and each minute once."""
-    clock = Clock()
-    client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
-    one = Uptime(client, RedisKeys("never"), PRICES, clock)
     for minute in range(5 * 1_440):
-        clock.now = DAY + minute * 60.0
+        fleet.clock.now = DAY + minute * 60.0
         for _ in range(3):
-            one.record("small", up=True)
-    assert sorted(one._unwritten) == [DAY + day * DAY_S for day in (2, 3, 4)]
-    assert [len(of_day["small"].seen) for of_day in one._unwritten.values()] == [1_440] * 3
+            fleet.ann.record("small", up=True)
+    await fleet.ann.flush()
+    whole = {"small": EngineUptime(Decimal("1.20"), 1_440, 1_440)}
+    assert [await fleet.read(DAY + day * DAY_S) for day in range(5)] == [{}, {}, whole, whole, whole]

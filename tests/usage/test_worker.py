@@ -134,14 +134,14 @@ async def test_entries_of_a_lost_reply_are_written_at_once(outboxes: Outboxes, m
     settled = receipts(5)
     await outboxes.settle(*settled)
     outboxes.later_s += 1
-    read = worker._feed._xreadgroup
+    read = outboxes.redis.xreadgroup
 
-    async def lose(*args: Any) -> None:
-        await read(*args)
+    async def lose(*args: Any, **options: Any) -> None:
+        await read(*args, **options)
         raise RedisTimeoutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker._feed, "_xreadgroup", lose)
+        patch.setattr(outboxes.redis, "xreadgroup", lose)
         with pytest.raises(RedisTimeoutError):
             await worker.round()
     assert await outboxes.pending() == 5
