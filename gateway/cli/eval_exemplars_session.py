@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
-import uvloop
 from rich.console import Console
 
 from gateway.cli.eval_progress import EvalProgress, duration
-from gateway.cli.interrupts import until_interrupted
+from gateway.cli.interrupts import run_resumable
 from gateway.cli.tables import console_for, plain_table
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.advice.target import percent
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Setting
 
 _GENERATED_COUNT = 2000
-# `eval run` uses seed 0.
-_OTHER_SEED = 1
 _LEGEND = (
     "Score: guided accuracy on the same questions in each row. Gain: points against no exemplars, with the 95 % "
     "confidence interval. Input, output: teacher tokens per request. Tried: number of compared sets."
@@ -186,12 +183,7 @@ def seek(session: ExemplarSession) -> bool:
     session.pair.fetch()  # outside the event loop, so that Ctrl-C ends a download
     with RunFolder(session.folder) as folder:
         printer = SearchPrinter(folder, session.limits.calls)
-        search = _search(session, name, parts, own, folder, printer)
-        try:
-            report = uvloop.run(until_interrupted(search, "eval exemplars"))
-        except typer.Exit:
-            typer.echo(f"Stopped. The answers are in {session.folder}: run the same command again to resume.", err=True)
-            raise
+        report = run_resumable(_search(session, name, parts, own, folder, printer), session.folder)
         printer.ended(report)
         return _write(session, name, report, printer)
 
@@ -201,9 +193,9 @@ def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:
     left = set() if session.evaluated is None else {one.question for one in read_run(session.evaluated).examples}
     excluded: list[str] = []
     if session.data in {GENERATED, GENERATED_CHOICES}:
-        # Generated data: draw problems that no evaluation uses.
+        # Generated data: draw problems that no evaluation uses. `eval run` uses seed 0.
         excluded += [one.text for one in load(session.data, count=_GENERATED_COUNT).questions]
-        loaded = load(session.data, count=_GENERATED_COUNT, seed=_OTHER_SEED, scorer=session.scorer)
+        loaded = load(session.data, count=_GENERATED_COUNT, seed=1, scorer=session.scorer)
     else:
         loaded = load(session.data, scorer=session.scorer, skip_bad=session.skip_bad)
         excluded += [one.text for at, one in enumerate(loaded.questions) if at < session.offset or one.id in left]

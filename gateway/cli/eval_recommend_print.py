@@ -38,7 +38,13 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
         verdict, color = _VERDICTS[one.verdict]
         name = "nothing" if one.setting is None else one.setting.name
         console.print(Text(f"{verdict}: {name}", f"bold {color}"), soft_wrap=True)
-        for line in (*comments(one), *_chosen(one)):
+        lines = list(comments(one))
+        if one.favorite_setting is not None and one.favorite != one.chosen:
+            lines.append(f"Without a test, the best setting would be: {one.favorite_setting.name}.")
+        if one.held_out is not None:
+            often = "; ".join(f"{times} x {name}" for name, times in one.held_out.chosen.items())
+            lines.append(f"Chosen in {one.held_out.folds} folds: {often}.")
+        for line in lines:
             console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -74,17 +80,6 @@ def _claim(claim: BoundedMean, unit: int) -> str:
     word = "yes" if claim.shown else "perhaps" if claim.likely else "no"
     digits = "+.1f" if unit == _POINTS else "+.3g"
     return f"{claim.point * unit:{digits}} (at least {claim.bound * unit:{digits}}) {word}"
-
-
-def _chosen(recommendation: Recommendation) -> list[str]:
-    lines = []
-    favorite = recommendation.favorite_setting
-    if favorite is not None and recommendation.favorite != recommendation.chosen:
-        lines.append(f"Without a test, the best setting would be: {favorite.name}.")
-    if recommendation.held_out is not None:
-        often = "; ".join(f"{times} x {name}" for name, times in recommendation.held_out.chosen.items())
-        lines.append(f"Chosen in {recommendation.held_out.folds} folds: {often}.")
-    return lines
 
 
 def in_json(recommendation: Sequence[tuple[str, Recommendation]]) -> str:

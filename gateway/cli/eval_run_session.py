@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.eval_progress import EvalProgress, duration
-from gateway.cli.interrupts import until_interrupted
+from gateway.cli.interrupts import run_resumable
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
@@ -99,19 +98,11 @@ def hold(session: EvalSession) -> None:
             session.pair.fetch()
         if session.is_live or not session.rescore:
             _agree(session, folder, console)
-        _until_done(session, folder, console)
+        run_resumable(_run(session, folder, console), session.folder)
         _sum_up(folder, Console())
 
 
-def _until_done(session: EvalSession, folder: RunFolder, console: Console, limit: int | None = None) -> None:
-    try:
-        uvloop.run(until_interrupted(_run(session, folder, console, limit), "eval"))
-    except typer.Exit:
-        console.print(f"Stopped. The answers are in {session.folder}: run the same command again to resume.")
-        raise
-
-
-async def _run(session: EvalSession, folder: RunFolder, console: Console, limit: int | None) -> None:
+async def _run(session: EvalSession, folder: RunFolder, console: Console, limit: int | None = None) -> None:
     """Answer the questions; in two stages the first `limit` ones, whose answers are kept and not requested again."""
     async with judge_of(session.pair, session.judge, folder.generations) as judge:
         score = Scoring(judge, session.scorer).score
@@ -175,7 +166,7 @@ def _agree(session: EvalSession, folder: RunFolder, console: Console) -> None:
             # Measure the duration of the first calls.
             first = {setting.mode: setting for setting in session.settings}
             few = replace(session, settings=list(first.values()))
-            _until_done(few, folder, console, few.concurrency)
+            run_resumable(_run(few, folder, console, few.concurrency), session.folder)
             by_stage = _calls_left(session, folder)
         answers = f"{by_stage['teacher']} calls of the teacher, up to {by_stage['student']} calls of the student"
     calls = sum(by_stage.values())

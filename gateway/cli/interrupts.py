@@ -7,9 +7,11 @@ import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
+import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from pathlib import Path
 
 INTERRUPTED = 130
 """A command's exit status after Ctrl-C."""
@@ -29,3 +31,12 @@ async def until_interrupted(work: Coroutine[Any, Any, T], name: str, status: int
         return await task
     except asyncio.CancelledError:
         raise typer.Exit(status) from None
+
+
+def run_resumable(work: Coroutine[Any, Any, T], folder: Path) -> T:
+    """Run `work`, which stores its answers in `folder`. Raises typer.Exit after a signal, with a hint how to resume."""
+    try:
+        return uvloop.run(until_interrupted(work, "eval"))
+    except typer.Exit:
+        typer.echo(f"Stopped. The answers are in {folder}: run the same command again to resume.", err=True)
+        raise

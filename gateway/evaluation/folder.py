@@ -216,7 +216,9 @@ def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
         )
         # Keeps the hashes of folders from before projections had these fields.
         inputs += more if any(one is not None for one in more) else ()
-        inputs += setting.auto.facts if setting.auto is not None else ()
+        if setting.auto is not None:
+            learned = setting.auto.learned
+            inputs += (dict(setting.auto.block), learned and learned.model_dump_json())
     return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], inputs)), digest_size=8).hexdigest()
 
 

@@ -69,12 +69,11 @@ _GUIDANCE: Json = {
 _TRIES = 8
 
 
-class GatewayClient:
+class GatewayClient(NamedTuple):
     """Client of one gateway, by its public listener. The headers of `session` have the API key."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
-        self._url = url.rstrip("/")
+    session: aiohttp.ClientSession
+    url: str
 
     async def complete(self, body: Json) -> tuple[QuestionAnswer, float]:
         """Send a request and return the streamed answer with its receipt, and its seconds.
@@ -85,8 +84,8 @@ class GatewayClient:
         started = time.perf_counter()
         pieces: list[str] = []
         try:
-            async with self._session.post(
-                f"{self._url}/v1/{route}", json=body | {"stream": True}, allow_redirects=False
+            async with self.session.post(
+                f"{self.url}/v1/{route}", json=body | {"stream": True}, allow_redirects=False
             ) as reply:
                 if reply.status != 200:
                     raise _error(reply.status, await reply.read())
@@ -108,7 +107,7 @@ class GatewayClient:
         """Poll for the receipt, which is written shortly after the last byte of the stream."""
         deadline = time.perf_counter() + _RECEIPT_TIMEOUT_S
         while True:
-            async with self._session.get(f"{self._url}/v1/receipts/{request_id}", allow_redirects=False) as reply:
+            async with self.session.get(f"{self.url}/v1/receipts/{request_id}", allow_redirects=False) as reply:
                 raw = await reply.read()
             if reply.status == 200:
                 try:
@@ -241,7 +240,7 @@ async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -
 @asynccontextmanager
 async def connect_gateway(url: str, key: str) -> AsyncIterator[GatewayClient]:
     async with _session(key) as session:
-        yield GatewayClient(session, url)
+        yield GatewayClient(session, url.rstrip("/"))
 
 
 def _session(key: str) -> aiohttp.ClientSession:

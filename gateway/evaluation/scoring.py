@@ -54,7 +54,6 @@ Write one line and nothing else: "Score: " and a number from 0 (wrong) to 10 (ri
 _SLOT = re.compile(r"\{(question|reference|answer)\}")
 _REPLY = re.compile(r"\s*\**Score:\**\s*([0-9]{1,2}(?:\.[0-9]{1,2})?)(?:\s*/\s*10)?\**\.?\s*", re.IGNORECASE)
 _HIGHEST = 10
-_RIGHT, _WRONG = 1.0, 0.0
 Scorer: TypeAlias = Callable[[str, Question], ScoredAnswer]
 Judge: TypeAlias = Callable[[str], Awaitable[str]]
 """Sends a prompt to a model and returns its reply."""
@@ -92,7 +91,7 @@ def numeric(answer: str, question: Question) -> ScoredAnswer:
     """Compare values within the option `tolerance` (default 0). Raises ValueError if the correct answer is none."""
     found = numbers.result(answer)
     if found is None:
-        return ScoredAnswer(_WRONG)
+        return ScoredAnswer(0.0)
     within = dict(question.options).get("tolerance", "0")
     expected, tolerance = numbers.number(question.answer), numbers.number(within)
     return _verdict(numbers.equal(found, expected, tolerance.value), found.written)
@@ -101,24 +100,24 @@ def numeric(answer: str, question: Question) -> ScoredAnswer:
 def choose(answer: str, question: Question) -> ScoredAnswer:
     """Compare the letter of the choice; the options are the choices' texts by letter."""
     found = choice(answer, dict(question.options))
-    return ScoredAnswer(_WRONG) if found is None else _verdict(found.lower() == question.answer.lower(), found)
+    return ScoredAnswer(0.0) if found is None else _verdict(found.lower() == question.answer.lower(), found)
 
 
 def contains(answer: str, question: Question) -> ScoredAnswer:
     """Search the answer for the text as whole words, ignoring case and white space."""
     expected = r"\s+".join(map(re.escape, unicodedata.normalize("NFKC", question.answer).split()))
     found = re.search(rf"(?<!\w){expected}(?!\w)", unicodedata.normalize("NFKC", first_answer(answer)), re.IGNORECASE)
-    return ScoredAnswer(_WRONG) if found is None else ScoredAnswer(_RIGHT, found[0])
+    return ScoredAnswer(0.0) if found is None else ScoredAnswer(1.0, found[0])
 
 
 def matches(answer: str, question: Question) -> ScoredAnswer:
     """Search for the option `pattern` (RE2). The group of the last match, if any, must equal the correct answer."""
     matches_found = list(re2.finditer(dict(question.options)["pattern"], first_answer(answer)))
     if not matches_found:
-        return ScoredAnswer(_WRONG)
+        return ScoredAnswer(0.0)
     found = matches_found[-1]
     if not found.groups():
-        return ScoredAnswer(_RIGHT, found[0])
+        return ScoredAnswer(1.0, found[0])
     return _verdict(normalize_text(found[1] or "") == normalize_text(question.answer), found[1] or "")
 
 
@@ -196,4 +195,4 @@ def _plugged_in(scorer: Scorer, answer: str, question: Question) -> ScoredAnswer
 
 
 def _verdict(correct: bool, found: str) -> ScoredAnswer:
-    return ScoredAnswer(_RIGHT if correct else _WRONG, found)
+    return ScoredAnswer(float(correct), found)

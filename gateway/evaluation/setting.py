@@ -64,11 +64,6 @@ class AutoLength(NamedTuple):
     file: str | None = None
     learned: FittedLengths | None = None
 
-    @property
-    def facts(self) -> tuple[object, ...]:
-        """Return everything that the rule depends on, for a hash; a model file may change."""
-        return dict(self.block), None if self.learned is None else self.learned.model_dump_json()
-
 
 def read_auto(file: Path | None) -> AutoLength:
     """Read a rule from a file with the keys of a policy's `auto:` block; None returns the built-in rule.

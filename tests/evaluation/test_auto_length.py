@@ -10,7 +10,8 @@ import pytest
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError
 from gateway.evaluation.advice.fit import families, fit
-from gateway.evaluation.setting import read_auto
+from gateway.evaluation.folder import shown_hash
+from gateway.evaluation.setting import Setting, read_auto
 from gateway.policy.length import AutoRule
 from tests.evaluation.families import examples, manifest, questions
 
@@ -87,7 +88,8 @@ def test_a_model_in_the_files_folder_is_part_of_the_rule(tmp_path: Path) -> None
     assert (found.block["model"], found.file) == ("chat.json", str(file))
     assert "rules" not in found.block, "a model has none beside it, unless they are named"
     (tmp_path / "chat.json").write_text(fit(family, run, "chat", 2).model_dump_json())
-    assert read_auto(file).facts != found.facts
+    settings = (Setting(mode="guided", auto=auto) for auto in (found, read_auto(file)))
+    assert len({shown_hash(setting, ()) for setting in settings}) == 2, "the hash includes the model"
     file.write_text("model: gone.json\n")
     with pytest.raises(ConfigError, match=r"model: gone\.json cannot be read"):
         read_auto(file)

@@ -155,8 +155,8 @@ def test_all_that_a_projection_does_is_in_its_hash() -> None:
         replace(ours, instruction="Be brisk."),
         replace(ours, exemplars=EXEMPLARS),
         replace(ours, skip=skip),
-        replace(ours, skip=replace(skip, tokens=5)),
-        replace(ours, skip=replace(skip, patterns=(to_pattern("Well"),))),
+        replace(ours, skip=skip._replace(tokens=5)),
+        replace(ours, skip=skip._replace(patterns=(to_pattern("Well"),))),
         replace(ours, teacher_may_finish=False),
         replace(ours, introduction="Hm: {guidance}"),
     ]

@@ -25,13 +25,13 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from gateway.evaluation.advice.target import Numbers
     from gateway.evaluation.record import Example, Manifest, Question
     from gateway.protocol.requests import CompletionRequest
 
 # Keys of a guided setting that differ in its family, or do not belong to its description.
 _LENGTH_KEYS = ("name", "mode", "tokens", "shown", "policies")
 _MIN_LENGTHS = 3
-Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
 MIN_FIT_QUESTIONS = 40
 """A fold of fewer questions has no information."""

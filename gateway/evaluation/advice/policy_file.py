@@ -279,9 +279,8 @@ def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
 
 
 def _current_hash(setting: Mapping[str, Any]) -> str:
-    exemplars_file, policies = (
-        None if (file := setting.get(name)) is None else Path(file) for name in ("exemplars", "policies")
-    )
+    sources = (setting.get(name) for name in ("exemplars", "policies"))
+    exemplars_file, policies = (None if source is None else Path(source) for source in sources)
     listed = () if exemplars_file is None else exemplars(exemplars_file)
     projection = RunLibrary.read(policies, exemplars_file, listed).find(setting["projection"])
     auto = learned = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway.evaluation.statistics import Interval, paired_bootstrap, paired_difference, sign_test
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from gateway.evaluation.record import Example
     from gateway.evaluation.summary import SettingSummary
@@ -100,7 +100,7 @@ class BestSetting(NamedTuple):
     mixture: float | None
 
 
-def pareto(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
+def pareto(summaries: Collection[SettingSummary]) -> list[SettingSummary]:
     """Return the settings that no other setting beats in cost and accuracy, cheapest first."""
     found: list[SettingSummary] = []
     for summary in sorted(summaries, key=lambda one: (one.cost_per_answer, -one.accuracy)):
@@ -109,7 +109,7 @@ def pareto(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
     return found
 
 
-def hull(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
+def hull(summaries: Collection[SettingSummary]) -> list[SettingSummary]:
     """Return the settings on the upper convex hull of `pareto`: mixtures of two beat settings below their line."""
     found: list[SettingSummary] = []
     for summary in pareto(summaries):
@@ -119,7 +119,7 @@ def hull(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
     return found
 
 
-def best(summaries: Sequence[SettingSummary]) -> BestSetting | None:
+def best(summaries: Collection[SettingSummary]) -> BestSetting | None:
     """Return the best guided setting among those cheaper than the teacher and more accurate than the student.
 
     It is the cheapest one that keeps `KEEP` of the teacher's accuracy, else the most accurate one. Returns None without

@@ -46,7 +46,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
         return OmittedFigure(title, "it needs two settings with equal requests and common questions")
     if not any(group.on_common(row).cost_usd for row in group.comparable):
         return OmittedFigure(title, "all costs are zero: the run needs prices")
-    unbeaten, edge = pareto(group.summaries), hull(group.summaries)
+    unbeaten, edge = pareto(group.common.values()), hull(group.common.values())
     names = {one.name for one in unbeaten}
     best = group.best_row
     few = len(group.comparable) <= _MAX_LABELS

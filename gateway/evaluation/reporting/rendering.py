@@ -18,6 +18,7 @@ from gateway.evaluation.reporting.comparison import hull, pareto
 from gateway.evaluation.reporting.drawing import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.published import CAVEAT, compare_with_paper
+from gateway.evaluation.reporting.report import stage_times
 from gateway.evaluation.reporting.tables import flips, overview, section_tables
 from gateway.evaluation.statistics import MIN_QUESTIONS
 from gateway.version import __version__
@@ -174,8 +175,8 @@ def _section(section: ReportSection) -> dict[str, Any]:
                 "asked": group.title,
                 "common_questions": group.questions,
                 "settings": [_row(row) for row in group.rows],
-                "pareto": [one.name for one in pareto(group.summaries)],
-                "hull": [one.name for one in hull(group.summaries)],
+                "pareto": [one.name for one in pareto(group.common.values())],
+                "hull": [one.name for one in hull(group.common.values())],
                 "best": None if group.best is None else group.best._asdict(),
             }
             for group in section.groups
@@ -184,7 +185,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
             # `sittings` is the number of sessions; the key is that of earlier versions.
             {"sittings" if name == "sessions" else name: value for name, value in one._asdict().items()}
             | {"seconds_per_call": one.seconds_per_call}
-            for one in section.stages
+            for one in stage_times(section.run.stages)
         ],
         "flips": [msgspec.to_builtins(one) for one in flips(section)],
     }

@@ -210,10 +210,6 @@ class ReportGroup(NamedTuple):
     def best_row(self) -> ReportRow | None:
         return next((row for row in self.rows if self.best is not None and row.summary.name == self.best.name), None)
 
-    @property
-    def summaries(self) -> list[SettingSummary]:
-        return list(self.common.values())
-
 
 class ReportSection(NamedTuple):
     """The figures of one run."""
@@ -224,10 +220,6 @@ class ReportSection(NamedTuple):
     @property
     def rows(self) -> list[ReportRow]:
         return [row for group in self.groups for row in group.rows]
-
-    @property
-    def stages(self) -> list[StageTime]:
-        return stage_times(self.run.stages)
 
 
 def section(run: RunRecords, seed: int) -> ReportSection:
@@ -294,7 +286,7 @@ def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterat
     for some in by_request.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
         common = _common(some, answers)
-        found = best(list(common.values()))
+        found = best(common.values())
         yield ReportGroup(request_in_words(some[0].summary.setting), tuple(some), common, found)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.report import stage_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +174,7 @@ def _stages(section: ReportSection) -> ReportTable:
             *(f"{one.concurrency:,}" if one.concurrency else w.NONE, f"{one.sessions:,}", f"{one.calls:,}"),
             *(w.seconds(one.seconds), w.seconds(one.seconds_per_call)),
         )
-        for one in section.stages
+        for one in stage_times(section.run.stages)
     )
     return ReportTable(
         "Stages",
