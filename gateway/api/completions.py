@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from aiohttp import web
 
 from gateway.api.auth import authenticate
-from gateway.api.connection import connection_of
+from gateway.api.connection import SERVER, connection_of
 from gateway.api.decoding import read_parsed
-from gateway.api.events import as_events, reads, require_caller
-from gateway.api.headers import fact_headers
-from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, REQUEST_ID, STARTED, STATE
+from gateway.api.events import as_events, reads, require_caller, send
+from gateway.api.headers import fact_headers, name_reply
+from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, EMBEDDINGS, REQUEST_ID, STARTED, STATE
 from gateway.engines.reply_json import encoded
 from gateway.pipeline.completion import RequestContext
 from gateway.protocol.chat import ChatRequest, parse_chat
+from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import TextRequest, parse_text_completion
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from gateway.pipeline.completion import Answer
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json
+
+_PART_BYTES = 1 << 18
 
 _Request = TypeVar("_Request", bound=ChatRequest | TextRequest)
 _Request_contra = TypeVar("_Request_contra", bound=ChatRequest | TextRequest, contravariant=True)
@@ -76,3 +79,30 @@ async def answered(
         content_type="application/json",
         headers=fact_headers(answer.receipt.facts(show_cost=answer.show_cost)),
     )
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """POST /v1/embeddings"""
+    caller = authenticate(request)
+    parsed = await read_parsed(request, caller, parse_embeddings)
+    context = new_context(request, caller)
+    async with request.app[ADMISSION].cancel_on_drain():
+        vectors = await request.app[EMBEDDINGS].answer(context, parsed)
+    require_caller(context.state)
+    headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
+    if len(vectors.body) <= _PART_BYTES:
+        return web.Response(body=vectors.body, content_type="application/json", headers=headers)
+    return await _in_parts(request, vectors.body, headers)
+
+
+async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+    """Send a large reply in parts, as the caller reads them. One large write would block the event loop."""
+    response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
+    response.content_length = len(body)
+    name_reply(request, response)
+    await response.prepare(request)
+    with reads(request) as reading:
+        for start in range(0, len(body), _PART_BYTES):
+            await send(response, body[start : start + _PART_BYTES], reading)
+    await response.write_eof()
+    return response

@@ -47,12 +47,8 @@ def error_response(error: GatewayError, request_id: str, *, status: int | None =
         headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1000)))
     if error.retry is not None:
         headers["x-should-retry"] = "true" if error.retry else "false"
-    return web.Response(
-        body=orjson.dumps(error_body(error)),
-        status=status or error.status,
-        content_type="application/json",
-        headers=headers,
-    )
+    status = status or error.status
+    return web.json_bytes_response(error_body(error), dumps=orjson.dumps, status=status, headers=headers)
 
 
 @web.middleware

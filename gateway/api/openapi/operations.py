@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway import errors
 from gateway.accounting.receipt import Receipt
-from gateway.api.completions import chat_completions, text_completions
-from gateway.api.embeddings import embeddings
+from gateway.api.completions import chat_completions, embeddings, text_completions
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
