@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 
 from gateway.api import keys
-from gateway.capabilities.continuation import Continuation, Known
+from gateway.capabilities.continuation import Continuation
 from gateway.policy.reload import ConfigEdit
 
 if TYPE_CHECKING:
@@ -70,17 +70,17 @@ async def readyz(request: web.Request) -> web.Response:
 async def readyz_in_detail(request: web.Request) -> web.Response:
     """GET /readyz on the admin listener: the status of one worker, with details."""
     status = status_of(request.app)
-    engines = {
-        name: {
-            "up": engine.state.up,
-            "detail": engine.state.detail,
+    engines = {}
+    for name, engine in request.app[keys.ENGINES].items():
+        state, known = engine.state, engine.state.continuation
+        engines[name] = {
+            "up": state.up,
+            "detail": state.detail,
             "breaker": engine.breaker,
             "warnings": warnings_of(request.app, name),
-            "continuation": _continuation(engine.state.continuation),
-            "facts": engine.state.facts,
+            "continuation": {"mode": known.mode, "echo": known.echo} if isinstance(known, Continuation) else None,
+            "facts": state.facts,
         }
-        for name, engine in request.app[keys.ENGINES].items()
-    }
     board, ago_s = request.app[keys.USAGE_BOARD], request.app[keys.KEYRING].age_s()
     body = {
         "status": status,
@@ -94,11 +94,8 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "keys": {"in_redis": len(request.app[keys.KEYRING]), "read_ago_s": None if ago_s is None else round(ago_s, 1)},
         "engines": engines,
     }
-    return web.Response(
-        body=orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
-        status=503 if status in _NOT_READY else 200,
-        content_type="application/json",
-    )
+    raw = orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return web.Response(body=raw, status=503 if status in _NOT_READY else 200, content_type="application/json")
 
 
 def warnings_of(app: web.Application, engine: str) -> list[str]:
@@ -127,10 +124,6 @@ def config_shown(reloader: Reloader | None) -> dict[str, object]:
 def _first(issues: Sequence[str]) -> list[str]:
     more = len(issues) - _MAX_ISSUES
     return [*issues[:_MAX_ISSUES], *([f"and {more} more: gkt-gateway check lists all"] if more > 0 else ())]
-
-
-def _continuation(known: Known) -> object:
-    return {"mode": known.mode, "echo": known.echo} if isinstance(known, Continuation) else None
 
 
 def status_of(app: web.Application) -> str:
