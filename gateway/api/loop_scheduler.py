@@ -63,8 +63,7 @@ class LoopScheduler:
         self._requested_at = -_CONTENTION_S  # the time of this request
         self._contended_until = 0.0
         self._scheduled = False
-        self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
+        self._metrics, self._loop = metrics, asyncio.get_running_loop()
         self._time, self._max_wait_s = clock or self._loop.time, max_wait_s
 
     @property

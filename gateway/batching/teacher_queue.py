@@ -86,10 +86,7 @@ class TeacherQueue:
         self._redis, self._times = redis, times
         self._scheduler = RedisScheduler(redis.commands, keys, process_id, teacher)
         self._view = SchedulerView(redis.commands, keys, teacher)
-        self._process_id = process_id
-        self._teacher = teacher
-        self._limits = limits
-        self._on_failure = on_failure
+        self._process_id, self._teacher, self._limits, self._on_failure = process_id, teacher, limits, on_failure
         self._meter = ThroughputMeter(metrics, teacher)
         self._waiters: dict[str, PermitWaiter] = {}  # in order of arrival
         self._unsent: dict[str, PermitWaiter] = {}  # with changes that the scheduler does not know

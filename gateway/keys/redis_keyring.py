@@ -65,22 +65,23 @@ class KeyringChanges(NamedTuple):
 
 
 class RedisKeyring:
-    """Keys in Redis. Every method makes one call to Redis, and raises RedisError and OSError."""
+    """Keys in Redis. Every method makes one call to Redis, and raises RedisError and OSError.
+
+    A page is small enough to read within redis.timeout, which may be short.
+    """
 
     def __init__(
         self,
         redis: Redis,
         keys: RedisKeys,
         *,
-        page_size: int = 200,  # small enough to read within redis.timeout, which may be short
+        page_size: int = 200,
         max_used: int = 2 * MAX_KEYS,
         max_keys: int = MAX_KEYS,
     ) -> None:
         names = keys.keyring()
         self._page_size, self._max_used, self._max_keys = page_size, max_used, max_keys
-        self._redis = redis
-        self._used = names.used
-        self._all = list(names)
+        self._redis, self._used, self._all = redis, names.used, list(names)
         self._read_keys = [names.terms, names.dates, names.changes, names.heads, names.state]
         self._create = RedisScript(redis, "gateway.keys", "common.lua", "create.lua")
         self._rotate = RedisScript(redis, "gateway.keys", "common.lua", "rotate.lua")

@@ -72,11 +72,8 @@ class OutboxFeed:
         max_ids: int = 500,
     ) -> None:
         self._max_tenants, self._max_ids = max_tenants, max_ids
-        self._redis = redis
-        self._all_keys = keys
-        self._keys = keys.ledger()
-        self.consumer = consumer
-        self._clock = clock
+        self._redis, self._all_keys, self._keys = redis, keys, keys.ledger()
+        self.consumer, self._clock = consumer, clock
         self._tenants: list[str] = []
         self._all_at = 0.0
         self._active: dict[str, float] = {}

@@ -93,9 +93,8 @@ class UsageWorker:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
         self._lease, self._minutes, self._clock = lease, minutes, clock
+        self._keep_s, self._imports = keep_s, imports
         self._uptime_copied = False
-        self._keep_s = keep_s
-        self._imports = imports
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
         client.on_restart = self._expect_pending
