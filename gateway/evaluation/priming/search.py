@@ -8,7 +8,7 @@ a paired comparison, or not worse and shorter. Then larger, smaller and mixed va
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.evaluation.priming.exemplars import ExemplarCandidate
@@ -77,26 +77,26 @@ class ScoreDifference(NamedTuple):
         return cls(sum(each) / len(each), low, high, sign_test(wins, losses, "greater"))
 
 
+@dataclass(slots=True)
 class MeasuredOutcomes:
     """Outcomes within a budget of calls, of which `spent` are used; each is measured once, if its upper bound fits."""
 
-    def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
-        self._measure = measure
-        self._calls = calls
-        self._known: dict[tuple[Shown, str], TrialOutcome] = {}
-        self.spent = spent
-        """Number of calls so far, including those of earlier sessions, so that a resumed search decides alike."""
+    measure: Measure
+    calls: int
+    spent: int = 0
+    """Number of calls so far, including those of earlier sessions, so that a resumed search decides alike."""
+    _known: dict[tuple[Shown, str], TrialOutcome] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
-        return self._calls - self.spent
+        return self.calls - self.spent
 
     async def of(self, sets: Sequence[Shown], questions: Sequence[Question]) -> list[Trial]:
         """Return a trial of each set. Raises errors of `measure`, and ValueError if the budget does not suffice."""
         missing = [(one, question) for one in sets for question in questions if (one, question.id) not in self._known]
         if len(missing) * CALLS_EACH > self.remaining:
             raise ValueError(f"{len(missing) * CALLS_EACH} calls are needed, and {self.remaining} remain")
-        for (one, question), outcome in zip(missing, await self._measure(missing) if missing else [], strict=True):
+        for (one, question), outcome in zip(missing, await self.measure(missing) if missing else [], strict=True):
             self._known[one, question.id] = outcome
             self.spent += outcome.calls
         return [self._trial(one, questions) for one in sets]

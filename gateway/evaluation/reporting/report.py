@@ -197,11 +197,6 @@ class ReportGroup(NamedTuple):
     def alone(self, mode: Mode) -> ReportRow | None:
         return next((row for row in self.rows if row.summary.mode == mode), None)
 
-    def accuracy_of(self, mode: Mode) -> float | None:
-        """Return the accuracy of the teacher or the student alone on the common questions."""
-        row = self.alone(mode)
-        return None if row is None else self.on_common(row).accuracy
-
     @property
     def guided(self) -> list[ReportRow]:
         return [row for row in self.rows if row.guided]

@@ -190,14 +190,14 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
     found = []
     for section in sections:
         for group in section.groups:
-            student, teacher = group.accuracy_of("student"), group.accuracy_of("teacher")
+            alone = {row.summary.mode: group.on_common(row).accuracy for row in group.rows if not row.guided}
             run = f"{section.run.manifest.data} ({section.run.path.name}): {group.title}"
             best = (w.NONE,) * 5
             if (row := group.best_row) is not None:
                 shares = (w.part(row.kept), w.part(row.gap), w.percent(row.token_share), w.percent(row.cost_share))
                 best = (w.percent(group.on_common(row).accuracy), *shares)
-            name = ("no teacher alone" if teacher is None else "none pays") if row is None else row.short_label
-            found.append((run, w.percent(student), w.percent(teacher), name, *best))
+            name = ("none pays" if "teacher" in alone else "no teacher alone") if row is None else row.short_label
+            found.append((run, w.percent(alone.get("student")), w.percent(alone.get("teacher")), name, *best))
     best_columns = ("best guided setting", "its accuracy", "kept", "gap closed")
     return ReportTable(
         "All runs",
