@@ -13,11 +13,8 @@ GUIDANCE = "The quick brown fox jumps over the lazy dog."
 COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 
 
-def relay(seam: SeamJoin | None = None, *, wants_usage: bool = False) -> StreamRelay:
-    """Return a relay that has not shown the guidance yet."""
-    one = StreamRelay(HEAD, wants_usage=wants_usage)
-    one._seam = seam
-    return one
+def relay(*, wants_usage: bool = False) -> StreamRelay:
+    return StreamRelay(HEAD, wants_usage=wants_usage)
 
 
 def chunk(
@@ -31,10 +28,9 @@ def says(text: str | None, finish_reason: str | None = None, index: int = 0, **f
     return chunk({"content": text}, finish_reason, index, **fields)
 
 
-def relayed_chunks(one: StreamRelay, *chunks: dict[str, Any], guidance: str | None = None) -> list[dict[str, Any]]:
+def relayed_chunks(one: StreamRelay, *chunks: dict[str, Any], seam: SeamJoin | None = None) -> list[dict[str, Any]]:
     """Return the chunks that the caller gets: the guidance, the converted chunks, and the end."""
-    opened = [] if guidance is None else one.show(guidance)
-    return [*opened, *(relayed for each in chunks if (relayed := one.feed(each)) is not None), *one.end()]
+    return [*one.join(seam), *(relayed for each in chunks if (relayed := one.feed(each)) is not None), *one.end()]
 
 
 def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
@@ -56,9 +52,7 @@ STUDENTS_ROLE = chunk({"role": "assistant", "content": "", "refusal": None})
 def test_a_guided_stream_is_one_answer() -> None:
     """Teacher and student share id, time and model. The first chunk has the role, the last the finish_reason."""
     seam = SeamJoin("Because the", echo=False)
-    received = relayed_chunks(
-        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), guidance=seam.initial_text
-    )
+    received = relayed_chunks(relay(), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), seam=seam)
     assert {(each["id"], each["created"], each["model"], each["object"]) for each in received} == {
         ("chatcmpl-ours", 1_700_000_000, "route", "chat.completion.chunk")
     }
@@ -135,15 +129,14 @@ def test_tool_call_deltas_are_unchanged() -> None:
     assert finishes(received) == ["tool_calls"]
 
 
-def test_other_fields_of_a_delta_are_unchanged() -> None:
+@pytest.mark.parametrize(
+    ("seam", "added"), [(None, {"role": "assistant", "refusal": None}), (SeamJoin("So", echo=False), {})]
+)
+def test_other_fields_of_a_delta_are_unchanged(seam: SeamJoin | None, added: dict[str, Any]) -> None:
     """A student may send more than content."""
-    received = relayed_chunks(relay(SeamJoin("So", echo=False)), chunk({"reasoning_content": "hm", "content": None}))
-    assert received[0]["choices"][0]["delta"] == {
-        "role": "assistant",
-        "content": None,
-        "refusal": None,
-        "reasoning_content": "hm",
-    }
+    delta = {"reasoning_content": "hm", "content": None}
+    received = relayed_chunks(relay(), chunk(delta), seam=seam)
+    assert received[0 if seam is None else 1]["choices"][0]["delta"] == {**delta, **added}
 
 
 def test_empty_deltas_are_dropped() -> None:
@@ -189,9 +182,7 @@ def test_only_known_top_level_fields_reach_the_caller() -> None:
 def test_an_echo_is_removed(pieces: list[str]) -> None:
     """The caller has read the guidance already."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(
-        relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), guidance=seam.initial_text
-    )
+    received = relayed_chunks(relay(), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), seam=seam)
     assert text_of(received) == GUIDANCE + " And"
     assert seam.echoed
 
@@ -199,7 +190,7 @@ def test_an_echo_is_removed(pieces: list[str]) -> None:
 def test_held_text_is_released_with_the_finish_reason() -> None:
     """A possible beginning of an echo is sent before the finish_reason or in the same chunk."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), guidance=seam.initial_text)
+    received = relayed_chunks(relay(), says("The quick"), chunk({}, "stop"), seam=seam)
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["finish_reason"] == "stop"
@@ -207,7 +198,7 @@ def test_held_text_is_released_with_the_finish_reason() -> None:
 
 def test_held_text_gets_a_role_if_nothing_was_sent_before() -> None:
     """A student that was to write the guidance again stopped in the middle without a finish_reason."""
-    received = relayed_chunks(relay(SeamJoin(GUIDANCE, written_again=True)), STUDENTS_ROLE, says("The quick"))
+    received = relayed_chunks(relay(), STUDENTS_ROLE, says("The quick"), seam=SeamJoin(GUIDANCE, written_again=True))
     assert (text_of(received), roles(received)) == ("The quick", [(0, "assistant")])
 
 
@@ -221,16 +212,14 @@ PARTS = [
 def test_text_in_content_parts_is_joined() -> None:
     """Mistral's reasoning models send parts (mistral client, `ContentChunk`)."""
     seam = SeamJoin("Because the", echo=False)
-    received = relayed_chunks(
-        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), guidance=seam.initial_text
-    )
+    received = relayed_chunks(relay(), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), seam=seam)
     assert text_of(received) == "Because the sky is blue."
 
 
 def test_held_text_is_released_without_a_finish_reason() -> None:
     """A student that sends only [DONE] loses no text, and the caller still gets a finish_reason."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), guidance=seam.initial_text)
+    received = relayed_chunks(relay(), says("The quick"), seam=seam)
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["delta"] == {}
@@ -239,8 +228,8 @@ def test_held_text_is_released_without_a_finish_reason() -> None:
 def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
     """The guidance is shown when the student's text continues differently."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
-    one = relay(seam)
-    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), guidance=seam.initial_text)
+    one = relay()
+    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), seam=seam)
     assert received[0]["choices"][0]["delta"]["content"] == "One"
     assert text_of(received) == "One\nQuick"
     assert not one.done
@@ -249,8 +238,8 @@ def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
 def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
     """The finish_reason is stop, sent once. The student's later text is dropped."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
-    one = relay(seam)
-    received = one.show(seam.initial_text)
+    one = relay()
+    received = one.join(seam)
     assert not one.done
     ended = one.feed(says(": two"))
     assert one.done
@@ -266,7 +255,8 @@ def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
 @pytest.mark.parametrize("seam", [None, SeamJoin("So", echo=False)])
 def test_no_chunk_of_a_choice_follows_its_finish(seam: SeamJoin | None) -> None:
     """A finished choice gets neither text nor a second finish_reason."""
-    one = relay(seam)
+    one = relay()
+    one.join(seam)
     assert one.feed(says("x", "stop")) is not None
     assert [one.feed(each) for each in (says("y"), chunk({}, "length"), chunk({"tool_calls": [{}]}))] == [None] * 3
     assert (one.finish_reason, one.end()) == ("stop", [])
@@ -299,9 +289,9 @@ def test_upstream_usage_is_not_sent_without_a_request() -> None:
 def test_usage_is_null_in_every_chunk_if_requested() -> None:
     """The student's own counts are never sent. The answer's counts come last, in a chunk without choices."""
     seam = SeamJoin("So", echo=False)
-    one = relay(seam, wants_usage=True)
+    one = relay(wants_usage=True)
     sent = (says(" x", usage=COUNTED), says("y", "stop"), {"choices": [], "usage": COUNTED})
-    received = relayed_chunks(one, *sent, guidance=seam.initial_text)
+    received = relayed_chunks(one, *sent, seam=seam)
     assert len(received) == 3
     assert all(each["usage"] is None for each in received)
     last = one.usage_chunk(usage_body(1, 2), {"mode": "guided"})
@@ -312,8 +302,8 @@ def test_the_students_chunk_is_not_changed() -> None:
     """The ledger reads it too."""
     each = chunk({"role": "assistant", "content": " x"}, "stop", usage=COUNTED)
     before = repr(each)
-    one = relay(SeamJoin("So", echo=False))
-    one.show("So")
+    one = relay()
+    one.join(SeamJoin("So", echo=False))
     one.feed(each)
     assert repr(each) == before
 
