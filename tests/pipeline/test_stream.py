@@ -130,13 +130,13 @@ def test_tool_call_deltas_are_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seam", "added"), [(None, {"role": "assistant", "refusal": None}), (SeamJoin("So", echo=False), {})]
+    ("seam", "added"),
+    [(None, {"role": "assistant", "content": None, "refusal": None}), (SeamJoin("So", echo=False), {})],
 )
 def test_other_fields_of_a_delta_are_unchanged(seam: SeamJoin | None, added: dict[str, Any]) -> None:
     """A student may send more than content."""
-    delta = {"reasoning_content": "hm", "content": None}
-    received = relayed_chunks(relay(), chunk(delta), seam=seam)
-    assert received[0 if seam is None else 1]["choices"][0]["delta"] == {**delta, **added}
+    received = relayed_chunks(relay(), chunk({"reasoning_content": "hm", "content": None}), seam=seam)
+    assert received[0 if seam is None else 1]["choices"][0]["delta"] == {"reasoning_content": "hm", **added}
 
 
 def test_empty_deltas_are_dropped() -> None:
