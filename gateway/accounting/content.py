@@ -54,7 +54,7 @@ class LoggedContent:
         answers = [answer.getvalue() for _, answer in sorted(self._answers.items())]
         if len(answers) > 1:
             answers = [f"(choice {index}) {text}" for index, text in enumerate(answers)]
-        return {"asked": self._request, "answered": _bounded("\n".join(answers), self._omitted)}
+        return {"request": self._request, "answer": _bounded("\n".join(answers), self._omitted)}
 
 
 class _Answer(StringIO):

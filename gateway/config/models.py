@@ -142,20 +142,21 @@ class BreakerSettings(StrictModel):
 
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
     """Consecutive failed calls of one tenant, or consecutive failed connections, that open the breaker."""
-    rest_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="rest")
+    cooldown_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="cooldown")
     """First cooldown, in which no call is made. The next call after it is a trial."""
-    longest_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(
-        30.0, alias="longest_rest", validate_default=True
+    max_cooldown_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(
+        30.0, alias="max_cooldown", validate_default=True
     )
     """Longest cooldown. Each failed trial doubles the cooldown up to this limit."""
+    key_hints: ClassVar[Mapping[str, str]] = {"rest": "renamed to cooldown", "longest_rest": "renamed to max_cooldown"}
 
-    @field_validator("longest_s")
+    @field_validator("max_cooldown_s")
     @classmethod
-    def _not_below_first_cooldown(cls, longest_s: float, info: ValidationInfo) -> float:
-        rest_s = info.data.get("rest_s", 0.0)
-        if longest_s < rest_s:
-            raise InvalidValue(f"must be at least breaker.rest, which is {rest_s:g}s")
-        return longest_s
+    def _not_below_first_cooldown(cls, max_cooldown_s: float, info: ValidationInfo) -> float:
+        cooldown_s = info.data.get("cooldown_s", 0.0)
+        if max_cooldown_s < cooldown_s:
+            raise InvalidValue(f"must be at least breaker.cooldown, which is {cooldown_s:g}s")
+        return max_cooldown_s
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")

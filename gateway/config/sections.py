@@ -6,10 +6,11 @@ Attribute names end in their units (`_s` seconds, `_bytes`). YAML keys do not, s
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
@@ -264,12 +265,13 @@ class TracingSettings(StrictModel):
     """Service name of the gateway in traces."""
     follow_callers: Flag = True
     """Whether a caller's traceparent header continues its trace, with the caller's sampling decision."""
-    tell_engines: Flag = True
+    propagate: Flag = True
     """Whether calls to engines carry a traceparent header."""
     max_queue: Annotated[Whole, Field(ge=64, le=1_000_000)] = 8192
     """Most spans of one process that wait for export. Further spans are dropped and counted."""
     timeout_s: Annotated[Duration, duration_between("100ms", "1m")] = Field(10.0, alias="timeout")
     """Timeout of one export, retries included."""
+    key_hints: ClassVar[Mapping[str, str]] = {"tell_engines": "renamed to propagate"}
 
 
 class LogSettings(StrictModel):

@@ -43,7 +43,7 @@ async def build(
         engine.state.reasoning = model.reasoning
         if tracing is not None:
             engine = _traced(engine, model)
-        breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s))
+        breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))
         controlled = model.protocol != "litellm"
         engines[model.name] = GuardedEngine(engine, breaker, metrics, budgets=budgets, controlled=controlled)
     return engines

@@ -197,7 +197,7 @@ class Tracing:
         self.close = export.close
         self._tracer = export.tracer
         self._continue_callers = settings.follow_callers
-        self._send_to_engines = settings.tell_engines
+        self._send_to_engines = settings.propagate
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager

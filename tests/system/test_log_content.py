@@ -161,8 +161,8 @@ def test_question_and_answer_are_logged_only_for_tenants_with_log_content(
     logged_reply = ask(gateway, TOLD, **way)
     assert logged_reply.status_code == 200, logged_reply.text
     content = line_of(gateway, logged_reply)["content"]
-    assert f"Write of {TOLD}asked." in content["asked"]
-    assert content["answered"] == (
+    assert f"Write of {TOLD}asked." in content["request"]
+    assert content["answer"] == (
         "" if way["name"] == "vectors" else seen(logged_reply, stream=way.get("stream", False))
     )
     quiet = ask(gateway, QUIET, **way)

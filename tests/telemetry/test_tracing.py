@@ -565,7 +565,7 @@ def test_a_silent_collector_fills_a_bounded_queue_and_does_not_delay_the_exit(
 def test_nothing_is_sampled_where_the_part_is_0(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
     """Except where a caller records its trace. Engines get no headers where that is disabled."""
     with Collector().running() as collector:
-        tracing = {"endpoint": collector.url, "sample": 0, "tell_engines": False}
+        tracing = {"endpoint": collector.url, "sample": 0, "propagate": False}
         with start(tmp_path, redis_url, engines, tracing) as gateway:
             world = World(gateway, collector, *engines)
             world.ask()
