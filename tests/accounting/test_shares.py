@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -317,6 +317,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, AnyRequest]:
     return admitted(one, request, failed=failed, **calls), request
 
 
+@settings(deadline=None)  # the first example loads a tokenizer
 @given(behaviors(), st.booleans())
 def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder, AnyRequest], counts: bool) -> None:
     one, _ = made
@@ -330,6 +331,7 @@ def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder,
     )
 
 
+@settings(deadline=None)  # the first example loads a tokenizer
 @given(words, words, words, st.sampled_from(["o200k_base", "cl100k_base", "p50k_base"]), st.booleans())
 def test_unknown_usage_is_never_charged_less_than_the_engine_counted(
     message_text: str, described: str, answer: str, tokenizer: str, counts: bool
