@@ -7,7 +7,7 @@ other model, with an error bound for the difference between tokenizers (estimate
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from gateway.accounting.estimate import (
     TOKENS_PER_MESSAGE,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.accounting.receipt import EngineShare
-    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.shares import EngineCall
+    from gateway.policy.plan import Plan
     from gateway.pricing import Price
 
 Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
@@ -53,8 +53,25 @@ class Counted(NamedTuple):
     basis: Basis = "engine"
 
 
+class AnsweredRequest(Protocol):
+    """The facts of a request that its baseline depends on. `ReceiptBuilder` has them."""
+
+    plan: Plan
+    teacher: EngineCall | None
+    student: EngineCall | None
+    kept_tokens: int
+    guidance_text: str
+    complete: bool
+
+    @property
+    def placement(self) -> str | None: ...
+
+    @property
+    def shown_tokens(self) -> int: ...
+
+
 def baseline(
-    builder: ReceiptBuilder,
+    builder: AnsweredRequest,
     teacher: EngineShare | None,
     student: EngineShare | None,
     price: Price,
@@ -95,7 +112,7 @@ def _weaker(first: Basis, second: Basis) -> Basis:
     return first if first == second else max(first, second, key=_FROM_BEST.index)
 
 
-def _prompt(builder: ReceiptBuilder, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
+def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
     """Count the caller's prompt. `read` is the share whose input contains it, together with added text."""
     call = builder.teacher if read is teacher else builder.student
     assert call is not None, "each share has a call"
@@ -129,7 +146,7 @@ def _prompt(builder: ReceiptBuilder, read: EngineShare, teacher: EngineShare | N
     return reported if abs(counted - reported.tokens) > reported.error else Counted(counted, template, "tokenizer")
 
 
-def _added(builder: ReceiptBuilder, call: EngineCall) -> str:
+def _added(builder: AnsweredRequest, call: EngineCall) -> str:
     """Return the text that the gateway added to a call's prompt."""
     guidance = builder.plan.guidance
     if guidance is None:
@@ -142,7 +159,7 @@ def _added(builder: ReceiptBuilder, call: EngineCall) -> str:
     return builder.guidance_text
 
 
-def _added_turns(builder: ReceiptBuilder, call: EngineCall | None) -> int:
+def _added_turns(builder: AnsweredRequest, call: EngineCall | None) -> int:
     """Return the number of messages that the gateway added. A system text may be part of the caller's own message."""
     guidance = builder.plan.guidance
     if guidance is None or call is None or call is not builder.teacher or not _holds_turns(builder, call):
@@ -151,7 +168,7 @@ def _added_turns(builder: ReceiptBuilder, call: EngineCall | None) -> int:
     return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)
 
 
-def _holds_turns(builder: ReceiptBuilder, call: EngineCall) -> bool:
+def _holds_turns(builder: AnsweredRequest, call: EngineCall) -> bool:
     """Return whether a teacher's prompt contains the projection's turns. A raw prompt is one message without them."""
     assert builder.plan.guidance is not None, "a teacher call has a guidance plan"
     projection = builder.plan.guidance.projection
@@ -160,7 +177,7 @@ def _holds_turns(builder: ReceiptBuilder, call: EngineCall) -> bool:
 
 
 def _answer(
-    builder: ReceiptBuilder, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
+    builder: AnsweredRequest, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
 ) -> Counted:
     """Count the answer that the caller received."""
     model, guided = builder.plan.baseline, builder.plan.guidance is not None
@@ -198,7 +215,7 @@ def _answer(
     return Counted(counted, recount_error(counted), "tokenizer")
 
 
-def _guidance_tokens(builder: ReceiptBuilder, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
+def _guidance_tokens(builder: AnsweredRequest, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
     """Count the guidance in the answer. The teacher's usage does not state the size of a part of its text."""
     if teacher is None:
         return Counted(kept)

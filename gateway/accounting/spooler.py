@@ -38,6 +38,10 @@ class Spooler:
     Args:
         folder: the folder of the spools of all processes that share a Redis.
         max_bytes: the largest size of this process's spool.
+        check_interval_s: interval of the checks for waiting receipts.
+        delay_s: time without Redis after which receipts are written to the spool.
+        orphans_interval_s: interval of the checks for spools of dead processes.
+        send_batch: limit of receipts of one exchange.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Spooler:
         self._busy = asyncio.Lock()
 
     async def run(self) -> None:
-        """Check the store four times a second until canceled."""
+        """Check the store in intervals until canceled."""
         while True:
             try:
                 async with self._busy:

@@ -53,6 +53,9 @@ class ReceiptStore:
     Args:
         local: decides and counts while Redis is down.
         archive: reads a tenant's receipt that Redis does not have; raises StoreUnavailable.
+        max_waiting: limit of receipts that wait in memory for Redis.
+        batch: limit of requests and of receipts of one exchange.
+        retry_s: pause after a failed exchange.
         linger_s: a delay for receipts, so that they share the exchange of a later admission.
     """
 

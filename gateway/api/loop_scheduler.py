@@ -74,7 +74,8 @@ class LoopScheduler:
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
         """Request one step of the tenant. A small request has a cost of 1.
 
-        Return None if the step may run at once, else a future to await first. The future raises Overloaded after 30 s.
+        Return None if the step may run at once, else a future to await first. The future raises Overloaded after
+        `max_wait_s`.
         """
         now = self._time()
         if tenant != self._tenant:

@@ -35,8 +35,8 @@ class Runner(web.AppRunner):
 
     For one more than `max_connections`, an idle connection is closed, of the tenant that has most for its weight.
     Without an idle one the new connection is rejected. `max_detached` bounds the handlers that continue after their
-    callers disconnected. `unfinished_bytes` bounds bodies that arrive or wait to be decoded. `listener` is the
-    listener's label in the metric of connections.
+    callers disconnected. `times` bounds the duration of heads, bodies and unread replies. `unfinished_bytes` bounds
+    bodies that arrive or wait to be decoded. `listener` is the listener's label in the metric of connections.
     """
 
     def __init__(

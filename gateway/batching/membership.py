@@ -36,7 +36,7 @@ class Membership:
         self._fleet_sizes = _RecentMaximum()
         self._other_layouts = _RecentMaximum()
         self._deadlines = _RecentMaximum()
-        self.outage_since: float | None = None
+        self.outage_since: float | None = None  # None while Redis replies
         self._held = 0
         self.joined_s = math.inf
         """Time of the first reply from Redis. Other processes learn of this one within a heartbeat."""

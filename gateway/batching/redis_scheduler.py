@@ -124,6 +124,7 @@ def _receive(data: bytes, on_wakeup: OnWakeup, on_missed: Callable[[], None]) ->
 
 
 def read_wakeup(data: bytes) -> tuple[str, dict[str, Outcome]]:
+    """Return the teacher and the outcomes of tickets by id. Raises ValueError."""
     teacher, *lines = data.decode().split("\n")
     parts = (line.split("|", 3) for line in lines)
     return teacher, {ticket_id: _outcome(kind.encode(), value, size) for ticket_id, kind, size, value in parts}

@@ -56,7 +56,7 @@ class QueueTimes(NamedTuple):
     """Intervals of a teacher's queue."""
 
     # Each process sends a complete update this often, so a lost wake-up, reply or Redis memory delays a ticket no
-    # longer. `JUMP` and `GRACE` of the scheduler are twice as long.
+    # longer. `JUMP` and `GRACE` of the scheduler are twice the default.
     heartbeat_s: float = 1.0
     # How often a process without Redis checks whether Redis is back; also the pause after an error in the loop.
     retry_s: float = 0.25

@@ -139,11 +139,8 @@ def recommend(
             settings = [{key: value for key, value in one.setting.items() if key not in more} for one in chosen]
             files = files_to_write(settings, out.parent, force=force)
             _check_unedited(settings, force=force)
-            if out.exists() and not force:
-                message = f"{display_path(out)} exists: overwrite it with --force, or choose another --out"
-                raise StartupError(message)
             files = {out: text.encode()} | files
-            write_files(files)
+            write_files(files, new=None if force else out)
             written = [f"written: {file}" for file in files]
     if as_json:
         typer.echo(in_json(recommendations))

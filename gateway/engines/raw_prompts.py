@@ -64,6 +64,8 @@ class Renderer:
 
 
 class _TextRenderer(Renderer):
+    """Append the prefill to the rendered chat."""
+
     async def render(self, chat: Json) -> str:
         raise NotImplementedError
 

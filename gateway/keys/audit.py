@@ -26,11 +26,13 @@ class AuditEntry(NamedTuple):
     after: str
 
 
-_FIELDS = AuditEntry._fields[2:]
+# The fields of an entry in Redis. The scripts of keys write the same names (common.lua).
+_FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
 
 class AuditTrail:
-    """Write and read the audit trail, a stream in Redis."""
+    """Write and read the audit trail, a stream in Redis. `max_entries` bounds it; the scripts of keys have their own
+    bound of the same size."""
 
     def __init__(self, redis: Redis, key: str, *, max_entries: int = MAX_ENTRIES) -> None:
         self._redis, self._key, self._max_entries = redis, key, max_entries

@@ -154,7 +154,7 @@ class RedisClient:
         self._metrics.redis_up.set(1)
 
     async def watch(self) -> None:
-        """Check Redis twice a second until canceled, so that an idle process detects an outage as well."""
+        """Check Redis in intervals until canceled, so that an idle process detects an outage as well."""
         while True:
             started_at = asyncio.get_running_loop().time()
             try:

@@ -55,8 +55,9 @@ class _WithLoopDeadlines(AbstractConnection):
 
 
 def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: float, **options: Any) -> Redis:
-    """Return a client with loop deadlines. It connects with its first command. The arguments are those of `from_url`.
+    """Return a client with loop deadlines, which connects with its first command. `options` are those of `from_url`.
 
+    A `command_timeout_s` of None is no timeout, for subscribers.
     Raises ValueError, TypeError and RedisError if the URL is invalid.
     """
     redis = Redis.from_url(url, command_timeout_s=command_timeout_s, connect_timeout_s=connect_timeout_s, **options)

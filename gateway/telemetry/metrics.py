@@ -153,8 +153,8 @@ class Metrics:
         )
         self.engine_usage_errors = counter(
             "gkt_engine_usage_errors",
-            "Calls whose reported usage is impossible: too_high or too_low for the sent and received text. They are "
-            "charged by the gateway's own bound.",
+            "Calls whose reported usage is impossible for the sent and received text: too_high is charged up to the "
+            "reservation, too_low at the gateway's own upper bound.",
             ("engine", "reason"),
         )
         self.baseline_usd = counter(

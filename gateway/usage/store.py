@@ -28,12 +28,13 @@ _EVERYTHING = ReceiptFilter()
 class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
-    `address` is a URL for SQLAlchemy. Raises StartupError if the driver is not installed or the address is invalid.
+    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. Raises StartupError if the driver is not installed
+    or the address is invalid.
     """
 
-    def __init__(self, address: str, retention: Retention) -> None:
+    def __init__(self, address: str, retention: Retention, *, wait_s: int = 30) -> None:
         self.retention = retention
-        self.engine = UsageEngine(address)
+        self.engine = UsageEngine(address, wait_s=wait_s)
         self._database = UsageDatabase(self.engine, retention)
         # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")

@@ -71,7 +71,9 @@ class UsageWorker:
         minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
+        max_entries: limit of entries of one transaction.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
+        claim_after_s: age from which entries of other workers are claimed.
         clock: returns monotonic seconds.
     """
 

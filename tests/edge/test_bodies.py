@@ -32,7 +32,7 @@ def test_only_fields_that_affect_guidance_leave_the_device() -> None:
 
 
 def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> None:
-    """Without the constraint, guidance could violate it. Unknown names stay on the device."""
+    """Without the constraint, the teacher could write guidance that violates it. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
     body_sent = bodies.guidance_body(body, "chat", stream=False)
     assert body_sent == {

@@ -76,6 +76,23 @@ def test_nothing_a_model_wrote_is_part_of_the_page(tmp_path: Path) -> None:
         assert "<script" not in drawn.read_text("utf-8")
 
 
+@pytest.mark.parametrize(("wrong_of_ten", "pays"), [(0, "less"), (5, "no less")])
+def test_the_headline_states_whether_the_mixture_yields_less(tmp_path: Path, wrong_of_ten: int, pays: str) -> None:
+    """Teacher alone answers nine of ten, the student alone two of ten."""
+    wrong = {TEACHER.name: 1, STUDENT.name: 8, GUIDED.name: wrong_of_ten}
+
+    def scored(example: Example) -> Example:
+        right = int(example.question[1:]) % 10 >= wrong[example.setting]
+        return msgspec.structs.replace(example, score=float(right))
+
+    folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), change=scored)
+    text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    found = re.search(r"m=40 with ([\d.]+)\s%.*cost yields ([\d.]+)\s%.*alone: (less|no less) than with it", text)
+    assert found is not None
+    assert found[3] == pays
+    assert (float(found[1]) > float(found[2])) == (pays == "less")
+
+
 def test_nothing_a_model_wrote_is_markdown(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, change=hostile)
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")

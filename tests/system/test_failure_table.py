@@ -48,5 +48,5 @@ def test_the_table_has_all_faults_and_calls() -> None:
 
 
 def test_the_committed_page_is_current() -> None:
-    """Update the page: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
+    """Update the page: python -m tests.failure_table > docs/reference/failures.md"""
     assert DOCUMENT.read_text("utf-8") == document()

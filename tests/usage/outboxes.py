@@ -54,8 +54,8 @@ class Outboxes:
     def clock(self) -> float:
         return time.monotonic() + self.later_s
 
-    def new_store(self) -> UsageStore:
-        self.stores.append(UsageStore(self.address, RETENTION))
+    def new_store(self, *, wait_s: int = 30) -> UsageStore:
+        self.stores.append(UsageStore(self.address, RETENTION, wait_s=wait_s))
         return self.stores[-1]
 
     def feed(self, consumer: str = "worker-1", **settings: int) -> OutboxFeed:

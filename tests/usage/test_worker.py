@@ -19,7 +19,6 @@ from gateway.errors import StartupError
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.queries import UsageQueries
@@ -229,8 +228,7 @@ async def test_a_worker_that_starts_without_its_database_connects_later(in_sqlit
 
 async def test_a_locked_database_is_waited_for(in_sqlite: Outboxes, tmp_path: Path) -> None:
     """A backup or a person has SQLite's lock."""
-    in_sqlite.store.engine = UsageEngine(in_sqlite.address, wait_s=1)
-    worker = await in_sqlite.worker()
+    worker = await in_sqlite.worker(store=in_sqlite.new_store(wait_s=1))
     await worker.round()
     settled = receipts(5)
     await in_sqlite.settle(*settled)

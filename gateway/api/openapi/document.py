@@ -15,7 +15,7 @@ from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_h
 from gateway.api.keys import StaticDocument
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply
-from gateway.errors import MethodNotAllowed, NotFound
+from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
@@ -221,6 +221,8 @@ def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Js
 
 
 def _error_line(error: ErrorType) -> str:
+    if error is NeverFits:
+        return f"`{error.label}` without `Retry-After`: the request alone exceeds the limit"
     retry = {True: "retry after `Retry-After`", False: "a retry does not help", None: "a retry may help"}
     return f"`{error.label}`: {retry[error.retry]}" + (f"; `code` is `{error.code}`" if error.code else "")
 

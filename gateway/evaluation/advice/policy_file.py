@@ -250,13 +250,17 @@ def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force
     return found
 
 
-def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write the files. Raises StartupError if one cannot be written."""
+def write_files(files: Mapping[Path, bytes], *, new: Path | None = None) -> None:
+    """Write the files. Raises StartupError if one cannot be written, or if the file `new` exists."""
     for file, content in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+            with file.open("xb" if file == new else "wb") as stream:
+                stream.write(content)
         except OSError as error:
+            if isinstance(error, FileExistsError) and file == new:
+                message = f"{display_path(file)} exists: overwrite it with --force, or choose another --out"
+                raise StartupError(message) from None
             message = f"{display_path(file)} cannot be written: {(error.strerror or 'error').lower()}"
             raise StartupError(message) from error
 
