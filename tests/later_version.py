@@ -26,7 +26,7 @@ def _more(to_json: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 def become_later() -> None:
     """Make this process a gateway of the later version."""
-    redis_keys.RedisKeys.__init__.__defaults__ = (LAYOUT,)  # type: ignore[attr-defined]
+    redis_keys.RedisKeys.__new__.__defaults__ = (LAYOUT,)
     for kind in (Receipt, Intent):
         kind.to_json = _more(kind.to_json)  # type: ignore[method-assign]
 

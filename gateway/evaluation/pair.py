@@ -93,7 +93,7 @@ class LocalPair:
             max_concurrent_requests=max(_TEACHER_CONCURRENCY, self.parallel),
         )
         async with stack:
-            urls = {role: getattr(stack, f"{role}_url") for role in models}
+            urls = {role: (stack.teacher if role == TEACHER else stack.student).url for role in models}
             yield Settings(models=tuple(self._models(urls)))
 
     def _models(self, urls: Mapping[str, str]) -> list[ModelSettings]:
