@@ -22,7 +22,8 @@ def _die(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    worker._CLAIM_AFTER_S = worker._CHECK_EVERY_S = 1.0
+    worker._CHECK_EVERY_S = 1.0
+    worker.UsageWorker.__init__.__kwdefaults__["claim_after_s"] = 1.0
     if sys.argv[2] == "in_transaction":  # receipts are inserted, and no sums
         database.add_sums = _die  # type: ignore[attr-defined]
     elif sys.argv[2] == "before_acknowledgement":  # the transaction is committed, and not acknowledged in Redis
