@@ -35,7 +35,7 @@ from gateway.policy.book import PolicySet
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
 from gateway.server.in_process import gateway_in_process, wait_until_probed
-from gateway.server.listeners import reserved_port
+from gateway.server.ports import reserved_port
 from gateway.server.usage_worker import usage_worker_in_process
 from gateway.telemetry.logs import set_up_logs
 

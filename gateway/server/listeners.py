@@ -1,4 +1,4 @@
-"""Serve the two listeners of a gateway, from the start until the end of the drain. Reserve the ports of workers."""
+"""Serve the two listeners of a gateway, from the start until the end of the drain."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import errno
 import gc
 import resource
-import socket
 import sys
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from gateway.server import GatewayAddresses
 from gateway.telemetry.logs import log_loop_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gateway.app import WatchedFiles
     from gateway.config.settings import Settings
@@ -130,10 +129,10 @@ async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, sh
     try:
         await web.TCPSite(runner, host, port, reuse_port=shared).start()
     except OSError as error:
-        raise _listen_error(error, host, port, field) from error
+        raise listen_error(error, host, port, field) from error
 
 
-def _listen_error(error: OSError, host: str, port: int, field: str) -> StartupError:
+def listen_error(error: OSError, host: str, port: int, field: str) -> StartupError:
     """Return the error for an address that cannot be opened. `field` is the setting of the port."""
     reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
     return StartupError(
@@ -145,43 +144,3 @@ def _listen_error(error: OSError, host: str, port: int, field: str) -> StartupEr
 def _url(runner: web.AppRunner) -> str:
     host, port = runner.addresses[0][:2]
     return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"  # noqa: S104 - compared, not bound
-
-
-@contextmanager
-def reserved_port(host: str, port: int, field: str) -> Iterator[int]:
-    """Reserve `port` on every address of `host` for processes of this user. Yield its number. 0: any free port.
-
-    With SO_REUSEPORT, several sockets may listen on one port, and the kernel distributes new connections among them. A
-    socket that is bound but does not listen gets no connections: it only reserves the port while workers start and end.
-
-    Raises StartupError, which names the setting `field`, if the port is in use.
-    """
-    with ExitStack() as stack:
-        try:
-            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, _, _, _, resolved_address in dict.fromkeys(resolved):
-                address = (resolved_address[0], port, *resolved_address[2:])
-                if port:
-                    # Fail if another gateway of this user already shares the port.
-                    _bound(family, address, shared=False).close()
-                reserved = stack.enter_context(_bound(family, address, shared=True))
-                port = reserved.getsockname()[1]
-        except OSError as error:
-            raise _listen_error(error, host, port, field) from error
-        yield port
-
-
-def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    """Return a bound socket with the options of asyncio's listening sockets. Raises OSError."""
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(address)
-    except BaseException:
-        bound.close()
-        raise
-    return bound

@@ -21,7 +21,7 @@ from gateway.errors import StartupError
 from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import WorkerStarted
-from gateway.server.listeners import reserved_port
+from gateway.server.ports import reserved_port
 from gateway.server.stopping import USAGE_FINISH_S
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, remove_gauges
 from gateway.version import __version__

@@ -250,7 +250,7 @@ async def test_a_silent_subscription_does_not_time_out() -> None:
             await asyncio.wait_for(waiting, 5)
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's patience cannot be set")
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system cannot set times of TCP keepalive")
 async def test_a_vanished_peer_is_detected_within_seconds() -> None:
     """A subscriber sends nothing: without the system's probes it would wait forever."""
     async with (

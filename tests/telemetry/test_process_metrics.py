@@ -18,7 +18,7 @@ from gateway.telemetry.process_metrics import ProcessMetrics, ProcessSnapshot, r
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
-on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="did not run: no /proc here")
+on_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system has no /proc")
 
 
 def samples(metrics: Metrics, name: str) -> list[Sample]:

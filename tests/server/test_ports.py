@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from gateway.errors import StartupError
-from gateway.server.listeners import reserved_port
+from gateway.server.ports import reserved_port
 
 HOST = "127.0.0.1"
 
