@@ -21,8 +21,9 @@ from gateway.config.scalars import InvalidValue, Name, Number, ValueOrigin, Whol
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import StrictModel, YamlSource, display_path, read
 from gateway.errors import ConfigError, StartupError
+from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.length import DEFAULT_RULES, AutoRule, Tokens
-from gateway.policy.library import PROJECTIONS_FOLDER, ProjectionRegistry, length_files
+from gateway.policy.library import ProjectionRegistry, length_files
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import CUTOFF, PRIMED, PROJECTIONS, Placement
 from gateway.policy.resolve import resolve

@@ -12,7 +12,8 @@ from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
-from gateway.policy.library import CheckedFile, ProjectionRegistry, read_checked, yaml_files
+from gateway.policy.files import CheckedFile, read_checked, yaml_files
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 

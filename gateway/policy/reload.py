@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import structlog
 
 from gateway.policy.book import PolicyFileCache, check_all, check_book, load_all
-from gateway.policy.library import PROJECTIONS_FOLDER
+from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.policies import PolicyEdition
 
 if TYPE_CHECKING:

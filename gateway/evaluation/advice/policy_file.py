@@ -18,9 +18,10 @@ from gateway.evaluation.advice.target import percent
 from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.data import exemplars
 from gateway.evaluation.setting import REQUEST_PARAMETERS, AutoLength, RunLibrary, Setting
+from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.length import AutoRule
 from gateway.policy.length_model import lengths_of
-from gateway.policy.library import ENDINGS, PROJECTIONS_FOLDER
+from gateway.policy.library import ENDINGS
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 
