@@ -62,6 +62,8 @@ class QueueTimes(NamedTuple):
     retry_s: float = 0.25
     # The pause after Redis rejects an exchange while it answers other commands. Each failure doubles it.
     failure_backoff_s: float = 1.0
+    # While the teacher has capacity to spare, returned permits wait this long for the exchange of a later ticket.
+    linger_s: float = 0.005
 
 
 class TeacherQueue:
@@ -94,6 +96,8 @@ class TeacherQueue:
         self._finished: list[tuple[str, str]] = []
         self._unconfirmed: list[str] = []  # released while Redis was unavailable; Redis may still count them
         self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None  # sets `_changed` for returned permits
+        self._is_quiet = False  # at the last exchange, no ticket waited and half of the permits were free
         self._needs_resync = False  # the scheduler may have lost data, or a wake-up may be lost
         self._rejoining = False  # used the local scheduler, and the fleet does not know it yet
         self._full_update_at = 0.0
@@ -150,7 +154,10 @@ class TeacherQueue:
             self._released.append(ticket_id)
         else:
             self._finished.append((ticket_id, guidance))
-        self._changed.set()
+        if not self._is_quiet:
+            self._changed.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._times.linger_s, self._changed.set)
 
     def deliver(self, outcomes: Mapping[str, Outcome]) -> None:
         """Wake the waiters with these outcomes; return a permit at once if its waiter has ended."""
@@ -233,6 +240,7 @@ class TeacherQueue:
             decision = await self._exchange_with_fleet(limits) if use_redis else None
         if decision is None:
             decision = self._exchange_locally(limits)
+        self._is_quiet = not decision.waiting and 2 * decision.in_flight <= limits.max_in_flight
         self.deliver(decision.outcomes)
         self._meter.record(decision, limits)
         if complete:
@@ -304,6 +312,9 @@ class TeacherQueue:
 
     def _take_update(self, limits: TeacherLimits, *, for_fleet: bool) -> SchedulerUpdate:
         """Return the changes since the last update, or a complete update when one is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         now = _now()
         complete = self._needs_resync or now >= self._full_update_at
         if complete:

@@ -72,6 +72,34 @@ async def test_a_lone_request_does_not_wait_past_its_window(redis_url: str, keys
         assert time.monotonic() - began >= 0.09
 
 
+async def exchanges(redis: Redis) -> int:
+    """Return the number of script calls of this Redis."""
+    stats = await redis.info("commandstats")
+    return sum(one["calls"] for name, one in stats.items() if name == "cmdstat_evalsha")
+
+
+async def test_a_returned_permit_shares_the_exchange_of_the_next_ticket(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """Ten calls in turn at an idle teacher take one exchange each. The last permit is returned soon."""
+    async with process(redis_url, keys, LIMITS, times=NO_HEARTBEAT._replace(linger_s=0.5)) as queue:
+        await Meter().call(queue, 0)
+        before = await exchanges(redis)
+        for _ in range(10):
+            await Meter().call(queue, 0)
+        assert await exchanges(redis) - before == 10
+        await nothing_left(redis, keys, queue)
+
+
+async def test_a_permit_of_a_busy_teacher_is_returned_at_once(redis_url: str, keys: RedisKeys) -> None:
+    """With one permit, three calls do not wait for the delay of returned permits."""
+    limits = TeacherLimits(1, 1, 100_000)
+    async with process(redis_url, keys, limits, times=NO_HEARTBEAT._replace(linger_s=NEVER_S)) as queue:
+        meter = Meter()
+        await asyncio.gather(*(meter.call(queue, 0.01) for _ in range(3)))
+        assert meter.most == 1
+
+
 async def test_the_cap_over_two_processes_is_reached_and_never_passed(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
