@@ -20,7 +20,7 @@ from gateway.runtime.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from aiohttp import StreamReader
     from aiohttp.http_parser import RawRequestMessage
@@ -114,11 +114,9 @@ class Connection(web.RequestHandler):
         scheduler = self._shared.scheduler
         return scheduler is not None and scheduler.contended
 
-    async def next_step(self) -> None:
-        """Wait for the next step, and continue the request if the wait is too long."""
-        if (step := self.step()) is not None:
-            with suppress(Overloaded):
-                await step
+    def next_step(self) -> Awaitable[None] | None:
+        """Request the next step of a request that continues if the wait is too long. Return None if it is now."""
+        return None if (step := self.step()) is None else _await_patiently(step)
 
     async def park(self, step: asyncio.Future[None]) -> None:
         """Wait for a step without reading. Raises Overloaded after a long wait, or if a tenant needs the connection."""
@@ -308,6 +306,11 @@ class Connection(web.RequestHandler):
         with suppress(Overloaded):  # sending the finished reply costs less than an error
             await self.park(step)
         return await super().finish_response(request, resp, start_time)
+
+
+async def _await_patiently(step: asyncio.Future[None]) -> None:
+    with suppress(Overloaded):
+        await step
 
 
 def _problem_of(head: RawRequestMessage) -> GatewayError | None:

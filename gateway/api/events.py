@@ -78,7 +78,8 @@ async def as_events(
         try:
             async with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
-                    await connection.next_step()
+                    if (step := connection.next_step()) is not None:
+                        await step
                     try:
                         if isinstance(part, ReceiptBuilder):
                             response = await begin(request, part)

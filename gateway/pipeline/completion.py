@@ -27,7 +27,7 @@ from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Mapping
 
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
@@ -59,7 +59,7 @@ class RequestState:
 class LoopSteps(Protocol):
     """The steps of one request in the event loop; see LoopScheduler.enter."""
 
-    async def next_step(self) -> None: ...
+    def next_step(self) -> Awaitable[None] | None: ...
 
 
 class RequestContext(Record, frozen=True):
@@ -75,10 +75,12 @@ class RequestContext(Record, frozen=True):
     state: RequestState = msgspec.field(default_factory=RequestState)
     steps: LoopSteps | None = None  # divides the event loop's time between tenants; None: the time is not divided
 
-    async def next_step(self) -> None:
-        """Wait for the tenant's turn in the event loop. Call it before a longer computation that follows a wait."""
-        if self.steps is not None:
-            await self.steps.next_step()
+    def next_step(self) -> Awaitable[None] | None:
+        """Request the tenant's turn in the event loop, before a longer computation that follows a wait.
+
+        Return None if the turn is now, else an awaitable to await first.
+        """
+        return None if self.steps is None else self.steps.next_step()
 
     def new_receipt(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
         """Create the request's receipt builder, and keep it in `state`."""
@@ -121,14 +123,16 @@ class Completions:
         head = _head(context, request)
         with self.admission.slot(context.caller), self.admission.settled(builder):
             await self.admission.reserve(builder, request, context.caller)
-            await context.next_step()
+            if (step := context.next_step()) is not None:
+                await step
             self.student_call.check_available(builder)
             guidance = await self.teacher_call.open(request, builder)
             if guidance.finish_reason is not None:
                 reply = _whole_reply(guidance)
             else:
                 reply = await self.student_call.complete(request, guidance, builder)
-                await context.next_step()
+                if (step := context.next_step()) is not None:
+                    await step
             builder.finish_reason = reply["choices"][0].get("finish_reason")
             plan = builder.plan
             receipt = await self.ledger.close(builder, shown=plan.show_cost)
@@ -154,7 +158,8 @@ class Completions:
         head = _head(context, request)
         with self.admission.slot(context.caller), self.admission.settled(builder):
             await self.admission.reserve(builder, request, context.caller)
-            await context.next_step()
+            if (step := context.next_step()) is not None:
+                await step
             relay, plan = relay_of(head, wants_usage=request.wants_usage), builder.plan
             answer_buffer = AnswerBuffer() if plan.quality is not None else None
             announced = False
