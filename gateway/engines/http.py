@@ -133,6 +133,7 @@ class EngineHttp:
     ) -> None:
         self.name = name
         self._base_url = base_url.rstrip("/")
+        self._root_url = self._base_url.removesuffix("/v1")
         self._deadlines = deadlines
         self._max_reply_bytes, self._end_timeout_s = max_reply_bytes, end_timeout_s
         self._outgoing = outgoing
@@ -152,21 +153,21 @@ class EngineHttp:
         return await Deadline.of(self._deadlines.first_token_s).bound(self.name, self._get(path))
 
     async def _get(self, path: str) -> JsonReply:
-        async with self._call("GET", path, None) as response:
-            return await self._read_json(response)
+        raw, headers = await self._exchange("GET", path, None, self._max_reply_bytes)
+        return JsonReply(await self._decoded(raw), headers)
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
         """POST JSON and return the decoded reply. A `native` path is relative to the server's root instead of /v1."""
-        async with self._call("POST", path, payload, native=native) as response:
-            reply = await self._read_json(response)
-        if isinstance(reply.body, dict) and reply.body.get("error"):
-            raise reported(self.name, read_error(reply.body, self._hidden), "answered 200 with an error")
-        return reply
+        raw, headers = await self._exchange("POST", path, payload, self._max_reply_bytes, native=native)
+        body = await self._decoded(raw)
+        if isinstance(body, dict) and body.get("error"):
+            raise reported(self.name, read_error(body, self._hidden), "answered 200 with an error")
+        return JsonReply(body, headers)
 
     async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
         """POST JSON and return the bytes of the reply."""
-        async with self._call("POST", path, payload) as response:
-            return await self._read(response, max_reply_bytes)
+        raw, _ = await self._exchange("POST", path, payload, max_reply_bytes)
+        return raw
 
     async def events(
         self, path: str, payload: Json, *, is_complete: Callable[[], bool] = lambda: False
@@ -179,7 +180,7 @@ class EngineHttp:
         """
         decoder = SseDecoder()
         due = Deadline.of(self._deadlines.first_token_s)
-        async with self._call("POST", path, payload, due=due) as response:
+        async with self._call(path, payload, due) as response:
             content_type = response.headers.get("Content-Type", "")
             if not content_type.lower().startswith("text/event-stream"):
                 answered = f"answered a stream request with content type {content_type or 'none'}"
@@ -241,14 +242,38 @@ class EngineHttp:
             raise reported(self.name, read_error(event, self._hidden), "failed during its answer")
         return event
 
-    def _call(
-        self, method: str, path: str, payload: Json | None, *, due: Deadline | None = None, native: bool = False
-    ) -> _Call:
-        base = self._base_url.removesuffix("/v1") if native else self._base_url
-        return _Call(self._open(method, base + path, payload, due), self._failure)
+    def _call(self, path: str, payload: Json, due: Deadline) -> _Call:
+        return _Call(self._open("POST", path, payload, due), self._failure)
 
-    async def _open(self, method: str, url: str, payload: Json | None, due: Deadline | None) -> HttpReply:
-        reply = await self._send(method, url, payload, due)
+    async def _exchange(
+        self, method: str, path: str, payload: Json | None, max_reply_bytes: int, *, native: bool = False
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Send a call. Return the body and the headers of the reply."""
+        try:
+            reply = await self._open(method, path, payload, native=native)
+            try:
+                return await self._read(reply, max_reply_bytes), reply.headers
+            finally:
+                reply.release()
+        except _CLIENT_ERRORS as error:
+            raise self._failure(error) from error
+
+    async def _open(
+        self, method: str, path: str, payload: Json | None, due: Deadline | None = None, *, native: bool = False
+    ) -> HttpReply:
+        """Send a call and wait for the head of the reply. Only streams have a deadline `due`.
+
+        A call that was written is not sent again if it fails: the caller counts and charges retries.
+        """
+        url = (self._root_url if native else self._base_url) + path
+        data = None if payload is None else await encoded(payload)
+        headers = None if self._outgoing is None else self._outgoing()
+        if due is None:
+            reply = await self._pool.send(method, url, data, headers)
+        else:
+            if self._closes_after_streams:
+                headers = {**(headers or {}), "Connection": "close"}
+            reply = await due.bound(self.name, self._pool.send(method, url, data, headers))
         self._closes_after_streams = reply.headers.get("Server") == _CLOSES_AFTER_STREAMS
         if reply.status != HTTPStatus.OK:
             try:
@@ -256,26 +281,6 @@ class EngineHttp:
             finally:
                 reply.release()
         return reply
-
-    async def _send(self, method: str, url: str, payload: Json | None, due: Deadline | None) -> HttpReply:
-        """Send a call and wait for the head of the reply. Only streams have a deadline `due`.
-
-        An engine may close an idle connection at the moment of a call. A call that was not written is sent once more,
-        since the engine cannot have read it. A call that was written fails here: the caller counts and charges retries.
-        """
-        data = None if payload is None else await encoded(payload)
-        headers = None if self._outgoing is None else self._outgoing()
-        if due is not None and self._closes_after_streams:
-            headers = {**(headers or {}), "Connection": "close"}
-
-        async def send() -> HttpReply:
-            sending = self._pool.send(method, url, data, headers)
-            return await (sending if due is None else due.bound(self.name, sending))
-
-        try:
-            return await send()
-        except aiohttp.ClientConnectionResetError:
-            return await send()
 
     def _failure(self, error: Exception) -> EngineError:
         if isinstance(error, TimeoutError):
@@ -288,15 +293,16 @@ class EngineHttp:
             return failed
         return connection_failed(self.name, may_have_run=not isinstance(error, aiohttp.ClientConnectorError))
 
-    async def _read_json(self, reply: HttpReply) -> JsonReply:
-        raw = await self._read(reply, self._max_reply_bytes)
+    async def _decoded(self, raw: bytes) -> Any:
         try:
-            return JsonReply(await decoded(raw), reply.headers)
+            return await decoded(raw)
         except Unreadable as error:
             raise bad_reply(self.name, str(error)) from None
 
     async def _read(self, reply: HttpReply, max_reply_bytes: int) -> bytes:
         content = reply.content
+        if content.is_eof() and content.total_bytes <= min(max_reply_bytes, _JOINED_INLINE_BYTES):
+            return content.read_nowait()  # the body arrived with the head
         parts: list[bytes] = []
         size = 0
         while not content.at_eof():

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.helpers import TimerContext
 from yarl import URL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from aiohttp.connector import Connection as _Connection
     from multidict import CIMultiDictProxy
 
 # Less than the 5 s after which uvicorn closes an idle connection: a call at that moment would be lost.
@@ -32,25 +33,30 @@ _LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientC
 
 
 class _Protocol(ResponseHandler):
-    """Reports broken framing to the reader of the body, which aiohttp 3.14 would leave waiting for a timeout."""
-
     def set_exception(self, *error: Any) -> None:
+        """Report broken framing to the reader of the body, which aiohttp 3.14 would leave waiting for a timeout."""
         payload = self._payload
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(aiohttp.ClientPayloadError("The framing of the body is broken."))
         super().set_exception(*error)
+
+    def time_out(self) -> None:
+        """Raise TimeoutError in the reader of the head or of the body."""
+        error = TimeoutError()
+        if self._payload is not None:
+            self._payload.set_exception(error)
+        self.set_exception(error)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Skip aiohttp's steps if reading is not paused: each read of a body would run the parser on no data."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
 
 class _Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
-
-    def close_idle(self) -> None:
-        """Close the connections that no call uses."""
-        for idle in self._conns.values():
-            for protocol, _ in idle:
-                protocol.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,38 +66,44 @@ class HttpReply:
     status: int
     headers: CIMultiDictProxy[str]
     content: aiohttp.StreamReader
-    _connection: aiohttp.connector.Connection
-    _deadline: asyncio.TimerHandle
+    _pool: HttpPool
+    _connection: _Connection
 
     def close(self) -> None:
         """Close the connection, which ends a wait for the body with an error."""
-        self._deadline.cancel()
         self.content.set_exception(aiohttp.ClientConnectionError("The connection was closed."))
-        self._connection.close()
+        self._pool.discard(self._connection)
 
     def release(self) -> None:
         """Return the connection to the pool, or close it unless call and reply were transferred completely."""
-        self._deadline.cancel()
-        protocol = self._connection.protocol
-        if protocol is not None and protocol.writing_paused:
-            protocol.abort()
-            self._connection.close()
-        else:
-            self._connection.release()
+        self._pool.release(self._connection)
 
 
 class HttpPool:
-    """The connections to one server. `headers` are sent with each call. `total_s` lasts to the end of a reply."""
+    """The connections to one server. `headers` are sent with each call. `total_s` lasts to the end of a reply.
+
+    aiohttp's connector opens the connections. Idle ones are kept here: the connector takes three times as long to find
+    one. The calls have one timer, since their deadlines expire in the order of the calls.
+    """
 
     def __init__(self, headers: Mapping[str, str], *, connect_s: float, total_s: float) -> None:
         self._headers = headers
         self._total_s = total_s
         self._timeout = aiohttp.ClientTimeout(connect=connect_s)
         # The connector has no limit: admission bounds the calls in flight, and no metric would show a queue here.
-        self._connector = _Connector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEP_ALIVE_S)
+        self._connector = _Connector(limit=0, ttl_dns_cache=30)
+        self._loop = asyncio.get_running_loop()
         self._prepared: dict[tuple[str, str], tuple[aiohttp.ClientRequest, bytes]] = {}
+        self._idle: deque[tuple[float, _Connection]] = deque()  # the longest idle first
+        self._deadlines: dict[_Connection, float] = {}  # of the calls in flight, the earliest first
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._call_timer: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
+        for timer in (self._idle_timer, self._call_timer):
+            if timer is not None:
+                timer.cancel()
+        self._close_idle()
         await self._connector.close()
 
     async def send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str] | None) -> HttpReply:
@@ -101,48 +113,106 @@ class HttpPool:
 
         Raises:
             aiohttp.ConnectionTimeoutError: no connection within `connect_s`.
-            aiohttp.ClientConnectionResetError: the connection closed before the call was written.
             aiohttp.ClientError, OSError, ValueError: another failure.
             TimeoutError: no reply within `total_s`.
         """
         request, head = self._prepared.get((method, url)) or self._prepare(method, url)
         if headers:
             head += _header_lines(headers)
-        loop = asyncio.get_running_loop()
-        timer = TimerContext(loop)
-        deadline = loop.call_later(self._total_s, timer.timeout)
-        connection = None
+        now = self._loop.time()
+        deadline = now + self._total_s
+        connection = self._idle_connection(now)
         try:
-            with timer:
-                connection = await self._connect(request)
-                protocol, transport = connection.protocol, connection.transport
-                if protocol is None or transport is None or transport.is_closing():
-                    raise aiohttp.ClientConnectionResetError("The connection closed before the call was written.")
-                protocol.set_response_params(timer=timer, read_until_eof=True)
-                if data is None:
-                    transport.write(head + b"\r\n")
-                else:
-                    head += b"Content-Length: %d\r\n\r\n" % len(data)
-                    transport.writelines((head, data) if len(data) > _JOINED_BYTES else (head + data,))
+            if connection is None:
+                connection = await self._connect(request, deadline)
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is None or transport is None or transport.is_closing():
+                raise aiohttp.ClientConnectionResetError("The connection closed before the call was written.")
+            self._deadlines[connection] = deadline
+            if self._call_timer is None:
+                self._call_timer = self._loop.call_at(deadline, self._time_out_calls)
+            protocol.set_response_params(
+                read_until_eof=True
+            )  # a new parser: bytes after a reply must not affect this one
+            if data is None:
+                transport.write(head + b"\r\n")
+            else:
+                head += b"Content-Length: %d\r\n\r\n" % len(data)
+                transport.writelines((head, data) if len(data) > _JOINED_BYTES else (head + data,))
+            message, content = await protocol.read()
+            while message.code in _INFORMATIONAL and message.code != _SWITCHING_PROTOCOLS:
                 message, content = await protocol.read()
-                while message.code in _INFORMATIONAL and message.code != _SWITCHING_PROTOCOLS:
-                    message, content = await protocol.read()
         except BaseException as error:
-            deadline.cancel()
             if connection is not None:
-                connection.close()
+                self.discard(connection)
             if isinstance(error, _LOST):
-                self._connector.close_idle()
+                self._close_idle()
             if isinstance(error, aiohttp.http.HttpProcessingError):
                 raise aiohttp.ClientPayloadError("The reply is not valid HTTP.") from error
             raise
-        return HttpReply(message.code, message.headers, content, connection, deadline)
+        return HttpReply(message.code, message.headers, content, self, connection)
 
-    async def _connect(self, request: aiohttp.ClientRequest) -> aiohttp.connector.Connection:
-        try:
-            return await self._connector.connect(request, [], self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError("The connection took too long.") from error
+    def release(self, connection: _Connection) -> None:
+        """End a call. Keep its connection, or close it unless call and reply were transferred completely."""
+        protocol = connection.protocol
+        if self._deadlines.pop(connection, None) is None or protocol is None:
+            return
+        if protocol.writing_paused:
+            protocol.abort()
+        if protocol.writing_paused or protocol.should_close:
+            connection.close()
+            return
+        self._idle.append((self._loop.time(), connection))
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(_KEEP_ALIVE_S, self._close_expired)
+
+    def discard(self, connection: _Connection) -> None:
+        """End a call and close its connection."""
+        self._deadlines.pop(connection, None)
+        connection.close()
+
+    def _idle_connection(self, now: float) -> _Connection | None:
+        """Return an open connection without unread data. Its server may have closed it, or sent a reply too many."""
+        while self._idle:
+            released, connection = self._idle.popleft()
+            protocol = connection.protocol
+            is_usable = protocol is not None and protocol.is_connected() and not protocol.should_close
+            if is_usable and now - released <= _KEEP_ALIVE_S:
+                return connection
+            connection.close()
+        return None
+
+    def _close_expired(self) -> None:
+        expired = self._loop.time() - _KEEP_ALIVE_S
+        while self._idle and self._idle[0][0] <= expired:
+            self._idle.popleft()[1].close()
+        self._idle_timer = self._loop.call_later(_KEEP_ALIVE_S, self._close_expired) if self._idle else None
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    def _time_out_calls(self) -> None:
+        now = self._loop.time()
+        for connection, deadline in self._deadlines.items():
+            if deadline > now:
+                self._call_timer = self._loop.call_at(deadline, self._time_out_calls)
+                return
+            if isinstance(protocol := connection.protocol, _Protocol):
+                protocol.time_out()
+        self._call_timer = None
+
+    async def _connect(self, request: aiohttp.ClientRequest, deadline: float) -> _Connection:
+        """Open a connection. One that closed at once gets a second attempt: no call was written to it."""
+        async with asyncio.timeout_at(deadline):
+            try:
+                connection = await self._connector.connect(request, [], self._timeout)
+                if connection.transport is None or connection.transport.is_closing():
+                    connection.close()
+                    connection = await self._connector.connect(request, [], self._timeout)
+            except TimeoutError as error:
+                raise aiohttp.ConnectionTimeoutError("The connection took too long.") from error
+        return connection
 
     def _prepare(self, method: str, url: str) -> tuple[aiohttp.ClientRequest, bytes]:
         """Return the request that identifies the server to the connector, and the head of each call to the URL."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ from tests.engines.defects import (
 from tests.fault_engine import FaultEngine, Wire, chunked, head
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from gateway.engines.base import Engine, TokenUsage
 
@@ -70,6 +70,9 @@ class Content:
     def __init__(self, packets: list[bytes]) -> None:
         self._packets = [packet for packet in packets if packet]
 
+    def is_eof(self) -> bool:
+        return False  # so that the packets are read one by one
+
     def at_eof(self) -> bool:
         return not self._packets
 
@@ -90,15 +93,16 @@ class Response:
 
     def close(self) -> None: ...
 
+    def release(self) -> None: ...
+
 
 class Replayed(EngineHttp):
     """The HTTP client of an engine without a socket. It answers each call with the given packets."""
 
     response: Response
 
-    @asynccontextmanager
-    async def _call(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
-        yield self.response
+    async def _open(self, *_: Any, **__: Any) -> Any:
+        return self.response
 
 
 @dataclass

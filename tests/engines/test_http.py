@@ -345,6 +345,7 @@ async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
         closing = 1
         assert (await http.post("/v1", {})).body == {}
         assert calls == 1
+        http._pool._close_idle()
         closing = 2
         assert isinstance(await failure(http.post("/v1", {}), url), EngineUnreachable)
         assert calls == 1
@@ -413,6 +414,30 @@ async def test_a_reply_longer_than_its_content_length_does_not_affect_the_next_c
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     async with talking(says(raw + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")) as url, engine_http(url) as http:
         assert [(await http.post("/x", {})).body for _ in range(3)] == [{}, {}, {}]
+
+
+async def test_a_reply_between_two_calls_is_not_that_of_the_next_call() -> None:
+    """Its connection is closed."""
+    connections = 0
+    sent = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")
+        await writer.drain()
+        sent.set()
+
+    async with listening(talk) as url, engine_http(url) as http:
+        assert (await http.post("/x", {})).body == {}
+        await sent.wait()
+        await asyncio.sleep(0.02)
+        assert (await http.post("/x", {})).body == {}
+        assert connections == 2
 
 
 async def test_a_reply_that_is_not_http_is_unreachable() -> None:
