@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
 
-_STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+_STAGES = ("admission", "batch_wait", "teacher", "first_token", "handover", "total")
 _SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 _SLOW: dict[str, Any] = {"warn": 2, "bad": 10}
 
@@ -109,6 +109,7 @@ LATENCY = Dashboard(
                 ),
                 ("batch_wait", "Wait for the batch", "From wanting guidance to the permit to call the teacher."),
                 ("teacher", "Teacher", "From the teacher's call to its guidance or its timeout."),
+                ("handover", "Hand-over", "From the complete guidance to the student's first token of a stream."),
             )
         ),
         Panel(

@@ -187,7 +187,7 @@ class Ledger:
     def _publish(self, receipt: Receipt, builder: ReceiptBuilder) -> None:
         self._store.put(receipt)
         self._count(receipt)
-        for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
+        for stage in ("admission", "batch_wait", "teacher", "first_token", "handover", "total"):
             if (spent_ms := getattr(receipt.timings, f"{stage}_ms")) is not None:
                 self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
         if self._spans is not None:

@@ -108,6 +108,7 @@ class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
     batch_wait_ms: float | None = None
     teacher_ms: float | None = None
     first_token_ms: float | None = None
+    handover_ms: float | None = None  # from the complete guidance to the student's first token, in a stream
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -227,7 +228,7 @@ class Receipt(msgspec.Struct, frozen=True):
                 facts["placement"] = self.guidance.placement
         shared = None if self.teacher is None else self.teacher.shared
         facts |= call_facts(shared, self.budget, len(self.attempts), self.batch)
-        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms")
+        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "handover_ms", "total_ms")
         facts |= {name: spent for name in times if (spent := getattr(self.timings, name)) is not None}
         if show_cost:
             facts["cost_usd"] = f"{self.cost_usd.normalize():f}"

@@ -62,6 +62,7 @@ class ReceiptBuilder(msgspec.Struct):
     guidance_requested: float | None = None
     guided: float | None = None
     first_token: float | None = None
+    student_began: float | None = None  # the first token of the student in a stream
     teacher: EngineCall | None = None
     student: EngineCall | None = None
     probe: EngineCall | None = None  # the student's confidence probe
@@ -293,7 +294,9 @@ class ReceiptBuilder(msgspec.Struct):
 
     def _timings(self) -> Timings:
         total_ms = _ms(self.started, time.perf_counter()) or 0.0
-        return Timings(total_ms, *self._stages_ms(), first_token_ms=_ms(self.started, self.first_token))
+        first_token_ms = _ms(self.started, self.first_token)
+        handover_ms = _ms(self.guided, self.student_began) if self.unguided is None else None
+        return Timings(total_ms, *self._stages_ms(), first_token_ms, handover_ms)
 
     def _stages_ms(self) -> tuple[float | None, float | None, float | None]:
         admitted_ms, waited_ms = _ms(self.started, self.admitted), _ms(self.guidance_requested, self.granted)

@@ -38,6 +38,7 @@ _MONEY = (
 )
 _CLASS_SUMS = ("requests", "cost_usd", "baseline_usd", "savings_usd")
 _LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")
+_QUANTILES = ("p50", "p95", "p99")
 
 
 @needs_redis
@@ -127,7 +128,8 @@ def columns(row: SumRow) -> dict[str, object]:
         **{f"class_{name}_{part}": classes.get(name, {}).get(part, 0) for name in names for part in _CLASS_SUMS},
         "batches": batches["count"],
         "mean_batch_size": batches["mean_size"],
-        **{f"{stage}_{part}_ms": latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")},
+        **{f"{stage}_{part}_ms": latency[stage][part] for stage in _LATENCIES for part in _QUANTILES},
         **{f"{role}_cache_write_tokens": tokens[role]["cache_write"] for role in _ROLES},
+        **{f"handover_{part}_ms": latency["handover"][part] for part in _QUANTILES},
     }
     return {name: str(cell).lower() if isinstance(cell, bool) else cell for name, cell in cells.items()}

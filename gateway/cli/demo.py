@@ -259,7 +259,7 @@ def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[
     timings = receipt["timings"]
     batch = receipt["batch"] or {"id": "none", "size": 0}
     facts = [f"mode {receipt['mode']}", f"batch {batch['id']} of {batch['size']}"]
-    stages = ("batch_wait", "teacher", "first_token", "total")
+    stages = ("batch_wait", "teacher", "first_token", "handover", "total")
     spent_ms = {stage.replace("_", " "): timings[f"{stage}_ms"] for stage in stages if f"{stage}_ms" in timings}
     facts += [f"{stage} {ms / 1000:.2f} s" for stage, ms in spent_ms.items()]
     if receipt["unguided"]:

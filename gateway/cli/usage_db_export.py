@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.accounting.receipt import Receipt, class_of, savings_of
 from gateway.errors import StartupError
-from gateway.usage.counters import STAGES
+from gateway.usage.counters import FIXED_STAGES
 from gateway.usage.span import rfc3339
 from gateway.usage.usage import escape_formula
 
@@ -69,10 +69,11 @@ _COLUMNS: dict[str, _Column] = {
     "baseline_usd": lambda one: one.baseline_usd if one.shadow_of is None else Decimal(0),
     "baseline_estimated": attrgetter("baseline_estimated"),
     "savings_usd": lambda one: savings_of(one).usd,
-    **{f"{stage}_ms": attrgetter(f"timings.{stage}_ms") for stage in STAGES},
+    **{f"{stage}_ms": attrgetter(f"timings.{stage}_ms") for stage in FIXED_STAGES},
     "savings_error_usd": lambda one: savings_of(one).error_usd,
     "savings_class": class_of,
     **{f"{role}_cache_write_tokens": _tokens(role, "cache_write_input_tokens") for role in ("teacher", "student")},
+    "handover_ms": attrgetter("timings.handover_ms"),
 }
 
 

@@ -173,6 +173,8 @@ class StudentCall:
                         if relay.done:
                             break
                     if relayed:
+                        if builder.student_began is None:
+                            builder.student_began = now
                         yield relayed
                     if relay.done or generation.stopped:
                         return

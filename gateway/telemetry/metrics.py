@@ -176,7 +176,7 @@ class Metrics:
         )
         self.stage_seconds = histogram(
             "gkt_stage_seconds",
-            "Time by stage: admission, batch_wait, teacher, first_token, total.",
+            "Time by stage: admission, batch_wait, teacher, first_token, handover, total.",
             ("stage", "mode"),
             buckets=_STAGE_BUCKETS,
         )

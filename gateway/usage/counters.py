@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 Sparse: TypeAlias = dict[int | str, int]
 """Nonzero values by counter. A counter with a name from outside is text: a prefix and the name."""
 
-STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+FIXED_STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+"""Stages whose times are in `SumRow.fixed`."""
+STAGES = (*FIXED_STAGES, "handover")
 """The order of `SumRow.stages`."""
 
 # Numbers of counters in the database. A number never changes its meaning. The first numbers index `SumRow.fixed`.
 TEACHER, STUDENT, FAILED = ROLES = 9, 14, 19  # for each role: tokens by kind (TokenSums), then the cost
 ROLE_COSTS = 13, 18, 23
 STAGE_TIMES = 24  # for each stage: the sum of its times in microseconds
-FIXED = STAGE_TIMES + len(STAGES)
+FIXED = STAGE_TIMES + len(FIXED_STAGES)
 """Number of counters in `SumRow.fixed`. It never changes: new counters go to `SumRow.sparse`."""
 CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
     "guided": 64,
@@ -38,7 +40,9 @@ CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
     "failed": 104,
     "measuring": 112,
 }
-BUCKETS = 512  # buckets of the histograms of stages
+HANDOVER_TIME = 120  # the sum of times of the stage `handover` in microseconds
+HANDOVER_BUCKETS = 128  # buckets of its histogram, below `BUCKETS`, where earlier versions ignore them
+BUCKETS = 512  # buckets of the histograms of FIXED_STAGES
 BUCKET_STEP = 512
 BATCHES = 4_096  # plus the size of the batch
 ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
@@ -97,10 +101,10 @@ _Call: TypeAlias = tuple[int, int, int, int, int]
 _engine_key = lru_cache(1_000)(ENGINE.__add__)
 _GUIDED = frozenset({"guided", "teacher_complete"})
 _NO_CALL = (0, 0, 0, 0, 0)
-_NO_TIMES = (0,) * len(STAGES)
+_NO_TIMES = (0,) * len(FIXED_STAGES)
 # All receipts share these number objects: creating new ones for each receipt takes time and memory.
 _BUCKETS_OF = [
-    [BUCKETS + stage * BUCKET_STEP + bucket for bucket in range(MAX_BUCKET + 1)] for stage in range(len(STAGES))
+    [BUCKETS + stage * BUCKET_STEP + bucket for bucket in range(MAX_BUCKET + 1)] for stage in range(len(FIXED_STAGES))
 ]
 
 
@@ -193,6 +197,11 @@ def _times(sparse: Sparse, timings: Timings) -> tuple[int, int, int, int, int]:
     if timings.first_token_ms is not None:
         first_token = round(timings.first_token_ms * 1000)
         sparse[first_token_buckets[bucket_of(first_token)]] = 1
+    if timings.handover_ms is not None:
+        handover_us = round(timings.handover_ms * 1000)
+        sparse[HANDOVER_BUCKETS + bucket_of(handover_us)] = 1
+        if handover_us:
+            sparse[HANDOVER_TIME] = handover_us
     total = round(timings.total_ms * 1000)
     sparse[total_buckets[bucket_of(total)]] = 1
     return admission, batch_wait, teacher, first_token, total

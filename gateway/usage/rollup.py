@@ -111,15 +111,17 @@ class SumRow(msgspec.Struct):
     def stages(self) -> list[Histogram]:
         """Return a histogram for each of STAGES. Skipped stages are not counted."""
         buckets: list[dict[int, int]] = [{} for _ in STAGES]
-        first, step = counters.BUCKETS, counters.BUCKET_STEP
+        first, step, handover_first = counters.BUCKETS, counters.BUCKET_STEP, counters.HANDOVER_BUCKETS
         for key, count in self.sparse.items():
-            if isinstance(key, int) and first <= key < BATCHES:
+            if not isinstance(key, int) or not handover_first <= key < BATCHES:
+                continue
+            if key >= first:
                 stage, bucket = divmod(key - first, step)
                 buckets[stage][bucket] = count
-        return [
-            Histogram(sum(stage_buckets.values()), self.fixed[STAGE_TIMES + stage], stage_buckets)
-            for stage, stage_buckets in enumerate(buckets)
-        ]
+            else:
+                buckets[-1][key - handover_first] = count
+        sums_us = (*self.fixed[STAGE_TIMES:FIXED], self.sparse.get(counters.HANDOVER_TIME, 0))
+        return [Histogram(sum(one.values()), sum_us, one) for sum_us, one in zip(sums_us, buckets, strict=True)]
 
     @property
     def classes(self) -> dict[str, ClassSum]:

@@ -105,6 +105,7 @@ def guided(**more: Any) -> ReceiptBuilder:
         "granted": began + 0.25,
         "guided": began + 1,
         "first_token": began + 1.5,
+        "student_began": began + 1.5,
     }
     return builder(more.pop("plan", None) or plan(), **(facts | more))
 

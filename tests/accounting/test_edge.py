@@ -33,7 +33,7 @@ OFFLINE = OfflineBody(**structs.asdict(structs.replace(USAGE, guided=False, at=N
 
 def given(status: str = "ok", **more: object) -> Receipt:
     """Return the receipt of guidance with 40 tokens for a device."""
-    return closed(guided(**({"plan": GIVEN, "student": None, "terms": TERMS} | more)), status)
+    return closed(guided(**({"plan": GIVEN, "student": None, "student_began": None, "terms": TERMS} | more)), status)
 
 
 def test_the_guidance_costs_the_teacher_and_saves_about_nothing_until_the_rest_is_known() -> None:
@@ -72,7 +72,7 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     assert (row.answer_tokens, row.teacher_answer_tokens) == (95, 40)
     assert (row.student.output, row.student_pico) == (55, 0)
     assert row.savings_pico == 55 * 10_000_000
-    assert [stage.count for stage in row.stages] == [1, 1, 1, 1, 1], "a device's times are no stage's"
+    assert [stage.count for stage in row.stages] == [1, 1, 1, 1, 1, 0], "a device's times are no stage's"
     row.merge(SumRow.of(report, -1))
     row.merge(SumRow.of(guidance, -1))
     assert row == SumRow()

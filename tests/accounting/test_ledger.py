@@ -350,6 +350,7 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     for source, count in (("teacher", 2), ("flight", 1), ("cache", 1)):
         assert books.value("gkt_guidance_total", teacher="big", source=source) == count
     assert books.value("gkt_stage_seconds_sum", stage="teacher", mode="guided") == pytest.approx(0.75)
+    assert books.value("gkt_stage_seconds_sum", stage="handover", mode="guided") == pytest.approx(1.5)
     assert books.value("gkt_stage_seconds_count", stage="total", mode="student") == 3
     assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0
 

@@ -55,6 +55,7 @@ def test_callers_see_costs_only_if_the_policy_shows_them() -> None:
         "batch_wait_ms": 250,
         "teacher_ms": 750,
         "first_token_ms": 0,
+        "handover_ms": 500,
         "total_ms": 0,
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 from fractions import Fraction
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -233,6 +234,25 @@ def test_timings_are_of_the_stages_that_happened() -> None:
     assert timings.first_token_ms == pytest.approx(1500, abs=50)
     none = closed(builder(plan("student"))).timings
     assert (none.admission_ms, none.batch_wait_ms, none.teacher_ms, none.first_token_ms) == (None,) * 4
+
+
+def test_the_handover_is_the_time_from_the_guidance_to_the_students_first_token() -> None:
+    assert closed(guided()).timings.handover_ms == 500
+
+
+@pytest.mark.parametrize(
+    "facts", [{"unguided": "student_started_anew"}, {"unguided": "teacher_late"}, {"student_began": None}]
+)
+def test_an_answer_without_guidance_or_without_a_student_has_no_handover(facts: dict[str, Any]) -> None:
+    receipt = closed(guided(**facts))
+    assert receipt.timings.handover_ms is None
+    assert b"handover_ms" not in receipt.to_json()
+
+
+def test_a_receipt_of_an_earlier_version_has_no_handover() -> None:
+    fields = msgspec.json.decode(closed(guided()).to_json())
+    del fields["timings"]["handover_ms"]
+    assert Receipt.from_json(msgspec.json.encode(fields)).timings.handover_ms is None
 
 
 def test_a_streams_first_facts_are_those_of_its_receipt() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
     """Return the figures of a row. Each stage takes twice as long as the one before."""
-    stages = ("admission", "batch_wait", "teacher", "first_token", "total")
+    stages = ("admission", "batch_wait", "teacher", "first_token", "handover", "total")
     spent = {
         name: {"count": requests, "mean": 2.0**index, "p50": 2.0**index, "p95": 3.0**index, "p99": 4.0**index}
         for index, name in enumerate(stages)

@@ -70,6 +70,8 @@ async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
         {"student": {}, "timings": {"total_ms": 10, "admission_ms": 1, "batch_wait_ms": 2, "teacher_ms": 3}},
         {"student": None, "timings": {"total_ms": 5, "admission_ms": 1, "teacher_ms": 4}},
         {"student": {}, "timings": {"total_ms": 5, "admission_ms": 1, "teacher_ms": 9}},
+        {"student": {}, "timings": {"total_ms": 9, "admission_ms": 1, "teacher_ms": 3, "handover_ms": 2}},
+        {"student": {}, "timings": {"total_ms": 9, "handover_ms": 2}},
         {"student": {}, "timings": {"total_ms": 0}},
     ]
     async with opened(browser, pages) as page:
@@ -81,5 +83,7 @@ async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
             [["Admission", 0, 1], ["Wait for batch", 1, 2], ["Teacher", 3, 3], ["Student and reply", 6, 4]],
             [["Admission", 0, 1], ["Teacher", 1, 4]],
             [["Admission", 0, 1], ["Teacher", 1, 4]],
+            [["Admission", 0, 1], ["Teacher", 1, 3], ["Hand-over", 4, 2], ["Student and reply", 6, 3]],
+            [["Student and reply", 0, 9]],
             [],
         ]

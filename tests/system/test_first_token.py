@@ -153,6 +153,32 @@ def world(running: World) -> World:
     return running
 
 
+def late(text: str, after_s: float) -> Handler:
+    """Return a student that is silent at first."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(after_s)
+        return await says(text)(request, body)
+
+    return behave
+
+
+@pytest.mark.parametrize("route", ["chat", "whole", "hint"])
+def test_the_pause_before_the_students_first_token_is_measured(world: World, route: str) -> None:
+    """It is on the receipt and among its facts, in a stream whose guidance is shown or not."""
+    world.student.behave = late(" with this.", 0.3)
+    streamed = world.hear(route, stream_options={"include_usage": True})
+    receipt = world.receipt(streamed)
+    handover_ms = receipt["timings"]["handover_ms"]
+    assert 300 <= handover_ms <= receipt["timings"]["total_ms"] - receipt["timings"]["teacher_ms"]
+    assert streamed.parts[-1]["gkt"]["handover_ms"] == handover_ms
+
+
+def test_answers_of_one_engine_have_no_handover(world: World) -> None:
+    world.teacher.behave = teacher(finish="stop")
+    assert "handover_ms" not in world.receipt(world.hear())["timings"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("route", ["chat", "openai"])
 def test_guidance_is_streamed_as_it_is_generated(world: World, route: str) -> None:

@@ -46,7 +46,7 @@ LIMIT_S = 30.0
 NO_RETRIES = {"retries": {"num_retries": 0}, "default_max_tokens": 100}
 SHADOWED = {"model": "chat-shadowed", "mode": "shadow", "teacher": "big", "student": "small"}
 ROUTES = [one | NO_RETRIES for one in (guided(), STUDENT_ONLY, TEACHER_ONLY, SHADOWED)]
-STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+STAGES = ("admission", "batch_wait", "teacher", "first_token", "handover", "total")
 
 
 async def student(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import create_engine, text
 
+from gateway.usage.counters import FIXED_STAGES
 from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.rollup import NUMBERS
 from gateway.usage.sums import Sums
@@ -129,7 +130,7 @@ def previous_bytes(row: SumRow) -> bytes:
     """Return sums in the encoding of the previous version."""
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
     roles: dict[str, Any] = {role: getattr(row, role)[:3] for role in ("teacher", "student", "failed")}
-    stages = [(one.count, one.sum_us, one.buckets) for one in row.stages]
+    stages = [(one.count, one.sum_us, one.buckets) for one in row.stages[: len(FIXED_STAGES)]]
     named = {name: getattr(row, name) for name in ("errors", "unguided", "batches", "engines", "classes")}
     return msgspec.msgpack.encode(PreviousRow(**single, **roles, stages=stages, **named))
 

@@ -10,6 +10,7 @@ _NUMBERS = (
     *("savings_pico", "savings_error_pico"),
 )
 _BY_NAME = ("errors", "unguided", "batches", "engines")
+_STAGES = 5  # stages that both versions have
 _CLASS = ("requests", "cost_pico", "baseline_pico", "savings_pico", "error_pico")
 
 
@@ -20,7 +21,7 @@ def facts(row: Any) -> dict[str, Any]:
     for role in ("teacher", "student", "failed"):
         tokens = getattr(row, role)
         found[role] = {"input": tokens.input, "cached": tokens.cached, "output": tokens.output}
-    for index, stage in enumerate(row.stages):
+    for index, stage in enumerate(row.stages[:_STAGES]):
         buckets = {f"bucket {key}": count for key, count in stage.buckets.items() if count}
         found[f"stage {index}"] = {"count": stage.count, "sum_us": stage.sum_us} | buckets
     for name, one in row.classes.items():

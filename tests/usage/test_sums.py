@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounting.receipt import EngineShare, class_of, savings_of
+from gateway.accounting.receipt import EngineShare, Timings, class_of, savings_of
 from gateway.accounting.savings import CLASSES, MEASURING
-from gateway.usage.counters import pico
+from gateway.usage.counters import FIXED_STAGES, STAGES, pico
 from gateway.usage.histogram import Histogram, bucket_of
 from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.rollup import NUMBERS, SumRow
@@ -86,7 +86,9 @@ def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_
     """The rows include one with an unknown savings class, and one with money beyond 64 bits."""
     row = SumRow()
     for one in counted:
-        row.merge(SumRow.of(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd)))
+        timings = msgspec.structs.replace(one.timings, handover_ms=None)  # a stage that rows of that version lack
+        changed = {"savings_class": of_class, "cost_usd": one.cost_usd + usd, "timings": timings}
+        row.merge(SumRow.of(msgspec.structs.replace(one, **changed)))
     assert SumRow.from_bytes(row.to_bytes()) == row
     assert sum(one.cost_pico for one in row.classes.values()) == row.cost_pico
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
@@ -100,9 +102,29 @@ def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_
         teacher=row.teacher,
         student=row.student,
         failed=row.failed,
-        stages=[msgspec.structs.astuple(stage) for stage in row.stages],
+        stages=[msgspec.structs.astuple(stage) for stage in row.stages[: len(FIXED_STAGES)]],
     ).to_row()
     assert again == row
+
+
+def test_the_time_of_the_handover_is_counted_where_earlier_versions_ignore_it() -> None:
+    """Earlier versions read numbers from 512 as stages and batches, and those from 64 to 116 as savings classes."""
+    times = [Timings(total_ms=9, handover_ms=ms) for ms in (2.5, 7.5, 0.0, None)]
+    counted = [msgspec.structs.replace(closed(guided()), timings=one) for one in times]
+    row = SumRow()
+    for one in counted:
+        row.merge(SumRow.of(one))
+    handover = row.stages[STAGES.index("handover")]
+    assert (handover.count, handover.sum_us) == (3, 10_000)
+    assert handover.quantiles_us((1.0,))[0] == pytest.approx(7500, rel=0.05)
+    assert row.stages[STAGES.index("total")].count == 4
+    new = {key for key in row.sparse if isinstance(key, int)} - set(SumRow.of(counted[-1]).sparse)
+    assert new
+    assert all(116 < key < 512 for key in new if isinstance(key, int))
+    assert SumRow.from_bytes(row.to_bytes()) == row
+    for one in counted:
+        row.merge(SumRow.of(one, -1))
+    assert not row
 
 
 @given(

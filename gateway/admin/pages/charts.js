@@ -23,7 +23,7 @@ function perRequest(row, stage) {
 }
 function rest(row) {
   const wholeMean = row.latency_ms.total?.mean ?? 0;
-  return Math.max(0, wholeMean - perRequest(row, "admission") - perRequest(row, "batch_wait") - perRequest(row, "teacher"));
+  return ["admission", "batch_wait", "teacher", "handover"].reduce((left, stage) => Math.max(0, left - perRequest(row, stage)), wholeMean);
 }
 
 const ERROR_TOKENS = ["--series-lost", "--series-baseline", "--series-cost", "--series-wait", "--series-saved"];
@@ -66,6 +66,7 @@ const CHARTS = [
       { title: "Admission", token: "--series-admission", of: (row) => perRequest(row, "admission") },
       { title: "Wait for batch", token: "--series-wait", of: (row) => perRequest(row, "batch_wait") },
       { title: "Teacher", token: "--series-teacher", of: (row) => perRequest(row, "teacher") },
+      { title: "Hand-over", token: "--series-rest", of: (row) => perRequest(row, "handover") },
       { title: "Student and reply", token: "--series-student", of: rest },
     ],
     summary(rows) {

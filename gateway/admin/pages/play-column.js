@@ -200,6 +200,7 @@ export class Column {
     const length = chosenLength(receipt);
     this.figures.replaceChildren(
       figure("First token", duration(timings.first_token_ms)),
+      ...(timings.handover_ms === undefined ? [] : [figure("Hand-over", duration(timings.handover_ms))]),
       figure("Total", duration(timings.total_ms)),
       figure("Tokens written", counts, roles),
       figure("Cost", money(receipt?.cost_usd), receipt ? [h("small", {}, `${receipt.baseline_model} alone: ${money(receipt.baseline_usd)}${estimate}`)] : []),

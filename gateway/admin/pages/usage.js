@@ -31,6 +31,7 @@ const FIGURES = [
   { key: "unavailable", title: "Teacher unavailable", number: true, value: unavailable, show: (row) => h("span", { class: unavailable(row) ? "bad" : null }, whole(unavailable(row))) },
   figure("measuring", "Measuring", (row) => Number(row.measuring_usd), money),
   figure("first", "First token p95", (row) => row.latency_ms.first_token?.p95 ?? null, duration),
+  figure("handover", "Hand-over p95", (row) => row.latency_ms.handover?.p95 ?? null, duration),
   figure("total", "Total p95", (row) => row.latency_ms.total?.p95 ?? null, duration),
 ];
 

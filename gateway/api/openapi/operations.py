@@ -177,6 +177,7 @@ FACTS = {
     "batch_wait_ms": "Milliseconds of waiting for the batch to start.",
     "teacher_ms": "Milliseconds until the guidance was complete.",
     "first_token_ms": "Milliseconds until the first token could be sent.",
+    "handover_ms": "Milliseconds from the complete guidance to the student's first token, in a stream.",
     "total_ms": "Milliseconds in total.",
     "cost_usd": "Cost of the request, if the route shows it.",
     "baseline_usd": "Cost of the baseline model alone, if the route shows it.",

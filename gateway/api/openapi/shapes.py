@@ -267,6 +267,7 @@ class Latencies(Struct):
     batch_wait: Latency
     teacher: Latency
     first_token: Latency
+    handover: Latency
     total: Latency
 
 
