@@ -6,8 +6,8 @@ Also reads LiteLLM's bundled tables of prices and providers.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Context, Decimal
+from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, ROUND_UP, Context, Decimal
 from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,14 @@ class Price:
     cached_input_usd: Decimal  # input tokens that the engine reads from its prompt cache
     output_usd: Decimal
     cache_write_usd: Decimal  # input tokens that the engine writes to its prompt cache
+    pico: tuple[int, int, int, int] | None = field(init=False, compare=False, repr=False)
+    """The four prices in picodollars; None where one of them is not whole, as with hourly prices."""
+
+    def __post_init__(self) -> None:
+        prices = self.input_usd, self.cached_input_usd, self.output_usd, self.cache_write_usd
+        read, cached, write, stored = [_EXACT.scaleb(usd, 12) for usd in prices]
+        whole = all(pico == int(pico) for pico in (read, cached, write, stored))
+        object.__setattr__(self, "pico", (int(read), int(cached), int(write), int(stored)) if whole else None)
 
     @classmethod
     def of_tokens(
@@ -86,6 +94,31 @@ def cost_usd(
     if cached:
         cost = _EXACT.fma(price.cached_input_usd, cached, cost)
     return _EXACT.fma(price.cache_write_usd, stored, cost) if stored else cost
+
+
+def charge_usd(
+    price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
+) -> Decimal:
+    """Return `cost_usd` with twelve decimals, as in receipts. Integers take a third of the time of Decimal."""
+    cached, stored = cached_input_tokens, cache_write_input_tokens
+    if price.pico is None or input_tokens < 0 or output_tokens < 0 or cached < 0 or stored < 0:
+        return quantized(cost_usd(price, input_tokens, output_tokens, cached, stored))
+    read_pico, cached_pico, written_pico, stored_pico = price.pico
+    cost = read_pico * input_tokens + written_pico * output_tokens
+    if cached or stored:
+        stored = min(stored, input_tokens)
+        cached = min(cached, input_tokens - stored)
+        cost += (cached_pico - read_pico) * cached + (stored_pico - read_pico) * stored
+    return _EXACT.multiply(_QUANTUM, cost)
+
+
+def max_charge_usd(price: Price, input_tokens: int, output_tokens: int) -> Decimal:
+    """Return the largest cost of one call, whatever its prompt cache does, rounded up to twelve decimals."""
+    if price.pico is None:
+        # The exact arithmetic of receipts would take several times as long.
+        return (price.max_input_usd * input_tokens + price.output_usd * output_tokens).quantize(_QUANTUM, ROUND_UP)
+    read, cached, written, stored = price.pico
+    return _EXACT.multiply(_QUANTUM, max(read, cached, stored) * input_tokens + written * output_tokens)
 
 
 def quantized(amount_usd: Decimal) -> Decimal:

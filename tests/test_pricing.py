@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pricing import Price, cost_usd, litellm_providers, litellm_table, savings_usd
+from gateway.pricing import (
+    Price,
+    charge_usd,
+    cost_usd,
+    litellm_providers,
+    litellm_table,
+    max_charge_usd,
+    quantized,
+    savings_usd,
+)
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
 STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5))
@@ -42,8 +51,9 @@ def test_more_cached_tokens_than_input_are_believed_up_to_the_input() -> None:
 
 def test_negative_counts_are_a_bug_of_the_caller() -> None:
     for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0, -1)):
-        with pytest.raises(ValueError, match="negative"):
-            cost_usd(PER_1M, *counts)
+        for cost_of in (cost_usd, charge_usd):
+            with pytest.raises(ValueError, match="negative"):
+                cost_of(PER_1M, *counts)
 
 
 @given(usd, usd, usd, usd, tokens, tokens, st.data())
@@ -58,6 +68,29 @@ def test_cost_is_exact_in_integers(
     units += int(stored * scale) * s
     numerator, denominator = cost.as_integer_ratio()
     assert numerator * scale * 10**6 == units * denominator
+
+
+per_1m = st.decimals(0, 1_000_000, places=6)
+any_price = st.builds(Price.of_tokens, per_1m, per_1m, per_1m, per_1m) | st.builds(Price.of_tokens, usd, usd, usd, usd)
+
+
+@given(any_price, tokens, tokens, tokens, tokens)
+def test_integer_amounts_equal_decimal_arithmetic(price: Price, n: int, m: int, cached: int, stored: int) -> None:
+    charged = charge_usd(price, n, m, cached, stored)
+    assert str(charged) == str(quantized(cost_usd(price, n, m, cached, stored)))
+    assert charged <= max_charge_usd(price, n, m)
+
+
+@given(st.builds(Price.of_tokens, per_1m, per_1m, per_1m, per_1m), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_the_largest_charge_is_that_of_the_highest_input_price(price: Price, n: int, m: int) -> None:
+    assert price.pico is not None
+    assert str(max_charge_usd(price, n, m)) == str(quantized(cost_usd(price.upper_bound, n, m)))
+
+
+def test_an_hourly_price_has_no_integer_form() -> None:
+    price = Price.of_gpu_hour(Decimal("1.20"), Decimal(9000), Decimal(1500))
+    assert price.pico is None
+    assert charge_usd(price, 9000, 0) == quantized(cost_usd(price, 9000, 0))
 
 
 @given(usd, tokens, tokens, tokens)

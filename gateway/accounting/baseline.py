@@ -7,7 +7,7 @@ other model, with an error bound for the difference between tokenizers (estimate
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from gateway.accounting.estimate import (
     TOKENS_PER_MESSAGE,
@@ -16,12 +16,13 @@ from gateway.accounting.estimate import (
     count_messages,
     count_text,
     recount_error,
+    size_of_messages,
     template_error,
-    texts_of,
     token_error,
 )
-from gateway.pricing import cost_usd, quantized
+from gateway.pricing import charge_usd
 from gateway.protocol.messages import RULES
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -37,7 +38,7 @@ _BYTES_PER_TOKEN = 4
 _NOTHING = TextSize(0, 0)
 
 
-class Baseline(NamedTuple):
+class Baseline(Record, frozen=True):
     """A baseline. The true cost is within `error_usd` of `usd`. `basis` is the less reliable basis of its parts."""
 
     usd: Decimal
@@ -45,7 +46,7 @@ class Baseline(NamedTuple):
     basis: Basis
 
 
-class Counted(NamedTuple):
+class Counted(Record, frozen=True):
     """A number of tokens with its largest error."""
 
     tokens: int
@@ -80,13 +81,15 @@ def baseline(
     """Return the baseline of a request. Counting by the model's own `tokenizer` takes milliseconds; None: no count."""
     last = student or teacher
     if last is None:
-        return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
+        return Baseline(charge_usd(price, 0, 0), charge_usd(price, 0, 0), "engine")
     model = builder.plan.baseline
     own = teacher if teacher is not None and teacher.model == model else last if last.model == model else None
     # A reported count is better than an estimate, whichever model it comes from.
     read = own if own is not None and (student is None or not own.estimated) else last
     prompt = _prompt(builder, read, teacher, tokenizer)
-    turns = _added_turns(builder, builder.teacher) if own is not None and own is teacher else 0
+    turns = 0
+    if own is not None and own is teacher and builder.plan.guidance is not None:
+        turns = _added_turns(builder, builder.teacher)
     if turns and read is own and student is not None and not student.estimated:
         # A prompt with exemplars says less about a short caller's prompt than the student's prompt does.
         second = _prompt(builder, student, teacher, tokenizer)
@@ -102,8 +105,8 @@ def baseline(
         # Text after the caller's messages was not cached yet.
         stored = min(stored, max(0, prompt.tokens - cached))
     return Baseline(
-        quantized(cost_usd(price, prompt.tokens, answer.tokens, cached, stored)),
-        quantized(cost_usd(price.upper_bound if stored else price, prompt.error, answer.error)),
+        charge_usd(price, prompt.tokens, answer.tokens, cached, stored),
+        charge_usd(price.upper_bound if stored else price, prompt.error, answer.error),
         _weaker(prompt.basis, answer.basis),
     )
 
@@ -117,17 +120,18 @@ def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | 
     call = builder.teacher if read is teacher else builder.student
     assert call is not None, "each share has a call"
     own = read.model == builder.plan.baseline and not read.estimated
-    added = _added(builder, call)
+    guided = builder.plan.guidance is not None
+    added = _added(builder, call) if guided else ""
     # The guidance has a reported count. Other added text comes from the projection and is most likely English.
     guidance = builder.kept_tokens if call is builder.student else 0
     if own and not added and not guidance:
         return Counted(read.input_tokens)
-    turns = TOKENS_PER_MESSAGE * _added_turns(builder, call)
+    turns = TOKENS_PER_MESSAGE * _added_turns(builder, call) if guided else 0
     added_size = TextSize.of([added]) if added else _NOTHING
     other_bytes = added_size.size_bytes - (TextSize.of([builder.guidance_text]).size_bytes if guidance else 0)
     added_by_gateway = max(0, other_bytes) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - added_by_gateway)
-    size = TextSize.of(text for message in call.messages for text in texts_of(message))
+    size = size_of_messages(call.messages)
     if own:
         reported = Counted(prompt, token_error(guidance + added_by_gateway, added_size) + turns, "estimate")
     else:

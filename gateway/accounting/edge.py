@@ -15,7 +15,7 @@ import msgspec
 from gateway.accounting.receipt import EngineShare, Receipt, Timings, with_savings
 from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
-from gateway.pricing import cost_usd, quantized
+from gateway.pricing import charge_usd
 
 if TYPE_CHECKING:
     from gateway.accounting.worst_case import MaxOutputOf
@@ -102,7 +102,7 @@ def closing_receipt(guidance: Receipt, usage: UsageBody, price: Price | None) ->
         (closing_id(guidance.id), guidance.created, guidance.tenant, guidance.key, guidance.route),
         usage,
         guidance.baseline_model,
-        Decimal(0) if price is None else quantized(cost_usd(price, read, max(0, usage.output_tokens - unused))),
+        Decimal(0) if price is None else charge_usd(price, read, max(0, usage.output_tokens - unused)),
         unguided=None if usage.guided else guidance.unguided or ALONE,
         stream=guidance.stream,
         edge_of=guidance.id,
@@ -141,7 +141,7 @@ def offline_receipt(
         )
     # The device chooses the report's id, a UUID.
     origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, report.model
-    alone_usd = quantized(cost_usd(price, report.input_tokens, report.output_tokens))
+    alone_usd = charge_usd(price, report.input_tokens, report.output_tokens)
     return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE)
 
 

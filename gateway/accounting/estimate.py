@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 import tiktoken
 
+from gateway.runtime.record import Record
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -51,7 +53,7 @@ class Encoding(NamedTuple):
     own: bool = False
 
 
-class TextSize(NamedTuple):
+class TextSize(Record, frozen=True):
     """The length of a text in characters and UTF-8 bytes. Their ratio indicates the script."""
 
     chars: int
@@ -77,10 +79,11 @@ class TextSize(NamedTuple):
 def token_error(counted: int, size: TextSize) -> int:
     """Return the largest difference between `counted` tokens and the count of another tokenizer. No tokenizer makes
     more tokens of a text than it has bytes."""
-    if counted == 0 and size.size_bytes == 0:
+    size_bytes = size.size_bytes
+    if counted == 0 and size_bytes == 0:
         return 0
     error = ceil(counted * _RATIO[size.script]) + _FIXED_TOKENS
-    return min(error, max(size.size_bytes - counted, counted))
+    return min(error, max(size_bytes - counted, counted))
 
 
 def token_upper_bound(words: int, rest_bytes: int) -> int:
@@ -178,6 +181,17 @@ def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:
     """Return the number of tokens in a chat. Only text parts count."""
     counts = (sum(count_text(encoding, text) for text in texts_of(message)) for message in messages)
     return sum(TOKENS_PER_MESSAGE + count for count in counts)
+
+
+def size_of_messages(messages: Iterable[dict[str, Any]]) -> TextSize:
+    """Return the size of all text parts of a chat."""
+    chars = size_bytes = 0
+    for message in messages:
+        content = message.get("content")
+        for text in (content,) if isinstance(content, str) else texts_of(message):
+            chars += len(text)
+            size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    return TextSize(chars, size_bytes)
 
 
 def texts_of(message: dict[str, Any]) -> list[str]:

@@ -149,10 +149,10 @@ class Ledger:
         return self._recounting < self._max_recounts and builder.needs_recount(receipt, self._encodings)
 
     def _preliminary_or_built(self, builder: ReceiptBuilder, status: str) -> Receipt:
-        """Return the preliminary receipt if its status still holds. Otherwise build a receipt."""
+        """Return the preliminary receipt if its status still holds. Otherwise build a receipt, from exact usage."""
         if builder.preliminary is not None and builder.preliminary.status == status:
             return builder.preliminary
-        return builder.build_receipt(status, self._prices, self._encodings)
+        return builder.build_receipt(status, self._prices, self._encodings, exact=True)
 
     def settle(self, builder: ReceiptBuilder, status: str) -> None:
         """Settle in the background. Each request calls this exactly once, however it ended."""

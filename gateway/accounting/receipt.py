@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
+from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.protocol.body import Json
 
 _REQUEST = r"req_[0-9a-f]{24}"
@@ -44,6 +47,11 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     def fresh_input_tokens(self) -> int:
         """Return the input tokens that the engine neither read from its prompt cache nor wrote to it."""
         return self.input_tokens - self.cached_input_tokens - self.cache_write_input_tokens
+
+
+def total_cost(shares: Sequence[EngineShare]) -> Decimal:
+    """Return the exact cost of all shares."""
+    return shares[0].cost_usd if len(shares) == 1 else total_usd(*[share.cost_usd for share in shares])
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):

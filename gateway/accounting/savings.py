@@ -7,11 +7,12 @@ dashboard read. docs/cost.md has them as a table.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import msgspec
 
 from gateway.pricing import savings_usd
+from gateway.runtime.record import Record
 
 SavingsClass = Literal[
     "guided", "student_by_policy", "teacher_unavailable", "not_guidable", "teacher", "failed", "measuring"
@@ -45,7 +46,7 @@ class MeasuredBaseline(msgspec.Struct, frozen=True):
     estimated_error_usd: Decimal  # `baseline_error_usd` of the request's receipt
 
 
-class Savings(NamedTuple):
+class Savings(Record, frozen=True):
     """The savings that one receipt adds to sums."""
 
     usd: Decimal  # the amount that counts. It is negative where guidance cost more than it saved.
@@ -93,7 +94,7 @@ def apply_class(
     if probe_usd is not None:
         cost_usd = savings_usd(cost_usd, probe_usd)
     difference = savings_usd(baseline_usd, cost_usd)
-    if is_counted(of_class, difference):
+    if of_class in _COUNTED or is_counted(of_class, difference):
         return Savings(difference, error_usd or _ZERO, probe_usd or _ZERO)
     return Savings(_ZERO, _ZERO, probe_usd or _ZERO)
 

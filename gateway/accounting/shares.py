@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import orjson
@@ -17,7 +17,7 @@ from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_mes
 from gateway.accounting.receipt import EngineShare
 from gateway.accounting.worst_case import TOKENS_PER_PART, Role
 from gateway.engines.base import TokenUsage
-from gateway.pricing import cost_usd, quantized
+from gateway.pricing import charge_usd, quantized
 from gateway.protocol.body import Json
 from gateway.runtime.record import Record
 
@@ -70,14 +70,12 @@ _TOOLS = frozenset({"tools", "functions"})
 _NOT_READ = frozenset({
     "model", "stop", "stream_options", "logit_bias", "metadata", "user", "messages", "prompt", "input",
 })  # fmt: skip
+_FREE = quantized(Decimal(0))
 _IMAGE_KINDS = frozenset({"image_url", "image", "input_image"})
 
 
-class Shares(NamedTuple):
-    """The charged share of a call, and its likely share without upper bounds for the baseline."""
-
-    charged: EngineShare
-    likely: EngineShare
+Shares: TypeAlias = tuple[EngineShare, EngineShare]
+"""The charged share of a call, and its likely share without upper bounds for the baseline."""
 
 
 def usage_error(
@@ -126,11 +124,11 @@ def share_call(
             read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
         cache_tokens = usage.cached_input_tokens, usage.cache_write_input_tokens
         share = _share(call, read, written, prices[call.model], *cache_tokens, estimated=usage.estimated)
-        return Shares(share, share)
+        return share, share
     likely = _likely(call, request, encodings)
     if bound is None:
         share = _share(call, *likely, prices[call.model], estimated=True, at_least=call.unbounded)
-        return Shares(share, share)
+        return share, share
     if usage is not None and error == "too_high":
         read, written = usage.input_tokens, usage.output_tokens
     else:
@@ -140,7 +138,7 @@ def share_call(
     charged = min(read, bound.input_tokens), min(written, bound.output_tokens)
     at_least = call.unbounded and not bound.known
     price = prices[call.model]
-    return Shares(
+    return (
         _share(call, *charged, price.upper_bound, estimated=True, at_least=at_least, error=error),
         _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
     )
@@ -158,12 +156,11 @@ def _share(
     at_least: bool = False,
     error: UsageError = "",
 ) -> EngineShare:
-    stored = min(stored, read)
-    cached = min(cached, read - stored)
-    cost = Decimal(0) if call.shared else cost_usd(price, read, written, cached, stored)
-    return EngineShare(
-        call.model, read, written, quantized(cost), cached, estimated, at_least, call.shared, error, stored
-    )
+    if stored or cached:
+        stored = min(stored, read)
+        cached = min(cached, read - stored)
+    cost = _FREE if call.shared else charge_usd(price, read, written, cached, stored)
+    return EngineShare(call.model, read, written, cost, cached, estimated, at_least, call.shared, error, stored)
 
 
 def _likely(call: EngineCall, request: AnyRequest | None, encodings: Mapping[str, Encoding] | None) -> tuple[int, int]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gateway.accounting.receipt import EngineShare
-from gateway.pricing import total_usd
+from gateway.accounting.receipt import EngineShare, total_cost
+from gateway.pricing import max_charge_usd
 from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from decimal import Decimal
 
     from gateway.policy.plan import Plan
     from gateway.policy.projections import Projection
     from gateway.pricing import Price
     from gateway.protocol.requests import AnyRequest
 
-_QUANTUM = Decimal("1E-12")
 # English has about four bytes per token. The JSON around the text is included.
 _BYTES_PER_TOKEN = 4
 _BYTES_PER_TURN = 16  # a template writes about four tokens around a turn
@@ -77,7 +77,7 @@ def engine_maxima(
     return max_output
 
 
-class CallBound(NamedTuple):
+class CallBound(Record, frozen=True):
     """The largest number of tokens that one call can read and write."""
 
     input_tokens: int
@@ -85,7 +85,7 @@ class CallBound(NamedTuple):
     known: bool = True  # False where no limit applies and the engine's maximum is unknown: a default is used
 
 
-class MaxCost(NamedTuple):
+class MaxCost(Record, frozen=True):
     """The largest cost of a request."""
 
     teacher: EngineShare | None  # the largest share of one call
@@ -93,12 +93,7 @@ class MaxCost(NamedTuple):
     more: tuple[EngineShare, ...]  # the largest shares of retries and of other students, one for each engine
     likely_tokens: int  # the expected tokens read and written if no call fails
     bounds: Mapping[tuple[Role, str], CallBound]  # the bound of one call, by role and engine
-
-    @property
-    def usd(self) -> Decimal:
-        """Return the sum of all shares."""
-        shares = (self.teacher, self.student, *self.more)
-        return total_usd(*[share.cost_usd for share in shares if share is not None])
+    usd: Decimal  # the sum of all shares
 
 
 def worst_case(
@@ -122,13 +117,14 @@ def worst_case(
         likely += teacher_tokens + guidance.tokens
         introduction = len(guidance.projection.introduction.encode())
         guidance_read = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
-        more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
+        if plan.retries.num_retries:
+            more.append(_times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher))
         if plan.length is not None and plan.length.probe is not None:
             bounds["probe", plan.student] = bound = CallBound(read, 1)
             more.append(_share(plan.student, bound, prices))
             likely += likely_read + 1
     if not plan.students:  # a device finishes the answer, at no cost
-        return MaxCost(teacher, None, tuple(more), teacher_tokens, bounds)
+        return _max_cost(teacher, None, more, teacher_tokens, bounds)
     first: EngineShare | None = None
     for student in plan.students:
         written, known = max_output(student.engine) if limit is None else (limit, True)
@@ -138,10 +134,22 @@ def worst_case(
         if first is None and guidance is not None and guidance.placement == "prefix":
             calls += 1  # a call without the guidance, after the engine refused it
         first = first or share
-        more += _times(calls, share)
+        if calls:
+            more.append(_times(calls, share))
     if plan.mode == "teacher":
-        return MaxCost(first, None, tuple(more), likely, bounds)
-    return MaxCost(teacher, first, tuple(more), likely, bounds)
+        return _max_cost(first, None, more, likely, bounds)
+    return _max_cost(teacher, first, more, likely, bounds)
+
+
+def _max_cost(
+    teacher: EngineShare | None,
+    student: EngineShare | None,
+    more: list[EngineShare],
+    likely_tokens: int,
+    bounds: Mapping[tuple[Role, str], CallBound],
+) -> MaxCost:
+    usd = total_cost([share for share in (teacher, student, *more) if share is not None])
+    return MaxCost(teacher, student, tuple(more), likely_tokens, bounds, usd)
 
 
 def added_bytes(projection: Projection, request: AnyRequest) -> int:
@@ -163,15 +171,12 @@ def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) 
     return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in plan.students))
 
 
-def _times(calls: int, share: EngineShare) -> list[EngineShare]:
-    if not calls:
-        return []
+def _times(calls: int, share: EngineShare) -> EngineShare:
     read, written, cost = calls * share.input_tokens, calls * share.output_tokens, calls * share.cost_usd
-    return [EngineShare(share.model, read, written, cost, estimated=True, at_least=share.at_least)]
+    return EngineShare(share.model, read, written, cost, estimated=True, at_least=share.at_least)
 
 
 def _share(model: str, bound: CallBound, prices: Mapping[str, Price]) -> EngineShare:
-    price, (read, written, known) = prices[model], bound
-    # Rounded up. The exact arithmetic of receipts would take several times as long.
-    cost = (price.max_input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
-    return EngineShare(model, read, written, cost, estimated=True, at_least=not known)
+    read, written = bound.input_tokens, bound.output_tokens
+    cost = max_charge_usd(prices[model], read, written)
+    return EngineShare(model, read, written, cost, estimated=True, at_least=not bound.known)
