@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.accounting.edge import student_of
 from gateway.accounting.intent import intend
-from gateway.accounting.receipt import class_of, savings_of
+from gateway.accounting.receipt_counters import ReceiptCounters
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
-from gateway.accounting.savings import MEASURING
 from gateway.accounting.worst_case import budget_max_tokens, unknown_max_output, worst_case
 from gateway.errors import StoreUnavailable
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.accounting.content import LoggedContent
     from gateway.accounting.estimate import Encoding
-    from gateway.accounting.receipt import EngineShare, Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.request_log import LogSample
     from gateway.accounting.scopes import Scope
@@ -75,8 +72,7 @@ class Ledger:
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
         self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
-        # Finding a labeled metric costs more than counting. The number of labels is bounded, and so is this cache.
-        self._child = cache(_child)
+        self._counters = ReceiptCounters(metrics)
 
     async def admit(
         self,
@@ -176,20 +172,18 @@ class Ledger:
     def record_abandoned(self, receipt: Receipt) -> None:
         """Count and log a stored receipt that settles a request of a dead process."""
         self._metrics.intents_abandoned.labels(self._metrics.series.tenant(receipt.tenant)).inc()
-        self._count(receipt)
+        self._counters.count(receipt)
         log.warning("request", **receipt.as_dict())
 
     def record_edge_report(self, receipt: Receipt) -> None:
         """Count and log the stored receipt of a device's report. Its times are not counted by stage."""
-        self._count(receipt)
+        self._counters.count(receipt)
         self._log(receipt, None)
 
     def _publish(self, receipt: Receipt, builder: ReceiptBuilder) -> None:
         self._store.put(receipt)
-        self._count(receipt)
-        for stage in ("admission", "batch_wait", "teacher", "first_token", "handover", "total"):
-            if (spent_ms := getattr(receipt.timings, f"{stage}_ms")) is not None:
-                self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
+        self._counters.count(receipt)
+        self._counters.count_stages(receipt.timings, receipt.mode)
         if self._spans is not None:
             self._spans.put(receipt, builder)
         self._log(receipt, builder.content)
@@ -202,62 +196,3 @@ class Ledger:
         else:
             logged = {} if content is None else {"content": content.as_dict()}
             log.info("request", **receipt.as_dict(), **logged)
-
-    def _count(self, receipt: Receipt) -> None:
-        metrics, child = self._metrics, self._child
-        tenant = metrics.series.tenant(receipt.tenant)
-        route = metrics.series.route(receipt.tenant, receipt.route)
-        if receipt.edge_of is None:  # the guidance request of an edge report has been counted already
-            child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
-            # Shadows have their own mode and return no answer, so a failed shadow is no unguided request.
-            if receipt.unguided is not None and receipt.shadow_of is None:
-                child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
-        self._count_savings(receipt, tenant, route)
-        for role, share in (("teacher", receipt.teacher), ("student", student_of(receipt))):
-            if share is not None and not share.shared:
-                self._count_share(tenant, role, share)
-        if receipt.probe is not None:
-            self._count_share(tenant, "student", receipt.probe)
-        for attempt in receipt.attempts:
-            if attempt.share is not None:
-                self._count_share(tenant, "failed", attempt.share)
-        if receipt.guidance is not None and receipt.teacher is not None:
-            child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
-
-    def _count_savings(self, receipt: Receipt, tenant: str, route: str) -> None:
-        metrics, child, cost = self._metrics, self._child, float(receipt.cost_usd)
-        child(metrics.cost_usd, tenant, route).inc(cost)
-        if receipt.shadow_of is None:  # a shadow has no baseline: the original request was paid for, too
-            child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
-        savings, of_class = savings_of(receipt), class_of(receipt)
-        if savings.measuring_usd:
-            child(metrics.class_cost_usd, tenant, route, MEASURING).inc(float(savings.measuring_usd))
-            cost = float(receipt.cost_usd - savings.measuring_usd)
-        if of_class != MEASURING:
-            child(metrics.class_cost_usd, tenant, route, of_class).inc(cost)
-        # A counter cannot decrease, so each signed amount has two counters.
-        for more, less, usd in (
-            (metrics.savings_usd, metrics.losses_usd, savings.usd),
-            (metrics.savings_error_usd, metrics.savings_error_removed_usd, savings.error_usd),
-        ):
-            increase, decrease = child(more, tenant, route), child(less, tenant, route)
-            if usd:
-                (increase if usd > 0 else decrease).inc(abs(float(usd)))
-
-    def _count_share(self, tenant: str, role: str, share: EngineShare) -> None:
-        self._child(self._metrics.engine_cost_usd, share.model, role).inc(float(share.cost_usd))
-        if share.usage_error:
-            self._child(self._metrics.engine_usage_errors, share.model, share.usage_error).inc()
-        for direction, tokens in (
-            ("input", share.fresh_input_tokens),
-            ("cached", share.cached_input_tokens),
-            ("cache_write", share.cache_write_input_tokens),
-            ("output", share.output_tokens),
-        ):
-            counter = self._child(self._metrics.tokens, tenant, role, share.model, direction)
-            if tokens:
-                counter.inc(tokens)
-
-
-def _child(metric: Any, *labels: str) -> Any:
-    return metric.labels(*labels)

@@ -224,20 +224,31 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["unguided"] = self.unguided
         if self.hint is not None:
             facts["hint"] = self.hint
-        for role, share in (("teacher", self.teacher), ("student", self.student)):
-            if share is not None:
-                facts[role] = share.model
-                facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
+        teacher, student, timings = self.teacher, self.student, self.timings
+        if teacher is not None:
+            facts["teacher"] = teacher.model
+            facts["teacher_tokens"] = f"{teacher.input_tokens}+{teacher.output_tokens}"
+        if student is not None:
+            facts["student"] = student.model
+            facts["student_tokens"] = f"{student.input_tokens}+{student.output_tokens}"
         if self.estimated:
             facts["estimated"] = "true"
         if self.guidance is not None:
             facts["guidance_tokens"] = self.guidance.kept_tokens
             if self.guidance.placement != "prefix":
                 facts["placement"] = self.guidance.placement
-        shared = None if self.teacher is None else self.teacher.shared
-        facts |= call_facts(shared, self.budget, len(self.attempts), self.batch)
-        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "handover_ms", "total_ms")
-        facts |= {name: spent for name in times if (spent := getattr(self.timings, name)) is not None}
+        shared = None if teacher is None else teacher.shared
+        add_call_facts(facts, shared, self.budget, len(self.attempts), self.batch)
+        for name, spent in (
+            ("admission_ms", timings.admission_ms),
+            ("batch_wait_ms", timings.batch_wait_ms),
+            ("teacher_ms", timings.teacher_ms),
+            ("first_token_ms", timings.first_token_ms),
+            ("handover_ms", timings.handover_ms),
+            ("total_ms", timings.total_ms),
+        ):
+            if spent is not None:
+                facts[name] = spent
         if show_cost:
             facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
             facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
@@ -247,12 +258,16 @@ class Receipt(msgspec.Struct, frozen=True):
         return facts
 
 
-def call_facts(shared: str | None, budget: str | None, failed: int, batch: BatchFacts | None) -> Json:
-    """Return the facts of a reply about its engine calls, of which `failed` calls failed."""
-    facts: Json = {"shared": shared, "budget": budget, "failed_attempts": failed}
+def add_call_facts(facts: Json, shared: str | None, budget: str | None, failed: int, batch: BatchFacts | None) -> None:
+    """Add the facts of a reply about its engine calls, of which `failed` calls failed."""
+    if shared:
+        facts["shared"] = shared
+    if budget:
+        facts["budget"] = budget
+    if failed:
+        facts["failed_attempts"] = failed
     if batch is not None:
-        facts |= {"batch": batch.id, "batch_size": batch.size}
-    return {name: value for name, value in facts.items() if value}
+        facts["batch"], facts["batch_size"] = batch.id, batch.size
 
 
 # Created at import: msgspec 0.22 may crash when two threads decode a type for the first time.

@@ -20,7 +20,7 @@ from gateway.accounting.receipt import (
     ProbeFacts,
     Receipt,
     Timings,
-    call_facts,
+    add_call_facts,
     class_of,
     total_cost,
     with_savings,
@@ -281,7 +281,7 @@ class ReceiptBuilder(msgspec.Struct):
         if self.hint is not None:
             facts["hint"] = self.hint
         shared = None if self.teacher is None else self.teacher.shared
-        facts |= call_facts(shared, self.budget, len(self.failed), self.batch)
+        add_call_facts(facts, shared, self.budget, len(self.failed), self.batch)
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
             if self.placement not in (None, "prefix"):
