@@ -1,5 +1,5 @@
 -- Chat completions for wrk, and its figures as one line of JSON:
---   wrk -t1 ... -s chat.lua URL -- MODEL json|stream FIRST ["HEADER: VALUE"]...
+--   wrk -t1 ... -s chat.lua URL -- MODEL json|stream FIRST PAUSE_MS ["HEADER: VALUE"]...
 --
 -- No two prompts are the same: they are numbered upwards from FIRST. A gateway may keep an answer, or the guidance for
 -- it, and share it between requests that ask the same; here every guided request must make both of its calls.
@@ -12,7 +12,13 @@ function init(args)
   number = tonumber(args[3])
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
-  for position = 4, #args do
+  local pause_ms = tonumber(args[4])
+  if pause_ms > 0 then
+    math.randomseed(number)
+    -- wrk calls `delay` before each request. Pauses of an exponential distribution make random arrivals.
+    function delay() return math.floor(-math.log(1 - math.random()) * pause_ms + 0.5) end
+  end
+  for position = 5, #args do
     local name, value = args[position]:match("^([^:]+): (.*)$")
     wrk.headers[name] = value
   end

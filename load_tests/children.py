@@ -56,7 +56,7 @@ class ChildProcess:
         """Return the CPU seconds of all its processes."""
         return sum(proc.cpu_s(pid) for pid in self.pids())
 
-    def wait_until(self, ready: Callable[[], object], limit_s: float) -> None:
+    def wait_until(self, ready: Callable[[], object], limit_s: float, *, every_s: float = 0.1) -> None:
         """Call `ready` until it returns true; OSError and ValueError count as false. Raise NotStarted on a timeout."""
         give_up = time.monotonic() + limit_s
         last = "it is not ready"
@@ -68,7 +68,7 @@ class ChildProcess:
                     return
             except (OSError, ValueError) as error:
                 last = str(error)
-            time.sleep(0.1)
+            time.sleep(every_s)
         raise NotStarted(f"not ready in {limit_s:g} s: {last}: {self.log_tail()}")
 
     def log_tail(self) -> str:

@@ -6,11 +6,21 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
+from load_tests.systems import (
+    BARE,
+    GUIDED,
+    GUIDED_LIMITED,
+    GUIDED_TWO,
+    STUDENT,
+    STUDENT_LIMITED,
+    STUDENT_TWO,
+    UPSTREAM,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from load_tests.systems import StartUp
     from load_tests.wrk import Kind, Reading
 
 # Concurrency of the gates.
@@ -18,6 +28,21 @@ THROUGHPUT_AT = 32
 LATENCY_AT = 1
 # A larger backlog is unfinished work, which would overstate the throughput.
 BACKLOG_S = 1.0
+# Requests/s times bare's, and their goals.
+_THROUGHPUT: Mapping[tuple[str, Kind], tuple[float, float]] = {
+    (STUDENT, "json"): (0.50, 0.60),
+    (GUIDED, "json"): (0.25, 0.30),
+    (STUDENT_LIMITED, "json"): (0.42, 0.48),
+    (GUIDED_LIMITED, "json"): (0.21, 0.24),
+    (STUDENT, "stream"): (0.28, 0.40),
+    (GUIDED, "stream"): (0.14, 0.20),
+}
+_ADDED_MS = {STUDENT: (0.6, 0.4), GUIDED: (1.2, 1.0)}
+_TWO_WORKERS = {STUDENT_TWO: STUDENT, GUIDED_TWO: GUIDED}
+PACED = (BARE, STUDENT, GUIDED)
+"""The systems that are also measured at PACE of their largest rate."""
+PACE = 0.7
+PACED_AT = 128
 
 
 @dataclass(frozen=True)
@@ -132,33 +157,50 @@ def of_bare(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float 
     return None if bare is None or not bare.per_second else figures[case].per_second / bare.per_second
 
 
-def gates(figures: Mapping[BenchCase, CaseFigures]) -> list[Gate]:
-    """Return the gates on JSON calls. Raise KeyError if a required case was not measured."""
+def pause_ms(largest_rate: float) -> float:
+    """Return the mean pause of each of PACED_AT callers, so that they make at most PACE of a rate together."""
+    return PACED_AT * 1000 / (PACE * largest_rate)
+
+
+def gates(
+    figures: Mapping[BenchCase, CaseFigures], paced_p99_ms: Mapping[str, float], start_ups: Sequence[StartUp]
+) -> list[Gate]:
+    """Return all gates. Raise KeyError if a required case was not measured.
+
+    Args:
+        paced_p99_ms: p99 of JSON calls at PACE of the largest rate, by system.
+        start_ups: starts of the gateway.
+    """
     found: list[Gate] = []
-    throughput = {
-        STUDENT: (0.36, 0.45),
-        GUIDED: (0.17, 0.22),
-        STUDENT_LIMITED: (1 / 3, 1 / 2),
-        GUIDED_LIMITED: (1 / 6, 1 / 4),
-    }
-    for name, (limit, goal) in throughput.items():
-        case = BenchCase(name, "json", THROUGHPUT_AT)
-        ratio = of_bare(figures, case)
+    for (name, kind), (limit, goal) in _THROUGHPUT.items():
+        ratio = of_bare(figures, BenchCase(name, kind, THROUGHPUT_AT))
         if ratio is None:
-            raise KeyError(BenchCase(BARE, "json", THROUGHPUT_AT))
-        found.append(Gate(f"{name}: requests/s, times bare's, at {THROUGHPUT_AT}", ratio, limit, goal, at_least=True))
-    for name, limit in ((STUDENT, 1.5), (GUIDED, 3.0), (STUDENT_LIMITED, 1.5), (GUIDED_LIMITED, 3.0)):
+            raise KeyError(BenchCase(BARE, kind, THROUGHPUT_AT))
+        found.append(Gate(f"{name}, {kind}: requests/s, times bare's", ratio, limit, goal, at_least=True))
+    for name, (limit, goal) in _ADDED_MS.items():
         added = added_ms(figures, BenchCase(name, "json", LATENCY_AT))
         if added is None:
             raise KeyError(BenchCase(UPSTREAM, "json", LATENCY_AT))
-        found.append(Gate(f"{name}: added p50, ms, at {LATENCY_AT}", added, limit, limit, at_least=False))
-    backlog_s = max(figures[BenchCase(name, "json", THROUGHPUT_AT)].backlog_s for name in throughput)
-    name = f"usage worker: backlog at the end of a round, s, at {THROUGHPUT_AT}"
+        found.append(Gate(f"{name}: added p50, ms, one caller", added, limit, goal, at_least=False))
+    for name in PACED[1:]:
+        ratio = paced_p99_ms[name] / paced_p99_ms[BARE]
+        found.append(Gate(f"{name}: p99 at {PACE:.0%} of the largest rate, times bare's", ratio, 3, 2, at_least=False))
+    for two, one in _TWO_WORKERS.items():
+        per_cpu_s = [figures[BenchCase(name, "json", THROUGHPUT_AT)].per_cpu_s or 0.0 for name in (two, one)]
+        ratio = per_cpu_s[0] / per_cpu_s[1] if per_cpu_s[1] else 0.0
+        found.append(Gate(f"{two}: requests per CPU second, times one worker's", ratio, 0.9, 1.0, at_least=True))
+    ready_s = statistics.median(one.ready_s for one in start_ups)
+    found.append(Gate("start until /readyz, s", ready_s, 1.5, 1.0, at_least=False))
+    rss_mb = statistics.median(one.rss_mb for one in start_ups)
+    found.append(Gate("memory of an idle gateway, MB", rss_mb, 120, 100, at_least=False))
+    backlog_s = max(figures[case].backlog_s for case in needed_by_gates() if case.concurrency == THROUGHPUT_AT)
+    name = "usage worker: backlog at the end of a round, s"
     return [*found, Gate(name, backlog_s, BACKLOG_S, BACKLOG_S, at_least=False)]
 
 
 def needed_by_gates() -> set[BenchCase]:
     """Return the cases that `gates` requires."""
-    ours = (STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
-    throughput = {BenchCase(name, "json", THROUGHPUT_AT) for name in (BARE, *ours)}
-    return throughput | {BenchCase(name, "json", LATENCY_AT) for name in (UPSTREAM, *ours)}
+    throughput = {BenchCase(name, kind, THROUGHPUT_AT) for name, kind in _THROUGHPUT}
+    throughput |= {BenchCase(BARE, kind, THROUGHPUT_AT) for _, kind in _THROUGHPUT}
+    throughput |= {BenchCase(name, "json", THROUGHPUT_AT) for name in _TWO_WORKERS}
+    return throughput | {BenchCase(name, "json", LATENCY_AT) for name in (UPSTREAM, *_ADDED_MS)}

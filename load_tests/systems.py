@@ -1,4 +1,4 @@
-"""Start the systems of compare.py: the upstream, the bare pass-through, the gateway and the peers.
+"""Start the systems of compare.py: the upstream, the bare pass-through and the gateway. peer_systems.py starts others.
 
 Every system is one process with one worker, on the loopback interface, in front of the same nginx. Each system has two
 targets, for JSON and for streams, because the upstream has a port for each.
@@ -14,27 +14,27 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
 from gateway.redis.keys import RedisKeys
+from load_tests import proc
 from load_tests.children import ChildProcess, free_ports, running
 from load_tests.installs import PEERS
 from load_tests.wrk import Kind, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import ExitStack
 
 UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
-LITELLM, PORTKEY, SWITCHYARD, VLLM_ROUTER = "LiteLLM", "Portkey", "Switchyard", "vLLM router"
 STUDENT_LIMITED, GUIDED_LIMITED = f"{STUDENT}, limits on", f"{GUIDED}, limits on"
-OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
-# By folder in peers/.
-PEER_NAMES = {"litellm": LITELLM, "portkey": PORTKEY, "switchyard": SWITCHYARD, "vllm_router": VLLM_ROUTER}
+STUDENT_TWO, GUIDED_TWO = f"{STUDENT}, 2 workers", f"{GUIDED}, 2 workers"
+OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED, STUDENT_TWO, GUIDED_TWO)
 
 _START_WITHIN_S = 90.0
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
@@ -89,12 +89,6 @@ class Site:
         return filled
 
 
-class Starter(Protocol):
-    """Start a peer from its environment. Raises NotStarted."""
-
-    def __call__(self, site: Site, home: Path) -> System: ...
-
-
 def start_upstream(site: Site) -> System:
     """Start nginx with four ports of fixed answers."""
     site.ports.update(zip(("json", "stream", "teacher", "teacher_stream"), free_ports(4), strict=True))
@@ -110,9 +104,9 @@ def start_upstream(site: Site) -> System:
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     child = site.start("upstream", nginx, "-e", "stderr", "-p", site.folder, "-c", config)
     system = System(
-        UPSTREAM, "nginx called directly, fixed answers", _targets(site.base("json"), site.base("stream"), "static")
+        UPSTREAM, "nginx called directly, fixed answers", targets_of(site.base("json"), site.base("stream"), "static")
     )
-    _wait_for_answers(system, child)
+    wait_for_answers(system, child)
     return system
 
 
@@ -127,16 +121,24 @@ def start_bare(site: Site) -> System:
     system = System(
         BARE,
         "load_tests/bare.py: aiohttp, uvloop and orjson, and nothing else; 1 process",
-        _targets(at, at, "static"),
+        targets_of(at, at, "static"),
         (child,),
     )
-    _wait_for_answers(system, child)
+    wait_for_answers(system, child)
     return system
 
 
 @dataclass(frozen=True)
+class StartUp:
+    """The start of a gateway: seconds until /readyz answers 200, and its resident memory after the first probes."""
+
+    ready_s: float
+    rss_mb: float
+
+
+@dataclass(frozen=True)
 class GatewayProcess:
-    """A running gateway that has probed its engines."""
+    """A running gateway."""
 
     child: ChildProcess
     url: str
@@ -144,146 +146,77 @@ class GatewayProcess:
     headers: Mapping[str, str]
 
 
-def run_gateway(site: Site, more: str = "") -> GatewayProcess:
+def run_gateway(site: Site, more: str = "", *, workers: int = 1) -> GatewayProcess:
     """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`."""
+    gateway = _serve(site, more, workers)
+    gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
+    return gateway
+
+
+def start_up(site: Site) -> StartUp:
+    """Start a gateway with an empty Redis, wait until it is ready, and end it."""
+    with ExitStack() as stack:
+        gateway = _serve(Site(site.folder, stack, site.ports), "", 1)
+        began = time.monotonic()
+        gateway.child.wait_until(lambda: _is_ready(gateway.admin_url), _START_WITHIN_S, every_s=0.01)
+        ready_s = time.monotonic() - began
+        gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
+        return StartUp(ready_s, proc.rss_bytes(gateway.child.pids()[0]) / 1e6)
+
+
+def _serve(site: Site, more: str, workers: int) -> GatewayProcess:
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
     config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")
-    child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)
-    admin_url = f"http://127.0.0.1:{admin}"
-    child.wait_until(lambda: probed(admin_url), _START_WITHIN_S)
-    return GatewayProcess(child, f"http://127.0.0.1:{port}", admin_url, {"Authorization": f"Bearer {_KEY}"})
+    command = (sys.executable, "-m", "gateway", "serve", "--config", config, "--workers", str(workers))
+    child = site.start("gateway" if workers == 1 else f"gateway {workers} workers", *command)
+    url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
+    return GatewayProcess(child, url, admin_url, {"Authorization": f"Bearer {_KEY}"})
 
 
 def start_gateway(site: Site) -> tuple[System, ...]:
     """Start one gateway process with four rows: student only and guided, without and with limits and budgets."""
     ours = run_gateway(site)
-    limited = {"Authorization": f"Bearer {_LIMITED_KEY}"}
+    limited = replace(ours, headers={"Authorization": f"Bearer {_LIMITED_KEY}"})
+    note = "keys, admission, receipts, a Redis and a usage worker of its own; 1 process"
+    limits_note = "the same process; limits and budgets of the tenant and the key"
+    return (
+        *_rows(ours, STUDENT, GUIDED, note, "the same process"),
+        *_rows(limited, STUDENT_LIMITED, GUIDED_LIMITED, limits_note, "the same process"),
+    )
+
+
+def start_two_workers(site: Site) -> tuple[System, ...]:
+    """Start a gateway of two processes on one port, with a row for student only and one for guided."""
+    ours = run_gateway(site, workers=2)
+    return _rows(ours, STUDENT_TWO, GUIDED_TWO, "`--workers 2`: 2 processes on one port", "the same processes")
+
+
+def _rows(ours: GatewayProcess, student: str, guided: str, note: str, same: str) -> tuple[System, System]:
     redis = redis_of(ours.child)
-    systems: list[System] = []
-    for student, guided, headers, note in (
-        (STUDENT, GUIDED, ours.headers, "keys, admission, receipts, a Redis and a usage worker of its own; 1 process"),
-        (STUDENT_LIMITED, GUIDED_LIMITED, limited, "the same process; limits and budgets of the tenant and the key"),
-    ):
-        student_only = System(
-            student,
-            f"gkt-gateway serve: {note}",
-            _targets(ours.url, ours.url, "student-json", "student-stream", headers),
-            (ours.child,),
-            backlog_s=lambda: backlog_s(redis),
-        )
-        with_guidance = System(
-            guided,
-            "the same process: a teacher's and a student's call for each request",
-            _targets(ours.url, ours.url, "guided-json", "guided-stream", headers),
-            (ours.child,),
-            lambda: unguided_so_far(ours.admin_url),
-            lambda: backlog_s(redis),
-        )
-        _wait_for_answers(student_only, ours.child)
-        _wait_for_answers(with_guidance, ours.child, _TEACHER_TEXT)
-        systems += [student_only, with_guidance]
-    return tuple(systems)
-
-
-def start_litellm(site: Site, home: Path) -> System:
-    (port,) = free_ports(1)
-    child = site.start(
-        LITELLM, home / "bin/litellm", "--config", site.fill("litellm/config.yaml"), "--host", "127.0.0.1",
-        "--port", str(port), "--num_workers", "1", "--log_config", site.fill("litellm/logs.json"),
-        env={
-            "LITELLM_OFFLINE_MODE": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False",
-            "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "NO_DOCS": "True", "DISABLE_ADMIN_UI": "True",
-        },
-    )  # fmt: skip
-    at, key = f"http://127.0.0.1:{port}", {"Authorization": "Bearer sk-bench"}
-    system = System(
-        LITELLM,
-        f"{_version('litellm', 'litellm')} proxy: a master key, no database; 1 worker",
-        _targets(at, at, "bench-json", "bench-stream", key),
-        (child,),
+    student_only = System(
+        student,
+        f"gkt-gateway serve: {note}",
+        targets_of(ours.url, ours.url, "student-json", "student-stream", ours.headers),
+        (ours.child,),
+        backlog_s=lambda: backlog_s(redis),
     )
-    _wait_for_answers(system, child)
-    return system
-
-
-def start_portkey(site: Site, home: Path) -> System:
-    (port,) = free_ports(1)
-    child = site.start(
-        PORTKEY, "node", "--require", PEERS / "portkey/loopback.cjs",
-        home / "node_modules/@portkey-ai/gateway/build/start-server.js", f"--port={port}", "--headless",
-        env={"NODE_ENV": "production"},
-    )  # fmt: skip
-    at = f"http://127.0.0.1:{port}"
-    targets: dict[Kind, Target] = {
-        kind: Target(
-            f"{at}/v1/chat/completions",
-            "static",
-            {
-                "Authorization": "Bearer none",
-                "x-portkey-provider": "openai",
-                "x-portkey-custom-host": f"{site.base(kind)}/v1",
-            },
-        )
-        for kind in ("json", "stream")
-    }
-    system = System(
-        PORTKEY, f"{_version('portkey', '@portkey-ai/gateway')} gateway: no keys; 1 Node.js process", targets, (child,)
+    with_guidance = System(
+        guided,
+        f"{same}: a teacher's and a student's call for each request",
+        targets_of(ours.url, ours.url, "guided-json", "guided-stream", ours.headers),
+        (ours.child,),
+        lambda: unguided_so_far(ours.admin_url),
+        lambda: backlog_s(redis),
     )
-    _wait_for_answers(system, child)
-    return system
+    wait_for_answers(student_only, ours.child)
+    wait_for_answers(with_guidance, ours.child, _TEACHER_TEXT)
+    return student_only, with_guidance
 
 
-def start_switchyard(site: Site, home: Path) -> System:
-    (port,) = free_ports(1)
-    child = site.start(
-        SWITCHYARD, home / "bin/python", PEERS / "switchyard/serve.py", site.fill("switchyard/routes.toml"), str(port),
-        env={"RUST_LOG": "warn"},
-    )  # fmt: skip
-    at = f"http://127.0.0.1:{port}"
-    system = System(
-        SWITCHYARD, f"{_version('switchyard', 'nemo-switchyard')}, no keys; 1 Rust process on all cores",
-        _targets(at, at, "bench-json", "bench-stream"), (child,),
-    )  # fmt: skip
-    _wait_for_answers(system, child)
-    return system
-
-
-def start_vllm_router(site: Site, home: Path) -> System:
-    """Start two routers, one per upstream, since a router chooses by load and not by model. One works at a time."""
-    children, bases = [], []
-    for kind in ("json", "stream"):
-        port, metrics = free_ports(2)
-        children.append(
-            site.start(
-                f"{VLLM_ROUTER} {kind}", home / "bin/vllm-router", "--host", "127.0.0.1", "--port", str(port),
-                "--worker-urls", site.base(kind), "--policy", "round_robin", "--prometheus-port", str(metrics),
-                "--log-level", "warning", "--worker-startup-check-interval", "1",
-            )
-        )  # fmt: skip
-        bases.append(f"http://127.0.0.1:{port}")
-    system = System(
-        VLLM_ROUTER,
-        f"{_version('vllm_router', 'vllm-router')}, no keys; 1 Rust process on all cores",
-        _targets(bases[0], bases[1], "static"),
-        tuple(children),
-    )
-    for child in children:
-        _wait_for_answers(system, child)
-    return system
-
-
-STARTERS: dict[str, Starter] = {
-    "litellm": start_litellm,
-    "portkey": start_portkey,
-    "switchyard": start_switchyard,
-    "vllm_router": start_vllm_router,
-}
-
-
-def _targets(
+def targets_of(
     json_base: str,
     stream_base: str,
     model: str,
@@ -297,7 +230,7 @@ def _targets(
     }
 
 
-def _wait_for_answers(system: System, child: ChildProcess, *words: str) -> None:
+def wait_for_answers(system: System, child: ChildProcess, *words: str) -> None:
     """Wait until both kinds of answer have the expected text, so that wrong answers are not measured."""
 
     def answers() -> bool:
@@ -338,6 +271,11 @@ def probed(admin_url: str) -> bool:
         return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
 
 
+def _is_ready(admin_url: str) -> bool:
+    with urllib.request.urlopen(f"{admin_url}/readyz", timeout=5) as reply:
+        return bool(reply.status == HTTPStatus.OK)
+
+
 def unguided_so_far(admin_url: str) -> int:
     """Return the number of guided requests that a gateway has answered without guidance."""
     with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as reply:
@@ -364,18 +302,6 @@ def backlog_s(redis: Redis) -> float:
             oldest_ms = min(oldest_ms, int(first[0][0].partition(b"-")[0]))
     seconds, micros = redis.time()
     return max(0.0, seconds + micros / 1e6 - oldest_ms / 1000)
-
-
-def _version(peer: str, package: str) -> str:
-    """Return the version in the peer's pins."""
-    lock = PEERS / peer / "package-lock.json"
-    if lock.exists():
-        return str(json.loads(lock.read_text())["packages"][f"node_modules/{package}"]["version"])
-    found = re.search(
-        rf"^{re.escape(package)}==([^\s;]+)", (PEERS / peer / "requirements.lock").read_text(), re.MULTILINE
-    )
-    assert found is not None, f"the pins of {peer} do not name {package}"
-    return found[1]
 
 
 def _nginx_events(text: str) -> str:

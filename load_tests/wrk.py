@@ -48,12 +48,17 @@ class Reading:
     broken: int
 
 
-def command(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> list[str]:
-    """Return the command of wrk with one thread. A second thread would take a core from the measured system."""
+def command(
+    target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int, pause_ms: float = 0.0
+) -> list[str]:
+    """Return the command of wrk with one thread. A second thread would take a core from the measured system.
+
+    Each caller pauses before each request, for a random time with the mean `pause_ms`.
+    """
     headers = [f"{name}: {value}" for name, value in target.headers.items()]
     return [
         "wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT_S}s",
-        "-s", str(_SCRIPT), target.url, "--", target.model, kind, str(first), *headers,
+        "-s", str(_SCRIPT), target.url, "--", target.model, kind, str(first), str(pause_ms), *headers,
     ]  # fmt: skip
 
 
@@ -74,9 +79,9 @@ def read(output: str) -> Reading:
     )
 
 
-def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> Reading:
+def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int, pause_ms: float = 0.0) -> Reading:
     """Run one round. If no server listens, every caller counts as broken, and the latencies are infinite."""
-    arguments = command(target, kind, concurrency=concurrency, seconds=seconds, first=first)
+    arguments = command(target, kind, concurrency=concurrency, seconds=seconds, first=first, pause_ms=pause_ms)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds + 4 * _TIMEOUT_S, check=False)
     try:
         return read(done.stdout)

@@ -20,14 +20,27 @@ from load_tests.children import NotStarted, free_ports, running
 from load_tests.figures import (
     BenchCase,
     CaseFigures,
+    Gate,
     RoundResult,
     added_ms,
     gates,
     needed_by_gates,
     of_bare,
     over_rounds,
+    pause_ms,
 )
-from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
+from load_tests.peer_systems import PEER_NAMES
+from load_tests.systems import (
+    BARE,
+    GUIDED,
+    GUIDED_LIMITED,
+    GUIDED_TWO,
+    STUDENT,
+    STUDENT_LIMITED,
+    STUDENT_TWO,
+    UPSTREAM,
+    StartUp,
+)
 from tests.installed import program
 
 if TYPE_CHECKING:
@@ -39,32 +52,44 @@ def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **err
     return wrk.Reading(requests, 2.0, p50_ms, p99_ms, errors.get("refused", 0), errors.get("broken", 0))
 
 
-def figures(per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0) -> CaseFigures:
-    return CaseFigures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
+def figures(
+    per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0, per_cpu_s: float | None = None
+) -> CaseFigures:
+    return CaseFigures(per_second, per_cpu_s, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
 
 
 def measured(
-    *,
-    student: float = 500,
-    guided: float = 250,
-    student_ms: float = 1.0,
-    guided_ms: float = 2.0,
-    limited: float = 500,
-    backlog_s: float = 0.0,
+    *, student_ms: float = 0.4, guided_ms: float = 1.0, backlog_s: float = 0.0, two: float = 1000.0, **rates: float
 ) -> dict[BenchCase, CaseFigures]:
     """Return all values that the gates need: 1,000 requests/s of the bare pass-through, 0.1 ms of the upstream."""
-    return {
+    given = {
+        (STUDENT, "json"): rates.get("student", 600),
+        (GUIDED, "json"): rates.get("guided", 300),
+        (STUDENT_LIMITED, "json"): rates.get("limited", 500),
+        (GUIDED_LIMITED, "json"): rates.get("guided_limited", 250),
+        (STUDENT, "stream"): rates.get("student_stream", 400),
+        (GUIDED, "stream"): rates.get("guided_stream", 200),
+        (BARE, "json"): 1000,
+        (BARE, "stream"): 1000,
+    }
+    seen: dict[BenchCase, CaseFigures] = {
+        BenchCase(name, "stream" if kind == "stream" else "json", 32): figures(rate, per_cpu_s=1000.0)
+        for (name, kind), rate in given.items()
+    }
+    return seen | {
         BenchCase(UPSTREAM, "json", 1): figures(p50_ms=0.1),
         BenchCase(STUDENT, "json", 1): figures(p50_ms=student_ms + 0.1),
         BenchCase(GUIDED, "json", 1): figures(p50_ms=guided_ms + 0.1),
-        BenchCase(BARE, "json", 32): figures(1000),
-        BenchCase(STUDENT, "json", 32): figures(student),
-        BenchCase(GUIDED, "json", 32): figures(guided),
-        BenchCase(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
-        BenchCase(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
-        BenchCase(STUDENT_LIMITED, "json", 32): figures(limited),
-        BenchCase(GUIDED_LIMITED, "json", 32): figures(250, backlog_s=backlog_s),
+        BenchCase(STUDENT_TWO, "json", 32): figures(per_cpu_s=two),
+        BenchCase(GUIDED_TWO, "json", 32): figures(per_cpu_s=1000.0, backlog_s=backlog_s),
     }
+
+
+def judge(
+    seen: dict[BenchCase, CaseFigures], student_p99_ms: float = 4.0, ready_s: float = 1.0, rss_mb: float = 100.0
+) -> list[Gate]:
+    """Return the gates for these figures, with a p99 of 2 ms of the bare pass-through."""
+    return gates(seen, {BARE: 2.0, STUDENT: student_p99_ms, GUIDED: 4.0}, [StartUp(ready_s, rss_mb)])
 
 
 def test_the_figures_of_a_round_are_read_from_wrks_output() -> None:
@@ -126,8 +151,12 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     gone = wrk.run(wrk.Target(f"http://127.0.0.1:{port}/", "chat", {}), "json", concurrency=3, seconds=1, first=0)
     seen = over_rounds([RoundResult(gone, cores=0.0)])
     assert (seen.per_second, seen.broken) == (0.0, 3)
-    judged = gates(measured() | {BenchCase(STUDENT, "json", 1): seen, BenchCase(STUDENT, "json", 32): seen})
-    assert [gate.holds for gate in judged if gate.name.startswith(f"{STUDENT}:")] == [False, False]
+    judged = judge(measured() | {BenchCase(STUDENT, "json", 1): seen, BenchCase(STUDENT, "json", 32): seen})
+    assert [gate.name for gate in judged if not gate.holds] == [
+        f"{STUDENT}, json: requests/s, times bare's",
+        f"{STUDENT}: added p50, ms, one caller",
+        f"{STUDENT_TWO}: requests per CPU second, times one worker's",
+    ]
     assert compare.finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
 
 
@@ -177,25 +206,46 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
     ("worse", "failing"),
     [
         ({}, []),
-        ({"student": 359}, [STUDENT]),
-        ({"student": 360}, []),
-        ({"guided": 169}, [GUIDED]),
-        ({"guided": 170}, []),
-        ({"student_ms": 1.6}, [STUDENT]),
-        ({"guided_ms": 3.1}, [GUIDED]),
-        ({"limited": 333}, [STUDENT_LIMITED]),
+        ({"student": 499}, [f"{STUDENT}, json"]),
+        ({"student": 500}, []),
+        ({"guided": 249}, [f"{GUIDED}, json"]),
+        ({"guided": 250}, []),
+        ({"limited": 419}, [f"{STUDENT_LIMITED}, json"]),
+        ({"guided_limited": 209}, [f"{GUIDED_LIMITED}, json"]),
+        ({"student_stream": 279}, [f"{STUDENT}, stream"]),
+        ({"guided_stream": 139}, [f"{GUIDED}, stream"]),
+        ({"student_ms": 0.61}, [STUDENT]),
+        ({"guided_ms": 1.21}, [GUIDED]),
+        ({"two": 899}, [STUDENT_TWO]),
         ({"backlog_s": 0.9}, []),
         ({"backlog_s": 1.1}, ["usage worker"]),
     ],
 )
 def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
-    judged = gates(measured(**worse))
-    assert len(judged) == 9
+    judged = judge(measured(**worse))
+    assert len(judged) == 15
     assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
 
 
+@pytest.mark.parametrize(
+    ("worse", "failing"),
+    [
+        ({"student_p99_ms": 6.1}, f"{STUDENT}: p99 at 70% of the largest rate, times bare's"),
+        ({"ready_s": 1.6}, "start until /readyz, s"),
+        ({"rss_mb": 121}, "memory of an idle gateway, MB"),
+    ],
+)
+def test_latency_start_and_memory_have_gates(worse: dict[str, float], failing: str) -> None:
+    assert [gate.name for gate in judge(measured(), **worse) if not gate.holds] == [failing]
+
+
+def test_paced_callers_together_make_the_share_of_the_largest_rate() -> None:
+    """128 callers with pauses of 183 ms make 700 requests/s."""
+    assert pause_ms(1000) == pytest.approx(182.86, abs=0.01)
+
+
 def test_a_gate_can_hold_and_miss_its_goal() -> None:
-    (student, guided, *_) = gates(measured(student=400, guided=250))
+    (student, guided, *_) = judge(measured(student=550, guided=300))
     assert (student.holds, student.reaches_goal) == (True, False)
     assert (guided.holds, guided.reaches_goal) == (True, True)
 
@@ -205,7 +255,7 @@ def test_gates_require_their_figures(lacking: BenchCase) -> None:
     seen = measured()
     del seen[lacking]
     with pytest.raises(KeyError):
-        gates(seen)
+        judge(seen)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0", "1,,32", "1,5000"])
@@ -229,7 +279,7 @@ def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
     with ExitStack() as stack:
         site = systems.Site(tmp_path, stack)
         systems.start_upstream(site)
-        for student, guided in pairs(systems.start_gateway(site)):
+        for student, guided in pairs((*systems.start_gateway(site), *systems.start_two_workers(site))):
             assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
 
 
@@ -256,7 +306,7 @@ def test_a_text_is_quoted_as_one_word_for_nginx() -> None:
     assert systems.nginx_word('a "b"\\\nc') == '"a \\"b\\"\\\\\\nc"'
 
 
-@pytest.mark.parametrize("peer", systems.PEER_NAMES)
+@pytest.mark.parametrize("peer", PEER_NAMES)
 def test_every_peer_has_pins_with_hashes(peer: str) -> None:
     text = installs.pins(peer).read_text()
     assert "sha256:" in text or '"integrity"' in text
