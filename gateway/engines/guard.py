@@ -17,6 +17,7 @@ import orjson
 import structlog
 
 from gateway.engines.base import current_origin
+from gateway.engines.breaker import BreakerCall
 from gateway.engines.request_faults import RequestFaults
 from gateway.errors import (
     CircuitOpen,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
-    from gateway.engines.breaker import Breaker, BreakerCall, BreakerState
+    from gateway.engines.breaker import Breaker, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
     from gateway.telemetry.metrics import Metrics
@@ -98,15 +99,25 @@ class GuardedEngine:
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        async with _GuardedCall(self._guard, request, self._chat_control) as call:
+        call = _GuardedCall(self._guard, request, self._chat_control)
+        call.start()
+        try:
             reply = await self._engine.generate_guidance(request, batch=batch, on_text=on_text)
-            call.succeeded()
+        except BaseException as error:
+            await call.failed(error)
+            raise
+        call.ended()
         return reply
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        async with _GuardedCall(self._guard, body, self._chat_control) as call:
+        call = _GuardedCall(self._guard, body, self._chat_control)
+        call.start()
+        try:
             reply = await self._engine.complete(body, prefill)
-            call.succeeded()
+        except BaseException as error:
+            await call.failed(error)
+            raise
+        call.ended()
         return reply
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
@@ -157,6 +168,10 @@ class _Guard:
         self._published: BreakerState = "closed"
         metrics.engine_breaker.labels(name).set(0)
 
+    def is_closed(self, now: float) -> bool:
+        """Return whether no circuit is open, no tenant is paused, and this is published."""
+        return self._published == "closed" and self.breaker.state(now) == "closed"
+
     def refusal(self, tenant: str, now: float) -> CircuitOpen | None:
         wait_s = self.breaker.refuses_for_s(tenant, now)
         if wait_s <= 0:
@@ -170,11 +185,12 @@ class _Guard:
 
     def answered(self, call: BreakerCall, sent_at: float) -> None:
         """Record a successful call in the breaker, the request faults and the retry budgets."""
-        self.breaker.succeeded()
+        closed = self.breaker.succeeded()
         self.faults.succeeded(call.request_id, sent_at, self.clock())
         if self._budgets is not None:
             self._budgets.succeeded(self.name, call.tenant)
-        self.publish()
+        if closed or self._published != "closed":
+            self.publish()
 
     def publish(self) -> None:
         """Publish the state of the breaker in the metric and the log if it changed."""
@@ -209,15 +225,21 @@ class _GuardedCall:
         self._control = control
         self.started = False
 
-    async def __aenter__(self) -> Self:
-        guard = self._guard
+    def start(self) -> None:
+        """Register the call. Raises CircuitOpen while the breaker refuses it."""
+        guard, (tenant, request_id) = self._guard, current_origin()
         self._sent_at = now = guard.clock()
-        caller = current_origin()
-        if (refusal := guard.refusal(caller.tenant, now)) is not None:
-            raise refusal
-        self._call = guard.breaker.start_call(caller.tenant, caller.request_id, now)
+        if guard.is_closed(now):
+            self._call = BreakerCall(tenant, request_id)
+        else:
+            if (refusal := guard.refusal(tenant, now)) is not None:
+                raise refusal
+            self._call = guard.breaker.start_call(tenant, request_id, now)
+            guard.publish()
         guard.calls += 1
-        guard.publish()
+
+    async def __aenter__(self) -> Self:
+        self.start()
         return self
 
     def started_answering(self) -> None:
@@ -229,17 +251,27 @@ class _GuardedCall:
     def succeeded(self) -> None:
         self._guard.answered(self._call, self._sent_at)
 
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+    def ended(self) -> None:
+        """Record the end of a successful call."""
+        self._guard.calls -= 1
+        self.succeeded()
+
+    async def failed(self, error: BaseException) -> None:
+        """Report a failed call. Raises EngineRejected if the request is proven to cause the failure."""
         guard = self._guard
         guard.calls -= 1
-        if error is None:
-            return
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
             guard.breaker.refused(self._call)
             guard.publish()
             raise _proven(error) from error
         self._record(error)
         guard.publish()
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            self._guard.calls -= 1
+        else:
+            await self.failed(error)
 
     def _record(self, error: BaseException) -> None:
         breaker = self._guard.breaker

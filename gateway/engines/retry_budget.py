@@ -23,6 +23,8 @@ DEFAULT_FLOOR = 10
 
 # The weight of a success or retry decays by 1/e in this time.
 _WINDOW_S = 10.0
+# Weights are updated at most this often, which is an error of at most half a percent.
+_STEP_S = 0.05
 _MAX_TENANTS = 10_000
 # How many tenants can exhaust their floors at one engine at the same time.
 _SHARED_FLOORS = 2
@@ -37,6 +39,8 @@ class _Recent:
     retries: float = 0.0
 
     def age(self, now: float) -> None:
+        if now - self.at < _STEP_S:
+            return
         weight = math.exp((self.at - now) / _WINDOW_S)
         self.successes, self.retries, self.at = self.successes * weight, self.retries * weight, now
 

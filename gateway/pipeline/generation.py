@@ -113,23 +113,26 @@ class GenerationTracker:
         usage_body = reply.get("usage")
         self._call.usage = usage = read_usage(usage_body)
         texts = [generated_text(choice["message"]) for choice in reply["choices"]]
-        self._call.text.write("".join(texts))
+        self._call.text.write(texts[0] if len(texts) == 1 else "".join(texts))
         if len(texts) > 1:
             self._texts = {index: [text] for index, text in enumerate(texts)}
-        if self._limit is None or self._preface is None:
+        limit = self._limit
+        if limit is None or self._preface is None:
             return
-        size = sum(map(len, texts))
-        exceeds = usage_body is not None and usage is not None and self._exceeds(usage_body)
-        counted = _visible_tokens(usage_body) if exceeds else 0
+        exceeds = usage is not None and self._exceeds(usage_body)
+        size, counted = sum(map(len, texts)), _visible_tokens(usage_body) if exceeds else 0
         for choice, text in zip(reply["choices"], texts, strict=True):
             content = choice["message"].get("content")
             if not isinstance(content, str) or not content:
                 continue
+            # Most texts are clearly within both lower bounds.
+            if not exceeds and content.count(" ") < limit and len(content) * _MAX_CHAR_BYTES <= limit * MAX_TOKEN_BYTES:
+                continue
             preface = len(self._preface) if self._preface and content.startswith(self._preface) else 0
-            kept = preface + _Count().fitting(content[preface:], self._limit)
+            kept = preface + _Count().fitting(content[preface:], limit)
             tokens = counted * len(text) / size
-            if tokens > self._limit:
-                fits = int((len(text) - preface) * self._limit / tokens)
+            if tokens > limit:
+                fits = int((len(text) - preface) * limit / tokens)
                 kept = min(kept, preface + fits - (len(text) - len(content)))
             if kept < len(content):
                 choice["message"]["content"] = content[: max(0, kept)]
@@ -165,12 +168,12 @@ class GenerationTracker:
         call = self._call
         if call.usage is None or self._preface is None:
             return 0
-        texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
         reported = call.usage.output_tokens
-        max_words = sum(text.count(" ") + 1 for text in texts.values())
-        characters = sum(map(len, texts.values()))
-        if max_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
+        text = call.text.getvalue()
+        max_words = text.count(" ") + max(1, len(self._texts))
+        if max_words <= reported and len(text) * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
+        texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: text}
         limit, total = max(reported, _COUNTED_TOKENS), 0
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
@@ -203,7 +206,7 @@ class GenerationTracker:
             output_tokens = max(usage.output_tokens, min(output_tokens, limit))
         call.usage, call.lost_tokens = replace(usage, output_tokens=output_tokens, estimated=True), 0
 
-    def _exceeds(self, usage: Json) -> bool:
+    def _exceeds(self, usage: Any) -> bool:
         """Return whether the engine's own count exceeds the limit. Each choice may have an end token in addition."""
         return self._limit is not None and _visible_tokens(usage) > (self._limit + 1) * self._generated_choices
 

@@ -31,7 +31,6 @@ INLINE_BYTES = 256_000
 
 _ENCODED_INLINE_CHARS = 200_000
 _ENTRY_CHARS = 40
-_HOLDS_ENTRIES = frozenset({dict, list, tuple})
 _FRAGMENT = orjson.Fragment  # contains JSON that was too large to be decoded
 _CHUNK_BYTES = 1 << 17
 _SCANNED_BYTES = 2_000_000  # encoded in a few milliseconds
@@ -76,11 +75,10 @@ def is_large(value: object) -> bool:
     """Return whether encoding a value as JSON takes more than about a millisecond."""
     room = _ENCODED_INLINE_CHARS
     pending: list[Any] = [(value,)]
-    while pending:
-        one = pending.pop()
+    for one in pending:  # grows meanwhile
         room -= _ENTRY_CHARS * len(one)
-        if isinstance(one, dict):
-            room -= sum(map(len, one))
+        if type(one) is dict:
+            room -= len("".join(one))
             one = one.values()
         if room < 0:
             return True
@@ -88,7 +86,7 @@ def is_large(value: object) -> bool:
             kind = type(entry)
             if kind is str:
                 room -= len(entry)
-            elif kind in _HOLDS_ENTRIES:
+            elif kind is dict or kind is list or kind is tuple:
                 pending.append(entry)
             elif kind is _FRAGMENT:
                 return True
