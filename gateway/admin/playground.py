@@ -132,7 +132,7 @@ async def _as_events(
     status, end = "ok", DONE
     async with aclosing(parts):
         try:
-            async with request.app[keys.ADMISSION].cancel_on_drain():
+            with request.app[keys.ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if isinstance(part, ReceiptBuilder):
                         builder, response = part, await begin(request, part)

@@ -71,7 +71,7 @@ async def answered(
     if parsed.stream:
         with reads(request) as reading:
             return await as_events(request, pipeline.stream(context, parsed), reading)
-    async with request.app[ADMISSION].cancel_on_drain():
+    with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
     require_caller(context.state)
     return web.Response(
@@ -86,7 +86,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     caller = authenticate(request)
     parsed = await read_parsed(request, caller, parse_embeddings)
     context = new_context(request, caller)
-    async with request.app[ADMISSION].cancel_on_drain():
+    with request.app[ADMISSION].cancel_on_drain():
         vectors = await request.app[EMBEDDINGS].answer(context, parsed)
     require_caller(context.state)
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))

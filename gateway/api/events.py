@@ -76,7 +76,7 @@ async def as_events(
     connection = connection_of(request)
     async with aclosing(parts):
         try:
-            async with request.app[ADMISSION].cancel_on_drain():
+            with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if (step := connection.next_step()) is not None:
                         await step

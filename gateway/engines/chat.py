@@ -93,7 +93,7 @@ class ChatWire:
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:
-        return _are_choices(choices, lambda choice: _is_message(choice.get("message")))
+        return _are_choices(choices, _has_message)
 
     @staticmethod
     def _are_parts(choices: Any) -> bool:
@@ -138,18 +138,21 @@ async def collect_stream(chunks: AsyncGenerator[list[Json], None], on_text: Call
 
 def _are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
     """Return whether a value is a list of choices in OpenAI's shape, as far as the gateway relies on it."""
-    return (
-        isinstance(choices, list)
-        and len(choices) <= MAX_CHOICES
-        and all(
-            isinstance(choice, dict)
-            and isinstance(index := choice.get("index", 0), int)
-            and 0 <= index < MAX_CHOICES
-            and isinstance(choice.get("finish_reason"), _OPTIONAL_TEXT)
-            and has_content(choice)
-            for choice in choices
-        )
-    )
+    if not isinstance(choices, list) or len(choices) > MAX_CHOICES:
+        return False
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return False
+        index = choice.get("index", 0)
+        if not isinstance(index, int) or not 0 <= index < MAX_CHOICES:
+            return False
+        if not isinstance(choice.get("finish_reason"), _OPTIONAL_TEXT) or not has_content(choice):
+            return False
+    return True
+
+
+def _has_message(choice: Json) -> bool:
+    return _is_message(choice.get("message"))
 
 
 def _is_message(message: Any) -> bool:
@@ -209,7 +212,7 @@ def read_usage(usage: Any) -> TokenUsage | None:
 
 def is_count(value: Any) -> TypeGuard[int]:
     """Return whether a value is a token count within the range that receipts can store."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return type(value) is int and 0 <= value <= MAX_TOKENS
 
 
 def tokens_of(value: Any) -> int | None:

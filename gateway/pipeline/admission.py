@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -24,7 +24,7 @@ from gateway.runtime.fair_share import FairShare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from gateway.accounting.ledger import Ledger
@@ -64,7 +64,7 @@ class Admission:
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
         self._empty.set()
-        self._cancellable: set[asyncio.Timeout] = set()
+        self._cancellable: set[_CancelOnDrain] = set()
         self.draining = False
         self.cancelling = False
 
@@ -136,7 +136,7 @@ class Admission:
         """
         return _SettleContext(self, self._ledger, builder)
 
-    def cancel_on_drain(self) -> AbstractAsyncContextManager[None]:
+    def cancel_on_drain(self) -> AbstractContextManager[None]:
         """Cancel the block when the timeout of a drain expires, while the caller can still get an error.
 
         Leaving the block then raises Overloaded.
@@ -151,8 +151,8 @@ class Admission:
                 await self._empty.wait()
         canceled = self._slots.held
         self.cancelling = True
-        for timeout in self._cancellable:
-            timeout.reschedule(asyncio.get_running_loop().time())
+        for block in self._cancellable:
+            block.cancel()
         return canceled
 
 
@@ -207,24 +207,34 @@ class _SettleContext:
 
 
 class _CancelOnDrain:
-    def __init__(self, cancellable: set[asyncio.Timeout]) -> None:
+    __slots__ = ("_cancellable", "_cancelling", "_is_canceled", "_task")
+
+    _task: asyncio.Task[Any]
+    _cancelling: int
+
+    def __init__(self, cancellable: set[_CancelOnDrain]) -> None:
         self._cancellable = cancellable
-        self._timeout = asyncio.timeout(None)
+        self._is_canceled = False
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._cancellable.add(self._timeout)
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        self._task, self._cancelling = task, task.cancelling()
+        self._cancellable.add(self)
 
-    async def __aexit__(
+    def cancel(self) -> None:
+        self._is_canceled = True
+        self._task.cancel()
+
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._cancellable.discard(self._timeout)
-        timed_out = isinstance(error, TimeoutError)
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            timed_out = True
-        if timed_out and self._timeout.expired():
+        self._cancellable.discard(self)
+        if not self._is_canceled:
+            return
+        # As in asyncio.timeout: another cancellation of the task is passed on.
+        is_alone = self._task.uncancel() <= self._cancelling
+        if isinstance(error, TimeoutError) or (is_alone and isinstance(error, asyncio.CancelledError)):
             raise Overloaded("This process shut down before the answer was complete. Retry the request.") from None
 
 

@@ -126,7 +126,11 @@ class Completions:
             if (step := context.next_step()) is not None:
                 await step
             self.student_call.check_available(builder)
-            guidance = await self.teacher_call.open(request, builder)
+            guidance = UNGUIDED
+            if builder.plan.guidance is None:
+                builder.unguided = builder.plan.unguided
+            else:
+                guidance = await self.teacher_call.open(request, builder)
             if guidance.finish_reason is not None:
                 reply = _whole_reply(guidance)
             else:

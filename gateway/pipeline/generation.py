@@ -208,7 +208,10 @@ class GenerationTracker:
 
     def _exceeds(self, usage: Any) -> bool:
         """Return whether the engine's own count exceeds the limit. Each choice may have an end token in addition."""
-        return self._limit is not None and _visible_tokens(usage) > (self._limit + 1) * self._generated_choices
+        if self._limit is None:
+            return False
+        most = (self._limit + 1) * self._generated_choices
+        return usage["completion_tokens"] > most and _visible_tokens(usage) > most
 
     def _enforce_limit(self, choice: Json, index: int, text: str) -> None:
         count = self._counts.get(index)

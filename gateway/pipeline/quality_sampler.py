@@ -137,11 +137,10 @@ class QualitySampler:
         result = "refused"  # no slot was free
         try:
             # One slot for the whole comparison: a drain waits for all of it, and no second slot is acquired.
-            async with self.admission.cancel_on_drain():
-                with self.admission.slot(sample.caller):
-                    result = "dropped"  # the result if a shutdown cancels it, which is not a failure of an engine
-                    await self._compare(sample)
-                    result = "made"
+            with self.admission.cancel_on_drain(), self.admission.slot(sample.caller):
+                result = "dropped"  # the result if a shutdown cancels it, which is not a failure of an engine
+                await self._compare(sample)
+                result = "made"
         except _SampleSkipped as skipped:
             result = skipped.result
         except Overloaded:

@@ -52,9 +52,9 @@ class ShadowRequests:
     async def _run_counted(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
         result = "failed"
         try:
-            with self.tracing.shadow() if self.tracing is not None else nullcontext():
-                async with self.admission.cancel_on_drain():
-                    result = await self._run(builder, request, caller)
+            traced = self.tracing.shadow() if self.tracing is not None else nullcontext()
+            with traced, self.admission.cancel_on_drain():
+                result = await self._run(builder, request, caller)
         except GatewayError as error:
             # The log has an engine's failure and the receipt its label. A cancellation by a shutdown is not a failure.
             if builder.refused or builder.admitted is None or isinstance(error, Overloaded):

@@ -81,13 +81,14 @@ class StudentCall:
 
         If a student rejects the request with the prefix, which the caller did not send, it gets the request without it.
         """
-        plan, retries = builder.plan, self._new_retries(builder)
+        plan = builder.plan
+        student, retries = plan.students[0], None
         while True:
-            student = retries.student
             try:
                 reply = await self._complete(student, request, guidance, builder)
                 break
             except EngineError as error:
+                retries = retries or self._new_retries(builder)
                 placed = _continuation(plan, student, guidance) is not None
                 if placed and isinstance(error, EngineRejected) and error.blames_request:
                     builder.record_failure(error)
@@ -95,6 +96,9 @@ class StudentCall:
                     guidance = UNGUIDED
                 else:
                     await retry_or_raise(retries, error, builder, self.metrics, placed=placed)
+                    student = retries.student
+        if not guidance.text:
+            return reply
         seam_join, reasoning_filter = build_seam(plan, student, request, guidance)
         if seam_join is not None:
             join_reply(reply, seam_join, reasoning_filter)

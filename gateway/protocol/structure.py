@@ -77,12 +77,12 @@ def is_large(value: object) -> bool:
     pending: list[Any] = [(value,)]
     for one in pending:  # grows meanwhile
         room -= _ENTRY_CHARS * len(one)
-        if type(one) is dict:
+        is_object = type(one) is dict
+        if is_object:
             room -= len("".join(one))
-            one = one.values()
         if room < 0:
             return True
-        for entry in one:
+        for entry in one.values() if is_object else one:
             kind = type(entry)
             if kind is str:
                 room -= len(entry)
