@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.accounting.scopes import Scope
     from gateway.accounting.spans import ReceiptSpans
     from gateway.accounting.store import Admitted, ReceiptStore
-    from gateway.accounting.worst_case import MaxOutputOf
+    from gateway.accounting.worst_case import MaxCost, MaxOutputOf
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.plan import Plan
     from gateway.pricing import Price
@@ -85,14 +85,15 @@ class Ledger:
     ) -> Admitted:
         """Reserve what the request may spend, and set it in `builder`. `ReceiptStore.admit` has the other facts.
         `plans`: the possible plans by kind, the most expensive first."""
-        max_costs = {kind: worst_case(plan, request, self._prices, self._max_output) for kind, plan in plans.items()}
-        process_id = self._process_id
-        intents = {kind: intend(builder, plan, max_costs[kind], process_id, scopes) for kind, plan in plans.items()}
-        variants = tuple([Variant(kind, intent) for kind, intent in intents.items()])
+        max_costs: dict[int, MaxCost] = {}
+        variants = []
+        for kind, plan in plans.items():
+            max_costs[kind] = max_cost = worst_case(plan, request, self._prices, self._max_output)
+            variants.append(Variant(kind, intend(builder, plan, max_cost, self._process_id, scopes)))
         # The reservation bounds the charge of each call, so it must not change after admission.
         builder.request, builder.reserved = request, max_costs[variants[0].kind]
         try:
-            admitted = await self._store.admit(AdmissionRequest(scopes, variants), on_failure=on_failure)
+            admitted = await self._store.admit(AdmissionRequest(scopes, tuple(variants)), on_failure=on_failure)
         except StoreUnavailable:
             builder.refused = not self._store.holds(builder.id)
             raise

@@ -170,8 +170,11 @@ class Receipt(msgspec.Struct, frozen=True):
     @property
     def tokens(self) -> int:
         """Return all tokens read and written for the request, failed calls included, shared calls excluded."""
-        shares = (self.teacher, self.student, self.probe, *(attempt.share for attempt in self.attempts))
-        return sum(one.input_tokens + one.output_tokens for one in shares if one is not None and not one.shared)
+        tokens = 0
+        for share in (self.teacher, self.student, self.probe, *[attempt.share for attempt in self.attempts]):
+            if share is not None and not share.shared:
+                tokens += share.input_tokens + share.output_tokens
+        return tokens
 
     def as_dict(self, *, show_cost: bool = True) -> Json:
         """Return plain values. Amounts are text without an exponent, or omitted where `show_cost` is False."""

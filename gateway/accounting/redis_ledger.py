@@ -194,8 +194,9 @@ class RedisLedger:
 
     def _keys_of(self, tenant: str, process_id: str, call: _TenantCall) -> list[str]:
         keys = [self._keys.intents(tenant, process_id), self._keys.owners(tenant), self._keys.outbox(tenant)]
-        ids = [candidate.id for candidate in call.admitted] + [one.receipt.id for one in call.settled]
-        keys += [self._keys.receipt(tenant, one) for one in ids]
+        receipt = self._keys.receipt(tenant, "")
+        keys += [receipt + candidate.id for candidate in call.admitted]
+        keys += [receipt + one.receipt.id for one in call.settled]
         for scope in call.scopes:
             keys += self._keys.scope(tenant, scope)
         return keys
@@ -262,7 +263,7 @@ class _TenantCall:
 
     def agrees(self, candidate: AdmissionRequest) -> bool:
         """Return whether the request has the same limits as the requests of this call."""
-        return all(self.scopes.get(scope.name, scope) == scope for scope in candidate.scopes)
+        return not candidate.scopes or all(self.scopes.get(scope.name, scope) == scope for scope in candidate.scopes)
 
     def add(self, candidate: AdmissionRequest) -> None:
         self.admitted.append(candidate)

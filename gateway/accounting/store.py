@@ -98,22 +98,23 @@ class ReceiptStore:
         True: Redis may hold an intent. `on_failure` is the action while Redis is down. A request that continues is
         counted when Redis is up again. Otherwise StoreUnavailable or RateLimited is raised.
         """
-        self._under_way[candidate.id] = candidate
+        name = candidate.id
+        self._under_way[name] = candidate
         try:
-            alone = on_failure == "degrade" and any(scope.budget is not None for scope in candidate.scopes)
             # Other processes may still have to report spending of the request's budgets to Redis.
-            alone = alone and self._local.is_settling(asyncio.get_running_loop().time())
-            admitted = await self._verdict(candidate, alone=alone)
+            alone = on_failure == "degrade" and self._local.is_settling(asyncio.get_running_loop().time())
+            alone = alone and any(scope.budget is not None for scope in candidate.scopes)
+            admitted = await self._verdict(name, candidate, alone=alone)
             if admitted is None:
                 self._metrics.intents_missed.inc()
                 if on_failure == "reject":
-                    if candidate.id not in self._in_doubt:
-                        del self._under_way[candidate.id]
+                    if name not in self._in_doubt:
+                        del self._under_way[name]
                     raise StoreUnavailable("Redis is down, and requests of this gateway require it. Try again.")
                 if on_failure == "degrade" and candidate.scopes:
                     return self._decide_alone(candidate), candidate.scopes, None
         finally:
-            self._in_doubt.discard(candidate.id)
+            self._in_doubt.discard(name)
         return admitted
 
     def _decide_alone(self, candidate: AdmissionRequest) -> AdmissionVerdict:
@@ -123,22 +124,22 @@ class ReceiptStore:
         if verdict.refusal is not None and candidate.id in self._in_doubt:
             # Its receipt releases what Redis may have reserved.
             raise refusal_error(verdict.refusal, candidate.scopes, None)
-        self._record_verdict(candidate, verdict)
+        self._record_verdict(candidate.id, candidate, verdict)
         return verdict
 
-    async def _verdict(self, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
+    async def _verdict(self, name: str, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
         if alone or not self._redis.up:
             self._unsure = True
             self._work.set()
             return None
-        self._unsent[candidate.id] = candidate
+        self._unsent[name] = candidate
         admitted: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
-        self._admitting[candidate.id] = admitted
+        self._admitting[name] = admitted
         self._work.set()
         try:
             return await admitted
         finally:
-            del self._admitting[candidate.id]
+            del self._admitting[name]
 
     def put(self, receipt: Receipt) -> None:
         """Queue a receipt. The next exchange stores it."""
@@ -263,7 +264,8 @@ class ReceiptStore:
                 # Requests that wait for a verdict are sent as they are. Admitted ones are only counted.
                 under_way = {name: one.forced() for name, one in self._under_way.items()}
                 self._unsent, self._unsure = {**under_way, **self._unsent}, False
-            candidates = [self._unsent.pop(one) for one in list(islice(self._unsent, self._batch))]
+            ids = list(islice(self._unsent, self._batch))
+            candidates = [self._unsent.pop(one) for one in ids]
             settled = list(islice(chain(self._waiting.values(), self._resending.values()), self._batch))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
@@ -275,8 +277,8 @@ class ReceiptStore:
                 unexpected = self._redis.failed(error)
                 self._local.fail()
                 self._unsure = True
-                self._in_doubt.update(one.id for one in candidates if one.id in self._admitting)
-                self._answer([candidate.id for candidate in candidates], None)
+                self._in_doubt.update(one for one in ids if one in self._admitting)
+                self._answer(ids, None)
                 if not self._failed:
                     count, kind = len(self._waiting), type(error).__name__
                     log.warning("receipts_waiting", count=count, error=kind, exc_info=unexpected)
@@ -284,11 +286,11 @@ class ReceiptStore:
                 return False
         self._failed = False
         now = asyncio.get_running_loop().time()
-        self._local.release([candidate.id for candidate in candidates])
+        self._local.release(ids)
         self._local.recover(now)
-        for candidate in candidates:
-            self._record_verdict(candidate, result.verdicts[candidate.id][0])
-        self._answer([candidate.id for candidate in candidates], result)
+        for name, candidate in zip(ids, candidates, strict=True):
+            self._record_verdict(name, candidate, result.verdicts[name][0])
+        self._answer(ids, result)
         self._mark_stored(settled)
         for tenant, scope, left in result.left:
             self._local.learn(tenant, scope, left, now)
@@ -303,12 +305,13 @@ class ReceiptStore:
         return True
 
     def _mark_stored(self, settled: Sequence[Settlement]) -> None:
-        self._local.release([one.receipt.id for one in settled])
+        ids = [one.receipt.id for one in settled]
+        self._local.release(ids)
         now, resent = asyncio.get_running_loop().time(), 0
-        for one in settled:
-            self._waiting.pop(one.receipt.id, None)
-            self._on_disk.discard(one.receipt.id)
-            resent += self._resending.pop(one.receipt.id, None) is not None
+        for name, one in zip(ids, settled, strict=True):
+            self._waiting.pop(name, None)
+            self._on_disk.discard(name)
+            resent += self._resending.pop(name, None) is not None
             self._stored.append((now, one))
         if resent:
             self._metrics.receipts_resent.inc(resent)
@@ -316,14 +319,14 @@ class ReceiptStore:
         while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
             self._stored.popleft()
 
-    def _record_verdict(self, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
+    def _record_verdict(self, name: str, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
         """Record a verdict at once. The waiting request may read it only after the next exchange has begun."""
-        if candidate.id not in self._under_way:
+        if name not in self._under_way:
             return  # its receipt arrived in the meantime
         if verdict.refusal is not None:
-            del self._under_way[candidate.id]
+            del self._under_way[name]
         elif verdict.variant != candidate.variants[0].kind:
-            self._under_way[candidate.id] = candidate.with_variant(verdict.variant)
+            self._under_way[name] = candidate.with_variant(verdict.variant)
 
     def _answer(self, ids: Iterable[str], result: ExchangeResult | None) -> None:
         """Pass verdicts to waiting requests. A request that was canceled meanwhile is skipped."""

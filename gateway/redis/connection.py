@@ -10,9 +10,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
+
+_SERIALIZER = HiredisRespSerializer()
 
 
 class _WithLoopDeadlines(AbstractConnection):
@@ -23,6 +26,11 @@ class _WithLoopDeadlines(AbstractConnection):
         own_limits = {"socket_timeout": None, "socket_connect_timeout": connect_timeout_s + MAX_LAG_S}
         super().__init__(**more | own_limits)
         self._command_timeout_s, self._connect_timeout_s = command_timeout_s, connect_timeout_s
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Encode a command in C. The library's asyncio connections encode each argument in Python."""
+        packed: list[bytes] = _SERIALIZER.pack(*args)
+        return packed
 
     async def _connect(self) -> None:
         async with LoopDeadline(self._connect_timeout_s):
