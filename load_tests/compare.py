@@ -114,7 +114,7 @@ def main(
     _legend(names, figures, started, absent_peers)
     out.print(f"Medians of {rounds} round(s) of {seconds} s. {machine()}", highlight=False)
     if judged:
-        out.print(_gates_table(judged))
+        out.print(gates_table(judged))
     if json_file is not None:
         json_file.write_text(
             json.dumps(_record(figures, started, absent_peers, judged, rounds, seconds), indent=2) + "\n"
@@ -295,7 +295,8 @@ def _legend(
     out.print(text, style="yellow" if busy else "", highlight=False)
 
 
-def _gates_table(judged: list[Gate]) -> Table:
+def gates_table(judged: list[Gate]) -> Table:
+    """Return a table of gates with their limits and goals."""
     table = Table("gate", "measured", "limit", "goal", "", title="Gates", title_justify="left", box=box.SIMPLE_HEAD)
     for gate in judged:
         sign = ">=" if gate.at_least else "<="

@@ -4,7 +4,7 @@
 
 All streams share one event loop and one clock. POST /pace {"interval_ms": 250} sets the interval of all streams. POST
 /end ends them. GET /sent returns the number of sent events. A stream whose reader is too slow is skipped, so no data
-accumulates.
+accumulates. A request with `max_tokens`, such as a teacher's, gets that many tokens at once.
 """
 
 from __future__ import annotations
@@ -36,9 +36,18 @@ def _framed(data: bytes) -> bytes:
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FIRST = _framed(_event(_choice({"role": "assistant", "content": ""})))
-_TOKEN = _framed(_event(_choice({"content": " word"})))
-_USAGE = {"prompt_tokens": 24, "completion_tokens": 240, "total_tokens": 264}
-_LAST = _framed(_event(_choice({}, "stop")) + _event([], usage=_USAGE) + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+_TOKEN, _TEACHER_TOKEN = _framed(_event(_choice({"content": " word"}))), _framed(_event(_choice({"content": " hint"})))
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 24, "completion_tokens": tokens, "total_tokens": 24 + tokens}
+
+
+def _last(finish: str, tokens: int) -> bytes:
+    events = _event(_choice({}, finish)) + _event([], usage=_usage(tokens)) + b"data: [DONE]\n\n"
+    return _framed(events) + b"0\r\n\r\n"
+
+
 # The answer to the gateway's probe for continuation of the alphabet.
 _ANSWER = {
     "id": "chatcmpl-slow",
@@ -46,7 +55,7 @@ _ANSWER = {
     "created": 1700000000,
     "model": "static",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": " o p q"}, "finish_reason": "stop"}],
-    "usage": _USAGE,
+    "usage": _usage(4),
 }
 _ABOUT = {"object": "list", "data": [{"id": "static", "object": "model"}], "model_id": "static"}
 
@@ -122,7 +131,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         self._leave()
-        self._transport.write(_LAST)
+        self._transport.write(_last("stop", 240))
 
     def _answer(self, path: str, body: bytes) -> None:
         request = json.loads(body) if body else {}
@@ -130,6 +139,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._clock.interval_s = request["interval_ms"] / 1000
         elif path == "/end":
             self._clock.end()
+        elif request.get("stream") and (count := request.get("max_tokens")):
+            self._transport.write(_HEAD + _FIRST + _TEACHER_TOKEN * count + _last("length", count))
+            return
         elif request.get("stream"):
             self._transport.write(_HEAD + _FIRST)
             self._slice = self._clock.add(self)

@@ -1,11 +1,13 @@
-"""Measure many slow streams through one gateway process: stalls, memory growth, and the maximum event rate.
+"""Measure many slow streams through one gateway process: CPU per event, stalls, memory, and the maximum event rate.
 
     PYTHONPATH=. python load_tests/streams.py
     PYTHONPATH=. python load_tests/streams.py --streams 200 --seconds 10 --step 2
+    PYTHONPATH=. python load_tests/streams.py --streams 10000 --interval 1000 --no-ramp
 
-First all streams run at one token per interval for `--seconds`. Then the upstream becomes faster step by step, until
-the gateway's events per second stop rising. The same streams directly from the upstream show the limit of upstream and
-client. Only loopback is used. The run ends by itself; Ctrl-C ends it and its processes.
+First all streams run at one token per interval for `--seconds`: student only, guided, and through the bare
+pass-through. Then the upstream becomes faster step by step, until the gateway's events per second stop rising. The same
+streams directly from the upstream show the limit of upstream and client. Only loopback is used. The run ends by itself;
+Ctrl-C ends it and its processes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,9 +35,11 @@ from rich.table import Table
 
 from load_tests import proc
 from load_tests.children import free_ports, interruptible
+from load_tests.compare import gates_table
+from load_tests.figures import Gate
 from load_tests.machine import machine
 from load_tests.stream_client import Stream, open_streams, request
-from load_tests.systems import Site, run_gateway
+from load_tests.systems import BARE, GUIDED, STUDENT, Site, run_bare, run_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -53,9 +57,13 @@ _RISES_BY = 1.03
 _SETTLE_S = 1.0
 _ENDS_WITHIN_S = 20.0
 _PATH = "/v1/chat/completions"
+# CPU per event, times the bare pass-through's, and the goals.
+_CPU_GATES = {STUDENT: (2.0, 1.3), GUIDED: (2.2, 1.5)}
+# The largest memory of the gateway in MB, by the number of streams, and the goals.
+_MEMORY_GATES = {1000: (250, 180), 10_000: (1200, 800)}
 
 # In a narrower terminal, rich truncates the words of a table.
-out = Console(width=max(120, shutil.get_terminal_size().columns), highlight=False)
+out = Console(width=max(150, shutil.get_terminal_size().columns), highlight=False)
 err = Console(stderr=True)
 
 
@@ -73,6 +81,11 @@ class Step:
     streams: int
 
     @property
+    def cpu_us(self) -> float:
+        """Return the CPU time of the measured process per received event, in microseconds."""
+        return self.cores["gateway"] / self.received_per_s * 1e6
+
+    @property
     def sustained(self) -> bool:
         """Return whether the gateway delivered the rate evenly, without bursts."""
         interval_ms = self.streams * 1000 / self.paced_per_s
@@ -80,20 +93,41 @@ class Step:
         return even and self.received_per_s >= _SUSTAINED * self.paced_per_s
 
 
-@dataclass(frozen=True)
+@dataclass
 class StreamResults:
-    """Results of a run; `broken` counts slow streams without a proper end."""
+    """Results of a run.
 
-    slow: Step
+    Attributes:
+        slow: at a constant pace, by system.
+        broken: slow streams without a proper end.
+        direct, ramp: at increasing paces, without the gateway and through it.
+    """
+
+    slow: dict[str, Step]
     broken: int
-    bare: list[Step]
+    direct: list[Step]
     ramp: list[Step]
+
+    def gates(self) -> list[Gate]:
+        """Return the gates on CPU per event, and on memory for the numbers of streams that have one."""
+        bare_us = self.slow[BARE].cpu_us
+        found = [
+            Gate(f"{name}: CPU per event, times bare's", self.slow[name].cpu_us / bare_us, limit, goal, at_least=False)
+            for name, (limit, goal) in _CPU_GATES.items()
+        ]
+        ours = self.slow[STUDENT]
+        if (memory := _MEMORY_GATES.get(ours.streams)) is not None:
+            name = f"memory of the gateway with {ours.streams} streams, MB"
+            largest_mb = max(max(self.slow[system].rss_mb) for system in _CPU_GATES)
+            found.append(Gate(name, largest_mb, *memory, at_least=False))
+        return found
 
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """URL, model and headers of the streams' requests."""
+    """URL, model and headers of the streams' requests, and the process that answers them."""
 
+    pid: int
     url: str
     model: str
     headers: Mapping[str, str]
@@ -125,16 +159,20 @@ class Upstream:
 
 
 def main(
-    streams: Annotated[int, typer.Option(min=1, max=4000, help="Streams at once.")] = 1000,
+    streams: Annotated[int, typer.Option(min=1, max=10_000, help="Streams at once.")] = 1000,
     interval_ms: Annotated[int, typer.Option("--interval", min=10, max=5000, help="ms between tokens.")] = 250,
     seconds: Annotated[int, typer.Option(min=2, max=200, help="How long the slow streams run.")] = 60,
     step: Annotated[int, typer.Option(min=2, max=30, help="Seconds at each pace of the ramp.")] = 5,
     stall_s: Annotated[float, typer.Option("--stall", help="A gap of this many seconds is a stall.")] = 2.0,
+    with_ramp: Annotated[bool, typer.Option("--ramp/--no-ramp", help="Also increase the rate step by step.")] = True,
+    with_gates: Annotated[
+        bool, typer.Option("--gates", help="Also exit with 1 if a gate fails (docs/design/benchmarks.md).")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
 ) -> None:
     """Hold many slow streams through one gateway process, then increase the rate. Exit with 1 if one stalls or breaks.
 
-    A thousand streams at 250 ms are 4,000 events per second. A run with the defaults takes about three minutes.
+    A thousand streams at 250 ms are 4,000 events per second. A run with the defaults takes about six minutes.
     """
     _allow_files(4 * streams + 200)
     with interruptible(), TemporaryDirectory(prefix="gkt-streams-") as folder, ExitStack() as stack:
@@ -146,20 +184,32 @@ def main(
         )
         upstream = Upstream(f"http://127.0.0.1:{port}")
         slow.wait_until(lambda: upstream.call("/sent"), 20)
+        bare = run_bare(site)
         err.print("starting the gateway")
         ours = run_gateway(site)
-        watched = {"gateway": ours.child.pids()[0], "upstream": slow.pids()[0], "client": os.getpid()}
+        watched = {"upstream": slow.pids()[0], "client": os.getpid()}
         # Its parent watch has the same command line, and comes before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
+        pid, url = ours.child.pids()[0], f"{ours.url}{_PATH}"
+        targets = {
+            STUDENT: StreamTarget(pid, url, "student-stream", ours.headers),
+            GUIDED: StreamTarget(pid, url, "guided-stream", ours.headers),
+            BARE: StreamTarget(bare.child.pids()[0], f"{bare.url}{_PATH}", "static", {}),
+        }
+        direct = StreamTarget(slow.pids()[0], f"{upstream.url}{_PATH}", "static", {})
         bench = StreamBench(upstream, watched, streams)
-        straight = StreamTarget(f"{upstream.url}{_PATH}", "static", {})
-        through = StreamTarget(f"{ours.url}{_PATH}", "student-stream", ours.headers)
-        found = uvloop.run(bench.run(straight, through, interval_ms, seconds, step))
+        found = uvloop.run(bench.run(direct, targets, interval_ms, seconds, step if with_ramp else 0))
     _show(found, streams, stall_s)
+    judged = found.gates()
+    out.print(gates_table(judged))
     if json_file is not None:
         json_file.write_text(json.dumps({"machine": machine(), "streams": streams, **_record(found)}, indent=2) + "\n")
-    if found.broken or found.slow.gaps_ms[2] >= stall_s * 1000:
-        err.print(f"[bold red]failed:[/] {found.broken} streams broke; longest gap {found.slow.gaps_ms[2]:.0f} ms")
+    longest_ms = max(found.slow[name].gaps_ms[2] for name in _CPU_GATES)
+    if found.broken or longest_ms >= stall_s * 1000:
+        err.print(f"[bold red]failed:[/] {found.broken} streams broke; longest gap {longest_ms:.0f} ms")
+        raise typer.Exit(1)
+    if with_gates and (failed := [gate.name for gate in judged if not gate.holds]):
+        err.print(f"[bold red]gate failed:[/] {'; '.join(failed)}", highlight=False)
         raise typer.Exit(1)
 
 
@@ -167,33 +217,40 @@ class StreamBench:
     """The streams, and samples of the processes.
 
     Args:
-        watched: process ids by name. The memory of `gateway` is sampled.
+        watched: process ids by name, without the measured process.
     """
 
     def __init__(self, upstream: Upstream, watched: Mapping[str, int], streams: int) -> None:
         self._upstream = upstream
-        self._watched = watched
+        self._watched = dict(watched)
         self._streams = streams
 
     async def run(
-        self, straight: StreamTarget, through: StreamTarget, interval_ms: float, seconds: int, step: int
+        self, direct: StreamTarget, targets: Mapping[str, StreamTarget], interval_ms: float, seconds: int, step: int
     ) -> StreamResults:
-        """Measure the upstream directly at maximum rate, then the gateway at a slow rate and at increasing rates."""
-        _say(f"{self._streams} streams straight from the upstream")
-        async with self._open(straight, interval_ms) as streams:
-            bare = await self._ramp(streams, interval_ms, min(step, 2))
-        _say(f"{self._streams} streams through the gateway, a token each {interval_ms:g} ms, {seconds} s")
-        async with self._open(through, interval_ms) as streams:
-            slow = await self._step(streams, interval_ms, seconds)
-            await self._upstream.end()
-            broken = await self._broken(streams)
-        _say("the same at increasing rates")
-        async with self._open(through, interval_ms) as streams:
-            ramp = await self._ramp(streams, interval_ms, step)
-        return StreamResults(slow, broken, bare, ramp)
+        """Measure all targets at a slow pace, then the first one and the upstream alone at increasing paces.
+
+        `step` is the time at each pace; 0: the pace is not increased.
+        """
+        found = StreamResults({}, 0, [], [])
+        for name, target in targets.items():
+            _say(f"{name}: {self._streams} streams, a token each {interval_ms:g} ms, {seconds} s")
+            async with self._open(target, interval_ms) as streams:
+                found.slow[name] = await self._step(streams, interval_ms, seconds)
+                await self._upstream.end()
+                found.broken += await self._broken(streams)
+        if step:
+            _say("straight from the upstream, at increasing rates")
+            async with self._open(direct, interval_ms) as streams:
+                found.direct.extend(await self._ramp(streams, interval_ms, min(step, 2)))
+            _say("through the gateway, at increasing rates")
+            async with self._open(next(iter(targets.values())), interval_ms) as streams:
+                found.ramp.extend(await self._ramp(streams, interval_ms, step))
+        return found
 
     @asynccontextmanager
     async def _open(self, route: StreamTarget, interval_ms: float) -> AsyncIterator[list[Stream]]:
+        self._watched["gateway"] = route.pid
         await self._upstream.pace(interval_ms)
         payload = request(route.url, route.model, route.headers)
         streams = await open_streams(route.url, payload, self._streams, _OPENED_PER_S)
@@ -268,31 +325,44 @@ def best(steps: Sequence[Step]) -> Step | None:
 
 
 def _show(found: StreamResults, streams: int, stall_s: float) -> None:
-    title = f"{streams} streams through one gateway process; the last columns are cores used"
+    title = f"{streams} streams through one process; the last columns are cores used, of the measured process `gateway`"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    names = list(found.slow.cores)
-    for name in ("ms between tokens", "events/s due", "received", "gap p50, ms", "p99", "max", *names):
+    names = sorted(found.slow[STUDENT].cores)
+    table.add_column("system", no_wrap=True)
+    columns = (
+        "ms between tokens",
+        "events/s due",
+        "received",
+        "gap p50, ms",
+        "p99",
+        "max",
+        "CPU per event, us",
+        *names,
+    )
+    for name in columns:
         table.add_column(name, justify="right")
-    for one in (found.slow, *found.ramp):
+    for system, one in (*found.slow.items(), *((STUDENT, step) for step in found.ramp)):
         gaps = [f"{gap:.0f}" for gap in one.gaps_ms]
         cores = [f"{one.cores[name]:.2f}" for name in names]
         interval = f"{one.streams * 1000 / one.paced_per_s:.0f}"
-        table.add_row(interval, f"{one.paced_per_s:.0f}", f"{one.received_per_s:.0f}", *gaps, *cores)
-        if one is found.slow:
-            table.add_section()
+        paces = interval, f"{one.paced_per_s:.0f}", f"{one.received_per_s:.0f}"
+        table.add_row(system, *paces, *gaps, f"{one.cpu_us:.0f}", *cores)
     out.print(table)
-    rss, stalled = found.slow.rss_mb, found.slow.gaps_ms[2] >= stall_s * 1000
+    longest_ms = max(found.slow[name].gaps_ms[2] for name in _CPU_GATES)
+    stalled = longest_ms >= stall_s * 1000
     out.print(f"Stalled (a gap of {stall_s:g} s or more): {'yes' if stalled else 'none'}. Broken: {found.broken}.")
-    afresh = f"{found.ramp[0].rss_mb[0]:.0f} MB after their end, with as many new ones open"
-    out.print(
-        f"The gateway's memory over {len(rss) - 1} s: {rss[0]:.0f} MB at the start, {rss[-1]:.0f} MB at the end, "
-        f"{slope_per_s(rss) * 60:+.1f} MB a minute; {afresh}."
-    )
-    for what, steps in (("Through the gateway", found.ramp), ("Without it", found.bare)):
-        top = max(one.received_per_s for one in steps)
-        held = best(steps)
-        sustained = f"{held.received_per_s:.0f}" if held is not None else "none of these paces"
-        out.print(f"{what}: {sustained} events/s sustained, {top:.0f} at most in bursts.")
+    for name in _CPU_GATES:
+        rss = found.slow[name].rss_mb
+        out.print(
+            f"{name}: the gateway's memory over {len(rss) - 1} s: {rss[0]:.0f} MB, then {rss[-1]:.0f} MB, "
+            f"{slope_per_s(rss) * 60:+.1f} MB a minute."
+        )
+    for what, steps in (("Through the gateway", found.ramp), ("Without it", found.direct)):
+        if steps:
+            top = max(one.received_per_s for one in steps)
+            held = best(steps)
+            sustained = f"{held.received_per_s:.0f}" if held is not None else "none of these paces"
+            out.print(f"{what}: {sustained} events/s sustained, {top:.0f} at most in bursts.")
     out.print(machine())
 
 
@@ -300,14 +370,19 @@ def _record(found: StreamResults) -> dict[str, Any]:
     held = best(found.ramp)
     return {
         **asdict(found),
-        "rss_slope_mb_per_minute": slope_per_s(found.slow.rss_mb) * 60,
+        "rss_slope_mb_per_minute": slope_per_s(found.slow[STUDENT].rss_mb) * 60,
+        "gates": [asdict(gate) | {"holds": gate.holds} for gate in found.gates()],
         "sustained_events_per_s": held.received_per_s if held is not None else None,
     }
 
 
 def _allow_files(count: int) -> None:
-    """Raise the limit of open files of this process and its children to the number of streams."""
+    """Raise the limits of open files of this process and its children to `count`. Only root may raise the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, count))
+            hard = count
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
 

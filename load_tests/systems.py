@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import socket
 import sys
 import time
 import urllib.error
@@ -110,21 +111,35 @@ def start_upstream(site: Site) -> System:
     return system
 
 
-def start_bare(site: Site) -> System:
+@dataclass(frozen=True)
+class BareProcess:
+    """A running bare pass-through."""
+
+    child: ChildProcess
+    url: str
+
+
+def run_bare(site: Site) -> BareProcess:
+    """Run bare.py before the upstream's ports."""
     (port,) = free_ports(1)
     child = site.start(
         BARE, sys.executable, Path(__file__).with_name("bare.py"), "--port", str(port),
         "--json", site.base("json"), "--stream", site.base("stream"),
         *(("--slow", site.base("slow")) if "slow" in site.ports else ()),
     )  # fmt: skip
-    at = f"http://127.0.0.1:{port}"
+    child.wait_until(lambda: _listens(port), _START_WITHIN_S)
+    return BareProcess(child, f"http://127.0.0.1:{port}")
+
+
+def start_bare(site: Site) -> System:
+    bare = run_bare(site)
     system = System(
         BARE,
         "load_tests/bare.py: aiohttp, uvloop and orjson, and nothing else; 1 process",
-        targets_of(at, at, "static"),
-        (child,),
+        targets_of(bare.url, bare.url, "static"),
+        (bare.child,),
     )
-    wait_for_answers(system, child)
+    wait_for_answers(system, bare.child)
     return system
 
 
@@ -269,6 +284,11 @@ def probed(admin_url: str) -> bool:
     """Return whether the gateway has probed each of its engines once."""
     with urllib.request.urlopen(f"{admin_url}/readyz", timeout=5) as reply:
         return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
+
+
+def _listens(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
 
 
 def _is_ready(admin_url: str) -> bool:

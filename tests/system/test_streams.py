@@ -10,11 +10,34 @@ import pytest
 
 from load_tests.slow_upstream import Clock, UpstreamConnection
 from load_tests.stream_client import Stream, open_streams, request
-from load_tests.streams import Step, best, slope_per_s
+from load_tests.streams import Step, StreamResults, best, slope_per_s
+from load_tests.systems import BARE, GUIDED, STUDENT
 
 
 def step(received: float, *, due: float = 1000.0, p99_ms: float = 10.0) -> Step:
     return Step(due, received, received, (5.0, p99_ms, 20.0), {}, [], streams=10)
+
+
+def slow(cores: float, rss_mb: float = 100.0, streams: int = 1000) -> Step:
+    """Return a step of 1,000 events/s: a core is 1 ms of CPU per event."""
+    return Step(1000.0, 1000.0, 1000.0, (5.0, 10.0, 20.0), {"gateway": cores}, [90.0, rss_mb], streams)
+
+
+@pytest.mark.parametrize(
+    ("student", "guided", "holds"),
+    [
+        (slow(0.20), slow(0.22), [True, True, True]),
+        (slow(0.21), slow(0.22), [False, True, True]),
+        (slow(0.20), slow(0.23), [True, False, True]),
+        (slow(0.20), slow(0.22, rss_mb=251), [True, True, False]),
+        (slow(0.20, streams=200), slow(0.22, rss_mb=900, streams=200), [True, True]),
+    ],
+)
+def test_cpu_per_event_is_relative_to_bare_and_memory_depends_on_the_streams(
+    student: Step, guided: Step, holds: list[bool]
+) -> None:
+    found = StreamResults({STUDENT: student, GUIDED: guided, BARE: slow(0.10)}, 0, [], [])
+    assert [gate.holds for gate in found.gates()] == holds
 
 
 class Wire:
