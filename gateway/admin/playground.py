@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import PolicySet
     from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup, ChunkTemplate
     from gateway.protocol.reply import ReplyHead
     from gateway.runtime.timeouts import Watchdog
 
@@ -124,7 +125,7 @@ def _policy(request: web.Request, run: PlaygroundRun) -> TenantPolicy:
 
 
 async def _as_events(
-    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
+    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | ChunkGroup, None], reading: Watchdog
 ) -> web.StreamResponse:
     """Send the parts, then the receipt. After an error, the error precedes the receipt and [DONE] is omitted."""
     response: web.StreamResponse | None = None
@@ -267,6 +268,9 @@ class MarkedRelay(StreamRelay):
         if relayed is not None:
             self._mark(relayed)
         return relayed
+
+    def template(self, _: ChunkTemplate) -> None:
+        """Return None: each chunk has its own mark."""
 
     def end(self, finish_reason: str | None = None) -> list[Json]:
         chunks = super().end(finish_reason)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.completion import Answer
     from gateway.policy.book import Caller
-    from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 _PART_BYTES = 1 << 18
 
@@ -40,7 +40,7 @@ class CompletionPipeline(Protocol[_Request_contra]):
 
     def stream(
         self, context: RequestContext, request: _Request_contra, /
-    ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]: ...
+    ) -> AsyncGenerator[ReceiptBuilder | ChunkGroup, None]: ...
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:

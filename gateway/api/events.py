@@ -16,6 +16,7 @@ from gateway.api.error_body import error_body, internal_error
 from gateway.api.headers import fact_headers, name_reply
 from gateway.api.keys import ADMISSION, REQUEST_ID, STATE
 from gateway.errors import GatewayError
+from gateway.protocol.content_run import ContentRun
 from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gateway.pipeline.completion import RequestState
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 log = structlog.get_logger()
 
@@ -63,13 +65,13 @@ def require_caller(state: RequestState) -> None:
         raise ConnectionResetError("The caller disconnected.")
 
 
-def event(part: Json) -> bytes:
-    """Return a server-sent event without a name."""
-    return b"data: " + orjson.dumps(part) + b"\n\n"
+def event(part: Json | ContentRun) -> bytes:
+    """Return a server-sent event without a name, or the events of a run."""
+    return part.events() if isinstance(part, ContentRun) else b"data: " + orjson.dumps(part) + b"\n\n"
 
 
 async def as_events(
-    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
+    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | ChunkGroup, None], reading: Watchdog
 ) -> web.StreamResponse:
     """Send the parts as server-sent events. After the head, an error is the last event, and no [DONE] follows."""
     response: web.StreamResponse | None = None

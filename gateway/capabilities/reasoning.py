@@ -94,6 +94,11 @@ class ReasoningFilter:
         """Return whether the student only reasoned, so that the caller has the guidance and no answer."""
         return self._reasoned and not self._has_answer
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether all further text continues the answer."""
+        return self._state == "after" and self._has_answer
+
     def note(self, reasoning: str | None) -> None:
         """Record reasoning that the server sent in a field of its own (`reasoning_content`, `reasoning`)."""
         self._reasoned = self._reasoned or bool(reasoning)

@@ -37,6 +37,7 @@ from gateway.planning.curve import (
     prefill_of,
     step_of,
 )
+from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -232,7 +233,7 @@ class _Measurement:
         async with asyncio.timeout(max(0.0, self._ends_s - time.monotonic())), aclosing(engine.stream(body)) as groups:
             async for chunks in groups:
                 now = time.perf_counter()
-                for chunk in chunks:
+                for chunk in each_chunk(chunks):
                     usage = chunk.get("usage") or usage
                     events += [now for choice in chunk.get("choices", ()) if choice.get("delta", {}).get("content")]
         if not events or not usage:

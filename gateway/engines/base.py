@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Known, Prefill
     from gateway.capabilities.reasoning import Reasoning
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 Finish = Literal["stop", "length"]
 
@@ -108,7 +109,7 @@ class Engine(Protocol):
         With a `prefill` the answer continues it; `prefill.continuation.echo` says whether the reply repeats it.
         """
 
-    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         """Yield OpenAI chunks, grouped as they arrived. Without an error a finish_reason or [DONE] came."""
 
     async def embed(self, body: Json) -> EngineEmbeddings:

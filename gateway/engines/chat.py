@@ -11,8 +11,9 @@ from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.replies import bad_reply, closed_early, first_choice
 from gateway.engines.reply_json import Unreadable, decode, decoded_events
-from gateway.errors import EngineTimeout, EngineUnreachable
+from gateway.errors import EngineError, EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
+from gateway.protocol.content_run import ContentRun, each_chunk, template_of
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Finish, TeacherRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup, ChunkTemplate
 
 # The finish reasons for a text that the model ended: one of OpenAI, two of TGI.
 _STOP_REASONS = ("stop", "eos_token", "stop_sequence")
@@ -51,20 +53,22 @@ class ChatWire:
             raise bad_reply(self._name, "a reply without a message")
         return reply  # type: ignore[no-any-return]
 
-    async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
+    async def stream(self, body: Json) -> AsyncGenerator[ChunkGroup, None]:
         """Yield chunks, grouped as they arrived. Without an error all choices have finished, or [DONE] came."""
         unfinished = set(range(self._choices(body)))
+        reader = ChunkReader(self._chunk)
         started = False
         try:
             async with aclosing(self._http.events(self._path, body, is_complete=lambda: not unfinished)) as groups:
                 async for events in groups:
                     if LAST_EVENT in events:
                         return
-                    chunks, failure = await decoded_events(events, self._chunk)
+                    chunks, failure = await decoded_events(events, reader.read)
                     for chunk in chunks:
-                        unfinished -= {
-                            choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")
-                        }
+                        if not isinstance(chunk, ContentRun):
+                            for choice in chunk["choices"]:
+                                if choice.get("finish_reason"):
+                                    unfinished.discard(choice.get("index", 0))
                     if chunks:
                         started = True
                         yield chunks
@@ -101,6 +105,42 @@ class ChatWire:
         return _are_choices(choices, lambda choice: choice.get("delta") is None or _is_message(choice["delta"]))
 
 
+class ChunkReader:
+    """Decode the events of one stream. `decode` is called for events that differ in more than their content."""
+
+    # Templates that no event matched, after which the events of a stream are expected to differ.
+    _MAX_MISSES = 8
+
+    def __init__(self, decode: Callable[[bytes], Json]) -> None:
+        self._decode = decode
+        self._template: ChunkTemplate | None = None
+        self._misses = 0
+
+    def read(self, events: list[bytes]) -> tuple[list[Json | ContentRun], EngineError | None]:
+        """Return the chunks before the first EngineError, and this error."""
+        chunks: list[Json | ContentRun] = []
+        contents: list[str] | None = None
+        for event in events:
+            template = self._template
+            if template is not None and (content := template.content_of(event)) is not None:
+                if contents is None:
+                    contents = []
+                    chunks.append(ContentRun(template, contents))
+                    self._misses = 0
+                contents.append(content)
+                continue
+            try:
+                chunk = self._decode(event)
+            except EngineError as error:
+                return chunks, error
+            chunks.append(chunk)
+            contents = None
+            if self._misses < self._MAX_MISSES and (template := template_of(event, chunk)) is not None:
+                self._template = template
+                self._misses += 1
+        return chunks, None
+
+
 class TextWire(ChatWire):
     """The text completions route: for chats that continue as raw prompts, and for text completions of callers."""
 
@@ -119,14 +159,14 @@ class TextWire(ChatWire):
         return _are_choices(choices, lambda choice: isinstance(choice.get("text"), _OPTIONAL_TEXT))
 
 
-async def collect_stream(chunks: AsyncGenerator[list[Json], None], on_text: Callable[[str], None]) -> TeacherReply:
+async def collect_stream(chunks: AsyncGenerator[ChunkGroup, None], on_text: Callable[[str], None]) -> TeacherReply:
     """Return the reply that a stream of chunks contains, and call `on_text` with each piece of its text."""
     text = StringIO()
     finish: Any = None
     usage: TokenUsage | None = None
     async with aclosing(chunks) as groups:
         async for group in groups:
-            for chunk in group:
+            for chunk in each_chunk(group):
                 usage = read_usage(chunk.get("usage")) or usage
                 choice = first_choice(chunk)
                 if piece := text_of((choice.get("delta") or {}).get("content")):

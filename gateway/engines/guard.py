@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.engines.breaker import Breaker, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -120,7 +121,7 @@ class GuardedEngine:
         call.ended()
         return reply
 
-    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         async with _GuardedCall(self._guard, body, self._chat_control) as call:
             async with aclosing(self._engine.stream(body, prefill)) as groups:
                 async for chunks in groups:

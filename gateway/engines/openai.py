@@ -17,6 +17,7 @@ from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
 from gateway.engines.replies import listed_model, message_text, unsupported
+from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.engines.http import EngineHttp
     from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 
 class OpenAIEngine:
@@ -85,15 +87,15 @@ class OpenAIEngine:
             return chat_reply(await self._texts.complete(await self._text_body(body, prefill)))
         return await self._chat.complete(self._chat_body(body, prefill))
 
-    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         if is_raw(body, prefill):
             return self._stream_raw(body, prefill)
         return self._chat.stream(self._chat_body(body, prefill))
 
-    async def _stream_raw(self, body: Json, prefill: Prefill | None) -> AsyncGenerator[list[Json], None]:
+    async def _stream_raw(self, body: Json, prefill: Prefill | None) -> AsyncGenerator[ChunkGroup, None]:
         async with aclosing(self._texts.stream(await self._text_body(body, prefill))) as groups:
             async for chunks in groups:
-                yield [chat_chunk(chunk) for chunk in chunks]
+                yield [chat_chunk(chunk) for chunk in each_chunk(chunks)]
 
     def _chat_body(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:

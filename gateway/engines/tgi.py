@@ -26,6 +26,7 @@ from gateway.engines.replies import bad_reply, first_choice, message_text, unsup
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
+from gateway.protocol.content_run import ContentRun
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import EngineEmbeddings, TokenUsage
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 _T = TypeVar("_T")
 
@@ -145,20 +147,29 @@ class TGIEngine:
             _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
         return reply
 
-    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         adapted = self._adapted(body, prefill)
+        stops = adapted.get("stop", ())
         filters: dict[int, StopFilter] = {}
         if is_raw(body, prefill):
-            stream = tgi_text.stream_text(self._http, await self._raw(body, adapted, prefill))
+            stream: AsyncGenerator[ChunkGroup, None] = tgi_text.stream_text(
+                self._http, await self._raw(body, adapted, prefill)
+            )
         else:
             stream = self._chat.stream(adapted)
         async with aclosing(stream) as groups:
             try:
                 async for chunks in groups:
-                    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-                        choice["delta"] = choice.get("delta") or {}
-                        seen = filters.setdefault(choice.get("index", 0), StopFilter(adapted.get("stop", ())))
-                        _end_at_stop(choice, choice["delta"], seen, ended=bool(choice.get("finish_reason")))
+                    for chunk in chunks:
+                        if isinstance(chunk, ContentRun):
+                            if stops:
+                                seen = filters.setdefault(chunk.template.index, StopFilter(stops))
+                                chunk.contents[:] = map(seen.feed, chunk.contents)
+                            continue
+                        for choice in chunk["choices"]:
+                            choice["delta"] = choice.get("delta") or {}
+                            seen = filters.setdefault(choice.get("index", 0), StopFilter(stops))
+                            _end_at_stop(choice, choice["delta"], seen, ended=bool(choice.get("finish_reason")))
                     yield chunks
             except EngineError as error:
                 _name_cause(error)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from gateway.engines.chat import read_usage
 from gateway.engines.raw_prompts import is_text
+from gateway.protocol.content_run import ContentRun
 from gateway.telemetry import semconv as names
 from gateway.telemetry.tracing import attributes_of, current
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest, TokenUsage
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.tracing import CallSpan, RequestTrace
 
 # Numeric parameters. Stop strings and logit biases are omitted, since they may contain text of the caller.
@@ -81,7 +83,7 @@ class TracedEngine:
             self._answered(call, _finishes([reply]), read_usage(reply.get("usage")))
             return reply
 
-    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         trace = current()
         async with aclosing(self._engine.stream(body, prefill)) as groups:
             if trace is None:
@@ -95,8 +97,9 @@ class TracedEngine:
                     async for chunks in groups:
                         call.mark_first_chunk()
                         if call.recorded:
-                            finishes += _finishes(chunks)
-                            for chunk in chunks:
+                            decoded = [chunk for chunk in chunks if not isinstance(chunk, ContentRun)]
+                            finishes += _finishes(decoded)
+                            for chunk in decoded:
                                 usage = read_usage(chunk.get("usage")) or usage
                         yield chunks
                 finally:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherRequest
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
 
 
 # Lines of earlier runs lack the fourth one.
@@ -244,7 +245,7 @@ class RecordingEngine:
             "seconds": round(time.perf_counter() - started, 3),
         }
 
-    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         return self._running("a stream").stream(body, prefill)
 
     async def embed(self, body: Json) -> EngineEmbeddings:

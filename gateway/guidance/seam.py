@@ -81,6 +81,11 @@ class SeamJoin:
         self.stopped = self.echoed = self.restarted = False
         self.initial_text = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether all further text is passed on as it is."""
+        return not (self._echo or self._pending_space or self._held or self._reach or self.stopped)
+
     def feed(self, delta: str) -> str:
         """Read student text of any length. Return what may be emitted now."""
         return self._continue(self._without_echo(delta))

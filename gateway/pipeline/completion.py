@@ -22,6 +22,7 @@ from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
+from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.policy.plan import Plan
     from gateway.policy.routing import RouteOverride
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
     from gateway.protocol.requests import CompletionRequest
 
 
@@ -151,7 +153,7 @@ class Completions:
 
     async def stream(
         self, context: RequestContext, request: CompletionRequest, relay_of: type[StreamRelay] = StreamRelay
-    ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
+    ) -> AsyncGenerator[ReceiptBuilder | ChunkGroup, None]:
         """Answer an SSE caller.
 
         Yield the receipt builder first, once the reply's headers are known, then groups of chunks. An error raised
@@ -173,9 +175,9 @@ class Completions:
                         yield builder
                         announced = True
                     if builder.content is not None:
-                        builder.content.add(chunks)
+                        builder.content.add(each_chunk(chunks))
                     if answer_buffer is not None:
-                        answer_buffer.add(chunks)
+                        answer_buffer.add(each_chunk(chunks))
                     yield chunks
             builder.finish_reason = relay.finish_reason
             if request.wants_usage:
@@ -186,7 +188,7 @@ class Completions:
 
     async def _chunks(
         self, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
-    ) -> AsyncGenerator[list[Json], None]:
+    ) -> AsyncGenerator[ChunkGroup, None]:
         """Yield groups of chunks that arrived together: the guidance, the student's text and the end."""
         guidance = UNGUIDED
         self.student_call.check_available(builder)

@@ -93,15 +93,21 @@ class GenerationTracker:
         for choice in choices:
             index = choice.get("index", 0)
             if text := generated_text(choice.get("delta") or {}):
-                self._call.text.write(text)
-                if self._choices > 1:
-                    self._texts.setdefault(index, []).append(text)
-                self._total = False
+                self._add_text(index, text)
                 if self._limit is not None and index not in self._ended:
                     self._enforce_limit(choice, index, text)
             if choice.get("finish_reason"):
                 self._ended.add(index)
         self._call.ended = len(self._ended) >= self._choices and not self._cut
+
+    def read_text(self, index: int, text: str, now: float) -> bool:
+        """Count text of a choice. Return False, without counting it, if the choice ends within it."""
+        if text:
+            if self._limit is not None and index not in self._ended and not self._fits(index, text):
+                return False
+            self._add_text(index, text)
+        self._read_at = now
+        return True
 
     def finish(self) -> None:
         """Record that the engine has ended its reply, so that its counts are final."""
@@ -213,18 +219,30 @@ class GenerationTracker:
         most = (self._limit + 1) * self._generated_choices
         return usage["completion_tokens"] > most and _visible_tokens(usage) > most
 
-    def _enforce_limit(self, choice: Json, index: int, text: str) -> None:
+    def _add_text(self, index: int, text: str) -> None:
+        self._call.text.write(text)
+        if self._choices > 1:
+            self._texts.setdefault(index, []).append(text)
+        self._total = False
+
+    def _fits(self, index: int, text: str) -> bool:
+        """Count the next text of a choice toward the limit, unless it exceeds the limit. Return whether it fits."""
         count = self._counts.get(index)
         if count is None:
             count = self._counts[index] = _Count("" if index else self._preface or "")
-        if not self._over:
-            if self._preface is None or count.defer(text):
-                return
-            before = count.tokens
-            within = count.add(text, self._limit or 0)
-            self._call.seen_tokens += count.tokens - before
-            if within:
-                return
+        if self._over:
+            return False
+        if self._preface is None or count.defer(text):
+            return True
+        before = count.tokens
+        within = count.add(text, self._limit or 0)
+        self._call.seen_tokens += count.tokens - before
+        return within
+
+    def _enforce_limit(self, choice: Json, index: int, text: str) -> None:
+        if self._fits(index, text):
+            return
+        count = self._counts[index]
         delta = choice["delta"]
         content = text_of(delta.get("content"))
         kept = text[: count.fitting(text, self._limit or 0)] if content == text else ""

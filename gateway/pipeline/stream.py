@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import orjson
+
+from gateway.protocol.content_run import template_of
 from gateway.protocol.messages import text_of
 from gateway.protocol.reply import engine_fields
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkTemplate
     from gateway.protocol.reply import ReplyHead
 
 
@@ -29,6 +33,7 @@ class StreamRelay:
         self._roles: dict[int, str] = {}
         self._roles_sent: set[int] = set()
         self._finished: set[int] = set()
+        self._templates: tuple[ChunkTemplate, ChunkTemplate | None] | None = None  # the student's, the caller's
         self.finish_reason: str | None = None
 
     @property
@@ -69,6 +74,20 @@ class StreamRelay:
         """Convert one chunk of the student; None if the caller gets nothing for it."""
         choices = [kept for choice in chunk["choices"] if (kept := self._relay_choice(choice)) is not None]
         return self._chunk(choices, chunk) if choices else None
+
+    def template(self, template: ChunkTemplate) -> ChunkTemplate | None:
+        """Return the template for chunks with text; None while the text or the fields of a chunk depend on others."""
+        index = template.index
+        if index not in self._roles_sent or index in self._finished:
+            return None
+        if index == 0 and self._seam is not None:
+            reasoning_filter = self._reasoning_filter
+            if not self._seam.is_settled or not (reasoning_filter is None or reasoning_filter.is_settled):
+                return None
+        if self._templates is None or self._templates[0] is not template:
+            relayed = self.feed(template.with_content("x"))
+            self._templates = template, None if relayed is None else template_of(orjson.dumps(relayed), relayed)
+        return self._templates[1]
 
     def end(self, finish_reason: str | None = None) -> list[Json]:
         """End the answer: return the text that was held back, and the finish_reason if none was sent."""

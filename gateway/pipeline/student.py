@@ -26,6 +26,7 @@ from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
+from gateway.pipeline.student_stream import StudentStream
 from gateway.policy.plan import EngineSnapshot
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.stream import StreamRelay
     from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
     from gateway.protocol.requests import CompletionRequest
     from gateway.telemetry.metrics import Metrics
 
@@ -120,7 +122,7 @@ class StudentCall:
 
     async def stream(
         self, request: CompletionRequest, guidance: Guidance, relay: StreamRelay, builder: ReceiptBuilder
-    ) -> AsyncGenerator[list[Json], None]:
+    ) -> AsyncGenerator[ChunkGroup, None]:
         """Yield the guidance and a student's chunks, converted by `relay`. Chunks that arrived together form one group.
 
         Once guidance was sent, the answer cannot do without it: only students that can continue it are called. Raises
@@ -154,33 +156,19 @@ class StudentCall:
         guidance: Guidance,
         relay: StreamRelay,
         builder: ReceiptBuilder,
-    ) -> AsyncGenerator[list[Json], None]:
+    ) -> AsyncGenerator[ChunkGroup, None]:
         student_request = build_student_request(builder.plan, student, request, guidance)
         # The receipt needs usage even if the caller does not.
         student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(student, request, guidance, builder, student_request)
-        echo = prefill_echo(student, request, stream=True)
+        stream = StudentStream(generation, prefill_echo(student, request, stream=True), relay, builder)
         engine_stream = self.engines[student.engine].stream
         with _Calling(builder, generation, self.metrics):
             async with aclosing(engine_stream(student_request.body, student_request.prefill)) as groups:
                 async for chunks in groups:
-                    relayed = []
-                    now = time.perf_counter()
-                    for chunk in chunks:
-                        generation.read(chunk, now)
-                        if echo is not None:
-                            echo.chunk(chunk)
-                        if builder.first_token is None and _says(chunk):
-                            builder.mark_first_token()
-                        if (one := relay.feed(chunk)) is not None:
-                            relayed.append(one)
-                        if relay.done:
-                            break
-                    if relayed:
-                        if builder.student_began is None:
-                            builder.student_began = now
+                    if relayed := stream.read(chunks):
                         yield relayed
-                    if relay.done or generation.stopped:
+                    if stream.done:
                         return
             generation.finish()
 
@@ -249,10 +237,6 @@ def _preface(student: StudentPlan, request: CompletionRequest, student_request: 
         return student_request.prefill.text if student.continuation is None or student.continuation.echo or echo else ""
     last = request.messages[-1]  # some engines repeat a caller's prefill
     return text_of(last.get("content")) or "" if last["role"] == "assistant" else ""
-
-
-def _says(chunk: Json) -> bool:
-    return any(text_of((choice.get("delta") or {}).get("content")) for choice in chunk["choices"])
 
 
 class StudentRequest(Record, frozen=True):

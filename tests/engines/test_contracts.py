@@ -12,6 +12,7 @@ from gateway.capabilities.kinds import KINDS
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import NAME, engine_http, replying, serving
 from tests.engines.toy_servers import (
     ANSWER,
@@ -58,7 +59,7 @@ async def guided(engine: Engine, body: dict[str, Any]) -> str:
     streamed, finish, counted = seam.initial_text, None, None
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with aclosing(engine.stream(body, prefill)) as groups:
-        for chunk in [chunk async for chunks in groups for chunk in chunks]:
+        for chunk in [chunk async for chunks in groups for chunk in each_chunk(chunks)]:
             counted = chunk.get("usage") or counted
             for part in chunk["choices"]:
                 streamed += seam.feed(part["delta"].get("content") or "")

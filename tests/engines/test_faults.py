@@ -18,6 +18,7 @@ from gateway.engines.openai import OpenAIEngine
 from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError, EngineOverloaded, EngineRejected
+from gateway.protocol.content_run import each_chunk
 from tests.fault_engine import COUNTED, OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
 from tests.faults import FAULTS, OK, PLAYS, Fault
 
@@ -90,7 +91,7 @@ async def _call(engine: Engine, way: str, outcome: Outcome) -> None:
         body: dict[str, Any] = {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
         async with aclosing(engine.stream(body)) as groups:
             async for chunks in groups:
-                for chunk in chunks:
+                for chunk in each_chunk(chunks):
                     outcome.usage = read_usage(chunk.get("usage")) or outcome.usage
                     for choice in chunk["choices"]:
                         outcome.text += choice["delta"].get("content") or ""

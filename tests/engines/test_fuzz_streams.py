@@ -25,6 +25,7 @@ from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.stream import StreamRelay, join_reply
+from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead, engine_fields, usage_body
 from tests.engines.defects import (
     BODIES,
@@ -148,7 +149,7 @@ async def streamed(engine: Engine, body: Json) -> Outcome:
     try:
         async with aclosing(engine.stream(body_sent)) as groups:
             async for chunks in groups:
-                outcome.chunks += chunks
+                outcome.chunks += each_chunk(chunks)
     except EngineError as error:
         outcome.label = error.label
     return outcome

@@ -19,6 +19,7 @@ from gateway.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
+from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import (
     NAME,
     FakeServer,
@@ -61,7 +62,7 @@ def chunk(content: str, finish_reason: str | None = None, index: int = 0, **fiel
 
 async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     async with aclosing(engine.stream({"messages": MESSAGES, **(body or {})})) as groups:
-        return [chunk async for chunks in groups for chunk in chunks]
+        return [chunk async for chunks in groups for chunk in each_chunk(chunks)]
 
 
 # Guidance.

@@ -28,6 +28,7 @@ from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
+from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def chunk(content: str | None, finish_reason: str | None = None, **fields: Any) 
 
 async def all_of(engine: TGIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     async with aclosing(engine.stream(body or {"messages": MESSAGES})) as groups:
-        return [chunk async for chunks in groups for chunk in chunks]
+        return [chunk async for chunks in groups for chunk in each_chunk(chunks)]
 
 
 def text_of(chunks: list[dict[str, Any]]) -> str:

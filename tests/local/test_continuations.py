@@ -12,6 +12,7 @@ from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.content_run import each_chunk
 from tests.local.conftest import MODEL
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ async def answers(engine: Engine, question: str, prefix: str) -> tuple[SeamJoin,
     options = {"stream": True, "stream_options": {"include_usage": True}}
     async with aclosing(engine.stream({**body, **options}, Prefill(prefix, how))) as groups:
         async for chunks in groups:
-            deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+            deltas = [choice["delta"] for chunk in each_chunk(chunks) for choice in chunk["choices"]]
             parts += [streamed.feed(delta.get("content") or "") for delta in deltas]
     assert "".join(parts) + streamed.finish() == answer
     return whole, answer, reply["usage"]["prompt_tokens"]
