@@ -33,14 +33,15 @@ class Price:
     cached_input_usd: Decimal  # input tokens that the engine reads from its prompt cache
     output_usd: Decimal
     cache_write_usd: Decimal  # input tokens that the engine writes to its prompt cache
-    pico: tuple[int, int, int, int] | None = field(init=False, compare=False, repr=False)
-    """The four prices in picodollars; None where one of them is not whole, as with hourly prices."""
+    pico: tuple[int, int, int, int, int] | None = field(init=False, compare=False, repr=False)
+    """The four prices in picodollars, and `max_input_usd`; None where one is not whole, as with hourly prices."""
 
     def __post_init__(self) -> None:
         prices = self.input_usd, self.cached_input_usd, self.output_usd, self.cache_write_usd
-        read, cached, write, stored = [_EXACT.scaleb(usd, 12) for usd in prices]
-        whole = all(pico == int(pico) for pico in (read, cached, write, stored))
-        object.__setattr__(self, "pico", (int(read), int(cached), int(write), int(stored)) if whole else None)
+        scaled = [_EXACT.scaleb(usd, 12) for usd in prices]
+        read, cached, write, stored = whole = [int(pico) for pico in scaled]
+        pico = (read, cached, write, stored, max(read, cached, stored)) if whole == scaled else None
+        object.__setattr__(self, "pico", pico)
 
     @classmethod
     def of_tokens(
@@ -103,7 +104,7 @@ def charge_usd(
     cached, stored = cached_input_tokens, cache_write_input_tokens
     if price.pico is None or input_tokens < 0 or output_tokens < 0 or cached < 0 or stored < 0:
         return quantized(cost_usd(price, input_tokens, output_tokens, cached, stored))
-    read_pico, cached_pico, written_pico, stored_pico = price.pico
+    read_pico, cached_pico, written_pico, stored_pico, _ = price.pico
     cost = read_pico * input_tokens + written_pico * output_tokens
     if cached or stored:
         stored = min(stored, input_tokens)
@@ -117,8 +118,8 @@ def max_charge_usd(price: Price, input_tokens: int, output_tokens: int) -> Decim
     if price.pico is None:
         # The exact arithmetic of receipts would take several times as long.
         return (price.max_input_usd * input_tokens + price.output_usd * output_tokens).quantize(_QUANTUM, ROUND_UP)
-    read, cached, written, stored = price.pico
-    return _EXACT.multiply(_QUANTUM, max(read, cached, stored) * input_tokens + written * output_tokens)
+    _, _, written_pico, _, max_read_pico = price.pico
+    return _EXACT.multiply(_QUANTUM, max_read_pico * input_tokens + written_pico * output_tokens)
 
 
 def quantized(amount_usd: Decimal) -> Decimal:

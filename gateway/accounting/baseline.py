@@ -16,9 +16,9 @@ from gateway.accounting.estimate import (
     count_messages,
     count_text,
     recount_error,
-    size_of_messages,
     template_error,
     token_error,
+    utf8_length,
 )
 from gateway.pricing import charge_usd
 from gateway.protocol.messages import RULES
@@ -128,10 +128,10 @@ def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | 
         return Counted(read.input_tokens)
     turns = TOKENS_PER_MESSAGE * _added_turns(builder, call) if guided else 0
     added_size = TextSize.of([added]) if added else _NOTHING
-    other_bytes = added_size.size_bytes - (TextSize.of([builder.guidance_text]).size_bytes if guidance else 0)
+    other_bytes = added_size.size_bytes - (utf8_length(builder.guidance_text) if guidance else 0)
     added_by_gateway = max(0, other_bytes) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - added_by_gateway)
-    size = size_of_messages(call.messages)
+    size = TextSize.of_messages(call.messages)
     if own:
         reported = Counted(prompt, token_error(guidance + added_by_gateway, added_size) + turns, "estimate")
     else:

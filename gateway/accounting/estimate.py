@@ -65,7 +65,18 @@ class TextSize(Record, frozen=True):
         chars = size_bytes = 0
         for text in texts:
             chars += len(text)
-            size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+            size_bytes += utf8_length(text)
+        return cls(chars, size_bytes)
+
+    @classmethod
+    def of_messages(cls, messages: Iterable[dict[str, Any]]) -> TextSize:
+        """Return the size of all text parts of a chat."""
+        chars = size_bytes = 0
+        for message in messages:
+            content = message.get("content")
+            for text in [content] if type(content) is str else texts_of(message):
+                chars += len(text)
+                size_bytes += utf8_length(text)
         return cls(chars, size_bytes)
 
     @property
@@ -76,14 +87,20 @@ class TextSize(Record, frozen=True):
         return "latin" if self.size_bytes <= _LATIN_BYTES_PER_CHAR * self.chars else "other"
 
 
+def utf8_length(text: str) -> int:
+    """Return the length in bytes. Lone surrogates count as one byte each."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
 def token_error(counted: int, size: TextSize) -> int:
     """Return the largest difference between `counted` tokens and the count of another tokenizer. No tokenizer makes
     more tokens of a text than it has bytes."""
     size_bytes = size.size_bytes
     if counted == 0 and size_bytes == 0:
         return 0
-    error = ceil(counted * _RATIO[size.script]) + _FIXED_TOKENS
-    return min(error, max(size_bytes - counted, counted))
+    error = ceil(counted * _RATIO["ascii" if size_bytes <= size.chars else size.script]) + _FIXED_TOKENS
+    most = size_bytes - counted if size_bytes > 2 * counted else counted
+    return min(most, error)
 
 
 def token_upper_bound(words: int, rest_bytes: int) -> int:
@@ -181,17 +198,6 @@ def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:
     """Return the number of tokens in a chat. Only text parts count."""
     counts = (sum(count_text(encoding, text) for text in texts_of(message)) for message in messages)
     return sum(TOKENS_PER_MESSAGE + count for count in counts)
-
-
-def size_of_messages(messages: Iterable[dict[str, Any]]) -> TextSize:
-    """Return the size of all text parts of a chat."""
-    chars = size_bytes = 0
-    for message in messages:
-        content = message.get("content")
-        for text in (content,) if isinstance(content, str) else texts_of(message):
-            chars += len(text)
-            size_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-    return TextSize(chars, size_bytes)
 
 
 def texts_of(message: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from gateway.accounting.receipt import (
     with_savings,
 )
 from gateway.accounting.savings import GUIDED, MeasuredBaseline, apply_class, savings_class
-from gateway.accounting.shares import EngineCall, FailedCall, share_call, usage_error
+from gateway.accounting.shares import MAX_CHARS_PER_TOKEN, EngineCall, FailedCall, share_call, usage_error
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import MaxCost
 from gateway.policy.plan import Plan
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.shares import Shares, UsageError
     from gateway.accounting.worst_case import CallBound
+    from gateway.engines.base import TokenUsage
     from gateway.errors import EngineError
     from gateway.policy.length import LengthChoice
     from gateway.pricing import Price
@@ -266,8 +267,8 @@ class ReceiptBuilder(msgspec.Struct):
         return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
 
     def _usage_error(self, call: EngineCall, bound: CallBound | None) -> UsageError:
-        request = self.request
-        if request is None or bound is None:
+        request, usage = self.request, call.usage
+        if request is None or bound is None or usage is None or _is_usual(usage, call, bound):
             return ""
         repeats_prompt = isinstance(request, TextRequest) and bool(request.body.get("echo"))
         shown = None if repeats_prompt else len(self.guidance_text) if call is self.student else 0
@@ -314,6 +315,15 @@ class ReceiptBuilder(msgspec.Struct):
             return admitted_ms, None, None
         waited_ms = None if self.guidance_requested is None else _ms(self.guidance_requested, self.granted)
         return admitted_ms, waited_ms, None if self.guided is None else _ms(self.granted, self.guided)
+
+
+def _is_usual(usage: TokenUsage, call: EngineCall, bound: CallBound) -> bool:
+    """Return whether `usage_error` accepts the usage, however many choices and whatever text was requested."""
+    return (
+        usage.input_tokens <= bound.input_tokens
+        and call.min_output_tokens <= usage.output_tokens <= bound.output_tokens
+        and len(call.text.getvalue()) <= usage.output_tokens * MAX_CHARS_PER_TOKEN
+    )
 
 
 def _ms(start: float, end: float) -> float:
