@@ -58,6 +58,7 @@ from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes
 from gateway.pipeline.quality_sampler import QualitySampler
 from gateway.pipeline.shadow import ShadowRequests
 from gateway.pipeline.student import StudentCall
+from gateway.pipeline.student_warmup import StudentWarmup
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
@@ -190,7 +191,9 @@ async def gateway(
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
-        guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets)
+        max_calls = {model.name: model.max_concurrency for model in settings.models}
+        warmup = StudentWarmup(engines, max_calls, metrics, tasks)
+        guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup)
         student = StudentCall(engines, metrics, retry_budgets)
         quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(

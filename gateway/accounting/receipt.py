@@ -166,12 +166,14 @@ class Receipt(msgspec.Struct, frozen=True):
     savings_class: str | None = None  # why `savings_usd` counts or does not (savings.py)
     measured: MeasuredBaseline | None = None
     estimated: bool = False  # whether the cost includes an estimate. The cost is then an upper bound.
+    warmup: EngineShare | None = None  # the share of the call that warmed the student's cache. The cost includes it.
 
     @property
     def tokens(self) -> int:
         """Return all tokens read and written for the request, failed calls included, shared calls excluded."""
         tokens = 0
-        for share in (self.teacher, self.student, self.probe, *[attempt.share for attempt in self.attempts]):
+        failed = [attempt.share for attempt in self.attempts]
+        for share in (self.teacher, self.student, self.probe, self.warmup, *failed):
             if share is not None and not share.shared:
                 tokens += share.input_tokens + share.output_tokens
         return tokens
@@ -180,7 +182,7 @@ class Receipt(msgspec.Struct, frozen=True):
         """Return plain values. Amounts are text without an exponent, or omitted where `show_cost` is False."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
-        named = (plain[name] or {} for name in ("teacher", "student", "probe", "measured"))
+        named = (plain[name] or {} for name in ("teacher", "student", "probe", "warmup", "measured"))
         for holder in (plain, *named, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)
@@ -209,7 +211,7 @@ class Receipt(msgspec.Struct, frozen=True):
         amounts = [self.cost_usd, self.baseline_usd, self.savings_usd]
         if self.baseline_error_usd is not None:
             amounts.append(self.baseline_error_usd)
-        for share in (self.teacher, self.student, self.probe):
+        for share in (self.teacher, self.student, self.probe, self.warmup):
             if share is not None:
                 amounts.append(share.cost_usd)  # noqa: PERF401 - a comprehension takes twice as long
         if self.attempts:

@@ -71,6 +71,7 @@ class ReceiptBuilder(msgspec.Struct):
     student: EngineCall | None = None
     probe: EngineCall | None = None  # the student's confidence probe
     probed: ProbeFacts | None = None
+    warmup: EngineCall | None = None  # the call that warmed the student's prefix cache
     running: EngineCall | None = None  # the current call that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
@@ -146,7 +147,7 @@ class ReceiptBuilder(msgspec.Struct):
     @property
     def needs_estimate(self) -> bool:
         """Return whether a call has no usage or an impossible one, so that its tokens must be counted."""
-        for call in (self.teacher, self.student, self.probe, *[failed.call for failed in self.failed]):
+        for call in (self.teacher, self.student, self.probe, self.warmup, *[failed.call for failed in self.failed]):
             if call is not None and (call.usage is None or self._usage_error(call, self._bound(call))):
                 return True
         return False
@@ -211,8 +212,10 @@ class ReceiptBuilder(msgspec.Struct):
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
         probe, _ = shares_of(self.probe)
+        warmup, _ = shares_of(self.warmup)
         attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
-        shares = [one for one in (teacher, student, probe, *[attempt.share for attempt in attempts]) if one is not None]
+        calls = (teacher, student, probe, warmup, *[attempt.share for attempt in attempts])
+        shares = [one for one in calls if one is not None]
         cost = total_cost(shares)
         # Savings use likely shares. With upper bounds, savings would grow with unknown usage.
         self.likely = likely_teacher, likely_student
@@ -261,6 +264,7 @@ class ReceiptBuilder(msgspec.Struct):
             of_class,
             measured,
             any(share.estimated for share in shares),
+            warmup,
         )
 
     def _bound(self, call: EngineCall) -> CallBound | None:

@@ -75,6 +75,8 @@ class ReceiptCounters:
             self._count_share(tenant, "student", student_of(receipt) or student)
         if receipt.probe is not None:
             self._count_share(tenant, "student", receipt.probe)
+        if receipt.warmup is not None:
+            self._count_share(tenant, "student", receipt.warmup)
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self._count_share(tenant, "failed", attempt.share)

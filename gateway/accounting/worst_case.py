@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from decimal import Decimal
 
-    from gateway.policy.plan import Plan
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import Projection
     from gateway.pricing import Price
     from gateway.protocol.requests import AnyRequest
@@ -35,7 +35,7 @@ _LIKELY_TOKENS = 1024
 """The expected length of an answer without a limit, for `tpm_limit` at admission. The receipt corrects it."""
 TEACHER_RETRIES = 1
 """Retries of a failed teacher call. The caller waits meanwhile, and a student can answer instead."""
-Role: TypeAlias = Literal["guidance", "student", "probe"]
+Role: TypeAlias = Literal["guidance", "student", "probe", "warmup"]
 """The purpose of a call."""
 DEFAULT_MAX_OUTPUT_TOKENS = 131_072
 """The bound for an engine with an unknown maximum. Only a few models of 2026 write longer answers."""
@@ -119,8 +119,9 @@ def worst_case(
         guidance_read = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         if plan.retries.num_retries:
             more.append(_times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher))
-        if plan.length is not None and plan.length.probe is not None:
-            bounds["probe", plan.student] = bound = CallBound(read, 1)
+        role = one_token_role(plan, guidance)
+        if role is not None:
+            bounds[role, plan.student] = bound = CallBound(read, 1)
             more.append(_share(plan.student, bound, prices))
             likely += likely_read + 1
     if not plan.students:  # a device finishes the answer, at no cost
@@ -150,6 +151,13 @@ def _max_cost(
 ) -> MaxCost:
     usd = total_cost([share for share in (teacher, student, *more) if share is not None])
     return MaxCost(teacher, student, tuple(more), likely_tokens, bounds, usd)
+
+
+def one_token_role(plan: Plan, guidance: GuidancePlan) -> Role | None:
+    """Return the purpose of a call to the student for one token before its answer; None: there is none."""
+    if plan.length is not None and plan.length.probe is not None:
+        return "probe"
+    return "warmup" if guidance.warm_student else None
 
 
 def added_bytes(projection: Projection, request: AnyRequest) -> int:

@@ -139,6 +139,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
             *_unserved(policy),
             *_expired(policy, time.time()),
             *_often_late(policy, measured),
+            *_not_warmed(policy, settings),
         ):
             yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
@@ -233,6 +234,33 @@ def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
                 f"measured 95th percentile of {route.teacher}'s guidance is {as_duration(round(p95_s, 3))}: set "
                 f"guidance.{name} to {as_duration(recommended_s(p95_s))}"
             )
+
+
+def _not_warmed(policy: TenantPolicy, settings: Settings) -> Iterator[str]:
+    """Yield routes with `warm_student` that do not warm their student, or may pay for it without effect."""
+    for route in policy.routes:
+        rule = route.guidance
+        if not rule.warm_student or not policy.max_guidance_tokens(route):
+            continue
+        if rule.placement != "prefix":
+            yield f"route {route.model}: guidance.warm_student has no effect with placement {rule.placement}: remove it"
+        elif rule.tokens == "auto" and rule.auto.probe is not None:
+            yield (
+                f"route {route.model}: guidance.warm_student has no effect with auto.probe, for which the student "
+                "reads the prompt already: remove one of the two"
+            )
+        for student in route.all_students:
+            protocol = settings.by_name[student.model].protocol
+            if protocol == "tgi":
+                yield (
+                    f"route {route.model}: guidance.warm_student: {student.model} is a TGI server, which caches no "
+                    "prefix of a call without a stream: remove it"
+                )
+            elif protocol == "litellm":
+                yield (
+                    f"route {route.model}: guidance.warm_student: {student.model}'s provider bills the prompt twice, "
+                    "and caches only long prompts or none: compare cached_input_tokens with and without"
+                )
 
 
 def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:

@@ -118,6 +118,7 @@ def _guidance(guidance: GuidancePlan) -> str:
     return (
         f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {_projection(guidance)}, placement "
         f"{guidance.placement}, within {within}, else {otherwise}"
+        f"{'; meanwhile the first student reads the prompt' if guidance.warm_student else ''}"
     )
 
 
@@ -204,7 +205,9 @@ def _plan_json(plan: Plan) -> Json:
         length = _fields(plan.length, "tokens by prompt rule model score least stop_at")
         length["probe"] = plan.length.probe is not None
     if plan.guidance is not None:
-        guidance = _fields(plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required")
+        guidance = _fields(
+            plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required warm_student"
+        )
         guidance["projection"] = plan.guidance.projection.name
     return {
         "mode": plan.mode,

@@ -75,7 +75,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         guidance: The kept guidance; `guidance_score` is its score without the student (paper, Table 2). The fields are
             `opening` and `opening_score` on disk.
         *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
-            answer. The student's tokens include those of a probe.
+            answer. The student's tokens include those of a probe or a warm-up.
         cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
         baseline_usd: Cost of the teacher alone for this prompt and this answer.
         teacher_s, student_s: Writing time of each model in seconds, with concurrent requests.

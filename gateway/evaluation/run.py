@@ -57,7 +57,7 @@ async def scored_example(
     teacher, guidance = receipt.teacher, receipt.guidance
     kept_tokens = 0 if teacher is None or receipt.mode != "teacher" else teacher.output_tokens
     chosen_tokens = 0 if guidance is None else guidance.tokens
-    student = [share for share in (receipt.student, receipt.probe) if share is not None]
+    student = [share for share in (receipt.student, receipt.probe, receipt.warmup) if share is not None]
     return Example(
         setting=setting,
         question=question.id,

@@ -88,11 +88,20 @@ def probe_body(request: CompletionRequest, reasoning: Reasoning, top: int) -> Js
 
     Any other field may change the reported probabilities, or make the engine reject the request.
     """
+    body = one_token_body(request, reasoning)
+    return body | ({"logprobs": top} if isinstance(request, TextRequest) else {"logprobs": True, "top_logprobs": top})
+
+
+def one_token_body(request: CompletionRequest, reasoning: Reasoning) -> Json:
+    """Return a body that requests one token of the prompt that the student continues, without sampling."""
     forwarded = {name: value for name, value in request.body.items() if name in _FORWARDED}
     body: Json = {**forwarded, request.limit_field: 1, "temperature": 0}
-    if isinstance(request, TextRequest):
-        return {**body, "logprobs": top}
-    return without_reasoning(reasoning, {**body, "logprobs": True, "top_logprobs": top})
+    return body if isinstance(request, TextRequest) else without_reasoning(reasoning, body)
+
+
+def prompt_messages(request: CompletionRequest) -> Sequence[Json]:
+    """Return the caller's prompt as messages, for the gateway's own token count."""
+    return [{"role": "user", "content": request.prompt}] if isinstance(request, TextRequest) else request.messages
 
 
 def read_first(logprobs: Any) -> FirstToken | None:
@@ -199,8 +208,7 @@ class ConfidenceProbe:
             return False
         started = time.perf_counter()
         # Until the engine answers, it is unknown whether it generated the token.
-        prompt = [{"role": "user", "content": request.prompt}] if isinstance(request, TextRequest) else request.messages
-        builder.probe = call = EngineCall(engine.name, prompt, lost_tokens=1, role="probe")
+        builder.probe = call = EngineCall(engine.name, prompt_messages(request), lost_tokens=1, role="probe")
         result: FirstToken | None = None
         outcome: Outcome = "no_logprobs"
         until = min(deadline, asyncio.get_running_loop().time() + rule.deadline_s)

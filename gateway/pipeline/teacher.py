@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import random
 import time
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Engine, TeacherReply, TeacherRequest
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
+    from gateway.pipeline.student_warmup import StudentWarmup
     from gateway.policy.plan import GuidancePlan
     from gateway.protocol.requests import CompletionRequest
     from gateway.runtime.tasks import BackgroundTasks
@@ -77,6 +79,7 @@ class TeacherCall:
     tasks: BackgroundTasks
     deadlines: GuidanceDeadlines
     budgets: RetryBudgets
+    warmup: StudentWarmup | None = None  # None: students are not warmed
     probe: ConfidenceProbe = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,7 +196,10 @@ class TeacherCall:
             cache_ttl_s=guidance_plan.cache_ttl_s,
         )
 
+        origin, warming = copy_context(), None  # the call may run in another request's context
+
         def granted(grant: Grant) -> None:
+            nonlocal warming
             builder.granted = time.perf_counter()
             builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
             max_tokens = guidance_plan.requested_tokens
@@ -204,6 +210,8 @@ class TeacherCall:
                 limit_tokens=max_tokens,
                 role="guidance",
             )
+            if guidance_plan.warm_student and self.warmup is not None:
+                warming = origin.run(self.warmup.start, request, builder)
 
         async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
@@ -237,6 +245,8 @@ class TeacherCall:
             flight = await self.flights.join(queue, ticket, ask, granted, deadline)
         finally:
             builder.running = None
+            if warming is not None:
+                warming.cancel()
         builder.guided, reply = time.perf_counter(), flight.reply
         if not flight.shared and builder.shadow_of is None:
             self.deadlines.arrived(

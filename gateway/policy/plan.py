@@ -71,6 +71,7 @@ class GuidancePlan(Record, frozen=True):
     share: str  # "" if identical requests of all tenants share guidance; else the tenant
     cache_ttl_s: float  # how long the guidance is cached for identical requests; 0 disables caching
     auto_deadline: AutoDeadline | None = None
+    warm_student: bool = False  # whether the first student reads the prompt while the teacher writes
 
     @property
     def requested_tokens(self) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Known
     from gateway.policy.constraints import API
     from gateway.policy.length import LengthChoice
+    from gateway.policy.projections import Placement
     from gateway.policy.route_rules import QualityRule
     from gateway.policy.routing import RouteOverride
     from gateway.policy.schema import Mode, Route, TenantPolicy
@@ -216,13 +217,14 @@ def _guidance(
     if max_tokens is not None:
         # A visible hint is no answer, so at least one token is left for the student.
         tokens = min(tokens, max_tokens - 1 if prefix and not may_finish else max_tokens)
+    placement: Placement = "context" if prefix and continuation is None else rule.placement
     # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
     ahead = continuation is not None and (continuation == "not_probed" or not continuation.writes_again)
     return GuidancePlan(
         teacher=route.teacher,
         tokens=tokens,
         projection=projection,
-        placement="context" if prefix and continuation is None else rule.placement,
+        placement=placement,
         boundary=rule.boundary,
         temperature=rule.temperature,
         top_p=rule.top_p,
@@ -238,6 +240,8 @@ def _guidance(
         weight=policy.weight,
         share="" if rule.share == "all" else policy.tenant,
         cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
+        # A confidence probe has the student read the prompt already.
+        warm_student=rule.warm_student and placement == "prefix" and (length is None or length.probe is None),
     )
 
 
@@ -267,9 +271,12 @@ def resolve_guidance(
     plan = None if route.mode == "embeddings" else resolve(policy, route, request, lambda _: _DEVICE, headers=headers)
     if plan is None or plan.mode != "guided":
         raise route_without_guidance(route)
-    # The confidence probe uses the gateway's student, which does not answer this request.
+    # The confidence probe and the warm-up use the gateway's student, which does not answer this request.
     length = plan.length._replace(probe=None) if plan.length is not None else None
-    return structs.replace(plan, mode="guidance", students=(), shadow=None, quality=None, length=length)
+    guidance = structs.replace(plan.guidance, warm_student=False) if plan.guidance is not None else None
+    return structs.replace(
+        plan, mode="guidance", students=(), guidance=guidance, shadow=None, quality=None, length=length
+    )
 
 
 def route_without_guidance(route: Route) -> RouteWithoutGuidance:

@@ -115,7 +115,7 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
     cost, baseline, error = pico(receipt.cost_usd), pico(receipt.baseline_usd), pico(receipt.baseline_error_usd)
     served = receipt.shadow_of is None
     by_teacher, by_student = _answer_tokens(receipt)
-    guidance, probe = receipt.guidance, receipt.probe
+    guidance, extra = receipt.guidance, receipt.probe or receipt.warmup  # a request has one of the two at most
     fixed = [
         requests,
         guidance.kept_tokens if guidance is not None else 0,
@@ -127,7 +127,7 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
         by_teacher,
         1 if receipt.mode in _GUIDED or (receipt.mode == GUIDANCE and guidance is not None) else 0,
         *_call(sparse, receipt.teacher),
-        *(_call(sparse, receipt.student) if probe is None else _calls(sparse, (receipt.student, probe))),
+        *(_call(sparse, receipt.student) if extra is None else _calls(sparse, (receipt.student, extra))),
         *(_calls(sparse, [attempt.share for attempt in receipt.attempts]) if receipt.attempts else _NO_CALL),
         *(_times(sparse, receipt.timings) if receipt.mode != EDGE else _NO_TIMES),  # devices have no stages
     ]

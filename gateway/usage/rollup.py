@@ -99,7 +99,7 @@ class SumRow(msgspec.Struct):
 
     @property
     def student(self) -> TokenSums:
-        """Return tokens of successful student calls, including confidence probes."""
+        """Return tokens of successful student calls, including probes and warm-ups."""
         return self._tokens(counters.STUDENT)
 
     @property

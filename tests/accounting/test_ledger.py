@@ -355,6 +355,18 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0
 
 
+async def test_probes_and_warmups_count_as_the_students_tokens(books: Books) -> None:
+    for name in ("probe", "warmup"):
+        books.ledger.settle(guided(**{name: call("small", 100, 1)}), "ok")
+    await books.tasks.drain(5)
+    labels = {"tenant": "acme", "role": "student", "engine": "small"}
+    assert books.value("gkt_tokens_total", **labels, direction="output") == 2 * 161
+    cost_usd = sum(float(one.cost_usd) for one in books.store.receipts)
+    engines = [("big", "teacher"), ("small", "student")]
+    counted = [books.value("gkt_engine_cost_usd_total", engine=engine, role=role) for engine, role in engines]
+    assert sum(counted) == pytest.approx(cost_usd)
+
+
 async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
     """The log line contains the whole receipt, so that sums can be rebuilt from it, and no text of the request."""
     one = guided()

@@ -253,6 +253,26 @@ def test_settings_unfit_for_production_are_warnings(
     assert "s3cret" not in "".join(err)
 
 
+@pytest.mark.parametrize(
+    ("edits", "warning"),
+    [
+        ([("    student: small", "    students: [small, big] #")], "big is a TGI server, which caches no prefix"),
+        ([("placement: prefix ", "placement: context ")], "has no effect with placement context"),
+        ([("tokens: 40 ", "tokens: auto "), ("probe: off ", "probe: on ")], "has no effect with auto.probe"),
+    ],
+)
+def test_a_warmup_without_effect_is_a_warning(folder: Path, edits: list[tuple[str, str]], warning: str) -> None:
+    policy = folder / "policies" / "default.yaml"
+    edit(policy, "warm_student: false", "warm_student: true")
+    before = run()[2]
+    assert len(before) == 1
+    for old, new in edits:
+        edit(policy, old, new)
+    (found,) = [line for line in run()[2] if line not in before]
+    assert found.startswith("warning: tenant default: route chat: guidance.warm_student")
+    assert warning in found
+
+
 def test_the_last_student_may_be_the_teacher(folder: Path) -> None:
     """Drawn by weight it would guide itself."""
     before = run()[2]

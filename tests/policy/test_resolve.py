@@ -63,6 +63,29 @@ def test_a_student_whose_mode_drops_parts_of_the_chat_gets_the_guidance_as_conte
     assert plan.guidance.placement == "prefix"
 
 
+@pytest.mark.parametrize(
+    ("rule", "known", "warm"),
+    [
+        ({}, Continuation("trailing"), True),
+        ({}, Continuation("instruct"), True),
+        ({}, None, False),
+        ({"placement": "context"}, Continuation("trailing"), False),
+        ({"tokens": "auto"}, Continuation("trailing"), True),
+        ({"tokens": "auto", "auto": {"probe": "on"}}, Continuation("trailing"), False),
+        ({"warm_student": False}, Continuation("trailing"), False),
+    ],
+)
+def test_a_student_that_continues_a_prefix_is_warmed_unless_it_is_probed(
+    rule: dict[str, Any], known: Known, *, warm: bool
+) -> None:
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    route |= {"guidance": {"warm_student": True} | rule}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(known))
+    assert plan.guidance is not None
+    assert plan.guidance.warm_student is warm
+
+
 @pytest.mark.parametrize(("mode", "ahead"), [("trailing", True), ("completions", True), ("instruct", False)])
 def test_guidance_is_not_streamed_before_a_student_that_repeats_it(mode: Any, *, ahead: bool) -> None:
     """The student may begin differently, so the teacher's text is not streamed."""

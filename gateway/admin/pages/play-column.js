@@ -193,7 +193,7 @@ export class Column {
     const timings = receipt?.timings ?? {};
     const both = (part) => `${tokens(part.input_tokens)} in, ${tokens(part.output_tokens)} out`;
     const saved = receipt ? Number(receipt.savings_usd) : 0;
-    const shares = [["teacher", receipt?.teacher], ["student", receipt?.student], ["probe", receipt?.probe]];
+    const shares = [["teacher", receipt?.teacher], ["student", receipt?.student], ["probe", receipt?.probe], ["warm-up", receipt?.warmup]];
     const counts = receipt ? tokens(shares.reduce((sum, [, part]) => sum + (part?.output_tokens ?? 0), 0)) : "-";
     const roles = shares.filter(([, part]) => part).map(([role, part]) => h("small", {}, `${role}: ${both(part)}${part.estimated ? " (estimate)" : ""}`));
     const estimate = receipt?.baseline_estimated ? " (estimate)" : "";

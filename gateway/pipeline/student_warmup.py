@@ -1,0 +1,74 @@
+"""Step 5, while the teacher writes: have the student read the prompt, where the policy says `warm_student`.
+
+An engine that caches prefixes then reads only the guidance when it continues the answer. The warm-up requests one token
+of the prompt that the student will continue. No step waits for it, and its failure changes nothing but the receipt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.accounting.shares import EngineCall
+from gateway.engines.chat import read_usage
+from gateway.engines.failures import record_failure
+from gateway.errors import EngineError
+from gateway.pipeline.confidence_probe import one_token_body, prompt_messages
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
+    from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.engines.guard import GuardedEngine
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+    from gateway.runtime.tasks import BackgroundTasks
+    from gateway.telemetry.metrics import Metrics
+
+
+class StudentWarmup:
+    """Warm the prefix cache of students.
+
+    Args:
+        max_calls: the calls in flight at which an engine is not warmed any more, by engine.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, GuardedEngine],
+        max_calls: Mapping[str, int],
+        metrics: Metrics,
+        tasks: BackgroundTasks,
+    ) -> None:
+        self._engines, self._max_calls, self._metrics, self._tasks = engines, max_calls, metrics, tasks
+
+    def start(self, request: CompletionRequest, builder: ReceiptBuilder) -> asyncio.Task[None] | None:
+        """Start to warm the first student; None where the plan or the state of the engine prevents it.
+
+        The caller cancels the task when the guidance has ended. Until the engine answers, the receipt has the largest
+        possible share.
+        """
+        plan = builder.plan
+        if plan.guidance is None or not plan.guidance.warm_student or builder.caller_left:
+            return None
+        student = plan.students[0]
+        engine = self._engines[student.engine]
+        if engine.breaker != "closed" or engine.in_cooldown_for(builder.tenant):
+            return None  # the trial of an open circuit is left to the answer
+        if engine.calls >= min(
+            self._max_calls[engine.name], engine.state.max_concurrency or self._max_calls[engine.name]
+        ):
+            return None
+        call = builder.warmup = EngineCall(engine.name, prompt_messages(request), lost_tokens=1, role="warmup")
+        body = one_token_body(request, student.reasoning)
+        return self._tasks.spawn("warm_student", self._call(engine, body, builder, call))
+
+    async def _call(self, engine: GuardedEngine, body: Json, builder: ReceiptBuilder, call: EngineCall) -> None:
+        try:
+            reply = await engine.complete(body)
+        except EngineError as error:
+            record_failure(error, builder.id, self._metrics)
+            if not error.may_have_run and builder.warmup is call:
+                builder.warmup = None
+        else:
+            call.usage = read_usage(reply.get("usage"))
