@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -30,7 +31,7 @@ from load_tests.installs import PEERS
 from load_tests.wrk import Kind, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
 STUDENT_LIMITED, GUIDED_LIMITED = f"{STUDENT}, limits on", f"{GUIDED}, limits on"
@@ -38,6 +39,7 @@ STUDENT_TWO, GUIDED_TWO = f"{STUDENT}, 2 workers", f"{GUIDED}, 2 workers"
 OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED, STUDENT_TWO, GUIDED_TWO)
 
 _START_WITHIN_S = 90.0
+_GATEWAY = ("-m", "gateway")  # Python's arguments
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
 _EXPECTED_TEXT = {"json": "and the rest of it follows here", "stream": "[DONE]"}
 _TEACHER_TEXT = "The teacher begins"
@@ -160,10 +162,19 @@ class GatewayProcess:
     admin_url: str
     headers: Mapping[str, str]
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the gateway's first process."""
+        os.kill(self.child.pids()[0], number)
 
-def run_gateway(site: Site, more: str = "", *, workers: int = 1) -> GatewayProcess:
-    """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`."""
-    gateway = _serve(site, more, workers)
+
+def run_gateway(
+    site: Site, more: str = "", *, workers: int = 1, program: Sequence[str | Path] = _GATEWAY
+) -> GatewayProcess:
+    """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`.
+
+    `program` are Python's arguments for a program that takes the gateway's arguments.
+    """
+    gateway = _serve(site, more, workers, program)
     gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
     return gateway
 
@@ -171,7 +182,7 @@ def run_gateway(site: Site, more: str = "", *, workers: int = 1) -> GatewayProce
 def start_up(site: Site) -> StartUp:
     """Start a gateway with an empty Redis, wait until it is ready, and end it."""
     with ExitStack() as stack:
-        gateway = _serve(Site(site.folder, stack, site.ports), "", 1)
+        gateway = _serve(Site(site.folder, stack, site.ports), "", 1, _GATEWAY)
         began = time.monotonic()
         gateway.child.wait_until(lambda: _is_ready(gateway.admin_url), _START_WITHIN_S, every_s=0.01)
         ready_s = time.monotonic() - began
@@ -179,13 +190,13 @@ def start_up(site: Site) -> StartUp:
         return StartUp(ready_s, proc.rss_bytes(gateway.child.pids()[0]) / 1e6)
 
 
-def _serve(site: Site, more: str, workers: int) -> GatewayProcess:
+def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path]) -> GatewayProcess:
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
     config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")
-    command = (sys.executable, "-m", "gateway", "serve", "--config", config, "--workers", str(workers))
+    command = (sys.executable, *program, "serve", "--config", config, "--workers", str(workers))
     child = site.start("gateway" if workers == 1 else f"gateway {workers} workers", *command)
     url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
     return GatewayProcess(child, url, admin_url, {"Authorization": f"Bearer {_KEY}"})
