@@ -18,7 +18,7 @@ from gateway.admin.session import SESSIONS, WRONG_KEY, comes_from_here
 from gateway.api.auth import bearer, shows_key
 from gateway.api.body import read_body
 from gateway.api.error_body import error_response
-from gateway.api.keys import REQUEST_ID
+from gateway.api.keys import INFO
 from gateway.errors import AdminKeyUnset, CrossOrigin, InvalidRequest, NotAuthenticated, RateLimited, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ async def log_out(request: web.Request) -> web.Response:
     session = await sessions.of(request)
     response: web.Response = web.Response(status=204, headers={"Cache-Control": "no-store"})
     if session is not None and not await sessions.end(session):
-        response = error_response(StoreUnavailable(_NOT_ENDED), request[REQUEST_ID])
+        response = error_response(StoreUnavailable(_NOT_ENDED), request[INFO].id)
     sessions.delete_cookie(request, response)
     return response
 

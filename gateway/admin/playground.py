@@ -71,10 +71,10 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
     policy = _policy(request, run)
     chat = run.chat()
     context = RequestContext(
-        request[keys.REQUEST_ID],
+        request[keys.INFO].id,
         Caller(policy, _KEY),
         int(time.time()),
-        request[keys.STARTED],
+        request[keys.INFO].started,
         NO_HEADERS,
         route_override=run.route_override(request.app[keys.POLICIES].policy_set.projections),
     )
@@ -146,8 +146,8 @@ async def _as_events(
             if response is None:
                 raise
             if not isinstance(error, GatewayError):
-                log.exception("stream_broke", id=request[keys.REQUEST_ID])
-                error = internal_error(request[keys.REQUEST_ID])
+                log.exception("stream_broke", id=request[keys.INFO].id)
+                error = internal_error(request[keys.INFO].id)
             # The receipt has the same status: the path cannot tell a drain from a caller that disconnected.
             status = "shutdown" if request.app[keys.ADMISSION].cancelling else error.label
             end = b""

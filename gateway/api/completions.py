@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from aiohttp import web
 
+from gateway.accounting.verdict import Allowance
 from gateway.api.auth import authenticate
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.decoding import read_parsed
 from gateway.api.events import as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, EMBEDDINGS, REQUEST_ID, STARTED, STATE
+from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO
 from gateway.engines.reply_json import encoded
-from gateway.pipeline.completion import RequestContext
+from gateway.pipeline.completion import RequestContext, RequestState
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import TextRequest, parse_text_completion
@@ -57,10 +58,11 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 def new_context(request: web.Request, caller: Caller) -> RequestContext:
     """Return the context of a request that starts now. The request keeps its allowance and state."""
-    steps, now = connection_of(request), int(time.time())
-    context = RequestContext(request[REQUEST_ID], caller, now, request[STARTED], request.headers, steps=steps)
-    request[ALLOWANCE], request[STATE] = context.allowance, context.state
-    return context
+    info, steps, now = request[INFO], connection_of(request), int(time.time())
+    info.allowance, info.state = allowance, state = Allowance(), RequestState()
+    return RequestContext(
+        info.id, caller, now, info.started, request.headers, allowance=allowance, state=state, steps=steps
+    )
 
 
 async def answered(
@@ -73,7 +75,7 @@ async def answered(
             return await as_events(request, pipeline.stream(context, parsed), reading)
     with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
-    require_caller(context.state)
+    require_caller(request[INFO])
     return web.Response(
         body=await encoded(answer.body),
         content_type="application/json",
@@ -88,7 +90,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     context = new_context(request, caller)
     with request.app[ADMISSION].cancel_on_drain():
         vectors = await request.app[EMBEDDINGS].answer(context, parsed)
-    require_caller(context.state)
+    require_caller(request[INFO])
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
     if len(vectors.body) <= _PART_BYTES:
         return web.Response(body=vectors.body, content_type="application/json", headers=headers)
@@ -99,7 +101,7 @@ async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) 
     """Send a large reply in parts, as the caller reads them. One large write would block the event loop."""
     response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
     response.content_length = len(body)
-    name_reply(request, response)
+    name_reply(request, request[INFO], response)
     await response.prepare(request)
     with reads(request) as reading:
         for start in range(0, len(body), _PART_BYTES):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.api.keys import STATE
+from gateway.api.keys import INFO
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,7 +59,10 @@ class DetachedHandlers:
 
     def begin(self, request: web.BaseRequest, task: asyncio.Task[None]) -> bool:
         """Let a request's handler continue if its engine call is worth it, and cancel `task` after a time limit."""
-        if self._count >= self._limit or not isinstance(request, web.Request) or (state := request.get(STATE)) is None:
+        if self._count >= self._limit or not isinstance(request, web.Request):
+            return False
+        info = request.get(INFO)
+        if info is None or (state := info.state) is None:
             return False
         if (seconds := request.app[DISCONNECTS].read_on_s(state.builder)) <= 0:
             return False

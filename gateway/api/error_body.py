@@ -13,7 +13,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.api.headers import client_request_id, name_reply
-from gateway.api.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
+from gateway.api.keys import ADMISSION, INFO, METRICS, TRY, RequestInfo
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.telemetry.logs import allow_content_in_logs
 
@@ -57,38 +57,32 @@ async def errors_as_openai(
 ) -> web.StreamResponse:
     """Set the request's id, and render exceptions that are raised before the reply has begun."""
     allow_content_in_logs(allowed=False)  # until the caller is authenticated
-    request[REQUEST_ID] = request_id = new_request_id()
-    request[STARTED] = time.perf_counter()
-    response = await _answer(request, handler, request_id)
-    if not response.prepared:
-        name_reply(request, response)
-        if request.app[ADMISSION].draining:
-            response.force_close()  # otherwise the caller's retry would reach this process again
-    return response
-
-
-async def _answer(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], request_id: str
-) -> web.StreamResponse:
+    request[INFO] = info = RequestInfo(new_request_id(), time.perf_counter())
     try:
         if (name := client_request_id(request)) is None:
-            return await handler(request)
-        with bound_contextvars(client_request_id=name):  # in every log line of the request
-            return await handler(request)
+            response = await handler(request)
+        else:
+            info.client_id = name
+            with bound_contextvars(client_request_id=name):  # in every log line of the request
+                response = await handler(request)
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
-        response = error_response(error, request_id)
+        response = error_response(error, info.id)
         if isinstance(error, BodyTooSlow) or request.content.exception() is not None:
             response.force_close()  # the rest of the body would be parsed as the next request
-        return response
     except web.HTTPException as error:
-        return _http_error(request, error, request_id)
+        response = _http_error(request, error, info.id)
     except ConnectionError:
         raise  # the caller has disconnected
     except Exception:
-        log.exception("request_broke", id=request_id)
-        return error_response(internal_error(request_id), request_id)
+        log.exception("request_broke", id=info.id)
+        response = error_response(internal_error(info.id), info.id)
+    if not response.prepared:
+        name_reply(request, info, response)
+        if request.app[ADMISSION].draining:
+            response.force_close()  # otherwise the caller's retry would reach this process again
+    return response
 
 
 def internal_error(request_id: str) -> GatewayError:

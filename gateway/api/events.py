@@ -14,7 +14,7 @@ from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, REQUEST_ID, STATE
+from gateway.api.keys import ADMISSION, INFO
 from gateway.errors import GatewayError
 from gateway.protocol.content_run import ContentRun
 from gateway.runtime.timeouts import Watchdog
@@ -22,7 +22,7 @@ from gateway.runtime.timeouts import Watchdog
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.pipeline.completion import RequestState
+    from gateway.api.keys import RequestInfo
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
 
@@ -37,7 +37,7 @@ async def begin(request: web.Request, builder: ReceiptBuilder) -> web.StreamResp
     headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     headers |= {"X-Accel-Buffering": "no", "Server": SERVER, **fact_headers(builder.facts())}
     response = web.StreamResponse(headers=headers)
-    name_reply(request, response)
+    name_reply(request, request[INFO], response)
     await response.prepare(request)
     return response
 
@@ -59,9 +59,9 @@ def reads(request: web.Request) -> Watchdog:
     return Watchdog(disconnect)
 
 
-def require_caller(state: RequestState) -> None:
+def require_caller(info: RequestInfo) -> None:
     """Raise ConnectionResetError if the caller disconnected and the request ran to its end without it."""
-    if state.abandoned:
+    if info.state is not None and info.state.abandoned:
         raise ConnectionResetError("The caller disconnected.")
 
 
@@ -96,12 +96,12 @@ async def as_events(
             if response is None:
                 raise
             if not isinstance(error, GatewayError):
-                log.exception("stream_broke", id=request[REQUEST_ID])
-                error = internal_error(request[REQUEST_ID])
-            require_caller(request[STATE])
+                log.exception("stream_broke", id=request[INFO].id)
+                error = internal_error(request[INFO].id)
+            require_caller(request[INFO])
             await send(response, event(error_body(error)), reading)
         else:
-            require_caller(request[STATE])
+            require_caller(request[INFO])
             assert response is not None, "the path yields the receipt builder first"
             await send(response, DONE, reading)
     await response.write_eof()

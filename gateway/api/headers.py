@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import TYPE_CHECKING
 
-from gateway.api.keys import ALLOWANCE, CLIENT_REQUEST_ID, REQUEST_ID, STARTED
 from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from multidict import CIMultiDict
 
+    from gateway.accounting.verdict import LimitRemainder
+    from gateway.api.keys import RequestInfo
     from gateway.protocol.body import Json
 
 API = "/v1/"
 OPENAI_VERSION = "2020-10-01"
 MAX_CLIENT_ID_CHARS = 512
+_REQUEST_LIMIT = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
+_TOKEN_LIMIT = ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
 
 
 def client_request_id(request: web.Request) -> str | None:
@@ -29,31 +32,33 @@ def client_request_id(request: web.Request) -> str | None:
             f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} printable characters of ASCII.",
             param="X-Client-Request-Id",
         )
-    request[CLIENT_REQUEST_ID] = name
     return name
 
 
-def name_reply(request: web.Request, response: web.StreamResponse) -> None:
+def name_reply(request: web.Request, info: RequestInfo, response: web.StreamResponse) -> None:
     """Set the headers that every reply has. Call it just before the head is sent.
 
     `openai-processing-ms` of a stream is the time until its head.
     """
-    request_id = request.get(REQUEST_ID)
-    if request_id is None:
-        return  # aiohttp replied before the middleware ran
     headers = response.headers
-    headers["x-request-id"] = request_id
-    if (name := request.get(CLIENT_REQUEST_ID)) is not None:
-        headers["x-client-request-id"] = name
+    headers["x-request-id"] = info.id
+    if info.client_id is not None:
+        headers["x-client-request-id"] = info.client_id
     if request.path.startswith(API):
         headers["openai-version"] = OPENAI_VERSION
-        headers["openai-processing-ms"] = str(round((time.perf_counter() - request[STARTED]) * 1000))
-    if (allowance := request.get(ALLOWANCE)) is not None:
-        for name, left in (("requests", allowance.requests), ("tokens", allowance.tokens)):
-            if left is not None:
-                headers[f"x-ratelimit-limit-{name}"] = str(left.limit)
-                headers[f"x-ratelimit-remaining-{name}"] = str(left.left)
-                headers[f"x-ratelimit-reset-{name}"] = openai_duration(left.reset_us)
+        headers["openai-processing-ms"] = str(round((time.perf_counter() - info.started) * 1000))
+    if (allowance := info.allowance) is not None:
+        if allowance.requests is not None:
+            _set_limit(headers, _REQUEST_LIMIT, allowance.requests)
+        if allowance.tokens is not None:
+            _set_limit(headers, _TOKEN_LIMIT, allowance.tokens)
+
+
+def _set_limit(headers: CIMultiDict[str], names: tuple[str, str, str], left: LimitRemainder) -> None:
+    limit, remaining, reset = names
+    headers[limit] = str(left.limit)
+    headers[remaining] = str(left.left)
+    headers[reset] = openai_duration(left.reset_us)
 
 
 def openai_duration(microseconds: int) -> str:
@@ -68,9 +73,16 @@ def openai_duration(microseconds: int) -> str:
 
 def fact_headers(facts: Json) -> dict[str, str]:
     """Return the facts of a receipt or of a receipt builder as headers."""
-    return {_fact_header(name): str(value) for name, value in facts.items()}
+    names = _FACT_HEADERS
+    return {names[name]: str(value) for name, value in facts.items()}
 
 
-@cache
-def _fact_header(name: str) -> str:
-    return "x-gkt-" + name.replace("_", "-")
+class _FactHeaders(dict[str, str]):
+    """The header of each fact, by the name of the fact."""
+
+    def __missing__(self, name: str) -> str:
+        header = self[name] = "x-gkt-" + name.replace("_", "-")
+        return header
+
+
+_FACT_HEADERS = _FactHeaders()

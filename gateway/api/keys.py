@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.verdict import Allowance
 from gateway.batching.batcher import Batcher
 from gateway.config.sections import Defaults
 from gateway.engines.guard import GuardedEngine
@@ -20,7 +19,7 @@ from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import RedisKeyring
 from gateway.pipeline.admission import Admission, Slots
-from gateway.pipeline.completion import Completions, RequestState
+from gateway.pipeline.completion import Completions
 from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
@@ -32,6 +31,10 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.state import WorkerStateReader
+
+if TYPE_CHECKING:
+    from gateway.accounting.verdict import Allowance
+    from gateway.pipeline.completion import RequestState
 
 
 class StaticDocument(NamedTuple):
@@ -47,6 +50,17 @@ class CallersListener:
 
     host: str = ""
     port: int = 0
+
+
+@dataclass(slots=True)
+class RequestInfo:
+    """Facts of a request that the middleware, the handler and a disconnect share."""
+
+    id: str
+    started: float  # time.perf_counter() seconds
+    client_id: str | None = None  # X-Client-Request-Id
+    allowance: Allowance | None = None  # the remainder of the caller's limits; None: the caller is not known yet
+    state: RequestState | None = None  # decides whether a request continues after a disconnect
 
 
 POLICIES = web.AppKey("policies", Policies)
@@ -81,8 +95,4 @@ PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
 TRY = web.AppKey("try", str)  # a hint at the listener's paths, for a 404
 BATCHER = web.AppKey("batcher", Batcher)
 
-REQUEST_ID = web.RequestKey("request_id", str)
-CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # X-Client-Request-Id
-ALLOWANCE = web.RequestKey("allowance", Allowance)  # the remainder of the caller's limits
-STATE = web.RequestKey("state", RequestState)  # decides whether a request continues after a disconnect
-STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds
+INFO = web.RequestKey("info", RequestInfo)

@@ -8,7 +8,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.api.headers import API
-from gateway.api.keys import STARTED
+from gateway.api.keys import INFO
 from gateway.errors import GatewayError
 from gateway.telemetry import semconv as names
 
@@ -44,7 +44,7 @@ def traced(tracing: Tracing) -> Middleware:
         attributes = {names.HTTP_METHOD: request.method, names.HTTP_ROUTE: route, names.URL_SCHEME: request.scheme}
         if (operation := _OPERATIONS.get(route)) is not None:
             attributes |= {names.OPERATION: operation, names.PROVIDER: names.GATEWAY}
-        with tracing.request(f"{request.method} {route}", request.headers, request[STARTED], attributes) as trace:
+        with tracing.request(f"{request.method} {route}", request.headers, request[INFO].started, attributes) as trace:
             try:
                 with bound_contextvars(**({} if trace.id is None else {"trace_id": trace.id})):
                     response = await handler(request)

@@ -37,7 +37,7 @@ class Stage:
         return self.seconds
 
     async def handle(self, request: web.Request) -> web.Response:
-        request[keys.STATE] = RequestState()
+        request[keys.INFO] = keys.RequestInfo("req_1", 0.0, state=RequestState())
         self.begun += 1
         try:
             await self.released.wait()
