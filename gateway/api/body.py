@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiohttp import StreamReader
 
-    from gateway.api.connection import ListenerTimes
+    from gateway.api.connection import Connection, ListenerTimes
 
 # Minimum number of bytes in each interval, for a body that does not arrive at once.
 _MIN_INTERVAL_BYTES = 5_000
@@ -27,40 +27,41 @@ _STEP_BYTES = 65_536
 
 async def read_body(request: web.Request) -> bytes:
     """Return the decoded body, when it is the tenant's turn to have it decoded. Raises as `read_parts`."""
+    connection = connection_of(request)
     try:
-        return b"".join(await read_parts(request))
+        return b"".join(await read_parts(request, connection))
     finally:
-        end_body(request)
+        connection.body_ended()
 
 
-async def read_parts(request: web.Request) -> list[bytes]:
-    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded. Call `end_body` afterwards.
+async def read_parts(request: web.Request, connection: Connection) -> list[bytes]:
+    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded.
 
-    Raises BodyTooSlow; InvalidRequest if the body cannot be decoded; Overloaded if the tenant keeps the worker busy.
+    Call `body_ended` of the connection afterwards. Raises BodyTooSlow; InvalidRequest if the body cannot be decoded;
+    Overloaded if the tenant keeps the worker busy.
     """
+    content = request.content
     try:
-        if request.content.is_eof():
-            parts = [request.content.read_nowait()]  # all of it came with the head, as short bodies do
-            if len(parts[0]) > (limit := request.client_max_size):
-                raise web.HTTPRequestEntityTooLarge(limit, len(parts[0]))
+        if content.is_eof():
+            part = content.read_nowait()  # all of it came with the head, as short bodies do
+            parts, size = [part], len(part)
+            if size > (limit := request.client_max_size):
+                raise web.HTTPRequestEntityTooLarge(limit, size)
         else:
             # The rest of it stays in the socket until the tenant has its turn.
-            await _take_step(request, 1.0)
-            parts = await _read_rest(request)
+            await _take_step(connection, 1.0)
+            parts = await _read_rest(request, connection)
+            size = sum(map(len, parts))
     except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
         raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
-    await _take_step(request, 1.0 + sum(map(len, parts)) % _STEP_BYTES / _STEP_BYTES)
+    if (step := connection.step(1.0 + size % _STEP_BYTES / _STEP_BYTES)) is not None:
+        await connection.park(step)
     return parts
 
 
-def end_body(request: web.Request) -> None:
-    """Remove the body from the count of bodies that arrive or wait to be decoded."""
-    connection_of(request).body_ended()
-
-
-async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
+async def _parts(request: web.Request, connection: Connection, rate: _ReadRate) -> list[bytes]:
     """Read a body to its end. While it arrives, the tenant takes a step for each _STEP_BYTES of it."""
-    connection, limit = connection_of(request), request.client_max_size
+    limit = request.client_max_size
     parts: list[bytes] = []
     size = steps = 0
     while part := await request.content.readany():
@@ -72,26 +73,24 @@ async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
             steps += due
             connection.body_grew(due * _STEP_BYTES)
             with rate.paused():
-                await _take_step(request, due)
+                await _take_step(connection, due)
     return parts
 
 
-async def _take_step(request: web.Request, cost: float) -> None:
+async def _take_step(connection: Connection, cost: float) -> None:
     """Wait for the tenant's next step, without reading from the socket. Raises Overloaded."""
-    connection = connection_of(request)
     if (step := connection.step(cost)) is not None:
         await connection.park(step)
 
 
-async def _read_rest(request: web.Request) -> list[bytes]:
-    connection = connection_of(request)
+async def _read_rest(request: web.Request, connection: Connection) -> list[bytes]:
     try:
         async with asyncio.timeout(None) as limit:
             rate = _ReadRate(request.content, limit, connection.times)
             connection.expect_body(rate.drop)
             try:
                 with rate:
-                    return await _parts(request, rate)
+                    return await _parts(request, connection, rate)
             finally:
                 connection.body_arrived()
     except TimeoutError:

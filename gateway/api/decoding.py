@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from aiohttp import web
 
-from gateway.api.body import end_body, read_parts
+from gateway.api.body import read_parts
 from gateway.api.connection import connection_of
 from gateway.errors import Overloaded
 from gateway.protocol.structure import INLINE_BYTES, is_light
@@ -92,12 +92,14 @@ BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
 
 async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
     """Read the body of a request and return the result of `parse`. Raises GatewayErrors."""
+    connection = connection_of(request)
     try:
-        parts = await read_parts(request)
-        decoder = request.app[BODY_DECODER]
-        return await decoder.decode(caller.policy.tenant, parts, parse, connection_of(request))
+        parts = await read_parts(request, connection)
+        if len(parts) == 1 and is_light(parts[0]):  # most bodies, without a coroutine
+            return parse(parts[0])
+        return await request.app[BODY_DECODER].decode(caller.policy.tenant, parts, parse, connection)
     finally:
-        end_body(request)
+        connection.body_ended()
 
 
 def _taken(parts: list[bytes]) -> bytes:

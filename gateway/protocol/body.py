@@ -200,7 +200,9 @@ def _has_integers(kind: msgspec.inspect.Type) -> bool:
 
 def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the caller's stop texts. Empty ones are dropped."""
-    return tuple(text for text in ((stop,) if isinstance(stop, str) else stop or ()) if text)
+    if not stop:
+        return ()
+    return tuple(filter(None, (stop,) if isinstance(stop, str) else stop))
 
 
 def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:

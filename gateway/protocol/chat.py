@@ -83,11 +83,13 @@ def parse_chat(raw: bytes) -> ChatRequest:
     """Decode and check the body of a chat completion request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
     non_text_parts = _check_messages(known.messages, body["messages"])
-    limits = [limit for limit in (known.max_completion_tokens, known.max_tokens) if limit is not None]
+    max_tokens, newer = known.max_tokens, known.max_completion_tokens
+    if newer is not None:
+        max_tokens = newer if max_tokens is None else min(max_tokens, newer)
     return ChatRequest(
         body=body,
         model=known.model,
-        max_tokens=min(limits, default=None),
+        max_tokens=max_tokens,
         stop=stop_texts(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),

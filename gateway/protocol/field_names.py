@@ -62,7 +62,9 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     Some engines ignore the case of names, so a name in another case is another name. An alias whose value is null
     counts as absent. The InvalidRequest has the rejected field as `param`, and names its replacement.
     """
-    meanings = _meanings(fields)
+    plain, meanings = _meanings(fields)
+    if plain.issuperset(body):
+        return
     for name, value in body.items():
         if name in fields or (value is None and name in REFUSED):
             continue
@@ -78,9 +80,10 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
 
 
 @cache
-def _meanings(fields: tuple[str, ...]) -> Mapping[str, str]:
+def _meanings(fields: tuple[str, ...]) -> tuple[frozenset[str], Mapping[str, str]]:
+    """Return the fields that are never refused, and the field to send by each other name, in lower case."""
     own = {name: name for name in fields}
-    return {**REFUSED, **own} if "max_tokens" in fields else own
+    return frozenset(fields).difference(HOLDERS), {**REFUSED, **own} if "max_tokens" in fields else own
 
 
 def _refusal(path: str, replacement: str) -> InvalidRequest:

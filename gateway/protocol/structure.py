@@ -45,6 +45,8 @@ def is_light(raw: bytes) -> bool:
 
 def check_values(raw: bytes) -> int:
     """Reject a document with too many values by InvalidRequest. Return an upper bound of its opening brackets."""
+    if len(raw) < MAX_VALUES:  # it has at most one value per byte
+        return _brackets(raw)
     brackets, values = count_values(raw, MAX_VALUES)
     if values > MAX_VALUES:
         raise InvalidRequest(
