@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -15,7 +16,7 @@ from gateway.policy.constraints import CALLER_PREFILL, MIN_TOKENS, TOKEN_LIMIT, 
 from gateway.policy.length import choose_length
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
 from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
-from gateway.protocol.text import TextRequest
+from gateway.protocol.chat import ChatRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from gateway.policy.route_rules import QualityRule
     from gateway.policy.routing import RouteOverride
     from gateway.policy.schema import Mode, Route, TenantPolicy
-    from gateway.protocol.chat import ChatRequest
     from gateway.protocol.requests import CompletionRequest
 
 AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
@@ -100,34 +100,36 @@ def _plan(
     random_value: Callable[[], float],
     headers: Mapping[str, str],
 ) -> Plan:
-    snapshots = [(engine, snapshot_of(engine)) for engine in _in_order(route, random_value)]
-    if isinstance(request, TextRequest):
-        snapshots = [(engine, snapshot) for engine, snapshot in snapshots if snapshot.takes_prompts]
-        if not snapshots:
-            raise InvalidRequest(
-                f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
-            )
-    if len(snapshots) > 1:
-        snapshots.sort(key=lambda pair: pair[1].cooldown)
-    continuations = [
-        RAW if isinstance(request, TextRequest) else _usable_continuation(request, snapshot)
-        for _, snapshot in snapshots
-    ]
+    students: list[tuple[bool, StudentPlan, Known]] = []  # each with its cooldown and continuation
+    for engine in _in_order(route, random_value):
+        snapshot = snapshot_of(engine)
+        if isinstance(request, ChatRequest):
+            known = _usable_continuation(request, snapshot)
+        elif snapshot.takes_prompts:
+            known = RAW
+        else:
+            continue
+        student = StudentPlan(engine, None if isinstance(known, str) else known, snapshot.reasoning)
+        students.append((snapshot.cooldown, student, known))
+    if not students:
+        raise InvalidRequest(
+            f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
+        )
+    if len(students) > 1:
+        students.sort(key=itemgetter(0))
+    continuation = students[0][2]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
     unguided = length = guidance = None
     if route.mode == "guided":
-        unguided, constrained = _reason_against(route, request, continuations[0], max_tokens)
+        unguided, constrained = _reason_against(route, request, continuation, max_tokens)
         if unguided is None and route.guidance.tokens == "auto":
             length = choose_length(route.guidance.auto, request, max_tokens, headers)
             unguided = length.unguided
         if unguided is None:
-            guidance = _guidance(policy, route, request, max_tokens, length, continuations[0], constrained=constrained)
+            guidance = _guidance(policy, route, request, max_tokens, length, continuation, constrained=constrained)
     return Plan(
         mode=route.mode,
-        students=tuple(
-            StudentPlan(engine, None if continuation == "not_probed" else continuation, snapshot.reasoning)
-            for (engine, snapshot), continuation in zip(snapshots, continuations, strict=True)
-        ),
+        students=tuple([student for _, student, _ in students]),
         guidance=guidance,
         unguided=unguided,
         baseline=route.baseline,
@@ -169,7 +171,7 @@ def _in_order(route: Route, random_value: Callable[[], float]) -> list[str]:
 def _usable_continuation(chat: ChatRequest, snapshot: EngineSnapshot) -> Known:
     """Return how an engine continues this chat; None if that drops a part of it or makes the model reason."""
     known = snapshot.continuation
-    if known is None or known == "not_probed":
+    if known is None or isinstance(known, str):  # faster than a comparison with "not_probed"
         return known
     if known.unsupported(chat.body) is not None or not takes_prefix(snapshot.reasoning, chat.body):
         return None
@@ -184,14 +186,14 @@ def _reason_against(
     With a constrained answer, the teacher's text cannot be the whole answer. A student that cannot continue an answer
     gets guidance in its prompt.
     """
-    api: API = "completions" if isinstance(request, TextRequest) else "chat"
+    api: API = "chat" if isinstance(request, ChatRequest) else "completions"
     allowed = placements(request.body, api, route.guidance.allow_fields)
     prefix = route.guidance.placement == "prefix"
     reason = allowed.prefix if prefix else allowed.context
-    if reason is None and not isinstance(request, TextRequest):
+    if reason is None and isinstance(request, ChatRequest):
         if request.messages[-1]["role"] == "assistant":
             reason = CALLER_PREFILL
-        elif prefix and continuation == "not_probed":
+        elif prefix and isinstance(continuation, str):
             reason = "student_not_probed"
     if reason is None and max_tokens is not None and max_tokens < MIN_TOKENS:
         reason = TOKEN_LIMIT
@@ -219,7 +221,7 @@ def _guidance(
         tokens = min(tokens, max_tokens - 1 if prefix and not may_finish else max_tokens)
     placement: Placement = "context" if prefix and continuation is None else rule.placement
     # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
-    ahead = continuation is not None and (continuation == "not_probed" or not continuation.writes_again)
+    ahead = continuation is not None and (isinstance(continuation, str) or not continuation.writes_again)
     return GuidancePlan(
         teacher=route.teacher,
         tokens=tokens,

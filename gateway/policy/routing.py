@@ -61,6 +61,9 @@ def choose(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_
 
 def require_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
     """Return the matching route. Raises ModelNotFound with the known models or the reasons against each route."""
+    routes = _routes(caller, request.model)
+    if routes and (first := routes[0][1]).when is None:
+        return first
     choice = choose(caller, request, headers)
     if choice.route is not None:
         return choice.route
