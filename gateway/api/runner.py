@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from gateway.runtime.fair_share import BoundedHoldings, Holdings
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.typedefs import Handler
 
     from gateway.api.loop_scheduler import LoopScheduler
     from gateway.telemetry.metrics import Metrics
@@ -70,12 +74,39 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(
-            server.request_handler,
+            _direct_handler(self.app),
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             shared=self._shared,
             **server._kwargs,  # noqa: SLF001
         )
+
+
+def _direct_handler(app: web.Application) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Return the application's handler of requests, which finds routes with a fixed path by one lookup.
+
+    This saves three coroutines of aiohttp: its router, its resource, and its middleware for nested applications.
+    """
+    direct: dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = {}
+    for route in app.router.routes():
+        if isinstance(route.resource, web.PlainResource):
+            match = web.UrlMappingMatchInfo({}, route)
+            match.add_app(app)
+            match.freeze()
+            handler: Handler = route.handler
+            for middleware in reversed(app.middlewares):
+                handler = partial(middleware, handler=handler)
+            direct.setdefault((route.method, route.resource.canonical), (match, handler))
+
+    def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        assert isinstance(request, web.Request)
+        found = direct.get((request.method, request.rel_url.path_safe))
+        if found is None or "Expect" in request.headers:
+            return app._handle(request)  # noqa: SLF001
+        request._match_info, handler = found  # noqa: SLF001
+        return handler(request)
+
+    return handle
 
 
 class _Server(web.Server):
