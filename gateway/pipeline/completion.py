@@ -21,7 +21,7 @@ from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
 from gateway.policy.resolve import resolve
-from gateway.policy.routing import find_route
+from gateway.policy.routing import find_route, first_route
 from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
 from gateway.protocol.text import TextRequest
@@ -227,7 +227,7 @@ class Completions:
 
     async def _new_builder(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
         policy, headers = context.caller.policy, context.headers
-        route = await find_route(context.caller, request, headers)
+        route = first_route(context.caller, request.model) or await find_route(context.caller, request, headers)
         snapshot = partial(self.student_call.engine_snapshot, tenant=policy.tenant)
         plan = resolve(policy, route, request, snapshot, headers=headers, override=context.route_override)
         return context.new_receipt(plan, request.model, stream=request.stream)

@@ -61,13 +61,16 @@ def choose(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_
 
 def require_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
     """Return the matching route. Raises ModelNotFound with the known models or the reasons against each route."""
-    routes = _routes(caller, request.model)
-    if routes and (first := routes[0][1]).when is None:
-        return first
     choice = choose(caller, request, headers)
     if choice.route is not None:
         return choice.route
     raise not_found(caller, request.model, choice)
+
+
+def first_route(caller: Caller, model: str) -> Route | None:
+    """Return the first route of a model if it takes every request, else None. Most models have one such route."""
+    routes = _routes(caller, model)
+    return routes[0][1] if routes and routes[0][1].when is None else None
 
 
 async def find_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
