@@ -11,6 +11,7 @@ from gateway.accounting.verdict import Allowance
 from gateway.api.auth import authenticate
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.decoding import read_parsed
+from gateway.api.direct_reply import DirectReply
 from gateway.api.events import as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
 from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO
@@ -76,11 +77,7 @@ async def answered(
     with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
     require_caller(request[INFO])
-    return web.Response(
-        body=await encoded(answer.body),
-        content_type="application/json",
-        headers=fact_headers(answer.receipt.facts(show_cost=answer.show_cost)),
-    )
+    return DirectReply(await encoded(answer.body), fact_headers(answer.receipt.facts(show_cost=answer.show_cost)))
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
@@ -93,7 +90,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     require_caller(request[INFO])
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
     if len(vectors.body) <= _PART_BYTES:
-        return web.Response(body=vectors.body, content_type="application/json", headers=headers)
+        return DirectReply(vectors.body, headers)
     return await _in_parts(request, vectors.body, headers)
 
 

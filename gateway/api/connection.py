@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
+from gateway.api.direct_reply import DirectReply
 from gateway.api.error_body import error_response, new_request_id
 from gateway.errors import GatewayError, HeadTooLarge, HeadTooSlow, InvalidRequest, Overloaded
 from gateway.runtime.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT
@@ -315,7 +316,20 @@ class Connection(web.RequestHandler):
         if not took_turn and (step := self.step()) is not None:
             return self._finish_after(step, request, resp, start_time)
         self._took_turn = False
+        if type(resp) is DirectReply and not self._upgraded and not self._logging_enabled and resp.can_send(request):
+            transport = self.transport
+            if transport is not None and not transport.is_closing():
+                return self._finish_direct(transport, resp)
         return super().finish_response(request, resp, start_time)
+
+    async def _finish_direct(self, transport: asyncio.Transport, reply: DirectReply) -> tuple[web.StreamResponse, bool]:
+        reply.send(transport)
+        try:
+            if self._paused and self.transport is not None:
+                await self._drain_helper()
+        except ConnectionError:
+            return reply, True
+        return reply, False
 
     async def _finish_after(
         self, step: asyncio.Future[None], request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
