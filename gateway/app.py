@@ -311,6 +311,8 @@ async def gateway(
         tasks.keep("budgets", watch_budgets.run())
         signs = ProcessMetrics(metrics)
         tasks.keep("vitals", signs.run())
+        if worker is not None:
+            tasks.keep("gauges", metrics.publish())
         tasks.keep("loop_lag", signs.watch_loop())
         tasks.keep("uptime", uptime.run())
         tasks.keep("redis", redis.watch())

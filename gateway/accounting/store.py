@@ -80,6 +80,7 @@ class ReceiptStore:
         self._unsent: dict[str, AdmissionRequest] = {}  # requests under way that the next exchange sends
         self._admitting: dict[str, asyncio.Future[Admitted]] = {}
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
+        metrics.follow(metrics.receipts_waiting, lambda: len(self._waiting))
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
         self._spool_only: set[str] = set()  # settlements that are in the spool alone
         self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
@@ -154,7 +155,6 @@ class ReceiptStore:
                 self._spool_only.add(oldest)
             else:
                 self._lose(lost.receipt)
-        self._metrics.receipts_waiting.set(len(self._waiting))
         self._wake_in(self._linger_s)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
@@ -294,7 +294,6 @@ class ReceiptStore:
         self._mark_stored(settled)
         for tenant, scope, left in result.left:
             self._local.learn(tenant, scope, left, now)
-        self._metrics.receipts_waiting.set(len(self._waiting))
         if result.replaced:
             # Another process settled these requests as abandoned. Their real receipts replace those.
             log.warning("abandoned_replaced", ids=result.replaced)

@@ -61,7 +61,7 @@ class Admission:
         self._scopes = Scopes(defaults)
         self._on_redis_failure = on_redis_failure
         self._slots = Slots(max_in_flight, "requests", metrics)
-        self._gauge = metrics.in_flight
+        metrics.follow(metrics.in_flight, lambda: self._slots.held)
         self._empty = asyncio.Event()
         self._empty.set()
         self._cancellable: set[_CancelOnDrain] = set()
@@ -82,13 +82,11 @@ class Admission:
         if self.draining:
             raise Overloaded("This process is shutting down. Retry: another process will answer.")
         self._slots.acquire(policy.tenant, policy.weight)
-        self._gauge.set(self._slots.held)
         self._empty.clear()
 
     def release(self, tenant: str) -> None:
         """Release a slot of the tenant."""
         self._slots.release(tenant)
-        self._gauge.set(self._slots.held)
         if not self._slots.held:
             self._empty.set()
 

@@ -5,6 +5,7 @@ A single process counts in memory. Several workers count in files of one folder,
 
 from __future__ import annotations
 
+import asyncio
 import math
 import platform
 from functools import partial
@@ -21,12 +22,13 @@ from gateway.telemetry.series import OTHER, SeriesLimit
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_PUBLISH_INTERVAL_S = 0.25
 
 
 prometheus.disable_created_metrics()  # avoid a second series for each counter
@@ -333,6 +335,7 @@ class Metrics:
             "gkt_build_info", "1. The labels state the gateway's version and the Python version.", ("version", "python")
         )
         self.build.labels(__version__, platform.python_version()).set(1)
+        self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
         self.budgets = BudgetGauges()
         registry.register(self.budgets)
@@ -347,6 +350,23 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+
+    def follow(self, gauge: Gauge, value: Callable[[], int]) -> None:
+        """Publish a value that changes with each request, without a `set` for each change.
+
+        A single process reads it when the metrics are read. Several workers need `publish`.
+        """
+        if self._shared:
+            self._followed.append((gauge, value))
+        else:
+            gauge.set_function(value)
+
+    async def publish(self) -> None:
+        """Publish the values of `follow` for the other workers four times a second, until canceled."""
+        while True:
+            for gauge, value in self._followed:
+                gauge.set(value())
+            await asyncio.sleep(_PUBLISH_INTERVAL_S)
 
     def set_deadlines(self, shortest_s: Mapping[str, float]) -> None:
         """Set the shortest deadlines by teacher. A teacher that is no longer listed gets an infinite deadline."""
