@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,19 @@ def replies(caller: httpx.Client, headers: dict[str, str] | None = None) -> list
         caller.get("/v1/nothing", headers=headers),
         caller.get("/healthz", headers=headers),
     ]
+
+
+def test_ids_of_requests_differ_and_a_fork_repeats_none() -> None:
+    code = """import os; from gateway.api.error_body import new_request_id as new
+ids = {new() for _ in range(300)}
+child = os.fork()
+if child: os.waitpid(child, 0)
+print(len(ids), new(), flush=True)"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    (count, first), (_, second) = (line.split() for line in run.stdout.splitlines())
+    assert count == "300"
+    assert REQUEST_ID.fullmatch(first)
+    assert first[12:] != second[12:]
 
 
 def test_every_api_reply_has_version_and_duration(caller: httpx.Client) -> None:
