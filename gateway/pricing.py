@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from decimal import ROUND_CEILING, ROUND_UP, Context, Decimal
+from decimal import ROUND_UP, Context, Decimal
 from functools import cache, reduce
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,7 +213,7 @@ def _row_price(row: dict[str, object]) -> Price | None:
 
 def picodollars(usd: Decimal) -> str:
     """Return USD in whole picodollars, rounded up, as Redis stores it."""
-    return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
+    return str(ceil(usd.scaleb(12)))
 
 
 def dollars(pico: int | str) -> Decimal:

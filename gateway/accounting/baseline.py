@@ -157,6 +157,8 @@ def _added(builder: AnsweredRequest, call: EngineCall) -> str:
         return ""
     projection = guidance.projection
     if call is builder.teacher:
+        if not projection.turns:
+            return projection.instruction or ""
         return "\n".join(projection.shown if _holds_turns(builder, call) else filter(None, (projection.instruction,)))
     if builder.kept_tokens and builder.placement == "context":
         return projection.introduction.replace("{guidance}", builder.guidance_text)
@@ -166,7 +168,9 @@ def _added(builder: AnsweredRequest, call: EngineCall) -> str:
 def _added_turns(builder: AnsweredRequest, call: EngineCall | None) -> int:
     """Return the number of messages that the gateway added. A system text may be part of the caller's own message."""
     guidance = builder.plan.guidance
-    if guidance is None or call is None or call is not builder.teacher or not _holds_turns(builder, call):
+    if guidance is None or call is None or not guidance.projection.turns:
+        return 0
+    if call is not builder.teacher or not _holds_turns(builder, call):
         return 0
     system = guidance.projection.system
     return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)

@@ -211,8 +211,8 @@ class ReceiptBuilder(msgspec.Struct):
 
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
-        probe, _ = shares_of(self.probe)
-        warmup, _ = shares_of(self.warmup)
+        probe = None if self.probe is None else shares_of(self.probe)[0]
+        warmup = None if self.warmup is None else shares_of(self.warmup)[0]
         attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
         calls = (teacher, student, probe, warmup, *[attempt.share for attempt in attempts])
         shares = [one for one in calls if one is not None]

@@ -115,7 +115,7 @@ def worst_case(
         teacher = _share(guidance.teacher, bound, prices)
         teacher_tokens = likely_read + added // _BYTES_PER_TOKEN + max_guidance
         likely += teacher_tokens + guidance.tokens
-        introduction = len(guidance.projection.introduction.encode())
+        introduction = guidance.projection.introduction_bytes
         guidance_read = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         if plan.retries.num_retries:
             more.append(_times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher))

@@ -107,22 +107,22 @@ class Projection:
     skip: SkipRule | None = None  # the beginning of the teacher's text that is dropped; None: nothing
     shown_bytes: int = field(init=False, compare=False)
     """UTF-8 bytes added to the teacher's chat, without the template's text around the turns."""
+    introduction_bytes: int = field(init=False, compare=False, repr=False)
+    turns: int = field(init=False, compare=False, repr=False)
+    """The number of messages added to the teacher's chat, a system message included."""
 
     def __post_init__(self) -> None:
         if self.introduction.count(SLOT) != 1:
             raise ValueError(f"projection {self.name}: introduction must hold {SLOT} exactly once")
         object.__setattr__(self, "shown_bytes", sum(len(one.encode()) for one in self.shown))
+        object.__setattr__(self, "introduction_bytes", len(self.introduction.encode()))
+        object.__setattr__(self, "turns", 2 * len(self.exemplars) + (self.system is not None))
 
     @property
     def shown(self) -> tuple[str, ...]:
         """Return every text that the projection adds to the teacher's chat, in order."""
         turns = (text for one in self.exemplars for text in (one.question, one.answer))
         return tuple(filter(None, (self.system, *turns, self.instruction)))
-
-    @property
-    def turns(self) -> int:
-        """Return the number of messages added to the teacher's chat, a system message included."""
-        return 2 * len(self.exemplars) + (self.system is not None)
 
     @property
     def skip_tokens(self) -> int:
