@@ -19,7 +19,7 @@ from gateway.admin.bodies import PlaygroundRun, only_query, read_shape
 from gateway.admin.replies import json_reply
 from gateway.api import keys
 from gateway.api.error_body import error_body, internal_error
-from gateway.api.events import DONE, begin, event, reads, send
+from gateway.api.events import DONE, begin, event, reads, send, send_last
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.pipeline.completion import RequestContext
@@ -156,9 +156,8 @@ async def _as_events(
     assert builder is not None
     # `close` is idempotent: it settles the receipt unless the path already did.
     settled = await request.app[keys.LEDGER].close(builder, status)
-    await send(response, b"event: receipt\ndata: " + orjson.dumps(settled.as_dict()) + b"\n\n" + end, reading)
-    await response.write_eof()
-    return response
+    last = b"event: receipt\ndata: " + orjson.dumps(settled.as_dict()) + b"\n\n" + end
+    return await send_last(response, last, reading)
 
 
 @contextmanager

@@ -32,11 +32,17 @@ DONE = b"data: [DONE]\n\n"
 """The last event of a stream that was not cut short."""
 
 
+class _EventStream(web.StreamResponse):
+    """A reply whose head is sent with its first events, in one write."""
+
+    _send_headers_immediately = False
+
+
 async def begin(request: web.Request, builder: ReceiptBuilder) -> web.StreamResponse:
-    """Send the head of the reply, with the facts that are known by now."""
+    """Prepare the head of the reply, with the facts that are known by now. It is sent with the first events."""
     headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     headers |= {"X-Accel-Buffering": "no", "Server": SERVER, **fact_headers(builder.facts())}
-    response = web.StreamResponse(headers=headers)
+    response = _EventStream(headers=headers)
     name_reply(request, request[INFO], response)
     await response.prepare(request)
     return response
@@ -47,6 +53,16 @@ async def send(response: web.StreamResponse, data: bytes, reading: Watchdog, *, 
     reading.watch(asyncio.get_running_loop().time() + within_s)
     await response.write(data)
     reading.disarm()
+
+
+async def send_last(
+    response: web.StreamResponse, data: bytes, reading: Watchdog, *, within_s: float = 30.0
+) -> web.StreamResponse:
+    """Write the last data, and end the reply."""
+    reading.watch(asyncio.get_running_loop().time() + within_s)
+    await response.write_eof(data)
+    reading.disarm()
+    return response
 
 
 def reads(request: web.Request) -> Watchdog:
@@ -98,11 +114,9 @@ async def as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[INFO].id)
                 error = internal_error(request[INFO].id)
-            require_caller(request[INFO])
-            await send(response, event(error_body(error)), reading)
+            last = event(error_body(error))
         else:
-            require_caller(request[INFO])
             assert response is not None, "the path yields the receipt builder first"
-            await send(response, DONE, reading)
-    await response.write_eof()
-    return response
+            last = DONE
+    require_caller(request[INFO])
+    return await send_last(response, last, reading)

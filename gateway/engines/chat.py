@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.replies import bad_reply, closed_early, first_choice
-from gateway.engines.reply_json import Unreadable, decode, decoded_events
+from gateway.engines.reply_json import Unreadable, are_few, decode, in_thread
 from gateway.errors import EngineError, EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
 from gateway.protocol.content_run import ContentRun, each_chunk, template_of
@@ -63,7 +63,7 @@ class ChatWire:
                 async for events in groups:
                     if LAST_EVENT in events:
                         return
-                    chunks, failure = await decoded_events(events, reader.read)
+                    chunks, failure = reader.read(events) if are_few(events) else await in_thread(reader.read, events)
                     for chunk in chunks:
                         if not isinstance(chunk, ContentRun):
                             for choice in chunk["choices"]:
@@ -120,8 +120,8 @@ class ChunkReader:
         """Return the chunks before the first EngineError, and this error."""
         chunks: list[Json | ContentRun] = []
         contents: list[str] | None = None
+        template = self._template
         for event in events:
-            template = self._template
             if template is not None and (content := template.content_of(event)) is not None:
                 if contents is None:
                     contents = []
@@ -135,8 +135,8 @@ class ChunkReader:
                 return chunks, error
             chunks.append(chunk)
             contents = None
-            if self._misses < self._MAX_MISSES and (template := template_of(event, chunk)) is not None:
-                self._template = template
+            if self._misses < self._MAX_MISSES and (found := template_of(event, chunk)) is not None:
+                self._template = template = found
                 self._misses += 1
         return chunks, None
 

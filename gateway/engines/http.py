@@ -60,7 +60,7 @@ class EngineDeadlines(NamedTuple):
     total_s: float = 300.0
 
 
-@dataclass(slots=True)  # not frozen, since a stream creates one for each group of events
+@dataclass(slots=True)  # not frozen, since a stream sets it for each group of events
 class Deadline:
     """A deadline on the event loop's clock, and its timeout in seconds."""
 
@@ -179,20 +179,19 @@ class EngineHttp:
         end is short once the answer `is_complete`.
         """
         decoder = SseDecoder()
+        now, idle_s = asyncio.get_running_loop().time, self._deadlines.idle_s
         due = Deadline.of(self._deadlines.first_token_s)
         async with self._call(path, payload, due) as response:
-            content_type = response.headers.get("Content-Type", "")
-            if not content_type.lower().startswith("text/event-stream"):
-                answered = f"answered a stream request with content type {content_type or 'none'}"
-                raise EngineProtocolError(
-                    f"Engine '{self.name}' {answered} instead of text/event-stream.", engine=self.name
-                )
+            self._require_events(response)
+            content = response.content
             with Watchdog(response.close) as silence:
                 try:
                     while True:
                         silence.watch(due.at)
-                        received = await self._read_part(response)
+                        received = await content.read(_READ_BYTES)
                         silence.disarm()
+                        if len(received) == _READ_BYTES:
+                            await asyncio.sleep(0)  # other callbacks run first
                         if not received:
                             break
                         if not (events := decoder.feed(received)):
@@ -200,11 +199,11 @@ class EngineHttp:
                         if LAST_EVENT in events:
                             if before := events[: events.index(LAST_EVENT)]:
                                 yield before
-                            await self._read_end(response)
+                            await self._read_end(content)
                             events = [LAST_EVENT]
                         yield events
-                        idle_s = self._deadlines.idle_s
-                        due = Deadline.of(min(idle_s, _USAGE_TIMEOUT_S) if is_complete() else idle_s)
+                        due.after_s = min(idle_s, _USAGE_TIMEOUT_S) if is_complete() else idle_s
+                        due.at = now() + due.after_s
                     if events := decoder.end():
                         yield events
                 except EventTooLarge as error:
@@ -218,19 +217,21 @@ class EngineHttp:
                 if silence.timed_out:
                     raise due.expired(self.name)
 
-    @staticmethod
-    async def _read_part(reply: HttpReply) -> bytes:
-        """Return bytes of a stream; empty at its end. After a full read other callbacks run first."""
-        received = await reply.content.read(_READ_BYTES)
-        if len(received) == _READ_BYTES:
-            await asyncio.sleep(0)
-        return received
+    def _require_events(self, reply: HttpReply) -> None:
+        content_type = reply.headers.get("Content-Type", "")
+        if not content_type.lower().startswith("text/event-stream"):
+            answered = f"answered a stream request with content type {content_type or 'none'}"
+            raise EngineProtocolError(
+                f"Engine '{self.name}' {answered} instead of text/event-stream.", engine=self.name
+            )
 
-    async def _read_end(self, reply: HttpReply) -> None:
+    async def _read_end(self, content: aiohttp.StreamReader) -> None:
         """Read the end of the body, so that the connection can be reused. The wait is short."""
+        if content.at_eof():
+            return
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(self._end_timeout_s):
-                await reply.content.readany()
+                await content.readany()
 
     def read_event(self, data: bytes) -> Any:
         """Return the value of an event. Raises EngineErrors, also for an error that the engine reports."""

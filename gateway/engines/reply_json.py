@@ -61,15 +61,17 @@ async def decoded(raw: bytes) -> Any:
     return decode(raw) if is_light(raw) else await in_thread(decode, raw)
 
 
-async def decoded_events(events: list[bytes], read: Callable[[list[bytes]], _T]) -> _T:
-    """Return the result of `read`, which decodes events."""
-    if sum(map(len, events)) <= _INLINE_EVENTS_BYTES:
-        return read(events)
-    return await in_thread(read, events)
+def are_few(events: list[bytes]) -> bool:
+    """Return whether decoding events takes a few milliseconds at most."""
+    return sum(map(len, events)) <= _INLINE_EVENTS_BYTES
 
 
-def read_each(read: Callable[[bytes], _T], events: list[bytes]) -> tuple[list[_T], EngineError | None]:
+async def decoded_events(events: list[bytes], read: Callable[[bytes], _T]) -> tuple[list[_T], EngineError | None]:
     """Apply `read` to events. Return the values before the first EngineError, and this error."""
+    return _read_each(events, read) if are_few(events) else await in_thread(_read_each, events, read)
+
+
+def _read_each(events: list[bytes], read: Callable[[bytes], _T]) -> tuple[list[_T], EngineError | None]:
     values: list[_T] = []
     for event in events:
         try:

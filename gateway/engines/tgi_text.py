@@ -16,7 +16,7 @@ from huggingface_hub import TextGenerationInput, TextGenerationInputGeneratePara
 from gateway.engines.chat import read_usage
 from gateway.engines.http import END_TIMEOUT_S
 from gateway.engines.replies import bad_reply, closed_early
-from gateway.engines.reply_json import decoded_events, read_each
+from gateway.engines.reply_json import decoded_events
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[J
     started = False
     async with aclosing(http.events("/generate_stream", payload)) as groups:
         async for group in groups:
-            events, failed = await decoded_events(group, partial(read_each, partial(_read, http)))
+            events, failed = await decoded_events(group, partial(_read, http))
             last = next((at for at, one in enumerate(events) if isinstance(one.get("generated_text"), str)), None)
             if last is not None:
                 yield events[: last + 1]
