@@ -71,7 +71,9 @@ class ChatRequest(Record, frozen=True):
     @property
     def generated_choices(self) -> int:
         """Return the number of answers that are generated; with beam search, the width of the beam."""
-        return max(self.choices, self.body.get("best_of") or 1)
+        body = self.body
+        n = body.get("n") or 1
+        return max(n, body["best_of"] or 1) if "best_of" in body else n
 
     @property
     def limit_field(self) -> str:

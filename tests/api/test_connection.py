@@ -201,11 +201,12 @@ async def test_a_head_of_many_long_lines_is_431_before_its_end() -> None:
     assert sent < 2 * MAX_HEAD_BYTES
 
 
+@pytest.mark.parametrize("rest", [0, 16_000])
 @pytest.mark.parametrize(
     "first", [b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"], ids=["alone", "second"]
 )
-async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
-    """A head that is complete after one read from the socket has the same limit.
+async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes, rest: int) -> None:
+    """A head that is complete after one read from the socket has the same limit, also if a small read completes it.
 
     Behind another request the connection ends after that request's reply.
     """
@@ -228,7 +229,10 @@ async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
     transport.is_closing.return_value = False
     connection = server()
     connection.connection_made(transport)
-    connection.data_received(first + request(*lines, b"Content-Length: 0"))
+    data = first + request(*lines, b"Content-Length: 0")
+    connection.data_received(data[: len(data) - rest])
+    if rest:
+        connection.data_received(data[len(data) - rest :])
     async with asyncio.timeout(10):
         while not transport.close.called:
             await asyncio.sleep(0)
