@@ -122,6 +122,8 @@ class SeamJoin:
 
     def _pass_on(self, text: str, *, foreign_chars: int) -> str:
         """Return what cannot become part of a stop string that begins before the student's own text."""
+        if not self._stop:
+            return text
         if self.stopped:
             return ""
         if foreign_chars:

@@ -115,7 +115,7 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
     body = answer.lstrip()
     lead = len(answer) - len(body)
     limit = open_reasoning(body)
-    found = first_stop(answer[: lead + limit], stop, ends_after=lead)
+    found = first_stop(answer[: lead + limit], stop, ends_after=lead) if stop else None
     if found is not None:
         limit = max(0, found[0] - lead)
     elif cut and limit == len(body):
@@ -174,7 +174,7 @@ class TextContext:
 def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
     """Return the number of characters that are certainly complete in a text that was cut for length."""
     begin = before.begin
-    kept = body.rstrip(_BROKEN)
+    kept = body.rstrip(_BROKEN) if body[-1:] in _BROKEN else body
     kept = kept[: _half_tag(kept)]
     words = kept[begin:]
     # By the rule of words, two halves of a flag with a joiner between them are one word; a reader sees no flag.
@@ -186,7 +186,11 @@ def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
     fence, unfinished = fences(body, before.fence)
     kept = rstrip(kept[:unfinished])
     # The rest of "`wor" at a line's beginning may become a fence too.
-    if (half := _HALF_FENCE.search(kept)) is not None and not body[len(kept) : len(kept) + 1].isspace():
+    if (
+        kept.endswith(("`", "~"))
+        and (half := _HALF_FENCE.search(kept)) is not None
+        and not body[len(kept) : len(kept) + 1].isspace()
+    ):
         kept = rstrip(kept[: half.start("mark")])
     json, json_begin = before.json, begin
     if fence is not None and fence.end > begin:
@@ -244,6 +248,8 @@ def _unfinished_word(text: str) -> int:
         return len(text)
     # No word contains whitespace, so only the text after the last whitespace is examined.
     tail = text[-LONGEST_WORD_CHARS:].split()[-1]
+    if tail.isascii() and tail.isalnum() and len(tail) < LONGEST_WORD_CHARS:
+        return len(text) - len(tail)  # the usual case: one word, without a boundary
     for more in _CONTINUATIONS:
         if more == "a" and tail[-1] in _SENTENCE_MARKS:
             # "foo." could become "foo.bar", but it usually ends a sentence.
@@ -314,6 +320,8 @@ def fences(body: str, fence: CodeFence | None = None) -> tuple[CodeFence | None,
     Without such a line, the second value is the length of the text. `fence` is open at the beginning.
     """
     unfinished = len(body)
+    if "`" not in body and "~" not in body:
+        return fence, unfinished
     for line in _FENCE_LINE.finditer(body):
         mark, info = line["mark"], line["info"]
         if fence is not None:
