@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 
 from gateway.engines.http_pool import HttpPool
 from gateway.engines.refusal import (
@@ -25,9 +26,10 @@ from gateway.engines.refusal import (
     reported,
 )
 from gateway.engines.replies import bad_reply, connection_failed
-from gateway.engines.reply_json import Unreadable, decode, decoded, encoded, in_thread
+from gateway.engines.reply_json import Unreadable, decode, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable
+from gateway.protocol.structure import is_large, is_light
 from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
@@ -267,7 +269,9 @@ class EngineHttp:
         A call that was written is not sent again if it fails: the caller counts and charges retries.
         """
         url = (self._root_url if native else self._base_url) + path
-        data = None if payload is None else await encoded(payload)
+        data = None
+        if payload is not None:
+            data = await in_thread(orjson.dumps, payload) if is_large(payload) else orjson.dumps(payload)
         headers = None if self._outgoing is None else self._outgoing()
         if due is None:
             reply = await self._pool.send(method, url, data, headers)
@@ -296,7 +300,7 @@ class EngineHttp:
 
     async def _decoded(self, raw: bytes) -> Any:
         try:
-            return await decoded(raw)
+            return decode(raw) if is_light(raw) else await in_thread(decode, raw)
         except Unreadable as error:
             raise bad_reply(self.name, str(error)) from None
 

@@ -172,11 +172,11 @@ class HttpPool:
         connection.close()
 
     def _idle_connection(self, now: float) -> _Connection | None:
-        """Return an open connection without unread data. Its server may have closed it, or sent a reply too many."""
+        """Return an open connection on which no other reply arrived."""
         while self._idle:
             released, connection = self._idle.popleft()
             protocol = connection.protocol
-            is_usable = protocol is not None and protocol.is_connected() and not protocol.should_close
+            is_usable = protocol is not None and protocol.is_connected() and not len(protocol)
             if is_usable and now - released <= _KEEP_ALIVE_S:
                 return connection
             connection.close()

@@ -16,7 +16,7 @@ import orjson
 
 from gateway.errors import EngineError
 from gateway.protocol.body import too_deep
-from gateway.protocol.structure import INLINE_VALUES, MAX_DEPTH, MAX_VALUES, count_values, is_large, is_light
+from gateway.protocol.structure import INLINE_VALUES, MAX_DEPTH, MAX_VALUES, count_values, is_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,11 +54,6 @@ async def in_thread(work: Callable[_P, _T], *args: _P.args, **_: _P.kwargs) -> _
 async def encoded(value: object) -> bytes:
     """Return a value as JSON."""
     return await in_thread(orjson.dumps, value) if is_large(value) else orjson.dumps(value)
-
-
-async def decoded(raw: bytes) -> Any:
-    """Return the value of a reply. Raises Unreadable."""
-    return decode(raw) if is_light(raw) else await in_thread(decode, raw)
 
 
 def are_few(events: list[bytes]) -> bool:

@@ -48,5 +48,7 @@ def _partial_length(stop: str, text: str) -> int:
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Return the text before the first stop string, and whether there is one."""
+    if not stops:
+        return text, False
     stop_filter = StopFilter(stops)
     return stop_filter.feed(text) + stop_filter.finish(), stop_filter.met

@@ -49,6 +49,7 @@ _ERRORS: dict[str, type[hub_errors.TextGenerationError]] = {
     "validation": hub_errors.ValidationError,
 }
 
+_TGI_STOPS = frozenset({"eos_token", "stop_sequence"})  # finish reasons
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
 
@@ -128,6 +129,8 @@ class TGIEngine:
 
     def _sampling(self, request: TeacherRequest) -> Json:
         """Return the parameters with as many stop strings as the server accepts. `_reply` applies the others."""
+        if not request.stop:
+            return sampling_body(request)
         return sampling_body(replace(request, stop=stop_texts(request.stop)[: self._max_stops]))
 
     def _reply(self, text: Any, finish: Any, usage: TokenUsage | None, request: TeacherRequest) -> TeacherReply:
@@ -142,9 +145,17 @@ class TGIEngine:
         if is_raw(body, prefill):
             reply = await self._translated(tgi_text.complete_text(self._http, await self._raw(body, adapted, prefill)))
         else:
-            reply = await self._translated(self._chat.complete(adapted))
+            try:
+                reply = await self._chat.complete(adapted)
+            except EngineError as error:
+                _name_cause(error)
+                raise
+        stops = adapted.get("stop", ())
         for choice in reply["choices"]:
-            _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
+            if stops:
+                _end_at_stop(choice, choice["message"], StopFilter(stops), ended=True)
+            elif choice.get("finish_reason") in _TGI_STOPS:
+                choice["finish_reason"] = "stop"
         return reply
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
@@ -221,8 +232,9 @@ class TGIEngine:
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None and prefill.continuation.mode != "completions":
             body = place_prefix(prefill.continuation.mode, body, prefill.text)
-        adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
-        adapted["model"] = self._model
+        adapted = {**body, "model": self._model}
+        for name in TGI.never_sent:
+            adapted.pop(name, None)
         adapted.pop("stop", None)
         if stops := stop_texts(body.get("stop")):  # an empty text would end each answer at its first token
             adapted["stop"] = list(stops)
@@ -290,5 +302,5 @@ def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) ->
         part["content"] = stops.feed(text)
     if ended and (held := stops.finish()):
         part["content"] = (part["content"] if isinstance(text, str) else "") + held
-    if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
+    if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in _TGI_STOPS):
         choice["finish_reason"] = "stop"

@@ -89,8 +89,10 @@ class GuidanceTimes:
     def add(self, teacher: str, tokens: int, seconds: float, tenant: str = FLEET) -> None:
         """Count one guidance of at most `tokens`. For late guidance, the time is an estimate of at least the wait."""
         key, now = _class_of(tenant, teacher, tokens), self._clock()
-        seen = self._seen.setdefault(key, deque(maxlen=WINDOW))
-        self._seen.move_to_end(key)
+        if (seen := self._seen.get(key)) is None:
+            seen = self._seen[key] = deque(maxlen=WINDOW)
+        else:
+            self._seen.move_to_end(key)
         seen.append((now, seconds))
         while seen[0][0] < now - KEEP_S:
             seen.popleft()

@@ -71,12 +71,15 @@ class StudentCall:
         """Raise CircuitOpen if the request has a guidance plan and every student rejects the tenant's calls now."""
         if builder.plan.guidance is None:
             return
-        refusals = [self.engines[one.engine].refusal(builder.tenant) for one in builder.plan.students]
-        refused = [one for one in refusals if one is not None]
-        if refused and len(refused) == len(refusals):
-            for one in refused:
-                record_failure(one, builder.id, self.metrics)
-            raise min(refused, key=lambda one: one.retry_after_s or 0.0)
+        refusals = []
+        for student in builder.plan.students:
+            if (refusal := self.engines[student.engine].refusal(builder.tenant)) is None:
+                return
+            refusals.append(refusal)
+        for refusal in refusals:
+            record_failure(refusal, builder.id, self.metrics)
+        if refusals:
+            raise min(refusals, key=lambda one: one.retry_after_s or 0.0)
 
     async def complete(self, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder) -> Json:
         """Return a student's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.

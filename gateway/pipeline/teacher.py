@@ -215,7 +215,6 @@ class TeacherCall:
 
         async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
-            request_retries = RequestRetries(builder, self.budgets, self.metrics)
             batch: str | None = grant.batch_id
             on_piece = stream.feed if stream is not None else None
             while True:
@@ -229,7 +228,7 @@ class TeacherCall:
                     given_up = builder.caller_left or not retries or not error.retryable
                     if has_output or given_up or isinstance(error, EngineOverloaded):
                         raise
-                    if not request_retries.may_retry(error.engine):
+                    if not RequestRetries(builder, self.budgets, self.metrics).may_retry(error.engine):
                         raise
                     builder.failed.append(
                         FailedCall(error.engine, error.label, builder.teacher if error.may_have_run else None)
