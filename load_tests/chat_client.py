@@ -24,12 +24,14 @@ class Timed:
         total_s: seconds to the end of the stream.
         tokens: completion tokens in `usage`.
         facts: receipt facts in the gateway's last chunk (`gkt`); empty from a bare engine.
+        cached: tokens of the prompt in `usage` that the engine read from its cache.
     """
 
     first_s: float
     total_s: float
     tokens: int
     facts: dict[str, Any]
+    cached: int = 0
 
 
 async def ask(
@@ -46,7 +48,7 @@ async def ask(
         **more,
     }
     decoder = SseDecoder()
-    started, first_s, tokens, facts = time.perf_counter(), 0.0, 0, {}
+    started, first_s, tokens, cached, facts = time.perf_counter(), 0.0, 0, 0, {}
     async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
         if not reply.ok:
             raise typer.BadParameter(f"{model} answered {reply.status}: {await reply.text()}")
@@ -59,6 +61,7 @@ async def ask(
                     first_s = time.perf_counter() - started
                 if event.get("usage"):
                     tokens, facts = event["usage"]["completion_tokens"], event.get("gkt", {})
+                    cached = (event["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     if not first_s:
         raise typer.BadParameter(f"{model} answered without text: {question!r}")
-    return Timed(first_s, time.perf_counter() - started, tokens, facts)
+    return Timed(first_s, time.perf_counter() - started, tokens, facts, cached)

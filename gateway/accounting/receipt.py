@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
 from gateway.pricing import total_usd
@@ -166,7 +167,13 @@ class Receipt(msgspec.Struct, frozen=True):
     savings_class: str | None = None  # why `savings_usd` counts or does not (savings.py)
     measured: MeasuredBaseline | None = None
     estimated: bool = False  # whether the cost includes an estimate. The cost is then an upper bound.
-    warmup: EngineShare | None = None  # the share of the call that warmed the student's cache. The cost includes it.
+    # Omitted without a warm-up: `null` in each stored receipt would not match the dictionary that compresses them.
+    stored_warmup: EngineShare | UnsetType = msgspec.field(default=UNSET, name="warmup")
+
+    @property
+    def warmup(self) -> EngineShare | None:
+        """Return the share of the call that warmed the student's prefix cache. The cost includes it."""
+        return None if self.stored_warmup is UNSET else self.stored_warmup
 
     @property
     def tokens(self) -> int:
@@ -182,7 +189,7 @@ class Receipt(msgspec.Struct, frozen=True):
         """Return plain values. Amounts are text without an exponent, or omitted where `show_cost` is False."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
-        named = (plain[name] or {} for name in ("teacher", "student", "probe", "warmup", "measured"))
+        named = (plain.get(name) or {} for name in ("teacher", "student", "probe", "warmup", "measured"))
         for holder in (plain, *named, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)

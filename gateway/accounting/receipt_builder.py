@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from gateway.accounting.baseline import baseline
 from gateway.accounting.content import LoggedContent
@@ -264,7 +265,7 @@ class ReceiptBuilder(msgspec.Struct):
             of_class,
             measured,
             any(share.estimated for share in shares),
-            warmup,
+            UNSET if warmup is None else warmup,
         )
 
     def _bound(self, call: EngineCall) -> CallBound | None:

@@ -14,7 +14,8 @@ from gateway.accounting.savings import ABOUT_ZERO
 if TYPE_CHECKING:
     from structlog.typing import EventDict
 
-_RECEIPT_FIELDS = frozenset(field.name for field in msgspec.structs.fields(Receipt))
+_RECEIPT_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Receipt))
+_OMITTED = frozenset({"warmup"})  # fields that some receipts do not have
 _DERIVED = "savings_about_zero"
 _MAX_DIGITS = 6
 _WHOLE = 2**32
@@ -60,7 +61,7 @@ class LogSample:
 
 def shorten_request_event(_: Any, __: str, event: EventDict) -> EventDict:
     """Shorten the `request` event. A structlog processor; other events pass unchanged."""
-    if event.get("event") != "request" or not event.keys() >= _RECEIPT_FIELDS:
+    if event.get("event") != "request" or not event.keys() >= _RECEIPT_FIELDS - _OMITTED:
         return event
     short: EventDict = {name: value for name, value in event.items() if name not in {*_RECEIPT_FIELDS, _DERIVED}}
     short.update({name: event[name] for name in ("id", "tenant", "route", "mode", "status")})

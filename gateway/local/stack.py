@@ -110,12 +110,14 @@ class LocalStack:
         student: str | Path | None = None,
         parallel: int = 4,  # requests that each engine decodes concurrently
         slot_tokens: int = 4096,  # the context of each request
+        threads: int | None = None,  # of each engine; None: the cores are divided among the engines
         max_concurrent_requests: int = 128,  # the teacher answers 429 above this number
         log_folder: Path | None = None,  # None: a temporary folder
     ) -> None:
         self._models = {role: model for role, model in (("teacher", teacher), ("student", student)) if model}
         self._parallel = parallel
         self._slot_tokens = slot_tokens
+        self._threads = threads
         self._extra = {"teacher": ("--max-concurrent-requests", str(max_concurrent_requests))}
         self._log_folder = log_folder
         self._children: dict[str, Child] = {}
@@ -129,7 +131,7 @@ class LocalStack:
                 folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-local-"))
                 exits.callback(shutil.rmtree, folder, ignore_errors=True)
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-            threads = thread_shares(usable_cores(), len(self._models))
+            threads = self._threads or thread_shares(usable_cores(), len(self._models))
             for role, model in self._models.items():
                 path = await asyncio.to_thread(weights.fetch, model)
                 command = ChildCommand(

@@ -6,7 +6,9 @@ of the prompt that the student will continue. No step waits for it, and its fail
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.accounting.shares import EngineCall
 from gateway.engines.chat import read_usage
@@ -15,8 +17,7 @@ from gateway.errors import EngineError
 from gateway.pipeline.confidence_probe import one_token_body, prompt_messages
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.guard import GuardedEngine
@@ -26,11 +27,26 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 
+RETRY_AFTER_S = 60.0
+"""Seconds for which an engine is not warmed for prompts as long as one that it did not read while the teacher wrote.
+
+An engine that reads such a prompt twice at once may start the answer later than without a warm-up.
+"""
+
+
+class _UnfinishedPrompt(NamedTuple):
+    """The size of a prompt whose warm-up was canceled, and the time until which it counts."""
+
+    size_bytes: int
+    until: float
+
+
 class StudentWarmup:
     """Warm the prefix cache of students.
 
     Args:
         max_calls: the calls in flight at which an engine is not warmed any more, by engine.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -39,8 +55,11 @@ class StudentWarmup:
         max_calls: Mapping[str, int],
         metrics: Metrics,
         tasks: BackgroundTasks,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines, self._max_calls, self._metrics, self._tasks = engines, max_calls, metrics, tasks
+        self._clock = clock
+        self._unfinished: dict[str, _UnfinishedPrompt] = {}  # by engine
 
     def start(self, request: CompletionRequest, builder: ReceiptBuilder) -> asyncio.Task[None] | None:
         """Start to warm the first student; None where the plan or the state of the engine prevents it.
@@ -55,17 +74,24 @@ class StudentWarmup:
         engine = self._engines[student.engine]
         if engine.breaker != "closed" or engine.in_cooldown_for(builder.tenant):
             return None  # the trial of an open circuit is left to the answer
-        if engine.calls >= min(
-            self._max_calls[engine.name], engine.state.max_concurrency or self._max_calls[engine.name]
-        ):
+        max_calls = self._max_calls[engine.name]
+        if engine.calls >= min(max_calls, engine.state.max_concurrency or max_calls):
+            return None
+        unfinished = self._unfinished.get(engine.name)
+        if unfinished is not None and request.size_bytes >= unfinished.size_bytes and self._clock() < unfinished.until:
             return None
         call = builder.warmup = EngineCall(engine.name, prompt_messages(request), lost_tokens=1, role="warmup")
         body = one_token_body(request, student.reasoning)
-        return self._tasks.spawn("warm_student", self._call(engine, body, builder, call))
+        return self._tasks.spawn("warm_student", self._call(engine, body, builder, call, request.size_bytes))
 
-    async def _call(self, engine: GuardedEngine, body: Json, builder: ReceiptBuilder, call: EngineCall) -> None:
+    async def _call(
+        self, engine: GuardedEngine, body: Json, builder: ReceiptBuilder, call: EngineCall, size_bytes: int
+    ) -> None:
         try:
             reply = await engine.complete(body)
+        except asyncio.CancelledError:
+            self._unfinished[engine.name] = _UnfinishedPrompt(size_bytes, self._clock() + RETRY_AFTER_S)
+            raise
         except EngineError as error:
             record_failure(error, builder.id, self._metrics)
             if not error.may_have_run and builder.warmup is call:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from gateway.accounting.receipt import Attempt
 from gateway.accounting.request_log import shorten_request_event
-from tests.accounting.receipt_builders import closed, guided
+from tests.accounting.receipt_builders import call, closed, guided
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, START_LIMIT_S, STUDENT_ONLY, model, running_gateway, sha256
 
@@ -40,6 +40,13 @@ def test_a_request_line_contains_the_main_facts() -> None:
                            "cost", "saved", "total_ms"]  # fmt: skip
     assert (short["tokens"], short["cost"], short["saved"]) == ("100>40+150>160", "$0.00071", "$0.00149")
     assert short["client_request_id"] == "mine"
+
+
+def test_the_share_of_a_warmup_is_not_in_the_line() -> None:
+    receipt = closed(guided(warmup=call("small", 100, 1)))
+    short = shorten_request_event(None, "info", {"event": "request", **receipt.as_dict()})
+    assert short["mode"] == "guided"
+    assert "warmup" not in short
 
 
 def test_errors_are_kept_in_the_line() -> None:

@@ -80,6 +80,12 @@ def test_a_receipt_of_an_earlier_version_has_no_warmup() -> None:
     assert (again.model, again.input_tokens, again.output_tokens) == ("small", 100, 1)
 
 
+def test_a_receipt_without_a_warmup_does_not_have_the_field() -> None:
+    """So it is stored as small as before."""
+    assert b"warmup" not in closed(guided()).to_json()
+    assert "warmup" not in closed(guided()).as_dict()
+
+
 def test_hidden_costs_hide_the_warmups_cost() -> None:
     assert "cost_usd" not in warmed().as_dict(show_cost=False)["warmup"]
     assert Decimal(warmed().as_dict()["warmup"]["cost_usd"]) > 0

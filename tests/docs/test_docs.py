@@ -62,7 +62,7 @@ def test_every_error_label_has_its_row(error: type[GatewayError]) -> None:
 @pytest.mark.parametrize("struct", list(structs(Receipt)), ids=lambda struct: struct.__name__)
 def test_every_receipt_field_is_described(struct: type[msgspec.Struct]) -> None:
     text = page("docs/reference/receipts.md")
-    assert [field.name for field in msgspec.structs.fields(struct) if f"`{field.name}`" not in text] == []
+    assert [field.encode_name for field in msgspec.structs.fields(struct) if f"`{field.encode_name}`" not in text] == []
 
 
 def test_every_fact_of_a_reply_has_its_header_described() -> None:

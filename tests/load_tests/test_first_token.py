@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 
+from gateway.local.stack import LocalStack
 from load_tests import first_token, markdown, streaming_cost, wrk
 from load_tests.chat_client import Timed
 from load_tests.engine_process import fake_engine
-from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Engines, FirstTokenWorkload
+from load_tests.first_token import (
+    COLD,
+    HANDOVER_HEAD,
+    STREAMED,
+    STUDENT,
+    TEACHER,
+    WARM,
+    WHOLE,
+    Engines,
+    FirstTokenWorkload,
+    HandoverWorkload,
+)
 from tests.installed import program
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "design" / "benchmarks.md"
@@ -78,6 +90,37 @@ async def test_all_four_methods_are_measured_through_a_gateway(redis_url: str) -
     assert any(one.facts["first_token_ms"] < one.facts["teacher_ms"] for one in answers[STREAMED])
 
 
+def handed_over(ms: float, cached: int) -> Timed:
+    return Timed(0.1, 1.0, 64, {"mode": "guided", "handover_ms": ms}, cached)
+
+
+def test_the_table_of_handovers_counts_the_prompts_in_the_cache() -> None:
+    answers = {
+        (100, COLD): [handed_over(900, 20), handed_over(1100, 24), handed_over(800, 24)],
+        (100, WARM): [handed_over(200, 120), handed_over(300, 120), handed_over(900, 20)],
+    }
+    rows = first_token.handover_figures(answers)
+    assert [(row["p50_ms"], row["lowest_ms"], row["highest_ms"]) for row in rows] == [(900, 800, 1100), (300, 200, 900)]
+    assert [(row["cached_p50"], row["in_cache"]) for row in rows] == [(24, 0), (120, 2)]
+    figures = {"rows": rows, "student": "s", "machine": "One.", "others_cores": 0.1}
+    assert first_token.handover_shown(figures).splitlines()[2:4] == [
+        "| 100 words | no | 0.90 s | 0.80 s | 1.10 s | 0 of 3 |",
+        "| 100 words | yes | 0.30 s | 0.20 s | 0.90 s | 2 of 3 |",
+    ]
+
+
+@pytest.mark.long
+async def test_a_warm_student_reads_the_prompt_from_its_cache(redis_url: str) -> None:
+    """llama.cpp reports the tokens that it found in its cache."""
+    async with LocalStack(student="smollm2-135m-instruct") as stack:
+        with fake_engine("two_seconds", dialect="tgi", for_s=120) as teacher:
+            engines = Engines(teacher, stack.student.url, redis_url)
+            seen, _ = await first_token.measure_handovers(engines, HandoverWorkload([40], rounds=2))
+    cold, warm = seen[40, COLD], seen[40, WARM]
+    assert {one.facts["mode"] for one in (*cold, *warm)} == {"guided"}
+    assert min(one.cached for one in warm) >= max(one.cached for one in cold) + 40
+
+
 @pytest.mark.long
 async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
     """Rejections, broken streams and unguided answers all count as errors."""
@@ -105,7 +148,7 @@ def test_streaming_is_compared_by_cpu_time_and_unguided_answers_are_errors() -> 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("script", [first_token, streaming_cost])
-def test_the_page_holds_the_table_that_the_script_prints(script: Any) -> None:
+@pytest.mark.parametrize("head", [first_token.HEAD, HANDOVER_HEAD, streaming_cost.HEAD])
+def test_the_page_holds_the_table_that_the_script_prints(head: Any) -> None:
     """Figures are put there by copying its output."""
-    assert markdown.line(script.HEAD) in BENCHMARKS.read_text().splitlines()
+    assert markdown.line(head) in BENCHMARKS.read_text().splitlines()

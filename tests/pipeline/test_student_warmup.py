@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec import structs
 
 from gateway.engines.base import EngineState
-from gateway.pipeline.student_warmup import StudentWarmup
+from gateway.pipeline.student_warmup import RETRY_AFTER_S, StudentWarmup
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import MESSAGES, builder, chat, plan
@@ -43,7 +43,7 @@ class Student:
 
     def __init__(self, **state: Any) -> None:
         self.state = EngineState(max_concurrency=state.pop("max_concurrency", None))
-        self.calls, self.breaker, self.cooling = 0, "closed", ""
+        self.calls, self.breaker, self.cooling, self.pause_s = 0, "closed", "", 0.0
         self.bodies: list[Json] = []
         for name, value in state.items():
             setattr(self, name, value)
@@ -53,6 +53,7 @@ class Student:
 
     async def complete(self, body: Json) -> Json:
         self.bodies.append(body)
+        await asyncio.sleep(self.pause_s)
         return {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 1}}
 
 
@@ -104,6 +105,26 @@ async def test_a_caller_that_left_and_a_policy_without_it_warm_nothing() -> None
         assert one.warmup is None
 
 
+async def test_an_engine_is_not_warmed_for_prompts_that_it_does_not_read_in_time() -> None:
+    """Shorter prompts are still read. After a minute, a long one is tried again."""
+    now = 1000.0
+    student = Student()
+    engines = {"small": cast("GuardedEngine", student)}
+    warmup = StudentWarmup(engines, {"small": BUSY_AT}, Metrics(), BackgroundTasks(), clock=lambda: now)
+    student.pause_s = 30.0
+    task = warmup.start(chat(size_bytes=400), builder(warm_plan()))
+    assert task is not None
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    student.pause_s = 0.0
+    for size_bytes, warm in ((399, True), (400, False), (4000, False)):
+        assert (warmup.start(chat(size_bytes=size_bytes), builder(warm_plan())) is not None) == warm
+    now += RETRY_AFTER_S
+    assert warmup.start(chat(size_bytes=400), builder(warm_plan())) is not None
+
+
 def is_warmup(body: dict[str, Any]) -> bool:
     return body.get("max_tokens") == 1 and (body.get("messages") or [{"role": "user"}])[-1]["role"] == "user"
 
@@ -152,8 +173,9 @@ class World:
         body = {"model": route} | prompt | more
         answer = httpx.post(f"{self.gateway.url}/v1/{path}", headers=headers, json=body, timeout=20)
         receipt = self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
-        shares = [receipt[name] for name in ("teacher", "student", "probe", "warmup")]
+        shares = [receipt[name] for name in ("teacher", "student", "probe")] + [receipt.get("warmup")]
         assert sum(Decimal(one["cost_usd"]) for one in shares if one) == Decimal(receipt["cost_usd"])
+        receipt.setdefault("warmup", None)
         return answer.status_code, receipt, [one for one in self.student.requests if is_warmup(one)]
 
 
@@ -173,6 +195,13 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                         "big", "openai", f"{teacher.url}/v1", price={"input_per_1m": 1.0, "output_per_1m": 1.0}, **CALM
                     ),
                     model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **CALM),
+                    # An engine is not warmed for a while after a warm-up that did not end.
+                    *(
+                        model(
+                            f"small-{case}", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **CALM
+                        )
+                        for case in "abcd"
+                    ),
                     model("other", "openai", f"{student.url}/v1", continuation="none", **CALM),
                 ],
                 routes=[
@@ -182,7 +211,10 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("context", placement="context", **warm),
                     guided("cannot", student="other", **warm),
                     guided("probed", tokens="auto", auto={"probe": {"confident": 1.0}}, **warm),
-                    guided("hurried", deadline="100ms", **warm),
+                    guided("stalled-json", student="small-a", **warm),
+                    guided("stalled-stream", student="small-b", **warm),
+                    guided("hurried", student="small-c", deadline="100ms", **warm),
+                    guided("broken", student="small-d", **warm),
                     {
                         "model": "second",
                         "mode": "guided",
@@ -193,7 +225,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 ],
             )
         )
-        wait_until_probed(gateway.admin_url, "small")
+        for name in ("small", *(f"small-{case}" for case in "abcd")):
+            wait_until_probed(gateway.admin_url, name)
         yield World(teacher, student, gateway)
 
 
@@ -263,16 +296,19 @@ def test_no_request_waits_for_its_warmup(world: World, *, stream: bool) -> None:
     """It is canceled when the guidance is complete, and charged its upper bound."""
     world.student.behave = student_that("stall")
     world.student.cancelled.clear()
-    status, receipt, warmups = world.ask(stream=stream)
+    route = "stalled-stream" if stream else "stalled-json"
+    status, receipt, warmups = world.ask(route, stream=stream)
     assert (status, receipt["mode"], len(warmups)) == (200, "guided", 1)
     assert receipt["timings"]["total_ms"] < 15_000
     assert world.student.cancelled.wait(5)
     assert receipt["warmup"]["estimated"]
     assert receipt["warmup"]["output_tokens"] == 1
     assert receipt["warmup"]["input_tokens"] >= 8
+    status, receipt, warmups = world.ask(route, stream=stream, question="What do people do on every single day?")
+    assert (status, receipt["mode"], receipt["warmup"], warmups) == (200, "guided", None, [])
 
 
-@pytest.mark.parametrize(("route", "status_sent"), [("hurried", 200), ("chat", 503)])
+@pytest.mark.parametrize(("route", "status_sent"), [("hurried", 200), ("broken", 503)])
 def test_without_guidance_the_student_answers_alone(world: World, route: str, status_sent: int) -> None:
     world.teacher.behave = slow_teacher(0.5, status_sent)
     status, receipt, warmups = world.ask(route)
