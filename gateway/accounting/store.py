@@ -1,7 +1,8 @@
 """Store each request in Redis: its intent at admission, then its receipt in place of the intent.
 
 The same exchange counts limits and budgets, so it may refuse the request. At most one exchange runs at a time. Requests
-and receipts that arrive meanwhile share the next one. Receipts wait a moment for such a batch, admissions do not.
+and receipts that arrive meanwhile share the next one. Receipts wait a moment for such a batch, and so do intents of
+requests without limits and budgets, which continue at once.
 
 While Redis is down, receipts wait in memory, up to a limit, and on disk (spooler.py). Requests then continue within a
 local allowance (local_limits.py), continue uncounted, or are rejected, as configured. A restarted Redis may have lost
@@ -44,7 +45,7 @@ ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Reads a receipt that Redis does not have, by tenant and id."""
 Admitted: TypeAlias = "tuple[AdmissionVerdict, tuple[Scope, ...], int | None] | None"
 """The verdict on a request, its scopes, and Redis TIME in microseconds. The time is None where this process decided
-without Redis. The whole value is None for a request that continues uncounted."""
+without Redis. The whole value is None for a request that continues uncounted, or that has neither limits nor budgets."""
 
 
 class ReceiptStore:
@@ -56,7 +57,7 @@ class ReceiptStore:
         max_waiting: limit of receipts that wait in memory for Redis.
         batch: limit of requests and of receipts of one exchange.
         retry_s: pause after a failed exchange.
-        linger_s: a delay for receipts, so that they share the exchange of a later admission.
+        linger_s: a delay for receipts and for intents that nothing waits for, so that they share a later exchange.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class ReceiptStore:
         self._timer: asyncio.TimerHandle | None = None
 
     async def admit(self, candidate: AdmissionRequest, *, on_failure: OnRedisFailure) -> Admitted:
-        """Return the verdict on a request before it spends anything.
+        """Return the verdict on a request before it spends anything; None where neither limits nor budgets apply.
 
         The caller must `put` a receipt for an admitted request. After an error it must do so where `holds` returns
         True: Redis may hold an intent. `on_failure` is the action while Redis is down. A request that continues is
@@ -101,6 +102,11 @@ class ReceiptStore:
         """
         name = candidate.id
         self._under_way[name] = candidate
+        if not candidate.scopes and on_failure != "reject" and not self.is_blocked:
+            # Nothing can refuse the request, so it does not wait. A crash in the meantime loses its intent.
+            self._unsent[name] = candidate
+            self._wake_in(self._linger_s)
+            return None
         try:
             # Other processes may still have to report spending of the request's budgets to Redis.
             alone = on_failure == "degrade" and self._local.is_settling(asyncio.get_running_loop().time())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -14,6 +14,7 @@ from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
 from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
+from gateway.accounting.scopes import Scope
 from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
@@ -21,9 +22,6 @@ from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
 from gateway.policy.projections import PROJECTIONS
 from gateway.pricing import Price
 from gateway.protocol.chat import ChatRequest
-
-if TYPE_CHECKING:
-    from gateway.accounting.scopes import Scope
 
 PRICES = {
     "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
@@ -126,6 +124,10 @@ def intent(process_id: str = "ann", **more: Any) -> Intent:
     """Return the intent of a guided request that process `owner` admitted."""
     one = builder(plan())
     return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), process_id), **more)
+
+
+UNREACHED = Scope("tenant", 1_000_000, 0, 0)
+"""A limit, so that a request waits for its verdict."""
 
 
 def candidate(one: Intent, *scopes: Scope, force: bool = False) -> AdmissionRequest:

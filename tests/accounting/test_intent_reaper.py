@@ -25,7 +25,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import ENCODINGS, PRICES, candidate, closed, guided, intent
+from tests.accounting.receipt_builders import ENCODINGS, PRICES, UNREACHED, candidate, closed, guided, intent
 from tests.batching.process import until
 from tests.redis_faults import paused
 
@@ -85,7 +85,7 @@ class Process:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     async def admit(self, one: Intent) -> None:
-        await self.store.admit(candidate(one), on_failure="allow")
+        await self.store.admit(candidate(one, UNREACHED), on_failure="allow")
 
     async def receipts(self, tenant: str = "acme") -> list[Receipt]:
         names = await self.redis.keys(self.keys.receipt(tenant, "*").replace("{", "[{]").replace("}", "[}]"))

@@ -31,7 +31,7 @@ from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.budget_fixture import budget
-from tests.accounting.receipt_builders import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import UNREACHED, candidate, closed, guided, intent
 from tests.batching.process import until
 from tests.redis_faults import paused
 
@@ -83,8 +83,9 @@ class Kept:
 
         return counted
 
-    async def admit(self, one: Intent) -> Admitted:
-        return await self.store.admit(candidate(one), on_failure=self.on_failure)
+    async def admit(self, one: Intent, *scopes: Scope) -> Admitted:
+        """Admit a request under a limit that is never reached, unless other scopes are given."""
+        return await self.store.admit(candidate(one, *(scopes or (UNREACHED,))), on_failure=self.on_failure)
 
     def value(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(name) or 0.0
@@ -273,6 +274,34 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
         second = asyncio.ensure_future(part.admit(intent("req_2")))  # noqa: TID251
         await asyncio.gather(first, second)
         assert part.exchanges == 1
+
+
+async def test_a_request_without_limits_does_not_wait_and_its_intent_follows(redis_url: str) -> None:
+    """The delay of a minute holds back the intent and not the request."""
+    async with kept(redis_url, linger_s=60) as part:
+        one, limited = intent(), intent()
+        async with asyncio.timeout(1):
+            assert await part.store.admit(candidate(one), on_failure="degrade") is None
+        assert await part.intents() == set()
+        assert part.store.holds(one.id)
+        await part.admit(limited)
+        assert await part.intents() == {one.id, limited.id}
+
+
+async def test_the_receipt_of_a_request_whose_intent_was_not_sent_is_enough(redis_url: str) -> None:
+    async with kept(redis_url) as part:
+        one = intent()
+        await part.store.admit(candidate(one), on_failure="degrade")
+        part.store.put(receipt_of(one))
+        await until(lambda: part.written(one))
+        assert (part.exchanges, await part.intents()) == (1, set())
+
+
+async def test_with_reject_a_request_without_limits_waits_for_redis(redis_url: str) -> None:
+    async with kept(redis_url, on_failure="reject") as part:
+        one = intent()
+        assert await part.store.admit(candidate(one), on_failure="reject") is not None
+        assert await part.intents() == {one.id}
 
 
 async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str) -> None:
