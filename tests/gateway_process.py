@@ -53,6 +53,9 @@ def write_policy(file: Path, content: dict[str, Any]) -> None:
     new_file.rename(file)
 
 
+UNREACHED = {tenant: {"limits": {"rpm_limit": 1_000_000}} for tenant in ("acme", "globex")}
+"""`tenants` with a limit: the intent of each request is stored before the request runs."""
+
 STUDENT_ONLY = {"model": "chat-student", "mode": "student", "student": "small", "baseline": "big"}
 TEACHER_ONLY = {"model": "chat-teacher", "mode": "teacher", "teacher": "big"}
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
-from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import KEY, STUDENT_ONLY, UNREACHED, GatewayProcess, guided, model, running_gateway
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def a_gateway(folder: Path, world: World, redis_url: str, **redis: str) -> Itera
             model("small", "openai", f"{world.student.url}/v1", continuation="trailing", echo=False),
         ],
         routes=[guided(deadline=f"{LEASE_S:g}s"), STUDENT_ONLY],
+        tenants=UNREACHED,
     ) as process:
         yield process
 

@@ -28,7 +28,7 @@ from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S, SUMS
 from gateway.usage.verify import differences
 from tests.fakes import FakeEngine, says
-from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model
+from tests.gateway_process import KEY, STUDENT_ONLY, UNREACHED, GatewayProcess, model
 from tests.prometheus_world import samples_of
 from tests.usage.databases import FOREVER
 
@@ -72,6 +72,7 @@ class World:
             data=str(self.folder / "data"),
             models=[model("small", "openai", f"{self._engine}/v1", continuation="trailing", echo=False)],
             routes=[STUDENT_ONLY | {"baseline": "small"}],
+            tenants=UNREACHED,
             **self._sections,
         )
         self.gateways.append(process)
