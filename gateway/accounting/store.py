@@ -45,7 +45,7 @@ ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Reads a receipt that Redis does not have, by tenant and id."""
 Admitted: TypeAlias = "tuple[AdmissionVerdict, tuple[Scope, ...], int | None] | None"
 """The verdict on a request, its scopes, and Redis TIME in microseconds. The time is None where this process decided
-without Redis. The whole value is None for a request that continues uncounted, or that has neither limits nor budgets."""
+without Redis. The whole value is None for a request that continues uncounted, or has neither limits nor budgets."""
 
 
 class ReceiptStore:
