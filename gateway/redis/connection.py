@@ -11,7 +11,6 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
@@ -63,34 +62,13 @@ class _WithLoopDeadlines(AbstractConnection):
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
-class _Client(Redis):
-    """A client whose commands take three quarters of the library's CPU time: without its telemetry, which is off."""
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send a command and return its reply. Retry on a new connection as the connection's `retry` states."""
-        pool: Any = self.connection_pool
-        connection, failures = await pool.get_connection(), 0
-        try:
-            while True:
-                try:
-                    await connection.send_command(*args)
-                    return await self.parse_response(connection, args[0], **options)
-                except RedisConnectionError:
-                    await connection.disconnect()
-                    failures += 1
-                    if failures > connection.retry.get_retries():
-                        raise
-        finally:
-            await pool.release(connection)
-
-
 def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: float, **options: Any) -> Redis:
     """Return a client with loop deadlines, which connects with its first command. `options` are those of `from_url`.
 
     A `command_timeout_s` of None is no timeout, for subscribers.
     Raises ValueError, TypeError and RedisError if the URL is invalid.
     """
-    redis = _Client.from_url(url, command_timeout_s=command_timeout_s, connect_timeout_s=connect_timeout_s, **options)
+    redis = Redis.from_url(url, command_timeout_s=command_timeout_s, connect_timeout_s=connect_timeout_s, **options)
     pool = redis.connection_pool
     original = pool.connection_class
     pool.connection_class = type(original.__name__, (_WithLoopDeadlines, original), {})
