@@ -142,38 +142,38 @@ class StudentCall:
                 retries.keep_only(lambda one: one.continuation is not None and not one.continuation.writes_again)
             has_output = False
             try:
-                async with aclosing(self._stream(student, request, guidance, relay, builder)) as groups:
-                    async for chunks in groups:
-                        has_output = True
-                        yield chunks
+                stream, generation, student_request = self._begin_stream(student, request, guidance, relay, builder)
+                engine_stream = self.engines[student.engine].stream
+                with _Calling(builder, generation, self.metrics):
+                    async with aclosing(engine_stream(student_request.body, student_request.prefill)) as groups:
+                        async for chunks in groups:
+                            if relayed := stream.read(chunks):
+                                has_output = True
+                                yield relayed
+                            if stream.done:
+                                return
+                    generation.finish()
                 return
             except EngineError as error:
                 if has_output:
                     raise
                 await retry_or_raise(retries, error, builder, self.metrics, placed=seam_join is not None)
 
-    async def _stream(
+    def _begin_stream(
         self,
         student: StudentPlan,
         request: CompletionRequest,
         guidance: Guidance,
         relay: StreamRelay,
         builder: ReceiptBuilder,
-    ) -> AsyncGenerator[ChunkGroup, None]:
+    ) -> tuple[StudentStream, GenerationTracker, StudentRequest]:
+        """Record a streamed call that starts now. Return the reader of its chunks."""
         student_request = build_student_request(builder.plan, student, request, guidance)
         # The receipt needs usage even if the caller does not.
         student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(student, request, guidance, builder, student_request)
-        stream = StudentStream(generation, prefill_echo(student, request, stream=True), relay, builder)
-        engine_stream = self.engines[student.engine].stream
-        with _Calling(builder, generation, self.metrics):
-            async with aclosing(engine_stream(student_request.body, student_request.prefill)) as groups:
-                async for chunks in groups:
-                    if relayed := stream.read(chunks):
-                        yield relayed
-                    if stream.done:
-                        return
-            generation.finish()
+        echo = prefill_echo(student, request, stream=True)
+        return StudentStream(generation, echo, relay, builder), generation, student_request
 
     def _begin(
         self,
