@@ -56,7 +56,7 @@ class StreamRelay:
 
         Return chunks with the part of the guidance that can be shown now and was not shown before.
         """
-        self._seam, self._reasoning_filter = seam, reasoning_filter
+        self._seam, self._reasoning_filter, self._templates = seam, reasoning_filter, None
         return self.show_rest(seam.initial_text) if seam is not None else []
 
     def show_rest(self, guidance: str) -> list[Json]:
@@ -77,6 +77,8 @@ class StreamRelay:
 
     def template(self, template: ChunkTemplate) -> ChunkTemplate | None:
         """Return the template for chunks with text; None while the text or the fields of a chunk depend on others."""
+        if self._templates is not None and self._templates[0] is template:
+            return self._templates[1]
         index = template.index
         if index not in self._roles_sent or index in self._finished:
             return None
@@ -84,9 +86,8 @@ class StreamRelay:
             reasoning_filter = self._reasoning_filter
             if not self._seam.is_settled or not (reasoning_filter is None or reasoning_filter.is_settled):
                 return None
-        if self._templates is None or self._templates[0] is not template:
-            relayed = self.feed(template.with_content("x"))
-            self._templates = template, None if relayed is None else template_of(orjson.dumps(relayed), relayed)
+        relayed = self.feed(template.with_content("x"))
+        self._templates = template, None if relayed is None else template_of(orjson.dumps(relayed), relayed)
         return self._templates[1]
 
     def end(self, finish_reason: str | None = None) -> list[Json]:
@@ -119,7 +120,7 @@ class StreamRelay:
             finish_reason = _join(self._seam, self._reasoning_filter, delta, finish_reason)
         if finish_reason is not None:
             self._finished.add(index)
-            self.finish_reason = finish_reason
+            self.finish_reason, self._templates = finish_reason, None
         has_content = any(value not in (None, "") for value in delta.values()) or bool(choice.get("logprobs"))
         if role is not None:
             self._roles[index] = role

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class StudentStream:
     """The stream of one call. `echo` removes the repeated beginning of the answer; None: there is none."""
 
-    __slots__ = ("_builder", "_echo", "_generation", "_now", "_relay", "_relayed")
+    __slots__ = ("_builder", "_echo", "_generation", "_now", "_relay", "_relayed", "done")
 
     def __init__(
         self, generation: GenerationTracker, echo: PrefillEcho | None, relay: StreamRelay, builder: ReceiptBuilder
@@ -28,11 +28,8 @@ class StudentStream:
         self._generation, self._echo, self._relay, self._builder = generation, echo, relay, builder
         self._now = 0.0
         self._relayed: list[Json | ContentRun] = []
-
-    @property
-    def done(self) -> bool:
-        """Return whether the answer is complete although the student may still generate: cancel the call."""
-        return self._relay.done or self._generation.stopped
+        # Whether the answer is complete although the student may still generate, so that the call is canceled.
+        self.done = False
 
     def read(self, group: ChunkGroup) -> ChunkGroup:
         """Return what the caller gets for chunks that arrived together."""
@@ -74,6 +71,7 @@ class StudentStream:
             self._builder.mark_first_token()
         if (relayed := self._relay.feed(chunk)) is not None:
             self._relayed.append(relayed)
+        self.done = self._relay.done or self._generation.stopped
 
 
 def _has_text(chunk: Json) -> bool:

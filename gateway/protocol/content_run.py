@@ -34,12 +34,7 @@ class ChunkTemplate(Record, frozen=True):
     chunk: Json
     before: bytes
     after: bytes
-
-    @property
-    def index(self) -> int:
-        """Return the index of the choice."""
-        index: int = self.chunk["choices"][0].get("index", 0)
-        return index
+    index: int = 0  # of the choice
 
     def with_content(self, content: str) -> Json:
         """Return a chunk with this content."""
@@ -74,7 +69,7 @@ def template_of(raw: bytes, chunk: Json) -> ChunkTemplate | None:
     # The text found may belong to another object, which a different text in its place shows.
     before, after = raw[: found.start(1)], raw[found.end(1) :]
     other: Json = orjson.loads(before + found[1][:-1] + b'."' + after)
-    template = ChunkTemplate(other, before, after)
+    template = ChunkTemplate(other, before, after, choice.get("index", 0))
     return template if other == ChunkTemplate(chunk, b"", b"").with_content(f"{delta['content']}.") else None
 
 
@@ -89,8 +84,11 @@ class ContentRun(Record, frozen=True):
 
     def events(self) -> bytes:
         """Return the chunks as server-sent events."""
-        before, after = b"data: " + self.template.before, self.template.after + b"\n\n"
-        return before + (after + before).join(map(orjson.dumps, self.contents)) + after
+        template, contents = self.template, self.contents
+        if len(contents) == 1:
+            return b"data: %b%b%b\n\n" % (template.before, orjson.dumps(contents[0]), template.after)
+        before, after = b"data: " + template.before, template.after + b"\n\n"
+        return before + (after + before).join(map(orjson.dumps, contents)) + after
 
 
 def each_chunk(group: ChunkGroup) -> Iterator[Json]:

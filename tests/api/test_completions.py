@@ -7,10 +7,11 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiohttp import web
 
 from gateway.api import body, events, keys
-from gateway.api.connection import ListenerTimes
+from gateway.api.connection import ListenerTimes, connection_of
 from gateway.api.error_body import errors_as_openai
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
@@ -39,15 +40,19 @@ async def serving(
         await runner.cleanup()
 
 
-async def test_a_connection_of_a_caller_who_does_not_read_is_closed() -> None:
+@pytest.mark.parametrize("framed", [False, True])
+async def test_a_connection_of_a_caller_who_does_not_read_is_closed(*, framed: bool) -> None:
     """The connection is aborted, and the handler is canceled as at a disconnect."""
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def flood(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
+        response = events.EventStream()
+        response.enable_chunked_encoding()
+        response.writer = await response.prepare(request)
         try:
             with events.reads(request) as reading:
+                while framed:
+                    await response.send(b"x" * 1_000_000, connection_of(request), reading, within_s=0.2)
                 while True:
                     await events.send(response, b"x" * 1_000_000, reading, within_s=0.2)
         except BaseException as error:
