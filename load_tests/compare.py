@@ -209,9 +209,13 @@ def _paced_p99_ms(
             largest, first = figures[BenchCase(name, "json", THROUGHPUT_AT)], first + _NUMBERS_PER_ROUND
             pause = pause_ms(largest.per_second)
             _say(f"{name}, json, {PACE:.0%} of {largest.per_second:.0f} requests/s, round {turn + 1}")
-            target = started[name].targets["json"]
+            system = started[name]
+            unguided = system.unguided() if system.unguided is not None else 0
+            target = system.targets["json"]
             seen = wrk.run(target, "json", concurrency=PACED_AT, seconds=2 * seconds, first=first, pause_ms=pause)
-            p99_ms[name].append(seen.p99_ms if not seen.refused + seen.broken else math.inf)
+            failed = seen.refused + seen.broken
+            failed += system.unguided() - unguided if system.unguided is not None else 0
+            p99_ms[name].append(math.inf if failed else seen.p99_ms)
     return {name: statistics.median(values) for name, values in p99_ms.items()}
 
 

@@ -245,7 +245,8 @@ async def measure_handovers(
             await ask(session, gateway.url, "chat-cold", "Why?", asking.max_tokens)
             began, busy, ours = time.monotonic(), proc.busy_s(), proc.ours_s()
             for number, (length, prompt) in enumerate(asking.prompts()):
-                for route in sorted(WARMING, reverse=bool(number % 2)):
+                # Each length begins with either route in turn.
+                for route in sorted(WARMING, reverse=bool(number // len(asking.lengths) % 2)):
                     # Each call has a unique beginning, so that only its own warm-up fills the cache for it.
                     timed = await ask(session, gateway.url, route, f"({route}) {prompt}", asking.max_tokens)
                     seen[length, WARMING[route]].append(timed)

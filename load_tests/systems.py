@@ -192,6 +192,9 @@ def start_up(site: Site) -> StartUp:
 
 def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path]) -> GatewayProcess:
     port, admin = free_ports(2)
+    # Each gateway has its own data, since each has its own Redis.
+    site = replace(site, folder=site.folder / f"gateway-{port}")
+    site.folder.mkdir()
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
     config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):

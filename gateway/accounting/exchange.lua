@@ -6,7 +6,8 @@
 --
 -- KEYS  intents of the process, processes (owners), outbox, then the receipt of each admitted and each settled request,
 --       then the window, the parallel slots and the budget of each scope
--- ARGV  the fields of `_TenantCall.encoded` (redis_ledger.py) as MessagePack. Amounts are picodollars (1e-12 USD) as text of up to 19 digits
+-- ARGV  the fields of `_TenantCall.encoded` (redis_ledger.py) as MessagePack. Amounts are picodollars (1e-12 USD) as text
+--       of up to 19 digits
 -- Returns ExchangeReply (verdict.py) as MessagePack
 
 local request = cmsgpack.unpack(ARGV[1])

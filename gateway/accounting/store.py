@@ -102,8 +102,10 @@ class ReceiptStore:
         """
         name = candidate.id
         self._under_way[name] = candidate
-        if not candidate.scopes and on_failure != "reject" and not self.is_blocked:
-            # Nothing can refuse the request, so it does not wait. A crash in the meantime loses its intent.
+        waiting = len(self._waiting) + len(self._unsent)
+        if not candidate.scopes and on_failure != "reject" and not self.is_blocked and waiting < self._batch:
+            # Nothing can refuse the request, so it does not wait. A crash in the meantime loses its intent. It waits if
+            # the next exchange is full: otherwise requests could end faster than Redis stores their receipts.
             self._unsent[name] = candidate
             self._wake_in(self._linger_s)
             return None
@@ -345,8 +347,12 @@ class ReceiptStore:
                 admitted.set_result(result.verdicts[one] if result is not None else None)
 
     def _wake_in(self, delay_s: float) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay_s
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._wake)
 
     def _wake(self) -> None:
         self._timer = None

@@ -228,7 +228,7 @@ class Connection(web.RequestHandler):
         if len(messages) > queued:
             if self._head_bytes:
                 self._end_head()
-            self._max_unparsed = len(data)
+            self._max_unparsed = len(data) or unparsed  # without data, aiohttp parses what it held back
             head, self._newest_body = messages[-1]
             if not self._newest_body.is_eof():
                 self._had_late_body = True

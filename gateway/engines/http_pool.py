@@ -83,7 +83,8 @@ class HttpPool:
     """The connections to one server. `headers` are sent with each call. `total_s` lasts to the end of a reply.
 
     aiohttp's connector opens the connections. Idle ones are kept here: the connector takes three times as long to find
-    one. The calls have one timer, since their deadlines expire in the order of the calls.
+    one. The calls have one timer, since their deadlines expire in nearly the order of the calls: a call that opened a
+    connection may expire later, by the time that this took.
     """
 
     def __init__(self, headers: Mapping[str, str], *, connect_s: float, total_s: float) -> None:
@@ -131,9 +132,8 @@ class HttpPool:
             self._deadlines[connection] = deadline
             if self._call_timer is None:
                 self._call_timer = self._loop.call_at(deadline, self._time_out_calls)
-            protocol.set_response_params(
-                read_until_eof=True
-            )  # a new parser: bytes after a reply must not affect this one
+            # A new parser: bytes after a reply must not affect this one.
+            protocol.set_response_params(read_until_eof=True)
             if data is None:
                 transport.write(head + b"\r\n")
             else:

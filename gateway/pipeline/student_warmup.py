@@ -1,12 +1,12 @@
 """Step 5, while the teacher writes: have the student read the prompt, where the policy says `warm_student`.
 
 An engine that caches prefixes then reads only the guidance when it continues the answer. The warm-up requests one token
-of the prompt that the student will continue. No step waits for it, and its failure changes nothing but the receipt.
+of the prompt that the student will continue. No step waits for it. Its failure changes the receipt, and counts for the
+circuit breaker like that of any call.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,7 @@ from gateway.errors import EngineError
 from gateway.pipeline.confidence_probe import one_token_body, prompt_messages
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
@@ -59,13 +60,13 @@ class StudentWarmup:
     ) -> None:
         self._engines, self._max_calls, self._metrics, self._tasks = engines, max_calls, metrics, tasks
         self._clock = clock
-        self._unfinished: dict[str, _UnfinishedPrompt] = {}  # by engine
+        self._unfinished: dict[tuple[str, str], _UnfinishedPrompt] = {}  # by engine and tenant
 
     def start(self, request: CompletionRequest, builder: ReceiptBuilder) -> asyncio.Task[None] | None:
         """Start to warm the first student; None where the plan or the state of the engine prevents it.
 
-        The caller cancels the task when the guidance has ended. Until the engine answers, the receipt has the largest
-        possible share.
+        The caller cancels the task when the guidance has ended, after `outlasted` if the guidance came first. Until the
+        engine answers, the receipt has the largest possible share.
         """
         plan = builder.plan
         if plan.guidance is None or not plan.guidance.warm_student or builder.caller_left:
@@ -77,21 +78,21 @@ class StudentWarmup:
         max_calls = self._max_calls[engine.name]
         if engine.calls >= min(max_calls, engine.state.max_concurrency or max_calls):
             return None
-        unfinished = self._unfinished.get(engine.name)
+        unfinished = self._unfinished.get((engine.name, builder.tenant))
         if unfinished is not None and request.size_bytes >= unfinished.size_bytes and self._clock() < unfinished.until:
             return None
         call = builder.warmup = EngineCall(engine.name, prompt_messages(request), lost_tokens=1, role="warmup")
         body = one_token_body(request, student.reasoning)
-        return self._tasks.spawn("warm_student", self._call(engine, body, builder, call, request.size_bytes))
+        return self._tasks.spawn("warm_student", self._call(engine, body, builder, call))
 
-    async def _call(
-        self, engine: GuardedEngine, body: Json, builder: ReceiptBuilder, call: EngineCall, size_bytes: int
-    ) -> None:
+    def outlasted(self, request: CompletionRequest, builder: ReceiptBuilder) -> None:
+        """Record that the guidance came before the end of this request's warm-up."""
+        key = builder.plan.students[0].engine, builder.tenant
+        self._unfinished[key] = _UnfinishedPrompt(request.size_bytes, self._clock() + RETRY_AFTER_S)
+
+    async def _call(self, engine: GuardedEngine, body: Json, builder: ReceiptBuilder, call: EngineCall) -> None:
         try:
             reply = await engine.complete(body)
-        except asyncio.CancelledError:
-            self._unfinished[engine.name] = _UnfinishedPrompt(size_bytes, self._clock() + RETRY_AFTER_S)
-            raise
         except EngineError as error:
             record_failure(error, builder.id, self._metrics)
             if not error.may_have_run and builder.warmup is call:

@@ -196,7 +196,9 @@ class TeacherCall:
             cache_ttl_s=guidance_plan.cache_ttl_s,
         )
 
-        origin, warming = copy_context(), None  # the call may run in another request's context
+        warmup = self.warmup if guidance_plan.warm_student else None
+        origin = None if warmup is None else copy_context()  # the call may run in another request's context
+        warming: asyncio.Task[None] | None = None
 
         def granted(grant: Grant) -> None:
             nonlocal warming
@@ -210,8 +212,8 @@ class TeacherCall:
                 limit_tokens=max_tokens,
                 role="guidance",
             )
-            if guidance_plan.warm_student and self.warmup is not None:
-                warming = origin.run(self.warmup.start, request, builder)
+            if warmup is not None and origin is not None:
+                warming = origin.run(warmup.start, request, builder)
 
         async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
@@ -242,6 +244,8 @@ class TeacherCall:
         queue = self.batcher.queue(guidance_plan.teacher)
         try:
             flight = await self.flights.join(queue, ticket, ask, granted, deadline)
+            if warmup is not None and warming is not None and not warming.done():
+                warmup.outlasted(request, builder)
         finally:
             builder.running = None
             if warming is not None:

@@ -29,7 +29,7 @@ _MAX_BYTES = 4096  # a longer chunk is no template
 
 
 class ChunkTemplate(Record, frozen=True):
-    """A chunk with one choice, which says nothing but its content, and its JSON around the content."""
+    """A chunk with one choice and no other news than its content, and the JSON around the content."""
 
     chunk: Json
     before: bytes

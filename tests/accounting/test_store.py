@@ -297,6 +297,21 @@ async def test_the_receipt_of_a_request_whose_intent_was_not_sent_is_enough(redi
         assert (part.exchanges, await part.intents()) == (1, set())
 
 
+async def test_behind_a_full_exchange_a_request_without_limits_waits(redis_url: str) -> None:
+    """Otherwise requests could end faster than Redis stores their receipts."""
+    async with kept(redis_url, running=False, batch=2, linger_s=60) as part:
+        for one in (intent(), intent()):
+            assert await part.store.admit(candidate(one), on_failure="degrade") is None
+        tasks = BackgroundTasks()
+        third = tasks.spawn("third", part.store.admit(candidate(intent()), on_failure="degrade"))
+        await asyncio.sleep(0.05)
+        assert not third.done()
+        tasks.keep("receipts", part.store.run())
+        async with asyncio.timeout(5):
+            assert await third is not None
+        await tasks.close()
+
+
 async def test_with_reject_a_request_without_limits_waits_for_redis(redis_url: str) -> None:
     async with kept(redis_url, on_failure="reject") as part:
         one = intent()

@@ -43,7 +43,7 @@ class Student:
 
     def __init__(self, **state: Any) -> None:
         self.state = EngineState(max_concurrency=state.pop("max_concurrency", None))
-        self.calls, self.breaker, self.cooling, self.pause_s = 0, "closed", "", 0.0
+        self.calls, self.breaker, self.cooling = 0, "closed", ""
         self.bodies: list[Json] = []
         for name, value in state.items():
             setattr(self, name, value)
@@ -53,7 +53,7 @@ class Student:
 
     async def complete(self, body: Json) -> Json:
         self.bodies.append(body)
-        await asyncio.sleep(self.pause_s)
+        await asyncio.sleep(0)
         return {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 1}}
 
 
@@ -108,17 +108,11 @@ async def test_a_caller_that_left_and_a_policy_without_it_warm_nothing() -> None
 async def test_an_engine_is_not_warmed_for_prompts_that_it_does_not_read_in_time() -> None:
     """Shorter prompts are still read. After a minute, a long one is tried again."""
     now = 1000.0
-    student = Student()
-    engines = {"small": cast("GuardedEngine", student)}
+    engines = {"small": cast("GuardedEngine", Student())}
     warmup = StudentWarmup(engines, {"small": BUSY_AT}, Metrics(), BackgroundTasks(), clock=lambda: now)
-    student.pause_s = 30.0
-    task = warmup.start(chat(size_bytes=400), builder(warm_plan()))
-    assert task is not None
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    student.pause_s = 0.0
+    warmup.outlasted(chat(size_bytes=400), builder(warm_plan()))
+    other = structs.replace(builder(warm_plan()), tenant="globex")
+    assert warmup.start(chat(size_bytes=400), other) is not None
     for size_bytes, warm in ((399, True), (400, False), (4000, False)):
         assert (warmup.start(chat(size_bytes=size_bytes), builder(warm_plan())) is not None) == warm
     now += RETRY_AFTER_S
@@ -200,7 +194,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                         model(
                             f"small-{case}", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **CALM
                         )
-                        for case in "abcd"
+                        for case in "abcdef"
                     ),
                     model("other", "openai", f"{student.url}/v1", continuation="none", **CALM),
                 ],
@@ -215,6 +209,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("stalled-stream", student="small-b", **warm),
                     guided("hurried", student="small-c", deadline="100ms", **warm),
                     guided("broken", student="small-d", **warm),
+                    guided("unread", student="small-e", **warm),
+                    guided("unlucky", student="small-f", **warm),
                     {
                         "model": "second",
                         "mode": "guided",
@@ -225,7 +221,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 ],
             )
         )
-        for name in ("small", *(f"small-{case}" for case in "abcd")):
+        for name in ("small", *(f"small-{case}" for case in "abcdef")):
             wait_until_probed(gateway.admin_url, name)
         yield World(teacher, student, gateway)
 
@@ -314,3 +310,17 @@ def test_without_guidance_the_student_answers_alone(world: World, route: str, st
     status, receipt, warmups = world.ask(route)
     assert (status, receipt["mode"], len(warmups)) == (200, "student", 1)
     assert receipt["unguided"].startswith("teacher_")
+
+
+def test_a_student_that_reads_longer_than_the_teacher_writes_is_not_warmed_again(world: World) -> None:
+    world.student.behave = student_that("stall")
+    assert len(world.ask("unread")[2]) == 1
+    assert world.ask("unread")[2] == []
+
+
+def test_a_failed_teacher_is_no_evidence_against_the_students_reading(world: World) -> None:
+    """The warm-up was canceled because the teacher failed at once. The next request warms the student."""
+    world.student.behave, world.teacher.behave = student_that("stall"), slow_teacher(0.2, status=400)
+    assert len(world.ask("unlucky")[2]) == 1
+    world.teacher.behave = slow_teacher(0.3)
+    assert len(world.ask("unlucky")[2]) == 1

@@ -19,8 +19,9 @@ def step(received: float, *, due: float = 1000.0, p99_ms: float = 10.0) -> Step:
 
 
 def slow(cores: float, rss_mb: float = 100.0, streams: int = 1000) -> Step:
-    """Return a step of 1,000 events/s: a core is 1 ms of CPU per event."""
-    return Step(1000.0, 1000.0, 1000.0, (5.0, 10.0, 20.0), {"gateway": cores}, [90.0, rss_mb], streams)
+    """Return a step of 4,000 events/s, or of one event per second for each of 10,000 streams."""
+    due = 10_000.0 if streams == 10_000 else 4000.0
+    return Step(due, due, due, (5.0, 10.0, 20.0), {"gateway": cores}, [90.0, rss_mb], streams)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ def slow(cores: float, rss_mb: float = 100.0, streams: int = 1000) -> Step:
         (slow(0.20), slow(0.23), [True, False, True]),
         (slow(0.20), slow(0.22, rss_mb=251), [True, True, False]),
         (slow(0.20, streams=200), slow(0.22, rss_mb=900, streams=200), [True, True]),
+        (slow(0.90, streams=10_000), slow(0.90, rss_mb=1201, streams=10_000), [False]),
     ],
 )
 def test_cpu_per_event_is_relative_to_bare_and_memory_depends_on_the_streams(
