@@ -187,7 +187,7 @@ def main(
         slow.wait_until(lambda: upstream.call("/sent"), 20)
         bare = run_bare(site)
         err.print("starting the gateway")
-        ours = run_gateway(site)
+        ours = run_gateway(site, max_requests=max(4096, 2 * streams))
         watched = {"upstream": slow.pids()[0], "client": os.getpid()}
         # Its parent watch has the same command line, and comes before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]

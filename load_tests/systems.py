@@ -39,6 +39,7 @@ STUDENT_TWO, GUIDED_TWO = f"{STUDENT}, 2 workers", f"{GUIDED}, 2 workers"
 OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED, STUDENT_TWO, GUIDED_TWO)
 
 _START_WITHIN_S = 90.0
+_MAX_REQUESTS = 4096  # at once
 _GATEWAY = ("-m", "gateway")  # Python's arguments
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
 _EXPECTED_TEXT = {"json": "and the rest of it follows here", "stream": "[DONE]"}
@@ -168,13 +169,18 @@ class GatewayProcess:
 
 
 def run_gateway(
-    site: Site, more: str = "", *, workers: int = 1, program: Sequence[str | Path] = _GATEWAY
+    site: Site,
+    more: str = "",
+    *,
+    workers: int = 1,
+    program: Sequence[str | Path] = _GATEWAY,
+    max_requests: int = _MAX_REQUESTS,
 ) -> GatewayProcess:
     """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`.
 
     `program` are Python's arguments for a program that takes the gateway's arguments.
     """
-    gateway = _serve(site, more, workers, program)
+    gateway = _serve(site, more, workers, program, max_requests)
     gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
     return gateway
 
@@ -182,7 +188,7 @@ def run_gateway(
 def start_up(site: Site) -> StartUp:
     """Start a gateway with an empty Redis, wait until it is ready, and end it."""
     with ExitStack() as stack:
-        gateway = _serve(Site(site.folder, stack, site.ports), "", 1, _GATEWAY)
+        gateway = _serve(Site(site.folder, stack, site.ports), "", 1, _GATEWAY, _MAX_REQUESTS)
         began = time.monotonic()
         gateway.child.wait_until(lambda: _is_ready(gateway.admin_url), _START_WITHIN_S, every_s=0.01)
         ready_s = time.monotonic() - began
@@ -190,12 +196,12 @@ def start_up(site: Site) -> StartUp:
         return StartUp(ready_s, proc.rss_bytes(gateway.child.pids()[0]) / 1e6)
 
 
-def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path]) -> GatewayProcess:
+def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path], max_requests: int) -> GatewayProcess:
     port, admin = free_ports(2)
     # Each gateway has its own data, since each has its own Redis.
     site = replace(site, folder=site.folder / f"gateway-{port}")
     site.folder.mkdir()
-    config = site.fill("gateway/config.yaml", port=port, admin=admin)
+    config = site.fill("gateway/config.yaml", port=port, admin=admin, max_requests=max_requests)
     config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")

@@ -83,8 +83,8 @@ class HttpPool:
     """The connections to one server. `headers` are sent with each call. `total_s` lasts to the end of a reply.
 
     aiohttp's connector opens the connections. Idle ones are kept here: the connector takes three times as long to find
-    one. The calls have one timer, since their deadlines expire in nearly the order of the calls: a call that opened a
-    connection may expire later, by the time that this took.
+    one. The calls have one timer, since their deadlines expire in nearly the order of the calls. A call behind one that
+    opened a connection may expire later, by the time that this took.
     """
 
     def __init__(self, headers: Mapping[str, str], *, connect_s: float, total_s: float) -> None:
