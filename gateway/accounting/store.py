@@ -92,6 +92,7 @@ class ReceiptStore:
         self._failed = False  # the last exchange failed
         self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # the delay of the timer
 
     async def admit(self, candidate: AdmissionRequest, *, on_failure: OnRedisFailure) -> Admitted:
         """Return the verdict on a request before it spends anything; None where neither limits nor budgets apply.
@@ -347,12 +348,11 @@ class ReceiptStore:
                 admitted.set_result(result.verdicts[one] if result is not None else None)
 
     def _wake_in(self, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + delay_s
-        if self._timer is None or self._timer.when() > due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self._wake)
+        if self._timer is not None:
+            if delay_s >= self._timer_s:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_s = asyncio.get_running_loop().call_later(delay_s, self._wake), delay_s
 
     def _wake(self) -> None:
         self._timer = None
