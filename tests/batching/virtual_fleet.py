@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from gateway.batching.single_flight import SingleFlight
-from gateway.batching.teacher_queue import TeacherQueue
+from gateway.batching.teacher_queue import QueueTimes, TeacherQueue
 from gateway.engines.base import TeacherReply
 from gateway.errors import EngineFailed, QueueFull
 from gateway.redis.keys import RedisKeys
@@ -127,6 +127,7 @@ class Process:
             limits=lambda: limits,
             on_failure="degrade",
             metrics=METRICS,
+            times=QueueTimes(linger_s=0.0),  # moments are compared, and the delay depends on the other tickets
         )
         self.queue._scheduler = self.link  # type: ignore[assignment]
         self.limits = limits

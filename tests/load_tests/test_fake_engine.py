@@ -18,6 +18,7 @@ from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
+from gateway.protocol.content_run import each_chunk
 from gateway.telemetry.metrics import Metrics
 from load_tests.engine_process import fake_engine
 from load_tests.fake.engine import FakeEngine
@@ -281,7 +282,7 @@ async def test_the_gateways_openai_engine_can_call_the_fake_engine() -> None:
         await openai.probe()
         whole = await openai.complete(fields)
         raw = await openai.generate_guidance(TeacherRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
-        chunks = [chunk async for group in openai.stream({**fields, "stream": True}) for chunk in group]
+        chunks = [chunk async for group in openai.stream({**fields, "stream": True}) for chunk in each_chunk(group)]
     assert openai.state.warnings == []
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["So we take"] * 2
     assert (raw.text, raw.usage) == (" we take the", TokenUsage(7, 3))

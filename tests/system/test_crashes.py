@@ -23,7 +23,7 @@ from gateway.accounting.store import REMEMBERED_S
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
-from tests.gateway_process import KEY, GatewayProcess, guided, model
+from tests.gateway_process import KEY, UNREACHED, GatewayProcess, guided, model
 from tests.readiness import wait_until_up
 
 if TYPE_CHECKING:
@@ -278,6 +278,7 @@ async def fleet(folder: Path, gateways: int) -> AsyncIterator[Fleet]:
                     model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
                 ],
                 routes=[guided(deadline=f"{DEADLINE_S:g}s", cache_ttl="0s")],
+                tenants=UNREACHED,
             )
             here.gateways.append(process)
         try:
