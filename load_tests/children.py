@@ -71,8 +71,12 @@ class ChildProcess:
             time.sleep(every_s)
         raise NotStarted(f"not ready in {limit_s:g} s: {last}: {self.log_tail()}")
 
+    def log_text(self) -> str:
+        """Return what its processes have written to stdout and stderr."""
+        return self._log.read_text(errors="replace")
+
     def log_tail(self) -> str:
-        text = self._log.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
+        text = self.log_text()[-_LOG_TAIL_CHARS:].strip()
         return " ".join(text.split()) or "it wrote no log"
 
     def end(self) -> None:

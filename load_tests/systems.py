@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import socket
@@ -163,10 +162,6 @@ class GatewayProcess:
     admin_url: str
     headers: Mapping[str, str]
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the gateway's first process."""
-        os.kill(self.child.pids()[0], number)
-
 
 def run_gateway(
     site: Site,
@@ -174,13 +169,14 @@ def run_gateway(
     *,
     workers: int = 1,
     program: Sequence[str | Path] = _GATEWAY,
+    env: Mapping[str, str] | None = None,
     max_requests: int = _MAX_REQUESTS,
 ) -> GatewayProcess:
     """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`.
 
     `program` are Python's arguments for a program that takes the gateway's arguments.
     """
-    gateway = _serve(site, more, workers, program, max_requests)
+    gateway = _serve(site, more, workers, program, max_requests, env)
     gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
     return gateway
 
@@ -196,7 +192,14 @@ def start_up(site: Site) -> StartUp:
         return StartUp(ready_s, proc.rss_bytes(gateway.child.pids()[0]) / 1e6)
 
 
-def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path], max_requests: int) -> GatewayProcess:
+def _serve(
+    site: Site,
+    more: str,
+    workers: int,
+    program: Sequence[str | Path],
+    max_requests: int,
+    env: Mapping[str, str] | None = None,
+) -> GatewayProcess:
     port, admin = free_ports(2)
     # Each gateway has its own data, since each has its own Redis.
     site = replace(site, folder=site.folder / f"gateway-{port}")
@@ -206,7 +209,7 @@ def _serve(site: Site, more: str, workers: int, program: Sequence[str | Path], m
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")
     command = (sys.executable, *program, "serve", "--config", config, "--workers", str(workers))
-    child = site.start("gateway" if workers == 1 else f"gateway {workers} workers", *command)
+    child = site.start("gateway" if workers == 1 else f"gateway {workers} workers", *command, env=env)
     url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
     return GatewayProcess(child, url, admin_url, {"Authorization": f"Bearer {_KEY}"})
 

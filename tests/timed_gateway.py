@@ -58,8 +58,17 @@ def _time_call(_: FrameType, event: str, called: Any) -> None:
 def _log_slow(started: float, event: str, what: object) -> None:
     spent_ms = (time.thread_time() - started) * 1000
     if spent_ms > _BOUNDS_MS[event]:
-        line = {"event": event, "cpu_ms": round(spent_ms, 1), "callback": repr(what)[:300]}
+        name = _name(what._callback) if isinstance(what, events.Handle) else repr(what)
+        line = {"event": event, "cpu_ms": round(spent_ms, 1), "callback": name[:300]}
         sys.stderr.write(json.dumps(line) + "\n")
+
+
+def _name(callback: Any) -> str:
+    """Return the coroutine of a task's step, or the function of another callback."""
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        return f"task {owner.get_name()}: {getattr(owner.get_coro(), '__qualname__', '?')}"
+    return getattr(callback, "__qualname__", repr(callback))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class ReceiptCounters:
         of.cost(float(share.cost_usd))
         if share.usage_error:
             self._adder(self._metrics.engine_usage_errors, share.model, share.usage_error)(1)
-        of.fresh_input(share.input_tokens - share.cached_input_tokens - share.cache_write_input_tokens)
+        of.fresh_input(share.fresh_input_tokens)
         if share.cached_input_tokens:
             of.cached_input(share.cached_input_tokens)
         if share.cache_write_input_tokens:

@@ -40,9 +40,6 @@ MAX_HEADERS = 128
 # Bounds a head of many lines that are each within MAX_LINE_BYTES.
 MAX_HEAD_BYTES = 65_536
 
-# A head of less than this is not checked. Its length in MAX_HEAD_BYTES counts at most four bytes more for each header.
-_SMALL_BYTES = MAX_HEAD_BYTES // 2
-
 _TOO_LARGE = f"The request's head is larger than the limit of {MAX_HEAD_BYTES} bytes."
 _EXPECTATION_FAILED = 417
 
@@ -75,7 +72,7 @@ class Connection(web.RequestHandler):
     """A connection of the gateway's listener. `tenant` is that of the last request's key; else `ANONYMOUS`."""
 
     __slots__ = ("_authenticated", "_counts_body", "_drop_body", "_had_late_body", "_head_bytes", "_head_due",
-                 "_lingers", "_max_unparsed", "_newest_body", "_parked", "_reads_on", "_shared", "_took_turn",
+                 "_lingers", "_newest_body", "_parked", "_reads_on", "_shared", "_took_turn",
                  "_unread_due", "tenant", "times", "weight")  # fmt: skip
 
     def __init__(self, server: web.Server, shared: ListenerState, **options: Any) -> None:
@@ -89,7 +86,6 @@ class Connection(web.RequestHandler):
         self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # since the last request was parsed
-        self._max_unparsed = 0  # bytes of an unfinished head in the parser, at most, unless a body came late
         self._newest_body: StreamReader = EMPTY_PAYLOAD  # of the current request or of a queued one
         self._had_late_body = False  # a body came later than its head. The parser may hold data without a pause then.
 
@@ -222,20 +218,15 @@ class Connection(web.RequestHandler):
             return
         messages, in_head = self._messages, self._newest_body.is_eof()
         queued = len(messages)
-        unparsed = self._max_unparsed + len(data)
-        is_small = unparsed < _SMALL_BYTES and not (self._reading_paused or self._buffer_paused or self._had_late_body)
         super().data_received(data)
         if len(messages) > queued:
             if self._head_bytes:
                 self._end_head()
-            self._max_unparsed = len(data) or unparsed  # without data, aiohttp parses what it held back
-            head, self._newest_body = messages[-1]
+            self._newest_body = messages[-1][1]
             if not self._newest_body.is_eof():
                 self._had_late_body = True
-            if not is_small or len(messages) > queued + 1 or getattr(head, "chunked", True):
-                self._check_heads(queued)
+            self._check_heads(queued)
         elif in_head and data:
-            self._max_unparsed = unparsed
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.reject(HeadTooLarge(_TOO_LARGE))
@@ -244,10 +235,12 @@ class Connection(web.RequestHandler):
 
     def _check_heads(self, queued: int) -> None:
         """Replace the first invalid head after `queued` checked messages, and all later messages, by an error."""
-        for index, (message, _) in enumerate(list(self._messages)[queued:], start=queued):
+        messages = self._messages
+        for index in range(queued, len(messages)):
+            message = messages[index][0]
             if not isinstance(message, _ErrInfo) and (problem := _problem_of(message)) is not None:
-                while len(self._messages) > index:
-                    self._messages.pop()
+                while len(messages) > index:
+                    messages.pop()
                 self.reject(problem)
                 return
 

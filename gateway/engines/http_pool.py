@@ -68,6 +68,7 @@ class HttpReply:
     content: aiohttp.StreamReader
     _pool: HttpPool
     _connection: _Connection
+    _released: bool = False
 
     def close(self) -> None:
         """Close the connection, which ends a wait for the body with an error."""
@@ -75,8 +76,13 @@ class HttpReply:
         self._pool.discard(self._connection)
 
     def release(self) -> None:
-        """Return the connection to the pool, or close it unless call and reply were transferred completely."""
-        self._pool.release(self._connection)
+        """Return the connection to the pool, or close it unless call and reply were transferred completely.
+
+        A second call has no effect: the connection may be another call's by then.
+        """
+        if not self._released:
+            self._released = True
+            self._pool.release(self._connection)
 
 
 class HttpPool:

@@ -15,7 +15,7 @@ import msgspec
 import orjson
 
 from gateway.errors import EngineError
-from gateway.protocol.body import too_deep
+from gateway.protocol.body import MAX_CHOICES, too_deep
 from gateway.protocol.structure import INLINE_VALUES, MAX_DEPTH, MAX_VALUES, count_values, is_large
 
 if TYPE_CHECKING:
@@ -36,7 +36,16 @@ _DECODED_VALUES = 30_000  # decoded in a few milliseconds, log-probabilities inc
 _FEW = 1000
 _UNDECODED = ("logprobs", "prompt_logprobs")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_CHOICES = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+# One field for each choice: msgspec checks the length of a list only after it has decoded all entries, which would hold
+# the interpreter lock for 0.1 s.
+_CHOICES = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_Choices",
+        [(f"_{n}", dict[str, msgspec.Raw] | msgspec.UnsetType, msgspec.UNSET) for n in range(MAX_CHOICES)],
+        array_like=True,
+        forbid_unknown_fields=True,
+    )
+)
 _INLINE_EVENTS_BYTES = 32_000
 # More threads would compete with the event loop for the interpreter lock.
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="reply-json")
@@ -96,9 +105,12 @@ def _decode_but_logprobs(raw: bytes) -> Json:
     """Decode a reply, and keep the log-probabilities of its choices as bytes."""
     try:
         fields: dict[str, Any] = _FIELDS.decode(raw)
-        choices: list[dict[str, Any]] = _CHOICES.decode(fields.get("choices", b"[]"))
+        decoded = msgspec.structs.astuple(_CHOICES.decode(fields.get("choices", b"[]")))
+        choices: list[dict[str, Any]] = [choice for choice in decoded if choice is not msgspec.UNSET]
         kept = [{name: str(one.pop(name), "utf-8") for name in _UNDECODED if name in one} for one in choices]
         rest = msgspec.json.encode({**fields, "choices": choices})
+    except msgspec.ValidationError:
+        raise Unreadable(f"something else than an object with a list of at most {MAX_CHOICES} choices") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("invalid JSON") from None
     brackets, values = count_values(rest, MAX_REPLY_VALUES)

@@ -141,7 +141,7 @@ class GuidanceRule(StrictModel):
     stream: Flag = True
     """Whether the teacher's text is streamed to callers as it is generated; for placement prefix."""
     warm_student: Flag = False
-    """Whether the student reads the prompt while the teacher writes, for its prefix cache; for placement prefix."""
+    """Have the student read the prompt while the teacher writes, to fill its prefix cache. Needs placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     """The teacher's sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None

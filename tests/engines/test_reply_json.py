@@ -18,6 +18,7 @@ from gateway.engines.embeddings import read_embeddings, write_embeddings
 from gateway.engines.reply_json import MAX_REPLY_VALUES, Unreadable, decode, encoded
 from gateway.engines.tgi_text import token_events
 from gateway.errors import EngineProtocolError
+from gateway.protocol.body import MAX_CHOICES
 from gateway.protocol.structure import MAX_VALUES, is_large
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
 from tests.fakes import embedded
@@ -144,6 +145,16 @@ def test_log_probabilities_that_are_wrong_are_found(logprobs: bytes) -> None:
     raw = b'{"choices":[{"logprobs":%b,"x":[%b]}]}' % (logprobs, b"1," * 40_000 + b"1")
     with pytest.raises(Unreadable, match=r"^invalid JSON$"):
         decode(raw)
+
+
+def test_more_choices_than_a_request_may_have_are_not_decoded() -> None:
+    """Decoding 200,000 objects would hold the interpreter lock for 0.1 s."""
+    text = b'"x":[%b]' % (b"1," * 40_000 + b"1")
+    most = b'{"choices":[%b{%b}]}' % (b"{}," * (MAX_CHOICES - 1), text)
+    assert len(decode(most)["choices"]) == MAX_CHOICES
+    for raw in (most.replace(b"{},", b"{},{},", 1), b'{"choices":{%b}}' % text, b'{"choices":[null,{%b}]}' % text):
+        with pytest.raises(Unreadable, match=f"a list of at most {MAX_CHOICES} choices"):
+            decode(raw)
 
 
 async def test_too_many_choices_are_protocol_errors() -> None:
