@@ -18,6 +18,7 @@ local now = clock[1] * 1000000 + clock[2]
 local minute, slot_us, second = 60000000, 100000, 1000000
 local shares = 100        -- parts of a rolling budget's period; they expire one by one
 local keep_money_s = 34214400 -- 396 days, longer than any period; budgets.py has the same constants
+local exact = 9007199254740992 -- 2^53: sums of integers below it are exact in Lua
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -26,10 +27,13 @@ end
 -- Rolling sums: a hash with a field `<letter><slot>` for each name and time slot, and a field with the sum of each name.
 local function ring(key, names, length, last)
   local r = { key = key, names = names, length = length, last = last, slot = math.floor(now / length),
-              plus = {}, sums = {}, touched = false }
+              plus = {}, sums = {}, exact = true, touched = false }
   local held = redis.call('HMGET', key, 'from', unpack(names))
   r.from = math.min(tonumber(held[1] or r.slot) or r.slot, r.slot)
-  for index, name in ipairs(names) do r.sums[name] = tonumber(held[index + 1] or '0') end
+  for index, name in ipairs(names) do
+    r.sums[name] = tonumber(held[index + 1] or '0')
+    r.exact = r.exact and r.sums[name] < exact
+  end
   -- A slot expires with its end.
   local expired = {}
   while r.from < r.slot - last do
@@ -61,10 +65,16 @@ end
 
 local function write(r)
   if not r.touched then return end
-  redis.call('HSET', r.key, 'from', whole(r.from))
+  local values = { 'from', whole(r.from) }
   for field, amount in pairs(r.plus) do
-    if amount ~= 0 then redis.call('HINCRBY', r.key, field, whole(amount)) end
+    local sum = r.exact and r.sums[field]
+    if sum and sum < exact then
+      values[#values + 1], values[#values + 2] = field, whole(sum)
+    elseif amount ~= 0 then
+      redis.call('HINCRBY', r.key, field, whole(amount))
+    end
   end
+  redis.call('HSET', r.key, unpack(values))
   redis.call('PEXPIRE', r.key, whole(math.ceil(r.length * (r.last + 2) / 1000)))
 end
 
@@ -101,26 +111,42 @@ local function window(scope)
   return scope.window
 end
 
+-- Parallel requests of this process in a scope.
+local function own_parallel(scope)
+  if not scope.own then
+    scope.own_before = tonumber(redis.call('HGET', scope.parallel_key, request.owner) or '0')
+    scope.own = scope.own_before
+  end
+  return scope.own
+end
+
 local living
 local function in_parallel(scope)
-  if not scope.parallel then
+  if not scope.elsewhere then
     if not living then
       living = {}
       local recent = redis.call('ZRANGEBYSCORE', owners, whole(now - request.lease_us), '+inf')
       for _, process in ipairs(recent) do living[process] = true end
+      living[request.owner] = nil
     end
-    scope.parallel = 0
+    scope.elsewhere = 0
     local held = redis.call('HGETALL', scope.parallel_key)
     for index = 1, #held, 2 do
-      if living[held[index]] then scope.parallel = scope.parallel + tonumber(held[index + 1]) end
+      if living[held[index]] then scope.elsewhere = scope.elsewhere + tonumber(held[index + 1]) end
     end
   end
-  return scope.parallel
+  return scope.elsewhere + own_parallel(scope)
 end
 
 local function count_parallel(scope, by)
-  if scope.parallel then scope.parallel = scope.parallel + by end
-  if redis.call('HINCRBY', scope.parallel_key, request.owner, by) <= 0 then
+  scope.own = math.max(0, own_parallel(scope) + by)
+end
+
+local function write_parallel(scope)
+  if scope.own == scope.own_before then return end
+  if scope.own > 0 then
+    redis.call('HSET', scope.parallel_key, request.owner, whole(scope.own))
+  else
     redis.call('HDEL', scope.parallel_key, request.owner)
   end
 end
@@ -131,7 +157,7 @@ local function budget(scope, charged)
   local b = scope.budget
   if b then return b end
   local key, terms = scope.budget_key, scope.rule.budget
-  b = { key = key }
+  b = { key = key, plus = {} }
   scope.budget = b
   local held = redis.call('HMGET', key, 'period', 'spent', 'reserved', 'raise', 'raise_until', 'soft_told', 'hard_told',
                           'rolling_s')
@@ -167,7 +193,16 @@ local function budget(scope, charged)
   return b
 end
 
--- Redis commands add amounts, since Lua numbers have only 16 digits.
+-- Amounts of one exchange are added together and written at its end. Redis adds an amount that Lua cannot add exactly.
+local function add_amount(b, field, pico)
+  local sum = (b.plus[field] or 0) + tonumber(pico)
+  if math.abs(sum) < exact and math.abs(tonumber(pico)) < exact then
+    b.plus[field] = sum
+  else
+    redis.call('HINCRBY', b.key, field, pico)
+  end
+end
+
 local function spend(b, pico)
   if pico == '0' then return end
   if b.rolling then
@@ -176,8 +211,9 @@ local function spend(b, pico)
     -- A process taken for dead reports a lower cost, and the period of the abandoned cost has ended.
     pico = whole(-b.spent)
     redis.call('HSET', b.key, 'spent', '0')
+    b.plus.spent = 0
   else
-    redis.call('HINCRBY', b.key, 'spent', pico)
+    add_amount(b, 'spent', pico)
   end
   b.spent = b.spent + tonumber(pico)
   b.touched = true
@@ -185,9 +221,17 @@ end
 
 local function reserve(b, pico, sign)
   if pico == '0' then return end
-  redis.call('HINCRBY', b.key, 'reserved', sign .. pico)
+  add_amount(b, 'reserved', sign .. pico)
   b.reserved = b.reserved + tonumber(sign .. pico)
   b.touched = true
+end
+
+local function write_budget(b)
+  for field, amount in pairs(b.plus) do
+    if amount ~= 0 then redis.call('HINCRBY', b.key, field, whole(amount)) end
+  end
+  if b.touched then redis.call('EXPIRE', b.key, keep_money_s) end
+  if b.rolling then write(b.rolling) end
 end
 
 local events = {}
@@ -452,8 +496,8 @@ end
 
 for _, scope in ipairs(scopes) do
   if scope.window then write(scope.window) end
-  if scope.budget and scope.budget.touched then redis.call('EXPIRE', scope.budget.key, keep_money_s) end
-  if scope.budget and scope.budget.rolling then write(scope.budget.rolling) end
+  write_parallel(scope)
+  if scope.budget then write_budget(scope.budget) end
 end
 
 return cmsgpack.pack({ now_us = now, verdicts = verdicts, replaced = replaced, settled = settled, events = events,
