@@ -80,6 +80,7 @@ class CaseFigures:
     Attributes:
         per_cpu_s: requests per CPU second of the system. A busy machine changes it far less than requests per second.
             None if no process is measured.
+        rates: requests per second in each round.
     """
 
     per_second: float
@@ -91,7 +92,8 @@ class CaseFigures:
     refused: int
     broken: int
     unguided: int
-    backlog_s: float = 0.0
+    backlog_s: float
+    rates: tuple[float, ...]
 
     @property
     def errors(self) -> int:
@@ -140,6 +142,7 @@ def over_rounds(rounds: Sequence[RoundResult]) -> CaseFigures:
         broken=sum(one.broken for one in readings),
         unguided=sum(one.unguided for one in rounds),
         backlog_s=max(one.backlog_s for one in rounds),
+        rates=tuple(rates),
     )
 
 
@@ -153,9 +156,12 @@ def added_ms(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float
 
 
 def of_bare(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
-    """Return requests per second relative to the bare pass-through; None without its figures."""
+    """Return the median ratio of requests per second to the bare pass-through's in the same round; None without its
+    figures. The machine's speed changes between rounds."""
     bare = figures.get(BenchCase(BARE, case.kind, case.concurrency))
-    return None if bare is None or not bare.per_second else figures[case].per_second / bare.per_second
+    if bare is None or not all(bare.rates):
+        return None
+    return statistics.median(own / rate for own, rate in zip(figures[case].rates, bare.rates, strict=True))
 
 
 def pause_ms(largest_rate: float) -> float:

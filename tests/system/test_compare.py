@@ -55,7 +55,7 @@ def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **err
 def figures(
     per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0, per_cpu_s: float | None = None
 ) -> CaseFigures:
-    return CaseFigures(per_second, per_cpu_s, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
+    return CaseFigures(per_second, per_cpu_s, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s, (per_second,))
 
 
 def measured(
@@ -200,6 +200,14 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
     }
     assert of_bare(seen, BenchCase(STUDENT, "stream", 32)) == 0.25
     assert of_bare(seen | {BenchCase(STUDENT, "json", 1): figures()}, BenchCase(STUDENT, "json", 1)) is None
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    """The ratio of the medians, 160 to 300, would compare different rounds."""
+    counts = [100, 300, 400], [50, 200, 160]
+    bare, own = (over_rounds([RoundResult(reading(one), cores=1.0) for one in system]) for system in counts)
+    seen = {BenchCase(BARE, "json", 32): bare, BenchCase(STUDENT, "json", 32): own}
+    assert of_bare(seen, BenchCase(STUDENT, "json", 32)) == 0.5
 
 
 @pytest.mark.parametrize(
