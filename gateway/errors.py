@@ -43,7 +43,7 @@ class GatewayError(Exception):
     label: ClassVar[str] = "internal"  # a short, stable name for replies, logs and metrics
     status: ClassVar[int] = 500  # the HTTP status of the reply
     kind: ClassVar[str] = "server_error"  # OpenAI's `error.type`
-    code: ClassVar[str | None] = None  # OpenAI's `error.code`
+    code: str | None = None  # OpenAI's `error.code`. An instance may override its class.
     retry: ClassVar[bool | None] = None  # whether the same request may succeed later; None: unknown
 
     def __init_subclass__(cls, *, label: str = "", code: str = "", status: int = 0) -> None:
@@ -69,7 +69,11 @@ class RequestError(GatewayError):
 
 
 class InvalidRequest(RequestError):
-    pass
+    """The request is invalid. `code` is the code of the engine that rejected it; None: it named none."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
 
 
 class RouteWithoutGuidance(RequestError, label="route_without_guidance"):
@@ -198,6 +202,8 @@ class EngineError(GatewayError, label="engine_error", status=502):
         is_copy: another request has the same error of the same call.
         reason: the engine's name for the error, such as TGI's error_type.
         engine_text: the part of `message` that the engine wrote, which may quote the prompt.
+        engine_code: OpenAI's `error.code`, as the engine reported it.
+        engine_param: OpenAI's `error.param`, as the engine reported it: a field of the body that the engine got.
     """
 
     retryable = False
@@ -211,6 +217,8 @@ class EngineError(GatewayError, label="engine_error", status=502):
         self.is_copy = False
         self.reason: str | None = None
         self.engine_text = ""
+        self.engine_code: str | None = None
+        self.engine_param: str | None = None
 
     @property
     def redacted_message(self) -> str:
@@ -229,6 +237,7 @@ class EngineError(GatewayError, label="engine_error", status=502):
         """Return a copy with another message and without the engine's text, which may quote a prompt."""
         copied = self.copy()
         copied.message, copied.args, copied.reason, copied.engine_text = message, (message,), None, ""
+        copied.engine_code = copied.engine_param = None
         return copied
 
     def for_other_requests(self) -> Self:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 # Error types of OpenAI, Anthropic and TGI. Any other value might quote the prompt and is not logged.
-_REASONS = frozenset(
+REASONS = frozenset(
     {
         *("api_error", "content_filter", "context_length_exceeded", "generation", "incomplete_generation"),
         *("insufficient_quota", "invalid_api_key", "invalid_request_error", "invalid_value", "model_not_found"),
@@ -41,7 +41,7 @@ def record_failure(error: EngineError, request_id: str, metrics: Metrics) -> Non
         engine=error.engine,
         label=error.label,
         message=error.message if content_allowed_in_logs() else error.redacted_message,
-        reason=error.reason if error.reason in _REASONS else None,
+        reason=error.reason if error.reason in REASONS else None,
         cause=cause_of(error),
     )
 

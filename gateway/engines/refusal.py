@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -54,6 +55,18 @@ _STATUS_OF_TYPE = {
 _AFTER_GENERATION = frozenset({"tool_error"})
 _STATUSES = range(400, 600)
 
+# A name that a client can compare. Text, such as a quotation of the prompt, has other characters.
+_CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]]{0,99}")
+CONTEXT_EXCEEDED = "context_length_exceeded"
+"""OpenAI's code for a request that exceeds the model's context."""
+_LLAMA_CPP_CONTEXT = "exceed_context_size_error"  # the error type of llama.cpp
+# Messages of engines without a code: vLLM and SGLang, TGI.
+_CONTEXT_TEXT = re.compile(
+    r"maximum (?:context|model) length (?:is|of|\() ?\d|longer than the model's context length \(\d"
+    r"|`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than) \d"
+)
+
 BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Statuses with a text that is not forwarded, since it may quote the key."""
 
@@ -64,6 +77,8 @@ class ReportedError(NamedTuple):
     text: str = ""  # one line of at most 500 characters
     reason: str | None = None  # the engine's error type, such as TGI's error_type
     status: int | None = None  # the HTTP status in the error object; None: it contains none
+    code: str | None = None  # OpenAI's code
+    param: str | None = None  # the field that the engine rejects
 
 
 def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
@@ -87,10 +102,13 @@ def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
             return ReportedError() if text.startswith("<") else ReportedError(_one_line(text, hidden))
     reasons: list[Any] = []
     statuses: list[Any] = []
+    named: Json = {}
     if isinstance(body, dict):
         reasons.append(body.get("error_type"))
+        named = body
         body = body.get("error", body.get("message", body.get("detail", "")))
     if isinstance(body, dict):
+        named = body
         reasons += [body.get("code"), body.get("type")]
         statuses = [body.get("http_status_code"), body.get("code")]
         body = body.get("message", "")
@@ -98,7 +116,12 @@ def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
     status = next((one for one in statuses if isinstance(one, int) and one in _STATUSES), None)
     text = body if isinstance(body, str) else ""
     tgi_type = next((kind for start, kind, _ in _TGI_ERRORS if text.startswith(start)), None)
-    return ReportedError(_one_line(text, hidden), reason or tgi_type, status)
+    code = _name(named.get("code"), _CODE, hidden)
+    kinds = reason, named.get("type")
+    if code is None and (CONTEXT_EXCEEDED in kinds or _LLAMA_CPP_CONTEXT in kinds or _CONTEXT_TEXT.search(text)):
+        code = CONTEXT_EXCEEDED
+    param = _name(named.get("param"), _FIELD, hidden)
+    return ReportedError(_one_line(text, hidden), reason or tgi_type, status, code, param)
 
 
 def refusal(engine: str, status: int, report: ReportedError, retry_after: str | None) -> EngineError:
@@ -123,6 +146,7 @@ def reported(engine: str, report: ReportedError, predicate: str) -> EngineError:
 def _with_report(error: EngineError, report: ReportedError) -> EngineError:
     """Set the engine's text on the error, and whether the engine may have generated before it failed."""
     error.reason, error.engine_text = report.reason, report.text
+    error.engine_code, error.engine_param = report.code, report.param
     error.may_have_run = not isinstance(error, EngineOverloaded | EngineRejected) or report.reason in _AFTER_GENERATION
     return error
 
@@ -140,6 +164,13 @@ def _by_status(engine: str, status: int, report: ReportedError, retry_after: str
     if status >= HTTPStatus.BAD_REQUEST:
         return EngineRejected(message, engine=engine, status_sent=status)
     return EngineProtocolError(f"{message} Only status 200 is accepted; redirects are not followed.", engine=engine)
+
+
+def _name(value: Any, pattern: re.Pattern[str], hidden: Sequence[str]) -> str | None:
+    """Return a code or a field of an error object; None if it is missing, or may be another text."""
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        return None
+    return None if any(one in value for one in hidden) else value
 
 
 def _one_line(text: str, hidden: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import TYPE_CHECKING
 
 from gateway.errors import EngineOverloaded, EngineRejected, EngineUnsupported, InvalidRequest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 5.0
 # The longest pause if another engine is left.
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
+_LIMITS = ("max_completion_tokens", "max_tokens")
+# Fields that the gateway adds to the caller's.
+_OWN_FIELDS = frozenset({"add_generation_prompt", "chat_template_kwargs", "continue_final_message", "stream_options"})
 
 
 async def retry_or_raise(
@@ -39,7 +43,8 @@ async def retry_or_raise(
     if pause_s is None:
         # Some engines reject only a request that ends in a prefix. The prefix is the gateway's, not the caller's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
-            raise InvalidRequest(error.message, param=error.param or _refused_field(error, builder)) from error
+            param = error.param or _refused_field(error, builder)
+            raise InvalidRequest(error.message, param=param, code=error.engine_code) from error
         raise error
     builder.record_failure(error)
     metrics.retries.labels(retries.student.engine, error.label).inc()
@@ -48,10 +53,22 @@ async def retry_or_raise(
 
 
 def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None:
-    """Return the field of an empty prompt that an engine rejected: TGI calls it `inputs`, and vLLM names none."""
-    request = builder.request
-    refused = isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message
-    return "prompt" if refused else None
+    """Return the caller's field that the engine rejected; None if the engine names none, or one of the gateway's own.
+
+    An empty prompt is recognized by the message: TGI calls it `inputs`, and vLLM names no field.
+    """
+    request, field = builder.request, error.engine_param
+    if isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message:
+        return "prompt"
+    if field is None or request is None:
+        return None
+    name = re.split(r"[.\[]", field, maxsplit=1)[0]
+    if name in request.body:
+        # The gateway's guidance may have added messages, so that the position is not the caller's.
+        return name if builder.kept_tokens else field
+    if name in _LIMITS and (limit := next((one for one in _LIMITS if one in request.body), None)) is not None:
+        return limit  # the gateway renames the limit for engines that know only one of the names
+    return None if name in _OWN_FIELDS else field
 
 
 class RequestRetries:

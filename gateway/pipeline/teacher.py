@@ -19,7 +19,7 @@ from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import TEACHER_RETRIES, added_bytes
 from gateway.batching.ticket import Ticket
-from gateway.engines.failures import record_failure
+from gateway.engines.failures import REASONS, record_failure
 from gateway.errors import (
     EngineError,
     EngineOverloaded,
@@ -292,7 +292,9 @@ class TeacherCall:
         if guidance_plan.required and isinstance(cause, EngineRejected) and cause.blames_request:
             # An engine may quote its input, a part of which is not the caller's.
             quoted = bool(guidance_plan.projection.shown)
-            raise InvalidRequest("This route's teacher rejected the request." if quoted else cause.message) from cause
+            message = "This route's teacher rejected the request." if quoted else cause.message
+            code = cause.engine_code if not quoted or cause.engine_code in REASONS else None
+            raise InvalidRequest(message, code=code) from cause
         if guidance_plan.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy forbids unguided answers.",

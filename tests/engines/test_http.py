@@ -240,6 +240,46 @@ async def test_the_engines_error_code_is_kept(body: Any, reason: str | None) -> 
     assert (await failed_call(replying(body, status=400))).reason == reason
 
 
+VLLM_CONTEXT = (
+    "This model's maximum context length is 2048 tokens. However, you requested 100 output tokens and your prompt "
+    "contains at least 2001 input tokens, for a total of at least 2101 tokens."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "param"),
+    [
+        ({"code": "unsupported_value", "param": "messages[1].role"}, "unsupported_value", "messages[1].role"),
+        ({"message": VLLM_CONTEXT, "type": "BadRequestError", "code": 400, "param": "input_tokens"},
+         "context_length_exceeded", "input_tokens"),
+        ({"message": "top_k must be -1", "type": "BadRequestError", "code": 400, "param": "top_k"}, None, "top_k"),
+        ({"message": "request (9 tokens) is too large", "type": "exceed_context_size_error", "code": 400},
+         "context_length_exceeded", None),
+        ({"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."},
+         "context_length_exceeded", None),
+        ({"code": "a word of the prompt", "param": "a field?"}, None, None),
+        ({"code": ["x"], "param": 7}, None, None),
+        ({"code": "x" * 65, "param": "y" * 101}, None, None),
+    ],
+)  # fmt: skip
+async def test_the_code_and_the_field_of_a_rejection_are_kept(
+    error: dict[str, Any], code: str | None, param: str | None
+) -> None:
+    """OpenAI's, vLLM's and llama.cpp's. A value that is no name may be text of the prompt."""
+    for body in ({"error": error}, {"object": "error", **error}):  # the second is the shape of older vLLM
+        failed = await failed_call(replying(body, status=400))
+        assert (failed.engine_code, failed.engine_param) == (code, param)
+        shared = failed.for_other_requests()
+        assert (shared.engine_code, shared.engine_param) == (None, None)
+
+
+def test_a_hidden_text_is_neither_code_nor_field() -> None:
+    report = read_error(
+        {"error": {"message": "x", "code": "key_123", "param": "at.host.example"}}, ["key_123", "host.ex"]
+    )
+    assert (report.code, report.param) == (None, None)
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_a_redirect_is_not_followed(status: int) -> None:
     """The configuration alone determines the address."""

@@ -215,6 +215,27 @@ def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("param", "shown"),
+    [("top_k", "top_k"), ("messages[1].content", "messages"), ("max_tokens", "max_completion_tokens"),
+     ("input_tokens", "input_tokens"), ("stream_options", None)],
+)  # fmt: skip
+def test_a_rejection_keeps_the_code_and_the_field_of_the_engine(
+    world: World, param: str, shown: str | None, stream: bool
+) -> None:
+    """The field is the caller's: the gateway renames the token limit, adds fields, and places the guidance."""
+
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        error = {"message": "no", "type": "BadRequestError", "code": "context_length_exceeded", "param": param}
+        return web.json_response({"error": error}, status=400)
+
+    world.student.behave = behave
+    answer = world.ask("chat-context", top_k=7, max_completion_tokens=90, stream=stream)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", shown)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_rejection_without_a_prefix_is_the_callers_error(world: World, stream: bool) -> None:
     """Guidance in the context is no prefix."""
     world.student.behave = rejects("top_k must not be 7", always=True)

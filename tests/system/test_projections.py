@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from aiohttp import web
 from openai import OpenAI
 from redis import Redis
 
@@ -192,6 +193,20 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
     assert refused["issues"][0].endswith("exemplars/it.yaml:1: [0].answer: missing: add it")
     world.ask("primed", SUBSTANCE)
     assert "Three?" in str(world.teacher.requests[-1])
+
+
+@pytest.mark.parametrize(("code", "shown"), [("context_length_exceeded", "context_length_exceeded"), ("rolls", None)])
+def test_only_a_known_code_of_a_teacher_with_exemplars_is_shown(world: World, code: str, shown: str | None) -> None:
+    """Any other code might be a word of the exemplars. The fields that the teacher gets are not the caller's."""
+
+    async def rejects(_: Any, __: Any) -> Any:
+        error = {"message": f"bad prompt: {CANARY}", "code": code, "param": "messages"}
+        return web.json_response({"error": error}, status=400)
+
+    world.teacher.behave = rejects
+    reply = world.post("wanted", stream=False)
+    error = {"message": "This route's teacher rejected the request.", "type": "invalid_request_error", "param": None}
+    assert (reply.status_code, reply.json()) == (400, {"error": error | {"code": shown}})
 
 
 @pytest.mark.long

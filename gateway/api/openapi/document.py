@@ -308,7 +308,9 @@ def _schemas() -> dict[str, Json]:
     errors |= {NotFound, MethodNotAllowed}
     fields = schemas["Error"]["properties"]
     fields["type"] = {"type": "string", "enum": sorted({error.kind for error in errors})}
-    fields["code"] = {"enum": [None, *sorted({error.code for error in errors if error.code})]}
+    codes = ", ".join(f"`{code}`" for code in sorted({error.code for error in errors if error.code}))
+    described = f"One of {codes}. A 400 may have the code of the engine that rejected the request."
+    fields["code"] = {"type": ["string", "null"], "description": described}
     for name, schema in schemas.items():
         if name in RULES:
             schema["allOf"] = [RULES[name]]
