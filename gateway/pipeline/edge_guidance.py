@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gateway.accounting.receipt import CloseTerms
 from gateway.pipeline.completion import Answer
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student import place_in_messages
+from gateway.pipeline.student_request import place_in_messages
 from gateway.policy.resolve import resolve_guidance
 from gateway.policy.routing import find_route
 

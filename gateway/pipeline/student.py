@@ -14,34 +14,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.accounting.shares import EngineCall
-from gateway.capabilities.continuation import Prefill
-from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.engines.failures import record_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
-from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
-from gateway.guidance.seam import SeamJoin
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
+from gateway.pipeline.student_request import build_seam, build_student_request, continuation_of, text_before
 from gateway.pipeline.student_stream import StudentStream
 from gateway.policy.plan import EngineSnapshot
-from gateway.protocol.messages import text_of
-from gateway.protocol.text import TextRequest
-from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.capabilities.continuation import Continuation
     from gateway.engines.guard import GuardedEngine
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.stream import StreamRelay
-    from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
+    from gateway.pipeline.student_request import StudentRequest
+    from gateway.policy.plan import StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
     from gateway.protocol.requests import CompletionRequest
@@ -49,8 +43,6 @@ if TYPE_CHECKING:
 
 RESTARTED = "student_started_anew"
 """The `unguided` reason of an answer whose student was to begin with the guidance and began differently."""
-# Engines prefer one or the other. With both, an engine could exceed the reserved tokens.
-_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ class StudentCall:
                 break
             except EngineError as error:
                 retries = retries or self._new_retries(builder)
-                placed = _continuation(plan, student, guidance) is not None
+                placed = continuation_of(plan, student, guidance) is not None
                 if placed and isinstance(error, EngineRejected) and error.blames_request:
                     builder.record_failure(error)
                     builder.drop_guidance("student_refused_prefix")
@@ -189,7 +181,7 @@ class StudentCall:
         builder.running = call = EngineCall(student.engine, student_request.reads)
         builder.set_answer_call(call)
         if builder.kept_tokens:
-            continuation, plan = _continuation(builder.plan, student, guidance), builder.plan.guidance
+            continuation, plan = continuation_of(builder.plan, student, guidance), builder.plan.guidance
             in_prompt = "input" if plan is not None and plan.placement == "input" else "context"
             builder.placed = in_prompt if continuation is None else "prefix"
             builder.rewritten = continuation is not None and continuation.writes_again
@@ -199,7 +191,7 @@ class StudentCall:
             choices=request.choices,
             generated_choices=request.generated_choices,
             stops_within_s=self.engines[student.engine].state.stops_within_s,
-            preface=_preface(student, request, student_request),
+            preface=text_before(student, request, student_request),
             now=time.perf_counter(),
         )
 
@@ -229,101 +221,3 @@ class _Calling:
                 self._builder.set_answer_call(None)
         self._builder.running = None
         self._generation.close(time.perf_counter())
-
-
-def _preface(student: StudentPlan, request: CompletionRequest, student_request: StudentRequest) -> str | None:
-    """Return text that the engine may repeat before its own; None: it repeats text of unknown length."""
-    echo = bool(request.body.get("echo"))
-    if isinstance(request, TextRequest):
-        return None if echo else ""
-    if student_request.prefill is not None:
-        return student_request.prefill.text if student.continuation is None or student.continuation.echo or echo else ""
-    last = request.messages[-1]  # some engines repeat a caller's prefill
-    return text_of(last.get("content")) or "" if last["role"] == "assistant" else ""
-
-
-class StudentRequest(Record, frozen=True):
-    """The request to one student."""
-
-    body: Json  # the caller's body with the plan's changes
-    prefill: Prefill | None  # the beginning of the answer that the student continues; None: none, or a raw prompt
-    reads: Sequence[Json]  # the student's input as messages, for the gateway's own token count
-
-
-def _continuation(plan: Plan, student: StudentPlan, guidance: Guidance) -> Continuation | None:
-    """Return how the student continues the guidance. None: it gets the guidance, if any, in its prompt."""
-    if not guidance.text or guidance.finish_reason is not None:
-        return None
-    return student.continuation if plan.guidance is not None and plan.guidance.placement == "prefix" else None
-
-
-def build_student_request(
-    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
-) -> StudentRequest:
-    """Return the caller's request as this student gets it."""
-    body = {**request.body}
-    continuation = _continuation(plan, student, guidance)
-    if plan.max_tokens is not None:
-        # A student that writes the guidance again needs tokens for it.
-        written = guidance.tokens if continuation is not None and not continuation.writes_again else 0
-        for name in _LIMITS:
-            if body.get(name) is not None:
-                del body[name]
-        body[request.limit_field] = plan.max_tokens - written
-    if isinstance(request, TextRequest):
-        if request.prompt is not None and guidance.text:
-            body["prompt"] = _prompt(plan, request.prompt, guidance.text, prefix=continuation is not None)
-        return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
-    if continuation is not None:
-        prefill = Prefill(guidance.text, continuation)
-        reads = [*request.messages, {"role": "assistant", "content": guidance.text}]
-        return StudentRequest(without_reasoning(student.reasoning, body), prefill, reads)
-    if guidance.text and plan.guidance is not None:
-        body["messages"] = place_in_messages(plan.guidance, request.messages, guidance.text)
-    return StudentRequest(body, None, body["messages"])
-
-
-def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
-    """Return the caller's messages with the guidance as the policy places it. The student does not continue it."""
-    if guidance_plan.placement == "input":
-        return place_in_input(messages, guidance)
-    return place_in_context(guidance_plan.projection, messages, guidance)
-
-
-def build_seam(
-    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
-) -> tuple[SeamJoin | None, ReasoningFilter | None]:
-    """Return the join of shown guidance and the student's text; None if the student does not continue the guidance.
-
-    The second value is the filter for reasoning that a student generates although it was disabled; None: it cannot.
-    """
-    if (continuation := _continuation(plan, student, guidance)) is None:
-        return None, None
-    reasoning_filter = None if student.reasoning == "none" else ReasoningFilter(guidance.text)
-    seam_join = SeamJoin(
-        guidance.text,
-        pending_space=guidance.pending_space,
-        # vLLM and llama.cpp repeat the guidance if the caller sets `echo`, whatever their default is.
-        echo=request.body.get("echo") is True or continuation.echo,
-        strips_leading_space=continuation.strips_leading_space,
-        written_again=continuation.writes_again,
-        stop=request.stop,
-    )
-    return seam_join, reasoning_filter
-
-
-def _prompt(plan: Plan, prompt: str, guidance: str, *, prefix: bool) -> str:
-    if prefix or plan.guidance is None:
-        return prompt + guidance
-    if plan.guidance.placement == "input":
-        return place_behind_prompt(prompt, guidance)
-    return place_before_prompt(plan.guidance.projection, prompt, guidance)
-
-
-def _texts(prompt: str | list[object]) -> str | list[Json]:
-    """Return prompts as a message's content. Token ids are not counted: an engine that accepts them counts them."""
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt[0], str):
-        return []
-    return [{"type": "text", "text": text} for text in prompt]

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student import build_student_request
+from gateway.pipeline.student_request import build_student_request
 from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student import build_student_request
+from gateway.pipeline.student_request import build_student_request
 from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage

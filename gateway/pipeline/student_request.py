@@ -1,0 +1,123 @@
+"""Build the request that a student gets, and the seam between the guidance and its reply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.capabilities.continuation import Prefill
+from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
+from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
+from gateway.guidance.seam import SeamJoin
+from gateway.protocol.messages import text_of
+from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.capabilities.continuation import Continuation
+    from gateway.pipeline.guidance_request import Guidance
+    from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+
+# Engines prefer one or the other. With both, an engine could exceed the reserved tokens.
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def text_before(student: StudentPlan, request: CompletionRequest, student_request: StudentRequest) -> str | None:
+    """Return text that the engine may repeat before its own; None: it repeats text of unknown length."""
+    echo = bool(request.body.get("echo"))
+    if isinstance(request, TextRequest):
+        return None if echo else ""
+    if student_request.prefill is not None:
+        return student_request.prefill.text if student.continuation is None or student.continuation.echo or echo else ""
+    last = request.messages[-1]  # some engines repeat a caller's prefill
+    return text_of(last.get("content")) or "" if last["role"] == "assistant" else ""
+
+
+class StudentRequest(Record, frozen=True):
+    """The request to one student."""
+
+    body: Json  # the caller's body with the plan's changes
+    prefill: Prefill | None  # the beginning of the answer that the student continues; None: none, or a raw prompt
+    reads: Sequence[Json]  # the student's input as messages, for the gateway's own token count
+
+
+def continuation_of(plan: Plan, student: StudentPlan, guidance: Guidance) -> Continuation | None:
+    """Return how the student continues the guidance. None: it gets the guidance, if any, in its prompt."""
+    if not guidance.text or guidance.finish_reason is not None:
+        return None
+    return student.continuation if plan.guidance is not None and plan.guidance.placement == "prefix" else None
+
+
+def build_student_request(
+    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
+) -> StudentRequest:
+    """Return the caller's request as this student gets it."""
+    body = {**request.body}
+    continuation = continuation_of(plan, student, guidance)
+    if plan.max_tokens is not None:
+        # A student that writes the guidance again needs tokens for it.
+        written = guidance.tokens if continuation is not None and not continuation.writes_again else 0
+        for name in _LIMITS:
+            if body.get(name) is not None:
+                del body[name]
+        body[request.limit_field] = plan.max_tokens - written
+    if isinstance(request, TextRequest):
+        if request.prompt is not None and guidance.text:
+            body["prompt"] = _prompt(plan, request.prompt, guidance.text, prefix=continuation is not None)
+        return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
+    if continuation is not None:
+        prefill = Prefill(guidance.text, continuation)
+        reads = [*request.messages, {"role": "assistant", "content": guidance.text}]
+        return StudentRequest(without_reasoning(student.reasoning, body), prefill, reads)
+    if guidance.text and plan.guidance is not None:
+        body["messages"] = place_in_messages(plan.guidance, request.messages, guidance.text)
+    return StudentRequest(body, None, body["messages"])
+
+
+def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
+    """Return the caller's messages with the guidance as the policy places it. The student does not continue it."""
+    if guidance_plan.placement == "input":
+        return place_in_input(messages, guidance)
+    return place_in_context(guidance_plan.projection, messages, guidance)
+
+
+def build_seam(
+    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
+) -> tuple[SeamJoin | None, ReasoningFilter | None]:
+    """Return the join of shown guidance and the student's text; None if the student does not continue the guidance.
+
+    The second value is the filter for reasoning that a student generates although it was disabled; None: it cannot.
+    """
+    if (continuation := continuation_of(plan, student, guidance)) is None:
+        return None, None
+    reasoning_filter = None if student.reasoning == "none" else ReasoningFilter(guidance.text)
+    seam_join = SeamJoin(
+        guidance.text,
+        pending_space=guidance.pending_space,
+        # vLLM and llama.cpp repeat the guidance if the caller sets `echo`, whatever their default is.
+        echo=request.body.get("echo") is True or continuation.echo,
+        strips_leading_space=continuation.strips_leading_space,
+        written_again=continuation.writes_again,
+        stop=request.stop,
+    )
+    return seam_join, reasoning_filter
+
+
+def _prompt(plan: Plan, prompt: str, guidance: str, *, prefix: bool) -> str:
+    if prefix or plan.guidance is None:
+        return prompt + guidance
+    if plan.guidance.placement == "input":
+        return place_behind_prompt(prompt, guidance)
+    return place_before_prompt(plan.guidance.projection, prompt, guidance)
+
+
+def _texts(prompt: str | list[object]) -> str | list[Json]:
+    """Return prompts as a message's content. Token ids are not counted: an engine that accepts them counts them."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt[0], str):
+        return []
+    return [{"type": "text", "text": text} for text in prompt]
