@@ -17,6 +17,7 @@ from gateway.policy.length import choose_length
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
 from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
 from gateway.protocol.chat import ChatRequest
+from gateway.protocol.text import DEFAULT_TEXT_TOKENS, TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,12 +122,16 @@ def _plan(
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
     unguided = length = guidance = None
     if route.mode == "guided":
-        unguided, constrained = _reason_against(route, request, continuation, max_tokens)
+        limit = max_tokens
+        if limit is None and isinstance(request, TextRequest):
+            limit = DEFAULT_TEXT_TOKENS  # an engine's own default would not include the guidance
+        unguided, constrained = _reason_against(route, request, continuation, limit)
         if unguided is None and route.guidance.tokens == "auto":
-            length = choose_length(route.guidance.auto, request, max_tokens, headers)
+            length = choose_length(route.guidance.auto, request, limit, headers)
             unguided = length.unguided
         if unguided is None:
-            guidance = _guidance(policy, route, request, max_tokens, length, continuation, constrained=constrained)
+            guidance = _guidance(policy, route, request, limit, length, continuation, constrained=constrained)
+            max_tokens = limit
     return Plan(
         mode=route.mode,
         students=tuple([student for _, student, _ in students]),

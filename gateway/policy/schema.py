@@ -263,7 +263,7 @@ class Route(StrictModel):
     show_cost: Flag = True
     """Whether callers see the cost and the savings of an answer."""
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
-    """max_tokens of requests without one; None: the engine decides."""
+    """max_tokens of requests without one; None: the engine decides; a guided raw prompt has OpenAI's 16."""
     guidance: GuidanceRule = GuidanceRule()
     """Guidance by the teacher."""
     shadow: Shadow = ShadowRule()

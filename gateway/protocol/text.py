@@ -14,6 +14,9 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
+DEFAULT_TEXT_TOKENS = 16
+"""OpenAI's default of `max_tokens` for text completions."""
+
 
 class TextBody(SamplingBody, frozen=True, kw_only=True):
     """The fields of /v1/completions that the gateway reads, with OpenAI's ranges."""

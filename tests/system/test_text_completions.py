@@ -372,3 +372,10 @@ def test_without_usage_all_choices_are_estimated(world: World) -> None:
     receipt = world.receipt(world.ask(n=3))
     assert receipt["student"]["estimated"] is True
     assert 12 <= receipt["student"]["output_tokens"] <= 24
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_guided_raw_prompt_without_a_limit_has_openais_default(world: World, *, stream: bool) -> None:
+    """Guidance and student share the 16 tokens. An engine's own default would start again after the guidance."""
+    world.stream() if stream else world.answer()
+    assert world.student.requests[0]["max_tokens"] == 16 - KEPT_TOKENS
