@@ -30,6 +30,7 @@ class SeamJoin:
 
     Args:
         guidance: the text that was sent to the student, as `trim` returned it.
+        lead: the whitespace before the guidance in the teacher's text. It is emitted first, and was not sent.
         pending_space: the whitespace that followed the guidance (`TrimmedText.pending_space`).
         echo: whether the engine repeats the guidance before it continues. True: drop exactly the guidance, and
             whitespace before it, from the student's text. A text that begins differently is passed on unchanged. False:
@@ -63,6 +64,7 @@ class SeamJoin:
         self,
         guidance: str,
         *,
+        lead: str = "",
         pending_space: str = "",
         echo: bool | None = None,
         strips_leading_space: bool = False,
@@ -79,7 +81,7 @@ class SeamJoin:
         self._held = ""  # text that may begin a stop string
         self._reach = 0  # the number of held characters before the student's own text
         self.stopped = self.echoed = self.restarted = False
-        self.initial_text = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
+        self.initial_text = "" if written_again else lead + self._pass_on(guidance, foreign_chars=len(guidance))
 
     @property
     def is_settled(self) -> bool:

@@ -104,8 +104,8 @@ def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary =
     Args:
         cut: whether the teacher was stopped by its length limit, so that its last word may be incomplete.
         stop: the caller's stop strings; empty ones are ignored. The first one completed counts, as in an engine that
-            searches while it generates. A stop string within the leading whitespace does not count, because the caller
-            never sees that whitespace.
+            searches while it generates. A stop string within the leading whitespace does not count: the teacher's
+            engine would have ended there.
     """
     return divide(without_leading_reasoning(text), cut=cut, stop=stop, boundary=boundary)
 

@@ -204,7 +204,7 @@ class Completions:
                 async with aclosing(self.student_call.stream(request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         yield chunks
-            elif rest := relay.show_rest(guidance.text):
+            elif rest := relay.show_rest(guidance.lead + guidance.text):
                 builder.mark_first_token()
                 yield rest
             if chunks := relay.end(guidance.finish_reason):
@@ -240,7 +240,7 @@ def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:
 
 
 def _whole_reply(guidance: Guidance) -> Json:
-    message = {"role": "assistant", "content": guidance.text, "refusal": None}
+    message = {"role": "assistant", "content": guidance.lead + guidance.text, "refusal": None}
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": guidance.finish_reason}]}
 
 

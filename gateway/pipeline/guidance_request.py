@@ -34,6 +34,7 @@ class Guidance(Record, frozen=True):
     """The guidance of one answer, as it is shown and sent. It is empty if the answer is unguided."""
 
     text: str = ""
+    lead: str = ""  # the whitespace before `text`: shown, and not sent, since a chat template may write its own
     pending_space: str = ""  # the whitespace that followed in the teacher's text
     tokens: int = 0  # the number of the teacher's tokens in `text`
     finish_reason: str | None = None  # set if `text` is the whole answer and no student is called
@@ -46,14 +47,15 @@ UNGUIDED = Guidance()
 class GuidanceStream:
     """The text of a teacher while it generates, and the part that the caller may be shown already.
 
-    With `keeps_lead` the text's leading whitespace is shown, as after a raw prompt.
+    With `sends_lead` the leading whitespace is part of the guidance, as after a raw prompt. Otherwise it is only shown.
     """
 
-    def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
+    def __init__(self, keep: GrowingKeep, *, sends_lead: bool) -> None:
         self.keep = keep
-        self._keeps_lead = keeps_lead
+        self._sends_lead = sends_lead
         self.text = StringIO()
         self.tokens = 0  # an engine sends one token per piece, or a few
+        self.lead = ""  # whitespace that was shown before `shown`, and is not sent
         self.shown = ""
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
         """Pieces to show, in order; an empty piece ends them."""
@@ -66,10 +68,15 @@ class GuidanceStream:
         self.text.write(piece)
         self.tokens += 1
         if more := self.keep.feed(piece):
-            if self._keeps_lead and not self.shown:
-                more = _lead(self.text.getvalue()) + more
+            lead = ""
+            if not self.shown:
+                text = self.text.getvalue()
+                if self._sends_lead:
+                    more = _lead(text) + more
+                else:
+                    self.lead = lead = _lead_of(text, more)
             self.shown += more
-            self.pieces.put_nowait(more)
+            self.pieces.put_nowait(lead + more)
 
 
 def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
@@ -132,11 +139,25 @@ def guidance_from_reply(
         # Streamed text keeps the whitespace that was shown: the pieces and the final text may begin differently.
         text = _lead(stream.text.getvalue() if stream is not None and stream.tokens else reply.text) + text
     builder.guidance_text = text
-    return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
+    if isinstance(request, TextRequest):
+        lead = ""
+    elif stream is not None and stream.tokens:
+        lead = stream.lead or ("" if stream.shown else _lead_of(stream.text.getvalue(), text))
+    else:
+        lead = _lead_of(reply.text, text)
+    return Guidance(text, lead, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
+
+
+def _lead_of(text: str, kept: str) -> str:
+    """Return the whitespace before the kept text; empty if other text, such as reasoning, is between them."""
+    if not text[:1].isspace():
+        return ""
+    lead = _lead(text)
+    return lead if text.startswith(kept, len(lead)) else ""
 
 
 def _lead(text: str) -> str:
-    """Return the leading whitespace: a chat template writes it in a chat; after a raw prompt it is significant."""
+    """Return the leading whitespace."""
     return text[: len(text) - len(text.lstrip())]
 
 

@@ -96,6 +96,7 @@ def build_seam(
     reasoning_filter = None if student.reasoning == "none" else ReasoningFilter(guidance.text)
     seam_join = SeamJoin(
         guidance.text,
+        lead=guidance.lead,
         pending_space=guidance.pending_space,
         # vLLM and llama.cpp repeat the guidance if the caller sets `echo`, whatever their default is.
         echo=request.body.get("echo") is True or continuation.echo,

@@ -98,7 +98,7 @@ class TeacherCall:
         skip = guidance_plan.projection.skip
         stream = GuidanceStream(
             GrowingKeep(skip, guidance_plan.tokens, boundary=guidance_plan.boundary, stop=request.stop),
-            keeps_lead=isinstance(request, TextRequest),
+            sends_lead=isinstance(request, TextRequest),
         )
         # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
         task = self.tasks.spawn("guidance", self._open_or_error(request, builder, stream))
@@ -313,7 +313,7 @@ def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str
     builder.kept_tokens, builder.guidance_text, builder.cut_short = tokens, stream.shown, reason
     # A student cannot be called for zero tokens.
     finish_reason = "length" if max_tokens is not None and tokens >= max_tokens else None
-    return Guidance(stream.shown, "", tokens, finish_reason)
+    return Guidance(stream.shown, stream.lead, tokens=tokens, finish_reason=finish_reason)
 
 
 def _dedupe_key(

@@ -1,0 +1,102 @@
+"""Exact token counts with vLLM as teacher and student: limits, usage and receipts."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
+from tests.vllm_engine import TEMPLATE_TOKENS, TOKENS, VllmEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_numbers = itertools.count()
+PROMPT_TOKENS = TEMPLATE_TOKENS + 4  # of each question
+ANSWER = "".join(TOKENS)
+
+
+@dataclass
+class Answered:
+    text: str
+    finish: str
+    usage: dict[str, Any]
+    headers: httpx.Headers
+
+
+@dataclass
+class World:
+    engine: VllmEngine
+    gateway: GatewayProcess
+
+    def ask(self, route: str, *, stream: bool, **body: Any) -> Answered:
+        """Ask a new question, for which no guidance is cached."""
+        question = {"role": "user", "content": f"Why blue, number {next(_numbers)}?"}
+        sent: dict[str, Any] = {"model": route, "messages": [question], "temperature": 0}
+        if stream:
+            sent |= {"stream": True, "stream_options": {"include_usage": True}}
+        url = f"{self.gateway.url}/v1/chat/completions"
+        reply = httpx.post(url, headers={"Authorization": f"Bearer {KEY}"}, json=sent | body, timeout=20)
+        assert reply.status_code == 200, reply.text
+        if not stream:
+            answer = reply.json()
+            choice = answer["choices"][0]
+            return Answered(choice["message"]["content"], choice["finish_reason"], answer["usage"], reply.headers)
+        events = [orjson.loads(line[6:]) for line in reply.text.split("\n") if line.startswith("data: {")]
+        choices = [choice for one in events for choice in one["choices"]]
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        return Answered(text, choices[-1]["finish_reason"], events[-1]["usage"], reply.headers)
+
+    def receipt(self, answer: Answered) -> dict[str, Any]:
+        return self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("exact-counts")
+    engine = VllmEngine()
+    with ExitStack() as stack:
+        stack.enter_context(engine.running())
+        names = {"model": "fake", "continuation": "vllm"}
+        gateway = stack.enter_context(
+            running_gateway(
+                folder,
+                redis_url=redis_url,
+                redis={"prefix": folder.name},
+                models=[
+                    model("big", "openai", f"{engine.url}/v1", **names),
+                    model("small", "openai", f"{engine.url}/v1", **names),
+                ],
+                routes=[guided("chat", tokens=8), guided("whole", tokens=40)],
+            )
+        )
+        wait_until_looked_at(gateway.admin_url)
+        yield World(engine, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.engine.answer, running.engine.per_event = TOKENS, 1
+    running.engine.requests.clear()
+    running.engine.paths.clear()
+    return running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["chat", "whole"])
+@pytest.mark.parametrize("lead", [" ", "\n\n"])
+def test_the_whitespace_before_an_answer_is_shown(world: World, route: str, lead: str, *, stream: bool) -> None:
+    """The teacher alone would show it. The student does not get it, since a chat template may write its own."""
+    world.engine.answer = (lead, *TOKENS)
+    answer = world.ask(route, stream=stream, max_tokens=60)
+    assert answer.text == lead + ANSWER
+    assert answer.finish == "stop"
+    if route == "chat":
+        assert world.engine.requests[-1]["messages"][-1]["content"] == "Incontrovertibly the sky is"
