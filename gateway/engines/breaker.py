@@ -21,6 +21,8 @@ _MAX_PAUSE_S = 60.0
 # Repeated failures of one request are no evidence against the engine.
 _MIN_REQUESTS = 2
 _MIN_TENANTS = 2
+# For how long calls in flight show that an engine without success is busy. They may hang.
+_BUSY_S = 30.0
 # The number of failing tenants with stored state. The oldest is evicted.
 _MAX_TENANTS = 10_000
 
@@ -96,6 +98,7 @@ class Breaker:
         self._paused: dict[str, float] = {}  # the end of each tenant's pause
         self._last_pause_until = 0.0  # the latest end of a tenant's pause
         self._all_paused_until = 0.0  # the end of the pause of all tenants
+        self._busy_since: float | None = None  # since when, without a success, the engine is busy with earlier calls
 
     def state(self, now: float) -> BreakerState:
         """Return the state of the engine: open or half open while calls of any tenant are refused."""
@@ -126,6 +129,7 @@ class Breaker:
         """Record a successful call, and close the circuits of all tenants. Return whether one was open."""
         closed = self._engine.open_until is not None or self._tenants_open_until is not None
         self._connected()
+        self._busy_since = None
         if self._tenants:
             self._tenants.clear()
             self._failed_calls, self._tenants_open_until = 0, None
@@ -140,6 +144,7 @@ class Breaker:
     def started(self, call: BreakerCall) -> None:
         """Record the first data of an answer. This ends a trial; other failures count until a call succeeds."""
         self._connected()
+        self._busy_since = None
         if call.tenant_trial:
             self._forget(call.tenant)
 
@@ -166,6 +171,21 @@ class Breaker:
         self._open(failing.scope, now)
         self._tenants_open_until = max(self._tenants_open_until or 0.0, failing.scope.open_until or 0.0)
         return True
+
+    def overloaded(self, call: BreakerCall, now: float, *, busy: bool) -> bool:
+        """Record a call that the engine rejected as overloaded, without a pause. Return whether a circuit opened.
+
+        `busy`: an earlier call is in flight. The engine is then at its limit, and the rejection is no failure. Without
+        any success, this applies for 30 s.
+        """
+        if busy:
+            if self._busy_since is None:
+                self._busy_since = now
+            if now - self._busy_since < _BUSY_S:
+                self._connected()
+                self.abandoned(call)
+                return False
+        return self.failed(call, now, connected=True)
 
     def pause(self, tenant: str, now: float, seconds: float) -> None:
         """Refuse calls of the tenant for the pause that the overloaded engine requested."""

@@ -151,10 +151,11 @@ class GuardedEngine:
 class _Guard:
     """The breaker of one engine, the evidence of its calls, and the published state.
 
-    `calls` counts the calls in flight. A gauge update in each call would cost more than the rest of this module.
+    `calls` counts the calls in flight, and `sent` all calls. A gauge update in each call would cost more than the rest
+    of this module.
     """
 
-    __slots__ = ("_budgets", "_metrics", "_published", "breaker", "calls", "clock", "faults", "name")
+    __slots__ = ("_budgets", "_metrics", "_published", "breaker", "calls", "clock", "faults", "name", "sent")
 
     def __init__(
         self, name: str, breaker: Breaker, metrics: Metrics, clock: Callable[[], float], budgets: RetryBudgets | None
@@ -163,11 +164,15 @@ class _Guard:
         self.breaker = breaker
         self.clock = clock
         self.faults = RequestFaults()
-        self.calls = 0
+        self.calls = self.sent = 0
         self._budgets = budgets
         self._metrics = metrics
         self._published: BreakerState = "closed"
         metrics.engine_breaker.labels(name).set(0)
+
+    def has_earlier(self, number: int) -> bool:
+        """Return whether a call before the one with this number is in flight. At most all calls after it are, too."""
+        return self.calls > self.sent - number
 
     def is_closed(self, now: float) -> bool:
         """Return whether no circuit is open, no tenant is paused, and this is published."""
@@ -215,9 +220,10 @@ async def publish_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> N
 class _GuardedCall:
     """The context of one call. Entering it may raise CircuitOpen; leaving it reports the outcome to the breaker."""
 
-    __slots__ = ("_call", "_control", "_guard", "_sent", "_sent_at", "started")
+    __slots__ = ("_call", "_control", "_guard", "_number", "_sent", "_sent_at", "started")
 
     _call: BreakerCall
+    _number: int  # counts the calls of the engine
     _sent_at: float
 
     def __init__(self, guard: _Guard, sent: Any, control: ControlCall | None) -> None:
@@ -238,6 +244,7 @@ class _GuardedCall:
             self._call = guard.breaker.start_call(tenant, request_id, now)
             guard.publish()
         guard.calls += 1
+        guard.sent = self._number = guard.sent + 1
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -277,11 +284,13 @@ class _GuardedCall:
     def _record(self, error: BaseException) -> None:
         breaker = self._guard.breaker
         match error:
-            case EngineOverloaded():
-                # The engine is available. The batcher and the callers reduce the load.
+            case EngineOverloaded() if error.is_copy:
                 breaker.abandoned(self._call)
-                if error.engine_retry_after_s is not None and not error.is_copy:
-                    breaker.pause(self._call.tenant, self._guard.clock(), error.engine_retry_after_s)
+            case EngineOverloaded() if error.engine_retry_after_s:
+                breaker.abandoned(self._call)
+                breaker.pause(self._call.tenant, self._guard.clock(), error.engine_retry_after_s)
+            case EngineOverloaded():
+                breaker.overloaded(self._call, self._guard.clock(), busy=self._guard.has_earlier(self._number))
             case EngineRejected() if error.blames_request and not isinstance(error, EngineUnsupported):
                 breaker.refused(self._call)
             case EngineError() if not (error.is_copy or isinstance(error, EngineUnsupported)):

@@ -320,6 +320,82 @@ async def test_a_request_that_failed_three_times_is_not_retried_again() -> None:
     assert world.fake.controls == 1, "the outcome holds for a while"
 
 
+# Overload without a pause.
+
+
+def busy() -> EngineOverloaded:
+    return EngineOverloaded("429", engine="small")
+
+
+async def test_repeated_overload_without_a_success_opens_the_circuit() -> None:
+    """15 requests during an outage make two calls and one trial."""
+    world = World(*[[busy()] for _ in range(15)])
+    outcomes = [await world.call() for _ in range(15)]
+    assert [type(one) for one in outcomes] == [EngineOverloaded] * 2 + [CircuitOpen] * 13
+    assert not world.engine.in_cooldown_for("globex")
+    world.now = 1.0
+    assert isinstance(await world.call(), EngineOverloaded)
+    world.now = 2.9
+    assert isinstance(await world.call(), CircuitOpen), "a failed trial doubles the cooldown"
+
+
+async def test_during_an_overload_each_other_tenant_makes_one_call() -> None:
+    world = World(*[[busy()] for _ in range(9)])
+    outcomes = [await world.call(tenant) for tenant in ("acme", "acme", "globex", "globex", "initech", "initech")]
+    assert [type(one) for one in outcomes] == [
+        EngineOverloaded, EngineOverloaded, EngineOverloaded, CircuitOpen, EngineOverloaded, CircuitOpen,
+    ]  # fmt: skip
+
+
+async def test_a_success_between_overloads_resets_the_count() -> None:
+    world = World(*[[busy()], [WORD]] * 5)
+    for _ in range(10):
+        assert not isinstance(await world.call(), CircuitOpen)
+
+
+async def test_an_engine_that_works_at_its_limit_is_not_overloaded() -> None:
+    """It rejects calls while an earlier call is in flight."""
+    world = World([WORD, WORD], *[[busy()] for _ in range(9)])
+    async with aclosing(world.engine.stream({})) as earlier:
+        await anext(earlier)
+        for _ in range(9):
+            assert isinstance(await world.call(), EngineOverloaded)
+    assert world.engine.breaker == "closed"
+
+
+async def test_calls_that_hang_do_not_show_that_the_engine_works() -> None:
+    """After 30 s without a success."""
+    world = World([WORD, WORD], *[[busy()] for _ in range(9)])
+    async with aclosing(world.engine.stream({})) as hanging:
+        await anext(hanging)
+        for now in (0.0, 10.0, 29.9):
+            world.now = now
+            assert isinstance(await world.call(), EngineOverloaded)
+        world.now = 30.0
+        outcomes = [await world.call() for _ in range(3)]
+    assert [type(one) for one in outcomes] == [EngineOverloaded, EngineOverloaded, CircuitOpen]
+
+
+async def test_later_calls_in_flight_do_not_show_that_the_engine_works() -> None:
+    """Parallel calls during an outage: each one is rejected before the later ones are."""
+    world = World(*[[WORD, busy()] for _ in range(4)])
+    streams = []
+    for number in range(4):
+        set_origin("acme", f"parallel-{number}")
+        streams.append(world.engine.stream({}))
+        await anext(streams[-1])
+    for one in streams:
+        with pytest.raises(EngineOverloaded):
+            await anext(one)
+    assert isinstance(await world.call(), CircuitOpen)
+
+
+async def test_a_pause_of_no_time_is_none() -> None:
+    """An engine with `Retry-After: 0` is like one without the header."""
+    world = World(*[[EngineOverloaded("503", engine="small", retry_after_s=0.0)] for _ in range(3)])
+    assert [type(await world.call()) for _ in range(3)] == [EngineOverloaded, EngineOverloaded, CircuitOpen]
+
+
 async def test_a_pause_that_a_call_for_several_met_holds_one_tenant() -> None:
     """A large prompt of one of them may be the cause."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=60.0)

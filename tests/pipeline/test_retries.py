@@ -127,11 +127,11 @@ class CallLimits:
         self._budget -= 1
         return self._budget >= 0
 
-    def walk(self, *engines: str) -> list[str]:
+    def walk(self, *engines: str, kind: type[EngineError] = EngineUnreachable) -> list[str]:
         """Return the engines that are called after the first call, if every call fails."""
         students = [StudentPlan(engine, None) for engine in engines]
         one, called = Retries(students, RetryRule(num_retries=10, backoff_s=0.1), self.retries, draw=lambda: 1.0), []
-        while one.next_pause_s(error(EngineUnreachable), placed=False) is not None:
+        while one.next_pause_s(error(kind), placed=False) is not None:
             self.builder.failed.append("a call")
             called.append(one.student.engine)
         return called
@@ -154,9 +154,10 @@ def test_earlier_failed_calls_count_toward_the_limit() -> None:
     assert limits.walk("a") == ["a", "a"]
 
 
-def test_an_engine_without_a_retry_budget_is_not_retried_and_the_next_is_called() -> None:
+@pytest.mark.parametrize("kind", [EngineUnreachable, EngineOverloaded])
+def test_an_engine_without_a_retry_budget_is_not_retried_and_the_next_is_called(kind: type[EngineError]) -> None:
     limits = CallLimits(9, budget=0)
-    assert limits.walk("a", "b") == ["b"]
+    assert limits.walk("a", "b", kind=kind) == ["b"]
     assert (limits.refused("a", "engine"), limits.refused("b", "engine")) == (1, 1)
 
 
