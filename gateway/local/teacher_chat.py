@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import orjson
 from aiohttp import web
 
 from gateway.local import tgi_errors, tgi_request
@@ -26,18 +27,66 @@ if TYPE_CHECKING:
     from gateway.local.tgi_wire import TeacherState
 
 
+class TgiFunction(msgspec.Struct, frozen=True):
+    """The function of a tool call. TGI also accepts `parameters` instead of `arguments`."""
+
+    name: str
+    arguments: Any = msgspec.UNSET
+    parameters: Any = msgspec.UNSET
+    description: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.arguments is msgspec.UNSET) == (self.parameters is msgspec.UNSET):
+            raise ValueError("missing or duplicate field `arguments`")
+
+    @property
+    def schema(self) -> Any:
+        """The value of `arguments` or `parameters`."""
+        return self.parameters if self.arguments is msgspec.UNSET else self.arguments
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The function as TGI serializes it: the arguments become a text."""
+        arguments = orjson.dumps(self.schema).decode()
+        return {"description": self.description, "name": self.name, "arguments": arguments}
+
+
+class TgiToolCall(msgspec.Struct, frozen=True):
+    """A tool call in a message."""
+
+    id: str
+    type: str
+    function: TgiFunction
+
+
 class TgiMessage(msgspec.Struct, frozen=True):
-    """A message of a chat. `content` is a text or a list of chunks; only chunks of type `text` are supported."""
+    """A message of a chat: a text, a list of chunks or, without either, tool calls. Only `text` chunks are supported.
+
+    Like TGI, a message with neither content nor a list of tool calls is rejected.
+    """
 
     role: str
     content: str | list[dict[str, Any]] | None = None
     tool_calls: Any = None
 
+    def __post_init__(self) -> None:
+        if self.content is None:
+            try:
+                self._calls()
+            except msgspec.ValidationError:
+                raise ValueError("data did not match any variant of untagged enum MessageBody") from None
+
+    def _calls(self) -> list[TgiToolCall]:
+        return msgspec.convert(self.tool_calls, list[TgiToolCall])
+
     @property
     def text(self) -> str:
         """The content as one string, joined as TGI joins it. Raises TgiError 422 for an image."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
+        if isinstance(self.content, str):
+            return self.content
+        if self.content is None:
+            calls = [{"id": call.id, "type": call.type, "function": call.function.as_json} for call in self._calls()]
+            return orjson.dumps(calls).decode()
         if any(chunk.get("type") != "text" for chunk in self.content):
             raise tgi_errors.invalid("only text can be read by this model")
         return "".join(str(chunk.get("text", "")) for chunk in self.content)
@@ -53,18 +102,12 @@ class _SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of both routes."""
 
     frequency_penalty: float | None = None
-    max_tokens: Unsigned | None = None
+    max_tokens: Unsigned | msgspec.UnsetType | None = msgspec.UNSET
     seed: Unsigned | None = None
     stop: list[str] | None = None
     stream: bool = False
-    stream_options: TgiStreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
-
-    @property
-    def wants_usage(self) -> bool:
-        """Return whether a stream ends with a chunk with the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def _parameters(self, **own: Any) -> TgiParameters:
         return TgiParameters(
@@ -83,12 +126,19 @@ class TgiChatBody(_SamplingBody, frozen=True, kw_only=True):
     """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not read are ignored."""
 
     messages: list[TgiMessage]
+    logit_bias: list[float] | None = None  # not OpenAI's object; not used
     logprobs: bool | None = None
-    max_completion_tokens: Unsigned | None = None
+    max_completion_tokens: Unsigned | msgspec.UnsetType | None = msgspec.UNSET
+    n: Unsigned | None = None  # not used
     presence_penalty: float | None = None
     response_format: TgiGrammar | None = None
+    stream_options: TgiStreamOptions = TgiStreamOptions()
     tools: list[Any] | None = None
     top_logprobs: Unsigned | None = None
+
+    def __post_init__(self) -> None:
+        if msgspec.UNSET not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("duplicate field `max_tokens`")  # the other name is an alias
 
     @property
     def parameters(self) -> TgiParameters:
@@ -96,7 +146,7 @@ class TgiChatBody(_SamplingBody, frozen=True, kw_only=True):
         penalty = self.presence_penalty
         return self._parameters(
             grammar=self.response_format,
-            max_new_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            max_new_tokens=_set(self.max_tokens, self.max_completion_tokens),
             repetition_penalty=None if penalty is None else penalty + 2.0,
             top_n_tokens=self.top_logprobs,
         )
@@ -112,7 +162,12 @@ class TgiCompletionBody(_SamplingBody, frozen=True, kw_only=True):
     @property
     def parameters(self) -> TgiParameters:
         """The parameters as TGI maps them."""
-        return self._parameters(max_new_tokens=self.max_tokens, repetition_penalty=self.repetition_penalty)
+        return self._parameters(max_new_tokens=_set(self.max_tokens), repetition_penalty=self.repetition_penalty)
+
+
+def _set(*values: int | msgspec.UnsetType | None) -> int | None:
+    """Return the value that the body contains; None if it contains none."""
+    return next((value for value in values if value is not msgspec.UNSET), None)
 
 
 async def _prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
@@ -124,12 +179,10 @@ async def _prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
     """
     if body.tools:
         raise tgi_errors.failure("tool_error", "this server has no tools")
-    if not body.messages:
-        raise tgi_errors.failure("template_error", "there are no messages")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     prompt = await llama.render(messages)
-    last = messages[-1]
-    if last["role"] != "assistant":
+    last = messages[-1] if messages else None
+    if last is None or last["role"] != "assistant":
         return prompt
     found = prompt.rfind(last["content"])
     return prompt if found < 0 else prompt[: found + len(last["content"])].rstrip()
@@ -161,9 +214,9 @@ class TgiReplies(NamedTuple):
         }
         return self._envelope("chat.completion.chunk", [choice]) | {"usage": None}
 
-    def usage_chunk(self, runs: Sequence[LocalGeneration], kind: str) -> dict[str, Any]:
-        """Return the usage chunk of a stream with `include_usage`."""
-        return self._envelope(kind, []) | {"usage": _usage(runs)}
+    def usage_chunk(self, run: LocalGeneration) -> dict[str, Any]:
+        """Return the usage chunk of a streamed chat with `include_usage`."""
+        return self._envelope("chat.completion.chunk", []) | {"usage": _usage([run])}
 
     def completion(self, runs: Sequence[LocalGeneration]) -> dict[str, Any]:
         """Return the reply to a completion without streaming, with one choice for each prompt."""
@@ -173,11 +226,14 @@ class TgiReplies(NamedTuple):
         ]
         return self._envelope("text_completion", choices) | {"usage": _usage(runs)}
 
-    def completion_chunk(self, index: int, token: GeneratedToken) -> dict[str, Any]:
-        """Return the chunk of one token of a streamed completion. `eos_token` is not renamed here."""
-        text = "" if token.special else token.text
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": token.finish_reason or ""}
-        return self._envelope("text_completion", [choice])
+    def completion_chunk(self, index: int, token: GeneratedToken, run: LocalGeneration) -> dict[str, Any]:
+        """Return the chunk of one token of a streamed completion. The last one has the usage.
+
+        Special tokens are part of the text here, and `eos_token` is not renamed.
+        """
+        choice = {"index": index, "text": token.text, "logprobs": None, "finish_reason": token.finish_reason or ""}
+        chunk = self._envelope("text_completion", [choice])
+        return chunk if token.finish_reason is None else chunk | {"usage": _usage([run])}
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -245,7 +301,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         return await _stream_completions(request, body, prompts)
     runs = await _run_all(state, body, prompts)
     answer = TgiReplies(state.model).completion(runs)
-    return reply(answer, headers=headers("".join(prompts), runs, time.monotonic() - started))
+    sent = headers("".join(prompts), runs, time.monotonic() - started)
+    del sent["x-compute-time"]  # TGI's other routes send it
+    return reply(answer, headers=sent)
 
 
 async def chat_tokenize(request: web.Request) -> web.Response:
@@ -308,21 +366,17 @@ async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> 
     ):
         async for token in tokens:
             await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
-        if body.wants_usage:
-            await send_event(response, replies.usage_chunk([run], "chat.completion.chunk"))
+        if body.stream_options.include_usage:
+            await send_event(response, replies.usage_chunk(run))
     return response
 
 
 async def _stream_completions(request: web.Request, body: TgiCompletionBody, prompts: list[str]) -> web.StreamResponse:
     state = request.app[STATE]
     replies = TgiReplies(state.model)
-    runs = []
     async with _stream(request, "".join(prompts)) as response:
         for index, prompt in enumerate(prompts):
             async with state.start(prompt, body.parameters, logprobs=False) as (run, tokens):
-                runs.append(run)
                 async for token in tokens:
-                    await send_event(response, replies.completion_chunk(index, token))
-        if body.wants_usage:
-            await send_event(response, replies.usage_chunk(runs, "text_completion"))
+                    await send_event(response, replies.completion_chunk(index, token, run))
     return response

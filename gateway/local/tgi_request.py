@@ -25,10 +25,16 @@ Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class TgiGrammar(msgspec.Struct, frozen=True):
-    """A constraint on the answer: a JSON schema (`json` is the older name) or a regular expression."""
+    """A constraint on the answer: a JSON schema, alone or in an object with its name, or a regular expression."""
 
-    type: Literal["json", "json_schema", "regex"]
+    type: Literal["json", "json_object", "json_schema", "regex"]  # the first two are one
     value: Any
+
+    def __post_init__(self) -> None:
+        if self.type == "regex" and not isinstance(self.value, str):
+            raise ValueError("invalid type, expected a string")
+        if self.type == "json_schema" and not (isinstance(self.value, dict) and "schema" in self.value):
+            raise ValueError("missing field `schema`")
 
 
 class TgiParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,13 +197,13 @@ def _grammar(grammar: TgiGrammar | None) -> dict[str, Any]:
     schema = grammar.value
     if grammar.type == "regex":
         raise tgi_errors.invalid("grammar is not supported")
-    if isinstance(schema, str):
+    if grammar.type == "json_schema":
+        schema = schema["schema"]
+    elif isinstance(schema, str):
         try:
             schema = msgspec.json.decode(schema)
         except msgspec.DecodeError as error:
             raise tgi_errors.invalid(f"grammar is not valid: {error}") from error
-    if grammar.type == "json_schema" and isinstance(schema, dict) and "schema" in schema:
-        schema = schema["schema"]
     if not isinstance(schema, dict):
         raise tgi_errors.invalid("grammar is not supported")
     if "properties" not in schema:

@@ -133,7 +133,7 @@ def stream_headers(inputs: str) -> dict[str, str]:
 async def render_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Render errors of TGI as JSON, and errors of its web framework as plain text."""
+    """Render errors of TGI as JSON, and errors of its web framework as plain text or, for 404 and 405, empty."""
     try:
         return await handler(request)
     except tgi_errors.TgiError as error:
@@ -141,6 +141,8 @@ async def render_errors(
         return reply(error.body, status=error.status)
     except tgi_errors.UnreadableBody as error:
         return web.Response(text=error.text, status=error.status)
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+        return web.Response(status=error.status)
 
 
 def _ms(seconds: float) -> str:

@@ -27,7 +27,7 @@ class PlannedAnswer:
         reads: tokens of each prompt. `texts` has the same number of texts for each prompt, in order.
         form: encoder of a stream's events; None for a whole reply, which `body` returns.
         usage: whether a stream contains its token counts.
-        headers: whether a whole reply has TGI's headers with counts and times.
+        headers: whether a whole reply has TGI's headers with counts and times. `compute_time` is one of them.
     """
 
     texts: tuple[Text, ...]
@@ -36,6 +36,7 @@ class PlannedAnswer:
     form: Form | None
     usage: bool
     headers: bool
+    compute_time: bool
 
     @property
     def read(self) -> int:
@@ -86,7 +87,7 @@ class Call:
             if written == 1 and (first_events := self._form.first_events(text.choice)):
                 self._write(first_events)
             if last:
-                self._write(self._form.closing(text))
+                self._write(self._form.closing(text, self._read_by(text)))
             else:
                 events = self._form.events(text.choice, text.tape)
                 self._write(events[(text.at + written - 1) % len(events)])
@@ -104,7 +105,8 @@ class Call:
         if self._form is None:
             whole = self._whole()
         else:
-            events = map(self._form.all_events, self._answer.texts)
+            form = self._form
+            events = (form.all_events(text, self._read_by(text)) for text in self._answer.texts)
             whole = b"".join((EVENTS_HEAD, *events, self._end_of_stream()))
         if self._fault == "break_off":
             self._break(whole)
@@ -134,6 +136,13 @@ class Call:
         else:
             self._stats.cancelled += 1
 
+    def _read_by(self, text: Text) -> int:
+        """Return the tokens of the prompt that a text answers; 0 if its last event does not contain them."""
+        reads = self._answer.reads
+        if self._form is None or not self._form.counts_in_closing:
+            return 0
+        return reads[text.choice * len(reads) // len(self._answer.texts)]
+
     def _end_of_stream(self) -> bytes:
         assert self._form is not None
         return self._form.end(self._answer.read, self._answer.written, usage=self._answer.usage)
@@ -144,12 +153,13 @@ class Call:
     def _counts(self) -> bytes:
         """Return TGI's headers. Times are in milliseconds, except for the compute time in seconds."""
         queue_s, inference_s = self._joined - self._arrived, time.monotonic() - self._joined
+        compute_time = b"x-compute-time: %.6f\r\n" % (queue_s + inference_s) if self._answer.compute_time else b""
         return (
-            b"x-compute-type: fake\r\nx-compute-time: %.6f\r\nx-total-time: %d\r\nx-validation-time: 0\r\n"
+            b"x-compute-type: fake\r\n%sx-total-time: %d\r\nx-validation-time: 0\r\n"
             b"x-queue-time: %d\r\nx-inference-time: %d\r\nx-time-per-token: %d\r\n"
             b"x-prompt-tokens: %d\r\nx-generated-tokens: %d\r\n"
         ) % (
-            queue_s + inference_s,
+            compute_time,
             (queue_s + inference_s) * 1000,
             queue_s * 1000,
             inference_s * 1000,

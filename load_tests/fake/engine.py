@@ -85,9 +85,17 @@ class FakeEngine:
             self.stats.reset()
             whole = reply(b"{}")
         else:
-            whole = self._facts.get(request) or error(404, "no such route", "not_found", tgi=self._tgi)
+            whole = self._facts.get(request) or self._no_route(request)
         connection.write(whole)
         connection.end()
+
+    def _no_route(self, request: bytes) -> bytes:
+        """Return the reply to an unknown route. TGI's has no body, and is a 405 for a known path."""
+        if not self._tgi:
+            return error(404, "no such route", "not_found", tgi=False)
+        path = request.partition(b" ")[2]
+        known = any(route.partition(b" ")[2] == path for route in (*self._asking, *self._facts))
+        return reply(b"", 405 if known else 404)
 
     def _ask(
         self,
@@ -144,6 +152,7 @@ class FakeEngine:
             form if request.stream else None,
             usage=request.usage,
             headers=self._tgi or form is None,
+            compute_time=form is None or form.is_chat,
         )
 
     def _text(self, index: int, request: ParsedRequest, at_most: int) -> Text:

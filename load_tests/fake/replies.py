@@ -46,12 +46,14 @@ class Text(NamedTuple):
 class Form:
     """A route of OpenAI's API, `chat` or completions, in TGI's or OpenAI's format.
 
-    TGI's last token contains the finish_reason, and each of its deltas a role. OpenAI sends both in separate events.
+    TGI's last token contains the finish_reason, and each of its deltas a role. OpenAI sends both in separate events. In
+    completions, TGI's last token also contains the usage, and the end token is text.
     """
 
     def __init__(self, model: str, *, chat: bool, tgi: bool) -> None:
-        self._chat = chat
+        self.is_chat = chat
         self._tgi = tgi
+        self.counts_in_closing = tgi and not chat
         self._name = "chat.completion" if chat else "text_completion"
         self._common: dict[str, Any] = {
             "id": "" if tgi else "chatcmpl-fake" if chat else "cmpl-fake",
@@ -67,7 +69,7 @@ class Form:
 
     def first_events(self, index: int) -> bytes:
         """Return the events before the first token."""
-        if self._tgi or not self._chat:
+        if self._tgi or not self.is_chat:
             return b""
         return self._event([self._choice(index, {"role": "assistant", "content": ""}, None)])
 
@@ -75,28 +77,31 @@ class Form:
         """Return the event of each token of a tape."""
         return tuple(self._event([self._choice(index, self._delta(token), None)]) for token in TAPES[tape])
 
-    def _closing(self, text: Text) -> bytes:
-        """Return the event of the last token, with the finish reason."""
+    def _closing(self, text: Text, read: int) -> bytes:
+        """Return the event of the last token, with the finish reason. `read` is used if it contains the usage."""
         tape = TAPES[text.tape]
         token = tape[(text.at + text.length - 1) % len(tape)]
+        if self.counts_in_closing:
+            ended = ("<|im_end|>", "eos_token") if text.finish == "stop" else (token, "length")
+            return self._event([self._choice(text.choice, *ended)], usage=_usage(read, text.length))
         if self._tgi:
             return self._event([self._choice(text.choice, self._delta(token), text.finish)])
         content = self._event([self._choice(text.choice, self._delta(token), None)])
-        return content + self._event([self._choice(text.choice, {} if self._chat else "", text.finish)])
+        return content + self._event([self._choice(text.choice, {} if self.is_chat else "", text.finish)])
 
     def end(self, read: int, written: int, *, usage: bool) -> bytes:
-        """Return the end of a stream."""
-        counted = self._event([], usage=_usage(read, written)) if usage else b""
+        """Return the end of a stream. With `usage`, a chat and OpenAI's completion have a usage event."""
+        counted = self._event([], usage=_usage(read, written)) if usage and not self.counts_in_closing else b""
         return counted + event(b"[DONE]") + EVENTS_END
 
-    def _all_events(self, text: Text) -> bytes:
+    def _all_events(self, text: Text, read: int) -> bytes:
         """Return a whole answer as events, without the end of the stream."""
         events = self.events(text.choice, text.tape)
         return b"".join(
             (
                 self.first_events(text.choice),
                 *(events[(text.at + number) % len(events)] for number in range(text.length - 1)),
-                self.closing(text),
+                self.closing(text, read),
             )
         )
 
@@ -107,19 +112,19 @@ class Form:
         return orjson.dumps({"object": self._name, **self._common, "choices": choices, "usage": _usage(read, written)})
 
     def _whole_choice(self, text: Text) -> dict[str, Any]:
-        content = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
+        content = {"message": {"role": "assistant", "content": str(text)}} if self.is_chat else {"text": str(text)}
         return {"index": text.choice, **content, "logprobs": None, "finish_reason": text.finish}
 
     def _delta(self, token: str) -> Any:
-        if not self._chat:
+        if not self.is_chat:
             return token
         return {"role": "assistant", "content": token} if self._tgi else {"content": token}
 
-    def _choice(self, index: int, delta: Any, finish: Finish | None) -> dict[str, Any]:
-        return {"index": index, "delta" if self._chat else "text": delta, "logprobs": None, "finish_reason": finish}
+    def _choice(self, index: int, delta: Any, finish: str | None) -> dict[str, Any]:
+        return {"index": index, "delta" if self.is_chat else "text": delta, "logprobs": None, "finish_reason": finish}
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = "chat.completion.chunk" if self._chat else self._name
+        kind = "chat.completion.chunk" if self.is_chat else self._name
         return event(orjson.dumps({"object": kind, **self._common, "choices": choices, **more}))
 
 

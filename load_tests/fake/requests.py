@@ -47,12 +47,29 @@ def read_chat(raw: bytes, profile: Profile) -> ParsedRequest:
     """Parse a body of /v1/chat/completions. Raises InvalidRequestBody."""
     body = _object(raw)
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise InvalidRequestBody("messages must be a non-empty list of objects")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise InvalidRequestBody("messages must be a list of objects")
+    if profile.dialect == "tgi":
+        _check_tgi_chat(body, messages)
+    elif not messages:
+        raise InvalidRequestBody("messages must not be empty")
     texts = [_content(message) for message in messages]
-    tape, at = _tape_after(texts[-1]) if _continues(profile, body, messages[-1]) else ("prose", 0)
+    tape, at = _tape_after(texts[-1]) if messages and _continues(profile, body, messages[-1]) else ("prose", 0)
     around = _TOKENS_AROUND_A_MESSAGE * len(messages)
     return _openai(body, (around + _tokens("".join(texts), profile),), tape, at)
+
+
+def _check_tgi_chat(body: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    """Reject what TGI's types exclude. Its second name of max_tokens is an alias of the first."""
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise InvalidRequestBody("duplicate field `max_tokens`")
+    if isinstance(body.get("logit_bias"), dict):
+        raise InvalidRequestBody("logit_bias must be a list")
+    if any(message.get("content") is None and not isinstance(message.get("tool_calls"), list) for message in messages):
+        raise InvalidRequestBody("a message has neither content nor tool_calls")
+    form = body.get("response_format")
+    if form is not None and not (isinstance(form, dict) and "value" in form):
+        raise InvalidRequestBody("response_format must have a value")
 
 
 def read_completion(raw: bytes, profile: Profile) -> ParsedRequest:

@@ -316,6 +316,42 @@ async def test_invalid_requests_are_rejected() -> None:
             assert reply.status == 404
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 3, "max_completion_tokens": 3},
+        {"logit_bias": {"50": 1}},
+        {"messages": [{"role": "assistant", "content": None}]},
+        {"response_format": {"type": "text"}},
+    ],
+)
+async def test_tgi_rejects_what_its_types_exclude(fields: dict[str, Any]) -> None:
+    async with instant(dialect="tgi") as url, aiohttp.ClientSession(url) as session:
+        async with session.post(CHAT, json={"messages": MESSAGES} | fields) as reply:
+            assert reply.status == 422
+        for method, path, status in (("GET", "/nowhere", 404), ("GET", GENERATE, 405)):
+            async with session.request(method, path) as reply:
+                assert (reply.status, await reply.read()) == (status, b"")
+
+
+@pytest.mark.parametrize("kind", [modelled, instant])
+async def test_the_last_chunk_of_a_completion_of_tgi_has_the_usage(kind: Any) -> None:
+    """The end token is text. No chunk without choices follows."""
+    async with kind(dialect="tgi", answer_tokens=[3, 3]) as url, aiohttp.ClientSession(url) as session:
+        *chunks, done = await events(session, COMPLETIONS, prompt="x" * 40, stream_options={"include_usage": True})
+        async with session.post(COMPLETIONS, json={"prompt": "x" * 40}) as reply:
+            assert "x-compute-time" not in reply.headers
+            assert "x-total-time" in reply.headers
+    decoded = [orjson.loads(chunk) for chunk in chunks]
+    assert ["usage" in chunk for chunk in decoded] == [False, False, True]
+    assert decoded[-1]["usage"] == {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+    assert (decoded[-1]["choices"][0]["text"], decoded[-1]["choices"][0]["finish_reason"]) == (
+        "<|im_end|>",
+        "eos_token",
+    )
+    assert done == b"[DONE]"
+
+
 @pytest.mark.parametrize("name", ["teacher", "student", "instant"])
 def test_the_shipped_timing_files_are_valid(name: str) -> None:
     """Files for hardware have step times for every batch size, in increasing order."""

@@ -381,6 +381,41 @@ class TestChat:
         assert error["error"]["http_status_code"] == 422
         assert done == "[DONE]"
 
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"max_completion_tokens": 8},
+            {"max_completion_tokens": None},
+            {"logit_bias": {"50": 1}},
+            {"stream_options": None},
+            {"response_format": {"type": "text"}},
+            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "0", "type": "function"}]}]},
+        ],
+    )
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat_tokenize"])
+    async def test_values_that_the_router_cannot_read_are_plain_text(self, teacher, path, fields):
+        async with teacher.post(path, json=chat(("user", "Hi")) | fields) as reply:
+            assert (reply.status, reply.content_type) == (422, "text/plain")
+            assert (await reply.text()).startswith("Failed to deserialize the JSON body into the target type: ")
+
+    async def test_fields_that_are_not_used_are_accepted(self, teacher):
+        async with teacher.post("/v1/chat/completions", json=chat(("user", "Hi"), n=2, logit_bias=[1.0])) as reply:
+            assert len((await reply.json())["choices"]) == 1
+
+    async def test_a_chat_without_messages_is_the_template_alone(self, teacher):
+        async with teacher.post("/v1/chat/completions", json=chat()) as reply:
+            assert reply.status == 200, await reply.text()
+
+    async def test_tool_calls_without_content_are_rendered_as_json(self, teacher):
+        call = {"id": "0", "type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
+        messages = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        body = {"messages": [*messages, {"role": "user", "content": "Go on."}]}
+        async with teacher.post("/chat_tokenize", json=body) as reply:
+            assert '"name":"look","arguments":"{\\"at\\":1}"' in (await reply.json())["templated_text"]
+
     async def test_tools_are_refused(self, teacher):
         async with teacher.post("/v1/chat/completions", json=chat(("user", "x"), tools=[{}])) as reply:
             assert (reply.status, (await reply.json())["error_type"]) == (422, "tool_error")
@@ -422,6 +457,17 @@ class TestTheRest:
     async def test_a_streamed_completion_has_finish_reason_eos_token(self, teacher):
         body = {"prompt": SAY_OK, "max_tokens": 60, "temperature": 0, "stream": True}
         async with teacher.post("/v1/completions", json=body) as reply:
-            *_, last, done = await events(reply)
-        assert last["choices"][0]["finish_reason"] == "eos_token"
+            *chunks, last, done = await events(reply)
+        assert (last["choices"][0]["text"], last["choices"][0]["finish_reason"]) == ("<|im_end|>", "eos_token")
+        assert last["usage"]["completion_tokens"] == len(chunks) + 1
+        assert not any("usage" in chunk for chunk in chunks)
         assert done == "[DONE]"
+
+    async def test_a_completion_has_all_headers_but_the_compute_time(self, teacher):
+        async with teacher.post("/v1/completions", json={"prompt": COUNT, "max_tokens": 2}) as reply:
+            assert {name for name in reply.headers if name.startswith("x-")} == HEADERS - {"x-compute-time"}
+
+    @pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/generate", 405)])
+    async def test_an_unknown_route_has_an_empty_body(self, teacher, path, status):
+        async with teacher.get(path) as reply:
+            assert (reply.status, await reply.read()) == (status, b"")
