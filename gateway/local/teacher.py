@@ -4,7 +4,7 @@
 
 The server implements TGI's routes, limits, errors, headers and events, including its defects. Differences from TGI:
 
-- tools, and regular expressions as grammars, are rejected;
+- tools are rejected; so are regular expressions that `tgi_regex.py` does not convert;
 - `best_of` must be 1; `watermark` and `adapter_id` are ignored;
 - log-probabilities of the prompt are null;
 - a stream has no keep-alive comments;

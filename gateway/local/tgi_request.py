@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from gateway.local import tgi_errors
+from gateway.local.tgi_regex import to_gbnf
 
 if TYPE_CHECKING:
     from gateway.local.llama_client import LlamaClient
@@ -196,7 +197,10 @@ def _grammar(grammar: TgiGrammar | None) -> dict[str, Any]:
         return {}
     schema = grammar.value
     if grammar.type == "regex":
-        raise tgi_errors.invalid("grammar is not supported")
+        try:
+            return {"grammar": to_gbnf(schema)}
+        except ValueError as error:
+            raise tgi_errors.failure("generation", str(error)) from error  # TGI's router does not read it
     if grammar.type == "json_schema":
         schema = schema["schema"]
     elif isinstance(schema, str):

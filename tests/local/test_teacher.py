@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,6 +146,27 @@ class TestGenerate:
         answer = await generate(teacher, FRANCE, max_new_tokens=30, grammar={"type": "json", "value": schema})
         assert json.loads(answer["generated_text"]) == {"city": "Paris"}
 
+    @pytest.mark.parametrize(
+        ("regex", "match"),
+        [
+            (r"(?:yes|no)\.?", r"(?:yes|no)\.?"),
+            (r"[A-C]{2}-\d{3}", r"[A-C]{2}-\d{3}"),
+            (r"^(?P<word>[^a-z\s]+)\x21$", r"[^a-z\s]+!"),
+            (r"\[(?:a, ?)*b\]", r"\[(?:a, ?)*b\]"),
+        ],
+    )
+    async def test_a_regular_expression_binds_the_answer(self, teacher, regex, match):
+        answer = await generate(teacher, FRANCE, max_new_tokens=30, grammar={"type": "regex", "value": regex})
+        # A greedy model may repeat until the limit; the text is then the beginning of a match.
+        text = answer["generated_text"]
+        assert re.fullmatch(match, text) or any(re.fullmatch(match, text + end) for end in ("!", "b]", ", b]"))
+
+    @pytest.mark.parametrize("regex", ["(", "a)", "*", "[a", r"\D", "(?=a)", "\\"])
+    async def test_an_invalid_regular_expression_is_a_failed_generation(self, teacher, regex):
+        body = {"inputs": FRANCE, "parameters": {"grammar": {"type": "regex", "value": regex}}}
+        async with teacher.post("/generate", json=body) as reply:
+            assert (reply.status, (await reply.json())["error_type"]) == (424, "generation")
+
     async def test_the_root_route_wraps_the_answer_in_a_list(self, teacher):
         async with teacher.post("/", json={"inputs": FRANCE, "parameters": {"max_new_tokens": 2}}) as reply:
             assert [set(each) for each in await reply.json()] == [{"generated_text"}]
@@ -177,7 +199,6 @@ class TestRefusals:
                 {"grammar": {"type": "json", "value": {"type": "object"}}},
                 "grammar is not valid: Grammar must have a 'properties' field",
             ),
-            ({"grammar": {"type": "regex", "value": "a+"}}, "grammar is not supported"),
         ],
     )
     async def test_a_value_outside_the_limits_is_422(self, teacher, parameters, message):
