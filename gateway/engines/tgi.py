@@ -24,6 +24,7 @@ from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import TgiRenderer, is_raw
 from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
 from gateway.engines.stops import StopFilter, before_stop
+from gateway.engines.tgi_chat import adapt_chat
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
 from gateway.protocol.content_run import ContentRun
@@ -235,6 +236,8 @@ class TGIEngine:
         adapted = {**body, "model": self._model}
         for name in TGI.never_sent:
             adapted.pop(name, None)
+        if "messages" in adapted:
+            adapt_chat(self.name, adapted)
         adapted.pop("stop", None)
         if stops := stop_texts(body.get("stop")):  # an empty text would end each answer at its first token
             adapted["stop"] = list(stops)
@@ -259,7 +262,7 @@ class TGIEngine:
             prompt = body["prompt"]
             return tgi_text.generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
         try:
-            prompt = await self._translated(self._renderer.render_with_prefill(body, prefill.text))
+            prompt = await self._translated(self._renderer.render_with_prefill(adapted, prefill.text))
         except EngineError as error:
             error.may_have_run = False  # the model was not called
             raise

@@ -17,6 +17,7 @@ from gateway.engines.chat import read_usage
 from gateway.engines.http import END_TIMEOUT_S
 from gateway.engines.replies import bad_reply, closed_early
 from gateway.engines.reply_json import decoded_events
+from gateway.engines.tgi_chat import tgi_seed
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _read(http: EngineHttp, data: bytes) -> Json:
 
 def generate_body(chat: Json, prompt: str) -> Json:
     """Return the /generate body for a prompt and the parameters of a chat body."""
-    temperature = chat.get("temperature")
+    temperature, seed = chat.get("temperature"), chat.get("seed")
     body = TextGenerationInput(
         inputs=prompt,
         parameters=TextGenerationInputGenerateParameters(
@@ -113,7 +114,7 @@ def generate_body(chat: Json, prompt: str) -> Json:
             do_sample=temperature != 0,  # as on the chat route: sampling is the default
             frequency_penalty=chat.get("frequency_penalty"),
             max_new_tokens=chat.get("max_tokens"),  # the default is the server's limit
-            seed=chat.get("seed"),
+            seed=None if seed is None else tgi_seed(seed),
             stop=chat.get("stop"),
             temperature=temperature or None,  # /generate rejects 0
             top_p=chat.get("top_p"),
