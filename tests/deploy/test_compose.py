@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 TEXT = (DEPLOY / "compose.yaml").read_text("utf-8")
-PROFILES = {"gpu": "gateway", "cpu": "gateway-cpu"}
+PROFILES = {"gpu": "gateway", "vllm": "gateway-vllm", "cpu": "gateway-cpu"}
 HAPROXY = (DEPLOY / "compose" / "haproxy.cfg").read_text("utf-8")
 
 
@@ -43,7 +43,7 @@ def engine(profile: str, role: str) -> dict[str, Any]:
     (found,) = (
         service
         for service in SERVICES.values()
-        if service.get("profiles") == [profile] and service["networks"]["engines"]["aliases"] == [role]
+        if profile in service.get("profiles", ()) and service["networks"]["engines"]["aliases"] == [role]
     )
     return found
 
@@ -63,10 +63,12 @@ def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_the_cpu_configuration_has_the_same_server_engines_and_routes(tmp_path: Path) -> None:
-    (one, book), (other, other_book) = (site(name, tmp_path / name) for name in SITES)
+@pytest.mark.parametrize("name", SITES[1:])
+def test_the_configurations_have_the_same_server_engines_and_routes(name: str, tmp_path: Path) -> None:
+    (one, book), (other, other_book) = (site(each, tmp_path / each) for each in (SITES[0], name))
     assert one.server == other.server
-    assert [model.api_base for model in one.models] == [model.api_base for model in other.models]
+    bases = [[(model.api_base or "").removesuffix("/v1") for model in settings.models] for settings in (one, other)]
+    assert bases[0] == bases[1]
     assert [[route.model for route in policy.routes] for policy in book.policies] == [
         [route.model for route in policy.routes] for policy in other_book.policies
     ]
@@ -79,12 +81,14 @@ def test_engines_listen_at_the_configured_addresses(profile: str, name: str, tmp
         assert model.api_base is not None
         options = flags(engine(profile, role))
         assert model.api_base.removesuffix("/v1") == f"http://{role}:{options['--port']}"
-        if role == "student":
+        if role == "student" or model.protocol == "openai":
             assert model.model == options.get("--served-model-name", options.get("--name"))
+        assert model.api_base.endswith("/v1") == (model.protocol == "openai")
 
 
 def test_no_teacher_gets_more_calls_than_its_limit(tmp_path: Path) -> None:
-    gpu, cpu = (site(name, tmp_path / name)[0].models[0] for name in SITES)
+    gpu, vllm, cpu = (site(name, tmp_path / name)[0].models[0] for name in SITES)
+    assert vllm.max_concurrency <= int(flags(engine("vllm", "teacher"))["--max-num-seqs"])
     assert gpu.max_concurrency <= int(flags(engine("gpu", "teacher"))["--max-concurrent-requests"])
     assert cpu.max_concurrency == int(flags(engine("cpu", "teacher"))["--parallel"])
 
@@ -191,7 +195,7 @@ def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, n
     options = {
         variable
         for service in SERVICES.values()
-        if service.get("profiles", [profile]) == [profile]
+        if profile in service.get("profiles", [profile])
         for variable in re.findall(r"\$\{(\w+)", str(service))
     }
     assert set(given) - {"COMPOSE_PROFILES"} == options

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 (COMPOSE,) = documents(DEPLOY / "compose.yaml")
 MANIFESTS = [one for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) for one in documents(path)]
-SITES = ("gateway", "gateway-cpu")
+SITES = ("gateway", "gateway-vllm", "gateway-cpu")
 AFTER_DRAIN_S = 5
 """What a gateway may take beyond server.drain_timeout: handlers that are cut, receipts that are flushed."""
 
