@@ -194,7 +194,7 @@ async def gateway(
         max_calls = {model.name: model.max_concurrency for model in settings.models}
         warmup = StudentWarmup(engines, max_calls, metrics, tasks)
         guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup)
-        student = StudentCall(engines, metrics, retry_budgets)
+        student = StudentCall(engines, metrics, retry_budgets, encodings)
         quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(
             teacher_call=guide,

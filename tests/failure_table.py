@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-COLUMNS = ("student", "student stream", "guided stream", "teacher", "teacher stream")
+COLUMNS = ("student", "student stream", "stream of two", "guided stream", "teacher", "teacher stream")
+UNGUIDED_COLUMNS = ("student", "student stream", "stream of two")
 OPENING = trim(TEXT, cut=True).text
 PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
 SHORT = {
@@ -63,7 +64,7 @@ class Case:
 
     @property
     def streams(self) -> bool:
-        return self.column.endswith("stream")
+        return "stream" in self.column
 
 
 def cases() -> list[Case]:
@@ -71,7 +72,7 @@ def cases() -> list[Case]:
         Case(fault, protocol, column)
         for fault in FAULTS
         for column in COLUMNS
-        if (fault.sse if column.endswith("stream") else fault.json) is not None
+        if (fault.sse if "stream" in column else fault.json) is not None
         for protocol in fault.protocols
     ]
 
@@ -135,6 +136,7 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
         models = [
             _model("big", "tgi", faulty.base("tgi/none/big"), PATIENT, key),
             _model("small", "openai", faulty.base("openai/none/small"), PATIENT, key),
+            _model("second", "openai", faulty.base("openai/none/second"), PATIENT, key),
         ]
         routes = []
         for case in cases():
@@ -165,8 +167,9 @@ def _model(name: str, protocol: str, base: str, timeouts: Json, key: Path) -> Js
 
 def _route(case: Case) -> Json:
     retries = {"retries": {"num_retries": 2, "backoff": "10ms"}}
-    if case.column in {"student", "student stream"}:
-        return {"model": case.name, "mode": "student", "student": case.name, "baseline": "big"} | retries
+    if case.column in UNGUIDED_COLUMNS:
+        students = [case.name, "second"] if case.column == "stream of two" else [case.name]
+        return {"model": case.name, "mode": "student", "students": students, "baseline": "big"} | retries
     teacher, student = (case.name, "small") if case.column.startswith("teacher") else ("big", case.name)
     return guided(case.name, teacher=teacher, student=student, tokens=OPENING_TOKENS) | retries
 
@@ -178,7 +181,8 @@ def _reply(case: Case, answer: httpx.Response) -> str:
         wait = f", Retry-After {_about(wait_s)}" if wait_s else ""
         return f"{answer.status_code} {error['code'] or error['type']}{wait}"
     text, code = _streamed(answer) if case.streams else (answer.json()["choices"][0]["message"]["content"], None)
-    shown_guidance = "" if case.column.startswith("student") or "x-gkt-unguided" in answer.headers else OPENING
+    unguided = case.column in UNGUIDED_COLUMNS or "x-gkt-unguided" in answer.headers
+    shown_guidance = "" if unguided else OPENING
     rest = text.removesuffix(TEXT)
     if (
         case.column == "teacher stream"
@@ -223,6 +227,8 @@ def _about(wait_s: str) -> str:
 
 def _receipt(case: Case, receipt: Json) -> str:
     share = receipt["teacher" if case.column.startswith("teacher") else "student"]
+    if case.column == "stream of two" and receipt["attempts"]:
+        share = receipt["attempts"][-1].get("share")
     how = "free" if share is None else "estimated" if share.get("estimated") else "counted"
     return f"{receipt['status']}, {how}"
 
@@ -235,14 +241,16 @@ The result of a request when an engine fails, by fault. `python -m tests.failure
 generates this page; a test runs every fault through a complete gateway with engines of both protocols.
 
 Columns: the call that meets the fault. "Stream behind guidance" is a student's call after the caller received guidance.
-Routes with a faulty teacher answer unguided. There is one student, and `num_retries` is 2.
+Routes with a faulty teacher answer unguided. There is one student; with "two students", the second one has no fault.
+`num_retries` is 2.
 
 Each cell has the caller's reply; the receipt's status and how the faulty engine's tokens are counted; the number of
 calls to that engine; and the state of its [circuit breaker](../engines.md#when-an-engine-fails) afterwards, unless it
 is closed. A dash means that this call cannot meet the fault.
 
-| The engine ... | student, JSON | student, stream | student, stream behind guidance | teacher, JSON | teacher, stream |
-|---|---|---|---|---|---|
+| The engine ... | student, JSON | student, stream | two students, stream | student, stream behind guidance \
+| teacher, JSON | teacher, stream |
+|---|---|---|---|---|---|---|
 """
 
 

@@ -35,6 +35,8 @@ MISSING: Any = object()
 SECRET = "sk-of-the-engine"
 """The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
 
+CONTINUING = frozenset({"student-stream", "guided-stream", "stream-of-two", "second"})
+"""Cells of students that continue their own text, or that of another student, after a broken stream."""
 _READ_WITHIN_S = 0.1
 _APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
 _MEGABYTE = 1_000_000
@@ -51,10 +53,20 @@ class Wire:
     writer: asyncio.StreamWriter
     usage: Any = field(default_factory=lambda: COUNTED)
     over: bool = False  # nothing more goes over this connection
+    cell: str = ""
 
     @property
     def streamed(self) -> bool:
         return bool(self.body.get("stream")) or self.path == "/generate_stream"
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The tokens of the answer, less those with which the request ends. Guidance is not one of them."""
+        last = (self.body.get("messages") or [{}])[-1]
+        if last.get("role") != "assistant" or self.cell not in CONTINUING:
+            return PIECES
+        begun = last["content"].removeprefix(TEXT) if self.cell == "guided-stream" else last["content"]
+        return PIECES[next(count for count in range(len(PIECES) + 1) if "".join(PIECES[:count]) == begun) :]
 
     @property
     def address(self) -> str:
@@ -90,7 +102,7 @@ class Wire:
         first: Json = {"role": "assistant", "content": ""}
         # TGI names the role in every delta, and OpenAI in the first alone.
         role: Json = {"role": "assistant"} if self.protocol == "tgi" else {}
-        deltas = [first, *({**role, "content": piece} for piece in PIECES)]
+        deltas = [first, *({**role, "content": piece} for piece in self.pieces)]
         end = {**role, "content": ""} if role else {}
         chunks = [_chunk([_choice(delta)]) for delta in deltas] + [_chunk([_choice(end, self.finish)])]
         if self.usage is not MISSING:
@@ -279,7 +291,7 @@ class FaultEngine:
         _, protocol, fault, cell, *rest = [*target.split("/"), "", "", ""]
         place, path = f"{protocol}/{fault}/{cell}", "/" + "/".join(filter(None, rest))
         body: Json = orjson.loads(raw) if raw else {}
-        wire = Wire(protocol, path, body, reader, writer)
+        wire = Wire(protocol, path, body, reader, writer, cell=cell)
         if (aside := _aside(path, body)) is not None:
             # Closed, so that a call never goes out over a connection that a probe made.
             await wire.reply(orjson.dumps(aside), connection="close")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from msgspec.structs import replace
+
 from gateway.accounting.estimate import (
     TOKENS_PER_MESSAGE,
     TextSize,
@@ -63,6 +65,7 @@ class AnsweredRequest(Protocol):
     kept_tokens: int
     guidance_text: str
     complete: bool
+    continued_tokens: int
 
     @property
     def placement(self) -> str | None: ...
@@ -79,6 +82,8 @@ def baseline(
     tokenizer: str | None,
 ) -> Baseline:
     """Return the baseline of a request. Counting by the model's own `tokenizer` takes milliseconds; None: no count."""
+    if builder.continued_tokens:
+        student, teacher = _whole(student, builder), teacher if student is not None else _whole(teacher, builder)
     last = student or teacher
     if last is None:
         return Baseline(charge_usd(price, 0, 0), charge_usd(price, 0, 0), "engine")
@@ -109,6 +114,14 @@ def baseline(
         charge_usd(price.upper_bound if stored else price, prompt.error, answer.error),
         _weaker(prompt.basis, answer.basis),
     )
+
+
+def _whole(share: EngineShare | None, builder: AnsweredRequest) -> EngineShare | None:
+    """Return the share as if its call had written the text of the failed calls that it continued."""
+    if share is None:
+        return None
+    read, written = max(0, share.input_tokens - builder.continued_tokens), share.output_tokens
+    return replace(share, input_tokens=read, output_tokens=written + builder.continued_tokens, estimated=True)
 
 
 def _weaker(first: Basis, second: Basis) -> Basis:

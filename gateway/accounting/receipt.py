@@ -169,6 +169,12 @@ class Receipt(msgspec.Struct, frozen=True):
     estimated: bool = False  # whether the cost includes an estimate. The cost is then an upper bound.
     # Omitted without a warm-up: `null` in each stored receipt would not match the dictionary that compresses them.
     stored_warmup: EngineShare | UnsetType = msgspec.field(default=UNSET, name="warmup")
+    stored_continued_tokens: int | UnsetType = msgspec.field(default=UNSET, name="continued_tokens")
+
+    @property
+    def continued_tokens(self) -> int:
+        """Return the answer's tokens that failed calls wrote before another call continued their text."""
+        return 0 if self.stored_continued_tokens is UNSET else self.stored_continued_tokens
 
     @property
     def warmup(self) -> EngineShare | None:
@@ -251,6 +257,8 @@ class Receipt(msgspec.Struct, frozen=True):
                 facts["placement"] = self.guidance.placement
         shared = None if teacher is None else teacher.shared
         add_call_facts(facts, shared, self.budget, len(self.attempts), self.batch)
+        if self.continued_tokens:
+            facts["continued_tokens"] = self.continued_tokens
         for name, spent in (
             ("admission_ms", timings.admission_ms),
             ("batch_wait_ms", timings.batch_wait_ms),

@@ -27,9 +27,9 @@ from gateway.accounting.receipt import (
     with_savings,
 )
 from gateway.accounting.savings import GUIDED, MeasuredBaseline, apply_class, savings_class
-from gateway.accounting.shares import MAX_CHARS_PER_TOKEN, EngineCall, FailedCall, share_call, usage_error
+from gateway.accounting.shares import MAX_CHARS_PER_TOKEN, EngineCall, FailedCall, share_call, usage_error, within
 from gateway.accounting.verdict import Allowance
-from gateway.accounting.worst_case import MaxCost
+from gateway.accounting.worst_case import CallBound, MaxCost
 from gateway.policy.plan import Plan
 from gateway.pricing import charge_usd
 from gateway.protocol.requests import AnyRequest
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.shares import Shares, UsageError
-    from gateway.accounting.worst_case import CallBound
     from gateway.engines.base import TokenUsage
     from gateway.errors import EngineError
     from gateway.policy.length import LengthChoice
@@ -81,6 +80,8 @@ class ReceiptBuilder(msgspec.Struct):
     kept_tokens: int = 0
     guidance_text: str = ""  # the text of the kept tokens
     cut_short: str | None = None  # why the teacher ended early, after the caller had received its text
+    continued_tokens: int = 0  # tokens of failed calls whose text is in the answer; another call continued it
+    prompt_tokens: int | None = None  # the input of the first of them, as its engine counted it
     rewritten: bool = False  # the student repeated the guidance, so its usage includes it
     placed: str | None = None  # the placement of the guidance in the student's request
     complete: bool = False
@@ -134,6 +135,13 @@ class ReceiptBuilder(msgspec.Struct):
         call = self.teacher if self.plan.mode == "teacher" else self.student
         self.failed.append(FailedCall(error.engine, error.label, call))
         self.set_answer_call(None)
+
+    def continue_answer(self, tokens: int) -> None:
+        """Record that another call continues the text of the current call, which failed after `tokens`."""
+        call = self.teacher if self.plan.mode == "teacher" else self.student
+        if not self.continued_tokens and call is not None and call.usage is not None:
+            self.prompt_tokens = call.usage.input_tokens or None
+        self.continued_tokens += tokens
 
     @property
     def placement(self) -> str | None:
@@ -208,7 +216,10 @@ class ReceiptBuilder(msgspec.Struct):
                 return _NO_SHARES
             bound = self._bound(call)
             error = "" if exact else self._usage_error(call, bound)
-            return share_call(call, self.request, bound, error, prices, encodings)
+            shares = share_call(call, self.request, bound, error, prices, encodings)
+            if call.prefix_bytes and (reserved := self._reserved(call)) is not None:
+                return within(shares[0], reserved, prices[call.model]), within(shares[1], reserved, prices[call.model])
+            return shares
 
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
@@ -264,9 +275,17 @@ class ReceiptBuilder(msgspec.Struct):
             measured=measured,
             estimated=any(share.estimated for share in shares),
             stored_warmup=UNSET if warmup is None else warmup,
+            stored_continued_tokens=self.continued_tokens or UNSET,
         )
 
     def _bound(self, call: EngineCall) -> CallBound | None:
+        """Return the largest possible usage of a call. A continued text may exceed the reserved input."""
+        bound = self._reserved(call)
+        if not call.prefix_bytes or bound is None:
+            return bound
+        return CallBound(bound.input_tokens + call.prefix_bytes, bound.output_tokens, bound.known)
+
+    def _reserved(self, call: EngineCall) -> CallBound | None:
         return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
 
     def _usage_error(self, call: EngineCall, bound: CallBound | None) -> UsageError:
@@ -274,8 +293,9 @@ class ReceiptBuilder(msgspec.Struct):
         if request is None or bound is None or usage is None or _is_usual(usage, call, bound):
             return ""
         repeats_prompt = isinstance(request, TextRequest) and bool(request.body.get("echo"))
-        shown = None if repeats_prompt else len(self.guidance_text) if call is self.student else 0
-        return usage_error(call, bound, choices=request.generated_choices, shown_chars=shown)
+        shown = max(call.prefix_bytes, len(self.guidance_text) if call is self.student else 0)
+        shown_chars = None if repeats_prompt else shown
+        return usage_error(call, bound, choices=request.generated_choices, shown_chars=shown_chars)
 
     def facts(self) -> Json:
         """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict
 
 _RECEIPT_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Receipt))
-_OMITTED = frozenset({"warmup"})  # fields that some receipts do not have
+_OMITTED = frozenset({"warmup", "continued_tokens"})  # fields that some receipts do not have
 _DERIVED = "savings_about_zero"
 _MAX_DIGITS = 6
 _WHOLE = 2**32

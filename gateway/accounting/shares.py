@@ -17,7 +17,7 @@ from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_mes
 from gateway.accounting.receipt import EngineShare
 from gateway.accounting.worst_case import TOKENS_PER_PART, Role
 from gateway.engines.base import TokenUsage
-from gateway.pricing import charge_usd, quantized
+from gateway.pricing import charge_usd, max_charge_usd, quantized
 from gateway.protocol.body import Json
 from gateway.runtime.record import Record
 
@@ -47,6 +47,7 @@ class EngineCall(msgspec.Struct):
     min_output_tokens: int = 0  # a lower bound on the output tokens; 0 where it is clearly below the reported count
     ended: bool = False  # every choice has its finish_reason. The usage may still be missing.
     role: Role = "student"
+    prefix_bytes: int = 0  # the length of the answer's text that a failed call wrote and this call continues
 
 
 class FailedCall(Record, frozen=True):
@@ -142,6 +143,12 @@ def share_call(
         _share(call, *charged, price.upper_bound, estimated=True, at_least=at_least, error=error),
         _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
     )
+
+
+def within(share: EngineShare, bound: CallBound, price: Price) -> EngineShare:
+    """Return the share with at most the cost of the bound, whatever its tokens are."""
+    usd = max_charge_usd(price, bound.input_tokens, bound.output_tokens)
+    return share if share.cost_usd <= usd else msgspec.structs.replace(share, cost_usd=usd)
 
 
 def _share(

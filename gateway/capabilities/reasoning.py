@@ -73,6 +73,11 @@ def without_reasoning(setting: Reasoning, body: Json) -> Json:
     return {**body, "chat_template_kwargs": {**dict.fromkeys(_SWITCHES, False), **(kwargs or {})}}
 
 
+def begins_with_reasoning(text: str) -> bool:
+    """Return whether an answer begins with a block of reasoning."""
+    return text.lstrip().startswith(_OPEN)
+
+
 class ReasoningFilter:
     """Separate unwanted reasoning of a student from its continuation of the guidance.
 

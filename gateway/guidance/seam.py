@@ -50,6 +50,8 @@ class SeamJoin:
             before it is dropped. If the student writes anything else, or ends too early, its own text is the whole
             answer. All emitted text is then the student's own, so `pending_space` and `stop` are not used: the engine
             applies the latter. `echo` and `strips_leading_space` are ignored.
+        sent: text of the answer that the caller already has, which begins with the lead and the guidance. It is not
+            returned again, except `initial_text`. Whitespace after the guidance is dropped if the student repeats it.
 
     Attributes:
         initial_text: the part of the guidance that may be emitted at once; empty with `written_again`. The rest may
@@ -70,6 +72,7 @@ class SeamJoin:
         strips_leading_space: bool = False,
         stop: Sequence[str] = (),
         written_again: bool = False,
+        sent: str = "",
     ) -> None:
         self.guidance = guidance
         expect_echo = written_again or (echo_detectable(guidance) if echo is None else echo)
@@ -82,15 +85,17 @@ class SeamJoin:
         self._reach = 0  # the number of held characters before the student's own text
         self.stopped = self.echoed = self.restarted = False
         self.initial_text = "" if written_again else lead + self._pass_on(guidance, foreign_chars=len(guidance))
+        self._sent = sent[len(self.initial_text) :]
 
     @property
     def is_settled(self) -> bool:
         """Return whether all further text is passed on as it is."""
-        return not (self._echo or self._pending_space or self._held or self._reach or self.stopped)
+        return not (self._echo or self._pending_space or self._held or self._reach or self._sent or self.stopped)
 
     def feed(self, delta: str) -> str:
         """Read student text of any length. Return what may be emitted now."""
-        return self._continue(self._without_echo(delta))
+        text = self._continue(self._without_echo(delta))
+        return self._without_sent(text) if self._sent else text
 
     def finish(self) -> str:
         """Return the text that was held back, after the student has ended."""
@@ -98,7 +103,13 @@ class SeamJoin:
         reply, self._reply, self._echo = self._reply, "", ""
         emitted = self._continue(reply)
         held, self._held, self._reach = self._held, "", 0
-        return emitted + held
+        return self._without_sent(emitted + held)
+
+    def _without_sent(self, text: str) -> str:
+        again = next((n for n, pair in enumerate(zip(text, self._sent, strict=False)) if pair[0] != pair[1]), len(text))
+        again = min(again, len(self._sent))
+        self._sent = self._sent[again:] if again == len(text) else ""
+        return text[again:]
 
     def _without_echo(self, delta: str) -> str:
         if not self._echo:

@@ -248,7 +248,7 @@ def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: 
     """Return OpenAI's usage for the caller: its own prompt, and the whole answer of teacher and student.
 
     A student counts the guidance as part of its prompt, and a teacher counts its exemplars. The caller did not send
-    them, so they are subtracted.
+    them, so they are subtracted. So is the text of a failed call that another one continued.
     """
     plan = builder.plan
     answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
@@ -256,7 +256,10 @@ def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: 
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
         read = caller_tokens(plan.guidance.projection, request, read) if plan.guidance is not None else read
         return usage_body(read, builder.kept_tokens)
-    read = max(0, answerer.input_tokens - builder.kept_tokens)
+    read = max(0, answerer.input_tokens - builder.kept_tokens - builder.continued_tokens)
+    if builder.prompt_tokens is not None:
+        read = max(0, builder.prompt_tokens - builder.kept_tokens)
     stored = min(read, answerer.cache_write_input_tokens)
     cached = min(read - stored, answerer.cached_input_tokens)
-    return usage_body(read, builder.shown_tokens + answerer.output_tokens, cached, stored)
+    written = builder.shown_tokens + builder.continued_tokens + answerer.output_tokens
+    return usage_body(read, written, cached, stored)

@@ -74,6 +74,7 @@ class GenerationTracker:
         self._totals = 0  # usage events that belong to no choice and count output tokens
         self._texts: dict[int, list[str]] = {}  # text of each choice, if there are several
         self._complete = False
+        self._counted_at = 0, 0  # the engine's last count of its output tokens, and the length of the text until then
         call.limit_tokens = None if limit is None else limit * generated_choices
 
     @property
@@ -81,10 +82,21 @@ class GenerationTracker:
         """Return whether all choices have ended although the engine still generates: cancel the call."""
         return self._cut and len(self._ended) >= self._choices
 
+    @property
+    def text(self) -> str:
+        """Return the call's text as received."""
+        return self._call.text.getvalue()
+
+    @property
+    def running_count(self) -> tuple[int, int]:
+        """Return the engine's last count of its output tokens, and the number of characters until then; 0: none."""
+        tokens, chars = self._counted_at
+        return (tokens, chars) if tokens and self._call.min_output_tokens <= tokens else (0, 0)
+
     def read(self, chunk: Json, now: float) -> None:
         """Count a chunk. End a choice that exceeds the limit, in place."""
         self._read_at = now
-        choices = chunk["choices"]
+        choices, read = chunk["choices"], None
         if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
             self._call.usage = read
             self._total = not choices
@@ -99,6 +111,8 @@ class GenerationTracker:
             if choice.get("finish_reason"):
                 self._ended.add(index)
         self._call.ended = len(self._ended) >= self._choices and not self._cut
+        if read is not None:
+            self._counted_at = read.output_tokens, self._call.text.tell()
 
     def read_text(self, index: int, text: str, now: float) -> bool:
         """Count text of a choice. Return False, without counting it, if the choice ends within it."""

@@ -126,6 +126,7 @@ class Retries:
         self._request_retries = request_retries
         self._draw = draw
         self._retries = 0
+        self._has_continued_itself = False
 
     @property
     def student(self) -> StudentPlan:
@@ -156,6 +157,27 @@ class Retries:
         if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):
             return None
         return 0.0
+
+    def continuation_pause_s(self, error: EngineError, can_continue: Callable[[StudentPlan], bool]) -> float | None:
+        """Return the seconds to wait before `student`, which may change, continues a stream that broke with `error`.
+
+        The other engines come first. The same engine gets one call, where no other one is left and the error is
+        retryable. None: no engine can continue.
+        """
+        limits, current = self._request_retries, self.student
+        if others := [one for one in self._students[1:] if can_continue(one)]:
+            if limits is not None and not limits.may_move_on(current.engine):
+                return None
+            self._students, self._retries = others, 0
+            return 0.0
+        may = error.retryable and not self._has_continued_itself and self._retries < self._rule.num_retries
+        if not may or not can_continue(current) or (pause_s := self._pause_s(error)) > LONGEST_PAUSE_S:
+            return None
+        if limits is not None and not limits.may_retry(current.engine):
+            return None
+        self._students, self._has_continued_itself = [current], True
+        self._retries += 1
+        return pause_s
 
     def _pause_s(self, error: EngineError) -> float:
         """Return a pause that doubles with each retry, half of it random, at least as long as the engine requested."""

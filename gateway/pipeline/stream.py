@@ -35,6 +35,7 @@ class StreamRelay:
         self._finished: set[int] = set()
         self._templates: tuple[ChunkTemplate, ChunkTemplate | None] | None = None  # the student's, the caller's
         self.finish_reason: str | None = None
+        self.has_sent_other = False  # whether something else than text was sent: reasoning, tool calls, logprobs
 
     @property
     def done(self) -> bool:
@@ -58,6 +59,11 @@ class StreamRelay:
         """
         self._seam, self._reasoning_filter, self._templates = seam, reasoning_filter, None
         return self.show_rest(seam.initial_text) if seam is not None else []
+
+    def resume(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None, shown_chars: int) -> None:
+        """Set the seam between the `shown_chars` characters that the caller has and the next student's text."""
+        self._seam, self._reasoning_filter, self._templates = seam, reasoning_filter, None
+        self._shown_chars = shown_chars
 
     def show_rest(self, guidance: str) -> list[Json]:
         """Return chunks with the part of the guidance that was not shown before."""
@@ -121,7 +127,9 @@ class StreamRelay:
         if finish_reason is not None:
             self._finished.add(index)
             self.finish_reason, self._templates = finish_reason, None
-        has_content = any(value not in (None, "") for value in delta.values()) or bool(choice.get("logprobs"))
+        has_content = delta.get("content") not in (None, "")
+        if choice.get("logprobs") or any(delta[name] not in (None, "") for name in delta if name != "content"):
+            has_content = self.has_sent_other = True
         if role is not None:
             self._roles[index] = role
         if finish_reason is None and not has_content:

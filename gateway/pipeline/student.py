@@ -3,11 +3,13 @@
 The caller's body is sent unchanged except for the plan's changes. Paper, section 2: the student continues the prompt
 and the guidance, with the user's own sampling settings. The policy places the guidance at the beginning of the answer
 (placement prefix) or in the prompt (context, input). A call that fails before its first text was sent is retried, by
-the same engine or the next. The guidance is kept.
+the same engine or the next. The guidance is kept. A stream that breaks later is continued by the next engine
+(`broken_answer.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,12 +19,19 @@ from gateway.accounting.shares import EngineCall
 from gateway.engines.failures import record_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
+from gateway.pipeline.broken_answer import DEFAULT_ENCODING, BrokenAnswer, may_continue, sent_text, written_tokens
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
-from gateway.pipeline.student_request import build_seam, build_student_request, continuation_of, text_before
+from gateway.pipeline.student_request import (
+    build_seam,
+    build_student_request,
+    continuation_of,
+    text_before,
+    tokens_before,
+)
 from gateway.pipeline.student_stream import StudentStream
 from gateway.policy.plan import EngineSnapshot
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.guard import GuardedEngine
     from gateway.pipeline.guidance_request import Guidance
@@ -52,6 +62,7 @@ class StudentCall:
     engines: Mapping[str, GuardedEngine]
     metrics: Metrics
     budgets: RetryBudgets = field(default_factory=RetryBudgets)
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)  # the tokenizer, by model
 
     def engine_snapshot(self, engine: str, tenant: str = "") -> EngineSnapshot:
         """Return the current state of an engine for a tenant."""
@@ -120,21 +131,26 @@ class StudentCall:
     ) -> AsyncGenerator[ChunkGroup, None]:
         """Yield the guidance and a student's chunks, converted by `relay`. Chunks that arrived together form one group.
 
-        Once guidance was sent, the answer cannot do without it: only students that can continue it are called. Raises
+        Once text was sent, the answer cannot do without it: only students that can continue it are called. Raises
         EngineErrors and InvalidRequest.
         """
         retries = self._new_retries(builder)
+        broken: BrokenAnswer | None = None  # the answer so far, after a call that failed within it
         while True:
             student = retries.student
-            seam_join, reasoning_filter = build_seam(builder.plan, student, request, guidance)
-            if opened := relay.join(seam_join, reasoning_filter):
+            seam_join, reasoning_filter = build_seam(builder.plan, student, request, guidance, broken)
+            if broken is not None:
+                relay.resume(seam_join, reasoning_filter, len(broken.sent))
+            elif opened := relay.join(seam_join, reasoning_filter):
                 builder.mark_first_token()
                 yield opened
             if relay.has_sent_guidance:
                 retries.keep_only(lambda one: one.continuation is not None and not one.continuation.writes_again)
             has_output = False
             try:
-                stream, generation, student_request = self._begin_stream(student, request, guidance, relay, builder)
+                stream, generation, student_request = self._begin_stream(
+                    student, request, guidance, relay, builder, broken
+                )
                 engine_stream = self.engines[student.engine].stream
                 with _Calling(builder, generation, self.metrics):
                     async with aclosing(engine_stream(student_request.body, student_request.prefill)) as groups:
@@ -143,13 +159,64 @@ class StudentCall:
                                 has_output = True
                                 yield relayed
                             if stream.done:
-                                return
-                    generation.finish()
+                                break
+                        else:
+                            generation.finish()
+                self._count_continued(broken, student, "ok")
                 return
             except EngineError as error:
+                self._count_continued(broken, student, "failed")
                 if has_output:
-                    raise
-                await retry_or_raise(retries, error, builder, self.metrics, placed=seam_join is not None)
+                    broken = await self._break(error, retries, request, guidance, relay, builder, generation, broken)
+                else:
+                    await retry_or_raise(retries, error, builder, self.metrics, placed=seam_join is not None)
+
+    def _count_continued(self, broken: BrokenAnswer | None, student: StudentPlan, outcome: str) -> None:
+        if broken is not None:
+            self.metrics.streams_continued.labels(student.engine, outcome).inc()
+
+    async def _break(
+        self,
+        error: EngineError,
+        retries: Retries,
+        request: CompletionRequest,
+        guidance: Guidance,
+        relay: StreamRelay,
+        builder: ReceiptBuilder,
+        generation: GenerationTracker,
+        broken: BrokenAnswer | None,
+    ) -> BrokenAnswer:
+        """Return the answer so far when the next call is due. Raise the error if no engine can continue the answer.
+
+        `broken` is the answer so far before the failed call.
+        """
+        plan, student = builder.plan, retries.student
+        if builder.caller_left or not may_continue(request, relay, error):
+            raise error
+        seam, reasoning_filter = build_seam(plan, student, request, guidance, broken)
+        if broken is None:
+            first = seam.initial_text if seam is not None else ""
+            in_prompt = bool(guidance.text) and seam is None
+            broken = BrokenAnswer(first, tokens_before(plan, student, guidance), in_prompt)
+        if (sent := sent_text(broken.sent, generation.text, seam, reasoning_filter)) is None:
+            raise error
+        tokens = await written_tokens(generation, self.encodings.get(student.engine, DEFAULT_ENCODING))
+        longer = broken.longer(sent, tokens, request)
+        if plan.max_tokens is not None and longer.max_tokens >= plan.max_tokens:
+            raise error
+
+        def can_continue(one: StudentPlan) -> bool:
+            return longer.suits(one) and self.engines[one.engine].refusal(builder.tenant) is None
+
+        if (pause_s := retries.continuation_pause_s(error, can_continue)) is None:
+            raise error
+        if relay.restarted:
+            builder.drop_guidance(RESTARTED)
+        builder.continue_answer(tokens.likely)
+        builder.record_failure(error)
+        self.metrics.retries.labels(student.engine, error.label).inc()
+        await asyncio.sleep(pause_s)
+        return longer
 
     def _begin_stream(
         self,
@@ -158,12 +225,13 @@ class StudentCall:
         guidance: Guidance,
         relay: StreamRelay,
         builder: ReceiptBuilder,
+        broken: BrokenAnswer | None,
     ) -> tuple[StudentStream, GenerationTracker, StudentRequest]:
         """Record a streamed call that starts now. Return the reader of its chunks."""
-        student_request = build_student_request(builder.plan, student, request, guidance)
+        student_request = build_student_request(builder.plan, student, request, guidance, broken)
         # The receipt needs usage even if the caller does not.
         student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
-        generation = self._begin(student, request, guidance, builder, student_request)
+        generation = self._begin(student, request, guidance, builder, student_request, broken)
         echo = prefill_echo(student, request, stream=True)
         return StudentStream(generation, echo, relay, builder), generation, student_request
 
@@ -174,13 +242,16 @@ class StudentCall:
         guidance: Guidance,
         builder: ReceiptBuilder,
         student_request: StudentRequest,
+        broken: BrokenAnswer | None = None,
     ) -> GenerationTracker:
         """Record the call that starts now. Raises ConnectionResetError if the caller disconnected meanwhile."""
         if builder.caller_left:
             raise ConnectionResetError("The caller disconnected.")
         builder.running = call = EngineCall(student.engine, student_request.reads)
         builder.set_answer_call(call)
-        if builder.kept_tokens:
+        if broken is not None:
+            call.prefix_bytes = len(broken.text.encode("utf-8", "replace"))
+        elif builder.kept_tokens:
             continuation, plan = continuation_of(builder.plan, student, guidance), builder.plan.guidance
             in_prompt = "input" if plan is not None and plan.placement == "input" else "context"
             builder.placed = in_prompt if continuation is None else "prefix"

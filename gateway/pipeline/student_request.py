@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.capabilities.continuation import Continuation
+    from gateway.pipeline.broken_answer import BrokenAnswer
     from gateway.pipeline.guidance_request import Guidance
     from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
     from gateway.protocol.body import Json
@@ -51,29 +52,44 @@ def continuation_of(plan: Plan, student: StudentPlan, guidance: Guidance) -> Con
     return student.continuation if plan.guidance is not None and plan.guidance.placement == "prefix" else None
 
 
-def build_student_request(
-    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
-) -> StudentRequest:
-    """Return the caller's request as this student gets it."""
-    body = {**request.body}
+def tokens_before(plan: Plan, student: StudentPlan, guidance: Guidance) -> int:
+    """Return the guidance tokens before the student's own. A student that writes the guidance again needs tokens for
+    it."""
     continuation = continuation_of(plan, student, guidance)
+    return guidance.tokens if continuation is not None and not continuation.writes_again else 0
+
+
+def build_student_request(
+    plan: Plan,
+    student: StudentPlan,
+    request: CompletionRequest,
+    guidance: Guidance,
+    broken: BrokenAnswer | None = None,
+) -> StudentRequest:
+    """Return the caller's request as this student gets it. It continues the `broken` answer, if there is one."""
+    body = {**request.body}
+    if broken is not None:
+        continuation, prefix = student.continuation, broken.text
+        added = guidance.text if broken.guidance_in_prompt else ""
+    else:
+        continuation, prefix = continuation_of(plan, student, guidance), guidance.text
+        added = guidance.text if continuation is None else ""
     if plan.max_tokens is not None:
-        # A student that writes the guidance again needs tokens for it.
-        written = guidance.tokens if continuation is not None and not continuation.writes_again else 0
+        written = broken.max_tokens if broken is not None else tokens_before(plan, student, guidance)
         for name in _LIMITS:
             if body.get(name) is not None:
                 del body[name]
         body[request.limit_field] = plan.max_tokens - written
     if isinstance(request, TextRequest):
-        if request.prompt is not None and guidance.text:
-            body["prompt"] = _prompt(plan, request.prompt, guidance.text, prefix=continuation is not None)
+        if request.prompt is not None:
+            prompt = _prompt(plan, request.prompt, added) if added else request.prompt
+            body["prompt"] = prompt if continuation is None else prompt + prefix
         return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
+    if added and plan.guidance is not None:
+        body["messages"] = place_in_messages(plan.guidance, request.messages, added)
     if continuation is not None:
-        prefill = Prefill(guidance.text, continuation)
-        reads = [*request.messages, {"role": "assistant", "content": guidance.text}]
-        return StudentRequest(without_reasoning(student.reasoning, body), prefill, reads)
-    if guidance.text and plan.guidance is not None:
-        body["messages"] = place_in_messages(plan.guidance, request.messages, guidance.text)
+        reads = [*body["messages"], {"role": "assistant", "content": prefix}]
+        return StudentRequest(without_reasoning(student.reasoning, body), Prefill(prefix, continuation), reads)
     return StudentRequest(body, None, body["messages"])
 
 
@@ -85,30 +101,39 @@ def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidanc
 
 
 def build_seam(
-    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
+    plan: Plan,
+    student: StudentPlan,
+    request: CompletionRequest,
+    guidance: Guidance,
+    broken: BrokenAnswer | None = None,
 ) -> tuple[SeamJoin | None, ReasoningFilter | None]:
     """Return the join of shown guidance and the student's text; None if the student does not continue the guidance.
 
     The second value is the filter for reasoning that a student generates although it was disabled; None: it cannot.
     """
-    if (continuation := continuation_of(plan, student, guidance)) is None:
+    text, lead, space, sent = guidance.text, guidance.lead, guidance.pending_space, ""
+    continuation = student.continuation if broken is not None else continuation_of(plan, student, guidance)
+    if continuation is None:
         return None, None
-    reasoning_filter = None if student.reasoning == "none" else ReasoningFilter(guidance.text)
+    if broken is not None:
+        text, lead, space, sent = broken.text, broken.lead, broken.space, broken.sent
+    reasoning_filter = None if student.reasoning == "none" else ReasoningFilter(text)
     seam_join = SeamJoin(
-        guidance.text,
-        lead=guidance.lead,
-        pending_space=guidance.pending_space,
+        text,
+        lead=lead,
+        pending_space=space,
         # vLLM and llama.cpp repeat the guidance if the caller sets `echo`, whatever their default is.
         echo=request.body.get("echo") is True or continuation.echo,
         strips_leading_space=continuation.strips_leading_space,
         written_again=continuation.writes_again,
         stop=request.stop,
+        sent=sent,
     )
     return seam_join, reasoning_filter
 
 
-def _prompt(plan: Plan, prompt: str, guidance: str, *, prefix: bool) -> str:
-    if prefix or plan.guidance is None:
+def _prompt(plan: Plan, prompt: str, guidance: str) -> str:
+    if plan.guidance is None:
         return prompt + guidance
     if plan.guidance.placement == "input":
         return place_behind_prompt(prompt, guidance)

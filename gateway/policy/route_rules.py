@@ -68,7 +68,7 @@ class QualityRule(StrictModel):
 
 
 class RetryRule(StrictModel):
-    """Retries of failed calls before the first token was sent to the caller."""
+    """Retries of failed calls, and calls that continue a broken stream."""
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
     """Retries at the same engine before the next student is called."""

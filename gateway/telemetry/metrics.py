@@ -233,6 +233,11 @@ class Metrics:
             "Retries that a retry budget refused, by failed engine and budget: request or engine.",
             ("engine", "budget"),
         )
+        self.streams_continued = counter(
+            "gkt_streams_continued",
+            "Calls that continued a broken stream, by engine and outcome: ok or failed.",
+            ("engine", "outcome"),
+        )
         self.redis_up = smallest("gkt_redis_up", "1 while Redis is up for every worker.")
         self.receipts_waiting = total("gkt_receipts_waiting", "Receipts in memory that Redis has not stored yet.")
         self.receipts_lost = counter(

@@ -217,5 +217,5 @@ def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
         is_whole_answer = student is None and (receipt.mode != GUIDANCE or guidance.complete)
         by_teacher = guidance.kept_tokens if guidance.placement == "prefix" or is_whole_answer else 0
     elif teacher is not None and receipt.mode == "teacher":
-        by_teacher = teacher.output_tokens
-    return by_teacher, student.output_tokens if student is not None else 0
+        return teacher.output_tokens + receipt.continued_tokens, 0
+    return by_teacher, student.output_tokens + receipt.continued_tokens if student is not None else 0

@@ -505,3 +505,32 @@ def test_every_stop_string_across_every_cut_ends_the_answer(name: str) -> None:
             student = HiddenTextStudent(hidden, echo_after="\n" if at % 2 else None)
             for sizes in ((1,), (10_000,)):
                 assert answer(student, trimmed, sizes, echo=bool(at % 2), stop=stop) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "student", "rest"),
+    [
+        ("The fox", " jumps", " jumps"),
+        ("The fox ", " jumps", "jumps"),
+        ("The fox\n", "\n\nIt jumps", "\nIt jumps"),
+        ("The fox\n\n", "\nIt jumps", "It jumps"),
+        ("The fox ", "es jump", "es jump"),
+        ("The fox \n", " jumps", "jumps"),
+        ("The fox ", "", ""),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 2, 99])
+def test_text_that_was_sent_is_not_sent_again(sent: str, student: str, rest: str, step: int) -> None:
+    guidance = sent.rstrip()
+    seam = SeamJoin(guidance, pending_space=sent[len(guidance) :], echo=False, sent=sent)
+    assert seam.initial_text == guidance
+    emitted = "".join(seam.feed(student[start : start + step]) for start in range(0, len(student), step))
+    assert emitted + seam.finish() == rest
+
+
+def test_a_possible_stop_string_that_was_sent_is_not_sent_again() -> None:
+    """The engine sent a beginning of the stop string, and broke off. The next one completes it, or does not."""
+    completed = SeamJoin("One Q", echo=False, stop=("Q:",), sent="One Q")
+    assert (completed.initial_text, completed.feed(": two"), completed.stopped) == ("One ", "", True)
+    other = SeamJoin("One Q", echo=False, stop=("Q:",), sent="One Q")
+    assert (other.feed("ueue"), other.stopped, other.is_settled) == ("ueue", False, True)

@@ -142,6 +142,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 routes=[
                     route("alone", ["first"]),
                     route("both", ["first", "second"]),
+                    route("first-mute", ["first", "mute"], retries={"num_retries": 0}),
                     route("guided", ["first", "second"], "guided"),
                     route("guided-mute", ["first", "mute"], "guided"),
                     route("guided-gone", ["gone", "second"], "guided"),
@@ -277,10 +278,26 @@ def test_a_role_without_text_allows_another_student(world: World) -> None:
     assert text_of(world.ask("both", stream=True)) == " there."
 
 
-def test_after_the_first_text_no_retry_happens(world: World) -> None:
+@pytest.mark.parametrize("mode", ["both", "guided"])
+def test_the_next_student_continues_a_broken_stream(world: World, mode: str) -> None:
+    world.first.behave = two_words
+    answer = world.ask(mode, stream=True, stream_options={"include_usage": True})
+    shown = KEPT if mode == "guided" else ""
+    assert text_of(answer) == f"{shown} two words there."
+    assert answer.text.rstrip().endswith("[DONE]")
+    assert (len(world.first.requests), len(world.second.requests)) == (1, 1)
+    last = world.second.requests[0]["messages"][-1]
+    assert (last["role"], last["content"]) == ("assistant", f"{shown} two words".strip())
+    receipt = world.receipt(answer)
+    assert (receipt["status"], receipt["student"]["model"]) == ("ok", "second")
+    assert [(one["engine"], one["error"]) for one in receipt["attempts"]] == [("first", "engine_unreachable")]
+    assert receipt["continued_tokens"] == events_of(answer)[-1]["gkt"]["continued_tokens"] == 2
+
+
+def test_after_the_first_text_only_students_that_continue_are_called(world: World) -> None:
     """The caller gets half an answer and an error, never parts of two answers."""
     world.first.behave = two_words
-    answer = world.ask("both", stream=True)
+    answer = world.ask("first-mute", stream=True)
     assert text_of(answer) == " two words"
     assert "error" in events_of(answer)[-1]
     assert "[DONE]" not in answer.text

@@ -171,6 +171,7 @@ FACTS = {
     "budget": "soft: the soft limit of a budget is exceeded. Absent: no soft limit is exceeded.",
     "estimated": "true: an engine reported no token counts, and the cost is an upper bound. Absent: all reported them.",
     "failed_attempts": "Failed engine calls that were retried. Absent: none.",
+    "continued_tokens": "Answer tokens of failed calls that another call continued. Absent: none.",
     "batch": "Id of the batch of the teacher's call.",
     "batch_size": "Number of calls in the batch, over all replicas.",
     "admission_ms": "Milliseconds until the request was admitted.",
