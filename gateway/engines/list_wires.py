@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage, sampling_body, teacher_finish
 from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, all_of
@@ -19,6 +20,7 @@ from gateway.protocol.messages import only_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import TeacherRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
@@ -31,6 +33,8 @@ class ListWire:
 
     By default, the route is OpenAI's /completions: a list of prompts and no chats, with one sum of tokens.
     """
+
+    reasoning: Reasoning = "none"  # the setting of the model
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
@@ -75,7 +79,8 @@ class VllmLists(ListWire):
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         if requests[0].messages is None:
             return await super().send(requests, rendered)
-        return await self._send("/chat/completions/batch", {"messages": list(rendered)}, requests)
+        chats = without_reasoning(self.reasoning, {"messages": list(rendered)})
+        return await self._send("/chat/completions/batch", chats, requests)
 
 
 class _RenderedLists(ListWire):
@@ -90,7 +95,8 @@ class _RenderedLists(ListWire):
 
     async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
         chats = [{"messages": list(request.messages)} for request in requests if request.messages is not None]
-        prompts = iter(await all_of(self._renderer.render(chat) for chat in chats))
+        rendered = (self._renderer.render(without_reasoning(self.reasoning, chat)) for chat in chats)
+        prompts = iter(await all_of(rendered))
         return [request.prompt if request.messages is None else next(prompts) for request in requests]
 
     async def _send_native(self, path: str, body: Json, count: int) -> list[Outcome]:

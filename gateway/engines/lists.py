@@ -18,6 +18,7 @@ from gateway.runtime.tasks import BackgroundTasks
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import TeacherReply
     from gateway.engines.http import EngineHttp
     from gateway.engines.list_wires import ListWire
@@ -148,10 +149,16 @@ class CallLists:
             else:
                 member.reply.set_result(outcome)
 
-    async def probe(self, owner: object) -> None:
-        """Determine what the server supports as a list, or raise EngineErrors. `owner` is `owned_by` in /models."""
+    async def probe(self, owner: object, reasoning: Reasoning) -> None:
+        """Determine what the server supports as a list, or raise EngineErrors.
+
+        Args:
+            owner: `owned_by` in /models.
+            reasoning: the setting of the model.
+        """
         self.supported, self.warnings = [], []  # no lists until the probe has ended
         wire = list_wire(owner, self._http, self._model)
+        wire.reasoning = reasoning
         why_not = {kind: await self._why_not(wire, kind, probes) for kind, probes in _PROBES.items()}
         self._wire = wire
         self.supported = [kind for kind, why in why_not.items() if why is None]
@@ -164,6 +171,8 @@ class CallLists:
             listed = await wire.send(probes, await wire.render(probes))
             failed = next((outcome for outcome in listed if isinstance(outcome, EngineError)), None)
             if failed is not None:
+                if kind == "chats":
+                    await self._alone(probes[0])  # fails too, with the reason, if the model reasons first
                 return failed.message
             if kind == "prompts":
                 return None

@@ -16,7 +16,7 @@ from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
-from gateway.engines.replies import listed_model, message_text, unsupported
+from gateway.engines.replies import bad_reply, is_reasoning, listed_model, message_text, unsupported
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
+
+
+# Warnings for a model that reasons first, by its setting `reasoning`.
+_REASONS = {
+    "none": "the model reasons before it answers, so guidance has no text: set 'reasoning' to switchable or always",
+    "switchable": "the model reasons although the gateway disabled it, so guidance has no text: use another teacher",
+    "always": "the model reasons before it answers, so guidance has no text: use another teacher",
+}
 
 
 class OpenAIEngine:
@@ -59,6 +67,7 @@ class OpenAIEngine:
         self._lists = CallLists(http, model, self._generate_alone) if lists else None
         self._probed = False  # whether capabilities were probed since the engine is up
         self._warning: str | None = None  # the result of that probe, if it failed
+        self._reasons = False  # whether the model reasoned where the gateway needs an answer
         self.state = EngineState()
         self._mode = self._current_mode()
         self._assume()
@@ -120,7 +129,10 @@ class OpenAIEngine:
             return await self._lists.generate_guidance(request, batch)
         if on_text is not None:
             body = {**self._guidance_body(request), "stream": True, "stream_options": {"include_usage": True}}
-            return await collect_stream(self.stream(body), on_text)
+            reply = await collect_stream(self.stream(body), on_text)
+            if not reply.text and reply.finish == "length":
+                self._reasons = True  # the limit was reached without a word of the answer
+            return reply
         return await self._generate_alone(request)
 
     def _guidance_body(self, request: TeacherRequest) -> Json:
@@ -130,11 +142,18 @@ class OpenAIEngine:
         return without_reasoning(self.state.reasoning, {**body, "messages": list(request.messages)})
 
     async def _complete_without_reasoning(self, body: Json, prefill: Prefill) -> Json:
-        return await self.complete(without_reasoning(self.state.reasoning, body), prefill)
+        reply = await self.complete(without_reasoning(self.state.reasoning, body), prefill)
+        if self.state.reasoning == "none" and is_reasoning(reply):
+            self._reasons = True
+        return reply
 
     async def _generate_alone(self, request: TeacherRequest) -> TeacherReply:
         reply = await self.complete(self._guidance_body(request))
-        return teacher_reply(self.name, reply, message_text(reply))
+        text = message_text(reply)
+        if not text and is_reasoning(reply):
+            self._reasons = True
+            raise bad_reply(self.name, "reasoning instead of guidance: see the setting 'reasoning' of the model")
+        return teacher_reply(self.name, reply, text)
 
     async def embed(self, body: Json) -> EngineEmbeddings:
         sent = {**body, "model": self._model}
@@ -160,20 +179,22 @@ class OpenAIEngine:
         # After an outage the address may belong to another server.
         self._probed = self._probed and bool(self.state.up)
         if not self._probed:
+            self._reasons = False
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
             self.state.stops_within_s = self._kind.stops_within_s
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()
             if self._lists is not None:
-                await self._lists.probe(mine.get("owned_by"))
+                await self._lists.probe(mine.get("owned_by"), self.state.reasoning)
             self._probed = True
         if self._lists is not None:
             self.state.facts["lists"] = self._lists.supported
         unlisted = bool(known) and mine.get("id") != self._model
         missing = f"the engine does not list a model '{self._model}'" if unlisted else None
         warnings = self._lists.warnings if self._lists is not None else ()
-        self.state.warnings = [warning for warning in (missing, self._warning, *warnings) if warning is not None]
+        reasons = _REASONS.get(self.state.reasoning) if self._reasons else None
+        self.state.warnings = [one for one in (missing, reasons, self._warning, *warnings) if one is not None]
 
     async def _probe_continuation(self) -> None:
         mode = self._mode

@@ -23,6 +23,14 @@ def message_text(reply: Json) -> str | None:
     return text_of((first_choice(reply).get("message") or {}).get("content"))
 
 
+def is_reasoning(reply: Json) -> bool:
+    """Return whether the first choice has reasoning instead of an answer, as text or in a separate field."""
+    message = first_choice(reply).get("message") or {}
+    if text := text_of(message.get("content")):
+        return text.lstrip().startswith("<think>")
+    return bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
 def listed_model(reply: Any, model: str | None) -> tuple[Json, list[Json]]:
     """Return the entry of a model in a reply of /models, and all entries. Another model's entry is the first one."""
     models = reply.get("data") if isinstance(reply, dict) else None

@@ -20,6 +20,7 @@ from tests.engines.fake_server import NAME, engine_http, serving
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.capabilities.reasoning import Reasoning
     from tests.engines.fake_server import FakeServer
 
 CHAT = "/v1/chat/completions"
@@ -56,6 +57,7 @@ class ListServer:
         answer: returns the answer to a question.
         thoughts: the reasoning that precedes the answer to a separately rendered chat.
         unrenderable: the template rejects chats with this word.
+        thinks: the model reasons first unless the template's switch is off, and a parser separates the reasoning.
     """
 
     owner: str = "vllm"
@@ -69,6 +71,7 @@ class ListServer:
     answer: Callable[[str], str] = lambda question: f"{question.split()[-1]} says the machine"
     thoughts: str = ""
     unrenderable: str = "\0"
+    thinks: bool = False
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -90,7 +93,7 @@ class ListServer:
         if status := self.refuse(body, False):
             return web.json_response({"error": {"message": "refused"}}, status=status)
         text, finish = self._written(body["messages"][-1]["content"], body["max_tokens"])
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        choice = {"index": 0, "message": self._message(body, text), "finish_reason": finish}
         return web.json_response({"choices": [choice], "usage": self._sum([body["messages"][-1]["content"]], [text])})
 
     async def _chats(self, request: web.Request) -> web.Response:
@@ -98,9 +101,16 @@ class ListServer:
         questions = [messages[-1]["content"] for messages in body["messages"]]
 
         def choice(index: int, text: str, finish: str) -> Any:
-            return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+            return {"index": index, "message": self._message(body, text), "finish_reason": finish}
 
         return await self._listed(body, questions, body["max_tokens"], choice, wrap=True)
+
+    def _reasons(self, body: Any) -> bool:
+        return self.thinks and (body.get("chat_template_kwargs") or {}).get("enable_thinking") is not False
+
+    def _message(self, body: Any, text: str) -> Any:
+        reasons = self._reasons(body)
+        return {"role": "assistant", "content": None if reasons else text, "reasoning": "Hm," if reasons else None}
 
     async def _raw(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -123,7 +133,8 @@ class ListServer:
         await self.render.wait()
         if self.unrenderable in str(body):
             return web.json_response({"error": {"message": "no such role"}}, status=400)
-        return web.json_response({"prompt": "<chat>" + body["messages"][-1]["content"]})
+        opened = "<think>" if self._reasons(body) else ""
+        return web.json_response({"prompt": f"<chat>{body['messages'][-1]['content']}{opened}"})
 
     async def _llama(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -148,7 +159,8 @@ class ListServer:
         await self.render.wait()
         if self.unrenderable in str(body):
             return web.json_response({"error": {"message": "no such role"}}, status=400)
-        return web.json_response({"tokens": list(body["messages"][-1]["content"].encode())})
+        opened = "<think>" if self._reasons(body) else ""
+        return web.json_response({"tokens": list(f"{body['messages'][-1]['content']}{opened}".encode())})
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -196,10 +208,13 @@ class ListServer:
 
 
 @asynccontextmanager
-async def listing(server: ListServer, *, probed: bool = True) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
+async def listing(
+    server: ListServer, *, probed: bool = True, reasoning: Reasoning = "none"
+) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
     """Yield an engine that sends lists to `server`. With `looked` it was probed, and the probe's calls are removed."""
     async with serving(server.routes()) as fake, engine_http(fake.url + "/v1") as http:
         engine = OpenAIEngine(NAME, "org/model", http, continuation="none", lists=True)
+        engine.state.reasoning = reasoning
         try:
             if probed:
                 await engine.probe()

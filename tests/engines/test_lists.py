@@ -416,6 +416,23 @@ async def test_a_list_that_begins_otherwise_than_single_calls_is_not_used() -> N
     assert LLAMA not in fake.paths
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reasoning_is_disabled_in_lists(kind: str) -> None:
+    """As in single calls. Otherwise the list of a model that reasons has no text, and is not used."""
+    async with listing(ListServer(kind, thinks=True), reasoning="switchable") as (engine, fake):
+        assert (engine.state.facts["lists"], engine.state.warnings) == (["chats", "prompts"], [])
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+    assert LIST_PATHS[kind] in fake.paths
+    assert CHAT not in fake.paths
+
+
+async def test_a_list_of_a_model_that_reasons_is_not_used() -> None:
+    """The warnings name the setting."""
+    async with listing(ListServer(thinks=True)) as (engine, _):
+        assert engine.state.facts["lists"] == ["prompts"]
+        assert "set 'reasoning' to switchable or always" in engine.state.warnings[0]
+
+
 async def test_capabilities_are_probed_again_after_an_outage() -> None:
     """Another server may have replaced it."""
     server = ListServer("vllm", refuse=lambda _, listed: 400 if listed else None)

@@ -648,6 +648,49 @@ async def test_a_probe_reply_without_words_is_no_continuation() -> None:
         assert engine.state.continuation is None
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize(("setting", "hint"), [("none", "set 'reasoning'"), ("switchable", "use another teacher")])
+async def test_a_teacher_that_reasons_is_a_warning(field: str, setting: Any, hint: str) -> None:
+    """Its guidance fails each time. The next probe of the engine shows the warning."""
+    thought = {"choices": [{"message": {"role": "assistant", "content": None, field: "Hm"}, "finish_reason": "length"}]}
+    async with openai({CHAT: replying(thought), MODELS: replying({"data": []})}, continuation="none") as (engine, fake):
+        engine.state.reasoning = setting
+        await engine.probe()
+        engine.state.up = True
+        assert engine.state.warnings == []
+        error = await failure(engine.generate_guidance(TeacherRequest(5, messages=MESSAGES)), fake.url)
+        assert isinstance(error, EngineProtocolError)
+        assert "'reasoning'" in error.message
+        await engine.probe()
+        (warning,) = engine.state.warnings
+        assert hint in warning
+
+
+async def test_a_teacher_that_streams_reasoning_is_a_warning() -> None:
+    thought = {"choices": [{"index": 0, "delta": {"reasoning": "Hm"}, "finish_reason": "length"}]}
+    routes = {CHAT: streaming(thought, b"[DONE]"), MODELS: replying({"data": []})}
+    async with openai(routes, continuation="none") as (engine, _):
+        await engine.probe()
+        engine.state.up = True
+        request = TeacherRequest(5, messages=MESSAGES)
+        assert (await engine.generate_guidance(request, on_text=lambda _: None)).text == ""
+        await engine.probe()
+        assert "set 'reasoning'" in engine.state.warnings[0]
+
+
+@pytest.mark.parametrize(("content", "more"), [(None, {"reasoning": "Hm"}), ("<think>\nHm", {}), ("", {})])
+async def test_the_probe_detects_a_model_that_reasons(content: str | None, more: dict[str, str]) -> None:
+    message = {"role": "assistant", "content": content, **more}
+    reasoned = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
+    async with openai({CHAT: replying(reasoned), MODELS: replying({"data": []})}) as (engine, _):
+        await engine.probe()
+        warned = [warning for warning in engine.state.warnings if "reasons before it answers" in warning]
+        assert len(warned) == (content != "")
+        engine.state.up, engine.state.reasoning = False, "always"
+        await engine.probe()
+        assert not any("reasons" in warning for warning in engine.state.warnings)
+
+
 async def test_reasoning_is_disabled_for_guidance_and_probes() -> None:
     """A model that reasons would begin with reasoning, and llama.cpp continues no message while reasoning is on."""
     async with openai({CHAT: replying(reply("Hi")), MODELS: replying({"data": []})}, continuation="trailing") as (
