@@ -33,6 +33,8 @@ class ConfigIssue:
         return f"{location}: {subject}{self.message}{hint}"
 
 
+# OpenAI's code, and its older one.
+_CONTENT_FILTERS = frozenset({"content_filter", "content_policy_violation"})
 # Default of Retry-After where the wait is not known.
 _RETRY_AFTER_S = 1.0
 
@@ -296,6 +298,16 @@ class EngineRejected(EngineError, label="engine_rejected"):
     def blames_request(self) -> bool:
         """Return whether the request is invalid, rather than its credentials or its address."""
         return self.proven or self.status_sent in {400, 413, 422}
+
+    @property
+    def exceeds_context(self) -> bool:
+        """Return whether the request is too long for the engine. Another engine may have a larger context."""
+        return self.engine_code == "context_length_exceeded"
+
+    @property
+    def is_filtered(self) -> bool:
+        """Return whether a content filter rejected the request."""
+        return self.engine_code in _CONTENT_FILTERS or self.reason in _CONTENT_FILTERS
 
 
 class EngineUnsupported(EngineRejected):

@@ -38,11 +38,13 @@ async def retry_or_raise(
     """Wait until the next attempt is due. Raise the error, in the caller's terms, if there is none.
 
     A caller that has disconnected gets no further attempt. `placed`: the request ended with the guidance as a prefix.
+    An engine may have rejected that, except where it names another reason.
     """
     pause_s = retries.next_pause_s(error, placed=placed) if not builder.caller_left else None
     if pause_s is None:
         # Some engines reject only a request that ends in a prefix. The prefix is the gateway's, not the caller's.
-        if isinstance(error, EngineRejected) and error.blames_request and not placed:
+        named = isinstance(error, EngineRejected) and (error.is_filtered or error.exceeds_context)
+        if isinstance(error, EngineRejected) and error.blames_request and (named or not placed):
             param = error.param or _refused_field(error, builder)
             raise InvalidRequest(error.message, param=param, code=error.engine_code) from error
         raise error
@@ -133,9 +135,10 @@ class Retries:
         """Return the engine of the current attempt."""
         return self._students[0]
 
-    def keep_only(self, may: Callable[[StudentPlan], bool]) -> None:
-        """Keep only the engines that `may` be called next, and the current one."""
+    def keep_only(self, may: Callable[[StudentPlan], bool]) -> bool:
+        """Keep only the engines that `may` be called next, and the current one. Return whether there is another one."""
         self._students[1:] = [one for one in self._students[1:] if may(one)]
+        return len(self._students) > 1
 
     def next_pause_s(self, error: EngineError, *, placed: bool) -> float | None:
         """Return the seconds to wait before the next attempt at `student`, which may change; None: no attempt is left.
@@ -149,9 +152,10 @@ class Retries:
             if bearable and (limits is None or limits.may_retry(self.student.engine, others=others)):
                 self._retries += 1
                 return pause_s
-        refused = isinstance(error, EngineRejected) and error.blames_request and not error.proven
-        if refused and not placed and not isinstance(error, EngineUnsupported):
-            return None  # the next engine would get the same request
+        if isinstance(error, EngineRejected) and error.blames_request and not error.proven:
+            same = not placed and not isinstance(error, EngineUnsupported) and not error.exceeds_context
+            if same or error.is_filtered:
+                return None  # the next engine would get the same request
         failed = self._students.pop(0).engine
         self._retries = 0
         if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):

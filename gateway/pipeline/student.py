@@ -88,6 +88,7 @@ class StudentCall:
         """Return a student's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
         If a student rejects the request with the prefix, which the caller did not send, it gets the request without it.
+        A content filter would reject that, too. A request that is too long goes to a larger student first.
         """
         plan = builder.plan
         student, retries = plan.students[0], None
@@ -98,7 +99,13 @@ class StudentCall:
             except EngineError as error:
                 retries = retries or self._new_retries(builder)
                 placed = continuation_of(plan, student, guidance) is not None
-                if placed and isinstance(error, EngineRejected) and error.blames_request:
+                larger = self._keep_larger(retries, error)
+                if (
+                    placed
+                    and isinstance(error, EngineRejected)
+                    and error.blames_request
+                    and not (larger or error.is_filtered)
+                ):
                     builder.record_failure(error)
                     builder.drop_guidance("student_refused_prefix")
                     guidance = UNGUIDED
@@ -166,10 +173,23 @@ class StudentCall:
                 return
             except EngineError as error:
                 self._count_continued(broken, student, "failed")
+                self._keep_larger(retries, error)
                 if has_output:
                     broken = await self._break(error, retries, request, guidance, relay, builder, generation, broken)
                 else:
                     await retry_or_raise(retries, error, builder, self.metrics, placed=seam_join is not None)
+
+    def _keep_larger(self, retries: Retries, error: EngineError) -> bool:
+        """Drop students that cannot read a request which was too long. Return whether another student may read it."""
+        if not isinstance(error, EngineRejected) or not error.exceeds_context:
+            return False
+        too_small = self.engines[error.engine].state.context_tokens
+
+        def is_larger(one: StudentPlan) -> bool:
+            context_tokens = self.engines[one.engine].state.context_tokens
+            return context_tokens is None or too_small is None or context_tokens > too_small
+
+        return retries.keep_only(is_larger)
 
     def _count_continued(self, broken: BrokenAnswer | None, student: StudentPlan, outcome: str) -> None:
         if broken is not None:
