@@ -144,6 +144,12 @@ class ReceiptBuilder(msgspec.Struct):
         self.continued_tokens += tokens
 
     @property
+    def answering_engine(self) -> str:
+        """Return the engine that completed the answer, or is to complete it."""
+        call = self.student or self.teacher
+        return call.model if call is not None else self.plan.student
+
+    @property
     def placement(self) -> str | None:
         """Return the placement in the student's request, or the planned one before that request."""
         return self.placed or (self.plan.guidance.placement if self.plan.guidance is not None else None)

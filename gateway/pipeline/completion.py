@@ -142,6 +142,8 @@ class Completions:
             builder.finish_reason = reply["choices"][0].get("finish_reason")
             plan = builder.plan
             receipt = await self.ledger.close(builder, shown=plan.show_cost)
+            if plan.names_engine:
+                head = msgspec.structs.replace(head, model=builder.answering_engine)
             body = head.completion(reply["choices"], _caller_usage(request, builder, receipt)) | engine_fields(reply)
             if builder.content is not None:
                 builder.content.add([body])
@@ -167,6 +169,8 @@ class Completions:
             if (step := context.next_step()) is not None:
                 await step
             relay, plan = relay_of(head, wants_usage=request.wants_usage), builder.plan
+            if plan.names_engine:
+                relay.name_model(plan.student)
             answer_buffer = AnswerBuffer() if plan.quality is not None else None
             announced = False
             async with aclosing(self._chunks(request, relay, builder)) as groups:
@@ -204,9 +208,12 @@ class Completions:
                 async with aclosing(self.student_call.stream(request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         yield chunks
-            elif rest := relay.show_rest(guidance.lead + guidance.text):
-                builder.mark_first_token()
-                yield rest
+            else:
+                if builder.plan.names_engine:
+                    relay.name_model(builder.answering_engine)
+                if rest := relay.show_rest(guidance.lead + guidance.text):
+                    builder.mark_first_token()
+                    yield rest
             if chunks := relay.end(guidance.finish_reason):
                 yield chunks
         finally:

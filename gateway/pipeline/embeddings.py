@@ -61,7 +61,8 @@ class Embeddings:
             await self.admission.reserve(builder, request, context.caller)
             reply = await self._embed(request, builder)
             receipt = await self.ledger.close(builder, shown=plan.show_cost)
-            return EmbeddingsAnswer(await write_embeddings(reply, request.model), receipt, plan.show_cost)
+            model = builder.answering_engine if plan.names_engine else request.model
+            return EmbeddingsAnswer(await write_embeddings(reply, model), receipt, plan.show_cost)
 
     async def _embed(self, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
         request_retries = RequestRetries(builder, self.budgets, self.metrics)

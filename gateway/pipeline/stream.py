@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import orjson
+from msgspec.structs import replace
 
 from gateway.protocol.content_run import template_of
 from gateway.protocol.messages import text_of
@@ -51,6 +52,11 @@ class StreamRelay:
     def restarted(self) -> bool:
         """Return whether the student was to begin with the guidance and began differently. Final after its end."""
         return self._seam is not None and self._seam.restarted
+
+    def name_model(self, model: str) -> None:
+        """Set `model` of all chunks, unless chunks with another one were sent."""
+        if not self._roles_sent:
+            self._head = replace(self._head, model=model)
 
     def join(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None = None) -> list[Json]:
         """Set the seam between the guidance and the next student's text; None: the student gets no prefix.

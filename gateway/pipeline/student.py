@@ -146,6 +146,8 @@ class StudentCall:
         while True:
             student = retries.student
             seam_join, reasoning_filter = build_seam(builder.plan, student, request, guidance, broken)
+            if builder.plan.names_engine:
+                relay.name_model(student.engine)
             if broken is not None:
                 relay.resume(seam_join, reasoning_filter, len(broken.sent))
             elif opened := relay.join(seam_join, reasoning_filter):

@@ -93,6 +93,7 @@ class Plan(Record, frozen=True):
     Attributes:
         mode: the mode of the route or of the caller's override; in mode shadow, the mode that serves the caller.
             guidance: a device gets the guidance and completes the answer.
+        names_engine: whether `model` in the reply is the engine that completes the answer, instead of the route.
         students: engines that may complete the answer, in the order of calls: the students, or the teacher in mode
             teacher. Engines with an open circuit come last. Empty in mode guidance.
     """
@@ -104,6 +105,7 @@ class Plan(Record, frozen=True):
     baseline: str  # the model whose cost is the baseline of savings
     max_tokens: int | None  # the limit on the visible answer: the caller's, else the route's default, else None
     show_cost: bool
+    names_engine: bool = False
     retries: RetryRule = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None  # the comparison of a guided answer; None: no comparison

@@ -140,6 +140,7 @@ def _plan(
         baseline=route.baseline,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
+        names_engine=route.reply_model == "engine",
         retries=route.retries,
         length=length,
     )
@@ -157,7 +158,17 @@ def resolve_embeddings(
     refuse_overrides(headers)
     engines = sorted(_in_order(route, random_value), key=in_cooldown)
     students = tuple(StudentPlan(engine, None) for engine in engines)
-    return Plan(route.mode, students, None, None, route.baseline, 0, route.show_cost, route.retries)
+    return Plan(
+        mode=route.mode,
+        students=students,
+        guidance=None,
+        unguided=None,
+        baseline=route.baseline,
+        max_tokens=0,
+        show_cost=route.show_cost,
+        names_engine=route.reply_model == "engine",
+        retries=route.retries,
+    )
 
 
 def _in_order(route: Route, random_value: Callable[[], float]) -> list[str]:

@@ -262,6 +262,8 @@ class Route(StrictModel):
     """Model that savings are measured against. Default: the teacher; without a teacher, the student."""
     show_cost: Flag = True
     """Whether callers see the cost and the savings of an answer."""
+    reply_model: Literal["route", "engine"] = "route"
+    """Value of `model` in replies: the route, or the model of config.yaml that completes the answer."""
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """max_tokens of requests without one; None: the engine decides; a guided raw prompt has OpenAI's 16."""
     guidance: GuidanceRule = GuidanceRule()
@@ -343,9 +345,8 @@ class Route(StrictModel):
     @property
     def engines(self) -> frozenset[str]:
         """Return every model of config.yaml that this route names."""
-        students = (one.model for one in self.all_students)
         judge = self.quality.judge if self.quality is not None else None
-        return frozenset(name for name in (self.teacher, *students, self.baseline, judge) if name)
+        return frozenset(filter(None, (self.teacher, *[one.model for one in self.all_students], self.baseline, judge)))
 
 
 def _first_student(data: dict[str, Any]) -> str | None:

@@ -142,6 +142,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 routes=[
                     route("alone", ["first"]),
                     route("both", ["first", "second"]),
+                    route("named", ["first", "second"], reply_model="engine", retries={"num_retries": 0}),
+                    route("named-guided", ["first", "second"], "guided", reply_model="engine"),
                     route("first-mute", ["first", "mute"], retries={"num_retries": 0}),
                     route("guided", ["first", "second"], "guided"),
                     route("guided-mute", ["first", "mute"], "guided"),
@@ -302,6 +304,27 @@ def test_after_the_first_text_only_students_that_continue_are_called(world: Worl
     assert "error" in events_of(answer)[-1]
     assert "[DONE]" not in answer.text
     assert (len(world.first.requests), len(world.second.requests)) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["named", "named-guided"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_replies_name_the_engine_that_answers_if_the_route_says_so(world: World, name: str, stream: bool) -> None:
+    """A stream keeps one name, also where another student continues it or the guidance was shown before a failure."""
+
+    def models_of(answer: httpx.Response) -> set[str]:
+        return {part["model"] for part in (events_of(answer) if stream else [answer.json()])}
+
+    assert models_of(world.ask(name, stream=stream)) == {"first"}
+    assert models_of(world.ask("both", stream=stream)) == {"both"}
+    world.first.behave = answers(401)
+    sent_before = stream and name == "named-guided"
+    assert models_of(world.ask(name, stream=stream)) == {"first" if sent_before else "second"}
+    world.first.behave = two_words
+    if stream:
+        assert models_of(world.ask(name, stream=True)) == {"first"}
+    world.teacher.behave = says(KEPT, "stop")
+    if name == "named-guided" and not stream:
+        assert models_of(world.ask(name)) == {"big"}
 
 
 def test_failed_calls_are_part_of_the_cost(world: World) -> None:
