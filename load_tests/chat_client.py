@@ -25,6 +25,7 @@ class Timed:
         tokens: completion tokens in `usage`.
         facts: receipt facts in the gateway's last chunk (`gkt`); empty from a bare engine.
         cached: tokens of the prompt in `usage` that the engine read from its cache.
+        text: the answer.
     """
 
     first_s: float
@@ -32,6 +33,7 @@ class Timed:
     tokens: int
     facts: dict[str, Any]
     cached: int = 0
+    text: str = ""
 
 
 async def ask(
@@ -48,7 +50,7 @@ async def ask(
         **more,
     }
     decoder = SseDecoder()
-    started, first_s, tokens, cached, facts = time.perf_counter(), 0.0, 0, 0, {}
+    started, first_s, tokens, cached, facts, text = time.perf_counter(), 0.0, 0, 0, {}, ""
     async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
         if not reply.ok:
             raise typer.BadParameter(f"{model} answered {reply.status}: {await reply.text()}")
@@ -57,11 +59,12 @@ async def ask(
                 event = {} if data == b"[DONE]" else orjson.loads(data)
                 if "error" in event:
                     raise typer.BadParameter(f"{model}'s stream failed: {event['error']}")
-                if not first_s and any(choice["delta"].get("content") for choice in event.get("choices", ())):
+                text += "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+                if text and not first_s:
                     first_s = time.perf_counter() - started
                 if event.get("usage"):
                     tokens, facts = event["usage"]["completion_tokens"], event.get("gkt", {})
                     cached = (event["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     if not first_s:
         raise typer.BadParameter(f"{model} answered without text: {question!r}")
-    return Timed(first_s, time.perf_counter() - started, tokens, facts, cached)
+    return Timed(first_s, time.perf_counter() - started, tokens, facts, cached, text)

@@ -9,12 +9,14 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from gateway.local import parent_watch
 from tests.contracts.catalog import ROOT, Engine
 
 if TYPE_CHECKING:
@@ -55,9 +57,10 @@ class RunningEngine:
         assert self.engine.command is not None
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.engine.command(self._port),
+                # The engine ends with this process, also after SIGKILL.
+                [sys.executable, "-I", "-S", parent_watch.__file__, *self.engine.command(self._port)],
                 cwd=ROOT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.engine.environ},
@@ -75,22 +78,23 @@ class RunningEngine:
 
     def kill(self) -> None:
         """End the engine's processes with SIGKILL."""
-        self._signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
+        self._end(signal.SIGKILL)
 
     def stop(self) -> None:
         """Terminate the engine; kill what does not end."""
+        self._end(signal.SIGTERM, signal.SIGKILL)
+
+    def _end(self, *signals: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_LIMIT_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for number in signals:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_LIMIT_S)
+        assert process.stdin is not None
+        process.stdin.close()
 
     def is_generating(self) -> bool:
         """Return whether a request is in decoding."""
@@ -135,11 +139,6 @@ class RunningEngine:
     def _served_models(self) -> list[str]:
         entries = httpx.get(f"{self.url}/v1/models", timeout=5).json()["data"]
         return [str(entry["id"]) for entry in entries]
-
-    def _signal(self, number: int) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
 
     def _cores(self) -> float:
         """Return the CPU use of the process group, in cores."""
