@@ -33,7 +33,9 @@ from gateway.planning.curve import (
     CurvePrice,
     StreamTiming,
     context_of,
+    gains,
     improving_steps,
+    median_step,
     prefill_of,
     step_of,
 )
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 MAX_BATCHES = 16
 MAX_BATCH_SIZE = 1024
 _READS = 3
+_SAMPLES = 3  # measurements of a batch size before it is left out, since one may be disturbed
 _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "market", "winter", "bridge", "music")
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
@@ -162,7 +165,7 @@ class _Measurement:
         self._random = random.Random()  # noqa: S311  another text each time, no secret
         self._reads: list[list[StreamTiming]] = []
         self._timings: list[StreamTiming] = []
-        self._steps: list[DecodeStep] = []
+        self._samples: dict[int, list[DecodeStep | None]] = {}  # by batch size; None: too few steps
         self.warnings: list[str] = []
 
     async def run(self) -> None:
@@ -193,9 +196,28 @@ class _Measurement:
                 if not await self._decode(engine, size):
                     return
                 progress.advance(work, size)
+                progress.update(work, description=f"{size} at once, again")
+                if not await self._repeat(engine, size):
+                    return
+
+    async def _repeat(self, engine: Engine, size: int) -> bool:
+        """Measure a batch size that would be left out again, and the one before it. Return False at the time limit."""
+        smaller = [step for other in self._samples if other < size and (step := self._step(other)) is not None]
+        while len(self._samples[size]) < _SAMPLES:
+            step = self._step(size)
+            before = self._step(smaller[-1].batch) if smaller else None
+            if step is not None and (before is None or gains(step, before)):
+                break
+            for repeated in (size,) if before is None else (before.batch, size):
+                if not await self._decode(engine, repeated):
+                    return False
+        return True
+
+    def _step(self, size: int) -> DecodeStep | None:
+        return median_step(self._samples[size])
 
     async def _decode(self, engine: Engine, size: int) -> bool:
-        """Measure one batch size. Return False if the time limit was reached."""
+        """Measure one batch size once. Return False if the time limit was reached."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._ask(engine, self._words, self._tokens)) for _ in range(size)]
@@ -203,16 +225,14 @@ class _Measurement:
             first = failed.exceptions[0]
             if not isinstance(first, TimeoutError):
                 raise first from None
-            self.warnings.append(f"the time was over before {size} answers at once: the curve ends before")
+            repeated = size in self._samples
+            what = f"{size} answers at once were measured again" if repeated else f"{size} answers at once"
+            self.warnings.append(f"the time was over before {what}: the curve ends before larger batches")
             return False
         timings = [one.result() for one in tasks]
         step = step_of(timings)
-        if step is None:
-            self.warnings.append(
-                f"{size} at once: answers ended, or began, too far apart to be decoded together; give more --tokens"
-            )
-        else:
-            self._steps.append(step)
+        self._samples.setdefault(size, []).append(step)
+        if step is not None:
             self._timings += timings
         return True
 
@@ -242,8 +262,16 @@ class _Measurement:
 
     def curve(self, gpu: str | None, gpus_per_replica: int, usd_per_hour: Decimal | None) -> Curve:
         """Return the curve. Raises StartupError if there are too few measurements."""
-        steps = improving_steps(self._steps)
-        if len(steps) < len(self._steps):
+        measured = []
+        for size in self._samples:
+            if (step := self._step(size)) is not None:
+                measured.append(step)
+                continue
+            self.warnings.append(
+                f"{size} at once: answers ended, or began, too far apart to be decoded together; give more --tokens"
+            )
+        steps = improving_steps(measured)
+        if len(steps) < len(measured):
             self.warnings.append(f"from {steps[-1].batch} answers on it gained nothing: larger batches were left out")
         if not steps:
             raise StartupError("No batch was decoded together long enough: increase --tokens or reduce --batches.")

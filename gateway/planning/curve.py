@@ -217,11 +217,24 @@ def step_of(answers: Sequence[StreamTiming]) -> DecodeStep | None:
     return DecodeStep(batch=len(answers), step_s=round((end - begin) / steps, 6))
 
 
+def median_step(samples: Sequence[DecodeStep | None]) -> DecodeStep | None:
+    """Return the median of the measurements of one batch size; None if most of them, or half, had too few steps."""
+    found = [sample for sample in samples if sample is not None]
+    if 2 * len(found) <= len(samples):
+        return None
+    return found[0].model_copy(update={"step_s": round(statistics.median(one.step_s for one in found), 6)})
+
+
+def gains(step: DecodeStep, before: DecodeStep) -> bool:
+    """Return whether a batch writes at least as many tokens per second as the smaller one before it."""
+    return step.step_s / step.batch <= before.step_s / before.batch
+
+
 def improving_steps(steps: Sequence[DecodeStep]) -> tuple[DecodeStep, ...]:
     """Return the batches, smallest first, up to the first one that no longer increases tokens per second."""
     kept: list[DecodeStep] = []
     for step in sorted(steps, key=lambda one: one.batch):
-        if kept and step.step_s / step.batch > kept[-1].step_s / kept[-1].batch:
+        if kept and not gains(step, kept[-1]):
             break
         kept.append(step)
     return tuple(kept)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import Counter
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway.planning.curve import read_curve
 from load_tests.engine_process import fake_engine
 from tests.cli.in_process import Done, run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 ROOT = Path(__file__).parents[2]
 TEACHER = str(ROOT / "deploy" / "curves" / "llama-3.3-70b-fp8-2xh100.json")
@@ -159,6 +165,58 @@ def test_an_engine_of_the_configuration_is_measured_by_its_name(tmp_path: Path) 
         done = run("plan", "measure", "smal", *named)
     assert done.returncode == 1
     assert "has no such model. It has: small." in done.stderr
+
+
+class DisturbedEngine:
+    """An engine whose step takes 10 ms, and 60 ms in the first `slow` batches of two. It counts batches by their size.
+
+    With `apart`, the answers of a disturbed batch do not overlap.
+    """
+
+    def __init__(self, slow: int, *, apart: bool) -> None:
+        self.batches: Counter[int] = Counter()
+        self._slow, self._apart = slow, apart
+        self._active = 0
+
+    async def stream(self, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+        place, self._active = self._active, self._active + 1
+        try:
+            await asyncio.sleep(len(body["messages"][0]["content"]) / 100_000)
+            size, tokens = self._active, body["max_tokens"]
+            if tokens >= 16 and place == 0:
+                self.batches[size] += 1
+            slow = size == 2 and self.batches[2] <= self._slow
+            if slow and self._apart:
+                await asyncio.sleep(place * tokens / 100)
+            for _ in range(tokens):
+                await asyncio.sleep(0.06 if slow and not self._apart else 0.01)
+                yield [{"choices": [{"delta": {"content": "x"}}]}]
+            usage = {"prompt_tokens": len(body["messages"][0]["content"]), "completion_tokens": tokens}
+            yield [{"choices": [], "usage": usage}]
+        finally:
+            self._active -= 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("slow", "sizes"), [(1, [1, 2]), (9, [1])])
+def test_a_batch_size_is_left_out_only_after_repeated_measurements(
+    slow: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool
+) -> None:
+    """One disturbed measurement does not end the curve. The smaller batch is measured again too."""
+    engine = DisturbedEngine(slow, apart=apart)
+
+    @asynccontextmanager
+    async def built(_: object) -> AsyncIterator[DisturbedEngine]:
+        yield engine
+
+    monkeypatch.setattr("gateway.cli.plan_measure.built", built)
+    out = tmp_path / "curve.json"
+    small = ("--batches", "1,2", "--tokens", "20", "--prompt", "64", "--out", str(out))
+    done = run("plan", "measure", "http://127.0.0.1:9/v1", *small)
+    assert done.returncode == 0, done.stderr
+    assert [step.batch for step in read_curve(out).decode] == sizes
+    assert engine.batches == {1: 3, 2: 3}
+    assert ("left out" in done.stderr or "too far apart" in done.stderr) == (sizes == [1])
 
 
 @pytest.mark.parametrize(

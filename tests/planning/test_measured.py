@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.planning.curve import StreamTiming, context_of, improving_steps, prefill_of, step_of
+from gateway.planning.curve import (
+    DecodeStep,
+    StreamTiming,
+    context_of,
+    improving_steps,
+    median_step,
+    prefill_of,
+    step_of,
+)
 from tests.planning.curves import curve
 
 
@@ -41,6 +49,24 @@ def test_batches_from_which_on_nothing_is_gained_are_left_out() -> None:
     steps = curve(decode=[{"batch": 1, "seconds_per_step": 0.01}, {"batch": 4, "seconds_per_step": 0.02}]).decode
     slower = steps[1].model_copy(update={"batch": 8, "step_s": 0.05})
     assert improving_steps([slower, *steps]) == steps
+
+
+@pytest.mark.parametrize(
+    ("samples", "median"),
+    [
+        ([0.02], 0.02),
+        ([0.09, 0.02, 0.03], 0.03),
+        ([0.02, 0.03], 0.025),
+        ([None, 0.02, 0.04], 0.03),
+        ([None, 0.02], None),
+        ([None], None),
+    ],
+)
+def test_the_median_of_repeated_measurements_counts(samples: list[float | None], median: float | None) -> None:
+    """A size that was decoded together in half of its measurements or fewer has none."""
+    steps = [None if step_s is None else DecodeStep(batch=4, step_s=step_s) for step_s in samples]
+    found = median_step(steps)
+    assert (None if found is None else (found.batch, found.step_s)) == (None if median is None else (4, median))
 
 
 def test_reading_is_the_slope_of_first_tokens_over_lengths_of_prompts() -> None:
