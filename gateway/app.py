@@ -193,7 +193,9 @@ async def gateway(
         deadlines = GuidanceDeadlines(times)
         max_calls = {model.name: model.max_concurrency for model in settings.models}
         warmup = StudentWarmup(engines, max_calls, metrics, tasks)
-        guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup)
+        guide = TeacherCall(
+            engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup, encodings
+        )
         student = StudentCall(engines, metrics, retry_budgets, encodings)
         quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(

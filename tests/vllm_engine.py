@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 END_TOKEN = "<|im_end|>"
 TOKENS = (
-    "In", "controvert", "ibly", " the", " sky", " is", " blue", ",", " be", "cause", " mole", "cules", " of", " air",
+    "It", " is", " so", ",", " as", " a", " rule", " incontrovertibly", " be", "cause", " mole", "cules", " of", " air",
     " scatter", " blue", " light", " more", " than", " they", " scatter", " red", " light", ".",
 )  # fmt: skip
 """Tokens of such different lengths that no estimate from characters is exact."""

@@ -72,6 +72,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     kept_tokens: int  # the number of tokens before the seam, in the teacher's tokens
     complete: bool  # the teacher ended its answer by itself
     cut_short: str | None = None  # why the teacher ended early, as in `unguided`. Its text was sent before.
+    kept_estimated: bool | msgspec.UnsetType = msgspec.UNSET  # True: `kept_tokens` is estimated; else absent
 
 
 class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):

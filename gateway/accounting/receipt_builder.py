@@ -78,6 +78,8 @@ class ReceiptBuilder(msgspec.Struct):
     failed: list[FailedCall] = []
     batch: BatchFacts | None = None
     kept_tokens: int = 0
+    kept_estimated: bool = False  # no engine reported `kept_tokens`
+    same_prompt: bool = False  # one model read the same prompt, as teacher without and as student with the guidance
     guidance_text: str = ""  # the text of the kept tokens
     cut_short: str | None = None  # why the teacher ended early, after the caller had received its text
     continued_tokens: int = 0  # tokens of failed calls whose text is in the answer; another call continued it
@@ -122,6 +124,18 @@ class ReceiptBuilder(msgspec.Struct):
     def drop_guidance(self, reason: str) -> None:
         """Answer without the guidance. The teacher's call is still charged."""
         self.unguided, self.kept_tokens, self.guidance_text, self.rewritten = reason, 0, "", False
+        self.kept_estimated = self.same_prompt = False
+
+    def settle_kept_tokens(self) -> None:
+        """Replace an estimate of the kept tokens by the difference of two prompts that one model counted."""
+        teacher, student = self.teacher, self.student
+        if not self.kept_estimated or not self.same_prompt or self.continued_tokens or not teacher or not student:
+            return
+        if teacher.usage is None or student.usage is None or teacher.usage.estimated:
+            return
+        added = student.usage.input_tokens - teacher.usage.input_tokens
+        if added > 0:
+            self.kept_tokens, self.kept_estimated = added, False
 
     def set_answer_call(self, call: EngineCall | None) -> None:
         """Set the call that completes the answer. In mode teacher, the teacher completes it."""
@@ -324,7 +338,8 @@ class ReceiptBuilder(msgspec.Struct):
         if guidance is None or self.guided is None or self.unguided is not None:
             return None
         names = guidance.projection.name, self.placement or "prefix"
-        return GuidanceFacts(*names, guidance.tokens, self.kept_tokens, self.complete, self.cut_short)
+        return GuidanceFacts(*names, guidance.tokens, self.kept_tokens, self.complete, self.cut_short,
+                             self.kept_estimated or UNSET)  # fmt: skip
 
     def _length_facts(self, length: LengthChoice) -> LengthFacts:
         ended = self.ended_at if self.unguided is None else None

@@ -65,7 +65,7 @@ class _SharedCall:
                 payer.pays = True
                 payer.on_grant(outcome)
                 reply = await self._call(outcome)
-                stored = _StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at)
+                stored = _StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at, reply.token_ends)
                 waiter.finish(msgspec.json.encode(stored).decode())
                 return FlightResult(reply, "")
         except (GatewayError, TimeoutError) as error:
@@ -140,6 +140,7 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     finish: Literal["stop", "length"]
     usage: TokenUsage | None
     ends_at: int | None = None
+    token_ends: tuple[int, ...] | None = None
 
 
 def _decode(guidance: str) -> TeacherReply:
@@ -147,4 +148,4 @@ def _decode(guidance: str) -> TeacherReply:
         stored = msgspec.json.decode(guidance, type=_StoredReply)
     except msgspec.DecodeError:
         raise TicketUnreadable("The guidance stored in Redis cannot be decoded. Try again.") from None
-    return TeacherReply(stored.text, stored.finish, stored.usage, stored.ends_at)
+    return TeacherReply(stored.text, stored.finish, stored.usage, stored.ends_at, token_ends=stored.token_ends)

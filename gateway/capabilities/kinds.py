@@ -34,6 +34,7 @@ class EngineKind(NamedTuple):
     never_sent: frozenset[str] = frozenset()  # fields that it rejects or misreads, and that can be omitted
     strict: bool = False  # whether it rejects unknown fields; then only its own modes are tried
     stops_within_s: float | None = None
+    reports_tokens: bool = False  # whether it returns token ids, token texts and running counts if they are requested
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
@@ -80,6 +81,7 @@ KINDS: tuple[EngineKind, ...] = (
         owners=("vllm",),
         renderer="vllm",
         stops_within_s=_NEXT_STEP_S,  # with_cancellation aborts the request at once (vllm/entrypoints/utils.py)
+        reports_tokens=True,
     ),
     EngineKind(
         "SGLang",

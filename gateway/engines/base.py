@@ -59,6 +59,7 @@ class TeacherReply(Record, frozen=True):
     usage: TokenUsage | None
     ends_at: int | None = None  # the number of characters to keep, if the policy ends guidance with a sentence or line
     span: Any = None  # the span context of the call; None without tracing
+    token_ends: tuple[int, ...] | None = None  # the number of characters after each token; None: not reported
 
 
 class EngineEmbeddings(NamedTuple):
@@ -85,6 +86,7 @@ class EngineState:
     max_concurrency: int | None = None  # the engine's own limit on calls in flight; None: not reported
     stops_within_s: float | None = None  # seconds from a disconnect to the end of generation; None: not known to stop
     context_tokens: int | None = None  # the limit on prompt and answer together; None: not reported
+    sends_tokens: bool = False  # whether each piece of streamed guidance is one token
 
 
 class Engine(Protocol):
@@ -119,6 +121,11 @@ class Engine(Protocol):
         """Check availability and capabilities, and update `state`. Raise an EngineError if unavailable."""
 
     async def close(self) -> None: ...
+
+
+def is_same_model(one: Engine, other: Engine) -> bool:
+    """Return whether two engines are known to serve one model, so that they count tokens alike."""
+    return one.name == other.name or (one.state.revision is not None and one.state.revision == other.state.revision)
 
 
 class CallOrigin(NamedTuple):

@@ -11,6 +11,7 @@ from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.replies import bad_reply, closed_early, first_choice
 from gateway.engines.reply_json import Unreadable, are_few, decode, in_thread
+from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError, EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
 from gateway.protocol.content_run import ContentRun, each_chunk, template_of
@@ -164,16 +165,24 @@ async def collect_stream(chunks: AsyncGenerator[ChunkGroup, None], on_text: Call
     text = StringIO()
     finish: Any = None
     usage: TokenUsage | None = None
+    tokens: list[str] = []
     async with aclosing(chunks) as groups:
         async for group in groups:
             for chunk in each_chunk(group):
                 usage = read_usage(chunk.get("usage")) or usage
                 choice = first_choice(chunk)
+                if (reported := token_texts(choice) if choice.get("logprobs") else None) is not None:
+                    tokens += reported
                 if piece := text_of((choice.get("delta") or {}).get("content")):
                     text.write(piece)
-                    on_text(piece)
+                    if reported is not None and len(reported) > 1 and "".join(reported) == piece:
+                        for token in filter(None, reported):
+                            on_text(token)
+                    else:
+                        on_text(piece)
                 finish = choice.get("finish_reason") or finish
-    return TeacherReply(text.getvalue(), teacher_finish(finish), usage)
+    ends = token_ends(text.getvalue(), tokens) if tokens else None
+    return TeacherReply(text.getvalue(), teacher_finish(finish), usage, token_ends=ends)
 
 
 def _are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
@@ -211,6 +220,14 @@ def sampling_body(request: TeacherRequest) -> Json:
     return body
 
 
+def token_fields(request: TeacherRequest) -> Json:
+    """Return the fields that request the text of each token: log-probabilities without alternatives.
+
+    Token ids alone do not show how many tokens a part of the text has, and come with the ids of the prompt.
+    """
+    return {"logprobs": True, "top_logprobs": 0} if request.messages is not None else {"logprobs": 0}
+
+
 def teacher_finish(reason: Any) -> Finish:
     """Return how the teacher's text ended. An unknown reason counts as `length`, so that the student continues."""
     return "stop" if reason in _STOP_REASONS else "length"
@@ -220,8 +237,12 @@ def teacher_reply(engine: str, reply: Json, text: Any) -> TeacherReply:
     """Return the teacher's reply with this text. Raises EngineProtocolError if it is no text."""
     if not isinstance(text, str):
         raise bad_reply(engine, "a reply without text")
-    finish = teacher_finish(first_choice(reply).get("finish_reason"))
-    return TeacherReply(text, finish, read_usage(reply.get("usage")))
+    choice = first_choice(reply)
+    tokens = token_texts(choice) if choice.get("logprobs") else None
+    ends = token_ends(text, tokens) if tokens else None
+    return TeacherReply(
+        text, teacher_finish(choice.get("finish_reason")), read_usage(reply.get("usage")), token_ends=ends
+    )
 
 
 def read_usage(usage: Any) -> TokenUsage | None:

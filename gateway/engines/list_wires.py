@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import TeacherReply, TokenUsage
-from gateway.engines.chat import read_usage, sampling_body, teacher_finish
+from gateway.engines.chat import read_usage, sampling_body, teacher_finish, token_fields
 from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.replies import bad_reply
 from gateway.engines.reply_json import encoded
+from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError
 from gateway.protocol.messages import only_text
 
@@ -53,7 +54,7 @@ class ListWire:
         return await self._send("/completions", {"prompt": list(rendered)}, requests)
 
     async def _send(self, path: str, prompts: Json, requests: Sequence[TeacherRequest]) -> list[Outcome]:
-        body = {"model": self._model, **sampling_body(requests[0]), **prompts}
+        body = {"model": self._model, **sampling_body(requests[0]), **prompts, **self._details(requests[0])}
         reply = (await self._http.post(path, body)).body
         choices = _in_order(reply.get("choices") if isinstance(reply, dict) else None, len(requests), self._http.name)
         texts = [_text_of(choice) for choice in choices]
@@ -63,15 +64,23 @@ class ListWire:
             None if reason == "length" else len((text or "").encode("utf-8", "replace"))
             for text, reason in zip(texts, reasons, strict=True)
         ]
-        usages = shares(read_usage(reply.get("usage")), requests[0].max_tokens, read, written)
+        total = read_usage(reply.get("usage"))
+        usages = _counted(total, choices, read) or shares(total, requests[0].max_tokens, read, written)
         return [
-            _outcome(text, teacher_finish(reason), usage, self._http.name)
-            for text, reason, usage in zip(texts, reasons, usages, strict=True)
+            _outcome(text, teacher_finish(reason), usage, self._http.name, token_texts(choice))
+            for text, reason, usage, choice in zip(texts, reasons, usages, choices, strict=True)
         ]
+
+    def _details(self, request: TeacherRequest) -> Json:
+        """Return the fields that request the tokens of each member."""
+        return {}
 
 
 class VllmLists(ListWire):
-    """vLLM: chats use the batch route, which renders them like the chat route."""
+    """vLLM: chats use the batch route, which renders them like the chat route. Both routes report each token."""
+
+    def _details(self, request: TeacherRequest) -> Json:
+        return {**token_fields(request), "return_token_ids": True}
 
     def takes(self, request: TeacherRequest) -> bool:
         return True
@@ -176,10 +185,31 @@ def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
     return [by_index[index] for index in range(count)]
 
 
-def _outcome(text: Any, finish: Any, usage: TokenUsage | None, engine: str) -> Outcome:
+def _outcome(
+    text: Any, finish: Any, usage: TokenUsage | None, engine: str, tokens: Sequence[str] | None = None
+) -> Outcome:
     if not isinstance(text, str):
         return bad_reply(engine, "a reply without text")
-    return TeacherReply(text, finish, usage)
+    return TeacherReply(text, finish, usage, token_ends=token_ends(text, tokens) if tokens else None)
+
+
+def _counted(total: TokenUsage | None, choices: Sequence[Json], read: Sequence[int]) -> list[TokenUsage | None] | None:
+    """Return the usage of each member by its token ids; None if the reply does not have them.
+
+    The batch route returns no ids of prompts: each member has an estimated share of their sum then.
+    """
+    ids = [choice.get("token_ids") for choice in choices]
+    if total is None or not all(isinstance(one, list) for one in ids):
+        return None
+    prompts = [choice.get("prompt_token_ids") for choice in choices]
+    exact = all(isinstance(one, list) and one for one in prompts)
+    sizes = [len(prompt or ()) for prompt in prompts] if exact else apportion(total.input_tokens, read)
+    parts = (total.cached_input_tokens, total.cache_write_input_tokens)
+    cached, stored = (apportion(tokens, sizes) for tokens in parts)
+    return [
+        TokenUsage(size, len(one or ()), from_cache, estimated=not exact, cache_write_input_tokens=to_cache)
+        for size, one, from_cache, to_cache in zip(sizes, ids, cached, stored, strict=True)
+    ]
 
 
 def _text_of(choice: Json) -> Any:

@@ -11,22 +11,33 @@ from gateway.capabilities.continuation import Continuation, place_prefix, unsupp
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
-from gateway.engines.chat import ChatWire, TextWire, collect_stream, sampling_body, teacher_reply, tokens_of
+from gateway.engines.chat import (
+    ChatWire,
+    TextWire,
+    collect_stream,
+    sampling_body,
+    teacher_reply,
+    token_fields,
+    tokens_of,
+)
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
 from gateway.engines.replies import bad_reply, is_reasoning, listed_model, message_text, unsupported
+from gateway.errors import EngineRejected
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
     from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
+
+_REFUSES_FIELD = frozenset({400, 422})
 
 
 # Warnings for a model that reasons first, by its setting `reasoning`.
@@ -128,12 +139,30 @@ class OpenAIEngine:
         if self._lists is not None and batch is not None:
             return await self._lists.generate_guidance(request, batch)
         if on_text is not None:
-            body = {**self._guidance_body(request), "stream": True, "stream_options": {"include_usage": True}}
-            reply = await collect_stream(self.stream(body), on_text)
+            more = {"stream": True, "stream_options": {"include_usage": True}}
+            reply = await self._with_tokens(
+                request, lambda body: collect_stream(self.stream({**body, **more}), on_text)
+            )
             if not reply.text and reply.finish == "length":
                 self._reasons = True  # the limit was reached without a word of the answer
             return reply
         return await self._generate_alone(request)
+
+    async def _with_tokens(
+        self, request: TeacherRequest, call: Callable[[Json], Awaitable[TeacherReply]]
+    ) -> TeacherReply:
+        """Call with a request for the texts of the tokens, and without it if the server rejects that."""
+        body = self._guidance_body(request)
+        if not self.state.sends_tokens:
+            return await call(body)
+        try:
+            return await call({**body, **token_fields(request)})
+        except EngineRejected as error:
+            if error.status_sent not in _REFUSES_FIELD or "logprob" not in error.message.lower():
+                raise
+        reply = await call(body)
+        self.state.sends_tokens = False  # until the next probe of the capabilities
+        return reply
 
     def _guidance_body(self, request: TeacherRequest) -> Json:
         body = sampling_body(request)
@@ -148,7 +177,10 @@ class OpenAIEngine:
         return reply
 
     async def _generate_alone(self, request: TeacherRequest) -> TeacherReply:
-        reply = await self.complete(self._guidance_body(request))
+        return await self._with_tokens(request, self._whole_guidance)
+
+    async def _whole_guidance(self, body: Json) -> TeacherReply:
+        reply = await self.complete(body)
         text = message_text(reply)
         if not text and is_reasoning(reply):
             self._reasons = True
@@ -182,6 +214,7 @@ class OpenAIEngine:
             self._reasons = False
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
             self.state.stops_within_s = self._kind.stops_within_s
+            self.state.sends_tokens = self._kind.reports_tokens
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()

@@ -54,6 +54,7 @@ class EndDetector:
 
     rule: EndRule
     at: int | None = None  # the number of characters before the end, whitespace after it included; None: not found yet
+    piece_ends: list[int] = field(default_factory=list)
     _text: StringIO = field(default_factory=StringIO)
     _piece_starts: list[int] = field(default_factory=list)  # an engine sends one token per piece, or a few
     _skip: GrowingSkip | None = field(init=False)
@@ -72,6 +73,7 @@ class EndDetector:
             return ""
         before = self._text.tell()
         self._text.write(piece)
+        self.piece_ends.append(before + len(piece))
         if self._skip is not None:
             self._skip.feed(piece)
         if self._earliest_end is None:
@@ -118,7 +120,8 @@ async def open_to_end(
     try:
         reply = await engine.generate_guidance(request, batch=batch, on_text=on_piece)
     except StopStream:
-        return TeacherReply(ending.text, "length", None, ending.at)
+        ends = tuple(ending.piece_ends) if engine.state.sends_tokens else None
+        return TeacherReply(ending.text, "length", None, ending.at, token_ends=ends)
     if ending.text or reply.finish != "length":
         return reply
     # The engine did not stream.

@@ -263,9 +263,13 @@ def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: 
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
         read = caller_tokens(plan.guidance.projection, request, read) if plan.guidance is not None else read
         return usage_body(read, builder.kept_tokens)
-    read = max(0, answerer.input_tokens - builder.kept_tokens - builder.continued_tokens)
-    if builder.prompt_tokens is not None:
+    teacher = receipt.teacher
+    if builder.same_prompt and teacher is not None and not teacher.estimated and teacher is not answerer:
+        read = teacher.input_tokens
+    elif builder.prompt_tokens is not None:
         read = max(0, builder.prompt_tokens - builder.kept_tokens)
+    else:
+        read = max(0, answerer.input_tokens - builder.kept_tokens - builder.continued_tokens)
     stored = min(read, answerer.cache_write_input_tokens)
     cached = min(read - stored, answerer.cached_input_tokens)
     written = builder.shown_tokens + builder.continued_tokens + answerer.output_tokens

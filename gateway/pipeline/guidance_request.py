@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TeacherRequest
+from gateway.engines.token_ends import tokens_in
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.base import TeacherReply
@@ -48,25 +49,32 @@ class GuidanceStream:
     """The text of a teacher while it generates, and the part that the caller may be shown already.
 
     With `sends_lead` the leading whitespace is part of the guidance, as after a raw prompt. Otherwise it is only shown.
+    With `sends_tokens` each piece is one token. Otherwise it may be a few.
     """
 
-    def __init__(self, keep: GrowingKeep, *, sends_lead: bool) -> None:
+    def __init__(self, keep: GrowingKeep, *, sends_lead: bool, sends_tokens: bool = False) -> None:
         self.keep = keep
         self._sends_lead = sends_lead
         self.text = StringIO()
-        self.tokens = 0  # an engine sends one token per piece, or a few
+        self.sends_tokens = sends_tokens
+        self.ends: list[int] = []  # the number of characters after each piece
         self.lead = ""  # whitespace that was shown before `shown`, and is not sent
         self.shown = ""
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
         """Pieces to show, in order; an empty piece ends them."""
         self.closed = False  # the caller no longer reads: the call continues for the requests that share it
 
+    @property
+    def tokens(self) -> int:
+        """Return the number of pieces."""
+        return len(self.ends)
+
     def feed(self, piece: str) -> None:
         """Add the teacher's next piece, and queue what may be shown of it."""
         if self.closed:
             return
         self.text.write(piece)
-        self.tokens += 1
+        self.ends.append(self.text.tell())
         if more := self.keep.feed(piece):
             lead = ""
             if not self.shown:
@@ -106,10 +114,12 @@ def guidance_from_reply(
     builder: ReceiptBuilder,
     reply: TeacherReply,
     stream: GuidanceStream | None = None,
+    count: Callable[[str], int] | None = None,
 ) -> Guidance | str:
     """Return the guidance in a teacher's reply, or the reason if nothing of it is kept. Record it in the builder.
 
-    `stream` is the reply as it was streamed; None: it was not streamed.
+    `stream` is the reply as it was streamed; None: it was not streamed. `count` is the teacher's own tokenizer, where
+    config.yaml names one.
     """
     may_finish = guidance_plan.projection.teacher_may_finish and guidance_plan.may_answer
     shown = guidance_plan.placement == "prefix"
@@ -123,14 +133,14 @@ def guidance_from_reply(
     trimmed = found.trimmed
     if not trimmed.text:
         return "guidance_boilerplate" if found.skipped else "guidance_empty"
-    tokens = _kept_tokens(reply, trimmed.text, guidance_plan.tokens)
+    tokens, estimated = _kept_tokens(reply, trimmed.text, guidance_plan.tokens, count)
     ended = not found.cut and not trimmed.dropped
     finish_reason: str | None = None
     if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
         finish_reason = "stop"
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
         finish_reason = "length"
-    builder.kept_tokens = tokens
+    builder.kept_tokens, builder.kept_estimated = tokens, estimated
     builder.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
     builder.complete = finish_reason == "stop"
     # A whole answer includes its trailing whitespace. Guidance that a student continues does not.
@@ -194,11 +204,26 @@ def answered_call(
     )
 
 
-def _kept_tokens(reply: TeacherReply, kept: str, max_tokens: int) -> int:
-    """Return the teacher's tokens before the seam: its own count, in proportion to the kept text."""
-    if reply.usage is None:
-        return max(1, min(max_tokens, len(kept.encode()) // _BYTES_PER_TOKEN))
-    written = reply.usage.output_tokens
+def _kept_tokens(
+    reply: TeacherReply, kept: str, max_tokens: int, count: Callable[[str], int] | None
+) -> tuple[int, bool]:
+    """Return the teacher's tokens before the seam, and whether the number is an estimate."""
+    usage, ends = reply.usage, reply.token_ends
+    if usage is not None and reply.finish == "stop" and len(kept) >= len(reply.text.strip()):
+        return usage.output_tokens, usage.estimated  # with the token that ended the answer
+    if ends is not None:
+        return kept_of_tokens(reply.text, ends, kept), False
+    if count is not None:
+        return max(1, min(max_tokens, count(kept))), False
+    if usage is None:
+        return max(1, min(max_tokens, len(kept.encode()) // _BYTES_PER_TOKEN)), True
+    written = usage.output_tokens
     if len(kept) >= len(reply.text.strip()):
-        return written
-    return max(1, min(written, round(written * len(kept) / len(reply.text))))
+        return written, usage.estimated or len(kept) < len(reply.text.lstrip())
+    return max(1, min(written, round(written * len(kept) / len(reply.text)))), True
+
+
+def kept_of_tokens(text: str, ends: Sequence[int], kept: str) -> int:
+    """Return the number of tokens of the kept part of a text. Whitespace before the part is shown, and counts."""
+    begin = max(0, text.find(kept))
+    return tokens_in(ends, begin if text[:begin].strip() else 0, begin + len(kept))

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.accounting.shares import EngineCall
+from gateway.accounting.worst_case import added_bytes
+from gateway.engines.base import is_same_model
 from gateway.engines.failures import record_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
@@ -278,6 +280,7 @@ class StudentCall:
             in_prompt = "input" if plan is not None and plan.placement == "input" else "context"
             builder.placed = in_prompt if continuation is None else "prefix"
             builder.rewritten = continuation is not None and continuation.writes_again
+            builder.same_prompt = builder.placed == "prefix" and self._read_same(student, request, builder)
         return GenerationTracker(
             call,
             limit=student_request.body.get(request.limit_field),
@@ -287,6 +290,14 @@ class StudentCall:
             preface=text_before(student, request, student_request),
             now=time.perf_counter(),
         )
+
+    def _read_same(self, student: StudentPlan, request: CompletionRequest, builder: ReceiptBuilder) -> bool:
+        """Return whether one model reads the caller's prompt, as the teacher and before the guidance as the student."""
+        plan = builder.plan.guidance
+        if plan is None or builder.rewritten or added_bytes(plan.projection, request):
+            return False
+        teacher = self.engines.get(plan.teacher)
+        return teacher is not None and is_same_model(teacher, self.engines[student.engine])
 
     def _new_retries(self, builder: ReceiptBuilder) -> Retries:
         request_retries = RequestRetries(builder, self.budgets, self.metrics)
@@ -314,3 +325,5 @@ class _Calling:
                 self._builder.set_answer_call(None)
         self._builder.running = None
         self._generation.close(time.perf_counter())
+        if self._builder.kept_estimated:
+            self._builder.settle_kept_tokens()

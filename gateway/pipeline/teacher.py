@@ -11,10 +11,12 @@ import random
 import time
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
 
+from gateway.accounting.estimate import count_text
 from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import TEACHER_RETRIES, added_bytes
@@ -41,14 +43,16 @@ from gateway.pipeline.guidance_request import (
     answered_call,
     build_teacher_request,
     guidance_from_reply,
+    kept_of_tokens,
     teacher_input,
 )
 from gateway.pipeline.retries import RequestRetries
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.batching.batcher import Batcher
     from gateway.batching.single_flight import SingleFlight
@@ -80,6 +84,7 @@ class TeacherCall:
     deadlines: GuidanceDeadlines
     budgets: RetryBudgets
     warmup: StudentWarmup | None = None  # None: students are not warmed
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)  # the tokenizer, by model
     probe: ConfidenceProbe = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +104,7 @@ class TeacherCall:
         stream = GuidanceStream(
             GrowingKeep(skip, guidance_plan.tokens, boundary=guidance_plan.boundary, stop=request.stop),
             sends_lead=isinstance(request, TextRequest),
+            sends_tokens=self.engines[guidance_plan.teacher].state.sends_tokens,
         )
         # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
         task = self.tasks.spawn("guidance", self._open_or_error(request, builder, stream))
@@ -166,8 +172,15 @@ class TeacherCall:
                 builder.teacher = None
             reason = "teacher_" + error.label.removeprefix("engine_")
             return self._without(guidance_plan, builder, reason, error, stream)
-        guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream)
+        guidance = guidance_from_reply(
+            plan, guidance_plan, request, builder, reply, stream, self._counter(guidance_plan.teacher)
+        )
         return self._without(guidance_plan, builder, guidance, None) if isinstance(guidance, str) else guidance
+
+    def _counter(self, teacher: str) -> Callable[[str], int] | None:
+        """Return a function that counts tokens with the teacher's own tokenizer; None: config.yaml names none."""
+        encoding = self.encodings.get(teacher)
+        return partial(count_text, encoding.name) if encoding is not None and encoding.own else None
 
     async def _ask(
         self,
@@ -306,11 +319,12 @@ class TeacherCall:
 def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream) -> Guidance:
     """Return the guidance that was shown before the teacher failed: the student continues from there."""
     text, max_tokens = stream.text.getvalue(), builder.plan.max_tokens
-    tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
+    tokens = kept_of_tokens(text, stream.ends, stream.shown)
     if builder.teacher is not None:
         builder.teacher.text.write(text)
         builder.teacher.lost_tokens = max(0, guidance_plan.requested_tokens - stream.tokens)
-    builder.kept_tokens, builder.guidance_text, builder.cut_short = tokens, stream.shown, reason
+    builder.kept_tokens, builder.kept_estimated = tokens, not stream.sends_tokens
+    builder.guidance_text, builder.cut_short = stream.shown, reason
     # A student cannot be called for zero tokens.
     finish_reason = "length" if max_tokens is not None and tokens >= max_tokens else None
     return Guidance(stream.shown, stream.lead, tokens=tokens, finish_reason=finish_reason)

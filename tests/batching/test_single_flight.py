@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 LIMITS = TeacherLimits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
 ONE = replace(LIMITS, max_in_flight=1, max_size=1)
-REPLY = TeacherReply('The "sky"\nis | blé ', "length", TokenUsage(12, 4, 2))
+REPLY = TeacherReply('The "sky"\nis | blé ', "length", TokenUsage(12, 4, 2), token_ends=(5, 9, 18))
 
 
 class Teacher:
@@ -310,6 +310,7 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
                 "cache_write_input_tokens": 0,
             },
             None,
+            [5, 9, 18],
         ]
         await nothing_left(redis, keys, ann, ben)
 

@@ -7,6 +7,7 @@ token, also in the prompt.
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,9 +102,20 @@ class ListServer:
         questions = [messages[-1]["content"] for messages in body["messages"]]
 
         def choice(index: int, text: str, finish: str) -> Any:
-            return {"index": index, "message": self._message(body, text), "finish_reason": finish}
+            message = self._message(body, text)
+            return {"index": index, "message": message, "finish_reason": finish, **self._details(body, text)}
 
         return await self._listed(body, questions, body["max_tokens"], choice, wrap=True)
+
+    def _details(self, body: Any, text: str, prompt: str | None = None) -> dict[str, Any]:
+        """Return the tokens of a choice as vLLM 0.32 does. The batch route has no ids of prompts."""
+        if self.owner != "vllm" or not body.get("return_token_ids"):
+            return {}
+        words = re.findall(r" ?[^ ]+", text)
+        ids = {"token_ids": list(range(len(words)))}
+        if prompt is None:
+            return {**ids, "logprobs": {"content": [{"token": word, "logprob": -0.1} for word in words]}}
+        return {**ids, "logprobs": {"tokens": words}, "prompt_token_ids": list(range(len(prompt.split())))}
 
     def _reasons(self, body: Any) -> bool:
         return self.thinks and (body.get("chat_template_kwargs") or {}).get("enable_thinking") is not False
@@ -119,7 +131,8 @@ class ListServer:
             return web.json_response({"error": {"message": "refused"}}, status=status)
 
         def choice(index: int, text: str, finish: str) -> Any:
-            return {"index": index, "text": text, "finish_reason": finish}
+            details = self._details(body, text, body["prompt"][index]) if listed else {}
+            return {"index": index, "text": text, "finish_reason": finish, **details}
 
         if not listed:
             text, finish = self._written(body["prompt"], body["max_tokens"])

@@ -43,21 +43,41 @@ async def replies(engine: Any, *requests: Any) -> list[Any]:
 
 
 async def test_vllm_gets_exactly_this() -> None:
-    """Chats use the batch route, prompts use /completions. The usage is one sum, which is apportioned."""
+    """Chats use the batch route, prompts use /completions. Each member reports its tokens.
+
+    The usage is one sum. The prompts' part of it is apportioned where the route has no ids of prompts.
+    """
     async with listing(ListServer("vllm")) as (engine, fake):
         chats = await replies(engine, chat("What is one", **SAMPLED), chat("What is two", **SAMPLED))
-        await replies(engine, prompt("It is one", 1), prompt("It is two", 1))
+        prompts = await replies(engine, prompt("It is one", 1), prompt("And now it is two", 1))
     assert by_path(fake) == {
         BATCH: [
             {"model": "org/model", "messages": [messages("What is one"), messages("What is two")], "max_tokens": 3}
             | SENT
+            | {"logprobs": True, "top_logprobs": 0, "return_token_ids": True}
         ],
-        RAW: [{"model": "org/model", "prompt": ["It is one", "It is two"], "max_tokens": 1, "temperature": 0.0}],
+        RAW: [
+            {"model": "org/model", "prompt": ["It is one", "And now it is two"], "max_tokens": 1, "temperature": 0.0}
+            | {"logprobs": 0, "return_token_ids": True}
+        ],
     }
     assert chats == [
-        TeacherReply("one says the", "length", TokenUsage(3, 3, estimated=True)),
-        TeacherReply("two says the", "length", TokenUsage(3, 3, estimated=True)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3, estimated=True), token_ends=(3, 8, 12)),
+        TeacherReply("two says the", "length", TokenUsage(3, 3, estimated=True), token_ends=(3, 8, 12)),
     ]
+    assert prompts == [
+        TeacherReply("one", "length", TokenUsage(3, 1), token_ends=(3,)),
+        TeacherReply("two", "length", TokenUsage(5, 1), token_ends=(3,)),
+    ]
+
+
+async def test_each_member_of_a_vllm_list_has_its_own_tokens() -> None:
+    """Answers of 36 and 64 tokens were charged 22 and 78 tokens, in proportion to their characters."""
+    server = ListServer("vllm")
+    server.answer = lambda question: " ".join(["a"] * 36 if "one" in question else ["incontrovertibly"] * 64)
+    async with listing(server) as (engine, _):
+        found = await replies(engine, chat("What is one", 100), chat("What is two", 100))
+    assert [reply.usage.output_tokens for reply in found] == [36, 64]
 
 
 async def test_llamacpp_gets_exactly_this() -> None:

@@ -100,6 +100,22 @@ async def test_the_guidance_request_of_a_raw_prompt_has_exactly_these_fields() -
     assert guidance == TeacherReply(" because", "length", TokenUsage(9, 4))
 
 
+async def test_a_vllm_that_rejects_log_probabilities_gives_guidance_without_them() -> None:
+    """Only servers that are known to accept the fields get them. A rejection is remembered until the next probe."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "logprobs" in await request.json():
+            return web.json_response({"error": {"message": "logprobs are not supported here"}}, status=400)
+        return web.json_response(reply("Because", "length", usage=COUNTED))
+
+    async with openai({CHAT: answer}) as (engine, fake):
+        engine.state.sends_tokens = True
+        for _ in range(2):
+            guidance = await engine.generate_guidance(TeacherRequest(max_tokens=40, messages=MESSAGES))
+            assert guidance == TeacherReply("Because", "length", TokenUsage(9, 4))
+    assert [body.get("logprobs") for body in fake.bodies] == [True, None, None]
+
+
 async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
     """The engine sends text completions, with usage at the end."""
     parts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in (" because", " of")]

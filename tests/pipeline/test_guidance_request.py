@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 import pytest
 from msgspec import structs
@@ -26,7 +27,7 @@ from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import builder, plan
+from tests.accounting.receipt_builders import builder, call, closed, plan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -229,3 +230,52 @@ def test_estimated_guidance_tokens_are_limited_by_the_request() -> None:
     )
     assert isinstance(guidance, Guidance)
     assert guidance.tokens == one.kept_tokens == 8
+
+
+KEPT_CASES: list[tuple[TeacherReply, int, bool]] = [
+    (TeacherReply("a b cde", "length", TokenUsage(9, 4), token_ends=(1, 2, 3, 7)), 3, False),
+    (TeacherReply("a b cde", "stop", TokenUsage(9, 5), token_ends=(1, 2, 3, 7)), 5, False),  # with the end token
+    (TeacherReply("a b cde", "length", TokenUsage(9, 4)), 2, True),
+    (TeacherReply("a b cde", "length", None), 1, True),
+    (TeacherReply("a b \n\n", "length", TokenUsage(9, 5)), 5, True),  # the student writes the empty line again
+    (TeacherReply("a b.", "length", TokenUsage(9, 4)), 4, False),
+]
+
+
+@pytest.mark.parametrize(("reply", "tokens", "estimated"), KEPT_CASES)
+def test_kept_tokens_are_the_engines_or_marked_as_estimated(
+    reply: TeacherReply, tokens: int, *, estimated: bool
+) -> None:
+    guided = plan()
+    assert guided.guidance is not None
+    one = builder(guided)
+    guidance_from_reply(guided, guided.guidance, CHAT, one, reply)
+    assert (one.kept_tokens, one.kept_estimated) == (tokens, estimated)
+
+
+def test_the_configured_tokenizer_counts_what_the_teacher_does_not() -> None:
+    guided = plan()
+    assert guided.guidance is not None
+    one = builder(guided)
+    reply = TeacherReply("a b cde", "length", TokenUsage(9, 4))
+    guidance_from_reply(guided, guided.guidance, CHAT, one, reply, count=len)
+    assert (one.kept_tokens, one.kept_estimated) == (len("a b"), False)
+
+
+@pytest.mark.parametrize(
+    ("same_prompt", "read", "kept"), [(True, 15, (6, False)), (False, 15, (2, True)), (True, 9, (2, True))]
+)
+def test_two_counts_of_one_model_replace_an_estimate(*, same_prompt: bool, read: int, kept: tuple[int, bool]) -> None:
+    """The student's prompt is the teacher's with the guidance."""
+    one = builder(plan(), teacher=call("big", 9, 4), student=call("small", read, 4))
+    one.kept_tokens, one.kept_estimated, one.same_prompt = 2, True, same_prompt
+    one.settle_kept_tokens()
+    assert (one.kept_tokens, one.kept_estimated) == kept
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+def test_a_receipt_shows_whether_the_kept_tokens_are_estimated(*, estimated: bool) -> None:
+    one = builder(plan(), teacher=call("big", 9, 4), student=call("small", 15, 4))
+    one.kept_tokens, one.kept_estimated, one.guided = 2, estimated, one.started
+    receipt = closed(one)
+    assert (b"kept_estimated" in msgspec.json.encode(receipt.guidance)) == estimated

@@ -99,4 +99,33 @@ def test_the_whitespace_before_an_answer_is_shown(world: World, route: str, lead
     assert answer.text == lead + ANSWER
     assert answer.finish == "stop"
     if route == "chat":
-        assert world.engine.requests[-1]["messages"][-1]["content"] == "Incontrovertibly the sky is"
+        assert world.engine.requests[-1]["messages"][-1]["content"] == "It is so, as a"
+
+
+def kept_tokens(world: World) -> int:
+    """Return the tokens of the guidance in the student's request, as vLLM counts them."""
+    return len(world.engine.begun(world.engine.requests[-1]["messages"][-1]["content"]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("per_event", [1, 3])
+def test_the_student_gets_the_rest_of_the_limit_and_usage_is_exact(
+    world: World, per_event: int, *, stream: bool
+) -> None:
+    """The answer is the same as that of the engine alone: 20 tokens in all."""
+    world.engine.per_event = per_event
+    answer = world.ask("chat", stream=stream, max_tokens=20)
+    kept = kept_tokens(world)
+    assert (answer.text, answer.finish) == ("".join(TOKENS[:20]), "length")
+    assert world.engine.requests[-1]["max_tokens"] == 20 - kept
+    assert (answer.usage["prompt_tokens"], answer.usage["completion_tokens"]) == (PROMPT_TOKENS, 20)
+    facts = world.receipt(answer)["guidance"]
+    assert facts["kept_tokens"] == kept
+    assert "kept_estimated" not in facts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_the_teacher_alone_has_its_usage(world: World, *, stream: bool) -> None:
+    answer = world.ask("whole", stream=stream, max_tokens=60)
+    assert (answer.usage["prompt_tokens"], answer.usage["completion_tokens"]) == (PROMPT_TOKENS, len(TOKENS) + 1)
+    assert "kept_estimated" not in world.receipt(answer)["guidance"]
