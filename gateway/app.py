@@ -320,7 +320,7 @@ async def gateway(
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
-        tasks.keep("calls", publish_calls(engines.values(), metrics))
+        tasks.keep("calls", publish_calls(engines.values(), metrics, batcher.processes))
         for engine in engines.values():
             probe_now = role_changed[engine.name]
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, probe_now=probe_now, on_probe=uptime.record))

@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from gateway.engines.guard import CONTROL_CHAT, CONTROL_TEXT
+from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT
 from tests import fake_texts
 from tests.fake_texts import begin_events, event
 

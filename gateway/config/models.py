@@ -101,7 +101,7 @@ class BatchSettings(StrictModel):
     low_water: Annotated[Whole, Field(ge=0, le=100_000)] = 8
     """With fewer calls than this in flight, a request does not wait for a batch to fill."""
     max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
-    """Most requests of one tenant that may wait."""
+    """Most requests of one tenant that may wait, in each of its roles."""
     calls: Literal["single", "list"] = "single"
     """`list`: one HTTP call carries all members of a batch that one process holds, if the engine supports it."""
 
@@ -197,7 +197,7 @@ def tokenizer_file(name: str, folder: Path) -> str:
 Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 _NO_RATE = (
-    "an engine has no rate limit here: max_concurrency limits a teacher's calls, and limits in a policy limit callers"
+    "an engine has no rate limit here: max_concurrency limits its calls in flight, and limits in a policy limit callers"
 )
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "api_version": ("azure", "azure_ai", "azure_text"),
@@ -236,7 +236,8 @@ class ModelSettings(StrictModel):
     """Tokenizer for counts that the engine does not report: a tiktoken encoding, the path of a tokenizer.json, or a
     name in the local Hugging Face cache. Default: none; then such counts are estimates."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
-    """As a teacher: most calls in flight over the whole fleet."""
+    """Most calls in flight over the whole fleet; further calls wait. Calls that complete answers: only if it is set,
+    and each process has an equal share."""
     batch: BatchSettings = BatchSettings()
     """As a teacher: limits of one batch of guidance calls."""
     guidance_cache_bytes: Annotated[Size, size_between("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")

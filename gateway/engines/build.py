@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.call_slots import CallSlots
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
@@ -45,7 +46,15 @@ async def build(
             engine = _traced(engine, model)
         breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))
         controlled = model.protocol != "litellm"
-        engines[model.name] = GuardedEngine(engine, breaker, metrics, budgets=budgets, controlled=controlled)
+        slots = CallSlots(
+            model.name,
+            model.max_concurrency if "max_concurrency" in model.model_fields_set else None,
+            max_waiting=model.batch.max_queue,
+            timeout_s=model.timeouts.first_token_s,
+        )
+        engines[model.name] = GuardedEngine(
+            engine, breaker, metrics, budgets=budgets, controlled=controlled, slots=slots
+        )
     return engines
 
 

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import time
 from contextlib import aclosing
-from contextvars import Context
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
@@ -18,6 +17,9 @@ import structlog
 
 from gateway.engines.base import current_origin
 from gateway.engines.breaker import BreakerCall
+from gateway.engines.call_slots import CallSlots
+from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT, ControlCall
+from gateway.engines.failures import record_failure
 from gateway.engines.request_faults import RequestFaults
 from gateway.errors import (
     CircuitOpen,
@@ -31,7 +33,7 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
@@ -45,12 +47,6 @@ log = structlog.get_logger()
 
 _GAUGE_INTERVAL_S = 0.5
 
-CONTROL_CHAT: Json = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1, "temperature": 0}
-CONTROL_TEXT: Json = {"input": "Are you there?"}
-_CONTROL_TIMEOUT_S = 2.0
-# How long an outcome is reused. A broken engine is called rarely; a working one may fail at any time.
-_CONTROL_SUCCESS_TTL_S = 0.25
-_CONTROL_FAILURE_TTL_S = 5.0
 _CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
 
 STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
@@ -72,10 +68,11 @@ class GuardedEngine:
         *,
         budgets: RetryBudgets | None = None,  # counts the successful calls; None: they are not counted
         controlled: bool = False,  # whether control calls are permitted. Providers bill each call, so they get none.
+        slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
     ) -> None:
         self.name, self.state = engine.name, engine.state
         self._engine = engine
-        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets)
+        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name))
         self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
         self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
 
@@ -87,7 +84,35 @@ class GuardedEngine:
     @property
     def calls(self) -> int:
         """The number of calls in flight, without probes."""
-        return self._guard.calls
+        return self._guard.slots.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait for a slot."""
+        return self._guard.slots.waiting
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether a call that completes an answer must wait for a slot first."""
+        return self._guard.slots.is_full
+
+    async def wait_for_slot(self) -> None:
+        """Wait for a slot. The caller must start its call before its next suspension.
+
+        Raises CircuitOpen and EngineOverloaded.
+        """
+        tenant, request_id = current_origin()
+        try:
+            if (refusal := self.refusal(tenant)) is not None:
+                raise refusal
+            await self._guard.slots.wait(tenant)
+        except EngineError as error:
+            record_failure(error, request_id, self._guard.metrics)
+            raise
+
+    def update_limit(self, processes: int) -> None:
+        """Follow the engine's own limit on calls in flight, and the number of processes that share it."""
+        self._guard.slots.update(self.state.max_concurrency, processes)
 
     def in_cooldown_for(self, tenant: str) -> bool:
         """Return whether calls of the tenant are refused now."""
@@ -151,28 +176,35 @@ class GuardedEngine:
 class _Guard:
     """The breaker of one engine, the evidence of its calls, and the published state.
 
-    `calls` counts the calls in flight, and `sent` all calls. A gauge update in each call would cost more than the rest
+    `slots` counts the calls in flight, and `sent` all calls. A gauge update in each call would cost more than the rest
     of this module.
     """
 
-    __slots__ = ("_budgets", "_metrics", "_published", "breaker", "calls", "clock", "faults", "name", "sent")
+    __slots__ = ("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "sent", "slots")
 
     def __init__(
-        self, name: str, breaker: Breaker, metrics: Metrics, clock: Callable[[], float], budgets: RetryBudgets | None
+        self,
+        name: str,
+        breaker: Breaker,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        budgets: RetryBudgets | None,
+        slots: CallSlots,
     ) -> None:
         self.name = name
         self.breaker = breaker
         self.clock = clock
         self.faults = RequestFaults()
-        self.calls = self.sent = 0
+        self.slots = slots
+        self.sent = 0
         self._budgets = budgets
-        self._metrics = metrics
+        self.metrics = metrics
         self._published: BreakerState = "closed"
         metrics.engine_breaker.labels(name).set(0)
 
     def has_earlier(self, number: int) -> bool:
         """Return whether a call before the one with this number is in flight. At most all calls after it are, too."""
-        return self.calls > self.sent - number
+        return self.slots.in_flight - self.slots.reserved > self.sent - number
 
     def is_closed(self, now: float) -> bool:
         """Return whether no circuit is open, no tenant is paused, and this is published."""
@@ -204,16 +236,24 @@ class _Guard:
         if state == self._published:
             return
         self._published = state
-        self._metrics.engine_breaker.labels(self.name).set(STATE_VALUES[state])
+        self.metrics.engine_breaker.labels(self.name).set(STATE_VALUES[state])
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
-async def publish_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None:
-    """Publish the number of calls in flight of each engine every half second, until canceled."""
-    gauges = [(metrics.engine_in_flight.labels(engine.name), engine) for engine in engines]
+async def publish_calls(
+    engines: Iterable[GuardedEngine], metrics: Metrics, processes: Callable[[], int] = lambda: 1
+) -> None:
+    """Publish the calls of each engine, and update its limit, every half second, until canceled.
+
+    `processes` returns the number of processes that share the limits.
+    """
+    in_flight, waiting = metrics.engine_in_flight.labels, metrics.engine_waiting.labels
+    gauges = [(in_flight(engine.name), waiting(engine.name), engine) for engine in engines]
     while True:
-        for gauge, engine in gauges:
-            gauge.set(engine.calls)
+        for calls, waits, engine in gauges:
+            engine.update_limit(processes())
+            calls.set(engine.calls)
+            waits.set(engine.waiting)
         await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 
@@ -243,7 +283,7 @@ class _GuardedCall:
                 raise refusal
             self._call = guard.breaker.start_call(tenant, request_id, now)
             guard.publish()
-        guard.calls += 1
+        guard.slots.enter(tenant)
         guard.sent = self._number = guard.sent + 1
 
     async def __aenter__(self) -> Self:
@@ -261,13 +301,13 @@ class _GuardedCall:
 
     def ended(self) -> None:
         """Record the end of a successful call."""
-        self._guard.calls -= 1
+        self._guard.slots.leave(self._call.tenant)
         self.succeeded()
 
     async def failed(self, error: BaseException) -> None:
         """Report a failed call. Raises EngineRejected if the request is proven to cause the failure."""
         guard = self._guard
-        guard.calls -= 1
+        guard.slots.leave(self._call.tenant)
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
             guard.breaker.refused(self._call)
             guard.publish()
@@ -277,7 +317,7 @@ class _GuardedCall:
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
-            self._guard.calls -= 1
+            self._guard.slots.leave(self._call.tenant)
         else:
             await self.failed(error)
 
@@ -342,48 +382,3 @@ def _proven(error: EngineFailed) -> EngineRejected:
     )
     rejected.reason, rejected.engine_text, rejected.may_have_run = error.reason, error.engine_text, error.may_have_run
     return rejected
-
-
-class ControlCall:
-    """A minimal request that shows whether the engine or the request causes a failure. `call` sends it.
-
-    The gateway sends a control call after a request failed twice while the engine answered no other request.
-    Concurrent requests share a control call.
-    """
-
-    def __init__(self, call: Callable[[], Awaitable[object]], clock: Callable[[], float]) -> None:
-        self._call = call
-        self._clock = clock
-        self._running: asyncio.Task[tuple[float, float] | None] | None = None
-        self._outcome: tuple[float, float] | None = None
-        self._holds_until = 0.0
-
-    async def outcome(self) -> tuple[float, float] | None:
-        """Return when the call was sent and answered; None if the engine did not answer it."""
-        if self._clock() < self._holds_until:
-            return self._outcome
-        if self._running is None:
-            # An empty context: the call belongs to no request and no trace.
-            task = asyncio.get_running_loop().create_task(self._run(), name="control", context=Context())
-            self._running = task
-        return await asyncio.shield(self._running)
-
-    async def close(self) -> None:
-        """Cancel the call in flight."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-
-    async def _run(self) -> tuple[float, float] | None:
-        sent = self._clock()
-        try:
-            async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-                await self._call()
-            self._outcome = sent, self._clock()
-        except (EngineError, TimeoutError):
-            self._outcome = None
-        finally:
-            self._running = None
-        ttl_s = _CONTROL_FAILURE_TTL_S if self._outcome is None else _CONTROL_SUCCESS_TTL_S
-        self._holds_until = self._clock() + ttl_s
-        return self._outcome

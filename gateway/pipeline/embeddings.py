@@ -68,10 +68,16 @@ class Embeddings:
         request_retries = RequestRetries(builder, self.budgets, self.metrics)
         retries = Retries(builder.plan.students, builder.plan.retries, request_retries)
         while True:
-            engine = retries.student.engine
-            builder.student = builder.running = call = _call(engine, request.inputs)
+            engine = self.engines[retries.student.engine]
             try:
-                reply = await self.engines[engine].embed(request.body)
+                if engine.is_full:
+                    await engine.wait_for_slot()
+            except EngineError as error:
+                await retry_or_raise(retries, error, builder, self.metrics)
+                continue
+            builder.student = builder.running = call = _call(engine.name, request.inputs)
+            try:
+                reply = await engine.embed(request.body)
                 break
             except EngineError as error:
                 record_failure(error, builder.id, self.metrics)

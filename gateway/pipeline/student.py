@@ -126,10 +126,12 @@ class StudentCall:
     async def _complete(
         self, student: StudentPlan, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder
     ) -> Json:
+        if (engine := self.engines[student.engine]).is_full:
+            await engine.wait_for_slot()
         student_request = build_student_request(builder.plan, student, request, guidance)
         generation = self._begin(student, request, guidance, builder, student_request)
         with _Calling(builder, generation, self.metrics):
-            reply = await self.engines[student.engine].complete(student_request.body, student_request.prefill)
+            reply = await engine.complete(student_request.body, student_request.prefill)
             generation.read_reply(reply)
             if (echo := prefill_echo(student, request, stream=False)) is not None:
                 echo.reply(reply)
@@ -159,12 +161,13 @@ class StudentCall:
                 retries.keep_only(lambda one: one.continuation is not None and not one.continuation.writes_again)
             has_output = False
             try:
+                if (engine := self.engines[student.engine]).is_full:
+                    await engine.wait_for_slot()
                 stream, generation, student_request = self._begin_stream(
                     student, request, guidance, relay, builder, broken
                 )
-                engine_stream = self.engines[student.engine].stream
                 with _Calling(builder, generation, self.metrics):
-                    async with aclosing(engine_stream(student_request.body, student_request.prefill)) as groups:
+                    async with aclosing(engine.stream(student_request.body, student_request.prefill)) as groups:
                         async for chunks in groups:
                             if relayed := stream.read(chunks):
                                 has_output = True

@@ -214,6 +214,9 @@ class Metrics:
         self.engine_in_flight = total(
             "gkt_engine_in_flight", "Engine calls in flight, in any role, over all workers.", ("engine",)
         )
+        self.engine_waiting = total(
+            "gkt_engine_waiting", "Engine calls that wait for a slot of a full engine, over all workers.", ("engine",)
+        )
         self.engine_up = smallest(
             "gkt_engine_up", "1 when the engine answered the last probe of every worker.", ("engine",)
         )

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.engines.base import EngineState, set_origin
 from gateway.engines.breaker import Breaker, BreakerRule
-from gateway.engines.guard import CONTROL_CHAT, GuardedEngine, publish_calls
+from gateway.engines.control_call import CONTROL_CHAT
+from gateway.engines.guard import GuardedEngine, publish_calls
 from gateway.errors import (
     CircuitOpen,
     EngineError,
