@@ -47,6 +47,7 @@ OPENAPI = "/openapi.json"
 SCHEMAS = json.loads(WRITTEN.body)["components"]["schemas"].values()
 FIELDS = {name for schema in SCHEMAS for name in schema.get("properties", {})} | REFUSED.keys()
 DOCUMENTED_DEPTH = 2
+TGI_REFUSES = ("n", "best_of", "logit_bias", "response_format")
 MODES = ["student", "teacher"]
 ANYTHING = {"modes": MODES, "guidance_tokens": 4096}
 
@@ -115,6 +116,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _adapt_to_tgi(case: schemathesis.Case) -> None:
+    """Adapt a request for the teacher, whose protocol takes few fields of a prompt, and not all values of a chat's."""
+    if case.path == "/v1/completions":
+        del case.headers["x-gkt-mode"]
+    elif case.path == "/v1/chat/completions" and isinstance(case.body, dict):
+        case.body = {name: part for name, part in case.body.items() if name not in TGI_REFUSES}
+
+
 def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Session) -> None:
     """The reply's status, headers, type and body stand in the document, and no key means 401 where it says so."""
     if case.headers is not None and "x-schemathesis-unknown-property" in case.headers:
@@ -137,8 +146,8 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         case.body["output_tokens"] = min(case.body["output_tokens"], DEFAULT_MAX_OUTPUT_TOKENS)
     if isinstance(case.body, dict) and isinstance(case.body.get("at"), int | float):
         case.body["at"] = None  # nor does JSON Schema know what time it is
-    if case.path == "/v1/completions" and case.headers is not None and case.headers.get("x-gkt-mode") == "teacher":
-        del case.headers["x-gkt-mode"]  # the teacher speaks TGI's protocol, which takes few of a prompt's fields
+    if case.headers is not None and case.headers.get("x-gkt-mode") == "teacher":
+        _adapt_to_tgi(case)
     if case.path == "/v1/completions" and isinstance(case.body, dict) and case.body.get("prompt") is None:
         case.body.pop("messages", None)  # with messages, a prompt is required: the body is a chat's
     if case.path == "/v1/usage" and case.query is not None:
