@@ -44,6 +44,7 @@ class EngineCall(msgspec.Struct):
     span: Any = None  # the trace span of the call, also where another request made it
     limit_tokens: int | None = None  # the engine's output limit over all choices
     seen_tokens: int = 0  # a lower bound on the received output tokens
+    answer_tokens: int | None = None  # the output tokens at the end of the answer; None: all, or not reported
     min_output_tokens: int = 0  # a lower bound on the output tokens; 0 where it is clearly below the reported count
     ended: bool = False  # every choice has its finish_reason. The usage may still be missing.
     role: Role = "student"

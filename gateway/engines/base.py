@@ -87,6 +87,7 @@ class EngineState:
     stops_within_s: float | None = None  # seconds from a disconnect to the end of generation; None: not known to stop
     context_tokens: int | None = None  # the limit on prompt and answer together; None: not reported
     sends_tokens: bool = False  # whether each piece of streamed guidance is one token
+    counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
 
 
 class Engine(Protocol):

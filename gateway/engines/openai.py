@@ -214,7 +214,7 @@ class OpenAIEngine:
             self._reasons = False
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
             self.state.stops_within_s = self._kind.stops_within_s
-            self.state.sends_tokens = self._kind.reports_tokens
+            self.state.sends_tokens = self.state.counts_chunks = self._kind.reports_tokens
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()

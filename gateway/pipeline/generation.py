@@ -127,6 +127,12 @@ class GenerationTracker:
         """Record that the engine has ended its reply, so that its counts are final."""
         self._complete = True
 
+    def end_answer(self) -> None:
+        """Record that the answer ends here, although the engine still generates: its running count is the answer's."""
+        counted, chars = self._counted_at
+        if counted and self._choices == 1 and chars == self._call.text.tell():
+            self._call.answer_tokens = counted
+
     def read_reply(self, reply: Json) -> None:
         """Count a complete reply. Truncate the choices that exceed the limit, in place."""
         self._complete = True

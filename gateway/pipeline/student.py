@@ -257,7 +257,10 @@ class StudentCall:
         """Record a streamed call that starts now. Return the reader of its chunks."""
         student_request = build_student_request(builder.plan, student, request, guidance, broken)
         # The receipt needs usage even if the caller does not.
-        student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
+        options = {**(request.body.get("stream_options") or {}), "include_usage": True}
+        if guidance.text and request.stop and self.engines[student.engine].state.counts_chunks:
+            options["continuous_usage_stats"] = True  # a stop string across the seam ends the call before its usage
+        student_request.body["stream_options"] = options
         generation = self._begin(student, request, guidance, builder, student_request, broken)
         echo = prefill_echo(student, request, stream=True)
         return StudentStream(generation, echo, relay, builder), generation, student_request

@@ -41,6 +41,7 @@ class StudentStream:
             else:
                 self._read_chunk(part)
             if self._relay.done:
+                self._generation.end_answer()
                 break
         if self._relayed and self._builder.student_began is None:
             self._builder.student_began = self._now

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 from tests.vllm_engine import TEMPLATE_TOKENS, TOKENS, VllmEngine
 
@@ -74,7 +74,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     model("big", "openai", f"{engine.url}/v1", **names),
                     model("small", "openai", f"{engine.url}/v1", **names),
                 ],
-                routes=[guided("chat", tokens=8), guided("whole", tokens=40)],
+                routes=[guided("chat", tokens=8), guided("whole", tokens=40), STUDENT_ONLY],
             )
         )
         wait_until_looked_at(gateway.admin_url)
@@ -129,3 +129,25 @@ def test_an_answer_of_the_teacher_alone_has_its_usage(world: World, *, stream: b
     answer = world.ask("whole", stream=stream, max_tokens=60)
     assert (answer.usage["prompt_tokens"], answer.usage["completion_tokens"]) == (PROMPT_TOKENS, len(TOKENS) + 1)
     assert "kept_estimated" not in world.receipt(answer)["guidance"]
+
+
+@pytest.mark.parametrize("per_event", [1, 4])
+def test_a_stop_string_across_the_seam_ends_a_stream_with_its_count(world: World, per_event: int) -> None:
+    """The engine alone would count the token that completes the stop string, and none after it."""
+    world.engine.per_event = per_event
+    answer = world.ask("chat", stream=True, max_tokens=60, stop=["rule incontrovertibly be"])
+    assert (answer.text, answer.finish) == ("It is so, as a ", "stop")
+    sent = world.engine.requests[-1]
+    assert sent["messages"][-1]["content"] == "It is so, as a rule"
+    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    # An event of several tokens has the count at its end.
+    assert answer.usage["completion_tokens"] == kept_tokens(world) + (2 if per_event == 1 else 4)
+    assert answer.usage["prompt_tokens"] == PROMPT_TOKENS
+
+
+def test_other_streams_have_no_running_counts(world: World) -> None:
+    """A count in each event makes it differ from the event before."""
+    world.ask("chat", stream=True, max_tokens=60)
+    assert world.engine.requests[-1]["stream_options"] == {"include_usage": True}
+    world.ask("chat-student", stream=True, max_tokens=60, stop=["rule"])
+    assert world.engine.requests[-1]["stream_options"] == {"include_usage": True}
