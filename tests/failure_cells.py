@@ -231,9 +231,9 @@ CELLS: dict[str, Row] = {
     ),
     "no-end": (
         None,
-        Cell("200 all of it, then engine_failed", "engine_failed, counted", calls=2),
+        Cell("200 all of it, then engine_failed", "engine_failed, counted", calls=3),
         Cell("200 all of it", "ok, counted"),
-        Cell("200 all of it, then engine_failed", "engine_failed, counted", calls=2),
+        Cell("200 all of it, then engine_failed", "engine_failed, counted", calls=3),
         None,
         Cell("200 all of it", "ok, estimated"),
     ),

@@ -159,6 +159,7 @@ async def answer(
     retries: RetryRule | None = None,
     client_leaves: bool = False,
     open_circuits: tuple[str, ...] = (),
+    mode: str = "student",
 ) -> Result:
     """Stream an answer of the engines, the first of which is `small`."""
     request = request or chat()
@@ -173,7 +174,7 @@ async def answer(
         if known is not None:
             known = Continuation(known.mode, engine.echoes or known.echo, engine.strips)
         student_plans.append(StudentPlan(engine.name, known))
-    base = plan("guided" if guidance.text else "student", placement=placement)
+    base = plan("guided" if guidance.text else mode, placement=placement)
     one = builder(
         msgspec.structs.replace(
             base,
@@ -253,6 +254,24 @@ async def test_the_only_engine_continues_once_after_a_lost_connection() -> None:
     assert len(twice.bodies) == 2
     assert found.continued("small", "failed") == 1
     assert type((await answer(stalled)).error) is EngineTimeout
+
+
+async def test_a_teacher_that_answers_alone_continues_its_own_answer() -> None:
+    found = await answer(Engine("big", [3], counts=True), mode="teacher")
+    assert (found.text, found.error) == (ANSWER, None)
+    receipt = found.receipt
+    assert receipt.teacher is not None
+    assert (receipt.mode, receipt.student, receipt.teacher.output_tokens) == ("teacher", None, len(TOKENS) - 3)
+    assert receipt.continued_tokens == 3
+    assert found.usage == _usage(PROMPT_TOKENS, len(TOKENS))["usage"]
+
+
+async def test_the_baseline_covers_the_whole_answer() -> None:
+    """The price of a broken answer's baseline is close to that of the same answer by one student."""
+    broken = (await answer(Engine("small", [8], counts=True), Engine("huge"))).receipt
+    whole = (await answer(Engine("small"))).receipt
+    assert broken.baseline_error_usd is not None
+    assert abs(broken.baseline_usd - whole.baseline_usd) <= broken.baseline_error_usd
 
 
 @pytest.mark.parametrize("rule", [RetryRule(num_retries=0), RetryRule(num_retries=2, max_per_request=0)])
