@@ -53,7 +53,13 @@ async def build(
             timeout_s=model.timeouts.first_token_s,
         )
         engines[model.name] = GuardedEngine(
-            engine, breaker, metrics, budgets=budgets, controlled=controlled, slots=slots
+            engine,
+            breaker,
+            metrics,
+            budgets=budgets,
+            controlled=controlled,
+            slots=slots,
+            total_s=model.timeouts.total_s,
         )
     return engines
 

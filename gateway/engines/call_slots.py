@@ -7,6 +7,7 @@ that complete answers, and embeddings, wait for slots.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 
 from gateway.errors import EngineOverloaded
@@ -76,8 +77,8 @@ class CallSlots:
         if self._waiting:
             self._grant()
 
-    async def wait(self, tenant: str) -> None:
-        """Wait for a slot. The caller must start the call before its next suspension, or the slot is free again.
+    async def wait(self, tenant: str, most_s: float = math.inf) -> None:
+        """Wait for a slot, for at most `most_s`. The caller must start the call before its next suspension.
 
         Raises:
             EngineOverloaded: too many calls of the tenant wait, or there was no slot in time.
@@ -91,7 +92,7 @@ class CallSlots:
         waiter: asyncio.Future[None] = loop.create_future()
         queue.append(waiter)
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with asyncio.timeout(min(self._timeout_s, most_s)) as limit:
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
@@ -100,7 +101,7 @@ class CallSlots:
             else:
                 self._remove(tenant, waiter)
             if isinstance(error, TimeoutError) and limit.expired():
-                raise self._error(f"and none of them ended within {self._timeout_s:g} s") from None
+                raise self._error("and none of them ended in time") from None
             raise
         # The call enters by itself. If it does not start, the slot is free for another one.
         self.reserved -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
@@ -48,6 +49,8 @@ log = structlog.get_logger()
 _GAUGE_INTERVAL_S = 0.5
 
 _CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
+# A call that fails later, without any data, is not repeated at the engine. It may be as slow again.
+_LONGEST_RETRIED_S = 20.0
 
 STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
 
@@ -69,7 +72,9 @@ class GuardedEngine:
         budgets: RetryBudgets | None = None,  # counts the successful calls; None: they are not counted
         controlled: bool = False,  # whether control calls are permitted. Providers bill each call, so they get none.
         slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
+        total_s: float = math.inf,  # the longest duration of a call
     ) -> None:
+        self.total_s = total_s
         self.name, self.state = engine.name, engine.state
         self._engine = engine
         self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name))
@@ -96,8 +101,8 @@ class GuardedEngine:
         """Return whether a call that completes an answer must wait for a slot first."""
         return self._guard.slots.is_full
 
-    async def wait_for_slot(self) -> None:
-        """Wait for a slot. The caller must start its call before its next suspension.
+    async def wait_for_slot(self, most_s: float = math.inf) -> None:
+        """Wait for a slot, for at most `most_s`. The caller must start its call before its next suspension.
 
         Raises CircuitOpen and EngineOverloaded.
         """
@@ -105,7 +110,7 @@ class GuardedEngine:
         try:
             if (refusal := self.refusal(tenant)) is not None:
                 raise refusal
-            await self._guard.slots.wait(tenant)
+            await self._guard.slots.wait(tenant, most_s)
         except EngineError as error:
             record_failure(error, request_id, self._guard.metrics)
             raise
@@ -308,6 +313,8 @@ class _GuardedCall:
         """Report a failed call. Raises EngineRejected if the request is proven to cause the failure."""
         guard = self._guard
         guard.slots.leave(self._call.tenant)
+        if isinstance(error, EngineError) and not self.started and guard.clock() - self._sent_at > _LONGEST_RETRIED_S:
+            error.retryable = False
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
             guard.breaker.refused(self._call)
             guard.publish()
@@ -354,7 +361,7 @@ class _GuardedCall:
             return True
         if failures < _CONTROL_AFTER:
             return False
-        error.retryable = failures == _CONTROL_AFTER
+        error.retryable = error.retryable and failures == _CONTROL_AFTER
         answered = await self._control.outcome() if self._control is not None else None
         if answered is not None:
             guard.breaker.succeeded()

@@ -10,6 +10,7 @@ from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import write_embeddings
 from gateway.engines.failures import record_failure
 from gateway.errors import EngineError
+from gateway.pipeline.request_deadline import RequestDeadline, left_s
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.policy.resolve import resolve_embeddings
 from gateway.policy.routing import find_route
@@ -67,23 +68,27 @@ class Embeddings:
     async def _embed(self, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
         request_retries = RequestRetries(builder, self.budgets, self.metrics)
         retries = Retries(builder.plan.students, builder.plan.retries, request_retries)
+        deadline: RequestDeadline | None = None  # set once a call failed
         while True:
             engine = self.engines[retries.student.engine]
             try:
                 if engine.is_full:
-                    await engine.wait_for_slot()
+                    await engine.wait_for_slot(left_s(deadline))
             except EngineError as error:
-                await retry_or_raise(retries, error, builder, self.metrics)
+                deadline = deadline or RequestDeadline.of(builder, self.engines)
+                await retry_or_raise(retries, error, builder, self.metrics, deadline)
                 continue
             builder.student = builder.running = call = _call(engine.name, request.inputs)
             try:
-                reply = await engine.embed(request.body)
+                called = engine.embed(request.body)
+                reply = await (called if deadline is None else deadline.bound(engine.name, called))
                 break
             except EngineError as error:
                 record_failure(error, builder.id, self.metrics)
                 if not error.may_have_run:
                     builder.student = None  # the failed call cost nothing
-                await retry_or_raise(retries, error, builder, self.metrics)
+                deadline = deadline or RequestDeadline.of(builder, self.engines)
+                await retry_or_raise(retries, error, builder, self.metrics, deadline)
             finally:
                 builder.running = None
         call.usage = reply.usage or call.usage

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
+    from gateway.pipeline.request_deadline import RequestDeadline
     from gateway.policy.plan import StudentPlan
     from gateway.policy.route_rules import RetryRule
     from gateway.telemetry.metrics import Metrics
@@ -33,15 +34,23 @@ _OWN_FIELDS = frozenset({"add_generation_prompt", "chat_template_kwargs", "conti
 
 
 async def retry_or_raise(
-    retries: Retries, error: EngineError, builder: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
+    retries: Retries,
+    error: EngineError,
+    builder: ReceiptBuilder,
+    metrics: Metrics,
+    deadline: RequestDeadline,
+    *,
+    placed: bool = False,
 ) -> None:
     """Wait until the next attempt is due. Raise the error, in the caller's terms, if there is none.
 
-    A caller that has disconnected gets no further attempt. `placed`: the request ended with the guidance as a prefix.
-    An engine may have rejected that, except where it names another reason.
+    A caller that has disconnected gets no further attempt, and none starts after the deadline.
+    `placed`: the request ended with the guidance as a prefix. An engine may have rejected that, except where it names
+    another reason.
     """
-    pause_s = retries.next_pause_s(error, placed=placed) if not builder.caller_left else None
-    if pause_s is None:
+    is_over = builder.caller_left or deadline.left_s <= 0
+    pause_s = None if is_over else retries.next_pause_s(error, placed=placed)
+    if pause_s is None or pause_s > deadline.left_s:
         # Some engines reject only a request that ends in a prefix. The prefix is the gateway's, not the caller's.
         named = isinstance(error, EngineRejected) and (error.is_filtered or error.exceeds_context)
         if isinstance(error, EngineRejected) and error.blames_request and (named or not placed):

@@ -25,6 +25,7 @@ from gateway.pipeline.broken_answer import DEFAULT_ENCODING, BrokenAnswer, may_c
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
+from gateway.pipeline.request_deadline import RequestDeadline, left_s, within
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
 from gateway.pipeline.student_request import (
@@ -94,12 +95,14 @@ class StudentCall:
         """
         plan = builder.plan
         student, retries = plan.students[0], None
+        deadline: RequestDeadline | None = None  # set once a call failed
         while True:
             try:
-                reply = await self._complete(student, request, guidance, builder)
+                reply = await self._complete(student, request, guidance, builder, deadline)
                 break
             except EngineError as error:
                 retries = retries or self._new_retries(builder)
+                deadline = deadline or RequestDeadline.of(builder, self.engines)
                 placed = continuation_of(plan, student, guidance) is not None
                 larger = self._keep_larger(retries, error)
                 if (
@@ -112,7 +115,7 @@ class StudentCall:
                     builder.drop_guidance("student_refused_prefix")
                     guidance = UNGUIDED
                 else:
-                    await retry_or_raise(retries, error, builder, self.metrics, placed=placed)
+                    await retry_or_raise(retries, error, builder, self.metrics, deadline, placed=placed)
                     student = retries.student
         if not guidance.text:
             return reply
@@ -124,14 +127,20 @@ class StudentCall:
         return reply
 
     async def _complete(
-        self, student: StudentPlan, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder
+        self,
+        student: StudentPlan,
+        request: CompletionRequest,
+        guidance: Guidance,
+        builder: ReceiptBuilder,
+        deadline: RequestDeadline | None,
     ) -> Json:
         if (engine := self.engines[student.engine]).is_full:
-            await engine.wait_for_slot()
+            await engine.wait_for_slot(left_s(deadline))
         student_request = build_student_request(builder.plan, student, request, guidance)
         generation = self._begin(student, request, guidance, builder, student_request)
         with _Calling(builder, generation, self.metrics):
-            reply = await engine.complete(student_request.body, student_request.prefill)
+            called = engine.complete(student_request.body, student_request.prefill)
+            reply = await (called if deadline is None else deadline.bound(engine.name, called))
             generation.read_reply(reply)
             if (echo := prefill_echo(student, request, stream=False)) is not None:
                 echo.reply(reply)
@@ -147,6 +156,7 @@ class StudentCall:
         """
         retries = self._new_retries(builder)
         broken: BrokenAnswer | None = None  # the answer so far, after a call that failed within it
+        deadline: RequestDeadline | None = None  # set once a call failed
         while True:
             student = retries.student
             seam_join, reasoning_filter = build_seam(builder.plan, student, request, guidance, broken)
@@ -162,12 +172,13 @@ class StudentCall:
             has_output = False
             try:
                 if (engine := self.engines[student.engine]).is_full:
-                    await engine.wait_for_slot()
+                    await engine.wait_for_slot(left_s(deadline))
                 stream, generation, student_request = self._begin_stream(
                     student, request, guidance, relay, builder, broken
                 )
+                called = engine.stream(student_request.body, student_request.prefill)
                 with _Calling(builder, generation, self.metrics):
-                    async with aclosing(engine.stream(student_request.body, student_request.prefill)) as groups:
+                    async with aclosing(within(deadline, engine.name, called)) as groups:
                         async for chunks in groups:
                             if relayed := stream.read(chunks):
                                 has_output = True
@@ -179,12 +190,15 @@ class StudentCall:
                 self._count_continued(broken, student, "ok")
                 return
             except EngineError as error:
+                deadline = deadline or RequestDeadline.of(builder, self.engines)
                 self._count_continued(broken, student, "failed")
                 self._keep_larger(retries, error)
                 if has_output:
-                    broken = await self._break(error, retries, request, guidance, relay, builder, generation, broken)
+                    broken = await self._break(
+                        error, retries, request, guidance, relay, builder, generation, broken, deadline
+                    )
                 else:
-                    await retry_or_raise(retries, error, builder, self.metrics, placed=seam_join is not None)
+                    await retry_or_raise(retries, error, builder, self.metrics, deadline, placed=seam_join is not None)
 
     def _keep_larger(self, retries: Retries, error: EngineError) -> bool:
         """Drop students that cannot read a request which was too long. Return whether another student may read it."""
@@ -212,13 +226,14 @@ class StudentCall:
         builder: ReceiptBuilder,
         generation: GenerationTracker,
         broken: BrokenAnswer | None,
+        deadline: RequestDeadline,
     ) -> BrokenAnswer:
         """Return the answer so far when the next call is due. Raise the error if no engine can continue the answer.
 
         `broken` is the answer so far before the failed call.
         """
         plan, student = builder.plan, retries.student
-        if builder.caller_left or not may_continue(request, relay, error):
+        if builder.caller_left or deadline.left_s <= 0 or not may_continue(request, relay, error):
             raise error
         seam, reasoning_filter = build_seam(plan, student, request, guidance, broken)
         if broken is None:

@@ -321,6 +321,33 @@ async def test_a_request_that_failed_three_times_is_not_retried_again() -> None:
     assert world.fake.controls == 1, "the outcome holds for a while"
 
 
+@pytest.mark.parametrize(("seconds", "again"), [(19.0, True), (21.0, False)])
+async def test_a_call_that_fails_after_a_long_silence_is_not_repeated_at_the_engine(
+    seconds: float, again: bool
+) -> None:
+    world = World()
+
+    async def complete(_: Any, __: Any = None) -> Any:
+        world.now += seconds
+        raise EngineUnreachable("The connection was closed.", engine="small")
+
+    world.scripted.complete = complete
+    set_origin("acme", "slow")
+    with pytest.raises(EngineUnreachable) as failure:
+        await world.engine.complete({})
+    assert failure.value.retryable is again
+
+
+async def test_a_stream_that_breaks_late_may_be_continued_by_the_engine() -> None:
+    world = World([WORD, EngineUnreachable("The connection was closed.", engine="small")])
+    async with aclosing(world.engine.stream({})) as groups:
+        await anext(groups)
+        world.now = 60.0
+        with pytest.raises(EngineUnreachable) as failure:
+            await anext(groups)
+    assert failure.value.retryable
+
+
 # Overload without a pause.
 
 
