@@ -150,11 +150,13 @@ class ReceiptBuilder(msgspec.Struct):
         self.failed.append(FailedCall(error.engine, error.label, call))
         self.set_answer_call(None)
 
-    def continue_answer(self, tokens: int) -> None:
-        """Record that another call continues the text of the current call, which failed after `tokens`."""
-        call = self.teacher if self.plan.mode == "teacher" else self.student
-        if not self.continued_tokens and call is not None and call.usage is not None:
-            self.prompt_tokens = call.usage.input_tokens or None
+    def continue_answer(self, tokens: int, input_tokens: int) -> None:
+        """Record that another call continues the text of a call that failed after `tokens`.
+
+        `input_tokens` is the failed call's input as its engine counted it; 0: unknown.
+        """
+        if not self.continued_tokens:
+            self.prompt_tokens = input_tokens or None
         self.continued_tokens += tokens
 
     @property

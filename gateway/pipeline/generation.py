@@ -74,6 +74,7 @@ class GenerationTracker:
         self._totals = 0  # usage events that belong to no choice and count output tokens
         self._texts: dict[int, list[str]] = {}  # text of each choice, if there are several
         self._complete = False
+        self.input_tokens = 0  # as the engine reported them; 0: not reported
         self._counted_at = 0, 0  # the engine's last count of its output tokens, and the length of the text until then
         call.limit_tokens = None if limit is None else limit * generated_choices
 
@@ -113,6 +114,7 @@ class GenerationTracker:
         self._call.ended = len(self._ended) >= self._choices and not self._cut
         if read is not None:
             self._counted_at = read.output_tokens, self._call.text.tell()
+            self.input_tokens = read.input_tokens
 
     def read_text(self, index: int, text: str, now: float) -> bool:
         """Count text of a choice. Return False, without counting it, if the choice ends within it."""

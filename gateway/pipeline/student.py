@@ -254,7 +254,7 @@ class StudentCall:
             raise error
         if relay.restarted:
             builder.drop_guidance(RESTARTED)
-        builder.continue_answer(tokens.likely)
+        builder.continue_answer(tokens.likely, generation.input_tokens)
         builder.record_failure(error)
         self.metrics.retries.labels(student.engine, error.label).inc()
         await asyncio.sleep(pause_s)
@@ -273,7 +273,8 @@ class StudentCall:
         student_request = build_student_request(builder.plan, student, request, guidance, broken)
         # The receipt needs usage even if the caller does not.
         options = {**(request.body.get("stream_options") or {}), "include_usage": True}
-        if guidance.text and request.stop and self.engines[student.engine].state.counts_chunks:
+        joined = broken is not None or (guidance.text and request.stop)
+        if joined and self.engines[student.engine].state.counts_chunks:
             options["continuous_usage_stats"] = True  # a stop string across the seam ends the call before its usage
         student_request.body["stream_options"] = options
         generation = self._begin(student, request, guidance, builder, student_request, broken)

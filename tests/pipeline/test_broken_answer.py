@@ -328,6 +328,16 @@ async def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
     assert beside.text == ANSWER
 
 
+async def test_an_answer_that_a_stop_string_ends_across_the_seam_is_counted() -> None:
+    """The call is canceled before its usage. A continued call requests running counts where the engine has them."""
+    first, second = Engine("small", [5], counts=True), Engine("big", counts=True)
+    second.state.counts_chunks = True
+    found = await answer(first, second, request=chat(stop=["jumps over"]))
+    assert found.usage == _usage(PROMPT_TOKENS, 6)["usage"]
+    options = [body["stream_options"].get("continuous_usage_stats") for body in (*first.bodies, *second.bodies)]
+    assert options == [None, True]
+
+
 @pytest.mark.parametrize(
     ("fields", "more"),
     [
