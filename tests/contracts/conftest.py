@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 LENGTHS = (5, 10, 20, 40)
+KNOWN_FAILURES = {
+    "test_usage_at_a_stop_string_is_the_engines_own[stand-in-json]": (
+        "a JSON student generates to its limit if the stop string begins in the guidance, and all of it counts"
+    ),
+    "test_each_request_of_a_list_gets_its_own_counts[stand-in]": "vLLM counts the prompts of a list together",
+}
+"""Tests with the stand-in that fail, with the reason."""
+
 _recorded: dict[str, EngineResults] = {}
 
 
@@ -51,6 +59,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks.append(pytest.mark.xfail(reason=outcome, strict=False))
         params.append(pytest.param(name, marks=marks))
     metafunc.parametrize("engine", params, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect the known failures."""
+    for item in items:
+        if (why := KNOWN_FAILURES.get(item.name)) is not None and "GKT_ENGINE" not in os.environ:
+            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
     python -m tests.contracts.llama_server --port 8081
 
-It reads one token at a time. Otherwise llama.cpp rounds differently when it reads a text than when it writes the text,
+It has one thread, since threads that wait for each other nearly stop on a busy machine. It reads one token at a time.
+Otherwise llama.cpp rounds differently when it reads a text than when it writes the text,
 which changes greedy answers behind the seam (docs/design/benchmarks.md, seam_equality.py).
 """
 
@@ -23,7 +24,7 @@ def main() -> None:
     flags.add_argument("--port", type=int, required=True)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    options = llama.LlamaOptions(threads=2, parallel=4, slot_tokens=CONTEXT_TOKENS, batch_tokens=1)
+    options = llama.LlamaOptions(parallel=4, slot_tokens=CONTEXT_TOKENS, batch_tokens=1)
     server = llama.serve(weights.fetch(MODEL), MODEL, options, host="127.0.0.1", port=flags.parse_args().port)
     stopped.wait()
     child.exit_now(server)

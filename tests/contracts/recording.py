@@ -13,13 +13,14 @@ ROWS = {
     "continuation": "the student continues the teacher's text, in JSON and SSE",
     "seam equality": "greedy, m = 5, 10, 20, 40: the guided answer is the engine's own, in JSON and SSE",
     "stop strings": "before, across and behind the seam: text and finish reason are the engine's own",
-    "exact usage": "`usage` and the attributed tokens are the engine's own counts, at a limit and at a stop string",
+    "exact usage": "`usage` is the engine's own, at a limit and at a stop string",
     "error mapping": "a prompt that is too long is the caller's 400",
     "constraints": "`response_format` with a JSON schema holds",
-    "tools": "a forced tool call arrives, in JSON and SSE",
+    "tools": "a forced tool call is the engine's own, in JSON and SSE",
     "disconnect": "the engine stops generating when the caller leaves, in JSON and SSE",
     "kill and restart": "a killed engine is an error for the caller; after the restart answers are guided again",
     "list calls": "guidance of several requests in one call equals single calls",
+    "list counts": "each member of a list call is charged for its own prompt tokens",
 }
 _MAX_REASON_CHARS = 160
 

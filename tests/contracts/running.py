@@ -74,7 +74,7 @@ class RunningEngine:
                 what = "ended" if ended else f"was not ready after {self.engine.ready_s:g} s"
                 tail = self.log_path.read_text(errors="replace")[-_LOG_TAIL_CHARS:]
                 raise AssertionError(f"{self.engine.title} {what}; {self.log_path} ends:\n{tail}")
-            time.sleep(0.1)
+            time.sleep(0.5)  # each check costs CPU time, which the starting engine needs
 
     def kill(self) -> None:
         """End the engine's processes with SIGKILL."""

@@ -209,7 +209,8 @@ class StandIn:
         return web.json_response(reply)
 
     def _whole(self, index: int, text: Generated, body: Json, *, chat: bool) -> Json:
-        choice: Json = {"index": index, "finish_reason": text.finish, "logprobs": None, "stop_reason": None}
+        logprobs = likelihoods(body, text.tokens, chat=chat)
+        choice: Json = {"index": index, "finish_reason": text.finish, "logprobs": logprobs, "stop_reason": None}
         if body.get("return_token_ids"):
             choice["token_ids"] = self._numbers(text.tokens)
             if not chat:
@@ -239,7 +240,8 @@ class StandIn:
         for number, piece in enumerate(text.pieces or ("",), start=1):
             await asyncio.sleep(TOKEN_S)
             last = number >= len(text.pieces)
-            choice: Json = {"index": 0, "finish_reason": text.finish if last else None, "logprobs": None}
+            logprobs = likelihoods(body, text.tokens[number - 1 : number], chat=chat)
+            choice: Json = {"index": 0, "finish_reason": text.finish if last else None, "logprobs": logprobs}
             if chat and body.get("tools"):
                 choice["delta"] = {"tool_calls": [{"index": 0, **tool_call(body, piece)}]}
                 choice["finish_reason"] = "tool_calls"
@@ -279,6 +281,17 @@ def stopped(text: Generated, stop: str | Sequence[str]) -> Generated:
                 kept = max(0, kept - len(piece))
             return Generated(text.prompt, tuple(pieces), text.tokens[:number], "stop")
     return text
+
+
+def likelihoods(body: Json, tokens: Sequence[str], *, chat: bool) -> Json | None:
+    """Return `logprobs` of a choice."""
+    wanted = body.get("logprobs")
+    if wanted is None or wanted is False:
+        return None
+    if not chat:
+        return {"tokens": list(tokens), "token_logprobs": [-0.5] * len(tokens), "top_logprobs": None}
+    entries = [{"token": token, "logprob": -0.5, "bytes": list(token.encode()), "top_logprobs": []} for token in tokens]
+    return {"content": entries}
 
 
 def forced_json(body: Json) -> str | None:

@@ -189,7 +189,7 @@ def assert_counts(reply: Reply, usage: Json, case: str) -> None:
         assert reply.usage[name] == usage[name], f"{case}: {name} {reply.usage[name]} instead of {usage[name]}"
 
 
-@pytest.mark.contract("exact usage")
+@pytest.mark.contract("list counts")
 def test_each_request_of_a_list_gets_its_own_counts(engine: RunningEngine, gateway: GatewayProcess) -> None:
     if not detail(gateway.admin_url)["engines"]["listed"]["facts"].get("lists"):
         pytest.skip("not supported: no list route")
@@ -220,14 +220,20 @@ def test_a_json_schema_holds(gateway: GatewayProcess, *, stream: bool) -> None:
 
 @pytest.mark.contract("tools")
 @FORMS
-def test_a_forced_tool_call_arrives(gateway: GatewayProcess, *, stream: bool) -> None:
+def test_a_forced_tool_call_arrives(engine: RunningEngine, gateway: GatewayProcess, *, stream: bool) -> None:
+    question = "What is the weather in Graz?"
     more = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 200}
-    reply = ask(gateway, "m10", "What is the weather in Graz?", stream=stream, **more)
+    own_calls = engine.direct(**chat(question, **more))["choices"][0]["message"].get("tool_calls")
+    if not own_calls:
+        pytest.skip("not supported: the engine itself returns no tool call")
+    reply = ask(gateway, "m10", question, stream=stream, **more)
     assert reply.status == 200, reply.chunks
     functions = [call["function"] for message in reply.messages for call in message.get("tool_calls") or ()]
     assert functions, f"no tool call, but {reply.text[:80]!r}"
-    assert next(function["name"] for function in functions if function.get("name")) == "weather"
-    assert "city" in json.loads("".join(function.get("arguments") or "" for function in functions))
+    name = next(function["name"] for function in functions if function.get("name"))
+    arguments = "".join(function.get("arguments") or "" for function in functions)
+    expected = own_calls[0]["function"]
+    assert (name, json.loads(arguments)) == (expected["name"], json.loads(expected["arguments"]))
 
 
 @pytest.mark.contract("disconnect")
@@ -237,8 +243,19 @@ def test_an_engine_stops_when_the_caller_leaves(
 ) -> None:
     if engine.is_external and engine.engine.load == "cpu":
         pytest.skip("not supported: the suite cannot observe a server that runs elsewhere")
-    body = chat("Count from 1 to 1000.", model="m10", temperature=0, stream=stream, **LONG)
-    with httpx.Client(base_url=gateway.url, headers=HEADERS, timeout=CALL_LIMIT_S) as client:
+    if generates_after_disconnect(engine, gateway.url, "m10", stream=stream):
+        assert wait_until(lambda: not engine.is_generating(), CALL_LIMIT_S)
+        form = "SSE" if stream else "JSON"
+        if generates_after_disconnect(engine, engine.url, engine.model, stream=stream):
+            assert wait_until(lambda: not engine.is_generating(), CALL_LIMIT_S)
+            pytest.skip(f"not supported: without the gateway, too, the engine finishes {form} calls without a client")
+        pytest.fail(f"{form}: the engine generates {STOP_LIMIT_S:g} s after the caller left")
+
+
+def generates_after_disconnect(engine: RunningEngine, url: str, name: str, *, stream: bool) -> bool:
+    """Leave a long call, and return whether the engine still generates after `STOP_LIMIT_S`."""
+    body = chat("Count from 1 to 1000.", model=name, temperature=0, stream=stream, **LONG)
+    with httpx.Client(base_url=url, headers=HEADERS, timeout=CALL_LIMIT_S) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 texts = (chunk for chunk in events(response) if chunk["choices"][0]["delta"].get("content"))
@@ -251,7 +268,7 @@ def test_an_engine_stops_when_the_caller_leaves(
                 with pytest.raises(httpx.ReadTimeout):
                     client.post("/v1/chat/completions", json=body, timeout=2.5)
             assert busy.result()
-    assert wait_until(lambda: not engine.is_generating(), STOP_LIMIT_S), f"it generates after {STOP_LIMIT_S:g} s"
+    return not wait_until(lambda: not engine.is_generating(), STOP_LIMIT_S)
 
 
 @pytest.mark.contract("list calls")
