@@ -57,6 +57,8 @@ class VllmEngine(FakeEngine):
             read = [self._raw(prompt) for prompt in prompts]
         else:
             read = [self._chat(body["messages"], continued=body.get("continue_final_message", False))]
+            if body.get("chat_template_kwargs"):
+                read = [(read[0][0] + TEMPLATE_TOKENS, read[0][1])]
         if body.get("stream"):
             return await self._stream(request, body, *read[0])
         return self._reply(body, read, chat="messages" in body)

@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 RESTARTED = "student_started_anew"
 """The `unguided` reason of an answer whose student was to begin with the guidance and began differently."""
 
+# The caller's fields that change the prompt of the student, which the teacher does not get.
+_TEMPLATE_FIELDS = frozenset({
+    "chat_template_kwargs", "extra_body", "nvext", "add_special_tokens", "reasoning", "reasoning_effort", "thinking",
+    "enable_thinking", "think",
+})  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class StudentCall:
@@ -317,6 +323,8 @@ class StudentCall:
         """Return whether one model reads the caller's prompt, as the teacher and before the guidance as the student."""
         plan = builder.plan.guidance
         if plan is None or builder.rewritten or added_bytes(plan.projection, request):
+            return False
+        if not _TEMPLATE_FIELDS.isdisjoint(request.body):
             return False
         teacher = self.engines.get(plan.teacher)
         return teacher is not None and is_same_model(teacher, self.engines[student.engine])

@@ -151,3 +151,11 @@ def test_other_streams_have_no_running_counts(world: World) -> None:
     assert world.engine.requests[-1]["stream_options"] == {"include_usage": True}
     world.ask("chat-student", stream=True, max_tokens=60, stop=["rule"])
     assert world.engine.requests[-1]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_callers_template_arguments_count_in_its_prompt(world: World, *, stream: bool) -> None:
+    """The teacher does not get them, so that its count is not that of the caller's prompt."""
+    answer = world.ask("chat", stream=stream, max_tokens=20, chat_template_kwargs={"enable_thinking": False})
+    assert answer.usage["prompt_tokens"] == PROMPT_TOKENS + TEMPLATE_TOKENS
+    assert answer.usage["completion_tokens"] == 20
