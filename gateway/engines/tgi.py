@@ -25,12 +25,13 @@ from gateway.engines.raw_prompts import TgiRenderer, is_raw
 from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_chat import adapt_chat
+from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
 from gateway.protocol.content_run import ContentRun
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.base import EngineEmbeddings, TokenUsage
@@ -103,30 +104,34 @@ class TGIEngine:
         return await generate(request, on_text)
 
     async def _chat_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
-        body = {"messages": list(request.messages or ()), **self._sampling(request)}
+        # The router returns each token's text with its log-probability, which the model server computes in any case.
+        body = {"messages": list(request.messages or ()), **self._sampling(request), "logprobs": True}
         if on_text is not None:
             body.update(stream=True, stream_options={"include_usage": True})
             streamed = await collect_stream(self.stream(body), on_text)
-            return self._reply(streamed.text, streamed.finish, streamed.usage, request)
+            ended = self._reply(streamed.text, streamed.finish, streamed.usage, request)
+            return ended if ended.text != streamed.text else replace(ended, token_ends=streamed.token_ends)
         reply = await self.complete(body)
         # `complete` has validated the shape. Parsing with the hub's classes took a tenth of a guided request.
-        finish = first_choice(reply).get("finish_reason")
-        return self._reply(message_text(reply), finish, read_usage(reply.get("usage")), request)
+        choice = first_choice(reply)
+        finish, tokens = choice.get("finish_reason"), token_texts(choice)
+        return self._reply(message_text(reply), finish, read_usage(reply.get("usage")), request, tokens)
 
     async def _raw_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
         sampling = self._sampling(request)
         sampling["top_p"] = _inside_0_1(request.top_p) if request.temperature > 0 else None
         body = tgi_text.generate_body(sampling, request.prompt or "")
         if on_text is not None:
-            text, finish, usage = await self._translated(tgi_text.generate_stream(self._http, body, on_text))
-            return self._reply(text, finish, usage, request)
+            text, finish, usage, tokens = await self._translated(tgi_text.generate_stream(self._http, body, on_text))
+            return self._reply(text, finish, usage, request, tokens)
         reply = await self._translated(self._http.post("/generate", body))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
             raise bad_reply(self.name, "a reply without generated_text") from None
-        return self._reply(output.generated_text, finish, read_usage(tgi_text.header_counts(reply.headers)), request)
+        usage = read_usage(tgi_text.header_counts(reply.headers))
+        return self._reply(output.generated_text, finish, usage, request, _details_texts(reply.body))
 
     def _sampling(self, request: TeacherRequest) -> Json:
         """Return the parameters with as many stop strings as the server accepts. `_reply` applies the others."""
@@ -134,12 +139,20 @@ class TGIEngine:
             return sampling_body(request)
         return sampling_body(replace(request, stop=stop_texts(request.stop)[: self._max_stops]))
 
-    def _reply(self, text: Any, finish: Any, usage: TokenUsage | None, request: TeacherRequest) -> TeacherReply:
+    def _reply(
+        self,
+        text: Any,
+        finish: Any,
+        usage: TokenUsage | None,
+        request: TeacherRequest,
+        tokens: Sequence[str] | None = None,
+    ) -> TeacherReply:
         if not isinstance(text, str):
             raise bad_reply(self.name, "a reply without text")
         # A stop string completed by the very last token is reported as `length`.
         text, met = before_stop(text, request.stop)
-        return TeacherReply(text, "stop" if met else teacher_finish(finish), usage)
+        ends = token_ends(text, tokens) if tokens else None
+        return TeacherReply(text, "stop" if met else teacher_finish(finish), usage, token_ends=ends)
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
@@ -293,6 +306,16 @@ def _without_tokens(generated: Any) -> Any:
     if not isinstance(details, dict):
         return generated
     return {**generated, "details": {key: value for key, value in details.items() if key not in _PER_TOKEN}}
+
+
+def _details_texts(generated: Any) -> list[str] | None:
+    """Return the text of each token of a /generate reply; None if it has no valid details."""
+    details = generated.get("details") if isinstance(generated, dict) else None
+    tokens = details.get("tokens") if isinstance(details, dict) else None
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        return None
+    texts = [token.get("text") for token in tokens if not token.get("special")]
+    return texts if all(isinstance(text, str) for text in texts) else None
 
 
 def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) -> None:

@@ -84,16 +84,21 @@ def _token_text(event: Json) -> str:
 
 async def generate_stream(
     http: EngineHttp, payload: Json, on_text: Callable[[str], None]
-) -> tuple[str, str | None, TokenUsage | None]:
-    """POST a body and call `on_text` with the text of each token. Return the whole text, finish reason and usage."""
+) -> tuple[str, str | None, TokenUsage | None, list[str]]:
+    """POST a body and call `on_text` with the text of each token.
+
+    Return the whole text, finish reason, usage, and the texts of the tokens.
+    """
     last: Json = {}
+    tokens: list[str] = []
     async with aclosing(token_events(http, payload)) as groups:
         async for group in groups:
             for event in group:
-                if text := _token_text(event):
+                tokens.append(text := _token_text(event))
+                if text:
                     on_text(text)
             last = group[-1]
-    return last["generated_text"], _finish(last), read_usage(_counts(last))
+    return last["generated_text"], _finish(last), read_usage(_counts(last)), tokens
 
 
 def _read(http: EngineHttp, data: bytes) -> Json:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import fields
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,9 @@ async def test_recorded_generations_of_a_load_are_alike() -> None:
     for reply in replies:
         async with tgi({"/generate": replying(reply, headers=COUNTS)}) as (engine, _):
             guidance = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request"))
-        assert guidance == TeacherReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
+        ends = tuple(accumulate(len(token["text"]) for token in reply["details"]["tokens"]))
+        assert len(ends) == 10
+        assert guidance == TeacherReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3), token_ends=ends)
 
 
 async def test_a_recorded_tool_call_comes_through_untouched() -> None:
@@ -254,8 +257,20 @@ async def test_the_guidance_request_to_the_chat_route_has_exactly_these_fields(
     reply = chat_reply(usage={"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49})
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
         guidance = await engine.generate_guidance(request_)
-    assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, **sent}]
+    assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, "logprobs": True, **sent}]
     assert guidance == TeacherReply("Because", "length", TokenUsage(9, 40))
+
+
+@pytest.mark.parametrize("stop", [(), (" of",)])
+async def test_a_chat_reports_the_end_of_each_token(stop: tuple[str, ...]) -> None:
+    """The router repeats the stop string, which is removed with its tokens."""
+    tokens = ["The", " sky", " is", " of"]
+    reply = chat_reply("".join(tokens), usage={"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13})
+    content = [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in tokens]
+    reply["choices"][0]["logprobs"] = {"content": content}
+    async with tgi({CHAT: replying(reply)}) as (engine, _):
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=4, messages=MESSAGES, stop=stop))
+    assert guidance.token_ends == ((3, 7, 10) if stop else (3, 7, 10, 13))
 
 
 @pytest.mark.parametrize(
