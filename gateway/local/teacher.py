@@ -4,8 +4,8 @@
 
 The server implements TGI's routes, limits, errors, headers and events, including its defects. Differences from TGI:
 
-- tools are rejected; so are regular expressions that `tgi_regex.py` does not convert;
-- `best_of` must be 1; `watermark` and `adapter_id` are ignored;
+- regular expressions that `tgi_regex.py` does not convert are rejected;
+- `watermark` and `adapter_id` are ignored;
 - log-probabilities of the prompt are null;
 - a stream has no keep-alive comments;
 - batching and speed are llama.cpp's.
@@ -14,6 +14,7 @@ The server implements TGI's routes, limits, errors, headers and events, includin
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import tempfile
 import time
@@ -117,10 +118,17 @@ async def _generate(request: web.Request, body: TgiGenerateBody, started: float)
     state = request.app[STATE]
     parameters = body.parameters
     details = parameters.details or parameters.decoder_input_details
-    run, tokens = await state.run(body.inputs, parameters, logprobs=details)
+    count = tgi_request.best_of(parameters)
+    calls = (state.run(body.inputs, parameters, logprobs=details or count > 1) for _ in range(count))
+    (run, tokens), *others = sorted(await asyncio.gather(*calls), key=lambda one: _mean_logprob(one[1]), reverse=True)
     answer: dict[str, Any] = {"generated_text": _full_text(body, run)}
     if details:
         answer["details"] = await _details(state, body, run, tokens)
+    if details and others:
+        answer["details"]["best_of_sequences"] = [
+            {"generated_text": _full_text(body, one), **await _details(state, body, one, its_tokens)}
+            for one, its_tokens in others
+        ]
     return reply(answer, headers=headers(body.inputs, [run], time.monotonic() - started))
 
 
@@ -140,6 +148,10 @@ async def _generate_stream(request: web.Request, body: TgiGenerateBody) -> web.S
         state.counts[error.error_type] += 1
         await send_event(response, error.body)
     return response
+
+
+def _mean_logprob(tokens: list[GeneratedToken]) -> float:
+    return statistics.fmean([token.logprob for token in tokens if token.logprob is not None] or [0.0])
 
 
 async def _details(

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-import orjson
 from aiohttp import web
 
-from gateway.local import tgi_errors, tgi_request
+from gateway.local import tgi_errors, tgi_request, tgi_tools
+from gateway.local.tgi_messages import TgiMessage
 from gateway.local.tgi_request import TgiGrammar, TgiParameters, Unsigned
+from gateway.local.tgi_tools import TgiTool
 from gateway.local.tgi_wire import STATE, headers, read, reply, send_event, stream_headers
 from gateway.version import __version__
 
@@ -25,71 +26,6 @@ if TYPE_CHECKING:
     from gateway.local.generation import GeneratedToken, LocalGeneration
     from gateway.local.llama_client import LlamaClient
     from gateway.local.tgi_wire import TeacherState
-
-
-class TgiFunction(msgspec.Struct, frozen=True):
-    """The function of a tool call. TGI also accepts `parameters` instead of `arguments`."""
-
-    name: str
-    arguments: Any = msgspec.UNSET
-    parameters: Any = msgspec.UNSET
-    description: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.arguments is msgspec.UNSET) == (self.parameters is msgspec.UNSET):
-            raise ValueError("missing or duplicate field `arguments`")
-
-    @property
-    def schema(self) -> Any:
-        """The value of `arguments` or `parameters`."""
-        return self.parameters if self.arguments is msgspec.UNSET else self.arguments
-
-    @property
-    def as_json(self) -> dict[str, Any]:
-        """The function as TGI serializes it: the arguments become a text."""
-        arguments = orjson.dumps(self.schema).decode()
-        return {"description": self.description, "name": self.name, "arguments": arguments}
-
-
-class TgiToolCall(msgspec.Struct, frozen=True):
-    """A tool call in a message."""
-
-    id: str
-    type: str
-    function: TgiFunction
-
-
-class TgiMessage(msgspec.Struct, frozen=True):
-    """A message of a chat: a text, a list of chunks or, without either, tool calls. Only `text` chunks are supported.
-
-    Like TGI, a message with neither content nor a list of tool calls is rejected.
-    """
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-    tool_calls: Any = None
-
-    def __post_init__(self) -> None:
-        if self.content is None:
-            try:
-                self._calls()
-            except msgspec.ValidationError:
-                raise ValueError("data did not match any variant of untagged enum MessageBody") from None
-
-    def _calls(self) -> list[TgiToolCall]:
-        return msgspec.convert(self.tool_calls, list[TgiToolCall])
-
-    @property
-    def text(self) -> str:
-        """The content as one string, joined as TGI joins it. Raises TgiError 422 for an image."""
-        if isinstance(self.content, str):
-            return self.content
-        if self.content is None:
-            calls = [{"id": call.id, "type": call.type, "function": call.function.as_json} for call in self._calls()]
-            return orjson.dumps(calls).decode()
-        if any(chunk.get("type") != "text" for chunk in self.content):
-            raise tgi_errors.invalid("only text can be read by this model")
-        return "".join(str(chunk.get("text", "")) for chunk in self.content)
 
 
 class TgiStreamOptions(msgspec.Struct, frozen=True):
@@ -133,10 +69,13 @@ class TgiChatBody(_SamplingBody, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     response_format: TgiGrammar | None = None
     stream_options: TgiStreamOptions = TgiStreamOptions()
-    tools: list[Any] | None = None
+    tool_choice: Any = None
+    tool_prompt: str | None = None
+    tools: list[TgiTool] | None = None
     top_logprobs: Unsigned | None = None
 
     def __post_init__(self) -> None:
+        tgi_tools.check_choice(self.tool_choice)
         if msgspec.UNSET not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("duplicate field `max_tokens`")  # the other name is an alias
 
@@ -170,16 +109,35 @@ def _set(*values: int | msgspec.UnsetType | None) -> int | None:
     return next((value for value in values if value is not msgspec.UNSET), None)
 
 
-async def _prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
-    """Return the rendered prompt of a chat.
+class PreparedChat(NamedTuple):
+    """A chat as it is generated. Only with `tools` the text is a tool call."""
+
+    prompt: str
+    parameters: TgiParameters
+    tools: bool
+
+
+async def _prepare(body: TgiChatBody, llama: LlamaClient) -> PreparedChat:
+    """Return what is generated for a chat. Raises TgiError 422."""
+    if body.response_format is not None and body.tools is not None:
+        raise tgi_errors.failure("tool_error", "Grammar and tools are mutually exclusive")
+    plan = None if body.tools is None else tgi_tools.plan_tools(body.tools, body.tool_choice, body.tool_prompt)
+    if plan is None:
+        return PreparedChat(await _prompt_of(body, llama), body.parameters, tools=False)
+    parameters = msgspec.structs.replace(body.parameters, grammar=plan.grammar)
+    return PreparedChat(await _prompt_of(body, llama, plan.prompt), parameters, tools=True)
+
+
+async def _prompt_of(body: TgiChatBody, llama: LlamaClient, added: str = "") -> str:
+    """Return the rendered prompt of a chat. `added` is appended to the content of its last message.
 
     A trailing assistant message is continued as by TGI. The chat is rendered with the start of another turn, then cut
     after the last occurrence of the message's text, and stripped at the end. If the template changes the text, for
     example by stripping it, the text is not found, and the prompt starts a new turn. Raises TgiError 422.
     """
-    if body.tools:
-        raise tgi_errors.failure("tool_error", "this server has no tools")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    if messages and body.messages[-1].content is not None:
+        messages[-1]["content"] += added
     prompt = await llama.render(messages)
     last = messages[-1] if messages else None
     if last is None or last["role"] != "assistant":
@@ -193,22 +151,41 @@ class TgiReplies(NamedTuple):
 
     model: str
 
-    def chat(self, run: LocalGeneration, tokens: Sequence[GeneratedToken], *, logprobs: bool) -> dict[str, Any]:
-        """Return the reply to a chat without streaming."""
+    def chat(
+        self,
+        run: LocalGeneration,
+        tokens: Sequence[GeneratedToken],
+        *,
+        logprobs: bool,
+        answer: LocalGeneration | None = None,
+        call: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the reply to a chat without streaming.
+
+        If the model chose no tool, `answer` has the text and the prompt tokens. Like TGI's, the other counts and the
+        finish reason remain those of `run`, which generated the choice.
+        """
+        text = (answer or run).text
+        content = {"content": text} if call is None else {"tool_calls": [call]}
+        read, written = (answer or run).input_tokens, run.generated_tokens
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": run.text},
+            "message": {"role": "assistant", **content},
             "logprobs": _logprobs(tokens) if logprobs else None,
             "finish_reason": _finish_reason(run.finish_reason),
         }
-        return self._envelope("chat.completion", [choice]) | {"usage": _usage([run])}
+        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return self._envelope("chat.completion", [choice]) | {"usage": usage}
 
-    def chat_chunk(self, token: GeneratedToken, *, logprobs: bool) -> dict[str, Any]:
-        """Return the chunk of one token of a streamed chat. The role is in each delta."""
+    def chat_chunk(
+        self, token: GeneratedToken, *, logprobs: bool, part: tgi_tools.CallPart | None = None
+    ) -> dict[str, Any]:
+        """Return the chunk of one token of a streamed chat, or of a part of a tool call. The role is in each delta."""
         reason = token.finish_reason
+        content = {"content": "" if token.special else token.text} if part is None else {"tool_calls": [part.delta]}
         choice = {
             "index": 0,
-            "delta": {"role": "assistant", "content": "" if token.special else token.text},
+            "delta": {"role": "assistant", **content},
             "logprobs": _logprobs([token]) if logprobs else None,
             "finish_reason": None if reason is None else _finish_reason(reason),
         }
@@ -275,13 +252,18 @@ async def chat(request: web.Request) -> web.StreamResponse:
     started = time.monotonic()
     state = request.app[STATE]
     body = await read(request, TgiChatBody)
-    prompt = await _prompt_of(body, state.llama)
+    prepared = await _prepare(body, state.llama)
     if body.stream:
-        return await _stream_chat(request, body, prompt)
+        return await _stream_chat(request, body, prepared)
     logprobs = bool(body.logprobs)
-    run, tokens = await state.run(prompt, body.parameters, logprobs=logprobs, special=False)
-    answer = TgiReplies(state.model).chat(run, tokens, logprobs=logprobs)
-    return reply(answer, headers=headers(prompt, [run], time.monotonic() - started))
+    run, tokens = await state.run(prepared.prompt, prepared.parameters, logprobs=logprobs, special=False)
+    call = tgi_tools.parse_call(run.text) if prepared.tools else None
+    answer = None
+    if prepared.tools and call is None:
+        prompt = await _prompt_of(body, state.llama)
+        answer, _ = await state.run(prompt, body.parameters, logprobs=False, special=False)
+    whole = TgiReplies(state.model).chat(run, tokens, logprobs=logprobs, answer=answer, call=call)
+    return reply(whole, headers=headers(prepared.prompt, [answer or run], time.monotonic() - started))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -309,7 +291,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def chat_tokenize(request: web.Request) -> web.Response:
     """POST /chat_tokenize: the rendered prompt of a chat, and its tokens."""
     state = request.app[STATE]
-    prompt = await _prompt_of(await read(request, TgiChatBody), state.llama)
+    prompt = (await _prepare(await read(request, TgiChatBody), state.llama)).prompt
     tokens = await simple_tokens(state, prompt, special=False)
     return reply({"tokenize_response": tokens, "templated_text": prompt})
 
@@ -356,19 +338,32 @@ async def _stream(request: web.Request, prompt: str) -> AsyncIterator[web.Stream
     await send_event(response, "[DONE]")
 
 
-async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> web.StreamResponse:
+async def _stream_chat(request: web.Request, body: TgiChatBody, prepared: PreparedChat) -> web.StreamResponse:
     state = request.app[STATE]
+    async with _stream(request, prepared.prompt) as response:
+        if not await _stream_generation(state, response, body, prepared):
+            plain = PreparedChat(await _prompt_of(body, state.llama), body.parameters, tools=False)
+            await _stream_generation(state, response, body, plain)
+    return response
+
+
+async def _stream_generation(
+    state: TeacherState, response: web.StreamResponse, body: TgiChatBody, prepared: PreparedChat
+) -> bool:
+    """Stream a generation. Return False if the model chose no tool; nothing was sent then."""
     replies = TgiReplies(state.model)
     logprobs = bool(body.logprobs)
-    async with (
-        _stream(request, prompt) as response,
-        state.start(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens),
-    ):
+    parser = tgi_tools.CallParser() if prepared.tools else None
+    async with state.start(prepared.prompt, prepared.parameters, logprobs=logprobs, special=False) as (run, tokens):
         async for token in tokens:
-            await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
+            part = None if parser is None else parser.feed(token.text)
+            if part is not None and part.is_no_tool:
+                return False
+            if parser is None or part is not None:
+                await send_event(response, replies.chat_chunk(token, logprobs=logprobs, part=part))
         if body.stream_options.include_usage:
             await send_event(response, replies.usage_chunk(run))
-    return response
+    return True
 
 
 async def _stream_completions(request: web.Request, body: TgiCompletionBody, prompts: list[str]) -> web.StreamResponse:

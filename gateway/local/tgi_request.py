@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_STOP_SEQUENCES = 4
 MAX_TOP_N_TOKENS = 5
-MAX_BEST_OF = 1
+MAX_BEST_OF = 2
 MAX_CLIENT_BATCH_SIZE = 4
 LLAMA_SEEDS = 2**32
 
@@ -132,12 +132,16 @@ async def accept(
 
 def _check_parameters(parameters: TgiParameters) -> None:
     """Check the parameters that need no tokenizer, in TGI's order."""
-    if parameters.best_of is not None and parameters.best_of != MAX_BEST_OF:
-        raise tgi_errors.invalid("`best_of` != 1 is not allowed for this endpoint")
+    several = (parameters.best_of or 1) > 1
+    sampling = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.typical_p)
     rules = (
+        (
+            not several or parameters.do_sample or any(value is not None for value in sampling),
+            "you must use sampling when `best_of` is > 1",
+        ),
         (_or(parameters.temperature, 1.0) > 0.0, "`temperature` must be strictly positive"),
         (_or(parameters.repetition_penalty, 1.0) > 0.0, "`repetition_penalty` must be strictly positive"),
-        (-2.0 <= _or(parameters.frequency_penalty, 0.0) <= 2.0, "`frequency_penalty` must be between -2.0 and 2.0"),
+        (-2.0 <= _or(parameters.frequency_penalty, 0.0) <= 2.0, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
         (parameters.top_p is None or 0.0 < parameters.top_p < 1.0, "`top_p` must be > 0.0 and < 1.0"),
         (parameters.typical_p is None or 0.0 < parameters.typical_p < 1.0, "`typical_p` must be > 0.0 and < 1.0"),
         (parameters.top_k is None or parameters.top_k > 0, "`top_k` must be strictly positive"),
@@ -146,6 +150,7 @@ def _check_parameters(parameters: TgiParameters) -> None:
             len(parameters.stop) <= MAX_STOP_SEQUENCES,
             f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(parameters.stop)}",
         ),
+        (not several or parameters.seed is None, "`seed` must not be set when `best_of` > 1"),
         (
             (parameters.top_n_tokens or 0) <= MAX_TOP_N_TOKENS,
             f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_N_TOKENS}. Given: {parameters.top_n_tokens}",
@@ -154,6 +159,14 @@ def _check_parameters(parameters: TgiParameters) -> None:
     for holds, message in rules:
         if not holds:
             raise tgi_errors.invalid(message)
+
+
+def best_of(parameters: TgiParameters) -> int:
+    """Return the number of generations of which the best one is returned. Raises TgiError 422 above the limit."""
+    count = parameters.best_of or 1
+    if count > MAX_BEST_OF:
+        raise tgi_errors.invalid(f"`best_of` must be > 0 and <= {MAX_BEST_OF}. Given: {count}")
+    return count
 
 
 def check_stream(parameters: TgiParameters) -> None:

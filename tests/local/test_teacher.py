@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -167,6 +168,17 @@ class TestGenerate:
         async with teacher.post("/generate", json=body) as reply:
             assert (reply.status, (await reply.json())["error_type"]) == (424, "generation")
 
+    async def test_the_best_of_two_has_the_higher_mean_log_probability(self, teacher):
+        settings = {"best_of": 2, "temperature": 1.5, "max_new_tokens": 12, "details": True}
+        answer = await generate(teacher, "Once", **settings)
+        (other,) = answer["details"]["best_of_sequences"]
+        assert other["generated_text"]
+        means = [
+            statistics.fmean(token["logprob"] for token in one["tokens"] if token["logprob"] is not None)
+            for one in (answer["details"], other)
+        ]
+        assert means[0] >= means[1]
+
     async def test_the_root_route_wraps_the_answer_in_a_list(self, teacher):
         async with teacher.post("/", json={"inputs": FRANCE, "parameters": {"max_new_tokens": 2}}) as reply:
             assert [set(each) for each in await reply.json()] == [{"generated_text"}]
@@ -182,12 +194,14 @@ class TestRefusals:
             ({"typical_p": 1.0}, "`typical_p` must be > 0.0 and < 1.0"),
             ({"top_k": 0}, "`top_k` must be strictly positive"),
             ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
-            ({"frequency_penalty": 2.1}, "`frequency_penalty` must be between -2.0 and 2.0"),
+            ({"frequency_penalty": 2.1}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
             ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
             ({"stop": ["a", "b", "c", "d", "e"]}, "`stop` supports up to 4 stop sequences. Given: 5"),
             ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
             ({"truncate": 0}, "`truncate` must be strictly positive and less than 511. Given: 0"),
-            ({"best_of": 2}, "`best_of` != 1 is not allowed for this endpoint"),
+            ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
+            ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
+            ({"best_of": 3, "do_sample": True}, "`best_of` must be > 0 and <= 2. Given: 3"),
             (
                 {"max_new_tokens": 508},
                 (
@@ -437,9 +451,72 @@ class TestChat:
         async with teacher.post("/chat_tokenize", json=body) as reply:
             assert '"name":"look","arguments":"{\\"at\\":1}"' in (await reply.json())["templated_text"]
 
-    async def test_tools_are_refused(self, teacher):
-        async with teacher.post("/v1/chat/completions", json=chat(("user", "x"), tools=[{}])) as reply:
-            assert (reply.status, (await reply.json())["error_type"]) == (422, "tool_error")
+
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look at a place.",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
+    },
+}
+
+
+class TestTools:
+    @pytest.mark.parametrize("choice", ["required", "look", {"type": "function", "function": {"name": "look"}}])
+    async def test_a_required_call_is_generated(self, teacher, choice):
+        body = chat(("user", "Look at Paris."), tools=[LOOK], tool_choice=choice, max_tokens=60)
+        async with teacher.post("/v1/chat/completions", json=body) as reply:
+            assert reply.status == 200, await reply.text()
+            message = (await reply.json())["choices"][0]["message"]
+        (call,) = message["tool_calls"]
+        assert "content" not in message
+        assert (call["id"], call["type"], call["function"]["name"]) == ("0", "function", "look")
+        assert json.loads(call["function"]["arguments"])["city"] in {"Paris", "Rome"}
+
+    async def test_a_streamed_call_has_its_name_in_the_first_part_and_no_finish_reason(self, teacher):
+        body = chat(("user", "Look at Paris."), tools=[LOOK], tool_choice="required", max_tokens=60, stream=True)
+        async with teacher.post("/v1/chat/completions", json=body) as reply:
+            *chunks, done = await events(reply)
+        calls = [chunk["choices"][0]["delta"]["tool_calls"][0]["function"] for chunk in chunks]
+        assert [call["name"] for call in calls] == ["look"] + [None] * (len(calls) - 1)
+        assert json.loads("".join(call["arguments"] for call in calls))["city"] in {"Paris", "Rome"}
+        assert {chunk["choices"][0]["finish_reason"] for chunk in chunks} == {None}
+        assert done == "[DONE]"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_with_no_tool_the_chat_is_answered_without_tools(self, teacher, stream):
+        """An empty list of tools offers `no_tool` alone."""
+        texts = []
+        for more in ({"tools": []}, {"tools": [LOOK], "tool_choice": "none"}, {}):
+            body = chat(("user", "Say OK."), max_tokens=30, stream=stream) | more
+            async with teacher.post("/v1/chat/completions", json=body) as reply:
+                assert reply.status == 200, await reply.text()
+                if stream:
+                    *chunks, _ = await events(reply)
+                    texts.append("".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks))
+                else:
+                    texts.append((await reply.json())["choices"][0]["message"]["content"])
+        assert texts[0]
+        assert texts == [texts[0]] * 3
+
+    @pytest.mark.parametrize(
+        ("fields", "error_type"),
+        [
+            ({"tool_choice": "other"}, "tool_error"),
+            ({"tool_choice": "required", "max_tokens": 2}, "tool_error"),
+            ({"response_format": {"type": "json", "value": {"properties": {}}}}, "tool_error"),
+        ],
+    )
+    async def test_tools_that_cannot_be_used_are_a_tool_error(self, teacher, fields, error_type):
+        body = chat(("user", "x"), tools=[LOOK]) | fields
+        async with teacher.post("/v1/chat/completions", json=body) as reply:
+            assert (reply.status, (await reply.json())["error_type"]) == (422, error_type)
+
+    @pytest.mark.parametrize("fields", [{"tools": [{}]}, {"tool_choice": 5}, {"tool_choice": {"type": "other"}}])
+    async def test_tools_that_cannot_be_read_are_plain_text(self, teacher, fields):
+        async with teacher.post("/v1/chat/completions", json=chat(("user", "x"), tools=[LOOK]) | fields) as reply:
+            assert (reply.status, reply.content_type) == (422, "text/plain")
 
 
 class TestTheRest:
