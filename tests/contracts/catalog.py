@@ -157,7 +157,12 @@ def _install_ollama(say: Callable[[str], object]) -> None:
         if go is None:
             raise NotInstalled("Go is missing: install it (https://go.dev/dl)")
         say(f"building {OLLAMA_MODULE} with Go into {_ollama().parent} (several minutes)")
-        _run(go, "install", OLLAMA_MODULE, environ={"GOBIN": str(_ollama().parent), "GOFLAGS": "-p=2"})
+        try:
+            _run(go, "install", OLLAMA_MODULE, environ={"GOBIN": str(_ollama().parent), "GOFLAGS": "-p=2"})
+        except NotInstalled as error:
+            if "nlohmann" in str(error):  # Go modules contain no folders named vendor
+                raise NotInstalled(f"{error}. Install nlohmann-json3-dev and libstb-dev, and run again") from error
+            raise
     source = _weights()
     (cache() / "ollama" / "Modelfile").write_text(f"FROM {source}\nPARAMETER num_ctx {CONTEXT_TOKENS}\n")
 
