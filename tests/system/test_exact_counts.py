@@ -139,10 +139,10 @@ def test_a_stop_string_across_the_seam_ends_a_stream_with_its_count(world: World
     assert (answer.text, answer.finish) == ("It is so, as a ", "stop")
     sent = world.engine.requests[-1]
     assert sent["messages"][-1]["content"] == "It is so, as a rule"
-    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     # An event of several tokens has the count at its end.
     assert answer.usage["completion_tokens"] == kept_tokens(world) + (2 if per_event == 1 else 4)
     assert answer.usage["prompt_tokens"] == PROMPT_TOKENS
+    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
 def test_other_streams_have_no_running_counts(world: World) -> None:
