@@ -81,7 +81,7 @@ def build_student_request(
                 del body[name]
         body[request.limit_field] = plan.max_tokens - written
     if isinstance(request, TextRequest):
-        if request.prompt is not None:
+        if request.prompt is not None and (added or (continuation is not None and prefix)):
             prompt = _prompt(plan, request.prompt, added) if added else request.prompt
             body["prompt"] = prompt if continuation is None else prompt + prefix
         return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
