@@ -222,7 +222,8 @@ def test_a_teacher_is_read_to_its_end_after_its_caller_disconnected(world: World
 
 
 def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> None:
-    """The stream has no finish_reason and no [DONE], so half an answer never appears complete."""
+    """The student is called once more to continue its text. The stream has no finish_reason and no [DONE], so half an
+    answer never appears complete."""
 
     async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -230,7 +231,9 @@ def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> 
         return response
 
     world.student.behave = behave
+    before = len(world.student.requests)
     streamed = world.stream()
-    assert streamed.text() == KEPT + " half"
+    assert [one["prompt"][-5:] for one in world.student.requests[before:]] == [KEPT[-5:], " half"]
+    assert streamed.text() == KEPT + " half half"
     assert (streamed.finishes, streamed.done) == ([], False)
     assert streamed.parts[-1]["error"]["code"] == "engine_failed"
