@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.accounting.shares import EngineCall
@@ -143,6 +143,13 @@ class Outcome:
     label: str | None = None
 
 
+def body_for(name: str, protocol: str) -> Json:
+    """Return the request to which a stream replies. The engine rejects several choices for TGI, which has one."""
+    body = BODIES.get(name, {})
+    assume(not body or protocol != "tgi")
+    return body
+
+
 async def streamed(engine: Engine, body: Json) -> Outcome:
     outcome = Outcome([])
     body_sent = {"messages": [], "stream": True, "stop": ["\nQ:"], **body}
@@ -176,9 +183,9 @@ def test_packet_boundaries_do_not_change_the_answer(
 ) -> None:
     """A stream in pieces, down to single bytes, is the same answer as in one packet."""
     raw = framed([orjson.dumps(one) for one in STREAMS[name]], **frame)
-    at_once = stage.stream(protocol, [raw], BODIES.get(name))
+    at_once = stage.stream(protocol, [raw], body_for(name, protocol))
     assert at_once.label is None
-    assert stage.stream(protocol, split(raw, cuts), BODIES.get(name)) == at_once
+    assert stage.stream(protocol, split(raw, cuts), body_for(name, protocol)) == at_once
     is_safe(at_once)
 
 
@@ -198,7 +205,7 @@ def test_any_value_in_the_place_of_any_field_of_a_chunk(
         at = place % len(chunks)
         within = list(paths(STREAMS[name][at]))
         chunks[at] = replaced(STREAMS[name][at], within[place // len(chunks) % len(within)], raw)
-    outcome = stage.stream(protocol, [framed(chunks, last=b"[DONE]" if done else b"")], BODIES.get(name))
+    outcome = stage.stream(protocol, [framed(chunks, last=b"[DONE]" if done else b"")], body_for(name, protocol))
     is_safe(outcome)
 
 
@@ -209,9 +216,9 @@ def test_any_harm_to_a_stream(
 ) -> None:
     """Bits are flipped, bytes are lost, repeated or inserted. The split into packets has no effect."""
     raw = corrupted(framed([orjson.dumps(one) for one in STREAMS[name]]), defects)
-    outcome = stage.stream(protocol, split(raw, cuts), BODIES.get(name))
+    outcome = stage.stream(protocol, split(raw, cuts), body_for(name, protocol))
     is_safe(outcome)
-    at_once = stage.stream(protocol, [raw], BODIES.get(name))
+    at_once = stage.stream(protocol, [raw], body_for(name, protocol))
     assert (outcome.label, outcome.chunks) == (at_once.label, at_once.chunks)
 
 
@@ -353,7 +360,7 @@ def test_corrupted_replies_end_in_a_reply_or_an_error(
         try:
             async with asyncio.timeout(LIMIT_S):
                 if streamed_:
-                    return await streamed(engine, BODIES.get(name, {}))
+                    return await streamed(engine, body_for(name, protocol))
                 return await engine.complete({"messages": []})
         except EngineError as error:
             return error.label

@@ -82,7 +82,7 @@ def test_a_stream_and_its_account(scene: Scene) -> None:
 
 
 def test_a_broken_stream_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program exits with 1, because the shown text is not a whole answer."""
+    """The student is called once more and breaks off again. The program exits with 1, since the answer is not whole."""
 
     async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -92,7 +92,7 @@ def test_a_broken_stream_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scene.student, "behave", ends_early)
     done = scene.play(sys.executable, EXAMPLES / "streaming.py", "What is it, and no more?")
     assert done.returncode == 1
-    assert done.stdout == "The answer to your question here and"
+    assert done.stdout == "The answer to your question here and here and"
     assert "broke off: engine_failed" in done.stderr
 
 

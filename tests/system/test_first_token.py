@@ -243,11 +243,11 @@ def test_a_teacher_that_fails_midway_has_short_guidance(world: World) -> None:
 
 
 def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(world: World) -> None:
-    """The teacher's last word is held back, and the whole limit counts as sent. No student is called for 0 tokens."""
+    """The teacher's last word is held back; the four before it are the limit. No student is called for 0 tokens."""
     world.teacher.behave = teacher(
         fails_after=5, words=["Photosynthesis", " converts", " sunlight", " into", " a"], pause_s=0
     )
-    streamed = world.hear(max_tokens=5)
+    streamed = world.hear(max_tokens=4)
     assert [body["max_tokens"] for body in world.student.requests] == []
     assert streamed.text == "Photosynthesis converts sunlight into"
     assert streamed.parts[-1]["choices"][0]["finish_reason"] == "length"
