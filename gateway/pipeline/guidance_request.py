@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # English has about four bytes per token. This estimates the tokens of a teacher without usage.
 _BYTES_PER_TOKEN = 4
+# Counting a longer text takes more than a few milliseconds, which would block the event loop.
+_MAX_COUNTED_CHARS = 4_000
 
 
 class Guidance(Record, frozen=True):
@@ -213,7 +215,7 @@ def _kept_tokens(
         return usage.output_tokens, usage.estimated  # with the token that ended the answer
     if ends is not None:
         return kept_of_tokens(reply.text, ends, kept), False
-    if count is not None:
+    if count is not None and len(kept) <= _MAX_COUNTED_CHARS:
         return max(1, min(max_tokens, count(kept))), False
     if usage is None:
         return max(1, min(max_tokens, len(kept.encode()) // _BYTES_PER_TOKEN)), True

@@ -202,7 +202,7 @@ class DisturbedEngine:
 def test_a_batch_size_is_left_out_only_after_repeated_measurements(
     slow: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, apart: bool
 ) -> None:
-    """One disturbed measurement does not end the curve. The smaller batch is measured again too."""
+    """A disturbed measurement does not end the curve: both batch sizes are measured twice more."""
     engine = DisturbedEngine(slow, apart=apart)
 
     @asynccontextmanager

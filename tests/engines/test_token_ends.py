@@ -1,4 +1,4 @@
-"""Where the tokens of a text end, from the texts that an engine reports."""
+"""Positions of the tokens' ends in a text, found from the token texts that an engine reports."""
 
 from __future__ import annotations
 

@@ -262,6 +262,21 @@ def test_the_configured_tokenizer_counts_what_the_teacher_does_not() -> None:
     assert (one.kept_tokens, one.kept_estimated) == (len("a b"), False)
 
 
+def test_a_long_text_is_estimated_rather_than_counted_on_the_event_loop() -> None:
+    guided = plan()
+    assert guided.guidance is not None
+    one, counted = builder(guided), list[str]()
+    reply = TeacherReply("word " * 1_000 + "half", "length", TokenUsage(9, 1_001))
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 1
+
+    guidance_from_reply(guided, guided.guidance, CHAT, one, reply, count=count)
+    assert (counted, one.kept_estimated) == ([], True)
+    assert one.kept_tokens > 900
+
+
 @pytest.mark.parametrize(
     ("same_prompt", "read", "kept"), [(True, 15, (6, False)), (False, 15, (2, True)), (True, 9, (2, True))]
 )
