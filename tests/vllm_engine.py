@@ -49,7 +49,8 @@ class VllmEngine(FakeEngine):
 
     async def _serve(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path == "/tokenize":
-            return web.json_response({"tokens": list(range(len(self.begun(body["prompt"]))))})
+            read = self._chat(body["messages"])[0] if "messages" in body else len(self.begun(body["prompt"]))
+            return web.json_response({"tokens": list(range(read))})
         if request.path.endswith("/batch"):
             return self._reply(body, [self._chat(messages) for messages in body["messages"]], chat=True)
         if "messages" not in body:

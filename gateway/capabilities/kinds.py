@@ -6,11 +6,14 @@ continues an answer is always probed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gateway.capabilities.continuation import NATIVE_MODES, Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.protocol.body import Json
 
 Renderer = Literal["vllm", "sglang", "llamacpp", "tgi"]
@@ -34,7 +37,8 @@ class EngineKind(NamedTuple):
     never_sent: frozenset[str] = frozenset()  # fields that it rejects or misreads, and that can be omitted
     strict: bool = False  # whether it rejects unknown fields; then only its own modes are tried
     stops_within_s: float | None = None
-    reports_tokens: bool = False  # whether it returns token ids, token texts and running counts if they are requested
+    reports_tokens: bool = False  # whether it returns token ids and running counts if they are requested
+    token_fields: Mapping[str, Any] = MappingProxyType({})  # fields of a chat that request the text of each token
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
@@ -82,6 +86,7 @@ KINDS: tuple[EngineKind, ...] = (
         renderer="vllm",
         stops_within_s=_NEXT_STEP_S,  # with_cancellation aborts the request at once (vllm/entrypoints/utils.py)
         reports_tokens=True,
+        token_fields=MappingProxyType({"logprobs": True, "top_logprobs": 0}),
     ),
     EngineKind(
         "SGLang",
@@ -98,6 +103,8 @@ KINDS: tuple[EngineKind, ...] = (
         owners=("llamacpp",),
         renderer="llamacpp",
         stops_within_s=1.0,  # HTTP_POLLING_SECONDS (tools/server/server-context.cpp)
+        # Without the last field llama.cpp sorts the vocabulary at each token.
+        token_fields=MappingProxyType({"logprobs": True, "top_logprobs": 1, "post_sampling_probs": True}),
     ),
     TGI,
     # `max_completion_tokens` is accepted and ignored, and the answer is unlimited (ollama issue 7125).

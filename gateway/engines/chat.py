@@ -18,7 +18,7 @@ from gateway.protocol.content_run import ContentRun, each_chunk, template_of
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from gateway.engines.base import Finish, TeacherRequest
     from gateway.engines.http import EngineHttp
@@ -220,12 +220,16 @@ def sampling_body(request: TeacherRequest) -> Json:
     return body
 
 
-def token_fields(request: TeacherRequest) -> Json:
-    """Return the fields that request the text of each token: log-probabilities without alternatives.
+def token_fields(request: TeacherRequest, of_chat: Mapping[str, Any]) -> Json:
+    """Return the fields that request the text of each token, which are `of_chat` for a chat.
 
     Token ids alone do not show how many tokens a part of the text has, and come with the ids of the prompt.
     """
-    return {"logprobs": True, "top_logprobs": 0} if request.messages is not None else {"logprobs": 0}
+    if request.messages is not None:
+        return {**of_chat}
+    return {name: value for name, value in of_chat.items() if name != "top_logprobs"} | {
+        "logprobs": of_chat["top_logprobs"]
+    }
 
 
 def teacher_finish(reason: Any) -> Finish:

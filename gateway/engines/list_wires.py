@@ -6,20 +6,22 @@ without text is an error for its member only. docs/engines.md lists the routes o
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage, sampling_body, teacher_finish, token_fields
-from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, all_of
+from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, VllmRenderer, all_of
 from gateway.engines.replies import bad_reply
 from gateway.engines.reply_json import encoded
 from gateway.engines.token_ends import token_ends, token_texts
-from gateway.errors import EngineError, EngineFailed, EngineProtocolError
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
 from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import TeacherRequest
@@ -27,6 +29,14 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 Outcome: TypeAlias = TeacherReply | EngineError
+
+_TOKEN_FIELDS = kind_of("vllm", "").token_fields
+COUNT_LIMIT_S = 2.0
+# All fields of llama.cpp's entries but the prompt and the settings.
+_LLAMA_FIELDS = [
+    *("index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"),
+    "completion_probabilities",
+]
 
 
 class ListWire:
@@ -53,9 +63,14 @@ class ListWire:
         """Send the list and return the outcome of each member. Raises an EngineError if the whole call fails."""
         return await self._send("/completions", {"prompt": list(rendered)}, requests)
 
-    async def _send(self, path: str, prompts: Json, requests: Sequence[TeacherRequest]) -> list[Outcome]:
+    async def _send(
+        self, path: str, prompts: Json, requests: Sequence[TeacherRequest], count: Awaitable[list[int]] | None = None
+    ) -> list[Outcome]:
+        """Send the list and, at the same time, `count` the tokens of each prompt."""
         body = {"model": self._model, **sampling_body(requests[0]), **prompts, **self._details(requests[0])}
-        reply = (await self._http.post(path, body)).body
+        call: Awaitable[Any] = self._http.post(path, body)
+        answer, sizes = (await call, []) if count is None else await all_of((call, count))
+        reply = answer.body
         choices = _in_order(reply.get("choices") if isinstance(reply, dict) else None, len(requests), self._http.name)
         texts = [_text_of(choice) for choice in choices]
         reasons = [choice.get("finish_reason") for choice in choices]
@@ -65,7 +80,7 @@ class ListWire:
             for text, reason in zip(texts, reasons, strict=True)
         ]
         total = read_usage(reply.get("usage"))
-        usages = _counted(total, choices, read) or shares(total, requests[0].max_tokens, read, written)
+        usages = _counted(total, choices, read, sizes) or shares(total, requests[0].max_tokens, read, written)
         return [
             _outcome(text, teacher_finish(reason), usage, self._http.name, token_texts(choice))
             for text, reason, usage, choice in zip(texts, reasons, usages, choices, strict=True)
@@ -77,10 +92,18 @@ class ListWire:
 
 
 class VllmLists(ListWire):
-    """vLLM: chats use the batch route, which renders them like the chat route. Both routes report each token."""
+    """vLLM: chats use the batch route, which renders them like the chat route. Both routes report each token.
+
+    The batch route counts its prompts together, so /tokenize counts each of them while the list is generated.
+    """
+
+    def __init__(self, http: EngineHttp, model: str) -> None:
+        super().__init__(http, model)
+        self._renderer = VllmRenderer(http, model)
+        self._counts = True
 
     def _details(self, request: TeacherRequest) -> Json:
-        return {**token_fields(request), "return_token_ids": True}
+        return {**token_fields(request, _TOKEN_FIELDS), "return_token_ids": True}
 
     def takes(self, request: TeacherRequest) -> bool:
         return True
@@ -89,7 +112,20 @@ class VllmLists(ListWire):
         if requests[0].messages is None:
             return await super().send(requests, rendered)
         chats = without_reasoning(self.reasoning, {"messages": list(rendered)})
-        return await self._send("/chat/completions/batch", chats, requests)
+        count = self._prompt_sizes(chats) if self._counts else None
+        return await self._send("/chat/completions/batch", chats, requests, count)
+
+    async def _prompt_sizes(self, chats: Json) -> list[int]:
+        """Return the number of tokens of each chat; empty if the server does not count them in time."""
+        calls = (self._renderer.render({**chats, "messages": messages}) for messages in chats["messages"])
+        try:
+            async with asyncio.timeout(COUNT_LIMIT_S):
+                return [len(tokens) for tokens in await all_of(calls)]
+        except EngineRejected:
+            self._counts = False  # until the next probe of the lists
+        except (EngineError, TimeoutError):
+            pass  # the list itself may succeed
+        return []
 
 
 class _RenderedLists(ListWire):
@@ -127,8 +163,10 @@ class LlamaCppLists(_RenderedLists):
             "prompt": list(rendered),
             "n_predict": sampling.pop("max_tokens"),
             **sampling,
-            # Otherwise each entry repeats its prompt and all settings.
-            "response_fields": ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"],
+            # The text of each token, without a sorted vocabulary.
+            "n_probs": 1,
+            "post_sampling_probs": True,
+            "response_fields": _LLAMA_FIELDS,
         }
         return await self._send_native("/completion", body, len(requests))
 
@@ -137,7 +175,8 @@ class LlamaCppLists(_RenderedLists):
         cached = timings.get("cache_n") if isinstance(timings, dict) else None
         usage = _usage(entry.get("tokens_evaluated"), entry.get("tokens_predicted"), cached)
         ended = "stop" if entry.get("stop_type") in {"eos", "word"} else "length"
-        return _outcome(entry.get("content"), teacher_finish(ended), usage, self._http.name)
+        tokens = token_texts({"logprobs": {"content": entry.get("completion_probabilities")}})
+        return _outcome(entry.get("content"), teacher_finish(ended), usage, self._http.name, tokens)
 
 
 class SGLangLists(_RenderedLists):
@@ -193,17 +232,22 @@ def _outcome(
     return TeacherReply(text, finish, usage, token_ends=token_ends(text, tokens) if tokens else None)
 
 
-def _counted(total: TokenUsage | None, choices: Sequence[Json], read: Sequence[int]) -> list[TokenUsage | None] | None:
+def _counted(
+    total: TokenUsage | None, choices: Sequence[Json], read: Sequence[int], sizes: Sequence[int]
+) -> list[TokenUsage | None] | None:
     """Return the usage of each member by its token ids; None if the reply does not have them.
 
-    The batch route returns no ids of prompts: each member has an estimated share of their sum then.
+    The batch route returns no ids of prompts. Their `sizes` are exact if they add up to the total. Otherwise each
+    member has an estimated share of it.
     """
     ids = [choice.get("token_ids") for choice in choices]
     if total is None or not all(isinstance(one, list) for one in ids):
         return None
     prompts = [choice.get("prompt_token_ids") for choice in choices]
-    exact = all(isinstance(one, list) and one for one in prompts)
-    sizes = [len(prompt or ()) for prompt in prompts] if exact else apportion(total.input_tokens, read)
+    if all(isinstance(one, list) and one for one in prompts):
+        sizes = [len(prompt or ()) for prompt in prompts]
+    if not (exact := sum(sizes) == total.input_tokens):
+        sizes = apportion(total.input_tokens, read)
     parts = (total.cached_input_tokens, total.cache_write_input_tokens)
     cached, stored = (apportion(tokens, sizes) for tokens in parts)
     return [

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
+from msgspec.structs import replace
 
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import kind_of
@@ -29,7 +30,7 @@ from gateway.errors import EngineRejected
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
@@ -78,6 +79,7 @@ class OpenAIEngine:
         self._lists = CallLists(http, model, self._generate_alone) if lists else None
         self._probed = False  # whether capabilities were probed since the engine is up
         self._warning: str | None = None  # the result of that probe, if it failed
+        self._token_fields: Mapping[str, Any] = {}  # fields of a chat that request the text of each token
         self._reasons = False  # whether the model reasoned where the gateway needs an answer
         self.state = EngineState()
         self._mode = self._current_mode()
@@ -153,15 +155,17 @@ class OpenAIEngine:
     ) -> TeacherReply:
         """Call with a request for the texts of the tokens, and without it if the server rejects that."""
         body = self._guidance_body(request)
-        if not self.state.sends_tokens:
+        if not self._token_fields:
             return await call(body)
         try:
-            return await call({**body, **token_fields(request)})
+            reply = await call({**body, **token_fields(request, self._token_fields)})
         except EngineRejected as error:
             if error.status_sent not in _REFUSES_FIELD or "logprob" not in error.message.lower():
                 raise
+        else:
+            return reply if _has_each_token(reply) else replace(reply, token_ends=None)
         reply = await call(body)
-        self.state.sends_tokens = False  # until the next probe of the capabilities
+        self._token_fields, self.state.sends_tokens = {}, False  # until the next probe of the capabilities
         return reply
 
     def _guidance_body(self, request: TeacherRequest) -> Json:
@@ -215,6 +219,7 @@ class OpenAIEngine:
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
             self.state.stops_within_s = self._kind.stops_within_s
             self.state.sends_tokens = self.state.counts_chunks = self._kind.reports_tokens
+            self._token_fields = self._kind.token_fields
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()
@@ -242,3 +247,9 @@ class OpenAIEngine:
         elif mode == "completions":
             known = self._renderer is not None
             self.state.continuation = Continuation(mode, echo=self._echo) if known else None
+
+
+def _has_each_token(reply: TeacherReply) -> bool:
+    """Return whether the tokens of a reply that was cut are all there: llama.cpp's streams omit parts of characters."""
+    ends, usage = reply.token_ends, reply.usage
+    return ends is None or usage is None or reply.finish == "stop" or len(ends) == usage.output_tokens

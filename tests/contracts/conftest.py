@@ -29,7 +29,6 @@ KNOWN_FAILURES = {
     "test_usage_at_a_stop_string_is_the_engines_own[stand-in-json]": (
         "a JSON student generates to its limit if the stop string begins in the guidance, and all of it counts"
     ),
-    "test_each_request_of_a_list_gets_its_own_counts[stand-in]": "vLLM counts the prompts of a list together",
 }
 """Tests with the stand-in that fail, with the reason."""
 

@@ -55,9 +55,11 @@ class ListServer:
         hold: list calls wait until this event is set.
         render: chats are rendered when this event is set. `rendering` is set when a chat waits for it.
         gone: the number of list calls that their client canceled.
+        count: returns the number of tokens of a question, for vLLM's /tokenize.
         answer: returns the answer to a question.
         thoughts: the reasoning that precedes the answer to a separately rendered chat.
         unrenderable: the template rejects chats with this word.
+        counts: vLLM has /tokenize.
         thinks: the model reasons first unless the template's switch is off, and a parser separates the reasoning.
     """
 
@@ -69,9 +71,11 @@ class ListServer:
     render: asyncio.Event = field(default_factory=asyncio.Event)
     rendering: asyncio.Event = field(default_factory=asyncio.Event)
     canceled: int = 0
+    count: Callable[[str], int] = lambda question: len(question.split())
     answer: Callable[[str], str] = lambda question: f"{question.split()[-1]} says the machine"
     thoughts: str = ""
     unrenderable: str = "\0"
+    counts: bool = False
     thinks: bool = False
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class ListServer:
 
     def routes(self) -> dict[str, Any]:
         own = {
-            "vllm": {BATCH: self._chats, RAW: self._raw},
+            "vllm": {BATCH: self._chats, RAW: self._raw, **({TOKENIZE: self._tokenize} if self.counts else {})},
             "llamacpp": {TEMPLATE: self._template, LLAMA: self._llama, RAW: self._raw},
             "sglang": {TOKENIZE: self._tokenize, GENERATE: self._generate, RAW: self._raw},
         }
@@ -162,6 +166,7 @@ class ListServer:
                 "tokens_evaluated": len(questions[index].split()),
                 "tokens_predicted": len(text.split()),
                 "timings": {"cache_n": 1},
+                "completion_probabilities": [{"token": word, "prob": 1.0} for word in re.findall(r" ?[^ ]+", text)],
             }
 
         return await self._listed(body, questions, body["n_predict"], entry)
@@ -173,7 +178,10 @@ class ListServer:
         if self.unrenderable in str(body):
             return web.json_response({"error": {"message": "no such role"}}, status=400)
         opened = "<think>" if self._reasons(body) else ""
-        return web.json_response({"tokens": list(f"{body['messages'][-1]['content']}{opened}".encode())})
+        question = body["messages"][-1]["content"]
+        # vLLM's ids are used only for their number. The ids of SGLang are the prompt of a list.
+        read = range(self.count(question)) if self.owner == "vllm" else f"{question}{opened}".encode()
+        return web.json_response({"tokens": list(read)})
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.json()

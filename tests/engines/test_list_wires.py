@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.base import TeacherReply, TokenUsage
+from gateway.engines.list_wires import COUNT_LIMIT_S
 from gateway.errors import EngineFailed
 from tests.engines.list_servers import (
     BATCH,
@@ -45,14 +46,14 @@ async def replies(engine: Any, *requests: Any) -> list[Any]:
 async def test_vllm_gets_exactly_this() -> None:
     """Chats use the batch route, prompts use /completions. Each member reports its tokens.
 
-    The usage is one sum. The prompts' part of it is apportioned where the route has no ids of prompts.
+    The batch route has no ids of prompts, so /tokenize counts them.
     """
-    async with listing(ListServer("vllm")) as (engine, fake):
-        chats = await replies(engine, chat("What is one", **SAMPLED), chat("What is two", **SAMPLED))
+    async with listing(ListServer("vllm", counts=True)) as (engine, fake):
+        chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
         prompts = await replies(engine, prompt("It is one", 1), prompt("And now it is two", 1))
     assert by_path(fake) == {
         BATCH: [
-            {"model": "org/model", "messages": [messages("What is one"), messages("What is two")], "max_tokens": 3}
+            {"model": "org/model", "messages": [messages("What is one"), messages("So what is two")], "max_tokens": 3}
             | SENT
             | {"logprobs": True, "top_logprobs": 0, "return_token_ids": True}
         ],
@@ -60,10 +61,11 @@ async def test_vllm_gets_exactly_this() -> None:
             {"model": "org/model", "prompt": ["It is one", "And now it is two"], "max_tokens": 1, "temperature": 0.0}
             | {"logprobs": 0, "return_token_ids": True}
         ],
+        TOKENIZE: [{"model": "org/model", "messages": messages(one)} for one in ("What is one", "So what is two")],
     }
     assert chats == [
-        TeacherReply("one says the", "length", TokenUsage(3, 3, estimated=True), token_ends=(3, 8, 12)),
-        TeacherReply("two says the", "length", TokenUsage(3, 3, estimated=True), token_ends=(3, 8, 12)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3), token_ends=(3, 8, 12)),
+        TeacherReply("two says the", "length", TokenUsage(4, 3), token_ends=(3, 8, 12)),
     ]
     assert prompts == [
         TeacherReply("one", "length", TokenUsage(3, 1), token_ends=(3,)),
@@ -80,21 +82,48 @@ async def test_each_member_of_a_vllm_list_has_its_own_tokens() -> None:
     assert [reply.usage.output_tokens for reply in found] == [36, 64]
 
 
+@pytest.mark.parametrize("spoiled", ["route", "sum"])
+async def test_prompts_that_vllm_does_not_count_have_an_estimated_share(spoiled: str) -> None:
+    """The counts of /tokenize must add up to the usage of the list. A missing route is called once."""
+    server = ListServer("vllm", counts=spoiled == "sum")
+    async with listing(server) as (engine, fake):
+        if spoiled == "sum":
+            server.count = lambda question: 1
+        for _ in range(2):
+            found = await replies(engine, chat("What is one"), chat("So what is two"))
+            assert [(one.usage.input_tokens, one.usage.estimated) for one in found] == [(3, True), (4, True)]
+    assert fake.paths.count(TOKENIZE) == (0 if spoiled == "route" else 4)
+
+
+async def test_a_list_does_not_wait_for_the_counts_of_its_prompts() -> None:
+    """/tokenize has a limit of its own."""
+    server = ListServer("vllm", counts=True)
+    async with listing(server) as (engine, _):
+        server.render.clear()
+        async with asyncio.timeout(COUNT_LIMIT_S + 2):
+            found = await replies(engine, chat("What is one"), chat("So what is two"))
+    assert [(one.text, one.usage.estimated) for one in found] == [("one says the", True), ("two says the", True)]
+
+
 async def test_llamacpp_gets_exactly_this() -> None:
     """The route /completion, outside of /v1, with rendered chats. Each entry has its own counts."""
     async with listing(ListServer("llamacpp")) as (engine, fake):
         chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
-    fields = ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"]
+    fields = ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings",
+              "completion_probabilities"]  # fmt: skip
+    detailed = {"n_probs": 1, "post_sampling_probs": True}
     sent = by_path(fake)
     assert sent.keys() == {TEMPLATE, LLAMA}
     assert {body["messages"][0]["content"] for body in sent[TEMPLATE]} == {"What is one", "So what is two"}
     assert all(body.keys() == {"messages"} for body in sent[TEMPLATE])
     assert sent[LLAMA] == [
-        {"prompt": ["<chat>What is one", "<chat>So what is two"], "n_predict": 3, "response_fields": fields} | SENT
+        {"prompt": ["<chat>What is one", "<chat>So what is two"], "n_predict": 3, "response_fields": fields}
+        | detailed
+        | SENT
     ]
     assert chats == [
-        TeacherReply("one says the", "length", TokenUsage(3, 3, 1)),
-        TeacherReply("two says the", "length", TokenUsage(4, 3, 1)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3, 1), token_ends=(3, 8, 12)),
+        TeacherReply("two says the", "length", TokenUsage(4, 3, 1), token_ends=(3, 8, 12)),
     ]
 
 
@@ -121,12 +150,14 @@ async def test_sglang_gets_exactly_this() -> None:
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
 async def test_a_finished_member_has_finish_reason_stop(kind: str) -> None:
     """A finished member's answer may be complete, independently of the other members."""
-    server = ListServer(kind, answer=lambda question: "yes" if "one" in question else "no and so on for long")
+    server = ListServer(kind, counts=True)
+    server.answer = lambda question: "yes" if "one" in question else "no and so on for long"
     async with listing(server) as (engine, _):
         ended, cut = await replies(engine, chat("What is one"), chat("What is two"))
     assert (ended.text, ended.finish, ended.usage.output_tokens) == ("yes", "stop", 1)
     assert (cut.text, cut.finish, cut.usage.output_tokens) == ("no and so", "length", 3)
-    assert ended.usage.estimated == cut.usage.estimated == (kind == "vllm")
+    assert not ended.usage.estimated
+    assert not cut.usage.estimated
 
 
 @pytest.mark.parametrize("stop_type", ["limit", "none", None, 5])

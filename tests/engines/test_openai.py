@@ -108,12 +108,45 @@ async def test_a_vllm_that_rejects_log_probabilities_gives_guidance_without_them
             return web.json_response({"error": {"message": "logprobs are not supported here"}}, status=400)
         return web.json_response(reply("Because", "length", usage=COUNTED))
 
-    async with openai({CHAT: answer}) as (engine, fake):
-        engine.state.sends_tokens = True
+    routes = {CHAT: answer, MODELS: replying({"data": [{"id": "org/model", "owned_by": "vllm"}]})}
+    async with openai(routes, continuation="none") as (engine, fake):
+        await engine.probe()
         for _ in range(2):
             guidance = await engine.generate_guidance(TeacherRequest(max_tokens=40, messages=MESSAGES))
             assert guidance == TeacherReply("Because", "length", TokenUsage(9, 4))
-    assert [body.get("logprobs") for body in fake.bodies] == [True, None, None]
+    assert [body.get("logprobs") for body in fake.bodies if body] == [True, None, None]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+@pytest.mark.parametrize(("counted", "ends"), [(3, (3, 7, 8)), (5, None)])
+async def test_llama_cpp_reports_the_text_of_each_token(
+    counted: int, ends: tuple[int, ...] | None, *, stream: bool
+) -> None:
+    """The guidance was counted by its characters. Streams of llama.cpp omit parts of characters, so all are counted."""
+    tokens, usage = ("The", " sky", ":"), {"prompt_tokens": 9, "completion_tokens": counted}
+
+    def logprobs(*texts: str) -> dict[str, Any]:
+        # llama.cpp b11549, completion_token_output::probs_vector_to_json with post_sampling_probs
+        return {"logprobs": {"content": [{"token": text, "prob": 1.0, "top_probs": []} for text in texts]}}
+
+    choice = {"index": 0, "finish_reason": "length"}
+    whole = {**choice, "message": {"role": "assistant", "content": "The sky:"}, **logprobs(*tokens)}
+    parts = [{"index": 0, "delta": {"content": token}, "finish_reason": None, **logprobs(token)} for token in tokens]
+    events = [{"choices": [part]} for part in (*parts, {**choice, "delta": {}})]
+    chat = (
+        streaming(*events, {"choices": [], "usage": usage})
+        if stream
+        else replying({"choices": [whole], "usage": usage})
+    )
+    routes = {CHAT: chat, MODELS: replying({"data": [{"id": "org/model", "owned_by": "llamacpp"}]})}
+    async with openai(routes, continuation="none") as (engine, fake):
+        await engine.probe()
+        reply = await engine.generate_guidance(
+            TeacherRequest(max_tokens=counted, messages=MESSAGES), on_text=(lambda _: None) if stream else None
+        )
+    assert reply == TeacherReply("The sky:", "length", TokenUsage(9, counted), token_ends=ends)
+    asked = {name: fake.bodies[-1][name] for name in ("logprobs", "top_logprobs", "post_sampling_probs")}
+    assert asked == {"logprobs": True, "top_logprobs": 1, "post_sampling_probs": True}
 
 
 async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
