@@ -10,6 +10,11 @@ from pathlib import Path
 
 def machine() -> str:
     """Return date, cores, processor and Python version."""
+    return f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, Python {platform.python_version()}."
+
+
+def processor() -> str:
+    """Return the number of cores and the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {cpu}, Python {platform.python_version()}."
+    return f"{os.cpu_count()} cores of {cpu}"

@@ -32,6 +32,10 @@ def main(
     url: Annotated[
         str, typer.Option(help="Test a server of NAME that already runs, such as http://127.0.0.1:8000 (without /v1).")
     ] = "",
+    settings: Annotated[
+        str,
+        typer.Option(help="With --url: hardware and flags of this server, such as 'H100, bfloat16'. For the results."),
+    ] = "",
     install_only: Annotated[bool, typer.Option("--install-only", help="Install the engines, but run nothing.")] = False,
     installed: Annotated[
         bool, typer.Option("--installed", help="Run installed engines only; install nothing.")
@@ -52,13 +56,15 @@ def main(
 
     - `scripts/engines llama.cpp`
     - `scripts/engines vllm llama.cpp && scripts/engines --table`
-    - `scripts/engines tgi --url http://127.0.0.1:3000`
+    - `scripts/engines tgi --url http://127.0.0.1:3000 --settings "A10, float16"`
     """
     selected = names or list(REAL)
     if unknown := [name for name in selected if name not in REAL]:
         raise typer.BadParameter(f"unknown engine {unknown[0]!r}: use one of {', '.join(REAL)}")
     if url and len(selected) != 1:
         raise typer.BadParameter("--url needs exactly one NAME, the kind of engine at this address")
+    if settings and not url:
+        raise typer.BadParameter("--settings needs --url: the settings of other engines are known")
     if write_table:
         for name in selected:
             if (results := _latest(name)) is not None:
@@ -72,12 +78,12 @@ def main(
         try:
             if not url:
                 _make_available(engine, install=not installed)
-            outcomes[name] = "installed" if install_only else _run_suite(engine, url)
+            outcomes[name] = "installed" if install_only else _run_suite(engine, url, settings)
         except NotInstalled as error:
             outcomes[name] = f"not tested: {error}"
     _show(outcomes)
     tested = [found for found in outcomes.values() if isinstance(found, EngineResults)]
-    failed = any(outcome.startswith("fails") for found in tested for outcome in found.rows.values())
+    failed = any((found.outcome(row) or "").startswith("fails") for found in tested for row in ROWS)
     missing = names is not None and any(str(found).startswith("not tested") for found in outcomes.values())
     raise typer.Exit(1 if failed else 2 if missing else 0)
 
@@ -91,7 +97,7 @@ def _make_available(engine: Engine, *, install: bool) -> None:
         raise NotInstalled(f"it is not installed: run scripts/engines {engine.name}")
 
 
-def _run_suite(engine: Engine, url: str) -> EngineResults:
+def _run_suite(engine: Engine, url: str, settings: str) -> EngineResults:
     """Run the suite and return its results. Raises NotInstalled if the engine did not start."""
     file = _results_file(engine.name)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +105,7 @@ def _run_suite(engine: Engine, url: str) -> EngineResults:
     console.print(f"{engine.name}: starting it and running the contract suite")
     environ = {**os.environ, "GKT_ENGINE": engine.name, "GKT_ENGINE_RESULTS": str(file)}
     if url:
-        environ["GKT_ENGINE_URL"] = url
+        environ |= {"GKT_ENGINE_URL": url, "GKT_ENGINE_SETTINGS": settings}
     command = (sys.executable, "-m", "pytest", "-n", "0", "-v", "--tb=line", "tests/contracts/test_engines.py")
     subprocess.run(command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     results = _latest(engine.name)
@@ -113,10 +119,10 @@ def _results_file(name: str) -> Path:
 
 
 def _latest(name: str) -> EngineResults | None:
-    """Return the results of the engine's latest run on this machine."""
+    """Return the results of the engine's latest run on this machine; None without one of this version of the suite."""
     try:
         return EngineResults(**json.loads(_results_file(name).read_text())[name])
-    except OSError:
+    except (OSError, TypeError):
         return None
 
 
@@ -124,10 +130,10 @@ def _show(outcomes: dict[str, EngineResults | str]) -> None:
     tested = {name: found for name, found in outcomes.items() if isinstance(found, EngineResults)}
     if tested:
         shown = Table("contract", *tested, title="contract suite")
-        for label in ("version", "model"):
+        for label in ("version", "model", "settings"):
             shown.add_row(label, *(getattr(found, label) for found in tested.values()))
         for row in ROWS:
-            shown.add_row(row, *(found.rows.get(row, "not run") for found in tested.values()))
+            shown.add_row(row, *(found.outcome(row) or "not run" for found in tested.values()))
         Console().print(shown)
     for name, found in outcomes.items():
         if isinstance(found, str):

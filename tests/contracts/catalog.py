@@ -50,7 +50,9 @@ class Engine:
         command: returns the arguments that start the engine on a port of 127.0.0.1.
         install: installs the engine and its model. Raises NotInstalled. None: `unavailable` gives the reason.
         is_installed: returns whether `command` would work.
-        version: returns the version of the installed engine.
+        version: returns the version of the installed engine; "" if the engine itself reports it.
+        reports_version: path of the engine and field of its reply with the version.
+        settings: settings of `command` on which results depend.
         lacks: contracts that the engine does not offer, with the reason.
     """
 
@@ -66,6 +68,8 @@ class Engine:
     model: str = MODEL
     health: str = "/v1/models"
     ready_s: float = 60.0
+    reports_version: tuple[str, str] = ("/version", "version")
+    settings: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -190,6 +194,7 @@ def _catalog() -> dict[str, Engine]:
             install=_install_vllm,
             is_installed=lambda: _has_stamp("vllm", VLLM_REQUIREMENTS) and (_vllm_model() / "config.json").exists(),
             version=_vllm_version,
+            settings="weights of Q4_1 in float32, eager",
             ready_s=600.0,
             environ={
                 "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -206,6 +211,8 @@ def _catalog() -> dict[str, Engine]:
             install=_install_llama,
             is_installed=_llama_is_installed,
             version=lambda: f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            reports_version=("/props", "build_info"),
+            settings="Q4_1, 1 thread, reads one token at a time",
         ),
         Engine(
             "ollama",
@@ -214,7 +221,8 @@ def _catalog() -> dict[str, Engine]:
             command=_ollama_command,
             install=_install_ollama,
             is_installed=lambda: _ollama().exists() and _model_is_cached(),
-            version=lambda: OLLAMA_MODULE.partition("@v")[2],
+            reports_version=("/api/version", "version"),
+            settings="Q4_1",
             environ={"OLLAMA_MODELS": str(cache() / "ollama" / "models"), "OLLAMA_NOHISTORY": "1"},
             lacks={"list calls": "no list route", "list counts": "no list route"},
         ),
@@ -222,6 +230,7 @@ def _catalog() -> dict[str, Engine]:
             "sglang",
             "SGLang",
             "sglang metrics",
+            reports_version=("/get_server_info", "version"),
             unavailable=(
                 "no CPU build on the package index: sglang 0.5.23 requires sglang-kernel and PyTorch for CUDA. "
                 "Start an SGLang server yourself and use --url"
@@ -233,6 +242,7 @@ def _catalog() -> dict[str, Engine]:
             "cpu",
             protocol="tgi",
             health="/health",
+            reports_version=("/info", "version"),
             unavailable="not on the package index. Start its router yourself and use --url",
         ),
     )

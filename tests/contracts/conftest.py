@@ -22,7 +22,7 @@ from tests.gateway_process import STUDENT_ONLY, GatewayProcess, guided, model, r
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Mapping
 
 LENGTHS = (5, 10, 20, 40)
 KNOWN_FAILURES = {
@@ -43,28 +43,39 @@ def selected() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize by engine. Known failures of an installed engine do not fail `scripts/test --full`."""
+    """Parametrize by engine."""
     if "engine" not in metafunc.fixturenames:
         return
-    marker = next((mark for mark in metafunc.function.pytestmark if mark.name == "contract"), None)
-    known = {} if os.environ.get("GKT_ENGINE") else read_results()
-    params = []
-    for name in selected():
-        marks: list[pytest.MarkDecorator] = []
-        if name != STAND_IN:
-            marks += [pytest.mark.long, pytest.mark.models]
-        outcome = known[name].rows.get(marker.args[0], "") if name in known and marker is not None else ""
-        if outcome.startswith("fails"):
-            marks.append(pytest.mark.xfail(reason=outcome, strict=False))
-        params.append(pytest.param(name, marks=marks))
+    real = (pytest.mark.long, pytest.mark.models)
+    params = [pytest.param(name, marks=() if name == STAND_IN else real) for name in selected()]
     metafunc.parametrize("engine", params, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect the known failures."""
+    """Expect the known failures of the stand-in, and allow the recorded failures of installed engines."""
+    if "GKT_ENGINE" in os.environ:
+        return
+    recorded = read_results()
     for item in items:
-        if (why := KNOWN_FAILURES.get(item.name)) is not None and "GKT_ENGINE" not in os.environ:
+        if (why := KNOWN_FAILURES.get(item.name)) is not None:
             item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+        elif (why := recorded_failure(item, recorded)) is not None:
+            item.add_marker(pytest.mark.xfail(reason=why, strict=False))
+
+
+def recorded_failure(item: pytest.Item, recorded: Mapping[str, EngineResults]) -> str | None:
+    """Return how this test failed in the engine's recorded run; None if it did not fail."""
+    marker, engine = item.get_closest_marker("contract"), engine_of(item)
+    if marker is None or engine not in recorded:
+        return None
+    outcome = recorded[engine].test_outcome(marker.args[0], item.name)
+    return outcome if outcome.startswith("fails") else None
+
+
+def engine_of(item: pytest.Item) -> str:
+    """Return the name of the engine that a test runs with; "" without one."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("engine", ""))
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +87,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         running.start()
         now = datetime.datetime.now(datetime.UTC).date().isoformat()
-        _recorded[entry.name] = EngineResults(running.version(), now, running.model)
+        _recorded[entry.name] = EngineResults(running.version(), now, running.model_id, running.settings())
         yield running
     finally:
         running.stop()
@@ -121,18 +132,20 @@ def _supported(request: pytest.FixtureRequest) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Record the outcome of a contract."""
+    """Record the outcome of a contract. The stand-in has no excuse: a test that skips it tests nothing."""
     report = yield
+    if engine_of(item) == STAND_IN and report.when == "call" and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
     marker = item.get_closest_marker("contract")
-    name = item.callspec.params["engine"] if marker is not None and hasattr(item, "callspec") else None
-    if name in _recorded and marker is not None:
+    results = _recorded.get(engine_of(item))
+    if results is not None and marker is not None:
         if report.failed:
             text = call.excinfo.exconly() if call.excinfo is not None else str(report.longrepr)
-            _recorded[name].add(marker.args[0], f"fails: {reason(text)}")
+            results.add(marker.args[0], item.name, f"fails: {reason(text)}")
         elif report.skipped and isinstance(report.longrepr, tuple):
-            _recorded[name].add(marker.args[0], reason(report.longrepr[2]))
+            results.add(marker.args[0], item.name, reason(report.longrepr[2]))
         elif report.when == "call" and report.passed:
-            _recorded[name].add(marker.args[0], "pass")
+            results.add(marker.args[0], item.name, "pass")
     return report
 
 

@@ -1,4 +1,4 @@
-"""Results of the contract suite, one for each row of the table."""
+"""Results of the contract suite: the outcome of each test, by row of the table."""
 
 from __future__ import annotations
 
@@ -22,24 +22,49 @@ ROWS = {
     "list calls": "guidance of several requests in one call equals single calls",
     "list counts": "each member of a list call is charged for its own prompt tokens",
 }
+KINDS = ("fails", "not tested", "not supported", "pass")
+"""Kinds of outcomes, the worst first. Not tested: the suite could not observe the contract with this server."""
+
 _MAX_REASON_CHARS = 160
 
 
 @dataclass
 class EngineResults:
-    """Results of one run: version, date, model, and by row `pass`, `fails: ...` or `not supported: ...`."""
+    """Results of one run.
+
+    Attributes:
+        settings: hardware and settings of the engine.
+        rows: by row, the outcome of each test by its name: `pass`, or a kind of `KINDS` with its reason.
+    """
 
     version: str
     date: str
     model: str
-    rows: dict[str, str] = field(default_factory=dict)
+    settings: str
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def add(self, row: str, outcome: str) -> None:
-        """Combine the outcome of a test with the row's. Failures precede missing support, which precedes passes."""
-        rank = ("fails", "not supported", "pass")
-        known = self.rows.get(row)
-        if known is None or rank.index(outcome.partition(":")[0]) < rank.index(known.partition(":")[0]):
-            self.rows[row] = outcome
+    def add(self, row: str, test: str, outcome: str) -> None:
+        """Record the outcome of a test: `pass`, or a kind with a reason. A failure stays, whatever follows."""
+        tests = self.rows.setdefault(row, {})
+        if _kind(tests.get(test, "pass")) != "fails":
+            tests[test] = outcome if _kind(outcome) in KINDS else f"not tested: {outcome}"
+
+    def test_outcome(self, row: str, test: str) -> str:
+        """Return the outcome of a test; "" if it did not run."""
+        return self.rows.get(row, {}).get(test, "")
+
+    def outcome(self, row: str) -> str | None:
+        """Return the worst outcome of the row's tests and how many tests have its kind; None if no test ran."""
+        outcomes = list(self.rows.get(row, {}).values())
+        for kind in KINDS:
+            if same := [outcome for outcome in outcomes if _kind(outcome) == kind]:
+                share = "" if len(same) == len(outcomes) else f" ({len(same)} of {len(outcomes)} tests)"
+                return f"{kind}{share}{same[0].removeprefix(kind)}"
+        return None
+
+
+def _kind(outcome: str) -> str:
+    return outcome.partition(":")[0]
 
 
 def read_results() -> dict[str, EngineResults]:

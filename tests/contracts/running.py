@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from gateway.local import parent_watch
+from load_tests.machine import processor
 from tests.contracts.catalog import ROOT, Engine
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
+UNKNOWN = "unknown"
 STOP_LIMIT_S = 20.0
 CALL_LIMIT_S = 120.0
 _BUSY_CORES = 0.2
@@ -32,7 +34,12 @@ _LOG_TAIL_CHARS = 2000
 
 
 class RunningEngine:
-    """An engine process on 127.0.0.1, or with `url` a server that runs elsewhere."""
+    """An engine process on 127.0.0.1, or with `url` a server that runs elsewhere.
+
+    Attributes:
+        model: the name of the model in requests.
+        model_id: the name of the model in the results.
+    """
 
     def __init__(self, engine: Engine, log_path: Path, *, url: str | None = None) -> None:
         self.engine = engine
@@ -42,7 +49,9 @@ class RunningEngine:
         self.url = (url or f"http://127.0.0.1:{self._port}").rstrip("/")
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: dict[str, Json] = {}
-        self.model = engine.model
+        # TGI reads any other name as that of an adapter.
+        self.model = "tgi" if engine.protocol == "tgi" else engine.model
+        self.model_id = ""
 
     @property
     def api_base(self) -> str:
@@ -51,9 +60,15 @@ class RunningEngine:
 
     def start(self) -> None:
         """Start the engine and wait until it serves its model. Raises AssertionError with the end of its log."""
-        if self.is_external:
-            self.model = self._served_models()[0] if self.engine.protocol == "openai" else self.engine.model
-            return
+        if not self.is_external:
+            self._start_process()
+        elif self.engine.protocol == "openai":
+            self.model = self._served_models()[0]
+        self.model_id = self.model
+        if self.engine.protocol == "tgi":
+            self.model_id = str(httpx.get(f"{self.url}/info", timeout=5).json()["model_id"])
+
+    def _start_process(self) -> None:
         assert self.engine.command is not None
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -96,6 +111,16 @@ class RunningEngine:
         assert process.stdin is not None
         process.stdin.close()
 
+    def unobservable(self) -> str | None:
+        """Return why the suite cannot observe whether the engine generates; None if it can."""
+        if self.is_external and self.engine.load == "cpu":
+            return "the suite cannot observe a server that runs elsewhere"
+        try:
+            self.is_generating()
+        except (AssertionError, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            return f"the server does not report its running requests ({error})"
+        return None
+
     def is_generating(self) -> bool:
         """Return whether a request is in decoding."""
         load = self.engine.load
@@ -122,11 +147,19 @@ class RunningEngine:
         return self._replies[key]
 
     def version(self) -> str:
-        """Return the version that the engine reports, else that of the installation."""
+        """Return the version of the installation, or that which the engine reports."""
+        if not self.is_external and (installed := self.engine.version()):
+            return installed
+        path, name = self.engine.reports_version
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-            path = "/info" if self.engine.protocol == "tgi" else "/version"
-            return str(httpx.get(f"{self.url}{path}", timeout=5).json()["version"])
-        return self.engine.version()
+            return str(httpx.get(f"{self.url}{path}", timeout=5).json()[name])
+        return UNKNOWN
+
+    def settings(self) -> str:
+        """Return hardware and settings of the engine. Those of a server that runs elsewhere are in the environment."""
+        if self.is_external:
+            return os.environ.get("GKT_ENGINE_SETTINGS") or UNKNOWN
+        return ", ".join(filter(None, (processor(), self.engine.settings)))
 
     def _is_ready(self) -> bool:
         try:
