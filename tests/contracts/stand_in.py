@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MODEL = "stand-in"
 CONTEXT_TOKENS = 2048
 TOKEN_S = 0.002
+LONG_TOKEN_S = 0.02  # of calls with ignore_eos, which must last until a test has left them
 ANSWER_WORDS = 90
 _TOKENS = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
 _USER, _ASSISTANT, _END = "<|user|>", "<|assistant|>", "<|end|>"
@@ -200,7 +201,7 @@ class StandIn:
         with self._counted():
             if body.get("stream"):
                 return await self._stream(request, body, texts[0], chat=chat)
-            await asyncio.sleep(TOKEN_S * max(len(text.tokens) for text in texts))
+            await asyncio.sleep(token_s(body) * max(len(text.tokens) for text in texts))
         usage = total([len(text.prompt) for text in texts], [len(text.tokens) for text in texts])
         reply = {**common(chat=chat), "usage": usage}
         reply["choices"] = [self._whole(index, text, body, chat=chat) for index, text in enumerate(texts)]
@@ -238,7 +239,7 @@ class StandIn:
             first: Json = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
             await send([first], 0, counted=continuous)
         for number, piece in enumerate(text.pieces or ("",), start=1):
-            await asyncio.sleep(TOKEN_S)
+            await asyncio.sleep(token_s(body))
             last = number >= len(text.pieces)
             logprobs = likelihoods(body, text.tokens[number - 1 : number], chat=chat)
             choice: Json = {"index": 0, "finish_reason": text.finish if last else None, "logprobs": logprobs}
@@ -266,6 +267,10 @@ class StandIn:
             yield
         finally:
             self._running -= 1
+
+
+def token_s(body: Json) -> float:
+    return LONG_TOKEN_S if body.get("ignore_eos") else TOKEN_S
 
 
 def stopped(text: Generated, stop: str | Sequence[str]) -> Generated:
@@ -337,9 +342,11 @@ def main() -> None:
     """Serve until SIGTERM."""
     flags = argparse.ArgumentParser(prog="python -m tests.contracts.stand_in", description=__doc__)
     flags.add_argument("--port", type=int, required=True)
+    flags.add_argument("--finish-abandoned", action="store_true", help="Finish JSON calls whose client left.")
+    chosen = flags.parse_args()
     web.run_app(
-        application(), host="127.0.0.1", port=flags.parse_args().port, handler_cancellation=True, access_log=None,
-        shutdown_timeout=0.1, print=None,
+        application(), host="127.0.0.1", port=chosen.port, handler_cancellation=not chosen.finish_abandoned,
+        access_log=None, shutdown_timeout=0.1, print=None,
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,16 +13,25 @@ import pytest
 from load_tests.fake.engine import FakeEngine
 from load_tests.fake.profile import Profile
 from tests.contracts.catalog import CATALOG, STAND_IN
+from tests.contracts.relay import prompts
 from tests.contracts.running import RunningEngine
+from tests.contracts.stop_strings import PLACES, stop_strings
+from tests.contracts.test_engines import generates_after_disconnect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
+pytestmark = pytest.mark.process
+
+
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    running = RunningEngine(CATALOG[STAND_IN], tmp_path_factory.mktemp("stand-in") / "engine.log")
+    """A stand-in that finishes JSON calls whose client left."""
+    command = [sys.executable, "-m", "tests.contracts.stand_in", "--finish-abandoned", "--port"]
+    entry = replace(CATALOG[STAND_IN], command=lambda port: [*command, str(port)])
+    running = RunningEngine(entry, tmp_path_factory.mktemp("stand-in") / "engine.log")
     try:
         running.start()
         yield running
@@ -31,6 +43,10 @@ def elsewhere(name: str, url: str, folder: Path) -> RunningEngine:
     running = RunningEngine(CATALOG[name], folder / "engine.log", url=url)
     running.start()
     return running
+
+
+def test_an_engine_that_finishes_abandoned_calls_is_found(stand_in: RunningEngine) -> None:
+    assert generates_after_disconnect(stand_in, stand_in.url, stand_in.model, stream=False)
 
 
 @pytest.mark.parametrize("name", ["llama.cpp", "ollama", "sglang"])
@@ -70,3 +86,36 @@ def test_the_suite_knows_what_it_cannot_observe(
 ) -> None:
     found = elsewhere(name, stand_in.url, tmp_path).unobservable()
     assert found is None if reason is None else reason in str(found)
+
+
+ANSWER = "The sky is blue, since the air scatters blue light.\nThe sea is blue, since it mirrors the sky above it."
+
+
+def test_each_place_has_a_stop_string_that_occurs_there_first() -> None:
+    seam = ANSWER.index(" scatters")
+    found = stop_strings(ANSWER, seam)
+    assert found.keys() == PLACES.keys()
+    for place, stop in found.items():
+        start = ANSWER.find(stop)
+        assert PLACES[place](start, start + len(stop), seam), (place, stop)
+        assert "\n" not in stop
+
+
+def test_text_that_occurs_earlier_is_no_stop_string() -> None:
+    assert stop_strings("la " * 40, 30) == {}
+    assert "behind the seam" not in stop_strings(f"{ANSWER}\n{ANSWER}", len(ANSWER))
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, 1),
+        ({"messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]}, 2),
+        ({"prompt": "a"}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["a", "b", "c"]}, 3),
+        ({"input_ids": [[1, 2], [3]], "sampling_params": {}}, 2),
+    ],
+)
+def test_the_relay_counts_prompts(body: dict[str, object], count: int) -> None:
+    assert prompts(json.dumps(body).encode()) == count
