@@ -2,7 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python -m load_tests.gpu --teacher-url http://127.0.0.1:8001 --student-url http://127.0.0.1:8002
 
-The questions are generated arithmetic with known results. The gateway, Redis and the load run on this machine.
+The questions are generated arithmetic with known results. The gateway, Redis and the load run on this machine. Each
+timed call has its own question: the gateway would share the guidance of equal ones, and engines cache their prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import statistics
 import time
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model
 from tests.readiness import wait_until_probed
 
 QUESTIONS = 50
+ACCURACY_CALLERS = 16
 MODES = {"guided": "chat", "teacher alone": "chat-teacher", "student alone": "chat-student"}
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -50,11 +52,10 @@ class ModeResult:
     right: int
     took_s: float
 
-    def cells(self) -> list[str]:
+    def speed_cells(self) -> list[str]:
         tokens = sum(answer.tokens for answer in self.answers)
         first_ms = statistics.median(answer.first_s for answer in self.answers) * 1000
         usd = sum(float(answer.facts.get("cost_usd") or 0) for answer in self.answers)
-        unguided = sum("unguided" in answer.facts for answer in self.answers)
         return [
             str(self.callers),
             self.mode,
@@ -62,24 +63,43 @@ class ModeResult:
             f"{first_ms:.0f}",
             f"{statistics.median(answer.total_s for answer in self.answers):.2f}",
             f"{usd / len(self.answers) * 1000:.3f}",
-            f"{self.right} of {len(self.answers)}",
-            str(unguided) if self.mode == "guided" else "",
+            self.unguided(),
         ]
+
+    def accuracy_cells(self) -> list[str]:
+        return [self.mode, f"{self.right} of {len(self.answers)}", self.unguided()]
+
+    def unguided(self) -> str:
+        """Return the number of answers without guidance; "" for modes without guidance."""
+        return str(sum("unguided" in answer.facts for answer in self.answers)) if self.mode == "guided" else ""
+
+
+@dataclass(frozen=True)
+class GpuComparison:
+    """Results by mode: timed runs for each number of callers, and answers to the same questions."""
+
+    speed: list[ModeResult]
+    accuracy: list[ModeResult]
 
 
 def questions(count: int = QUESTIONS) -> list[ArithmeticQuestion]:
-    """Return generated questions. The results follow from the numbers, so no data set is needed."""
-    random, made = Random(18), []
-    for number in range(count):
-        a, b, c = random.randint(6, 40), random.randint(3, 12), random.randint(2, 30)
-        if number % 2:
-            text = f"A shop has {a} boxes with {b} pens each and sells {c} pens. How many pens are left?"
-            made.append(ArithmeticQuestion(text, a * b - c))
-        else:
-            text = f"Anna reads {a} pages a day for {b} days, and then {c} more pages. How many pages did she read?"
-            made.append(ArithmeticQuestion(text, a * b + c))
-    ending = " Explain each step briefly. End with the result as a number."
-    return [ArithmeticQuestion(question.text + ending, question.result) for question in made]
+    """Return different generated questions. The results follow from the numbers, so no data set is needed."""
+    numbers = product(range(6, 61), range(3, 21), range(2, 61), (False, True))
+    return [_question(a, b, c, sells=sells) for a, b, c, sells in Random(18).sample(list(numbers), count)]
+
+
+def _question(a: int, b: int, c: int, *, sells: bool) -> ArithmeticQuestion:
+    ending = "Explain each step briefly. End with the result as a number."
+    if sells:
+        text = f"A shop has {a} boxes with {b} pens each and sells {c} pens. How many pens are left?"
+        return ArithmeticQuestion(f"{text} {ending}", a * b - c)
+    text = f"Anna reads {a} pages a day for {b} days, and then {c} more pages. How many pages did she read?"
+    return ArithmeticQuestion(f"{text} {ending}", a * b + c)
+
+
+def timed_calls(callers: int, count: int) -> int:
+    """Return the number of calls of a timed run: a part of `count` for one caller, several calls for each of many."""
+    return min(count, 10) if callers == 1 else max(count, 3 * callers)
 
 
 def is_right(text: str, result: int) -> bool:
@@ -116,8 +136,11 @@ async def measure(
 async def run(
     urls: tuple[str, str], names: tuple[str, str], usd: tuple[float, float], m: int, max_tokens: int,
     callers: list[int], count: int,
-) -> list[ModeResult]:  # fmt: skip
-    """Run every mode with every number of callers. The modes take turns, so that changes of the machine affect all."""
+) -> GpuComparison:  # fmt: skip
+    """Time every mode with every number of callers, in turns, so that changes of the machine affect all modes.
+
+    All modes then answer the same `count` questions, which no timed run contains.
+    """
     prices = [{"price": {"input_per_1m": price, "output_per_1m": price}} for price in usd]
     async with EmbeddedRedis() as redis:
         with (
@@ -133,21 +156,26 @@ async def run(
             ) as gateway,
         ):
             await asyncio.to_thread(wait_until_probed, gateway.admin_url)
-            selected, rows = questions(count), []
+            timed = sum(timed_calls(number, count) for number in callers)
+            unused = iter(questions(count + len(MODES) * (1 + timed)))
+            same = list(islice(unused, count))
+            speed, accuracy = [], []
             connector = aiohttp.TCPConnector(limit=0)
             with Progress(console=Console(stderr=True)) as progress:
-                task = progress.add_task("measuring", total=len(callers) * len(MODES))
+                task = progress.add_task("measuring", total=(len(callers) + 1) * len(MODES))
                 headers = {"Authorization": f"Bearer {KEY}"}
                 async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
                     for mode in MODES:
-                        await measure(session, gateway.url, mode, 1, selected[:1], max_tokens)  # warms the engines up
+                        await measure(session, gateway.url, mode, 1, [next(unused)], max_tokens)  # warms the engines up
                     for number in callers:
-                        # One caller sends a part of the questions, 64 send each question several times.
-                        sent = list(islice(cycle(selected), min(count, 10) if number == 1 else max(count, 3 * number)))
                         for mode in MODES:
-                            rows.append(await measure(session, gateway.url, mode, number, sent, max_tokens))
+                            own = list(islice(unused, timed_calls(number, count)))
+                            speed.append(await measure(session, gateway.url, mode, number, own, max_tokens))
                             progress.advance(task)
-            return rows
+                    for mode in MODES:
+                        accuracy.append(await measure(session, gateway.url, mode, ACCURACY_CALLERS, same, max_tokens))
+                        progress.advance(task)
+            return GpuComparison(speed, accuracy)
 
 
 def main(
@@ -160,22 +188,25 @@ def main(
     tokens: Annotated[int, typer.Option(min=1, help="m, the teacher's tokens.")] = 40,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     callers: Annotated[list[int] | None, typer.Option(min=1, help="Concurrent callers; repeat it.")] = None,
-    count: Annotated[int, typer.Option("--questions", min=1, help="Generated questions.")] = QUESTIONS,
+    count: Annotated[int, typer.Option("--questions", min=1, help="Questions for the accuracy.")] = QUESTIONS,
 ) -> None:
-    """Print a Markdown table: tokens per second, first token, cost and accuracy of each mode."""
+    """Print Markdown tables: tokens per second, first token, cost and accuracy of each mode."""
     urls, names, usd = (teacher_url, student_url), (teacher, student), (teacher_usd, student_usd)
-    rows = asyncio.run(run(urls, names, usd, tokens, max_tokens, callers or [1, 16, 64], count))
-    head = [
-        "callers",
-        "mode",
-        "tokens/s",
-        "first token p50, ms",
-        "total p50, s",
-        "USD per 1000 answers",
-        "right",
-        "unguided",
-    ]
-    typer.echo(table(head, [row.cells() for row in rows]))
+    found = asyncio.run(run(urls, names, usd, tokens, max_tokens, callers or [1, 16, 64], count))
+    typer.echo(report(found, usd, tokens, max_tokens))
+
+
+def report(found: GpuComparison, usd: tuple[float, float], m: int, max_tokens: int) -> str:
+    """Return the Markdown tables and the parameters of the run."""
+    parameters = (
+        f"m = {m}, at most {max_tokens} tokens for an answer, greedy. Assumed prices of a million tokens: "
+        f"{usd[0]:g} USD (teacher), {usd[1]:g} USD (student). Each timed call has its own question."
+    )
+    head = ["callers", "mode", "tokens/s", "first token p50, ms", "total p50, s", "USD per 1000 answers", "unguided"]
+    speed = table(head, [row.speed_cells() for row in found.speed])
+    accuracy = table(["mode", "right answers", "unguided"], [row.accuracy_cells() for row in found.accuracy])
+    same = f"The same questions in each mode, {ACCURACY_CALLERS} callers:"
+    return f"{parameters}\n\n{speed}\n\n{same}\n\n{accuracy}"
 
 
 if __name__ == "__main__":
