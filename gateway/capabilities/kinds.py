@@ -39,6 +39,7 @@ class EngineKind(NamedTuple):
     stops_within_s: float | None = None
     reports_tokens: bool = False  # whether it returns token ids and running counts if they are requested
     token_fields: Mapping[str, Any] = MappingProxyType({})  # fields of a chat that request the text of each token
+    constraints: frozenset[str] = frozenset()  # fields of `policy/constraints.py` that it applies as a teacher, too
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
@@ -87,6 +88,9 @@ KINDS: tuple[EngineKind, ...] = (
         stops_within_s=_NEXT_STEP_S,  # with_cancellation aborts the request at once (vllm/entrypoints/utils.py)
         reports_tokens=True,
         token_fields=MappingProxyType({"logprobs": True, "top_logprobs": 0}),
+        constraints=frozenset(
+            {"logit_bias", "bad_words", "allowed_token_ids", "stop_token_ids", "min_tokens", "ignore_eos"}
+        ),
     ),
     EngineKind(
         "SGLang",
@@ -123,6 +127,7 @@ KINDS: tuple[EngineKind, ...] = (
         hosts=("api.openai.com",),  # not by owner: proxies report OpenAI as the owner of every model
         renamed=(("max_tokens", "max_completion_tokens"),),
         strict=True,
+        constraints=frozenset({"logit_bias"}),
     ),
     # Rejects both removed fields; usage comes with every stream (eca issue 231, anon-kode issue 53).
     EngineKind(

@@ -34,12 +34,12 @@ from gateway.protocol.text import TextRequest, parse_text_completion
 from gateway.wiring import max_output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from decimal import Decimal
 
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
-    from gateway.policy.constraints import API
+    from gateway.policy.constraints import API, ExcludingField
     from gateway.policy.plan import Plan
     from gateway.policy.policies import EffectiveLimits
     from gateway.policy.routing import RouteChoice
@@ -173,7 +173,8 @@ def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], se
         plan, route = _plan(caller, choice, request, headers, settings)
     except GatewayError as error:
         return Explanation(choice, None, error, tenant, key)
-    assumed, fields = tuple(_assumed(plan, settings)), tuple(_fields(route, request, plan))
+    excluding = _excluding(route, request)
+    assumed, fields = tuple(_assumed(plan, settings, excluding)), tuple(_fields(route, plan, excluding))
     max_output = max_output_of(settings.models)
     if plan.max_tokens is None and plan.students and (tenant.budget or key.budget):
         plan = structs.replace(plan, max_tokens=budget_max_tokens(plan, max_output))  # as admission does
@@ -201,19 +202,29 @@ def _plan(
     return resolve(caller.policy, route, request, snapshot, lambda: 0.0, headers), route
 
 
-def _fields(route: Route, request: AnyRequest, plan: Plan) -> dict[str, None]:
-    """Return the names of the fields that give the reason against guidance."""
+def _excluding(route: Route, request: AnyRequest) -> list[ExcludingField]:
     if isinstance(request, EmbeddingsRequest):
-        return {}
-    reason, prefix = (plan.shadow or plan).unguided, route.guidance.placement == "prefix"
+        return []
     api: API = "completions" if isinstance(request, TextRequest) else "chat"
-    excluding = excluding_fields(request.body, api, route.guidance.allow_fields)
+    return list(excluding_fields(request.body, api, route.guidance.allow_fields))
+
+
+def _fields(route: Route, plan: Plan, excluding: Iterable[ExcludingField]) -> dict[str, None]:
+    """Return the names of the fields that give the reason against guidance."""
+    reason, prefix = (plan.shadow or plan).unguided, route.guidance.placement == "prefix"
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
-def _assumed(plan: Plan, settings: Settings) -> list[str]:
+def _assumed(plan: Plan, settings: Settings, excluding: Collection[ExcludingField]) -> list[str]:
     engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.students]
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
-    return ["every engine answers, and no circuit is open", *probes]
+    assumed = ["every engine answers, and no circuit is open", *probes]
+    if (plan.shadow or plan).unguided is not None and excluding and all(map(_may_be_shared, excluding)):
+        assumed.append("the engines differ in their vocabulary, or do not apply the fields to guidance")
+    return assumed
+
+
+def _may_be_shared(field: ExcludingField) -> bool:
+    return field.placement == "prefix" and field.holder is None

@@ -49,6 +49,7 @@ class TeacherRequest(Record, frozen=True):
     top_p: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    constraints: Json | None = None  # the caller's constraining fields, for an engine that knows them
 
 
 class TeacherReply(Record, frozen=True):
@@ -88,6 +89,8 @@ class EngineState:
     context_tokens: int | None = None  # the limit on prompt and answer together; None: not reported
     sends_tokens: bool = False  # whether each piece of streamed guidance is one token
     counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
+    tokenizer: str | None = None  # as configured; None: not configured
+    constraints: frozenset[str] = frozenset()  # the constraining fields that it applies to guidance
 
 
 class Engine(Protocol):

@@ -41,7 +41,7 @@ async def build(
     engines = {}
     for model in models:
         engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
-        engine.state.reasoning = model.reasoning
+        engine.state.reasoning, engine.state.tokenizer = model.reasoning, model.tokenizer
         if tracing is not None:
             engine = _traced(engine, model)
         breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))

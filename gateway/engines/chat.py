@@ -217,6 +217,8 @@ def sampling_body(request: TeacherRequest) -> Json:
         body["seed"] = request.seed
     if request.stop:
         body["stop"] = list(request.stop)
+    if request.constraints is not None:
+        body.update(request.constraints)
     return body
 
 

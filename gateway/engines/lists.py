@@ -69,7 +69,9 @@ class CallLists:
         its own copy.
         """
         kind = "prompts" if request.messages is None else "chats"
-        if self._wire is None or kind not in self.supported or not self._wire.takes(request):
+        # vLLM's batch route knows `logit_bias` only, and ignores the other constraints.
+        alone = request.constraints is not None
+        if alone or self._wire is None or kind not in self.supported or not self._wire.takes(request):
             return await self._alone(request)
         # All members of a list share these parameters.
         parameters = (request.max_tokens, request.temperature, request.top_p, request.seed, tuple(request.stop))

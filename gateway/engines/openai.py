@@ -220,6 +220,7 @@ class OpenAIEngine:
             self.state.stops_within_s = self._kind.stops_within_s
             self.state.sends_tokens = self.state.counts_chunks = self._kind.reports_tokens
             self._token_fields = self._kind.token_fields
+            self.state.constraints = self._kind.constraints
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()

@@ -18,7 +18,7 @@ from gateway.guidance.seam import first_stop
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from gateway.policy.schema import Boundary
 
@@ -108,6 +108,33 @@ def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary =
             engine would have ended there.
     """
     return divide(without_leading_reasoning(text), cut=cut, stop=stop, boundary=boundary)
+
+
+def without_begun(
+    trimmed: TrimmedText, token_starts: Iterable[int], words: Sequence[str], boundary: Boundary
+) -> TrimmedText:
+    """Move an end that may begin one of the words from the text to the dropped part.
+
+    vLLM compares `bad_words`, with and without a space before them, with the tokens of one call. A student would
+    complete such a word. `token_starts` has the number of characters before each token of the text.
+    """
+    forms = [form for word in words for form in (word.lstrip(), " " + word.lstrip())]
+    longest = max(map(len, forms), default=0)
+    starts, text = list(token_starts), trimmed.text
+
+    def begins_word(at: int) -> bool:
+        end = text[at:]
+        return any(form.startswith(end) and form != end for form in forms)
+
+    while True:
+        near = (at for at in starts if max(0, len(text) - longest) <= at < len(text))
+        if (begun := next(filter(begins_word, near), None)) is None:
+            break
+        begun += len(text[begun:]) - len(text[begun:].lstrip())  # a space shows that the word before it is complete
+        text = trim(text[:begun], cut=True, boundary=boundary).text
+    rest = trimmed.text[len(text) :] + trimmed.pending_space + trimmed.dropped
+    dropped = rest.lstrip()
+    return TrimmedText(text, rest[: len(rest) - len(dropped)], dropped, trimmed.stopped)
 
 
 def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> TrimmedText:

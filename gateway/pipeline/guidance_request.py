@@ -14,6 +14,8 @@ from gateway.engines.base import TeacherRequest
 from gateway.engines.token_ends import tokens_in
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
+from gateway.guidance.trim import without_begun
+from gateway.policy.constraints import STOP_CONDITION
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 # Counting a longer text takes more than a few milliseconds, which would block the event loop.
 _MAX_COUNTED_CHARS = 4_000
+# Constraints that depend on the number of tokens in the whole answer.
+_COUNTED = frozenset({"min_tokens", "ignore_eos"})
 
 
 class Guidance(Record, frozen=True):
@@ -91,7 +95,9 @@ class GuidanceStream:
 
 def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
     """Return the request to send to the teacher."""
-    projection = guidance_plan.projection
+    projection, constraints = guidance_plan.projection, guidance_plan.constraints
+    if constraints is not None and (least := constraints.get("min_tokens")) is not None:
+        constraints = {**constraints, "min_tokens": min(least, guidance_plan.requested_tokens)}
     read: dict[str, Any] = {}
     if isinstance(request, TextRequest):
         assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
@@ -106,6 +112,7 @@ def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionReques
         seed=guidance_plan.seed,
         # A hint is not the answer, so the caller's stop strings do not end it.
         stop=request.stop if projection.teacher_may_finish else (),
+        constraints=constraints,
     )
 
 
@@ -137,11 +144,21 @@ def guidance_from_reply(
         return "guidance_boilerplate" if found.skipped else "guidance_empty"
     tokens, estimated = _kept_tokens(reply, trimmed.text, guidance_plan.tokens, count)
     ended = not found.cut and not trimmed.dropped
+    constraints = guidance_plan.constraints
+    least = constraints.get("min_tokens", 0) if constraints is not None else 0
     finish_reason: str | None = None
-    if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
+    if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish and tokens >= least):
         finish_reason = "stop"
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
         finish_reason = "length"
+    if constraints is not None and finish_reason is None and (words := constraints.get("bad_words")):
+        trimmed = without_begun(trimmed, _token_starts(reply, trimmed.text), words, guidance_plan.boundary)
+        if not trimmed.text:
+            return "guidance_empty"
+        tokens, estimated = _kept_tokens(reply, trimmed.text, guidance_plan.tokens, count)
+    if constraints is not None and finish_reason != "stop" and estimated and not _COUNTED.isdisjoint(constraints):
+        builder.unguided = STOP_CONDITION
+        return UNGUIDED
     builder.kept_tokens, builder.kept_estimated = tokens, estimated
     builder.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
     builder.complete = finish_reason == "stop"
@@ -223,6 +240,14 @@ def _kept_tokens(
     if len(kept) >= len(reply.text.strip()):
         return written, usage.estimated or len(kept) < len(reply.text.lstrip())
     return max(1, min(written, round(written * len(kept) / len(reply.text)))), True
+
+
+def _token_starts(reply: TeacherReply, kept: str) -> Sequence[int]:
+    """Return where tokens of the kept text begin; every character if the teacher did not report its tokens."""
+    if reply.token_ends is None:
+        return range(len(kept))
+    begin = max(0, reply.text.find(kept))
+    return [0, *(end - begin for end in reply.token_ends)]
 
 
 def kept_of_tokens(text: str, ends: Sequence[int], kept: str) -> int:

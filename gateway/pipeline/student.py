@@ -77,7 +77,15 @@ class StudentCall:
         """Return the current state of an engine for a tenant."""
         guarded, state = self.engines[engine], self.engines[engine].state
         cooldown = guarded.in_cooldown_for(tenant)
-        return EngineSnapshot(state.continuation, cooldown, state.reasoning, takes_prompts=state.takes_prompts)
+        return EngineSnapshot(
+            state.continuation,
+            cooldown,
+            state.reasoning,
+            state.takes_prompts,
+            state.revision,
+            state.tokenizer,
+            state.constraints,
+        )
 
     def check_available(self, builder: ReceiptBuilder) -> None:
         """Raise CircuitOpen if the request has a guidance plan and every student rejects the tenant's calls now."""

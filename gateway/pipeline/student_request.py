@@ -80,6 +80,9 @@ def build_student_request(
             if body.get(name) is not None:
                 del body[name]
         body[request.limit_field] = plan.max_tokens - written
+    constraints = None if plan.guidance is None else plan.guidance.constraints
+    if constraints is not None and (least := constraints.get("min_tokens")) is not None:
+        body["min_tokens"] = max(0, least - tokens_before(plan, student, guidance))
     if isinstance(request, TextRequest):
         if request.prompt is not None and (added or (continuation is not None and prefix)):
             prompt = _prompt(plan, request.prompt, added) if added else request.prompt

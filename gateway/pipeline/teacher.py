@@ -346,6 +346,8 @@ def _dedupe_key(
         teacher_request.seed,
         teacher_request.stop,
     )
+    if teacher_request.constraints is not None:
+        parts = (*parts, teacher_request.constraints)
     if ends is not None:
         parts = (*parts, *ends.facts)
     return hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()

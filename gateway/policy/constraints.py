@@ -2,7 +2,8 @@
 
 An engine applies a constraint to the tokens that it writes. The teacher writes a prefix, so the student's constraint
 does not hold there. Guidance in the student's prompt (placements context and input) leaves the whole answer to the
-student, and the constraint holds. Some fields exclude guidance from the prompt too.
+student, and the constraint holds. Some fields exclude guidance from the prompt too. Others leave a prefix if the
+teacher has the student's vocabulary and applies the field, too.
 
 docs/reference/request-fields.md shows the tables, with their sources; a test compares.
 """
@@ -12,17 +13,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 API = Literal["chat", "completions"]
 APIS: tuple[API, ...] = ("chat", "completions")
-Remaining = Literal["context", "none"]
+Remaining = Literal["prefix", "context", "none"]
 Ignored = Literal[
     "empty", "null", "null or empty text", "null or 1", "null or true", "type text", "text alone", "one prompt", "text"
 ]
 
 FIELD_NOT_KNOWN, CALLER_PREFILL, TOKEN_LIMIT = "field_not_known", "caller_prefill", "token_limit"
 """Reasons that do not depend on a field of the table alone."""
+TOKEN_CONSTRAINT, STOP_CONDITION = "token_constraint", "stop_condition"
+"""Reasons of the fields that a teacher may apply, too."""
 MIN_TOKENS = 2
 """The shortest answer with guidance: one token of the teacher and one of the student."""
 
@@ -31,7 +34,7 @@ class Constraint(NamedTuple):
     """Fields that exclude guidance for one reason."""
 
     reason: str  # the value of `x-gkt-unguided` and of a receipt's `unguided`
-    placement: Remaining  # the placement that remains: in the student's prompt (context), or none
+    placement: Remaining  # the placement that remains; prefix: if the teacher applies the fields too, else context
     ignored: Ignored  # values that constrain nothing
     fields: tuple[str, ...]
     why: str  # the reason in words, for the documentation
@@ -56,13 +59,17 @@ CONSTRAINTS: tuple[Constraint, ...] = (
         "The whole answer must match the grammar."),
     Constraint("structured_output", "context", "null or empty text", ("json_schema", "guided_json", "format"),
         "The whole answer must match the schema; the schema `{}` means any JSON."),
-    Constraint("token_constraint", "context", "empty",
-        ("logit_bias", "bad_words", "bad_words_ids", "allowed_token_ids", "custom_token_bans", "banned_strings",
-         "logits_processors", "custom_logit_processor", "no_repeat_ngram_size", "watermark", "watermarking"),
+    Constraint(TOKEN_CONSTRAINT, "prefix", "empty", ("logit_bias", "bad_words", "allowed_token_ids"),
+        "The engine forbids or forces tokens of its vocabulary."),
+    Constraint(TOKEN_CONSTRAINT, "context", "empty",
+        ("bad_words_ids", "custom_token_bans", "banned_strings", "logits_processors", "custom_logit_processor",
+         "no_repeat_ngram_size", "watermark", "watermarking"),
         "The engine forbids, forces or marks tokens. The teacher's tokens are outside its control."),
-    Constraint("stop_condition", "context", "empty",
-        ("stop_token_ids", "stop_regex", "stop_words", "stop_sequences", "ignore_eos", "min_tokens", "min_new_tokens",
-         "min_length", "include_stop_str_in_output", "no_stop_trim", "repetition_detection"),
+    Constraint(STOP_CONDITION, "prefix", "empty", ("stop_token_ids", "ignore_eos", "min_tokens"),
+        "The engine decides on the tokens that it writes where the answer ends."),
+    Constraint(STOP_CONDITION, "context", "empty",
+        ("stop_regex", "stop_words", "stop_sequences", "min_new_tokens", "min_length", "include_stop_str_in_output",
+         "no_stop_trim", "repetition_detection"),
         "The engine decides on the tokens that it writes where the answer ends."),
     Constraint("n", "context", "null or 1", ("n",), "All answers would begin alike."),
     Constraint("best_of", "context", "null or 1", ("best_of",), "All candidates would begin alike."),
@@ -168,6 +175,7 @@ class Placements(NamedTuple):
 
     prefix: str | None = None  # as the beginning of the answer
     context: str | None = None  # in the student's prompt. What excludes this excludes a prefix.
+    shared: tuple[str, ...] = ()  # fields that exclude a prefix unless the teacher applies all of them; () if others do
 
 
 class ExcludingField(NamedTuple):
@@ -202,7 +210,22 @@ def placements(body: Mapping[str, Any], api: API, allowed: Collection[str] = ())
     excluding = sorted(excluding_fields(body, api, allowed), key=lambda one: one.order)
     if not excluding:
         return UNCONSTRAINED
-    return Placements(excluding[0].reason, next((one.reason for one in excluding if one.placement == "none"), None))
+    context = next((one.reason for one in excluding if one.placement == "none"), None)
+    if any(one.placement != "prefix" or one.holder is not None for one in excluding):
+        return Placements(excluding[0].reason, context)
+    return Placements(excluding[0].reason, context, tuple([one.field for one in excluding]))
+
+
+def shared_constraints(body: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any] | None:
+    """Return the `shared` fields of a body for the teacher; None: it cannot apply them as the student does.
+
+    Before `min_tokens`, vLLM ignores stop strings, which the gateway applies to the whole answer.
+    """
+    constraints = {name: body[name] for name in fields}
+    least, words = constraints.get("min_tokens", 1), constraints.get("bad_words", [])
+    if type(least) is not int or least < 1 or ("min_tokens" in constraints and body.get("stop")):
+        return None
+    return constraints if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
 
 
 def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Iterator[ExcludingField]:

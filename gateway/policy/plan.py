@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Placement, Projection
     from gateway.policy.route_rules import AutoDeadline, QualityRule
     from gateway.policy.schema import Boundary, Mode
+    from gateway.protocol.body import Json
 
 PlanMode: TypeAlias = "Mode | Literal['guidance']"
 
@@ -27,6 +28,15 @@ class EngineSnapshot(Record, frozen=True):
     cooldown: bool = False  # whether its circuit is open after failures
     reasoning: Reasoning = "none"  # whether its model reasons before it answers, as configured
     takes_prompts: bool = True  # whether it continues raw prompts
+    revision: str | None = None  # identifies the model; None: not known
+    tokenizer: str | None = None  # as configured; None: not configured
+    constraints: frozenset[str] = frozenset()  # constraining fields that it applies to guidance
+
+    def has_vocabulary_of(self, other: EngineSnapshot) -> bool:
+        """Return whether both engines are known to have one vocabulary, by their tokenizers or by their models."""
+        if self.tokenizer is not None and other.tokenizer is not None:
+            return self.tokenizer == other.tokenizer
+        return self.revision is not None and self.revision == other.revision
 
 
 class StudentPlan(Record, frozen=True):
@@ -48,8 +58,9 @@ class GuidancePlan(Record, frozen=True):
             it is the upper bound.
         auto_deadline: bounds of a deadline that follows measured times; None: the deadline is fixed.
         tenant, weight: the tenant whose share of the teacher is used, and its weight.
-        may_answer: whether the teacher's text can be the whole answer; False if a field constrains the answer
+        may_answer: whether the teacher's text can be the whole answer; False if a field constrains the student alone
             (`constraints.py`).
+        constraints: the caller's fields that the teacher applies as the student does; None: there are none.
     """
 
     teacher: str
@@ -72,6 +83,7 @@ class GuidancePlan(Record, frozen=True):
     cache_ttl_s: float  # how long the guidance is cached for identical requests; 0 disables caching
     auto_deadline: AutoDeadline | None = None
     warm_student: bool = False  # whether the first student reads the prompt while the teacher writes
+    constraints: Json | None = None
 
     @property
     def requested_tokens(self) -> int:

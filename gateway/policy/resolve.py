@@ -12,7 +12,14 @@ from msgspec import structs
 from gateway.capabilities.continuation import Continuation
 from gateway.capabilities.reasoning import takes_prefix
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
-from gateway.policy.constraints import CALLER_PREFILL, MIN_TOKENS, TOKEN_LIMIT, placements
+from gateway.policy.constraints import (
+    CALLER_PREFILL,
+    MIN_TOKENS,
+    TOKEN_LIMIT,
+    UNCONSTRAINED,
+    placements,
+    shared_constraints,
+)
 from gateway.policy.length import choose_length
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
 from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
@@ -20,15 +27,16 @@ from gateway.protocol.chat import ChatRequest
 from gateway.protocol.text import DEFAULT_TEXT_TOKENS, TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.capabilities.continuation import Known
-    from gateway.policy.constraints import API
+    from gateway.policy.constraints import API, Placements
     from gateway.policy.length import LengthChoice
     from gateway.policy.projections import Placement
     from gateway.policy.route_rules import QualityRule
     from gateway.policy.routing import RouteOverride
     from gateway.policy.schema import Mode, Route, TenantPolicy
+    from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
 AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
@@ -120,17 +128,24 @@ def _plan(
         students.sort(key=itemgetter(0))
     continuation = students[0][2]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
-    unguided = length = guidance = None
+    unguided = length = guidance = constraints = None
     if route.mode == "guided":
         limit = max_tokens
         if limit is None and isinstance(request, TextRequest):
             limit = DEFAULT_TEXT_TOKENS  # an engine's own default would not include the guidance
-        unguided, constrained = _reason_against(route, request, continuation, limit)
+        api: API = "chat" if isinstance(request, ChatRequest) else "completions"
+        allowed = placements(request.body, api, route.guidance.allow_fields)
+        if allowed.shared:
+            engines = [student for _, student, _ in students]
+            constraints = _teacher_constraints(route, request, allowed.shared, engines, snapshot_of)
+            if constraints is not None:
+                allowed = UNCONSTRAINED
+        unguided = _reason_against(route, request, continuation, limit, allowed)
         if unguided is None and route.guidance.tokens == "auto":
             length = choose_length(route.guidance.auto, request, limit, headers)
             unguided = length.unguided
         if unguided is None:
-            guidance = _guidance(policy, route, request, limit, length, continuation, constrained=constrained)
+            guidance = _guidance(policy, route, request, limit, length, continuation, allowed, constraints)
             max_tokens = limit
     return Plan(
         mode=route.mode,
@@ -194,16 +209,33 @@ def _usable_continuation(chat: ChatRequest, snapshot: EngineSnapshot) -> Known:
     return known
 
 
-def _reason_against(
-    route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None
-) -> tuple[str | None, bool]:
-    """Return the reason in the request against guidance, and whether a field constrains the answer.
+def _teacher_constraints(
+    route: Route,
+    request: CompletionRequest,
+    fields: Sequence[str],
+    students: Sequence[StudentPlan],
+    snapshot_of: Callable[[str], EngineSnapshot],
+) -> Json | None:
+    """Return these fields if the teacher applies them to a prefix as the students do; None: it does not."""
+    rule = route.guidance
+    assert route.teacher is not None
+    if rule.placement != "prefix" or not rule.resolved_projection.teacher_may_finish:
+        return None
+    teacher, *others = map(snapshot_of, (route.teacher, *(student.engine for student in students)))
+    if students[0].continuation is None or not all(map(teacher.has_vocabulary_of, others)):
+        return None
+    if not all(one.constraints.issuperset(fields) for one in (teacher, *others)):
+        return None
+    return shared_constraints(request.body, fields)
 
-    With a constrained answer, the teacher's text cannot be the whole answer. A student that cannot continue an answer
-    gets guidance in its prompt.
+
+def _reason_against(
+    route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None, allowed: Placements
+) -> str | None:
+    """Return the reason in the request against guidance.
+
+    A student that cannot continue an answer gets guidance in its prompt.
     """
-    api: API = "chat" if isinstance(request, ChatRequest) else "completions"
-    allowed = placements(request.body, api, route.guidance.allow_fields)
     prefix = route.guidance.placement == "prefix"
     reason = allowed.prefix if prefix else allowed.context
     if reason is None and isinstance(request, ChatRequest):
@@ -213,7 +245,7 @@ def _reason_against(
             reason = "student_not_probed"
     if reason is None and max_tokens is not None and max_tokens < MIN_TOKENS:
         reason = TOKEN_LIMIT
-    return reason, allowed.prefix is not None
+    return reason
 
 
 def _guidance(
@@ -223,8 +255,8 @@ def _guidance(
     max_tokens: int | None,
     length: LengthChoice | None,
     continuation: Known,
-    *,
-    constrained: bool,
+    allowed: Placements,
+    constraints: Json | None,
 ) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
@@ -251,8 +283,9 @@ def _guidance(
         deadline_s=rule.max_deadline_s,
         auto_deadline=rule.auto_deadline if rule.deadline == "auto" else None,
         required=rule.on_failure == "reject",
-        stream=rule.stream and request.stream and ahead and prefix and may_finish,
-        may_answer=not constrained,
+        # Constrained guidance may end before its last word, so it is not shown before it is complete.
+        stream=rule.stream and request.stream and ahead and prefix and may_finish and constraints is None,
+        may_answer=allowed.prefix is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,
         weight=policy.weight,
@@ -260,6 +293,7 @@ def _guidance(
         cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
         # A confidence probe has the student read the prompt already.
         warm_student=rule.warm_student and placement == "prefix" and (length is None or length.probe is None),
+        constraints=constraints,
     )
 
 

@@ -137,6 +137,13 @@ def test_fields_that_exclude_guidance_are_named(folder: Path) -> None:
     assert "no guidance: field_not_known, because of zebra" in out
 
 
+def test_a_vocabulary_that_only_running_engines_show_is_an_assumption(folder: Path) -> None:
+    assumption = "the engines differ in their vocabulary, or do not apply the fields to guidance"
+    assert assumption in explained(body=chat("my refund", min_tokens=5))["assumed"]
+    assert assumption not in explained(body=chat("my refund", min_tokens=5, n=2))["assumed"]
+    assert assumption not in explained(body=chat("my refund"))["assumed"]
+
+
 def test_the_output_explains_the_length_of_guidance(folder: Path) -> None:
     policy = ACME.replace(
         "    default_max_tokens: 100", "    guidance: {tokens: auto, auto: {stop_at: step, probe: on}}"

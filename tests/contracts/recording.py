@@ -15,7 +15,7 @@ ROWS = {
     "stop strings": "before, across and behind the seam: text and finish reason are the engine's own",
     "exact usage": "`usage` is the engine's own, at a limit and at a stop string",
     "error mapping": "a prompt that is too long is the caller's 400",
-    "constraints": "`response_format` with a JSON schema holds",
+    "constraints": "a JSON schema, forbidden tokens and conditions of the end hold for the whole answer",
     "tools": "a forced tool call is the engine's own, in JSON and SSE",
     "disconnect": "the engine stops generating when the caller leaves, in JSON and SSE",
     "kill and restart": "a killed engine is an error for the caller; after the restart answers are guided again",

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
-from gateway.capabilities.continuation import probes
+from tests.contracts.toy_model import END, TOKENS, Constraints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,11 +29,7 @@ MODEL = "stand-in"
 CONTEXT_TOKENS = 2048
 TOKEN_S = 0.002
 LONG_TOKEN_S = 0.02  # of calls with ignore_eos, which must last until a test has left them
-ANSWER_WORDS = 90
-_TOKENS = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
-_USER, _ASSISTANT, _END = "<|user|>", "<|assistant|>", "<|end|>"
-_WORDS = _TOKENS.findall(" the sky sea light wave wind of and to in far near blue red rests, then again; so it is")
-_ALPHABET = {probes("vllm")[0].question: "a b c d e f g h i j k l m n o p q r s t u v w x y z"}
+_USER, _ASSISTANT = "<|user|>", "<|assistant|>"
 
 
 class Refused(Exception):
@@ -55,6 +48,7 @@ class Generated:
     pieces: tuple[str, ...]
     tokens: tuple[str, ...]
     finish: str
+    stop_reason: int | str | None = None
 
     @property
     def text(self) -> str:
@@ -81,25 +75,13 @@ def rendered(body: Json, messages: list[Json]) -> str:
         raise Refused(400, "BadRequestError", message)
     if not messages:
         raise Refused(400, "BadRequestError", "list index out of range")
-    turns = [(_ASSISTANT if one["role"] == "assistant" else _USER) + text_of(one) + _END for one in messages]
-    return "".join(turns).removesuffix(_END) if open_end else "".join(turns) + _ASSISTANT
+    turns = [(_ASSISTANT if one["role"] == "assistant" else _USER) + text_of(one) + END for one in messages]
+    return "".join(turns).removesuffix(END) if open_end else "".join(turns) + _ASSISTANT
 
 
 def text_of(message: Json) -> str:
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def answer(question: str) -> Iterator[str]:
-    """Yield the tokens of the model's answer to a question."""
-    if question in _ALPHABET:
-        yield from _TOKENS.findall(_ALPHABET[question])
-        return
-    random = Random(question)
-    yield "So"
-    for _ in range(ANSWER_WORDS):
-        yield random.choice(_WORDS)
-    yield " end."
 
 
 class StandIn:
@@ -139,7 +121,7 @@ class StandIn:
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         text = rendered(body, body["messages"]) if "messages" in body else body["prompt"]
-        ids = self._numbers(_TOKENS.findall(text))
+        ids = self._numbers(TOKENS.findall(text))
         return web.json_response({"count": len(ids), "max_model_len": CONTEXT_TOKENS, "tokens": ids})
 
     async def _detokenize(self, request: web.Request) -> web.Response:
@@ -150,7 +132,7 @@ class StandIn:
         body = await request.json()
         prompt = rendered(body, body["messages"])
         if (forced := forced_json(body)) is not None:
-            generated = Generated(tuple(_TOKENS.findall(prompt)), (forced,), (forced,), "stop")
+            generated = Generated(tuple(TOKENS.findall(prompt)), (forced,), (forced,), "stop")
         else:
             generated = self._generate(prompt, body, body.get("max_completion_tokens") or body.get("max_tokens"))
         return await self._reply(request, body, [generated], chat=True)
@@ -172,7 +154,7 @@ class StandIn:
     def _generate(self, prompt: str, body: Json, limit: int | None) -> Generated:
         if body.get("model", MODEL) != MODEL:
             raise Refused(404, "NotFoundError", f"The model `{body['model']}` does not exist.", "model")
-        read = tuple(_TOKENS.findall(prompt))
+        read = tuple(TOKENS.findall(prompt))
         room = CONTEXT_TOKENS - len(read)
         if room < 1 or (limit is not None and limit > room):
             message = (
@@ -181,14 +163,21 @@ class StandIn:
             )
             raise Refused(400, "BadRequestError", message, "input_tokens")
         before, _, begun = prompt.rpartition(_ASSISTANT)
-        question = before.rpartition(_USER)[2].removesuffix(_END) if before else prompt
-        own = "".join(answer(question))
-        rest = _TOKENS.findall(own.removeprefix(begun)) if own.startswith(begun) else _TOKENS.findall(own)
-        if body.get("ignore_eos"):
-            rest = (rest or [" so"]) * (room // max(1, len(rest)) + 1)
-        tokens = tuple(islice(rest, limit if limit is not None else room))
-        finish = "length" if len(rest) > len(tokens) or body.get("ignore_eos") else "stop"
-        return stopped(Generated(read, tokens, tokens, finish), body.get("stop") or ())
+        question = before.rpartition(_USER)[2].removesuffix(END) if before else prompt
+        constraints = Constraints(body, self._text)
+        if limit is not None and constraints.least > limit:
+            message = f"min_tokens must be less than or equal to max_tokens={limit}, got {constraints.least}."
+            raise Refused(400, "BadRequestError", message, "min_tokens")
+        output = constraints.generate(question, begun, room if limit is None else limit)
+        if output.stop_token is not None:
+            stop_reason, pieces = self._ids[output.stop_token], (*output.tokens[:-1], "")
+            return Generated(read, pieces, output.tokens, output.finish, stop_reason)
+        return stopped(Generated(read, output.tokens, output.tokens, output.finish), body.get("stop") or ())
+
+    def _text(self, token_id: int) -> str:
+        if not 0 <= token_id < len(self._texts):
+            raise Refused(400, "BadRequestError", f"token_id {token_id} is out of vocabulary.")
+        return self._texts[token_id]
 
     def _numbers(self, tokens: Sequence[str]) -> list[int]:
         for token in tokens:
@@ -211,7 +200,12 @@ class StandIn:
 
     def _whole(self, index: int, text: Generated, body: Json, *, chat: bool) -> Json:
         logprobs = likelihoods(body, text.tokens, chat=chat)
-        choice: Json = {"index": index, "finish_reason": text.finish, "logprobs": logprobs, "stop_reason": None}
+        choice: Json = {
+            "index": index,
+            "finish_reason": text.finish,
+            "logprobs": logprobs,
+            "stop_reason": text.stop_reason,
+        }
         if body.get("return_token_ids"):
             choice["token_ids"] = self._numbers(text.tokens)
             if not chat:
@@ -243,6 +237,7 @@ class StandIn:
             last = number >= len(text.pieces)
             logprobs = likelihoods(body, text.tokens[number - 1 : number], chat=chat)
             choice: Json = {"index": 0, "finish_reason": text.finish if last else None, "logprobs": logprobs}
+            choice["stop_reason"] = text.stop_reason if last else None
             if chat and body.get("tools"):
                 choice["delta"] = {"tool_calls": [{"index": 0, **tool_call(body, piece)}]}
                 choice["finish_reason"] = "tool_calls"
@@ -279,12 +274,12 @@ def stopped(text: Generated, stop: str | Sequence[str]) -> Generated:
     shown = ""
     for number, token in enumerate(text.tokens, start=1):
         shown += token
-        if found := [at for one in stops if (at := shown.find(one)) >= 0]:
-            kept, pieces = min(found), []
+        if found := [(at, one) for one in stops if (at := shown.find(one)) >= 0]:
+            (kept, first), pieces = min(found), []
             for piece in text.tokens[:number]:
                 pieces.append(piece[:kept])
                 kept = max(0, kept - len(piece))
-            return Generated(text.prompt, tuple(pieces), text.tokens[:number], "stop")
+            return Generated(text.prompt, tuple(pieces), text.tokens[:number], "stop", first)
     return text
 
 

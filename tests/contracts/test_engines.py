@@ -232,6 +232,64 @@ def test_a_json_schema_holds(gateway: GatewayProcess, *, stream: bool) -> None:
     assert isinstance(json.loads(reply.text)["city"], str)
 
 
+def constrained(engine: RunningEngine) -> Iterator[tuple[str, Json]]:
+    """Yield constraints that change an answer, or its end, before, at and behind the seam of 10 tokens."""
+    for question in QUESTIONS[:2]:
+        limit = {"max_tokens": ANSWER_TOKENS}
+        words = own(engine, question, **limit)[0].split()
+        seam = len(own(engine, question, max_tokens=10)[0].split())
+        for begin, end in ((2, 3), (seam - 1, seam), (seam + 3, seam + 4), (seam - 2, seam), (seam - 1, seam + 1)):
+            yield question, {**limit, "bad_words": [" ".join(words[begin:end])]}
+        yield question, {**limit, "ignore_eos": True}
+        _, finish, usage = own(engine, question, max_tokens=200)
+        least = usage["completion_tokens"] if finish == "stop" else 20
+        yield question, {"min_tokens": least + 3, "max_tokens": least + 40}
+        if engine.engine.load != "vllm metrics":
+            continue
+        ids = engine.direct(**chat(question, **limit, return_token_ids=True))["choices"][0]["token_ids"]
+        for at in (2, 9, 20):
+            yield question, {**limit, "logit_bias": {str(ids[at]): -100}}
+            yield question, {**limit, "stop_token_ids": [ids[at]]}
+            yield question, {**limit, "stop_token_ids": [ids[at]], "min_tokens": 15}
+        yield question, {**limit, "allowed_token_ids": ids[:15]}
+
+
+@pytest.mark.contract("constraints")
+@FORMS
+def test_constraints_hold_on_both_sides_of_the_seam(
+    engine: RunningEngine, gateway: GatewayProcess, *, stream: bool
+) -> None:
+    """vLLM applies them to the guidance, too. Other engines get no guidance beside them."""
+    for question, more in constrained(engine):
+        text, finish, usage = own(engine, question, **more)
+        reply = ask(gateway, "m10", question, stream=stream, **more)
+        assert reply.status == 200, reply.chunks
+        assert (reply.text.rstrip(), reply.finish) == (text.rstrip(), finish), more
+        assert_counts(reply, usage, str(more))
+        assert "placement" not in reply.facts, reply.facts
+        reasons = (
+            {None, "guidance_empty"} if engine.engine.load == "vllm metrics" else {"token_constraint", "stop_condition"}
+        )
+        assert reply.facts.get("unguided") in reasons, (more, reply.facts)
+
+
+@pytest.mark.contract("constraints")
+@pytest.mark.parametrize("route", ["m10", "listed"])
+def test_requests_with_different_constraints_share_no_guidance(
+    engine: RunningEngine, gateway: GatewayProcess, route: str
+) -> None:
+    """They ask the same question at the same time."""
+    words = own(engine, QUESTIONS[0], max_tokens=ANSWER_TOKENS)[0].split()
+    cases: list[Json] = [{}, *({"bad_words": [word]} for word in words[2:5])]
+    limit = {"max_tokens": ANSWER_TOKENS}
+    with ThreadPoolExecutor(len(cases)) as pool:
+        calls = [pool.submit(ask, gateway, route, QUESTIONS[0], **limit, **case) for case in cases]
+        replies = [call.result() for call in calls]
+    for case, reply in zip(cases, replies, strict=True):
+        expected = own(engine, QUESTIONS[0], **limit, **case)[0]
+        assert not differs(expected, reply.text, complete=False), (case, expected, reply.text)
+
+
 @pytest.mark.contract("tools")
 @FORMS
 def test_a_forced_tool_call_arrives(engine: RunningEngine, gateway: GatewayProcess, *, stream: bool) -> None:

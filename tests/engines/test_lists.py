@@ -88,6 +88,15 @@ async def test_only_those_that_ask_for_the_same_share_a_call(other: TeacherReque
     assert sorted(len(members) for members in lists) == [2, 2]
 
 
+async def test_constrained_guidance_is_a_single_call() -> None:
+    """vLLM's batch route ignores most constraints."""
+    constrained = [chat("What is three", constraints={"min_tokens": least}) for least in (2, 3)]
+    async with listing(ListServer()) as (engine, fake):
+        await ask(engine, [*QUESTIONS[:2], *constrained])
+    assert sorted(fake.paths) == sorted([BATCH, CHAT, CHAT])
+    assert [body.get("min_tokens") for body in fake.bodies if body["messages"] == constrained[0].messages] == [2, 3]
+
+
 async def test_batches_do_not_share_a_call() -> None:
     """Batches have separate permits."""
     async with listing(ListServer()) as (engine, fake):

@@ -76,6 +76,10 @@ async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) ->
             TeacherRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0, seed=0, stop=("x", "y")),
             {"temperature": 0.7, "top_p": 1.0, "seed": 0, "stop": ["x", "y"]},
         ),
+        (
+            TeacherRequest(max_tokens=40, messages=MESSAGES, constraints={"min_tokens": 9, "bad_words": ["x"]}),
+            {"temperature": 0.0, "min_tokens": 9, "bad_words": ["x"]},
+        ),
     ],
 )
 async def test_the_guidance_request_of_a_chat_has_exactly_these_fields(

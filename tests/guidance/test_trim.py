@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.guidance.trim import LONGEST_WORD_CHARS, TrimmedText, fences, open_reasoning, trim
+from gateway.guidance.trim import LONGEST_WORD_CHARS, TrimmedText, fences, open_reasoning, trim, without_begun
 from gateway.policy.schema import Boundary
 from tests.guidance.hidden_text_student import TEXTS
 
@@ -406,3 +406,34 @@ def test_a_cut_loses_no_more_than_the_last_line_and_mostly_a_word(name: str) -> 
         # The marks of the previous line are lost too if no text of the next line is left.
         assert lost.count("\n") == 0 or not lost[0].isalnum(), lost
         assert len(lost.split()) <= (3 if "`" in lost or "~" in lost else 2)
+
+
+# words that must not be completed behind the text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["New York"], "I flew to"),
+        (["to New York"], "I flew"),
+        (["New York", "flew to Rome"], "I"),  # what remains begins another word
+        (["Newark"], "I flew to"),
+        (["w York"], "I flew to New"),  # no token begins it
+        (["New"], "I flew to New"),  # complete: the teacher did not write it by its tokens
+        (["I flew to New York"], ""),
+        ([" York"], "I flew to New"),
+        (["old York", "", "x"], "I flew to New"),
+    ],
+)
+def test_text_that_may_begin_a_word_is_dropped(words: list[str], text: str) -> None:
+    """The tokens are words with the space before them."""
+    trimmed = TrimmedText("I flew to New", " ", "Yo", stopped=False)
+    found = without_begun(trimmed, [0, 1, 6, 9], words, "word")
+    assert found.text == text
+    assert found.text + found.pending_space + found.dropped == "I flew to New Yo"
+    assert not found.pending_space.strip()
+
+
+def test_without_tokens_every_character_may_begin_a_word() -> None:
+    trimmed = TrimmedText("I flew to New", " ", "", stopped=False)
+    assert without_begun(trimmed, range(13), ["w York"], "word").text == "I flew to"

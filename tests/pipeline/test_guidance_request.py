@@ -18,8 +18,8 @@ from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, Toke
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineFailed
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
-from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
-from gateway.pipeline.teacher import TeacherCall
+from gateway.pipeline.guidance_request import UNGUIDED, Guidance, build_teacher_request, guidance_from_reply
+from gateway.pipeline.teacher import TeacherCall, _dedupe_key
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import AutoRule, choose_length
 from gateway.policy.projections import CUTOFF, SkipRule
@@ -294,3 +294,63 @@ def test_a_receipt_shows_whether_the_kept_tokens_are_estimated(*, estimated: boo
     one.kept_tokens, one.kept_estimated, one.guided = 2, estimated, one.started
     receipt = closed(one)
     assert (b"kept_estimated" in msgspec.json.encode(receipt.guidance)) == estimated
+
+
+def constrained(**constraints: Any) -> Plan:
+    guided = plan()
+    assert guided.guidance is not None
+    return structs.replace(guided, guidance=structs.replace(guided.guidance, constraints=constraints))
+
+
+def kept(guided: Plan, reply: TeacherReply) -> tuple[Any, str | None]:
+    assert guided.guidance is not None
+    one = builder(guided)
+    return guidance_from_reply(guided, guided.guidance, CHAT, one, reply), one.unguided
+
+
+@pytest.mark.parametrize(("least", "sent"), [(7, 7), (40, 40), (500, 40)])
+def test_the_teacher_gets_the_constraints_and_at_most_its_own_limit_as_min_tokens(least: int, sent: int) -> None:
+    guided = constrained(min_tokens=least, bad_words=["x"])
+    assert guided.guidance is not None
+    assert build_teacher_request(guided.guidance, CHAT).constraints == {"min_tokens": sent, "bad_words": ["x"]}
+    assert guided.guidance.constraints == {"min_tokens": least, "bad_words": ["x"]}
+
+
+def test_requests_with_different_constraints_share_no_guidance() -> None:
+    engine: Any = Teacher()
+    requests = [
+        TeacherRequest(40, messages=CHAT.messages, constraints=constraints)
+        for constraints in (None, {"min_tokens": 5}, {"min_tokens": 6}, {"bad_words": ["x"]}, {"bad_words": ["y"]})
+    ]
+    keys = [_dedupe_key("acme", engine, request, "id", None) for request in requests]
+    assert len(set(keys)) == len(keys)
+    assert keys == [_dedupe_key("acme", engine, request, "id", None) for request in requests]
+
+
+@pytest.mark.parametrize("constraint", [{"min_tokens": 5}, {"ignore_eos": True}])
+def test_a_constraint_on_the_number_of_tokens_needs_an_exact_count(constraint: dict[str, Any]) -> None:
+    cut = TeacherReply("a b cde", "length", TokenUsage(9, 4))
+    assert kept(constrained(**constraint), cut) == (UNGUIDED, "stop_condition")
+    assert kept(constrained(logit_bias={"5": 1}), cut)[0].text == "a b"
+    exact = structs.replace(cut, token_ends=(1, 2, 3, 7))
+    assert kept(constrained(**constraint), exact)[0].tokens == 3
+
+
+@pytest.mark.parametrize(("least", "finish"), [(5, "stop"), (6, None)])
+def test_an_answer_of_the_teacher_is_whole_only_with_enough_tokens(least: int, finish: str | None) -> None:
+    """A stop token, too, ends the answer."""
+    reply = TeacherReply("a b cde", "stop", TokenUsage(9, 5), token_ends=(1, 2, 3, 7))
+    assert kept(constrained(min_tokens=least, stop_token_ids=[7]), reply)[0].finish_reason == finish
+
+
+@pytest.mark.parametrize("ends", [(1, 6, 9, 13, 16), None])
+def test_guidance_does_not_end_within_a_bad_word(ends: tuple[int, ...] | None) -> None:
+    guided = constrained(bad_words=["New York"])
+    cut = TeacherReply("I flew to New Yo", "length", TokenUsage(9, 5), token_ends=ends)
+    guidance, _ = kept(guided, cut)
+    assert (guidance.text, guidance.pending_space, guidance.dropped) == ("I flew to", " ", "New Yo")
+    assert guidance.tokens == 3
+    whole = structs.replace(cut, text="I flew to New", finish="stop")
+    assert kept(guided, whole)[0].text == "I flew to New"
+    begins = structs.replace(cut, text="New Yo", token_ends=None if ends is None else (3, 6))
+    assert kept(guided, begins)[0] == "guidance_empty"

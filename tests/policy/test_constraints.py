@@ -8,9 +8,11 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.capabilities.continuation import Continuation
+from gateway.capabilities.kinds import KINDS
 from gateway.policy.constraints import (
     APIS,
     CONSTRAINTS,
@@ -52,12 +54,20 @@ def value_of(rule: Constraint) -> Any:
     return CONSTRAINING.get(rule.reason, True)
 
 
-def plan(body: dict[str, Any], **guidance: Any) -> Plan:
+SNAPSHOT = EngineSnapshot(Continuation("trailing"))
+
+
+def plan(
+    body: dict[str, Any],
+    teacher: EngineSnapshot = SNAPSHOT,
+    student: EngineSnapshot = SNAPSHOT,
+    **guidance: Any,
+) -> Plan:
     route = {"model": "m", "mode": "guided", "teacher": "big", "student": "small", "guidance": guidance}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     raw = orjson.dumps({"model": "m", **body})
     request = parse_chat(raw) if "messages" in body else parse_text_completion(raw)
-    return resolve(policy, policy.routes[0], request, lambda _: EngineSnapshot(Continuation("trailing")))
+    return resolve(policy, policy.routes[0], request, lambda engine: teacher if engine == "big" else student)
 
 
 EACH = [
@@ -72,7 +82,8 @@ EACH = [
 def test_each_field_leaves_the_placement_of_its_row(api: Any, rule: Constraint, field: str) -> None:
     least = {"messages": MESSAGES} if api == "chat" else {"prompt": "Q:"}
     found = placements({**least, field: value_of(rule)}, api)
-    assert found == Placements(rule.reason, rule.reason if rule.placement == "none" else None)
+    shared = (field,) if rule.placement == "prefix" else ()
+    assert found == Placements(rule.reason, rule.reason if rule.placement == "none" else None, shared)
     if field != "prompt":
         assert placements({**least, field: None}, api) == UNCONSTRAINED
 
@@ -205,6 +216,98 @@ def test_a_hint_that_is_shown_leaves_the_student_a_token() -> None:
         found = plan({"messages": MESSAGES, "max_tokens": 20}, projection=projection, placement="prefix", tokens=40)
         assert found.guidance is not None
         assert found.guidance.tokens == tokens
+
+
+SHARED = {
+    "logit_bias": {"5": -100},
+    "bad_words": ["sky"],
+    "allowed_token_ids": [5, 6],
+    "stop_token_ids": [7],
+    "ignore_eos": True,
+    "min_tokens": 50,
+}
+VLLM = EngineSnapshot(Continuation("vllm"), revision="Qwen", constraints=frozenset(SHARED))
+
+
+@pytest.mark.parametrize("request_", [{"messages": MESSAGES, "stream": True}, {"prompt": "Q:"}], ids=str)
+@pytest.mark.parametrize("fields", [*({name: value} for name, value in SHARED.items()), SHARED], ids=str)
+def test_a_teacher_with_the_students_vocabulary_applies_the_constraint(fields: Any, request_: Any) -> None:
+    """It may write the whole answer, which is not shown before it is complete."""
+    found = plan({**request_, **fields, "n": 1}, VLLM, VLLM).guidance
+    assert found is not None
+    assert (found.placement, found.constraints, found.may_answer, found.stream) == ("prefix", fields, True, False)
+    assert plan({**request_, "logit_bias": {}, "user": "me"}, VLLM, VLLM).guidance.constraints is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "is_shared"),
+    [
+        ({}, {}, True),
+        ({"revision": "other"}, {}, False),
+        ({"revision": None}, {"revision": None}, False),
+        ({"revision": None, "tokenizer": "o200k_base"}, {"revision": "x", "tokenizer": "o200k_base"}, True),
+        ({"tokenizer": "a.json"}, {"tokenizer": "b.json"}, False),  # the tokenizers contradict the models
+        ({"tokenizer": "a.json"}, {}, True),
+        ({"revision": "other", "tokenizer": "a.json"}, {}, False),
+        ({"constraints": frozenset({"logit_bias"})}, {}, False),
+        ({}, {"constraints": frozenset()}, False),
+        ({}, {"continuation": None}, False),
+    ],
+)
+def test_a_vocabulary_is_shared_by_one_model_or_one_configured_tokenizer(
+    teacher: dict[str, Any], student: dict[str, Any], *, is_shared: bool
+) -> None:
+    engines = (structs.replace(VLLM, **teacher), structs.replace(VLLM, **student))
+    found = plan({"messages": MESSAGES, "bad_words": ["sky"]}, *engines)
+    assert (found.unguided, found.guidance is not None) == (None if is_shared else "token_constraint", is_shared)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"min_tokens": 5, "stop": "x"}, "stop_condition"),  # vLLM ignores stop strings before min_tokens
+        ({"min_tokens": "5"}, "stop_condition"),
+        ({"min_tokens": True}, "stop_condition"),
+        ({"min_tokens": -1}, "stop_condition"),
+        ({"bad_words": "sky"}, "token_constraint"),
+        ({"bad_words": [5]}, "token_constraint"),
+        ({"logit_bias": {"5": 1}, "n": 2}, "token_constraint"),
+        ({"nvext": {"ignore_eos": True}}, "stop_condition"),
+        ({"min_tokens": 5, "min_length": 5}, "stop_condition"),
+        ({"truncate_prompt_tokens": 5}, "prompt_control"),
+    ],
+)
+def test_other_constraints_exclude_a_prefix_of_the_same_model(fields: dict[str, Any], reason: str) -> None:
+    found = plan({"messages": MESSAGES, **fields}, VLLM, VLLM)
+    assert (found.unguided, found.guidance) == (reason, None)
+
+
+def test_all_students_must_have_the_teachers_vocabulary() -> None:
+    route = {"model": "m", "mode": "guided", "teacher": "big", "students": ["small", "other"]}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    chat = parse_chat(orjson.dumps({"model": "m", "messages": MESSAGES, "stop_token_ids": [7]}))
+    other = structs.replace(VLLM, revision="other")
+    found = resolve(policy, policy.routes[0], chat, lambda engine: other if engine == "other" else VLLM)
+    assert found.unguided == "stop_condition"
+
+
+@pytest.mark.parametrize("rule", [{"placement": "context"}, {"placement": "input"}])
+def test_the_student_alone_applies_the_constraint_to_guidance_in_its_prompt(rule: dict[str, Any]) -> None:
+    found = plan({"messages": MESSAGES, "min_tokens": 5}, VLLM, VLLM, **rule).guidance
+    assert found is not None
+    assert (found.constraints, found.may_answer) == (None, False)
+
+
+def test_a_hint_is_not_constrained_like_the_answer() -> None:
+    found = plan({"messages": MESSAGES, "min_tokens": 5}, VLLM, VLLM, projection="hint", placement="prefix")
+    assert found.unguided == "stop_condition"
+
+
+def test_kinds_apply_only_fields_of_the_rows_that_leave_a_prefix() -> None:
+    shared = {field for rule in CONSTRAINTS if rule.placement == "prefix" for field in rule.fields}
+    assert shared == SHARED.keys()
+    by_name = {kind.name: kind.constraints for kind in KINDS if kind.constraints}
+    assert by_name == {"vLLM": shared, "OpenAI": {"logit_bias"}}
 
 
 def test_every_reason_of_the_table_is_the_callers_wish_and_no_failure() -> None:
