@@ -276,6 +276,20 @@ def answers(status: int, body: Json | bytes, **headers: str) -> Play:
     return play
 
 
+def rejects(status: int, body: Json) -> Play:
+    """Return a play that rejects a call. TGI has sent 200 before it reads a streamed call, so it sends an error event.
+
+    The event of a chat has no error type, and its status is 422 for every error.
+    """
+    whole = answers(status, body)
+    in_stream = fails_with({"error": {"message": body["error"], "http_status_code": 422}}, done=True)
+
+    async def play(wire: Wire) -> None:
+        await (in_stream if wire.protocol == "tgi" and wire.streamed else whole)(wire)
+
+    return play
+
+
 def _telling(template: Json, wire: Wire) -> Json:
     """Return an error body with the engine's address and key in it, which no caller may see."""
     text = orjson.dumps(template).decode()
@@ -309,6 +323,7 @@ VLLM_ERROR: Json = {
 }
 TGI_ERROR: Json = {"error": "Request failed during generation: boom at WHERE", "error_type": "generation"}
 TGI_CHAT_ERROR: Json = {"error": {"message": "Request failed during generation: boom", "http_status_code": 422}}
+TGI_VALIDATION_ERROR: Json = {"error": "Input validation error: inputs too long", "error_type": "validation"}
 TOO_MUCH: Json = {"error": "Model is overloaded", "error_type": "overloaded"}
 
 

@@ -191,14 +191,19 @@ FAULTS = (
     Fault("status-500", "answers 500", behaviors.answers(500, behaviors.OPENAI_ERROR), FAILED, FAILED),
     Fault(
         "status-424",
-        "answers TGI's 424",
-        behaviors.answers(424, behaviors.TGI_ERROR),
+        "answers TGI's 424, or its error event first in a stream",
+        behaviors.rejects(424, behaviors.TGI_ERROR),
         FAILED,
         FAILED,
         protocols=("tgi",),
     ),
     Fault(
-        "status-429", "answers 429", behaviors.answers(429, behaviors.TOO_MUCH), OVERLOADED, OVERLOADED, retry_after_s=1
+        "status-429",
+        "answers 429; TGI: its error event first in a stream",
+        behaviors.rejects(429, behaviors.TOO_MUCH),
+        OVERLOADED,
+        OVERLOADED,
+        retry_after_s=1,
     ),
     Fault(
         "status-429-seconds",
@@ -240,8 +245,8 @@ FAULTS = (
     ),
     Fault(
         "status-422",
-        "answers 422",
-        behaviors.answers(422, {"error": "inputs too long", "error_type": "validation"}),
+        "answers 422; TGI: its error event first in a stream",
+        behaviors.rejects(422, behaviors.TGI_VALIDATION_ERROR),
         REJECTED,
         REJECTED,
     ),

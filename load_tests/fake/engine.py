@@ -13,7 +13,7 @@ import orjson
 from load_tests.fake.batching import Batching
 from load_tests.fake.call import Call, PlannedAnswer
 from load_tests.fake.http import FakeConnection, reply
-from load_tests.fake.replies import Form, Text, error, generated
+from load_tests.fake.replies import Form, Text, error, generated, tgi_parser_error, tgi_stream_error
 from load_tests.fake.requests import InvalidRequestBody, ParsedRequest, read_chat, read_completion, read_generate
 from load_tests.fake.stats import Stats
 
@@ -25,14 +25,18 @@ if TYPE_CHECKING:
 
 
 _BACKLOG = 1024
+_FAILURES = {
+    "fail_424": (424, "generation", "Request failed during generation: a configured fault"),
+    "fail_500": (500, "incomplete_generation", "Incomplete generation"),
+}
 _TGI_CLIENT_BATCH = 4  # its default
 
 
 class FakeEngine:
     """A modelled engine. It answers while it is `serving`.
 
-    It always has the routes of both protocols. The profile's dialect selects the format of errors, chats and
-    completions.
+    Each dialect has the chats and completions of OpenAI, and /generate, /info and /health of TGI. The profile's dialect
+    selects the format of errors, chats and completions. TGI's /generate_stream and /tokenize are missing.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -107,21 +111,31 @@ class FakeEngine:
         self.stats.requests += 1
         try:
             request = read(body, self._profile)
-            answer = self._answer(request, form)
-        except InvalidRequestBody as misread:
+        except InvalidRequestBody as invalid:
             self.stats.rejected += 1
-            self._refuse(connection, 422 if self._tgi else 400, str(misread), "validation")
+            connection.write(
+                tgi_parser_error(invalid) if self._tgi else error(400, str(invalid), "validation", tgi=False)
+            )
+            connection.end()
+            return
+        try:
+            answer = self._answer(request, form)
+        except InvalidRequestBody as invalid:
+            self.stats.rejected += 1
+            # TGI compares the number of prompts before it starts a stream.
+            in_stream = request.stream and invalid.kind == "validation"
+            self._refuse(connection, 422 if self._tgi else 400, str(invalid), invalid.kind, in_stream=in_stream)
             return
         most = self._profile.max_concurrent_requests
         if most is not None and self.stats.in_flight + len(answer.texts) > most:
             self.stats.refused += 1
-            self._refuse(connection, 429, "Model is overloaded", "overloaded")
+            self._refuse(connection, 429, "Model is overloaded", "overloaded", in_stream=request.stream)
             return
         fault = self._fault()
         if fault == "fail_424" or fault == "fail_500":
             self.stats.failed += 1
-            status, kind = (424, "generation") if fault == "fail_424" else (500, "incomplete_generation")
-            self._refuse(connection, status, "Request failed during generation: a configured fault", kind)
+            status, kind, message = _FAILURES[fault]
+            self._refuse(connection, status, message, kind, in_stream=request.stream)
             return
         call = Call(connection, answer, fault, self.stats)
         if fault == "hang":
@@ -133,11 +147,13 @@ class FakeEngine:
             self._batching.submit(sequence)
 
     def _answer(self, request: ParsedRequest, form: Form | None) -> PlannedAnswer:
+        if self._tgi and len(request.reads) > _TGI_CLIENT_BATCH:
+            message = f"Number of prompts exceeds the maximum allowed batch size of {_TGI_CLIENT_BATCH}"
+            raise InvalidRequestBody(message, "batch size exceeded")
         room = self._profile.max_total_tokens - max(request.reads)
         if (request.max_tokens or 1) > room:
-            raise InvalidRequestBody(f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}")
-        if self._tgi and len(request.reads) > _TGI_CLIENT_BATCH:
-            raise InvalidRequestBody(f"batch size exceeded: at most {_TGI_CLIENT_BATCH} prompts")
+            limit = f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}"
+            raise InvalidRequestBody(f"Input validation error: {limit}", "validation")
         at_most = request.max_tokens or room
         each = 1 if self._tgi else request.choices  # TGI passes over `n`
         texts = tuple(self._text(index, request, at_most) for index in range(each * len(request.reads)))
@@ -170,8 +186,11 @@ class FakeEngine:
                 return name
         return None
 
-    def _refuse(self, connection: FakeConnection, status: int, message: str, kind: str) -> None:
-        connection.write(error(status, message, kind, tgi=self._tgi))
+    def _refuse(
+        self, connection: FakeConnection, status: int, message: str, kind: str, *, in_stream: bool = False
+    ) -> None:
+        streamed = in_stream and self._tgi
+        connection.write(tgi_stream_error(message) if streamed else error(status, message, kind, tgi=self._tgi))
         connection.end()
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 from string import ascii_lowercase
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
-from load_tests.fake.http import EVENTS_END, event, reply
+from load_tests.fake.http import EVENTS_END, EVENTS_HEAD, event, reply
+
+if TYPE_CHECKING:
+    from load_tests.fake.requests import InvalidRequestBody
 
 Finish = Literal["stop", "length"]
 Tape = Literal["prose", "letters"]
@@ -26,6 +29,10 @@ _PROSE = (
     " something", " was", " left", " out", ".", " Let", " us", " check", ".\n",
 )  # fmt: skip
 TAPES: dict[Tape, tuple[str, ...]] = {"prose": _PROSE, "letters": tuple(f" {letter}" for letter in ascii_lowercase)}
+
+
+_NOT_JSON = "Failed to parse the request body as JSON"
+_OTHER_TYPES = "Failed to deserialize the JSON body into the target type"
 
 
 class Text(NamedTuple):
@@ -153,3 +160,18 @@ def error(status: int, message: str, kind: str, *, tgi: bool) -> bytes:
     """Return an error in the format of the dialect. TGI sends no Retry-After, so there is none."""
     body: Any = {"error": message, "error_type": kind} if tgi else {"error": {"message": message, "type": kind}}
     return reply(orjson.dumps(body), status)
+
+
+def tgi_parser_error(invalid: InvalidRequestBody) -> bytes:
+    """Return TGI's reply to a body that is not JSON or has other types. It is plain text, also for a stream."""
+    status, start = (400, _NOT_JSON) if invalid.kind == "syntax" else (422, _OTHER_TYPES)
+    return reply(f"{start}: {invalid}".encode(), status, content_type=b"text/plain; charset=utf-8")
+
+
+def tgi_stream_error(message: str) -> bytes:
+    """Return a stream of TGI that is rejected: 200 is sent before the request is checked.
+
+    The event has no error type, and the status in it is 422 for every error.
+    """
+    rejected = {"error": {"message": message, "http_status_code": 422}}
+    return EVENTS_HEAD + event(orjson.dumps(rejected)) + event(b"[DONE]") + EVENTS_END

@@ -19,7 +19,15 @@ _SPELLS = re.compile(r"(?:^|\s)(?:[a-z] ){2,}([a-z])$")
 
 
 class InvalidRequestBody(ValueError):
-    """The request body is invalid. The message gives the reason."""
+    """The request body is invalid. The message gives the reason.
+
+    Args:
+        kind: TGI's error type. `syntax` and `type` are errors of its JSON parser, which have none.
+    """
+
+    def __init__(self, message: str, kind: str = "type") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ def read_chat(raw: bytes, profile: Profile) -> ParsedRequest:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise InvalidRequestBody("messages must be a list of objects")
     if profile.dialect == "tgi":
+        _check_tgi_types(body)
         _check_tgi_chat(body, messages)
     elif not messages:
         raise InvalidRequestBody("messages must not be empty")
@@ -59,17 +68,30 @@ def read_chat(raw: bytes, profile: Profile) -> ParsedRequest:
     return _openai(body, (around + _tokens("".join(texts), profile),), tape, at)
 
 
+def _check_tgi_types(body: dict[str, Any]) -> None:
+    """Reject values of common fields that OpenAI accepts and TGI's types exclude."""
+    stop, seed = body.get("stop"), body.get("seed")
+    if stop is not None and not isinstance(stop, list):
+        raise InvalidRequestBody("stop: expected a sequence")
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise InvalidRequestBody("seed: expected u64")
+    if body.get("stream", False) is None:
+        raise InvalidRequestBody("stream: invalid type: null, expected a boolean")
+
+
 def _check_tgi_chat(body: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-    """Reject what TGI's types exclude. Its second name of max_tokens is an alias of the first."""
+    """Reject the same for chats. TGI's second name of max_tokens is an alias of the first."""
     if "max_tokens" in body and "max_completion_tokens" in body:
         raise InvalidRequestBody("duplicate field `max_tokens`")
     if isinstance(body.get("logit_bias"), dict):
-        raise InvalidRequestBody("logit_bias must be a list")
+        raise InvalidRequestBody("logit_bias: expected a sequence")
+    if body.get("stream_options", {}) is None:
+        raise InvalidRequestBody("stream_options: invalid type: null, expected struct StreamOptions")
     if any(message.get("content") is None and not isinstance(message.get("tool_calls"), list) for message in messages):
-        raise InvalidRequestBody("a message has neither content nor tool_calls")
+        raise InvalidRequestBody("messages: data did not match any variant")
     form = body.get("response_format")
     if form is not None and not (isinstance(form, dict) and "value" in form):
-        raise InvalidRequestBody("response_format must have a value")
+        raise InvalidRequestBody("response_format: missing field `value`")
 
 
 def read_completion(raw: bytes, profile: Profile) -> ParsedRequest:
@@ -79,6 +101,8 @@ def read_completion(raw: bytes, profile: Profile) -> ParsedRequest:
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(one, str) and one for one in prompts):
         raise InvalidRequestBody("prompt must be a text or a list of texts")
+    if profile.dialect == "tgi":
+        _check_tgi_types(body)
     return _openai(body, tuple(_tokens(one, profile) for one in prompts), *_tape_after(prompts[0]))
 
 
@@ -117,7 +141,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         body: Any = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise InvalidRequestBody("the body is not JSON") from None
+        raise InvalidRequestBody("the body is not JSON", "syntax") from None
     if not isinstance(body, dict):
         raise InvalidRequestBody("the body must be an object")
     return body
