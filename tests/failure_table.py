@@ -3,7 +3,7 @@
     python -m tests.failure_table > docs/reference/failures.md    writes the document from tests/failure_cells.py
     python -m tests.failure_table --observe                plays all faults, and prints that file anew: read its diff
 
-Each cell has an engine of its own, at a place of its own, so that none sees what another one did.
+Each cell has its own engine with its own path, so that no call sees the effects of another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import orjson
 
 from gateway.guidance.trim import trim
 from tests.failure_cells import CELLS
-from tests.fault_engine import OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
+from tests.fault_engine import GUIDANCE_TOKENS, SECRET, TEXT, FaultEngine, refusing
 from tests.faults import FAULTS, PLAYS, Cell, Fault, Row
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("student", "student stream", "stream of two", "guided stream", "teacher", "teacher stream")
 UNGUIDED_COLUMNS = ("student", "student stream", "stream of two")
-OPENING = trim(TEXT, cut=True).text
+GUIDANCE = trim(TEXT, cut=True).text
 PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
 SHORT = {
     "first_token": {"first_token": "1s"},
@@ -60,7 +60,7 @@ class Case:
         return f"{self.fault.name}-{self.protocol}-{self.column.replace(' ', '-')}"
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         return f"{self.protocol}/{self.fault.name}/{self.column.replace(' ', '-')}"
 
     @property
@@ -102,7 +102,7 @@ class World:
         return Cell(
             _reply(case, answer),
             _receipt(case, receipt),
-            len(self.faulty.requests[case.place]),
+            len(self.faulty.requests[case.path]),
             "" if breaker == "closed" else f"breaker {breaker}",
         )
 
@@ -141,7 +141,7 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
         ]
         routes = []
         for case in cases():
-            base = faulty.base(case.place) if case.fault.play is not None else nobody
+            base = faulty.base(case.path) if case.fault.play is not None else nobody
             models.append(_model(case.name, case.protocol, base, _timeouts(case), key))
             routes.append(_route(case))
         gateway = stack.enter_context(
@@ -172,7 +172,7 @@ def _route(case: Case) -> Json:
         students = [case.name, "second"] if case.column == "stream of two" else [case.name]
         return {"model": case.name, "mode": "student", "students": students, "baseline": "big"} | retries
     teacher, student = (case.name, "small") if case.column.startswith("teacher") else ("big", case.name)
-    return guided(case.name, teacher=teacher, student=student, tokens=OPENING_TOKENS) | retries
+    return guided(case.name, teacher=teacher, student=student, tokens=GUIDANCE_TOKENS) | retries
 
 
 def _reply(case: Case, answer: httpx.Response) -> str:
@@ -183,7 +183,7 @@ def _reply(case: Case, answer: httpx.Response) -> str:
         return f"{answer.status_code} {error['code'] or error['type']}{wait}"
     text, code = _streamed(answer) if case.streams else (answer.json()["choices"][0]["message"]["content"], None)
     unguided = case.column in UNGUIDED_COLUMNS or "x-gkt-unguided" in answer.headers
-    shown_guidance = "" if unguided else OPENING
+    shown_guidance = "" if unguided else GUIDANCE
     rest = text.removesuffix(TEXT)
     if (
         case.column == "teacher stream"
@@ -191,7 +191,7 @@ def _reply(case: Case, answer: httpx.Response) -> str:
         and rest not in {"", shown_guidance}
         and shown_guidance.startswith(rest)
     ):
-        extent = "all of it, behind a shorter opening"
+        extent = "all of it, after shorter guidance"
     else:
         extent = _extent(text, shown_guidance, shown_guidance + TEXT)
     why = answer.headers.get("x-gkt-unguided")
@@ -218,7 +218,7 @@ def _extent(text: str, shown_guidance: str, whole: str) -> str:
     if text == whole:
         return "all of it"
     assert whole.startswith(text), text
-    return "nothing" if not text else "the opening" if text == shown_guidance else "a part"
+    return "nothing" if not text else "the guidance" if text == shown_guidance else "a part"
 
 
 def _about(wait_s: str) -> str:

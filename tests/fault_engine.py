@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 PIECES = ("The", " sky—is", " 青い光", " scatters", " most🌈", " and", " so.")
 TEXT = "".join(PIECES)
 COUNTED = {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
-OPENING_TOKENS = 7
+GUIDANCE_TOKENS = 7
 MISSING: Any = object()
 SECRET = "sk-of-the-engine"
 """The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
 
 CONTINUING = frozenset({"student-stream", "guided-stream", "stream-of-two", "second"})
-"""Cells of students that continue their own text, or that of another student, after a broken stream."""
+"""Calls whose student continues its own text, or that of another student, after a broken stream."""
 _READ_WITHIN_S = 0.1
 _APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
 _MEGABYTE = 1_000_000
@@ -44,7 +44,7 @@ _MEGABYTE = 1_000_000
 
 @dataclass
 class Wire:
-    """A call, with methods to answer it byte by byte."""
+    """A call, with methods to answer it byte by byte. `call` names its kind."""
 
     protocol: str
     path: str
@@ -53,7 +53,7 @@ class Wire:
     writer: asyncio.StreamWriter
     usage: Any = field(default_factory=lambda: COUNTED)
     over: bool = False  # nothing more goes over this connection
-    cell: str = ""
+    call: str = ""
 
     @property
     def streamed(self) -> bool:
@@ -63,9 +63,9 @@ class Wire:
     def pieces(self) -> tuple[str, ...]:
         """The tokens of the answer, less those with which the request ends. Guidance is not one of them."""
         last = (self.body.get("messages") or [{}])[-1]
-        if last.get("role") != "assistant" or self.cell not in CONTINUING:
+        if last.get("role") != "assistant" or self.call not in CONTINUING:
             return PIECES
-        begun = last["content"].removeprefix(TEXT) if self.cell == "guided-stream" else last["content"]
+        begun = last["content"].removeprefix(TEXT) if self.call == "guided-stream" else last["content"]
         return PIECES[next(count for count in range(len(PIECES) + 1) if "".join(PIECES[:count]) == begun) :]
 
     @property
@@ -76,8 +76,8 @@ class Wire:
 
     @property
     def finish(self) -> str:
-        """The finish reason. An opening ends at the token limit, as a teacher's does."""
-        return "length" if self.body.get("max_tokens") == OPENING_TOKENS else "stop"
+        """The finish reason. Guidance ends at the token limit, as a teacher's does."""
+        return "length" if self.body.get("max_tokens") == GUIDANCE_TOKENS else "stop"
 
     # What an engine without fault says.
 
@@ -217,18 +217,18 @@ def _tokens() -> Iterator[Json]:
 
 @dataclass
 class FaultEngine:
-    """Play the fault in the request's URL: /{protocol}/{fault}/{cell}/..., with one cell per kind of call.
+    """Play the fault in the request's URL: /{protocol}/{fault}/{call}/..., where `call` is the kind of call.
 
     Attributes:
-        requests: received bodies by place (`protocol/fault/cell`), without probes and control calls.
-        mended: places that answer without a fault from now on.
-        astray: unexpected request paths.
+        requests: received bodies by `protocol/fault/call`, without probes and control calls.
+        repaired: `protocol/fault/call` that answer without a fault from now on.
+        unexpected_paths: unexpected request paths.
     """
 
     plays: dict[str, Play]
     requests: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
-    mended: set[str] = field(default_factory=set)
-    astray: list[str] = field(default_factory=list)
+    repaired: set[str] = field(default_factory=set)
+    unexpected_paths: list[str] = field(default_factory=list)
     url: str = ""
 
     @contextmanager
@@ -267,9 +267,9 @@ class FaultEngine:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=10)
 
-    def base(self, place: str) -> str:
-        """Return the `api_base` of a place: `protocol/fault/cell`."""
-        return f"{self.url}/{place}" + ("/v1" if place.startswith("openai/") else "")
+    def base(self, case_path: str) -> str:
+        """Return the `api_base` of `protocol/fault/call`."""
+        return f"{self.url}/{case_path}" + ("/v1" if case_path.startswith("openai/") else "")
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -288,21 +288,21 @@ class FaultEngine:
         target = request_head.split(b" ", 2)[1].decode()
         size = re.search(rb"content-length: *([0-9]+)", request_head.lower())
         raw = await reader.readexactly(int(size[1]) if size else 0)
-        _, protocol, fault, cell, *rest = [*target.split("/"), "", "", ""]
-        place, path = f"{protocol}/{fault}/{cell}", "/" + "/".join(filter(None, rest))
+        _, protocol, fault, call, *rest = [*target.split("/"), "", "", ""]
+        case_path, path = f"{protocol}/{fault}/{call}", "/" + "/".join(filter(None, rest))
         body: Json = orjson.loads(raw) if raw else {}
-        wire = Wire(protocol, path, body, reader, writer, cell=cell)
+        wire = Wire(protocol, path, body, reader, writer, call=call)
         if (aside := _aside(path, body)) is not None:
             # Closed, so that a call never goes out over a connection that a probe made.
             await wire.reply(orjson.dumps(aside), connection="close")
             return False
         if fault not in self.plays:
-            self.astray.append(target)
+            self.unexpected_paths.append(target)
             await wire.reply(b"{}", 404)
             return True
         if not is_control(body):
-            self.requests[place].append(body)
-        if place in self.mended:
+            self.requests[case_path].append(body)
+        if case_path in self.repaired:
             await wire.answer()
         else:
             await self.plays[fault](wire)

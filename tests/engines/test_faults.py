@@ -19,7 +19,7 @@ from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError, EngineOverloaded, EngineRejected
 from gateway.protocol.content_run import each_chunk
-from tests.fault_engine import COUNTED, OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
+from tests.fault_engine import COUNTED, GUIDANCE_TOKENS, SECRET, TEXT, FaultEngine, refusing
 from tests.faults import FAULTS, OK, PLAYS, Fault
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Engine
 
 NAME = "the-engine"
-WAYS = ("complete", "stream", "opening", "raw opening")
+WAYS = ("complete", "stream", "guidance", "raw guidance")
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 PATIENT = {"connect_s": 20.0, "first_token_s": 40.0, "idle_s": 40.0, "total_s": 50.0}
 HASTY_S = 1.0
@@ -100,8 +100,8 @@ async def _call(engine: Engine, way: str, outcome: Outcome) -> None:
         reply = await engine.complete({"messages": MESSAGES})
         outcome.text, outcome.usage = message_text(reply) or "", read_usage(reply.get("usage"))
     else:
-        prompt_fields: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
-        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=OPENING_TOKENS, **prompt_fields))
+        prompt_fields: Any = {"prompt": "Why?"} if way == "raw guidance" else {"messages": MESSAGES}
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=GUIDANCE_TOKENS, **prompt_fields))
         outcome.text, outcome.usage = guidance.text, guidance.usage
 
 
@@ -115,7 +115,7 @@ CASES = [
     for protocol in fault.protocols
     for way in WAYS
     # Guidance is read like a JSON reply and stalls as long.
-    if meant(fault, way) is not None and not (fault.stalls and "opening" in way)
+    if meant(fault, way) is not None and not (fault.stalls and "guidance" in way)
 ]
 
 
@@ -127,8 +127,8 @@ async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
 
     An error contains neither the engine's address nor its key, although the engine's text may.
     """
-    place = f"{protocol}/{fault.name}/{way.replace(' ', '-')}"
-    base = nobody if fault.play is None else faulty.base(place)
+    case_path = f"{protocol}/{fault.name}/{way.replace(' ', '-')}"
+    base = nobody if fault.play is None else faulty.base(case_path)
     stalls = "total" if fault.stalls and way != "stream" else fault.stalls
     async with calling(protocol, base, stalls=stalls) as engine:
         outcome = await call(engine, way)
@@ -143,11 +143,11 @@ async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
             assert TEXT.startswith(outcome.text)
             assert outcome.finishes == []
         if fault.play is not None:
-            assert len(faulty.requests[place]) == 1
-            faulty.mended.add(place)
+            assert len(faulty.requests[case_path]) == 1
+            faulty.repaired.add(case_path)
             again = await call(engine, way)
             assert (again.label, again.text) == (OK, TEXT)
-    assert faulty.astray == []
+    assert faulty.unexpected_paths == []
 
 
 def _tells_no_secret(error: EngineError, base: str) -> None:
@@ -172,8 +172,8 @@ def _is_complete(error: EngineError, fault: Fault) -> None:
 )
 async def test_memory_is_bounded_for_any_reply(fault: Fault, protocol: str, way: str, faulty: FaultEngine) -> None:
     """Too many bytes are discarded at once, and an endless line is not awaited."""
-    place = f"{protocol}/{fault.name}/memory-{way}"
-    async with calling(protocol, faulty.base(place)) as engine:
+    case_path = f"{protocol}/{fault.name}/memory-{way}"
+    async with calling(protocol, faulty.base(case_path)) as engine:
         tracemalloc.start()
         try:
             outcome = await call(engine, way)

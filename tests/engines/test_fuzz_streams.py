@@ -267,8 +267,8 @@ HEADERS = st.dictionaries(
     st.sampled_from(["x-prompt-tokens", "x-generated-tokens"]),
     st.sampled_from(["7", "0", "-1", "", "1.5", "x", "9" * 30, "9" * 5000, "٣"]),
 )
-CHAT_OPENING = TeacherRequest(max_tokens=3, messages=[], stop=("\nQ:",))
-RAW_OPENING = TeacherRequest(max_tokens=3, prompt="Why?", stop=("\nQ:",))
+CHAT_GUIDANCE = TeacherRequest(max_tokens=3, messages=[], stop=("\nQ:",))
+RAW_GUIDANCE = TeacherRequest(max_tokens=3, prompt="Why?", stop=("\nQ:",))
 
 
 @settings(MUCH)
@@ -294,7 +294,7 @@ def test_any_value_in_any_field_of_a_guidance_reply(
 ) -> None:
     """The teacher's reply is a text, with or without counts."""
     engine = stage.engines[protocol]
-    request = CHAT_OPENING if chat else RAW_OPENING
+    request = CHAT_GUIDANCE if chat else RAW_GUIDANCE
     sent = CHAT if chat else RAW if protocol == "openai" else GENERATED
     teacher_reply = stage.whole(broken(sent, [wrong]), headers, lambda: engine.generate_guidance(request))
     if isinstance(teacher_reply, TeacherReply):
@@ -315,7 +315,7 @@ def test_any_value_in_any_field_of_a_probe_reply(stage: Stage, protocol: str, wr
     engine = stage.engines[protocol]
     stage.whole(broken(looks[protocol], [wrong]), {}, engine.probe)
     orjson.dumps([engine.state.facts, engine.state.warnings, engine.state.revision])
-    sent = stage.whole(orjson.dumps(CHAT), {}, lambda: engine.generate_guidance(CHAT_OPENING))
+    sent = stage.whole(orjson.dumps(CHAT), {}, lambda: engine.generate_guidance(CHAT_GUIDANCE))
     assert isinstance(sent, TeacherReply), "and it can be called"
 
 

@@ -23,7 +23,7 @@ def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     """Play all cases at once; return the outcome of each."""
     with world(tmp_path_factory.mktemp("faults"), redis_url) as running:
         outcome = running.meet_all()
-        assert running.faulty.astray == []
+        assert running.faulty.unexpected_paths == []
         assert SECRET not in running.gateway.raw_log
     return outcome
 
