@@ -42,7 +42,7 @@ class CallSlots:
         self._configured = configured
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
-        self._held: dict[str, int] = {}  # calls in flight by tenant, while there is a limit
+        self._held: dict[str, int] = {}  # calls in flight by tenant
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by tenant; the one served last is the last
         self.in_flight = 0  # with reserved slots
         self.reserved = 0  # slots of calls that are about to start
@@ -68,8 +68,7 @@ class CallSlots:
     def enter(self, tenant: str) -> None:
         """Count a call that starts now, whether or not there is a slot for it."""
         self.in_flight += 1
-        if self.limit is not None:
-            self._held[tenant] = self._held.get(tenant, 0) + 1
+        self._held[tenant] = self._held.get(tenant, 0) + 1
 
     def leave(self, tenant: str) -> None:
         """Free the slot of a call that has ended."""
@@ -110,12 +109,10 @@ class CallSlots:
 
     def _release(self, tenant: str) -> None:
         self.in_flight -= 1
-        if self._held:
-            held = self._held.get(tenant, 0)
-            if held > 1:
-                self._held[tenant] = held - 1
-            elif held:
-                del self._held[tenant]
+        if (held := self._held[tenant]) > 1:
+            self._held[tenant] = held - 1
+        else:
+            del self._held[tenant]
 
     def _grant(self) -> None:
         """Reserve the free slots for waiting calls."""

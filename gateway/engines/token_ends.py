@@ -45,6 +45,8 @@ def token_ends(text: str, tokens: Sequence[str]) -> tuple[int, ...] | None:
         elif not token or _BROKEN in token:
             in_character = True
         elif (begin := text.find(token, at, at + len(token) + (_MAX_CHARACTER if in_character else 1))) >= 0:
+            if in_character and ends:
+                ends[-1] = begin  # the character is complete with its last token
             at = begin + len(token)
             in_character = False
         elif token.startswith(text[at:]):
@@ -52,6 +54,8 @@ def token_ends(text: str, tokens: Sequence[str]) -> tuple[int, ...] | None:
         else:
             return None
         ends.append(at)
+    if in_character and ends and len(text) - at <= _MAX_CHARACTER:
+        ends[-1] = at = len(text)
     return tuple(ends) if not text[at:].strip(_BROKEN) else None
 
 

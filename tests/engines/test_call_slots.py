@@ -71,6 +71,18 @@ async def test_calls_above_the_limit_wait_and_all_are_made() -> None:
     assert not calls.slots._held
 
 
+async def test_calls_from_before_the_limit_was_known_count_for_their_tenant() -> None:
+    """Tenant a has six calls in flight when the engine reports its limit of eight."""
+    calls = Calls(None)
+    early = await started(calls, "aaaaaab")
+    calls.slots.update(8, 1)
+    late = await started(calls, "aab")  # the first one gets the last slot
+    await finish(early[:1])
+    assert calls.started == [*"aaaaaab", "a", "b"]
+    await finish([*early[1:], *late])
+    assert (calls.slots.in_flight, calls.slots._held) == (0, {})
+
+
 async def test_without_a_limit_no_call_waits() -> None:
     calls = Calls(None)
     tasks = await started(calls, "abc" * 50)

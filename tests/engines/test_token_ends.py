@@ -17,7 +17,8 @@ from gateway.engines.token_ends import token_ends, token_texts, tokens_in
         ("The sky", ["The", " sky", "\n\n", "Q:"], (3, 7)),  # the stop string is not in the text
         ("The sk", ["The", " sky"], (3, 6)),  # the stop string began within a token
         ("The sky", ["The", "sky"], (3, 7)),  # decoded alone, a token of SentencePiece has no leading space
-        ("a \U0001f600 b", ["a", " ", "\ufffd", "\ufffd", " b"], (1, 2, 2, 2, 5)),
+        ("a \U0001f600 b", ["a", " ", "\ufffd", "\ufffd", " b"], (1, 2, 2, 3, 5)),
+        ("a \U0001f600", ["a", " ", "\ufffd", "\ufffd"], (1, 2, 2, 3)),
         ("a \U0001f600", ["a", " ", "", "", "\U0001f600"], (1, 2, 2, 2, 3)),
         ("a \ufffd", ["a", " ", "\ufffd"], (1, 2, 3)),
         ("The sky", ["token_id:7", "token_id:8"], None),
