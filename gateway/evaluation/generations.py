@@ -19,6 +19,7 @@ import orjson
 from gateway.engines.base import EngineState, TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.stops import before_stop
+from gateway.engines.token_ends import token_ends
 from gateway.evaluation.record import stored_lines
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, TeacherRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, Finish, TeacherRequest
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
 
@@ -65,11 +66,19 @@ class TeacherText:
         """
         stopped_itself = self.finish == "stop"
         if tokens == self.asked_tokens or (stopped_itself and tokens > self.output_tokens):
-            return TeacherReply(self.text, "stop" if stopped_itself else "length", self._usage(self.output_tokens))
+            finish: Finish = "stop" if stopped_itself else "length"
+            return TeacherReply(
+                self.text, finish, self._usage(self.output_tokens), token_ends=self._token_ends(self.text, tokens)
+            )
         if tokens > self.asked_tokens:
             return None
         text, stopped = before_stop("".join(self._first_pieces(tokens)), stop)
-        return TeacherReply(text, "stop" if stopped else "length", self._usage(min(tokens, self.output_tokens)))
+        return TeacherReply(
+            text,
+            "stop" if stopped else "length",
+            self._usage(min(tokens, self.output_tokens)),
+            token_ends=self._token_ends(text, tokens),
+        )
 
     def streamed_pieces(self, tokens: int) -> Iterator[str]:
         """Yield the pieces of the first tokens as the engine streamed them; nothing if it sent a whole reply."""
@@ -101,6 +110,11 @@ class TeacherText:
         if self.output_tokens - len(self.pieces) in {0, 1}:
             return tokens
         return len(self.pieces) * tokens / self.output_tokens
+
+    def _token_ends(self, text: str, tokens: int) -> tuple[int, ...] | None:
+        """Return the number of characters after each token of the text; None if the pieces are not tokens."""
+        are_tokens = len(self.pieces) > 1 and self.output_tokens - len(self.pieces) in {0, 1}
+        return token_ends(text, self.pieces[:tokens]) if are_tokens else None
 
     def _usage(self, output_tokens: int) -> TokenUsage:
         return TokenUsage(
