@@ -128,11 +128,9 @@ class VllmEngine(FakeEngine):
         options = body.get("stream_options") or {}
         running = options.get("include_usage") and options.get("continuous_usage_stats")
         response = await begin_events(request)
-        left = len(one.text)
+        texts = held_back(one.text, ["" if token is END_TOKEN else token for token in one.tokens], body.get("stop"))
         for at in range(0, len(one.tokens), self.per_event):
-            tokens = one.tokens[at : at + self.per_event]
-            text = "".join(token for token in tokens if token is not END_TOKEN)[:left]
-            left -= len(text)
+            tokens, text = one.tokens[at : at + self.per_event], "".join(texts[at : at + self.per_event])
             finish = one.finish if at + self.per_event >= len(one.tokens) else None
             content = {"delta": {"content": text}} if chat else {"text": text}
             choice = {"index": 0, **content, "finish_reason": finish, **_details(body, tokens, chat=chat)}
@@ -144,6 +142,23 @@ class VllmEngine(FakeEngine):
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+
+def held_back(text: str, tokens: Sequence[str], stop: str | Sequence[str] | None) -> list[str]:
+    """Return the part of the text that vLLM sends with each token: the end is held back while it may be a stop string.
+
+    Source: vllm/v1/engine/detokenizer.py.
+    """
+    stops = [stop] if isinstance(stop, str) else stop or ()
+    held = max(map(len, stops), default=1) - 1
+    parts: list[str] = []
+    size = sent = 0
+    for number, token in enumerate(tokens, start=1):
+        size += len(token)
+        until = len(text) if number == len(tokens) else max(sent, min(size - held, len(text)))
+        parts.append(text[sent:until])
+        sent = until
+    return parts
 
 
 def _details(body: dict[str, Any], tokens: Sequence[str], *, chat: bool) -> dict[str, Any]:

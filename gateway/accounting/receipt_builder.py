@@ -118,7 +118,7 @@ class ReceiptBuilder(msgspec.Struct):
         )
 
     def mark_first_token(self) -> None:
-        if self.first_token is None:
+        if self.first_token is None and self.stream:
             self.first_token = time.perf_counter()
 
     def drop_guidance(self, reason: str) -> None:

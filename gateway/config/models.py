@@ -256,6 +256,8 @@ class ModelSettings(StrictModel):
     """Price in USD. Required unless `model` has a known list price; 0 is allowed."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Timeouts of calls to the engine."""
+    always_stream: bool = False
+    """Whether calls for JSON callers are streamed too, so that timeouts.first_token and timeouts.idle apply to them."""
     breaker: BreakerSettings = BreakerSettings()
     """Circuit breaker of the engine."""
     key_hints: ClassVar[Mapping[str, str]] = {

@@ -60,6 +60,7 @@ async def build(
             controlled=controlled,
             slots=slots,
             total_s=model.timeouts.total_s,
+            always_streams=model.always_stream,
         )
     return engines
 

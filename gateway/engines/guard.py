@@ -73,8 +73,9 @@ class GuardedEngine:
         controlled: bool = False,  # whether control calls are permitted. Providers bill each call, so they get none.
         slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
         total_s: float = math.inf,  # the longest duration of a call
+        always_streams: bool = False,  # whether calls for JSON callers are streamed too
     ) -> None:
-        self.total_s = total_s
+        self.total_s, self.always_streams = total_s, always_streams
         self.name, self.state = engine.name, engine.state
         self._engine = engine
         self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name))

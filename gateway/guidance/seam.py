@@ -42,14 +42,15 @@ class SeamJoin:
             Otherwise nothing is ever inserted. If the teacher was cut within or right before the whitespace, the part
             that the engine stripped is lost.
         stop: the caller's stop strings; empty ones are ignored. Only those that begin before the student's own text
-            matter here; the engine handles the others. Of several, the first one completed counts; of those completed
-            together, the longest. An engine does not return the stop string that it found: if that overlaps one across
-            the seam, the latter is not detected, and its beginning stays in the answer.
+            matter here, unless `all_stops` is set; the engine handles the others. Of several, the first one completed
+            counts; of those completed together, the longest. An engine does not return the stop string that it found:
+            if that overlaps one across the seam, the latter is not detected, and its beginning stays in the answer.
         written_again: whether the student was asked to write the guidance itself before it continues
             (`Continuation.writes_again`). Nothing is emitted until it has, and everything from there on; whitespace
             before it is dropped. If the student writes anything else, or ends too early, its own text is the whole
             answer. All emitted text is then the student's own, so `pending_space` and `stop` are not used: the engine
             applies the latter. `echo` and `strips_leading_space` are ignored.
+        all_stops: whether the engine does not get the stop strings, so that all of them are detected here.
         sent: text of the answer that the caller already has, which begins with the lead and the guidance. It is not
             returned again, except `initial_text`. Whitespace after the guidance is dropped if the student repeats it.
 
@@ -72,6 +73,7 @@ class SeamJoin:
         strips_leading_space: bool = False,
         stop: Sequence[str] = (),
         written_again: bool = False,
+        all_stops: bool = False,
         sent: str = "",
     ) -> None:
         self.guidance = guidance
@@ -81,6 +83,7 @@ class SeamJoin:
         self._written_again = written_again
         self._pending_space = pending_space if strips_leading_space and not written_again else ""
         self._stop = () if written_again else tuple(filter(None, stop))
+        self._all_stops = all_stops
         self._held = ""  # text that may begin a stop string
         self._reach = 0  # the number of held characters before the student's own text
         self.stopped = self.echoed = self.restarted = False
@@ -90,7 +93,9 @@ class SeamJoin:
     @property
     def is_settled(self) -> bool:
         """Return whether all further text is passed on as it is."""
-        return not (self._echo or self._pending_space or self._held or self._reach or self._sent or self.stopped)
+        if self._all_stops or self.stopped:
+            return False
+        return not (self._echo or self._pending_space or self._held or self._reach or self._sent)
 
     def feed(self, delta: str) -> str:
         """Read student text of any length. Return what may be emitted now."""
@@ -142,6 +147,8 @@ class SeamJoin:
         if foreign_chars:
             self._reach = len(self._held) + foreign_chars
         text = self._held + text
+        if self._all_stops:
+            self._reach = len(text)
         found = first_stop(text, self._stop, begins_before=self._reach)
         if found is not None:
             self.stopped = True
@@ -162,6 +169,11 @@ def possible_stop(text: str, stop: Sequence[str], *, begins_before: int | None =
         if any(one.startswith(tail) for one in stop):
             return start
     return len(text)
+
+
+def ends_within_stop(text: str, stop: Sequence[str]) -> bool:
+    """Return whether the end of the text may begin a stop string."""
+    return bool(text and stop) and possible_stop(text, stop) < len(text)
 
 
 def first_stop(

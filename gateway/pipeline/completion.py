@@ -19,7 +19,7 @@ from gateway.accounting.worst_case import caller_tokens
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
-from gateway.pipeline.student import RESTARTED
+from gateway.pipeline.student_engines import RESTARTED
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route, first_route
 from gateway.protocol.content_run import each_chunk

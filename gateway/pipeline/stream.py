@@ -58,6 +58,10 @@ class StreamRelay:
         if not self._roles_sent:
             self._head = replace(self._head, model=model)
 
+    def restart(self) -> bool:
+        """Discard the answer so far, if nothing was sent to the caller. Return whether it was discarded."""
+        return False
+
     def join(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None = None) -> list[Json]:
         """Set the seam between the guidance and the next student's text; None: the student gets no prefix.
 

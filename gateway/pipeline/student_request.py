@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gateway.capabilities.continuation import Prefill
 from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
-from gateway.guidance.seam import SeamJoin
+from gateway.guidance.seam import SeamJoin, ends_within_stop
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
@@ -74,6 +74,8 @@ def build_student_request(
     else:
         continuation, prefix = continuation_of(plan, student, guidance), guidance.text
         added = guidance.text if continuation is None else ""
+    if continuation is not None and _stops_here(student, continuation, prefix, request):
+        body.pop("stop", None)
     if plan.max_tokens is not None:
         written = broken.max_tokens if broken is not None else tokens_before(plan, student, guidance)
         for name in _LIMITS:
@@ -130,9 +132,20 @@ def build_seam(
         strips_leading_space=continuation.strips_leading_space,
         written_again=continuation.writes_again,
         stop=request.stop,
+        all_stops=_stops_here(student, continuation, text, request),
         sent=sent,
     )
     return seam_join, reasoning_filter
+
+
+def _stops_here(student: StudentPlan, continuation: Continuation, prefix: str, request: CompletionRequest) -> bool:
+    """Return whether the gateway detects all stop strings, because one of them may begin in the prefix.
+
+    A student with running counts does not get them then, because such an engine (vLLM) holds back text while it
+    searches for stop strings. Its count would be ahead of the text. Other students end at stop strings themselves:
+    some of them generate on after a disconnect.
+    """
+    return student.counts_chunks and not continuation.writes_again and ends_within_stop(prefix, request.stop)
 
 
 def _prompt(plan: Plan, prompt: str, guidance: str) -> str:

@@ -31,6 +31,7 @@ class EngineSnapshot(Record, frozen=True):
     revision: str | None = None  # identifies the model; None: not known
     tokenizer: str | None = None  # as configured; None: not configured
     constraints: frozenset[str] = frozenset()  # constraining fields that it applies to guidance
+    counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
 
     def has_vocabulary_of(self, other: EngineSnapshot) -> bool:
         """Return whether both engines are known to have one vocabulary, by their tokenizers or by their models."""
@@ -45,6 +46,7 @@ class StudentPlan(Record, frozen=True):
     engine: str
     continuation: Continuation | None  # how it continues an assistant message, as far as known; None: not at all
     reasoning: Reasoning = "none"
+    counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
 
 
 NO_RETRIES = RetryRule(num_retries=0)

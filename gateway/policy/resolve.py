@@ -118,7 +118,9 @@ def _plan(
             known = RAW
         else:
             continue
-        student = StudentPlan(engine, None if isinstance(known, str) else known, snapshot.reasoning)
+        student = StudentPlan(
+            engine, None if isinstance(known, str) else known, snapshot.reasoning, snapshot.counts_chunks
+        )
         students.append((snapshot.cooldown, student, known))
     if not students:
         raise InvalidRequest(

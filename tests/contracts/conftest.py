@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
 LENGTHS = (5, 10, 20, 40)
-KNOWN_FAILURES = {
-    "test_usage_at_a_stop_string_is_the_engines_own[stand-in-json]": (
-        "a JSON student generates to its limit if the stop string begins in the guidance, and all of it counts"
-    ),
-}
-"""Tests with the stand-in that fail, with the reason."""
-
 _recorded: dict[str, EngineResults] = {}
 
 
@@ -54,14 +47,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect the known failures of the stand-in, and allow the recorded failures of installed engines."""
+    """Allow the recorded failures of installed engines."""
     if "GKT_ENGINE" in os.environ:
         return
     recorded = read_results()
     for item in items:
-        if (why := KNOWN_FAILURES.get(item.name)) is not None:
-            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
-        elif (why := recorded_failure(item, recorded)) is not None:
+        if (why := recorded_failure(item, recorded)) is not None:
             item.add_marker(pytest.mark.xfail(reason=why, strict=False))
 
 

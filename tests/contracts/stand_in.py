@@ -19,6 +19,7 @@ import orjson
 from aiohttp import web
 
 from tests.contracts.toy_model import END, TOKENS, Constraints
+from tests.vllm_engine import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -232,7 +233,8 @@ class StandIn:
         if chat:
             first: Json = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
             await send([first], 0, counted=continuous)
-        for number, piece in enumerate(text.pieces or ("",), start=1):
+        pieces = held_back("".join(text.pieces), text.pieces, body.get("stop")) if text.pieces else [""]
+        for number, piece in enumerate(pieces, start=1):
             await asyncio.sleep(token_s(body))
             last = number >= len(text.pieces)
             logprobs = likelihoods(body, text.tokens[number - 1 : number], chat=chat)
@@ -247,8 +249,7 @@ class StandIn:
                 choice["text"] = piece
             if body.get("return_token_ids"):
                 choice["token_ids"] = self._numbers(text.tokens[number - 1 : number])
-            if piece or last:
-                await send([choice], number, counted=continuous)
+            await send([choice], number, counted=continuous)
         if options.get("include_usage"):
             await send([], None, counted=True)
         await response.write(b"data: [DONE]\n\n")

@@ -290,6 +290,14 @@ def test_a_stop_string_across_the_seam_ends_the_answer(size: int) -> None:
     assert (seam.feed("more"), seam.finish()) == ("", "")
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+def test_all_stop_strings_are_found_if_the_engine_gets_none(size: int) -> None:
+    seam = SeamJoin("One.\nQ", stop=["\nQ:", "end"], all_stops=True)
+    text = seam.initial_text + "".join(seam.feed(part) for part in chunks("uick. Bend over.", [size]))
+    assert (text + seam.finish(), seam.stopped) == ("One.\nQuick. B", True)
+    assert not seam.is_settled
+
+
 def test_a_held_tail_that_is_no_stop_string_is_released() -> None:
     seam = SeamJoin("One.\nQ", stop=["\nQ:"])
     assert [seam.initial_text, seam.feed("u"), seam.feed("een"), seam.finish()] == ["One.", "\nQu", "een", ""]

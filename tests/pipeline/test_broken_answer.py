@@ -147,7 +147,8 @@ def chat(**fields: Any) -> CompletionRequest:
 
 
 def guard(engine: Any, metrics: Metrics) -> GuardedEngine:
-    return GuardedEngine(engine, Breaker(BreakerRule(failures=5, cooldown_s=60.0, max_cooldown_s=60.0)), metrics)
+    breaker = Breaker(BreakerRule(failures=5, cooldown_s=60.0, max_cooldown_s=60.0))
+    return GuardedEngine(engine, breaker, metrics, always_streams=True)
 
 
 async def answer(
@@ -160,8 +161,9 @@ async def answer(
     client_leaves: bool = False,
     open_circuits: tuple[str, ...] = (),
     mode: str = "student",
+    as_json: bool = False,
 ) -> Result:
-    """Stream an answer of the engines, the first of which is `small`."""
+    """Return an answer of the engines, the first of which is `small`. `as_json`: the caller requested JSON."""
     request = request or chat()
     metrics = Metrics()
     guarded = {engine.name: guard(engine, metrics) for engine in engines}
@@ -173,7 +175,7 @@ async def answer(
         known = continuation if not number else PLAIN
         if known is not None:
             known = Continuation(known.mode, engine.echoes or known.echo, engine.strips)
-        student_plans.append(StudentPlan(engine.name, known))
+        student_plans.append(StudentPlan(engine.name, known, counts_chunks=engine.state.counts_chunks))
     base = plan("guided" if guidance.text else mode, placement=placement)
     one = builder(
         msgspec.structs.replace(
@@ -190,14 +192,17 @@ async def answer(
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=request.wants_usage)
     chunks: list[Any] = []
     caught: EngineError | None = None
+    students = StudentCall(guarded, metrics, encodings=ENCODINGS)
     try:
-        async with aclosing(
-            StudentCall(guarded, metrics, encodings=ENCODINGS).stream(request, guidance, relay, one)
-        ) as groups:
-            async for group in groups:
-                chunks += each_chunk(group)
-                one.caller_left = client_leaves
-        chunks += relay.end()
+        if as_json:
+            reply = await students.complete(request, guidance, one)
+            chunks.append(_chunk(reply["choices"][0]["message"], reply["choices"][0]["finish_reason"]))
+        else:
+            async with aclosing(students.stream(request, guidance, relay, one)) as groups:
+                async for group in groups:
+                    chunks += each_chunk(group)
+                    one.caller_left = client_leaves
+            chunks += relay.end()
     except EngineError as error:
         caught = error
     return Result(chunks, caught, one, request, metrics)
@@ -244,6 +249,27 @@ async def test_guidance_in_the_prompt_stays_there(placement: str) -> None:
     assert first.bodies[0]["messages"] == second.bodies[0]["messages"]
     assert "Mind the fox" in str(second.bodies[0]["messages"])
     assert second.prefixes == ["The quick"]
+
+
+@pytest.mark.parametrize("guidance", [UNGUIDED, Guidance("The quick brown", pending_space=" ", tokens=3)])
+async def test_a_collected_reply_is_continued(guidance: Guidance) -> None:
+    first, second = Engine("small", [4], EngineTimeout), Engine("big")
+    found = await answer(first, second, guidance=guidance, as_json=True)
+    assert (found.text, found.finish_reasons, found.error) == (ANSWER, ["stop"], None)
+    assert second.prefixes == [" ".join(ANSWER.split()[: guidance.tokens + 4])]
+    assert found.usage == _usage(PROMPT_TOKENS, len(TOKENS))["usage"]
+    assert found.receipt.timings.first_token_ms is None
+
+
+@pytest.mark.parametrize("guidance", [UNGUIDED, Guidance("The quick brown", pending_space=" ", tokens=3)])
+async def test_a_collected_reply_that_cannot_be_continued_starts_anew(guidance: Guidance) -> None:
+    """The second engine gets the guidance again, and nothing of the first one's text."""
+    first, second = Engine("small", [4], EngineTimeout, more={"reasoning_content": "Hm."}), Engine("big")
+    found = await answer(first, second, guidance=guidance, as_json=True)
+    assert (found.text, found.error) == (ANSWER, None)
+    assert second.prefixes == [guidance.text]
+    assert found.receipt.continued_tokens == 0
+    assert [(one.engine, one.error) for one in found.receipt.attempts] == [("small", "engine_timeout")]
 
 
 async def test_the_only_engine_continues_once_after_a_lost_connection() -> None:
@@ -334,8 +360,9 @@ async def test_an_answer_that_a_stop_string_ends_across_the_seam_is_counted() ->
     second.state.counts_chunks = True
     found = await answer(first, second, request=chat(stop=["jumps over"]))
     assert found.usage == _usage(PROMPT_TOKENS, 6)["usage"]
-    options = [body["stream_options"].get("continuous_usage_stats") for body in (*first.bodies, *second.bodies)]
-    assert options == [None, True]
+    bodies = (*first.bodies, *second.bodies)
+    assert [body["stream_options"].get("continuous_usage_stats") for body in bodies] == [None, True]
+    assert [body.get("stop") for body in bodies] == [["jumps over"], None]
 
 
 @pytest.mark.parametrize(

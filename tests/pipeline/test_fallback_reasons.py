@@ -64,14 +64,17 @@ class Engine:
         yield [{"choices": [{"index": 0, "delta": {"content": f" by {self.name}"}, "finish_reason": "stop"}]}]
 
 
-def guard(engine: Any, metrics: Metrics) -> GuardedEngine:
-    return GuardedEngine(engine, Breaker(BreakerRule(5, 1.0, 5.0)), metrics)
+def guard(engine: Any, metrics: Metrics, *, always_streams: bool = False) -> GuardedEngine:
+    return GuardedEngine(engine, Breaker(BreakerRule(5, 1.0, 5.0)), metrics, always_streams=always_streams)
 
 
-async def answer(*engines: Engine, stream: bool, guided: bool) -> str | GatewayError:
-    """Return the text of an answer, or the error with which it ended."""
+async def answer(*engines: Engine, form: str, guided: bool) -> str | GatewayError:
+    """Return the text of an answer, or the error with which it ended.
+
+    `form`: json, sse, or collected: the reply is JSON and the engine's is streamed.
+    """
     metrics = Metrics()
-    guarded = {engine.name: guard(engine, metrics) for engine in engines}
+    guarded = {engine.name: guard(engine, metrics, always_streams=form == "collected") for engine in engines}
     students = tuple([StudentPlan(name, Continuation("trailing", echo=False)) for name in guarded])
     request = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
     base = plan("guided" if guided else "student")
@@ -80,7 +83,7 @@ async def answer(*engines: Engine, stream: bool, guided: bool) -> str | GatewayE
     one.kept_tokens, one.guidance_text = guidance.tokens, guidance.text
     calls = StudentCall(guarded, metrics)
     try:
-        if not stream:
+        if form != "sse":
             reply = await calls.complete(request, guidance, one)
             return str(reply["choices"][0]["message"]["content"])
         chunks: list[Any] = []
@@ -93,44 +96,47 @@ async def answer(*engines: Engine, stream: bool, guided: bool) -> str | GatewayE
         return error
 
 
-WAYS = pytest.mark.parametrize(("stream", "guided"), [(False, False), (True, False), (False, True), (True, True)])
+WAYS = pytest.mark.parametrize(
+    ("form", "guided"), [(form, guided) for form in ("json", "sse", "collected") for guided in (False, True)]
+)
 
 
 @WAYS
 @pytest.mark.parametrize(("first", "second"), [(9, 10), (9, None), (None, 5), (None, None)])
 async def test_a_request_that_is_too_long_goes_to_a_larger_student(
-    first: int | None, second: int | None, *, stream: bool, guided: bool
+    first: int | None, second: int | None, *, form: str, guided: bool
 ) -> None:
     small, large = Engine("small", first, CONTEXT), Engine("large", second)
-    found = await answer(small, large, stream=stream, guided=guided)
+    found = await answer(small, large, form=form, guided=guided)
     assert found == ("The sky by large" if guided else " by large")
     assert (small.calls, large.calls) == (1, 1)
 
 
 @WAYS
-async def test_no_smaller_student_gets_a_request_that_is_too_long(*, stream: bool, guided: bool) -> None:
+async def test_no_smaller_student_gets_a_request_that_is_too_long(*, form: str, guided: bool) -> None:
     small, same, large = Engine("small", 9, CONTEXT), Engine("same", 9), Engine("large", 99)
-    assert str(await answer(small, same, large, stream=stream, guided=guided)).endswith("by large")
+    assert str(await answer(small, same, large, form=form, guided=guided)).endswith("by large")
     assert same.calls == 0
 
 
 @WAYS
-async def test_a_request_that_is_too_long_for_all_is_the_callers_error(*, stream: bool, guided: bool) -> None:
-    found = await answer(Engine("small", 9, CONTEXT), Engine("large", 99, CONTEXT), stream=stream, guided=guided)
+async def test_a_request_that_is_too_long_for_all_is_the_callers_error(*, form: str, guided: bool) -> None:
+    found = await answer(Engine("small", 9, CONTEXT), Engine("large", 99, CONTEXT), form=form, guided=guided)
     assert isinstance(found, InvalidRequest)
     assert found.code == "context_length_exceeded"
 
 
 @WAYS
-async def test_a_filtered_request_is_sent_once(*, stream: bool, guided: bool) -> None:
+async def test_a_filtered_request_is_sent_once(*, form: str, guided: bool) -> None:
     small, other = Engine("small", None, FILTERED), Engine("other")
-    found = await answer(small, other, stream=stream, guided=guided)
+    found = await answer(small, other, form=form, guided=guided)
     assert isinstance(found, InvalidRequest)
     assert found.code == "content_filter"
     assert (small.calls, other.calls) == (1, 0)
 
 
-async def test_another_rejection_of_a_prefix_is_answered_without_it() -> None:
+@pytest.mark.parametrize("form", ["json", "collected"])
+async def test_another_rejection_of_a_prefix_is_answered_without_it(form: str) -> None:
     small = Engine("small", None, INVALID)
-    assert isinstance(await answer(small, stream=False, guided=True), InvalidRequest)
+    assert isinstance(await answer(small, form=form, guided=True), InvalidRequest)
     assert small.calls == 2

@@ -131,11 +131,14 @@ def test_an_answer_of_the_teacher_alone_has_its_usage(world: World, *, stream: b
     assert "kept_estimated" not in world.receipt(answer)["guidance"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("per_event", [1, 4])
-def test_a_stop_string_across_the_seam_ends_a_stream_with_its_count(world: World, per_event: int) -> None:
+def test_a_stop_string_across_the_seam_ends_an_answer_with_its_count(
+    world: World, per_event: int, *, stream: bool
+) -> None:
     """The engine alone would count the token that completes the stop string, and none after it."""
     world.engine.per_event = per_event
-    answer = world.ask("chat", stream=True, max_tokens=60, stop=["rule incontrovertibly be"])
+    answer = world.ask("chat", stream=stream, max_tokens=60, stop=["rule incontrovertibly be"])
     assert (answer.text, answer.finish) == ("It is so, as a ", "stop")
     sent = world.engine.requests[-1]
     assert sent["messages"][-1]["content"] == "It is so, as a rule"
@@ -143,6 +146,14 @@ def test_a_stop_string_across_the_seam_ends_a_stream_with_its_count(world: World
     assert answer.usage["completion_tokens"] == kept_tokens(world) + (2 if per_event == 1 else 4)
     assert answer.usage["prompt_tokens"] == PROMPT_TOKENS
     assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert "stop" not in sent
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_behind_the_seam_is_found_although_another_begins_before(world: World, *, stream: bool) -> None:
+    answer = world.ask("chat", stream=stream, max_tokens=60, stop=["rule of", " because"])
+    assert (answer.text, answer.finish) == ("It is so, as a rule incontrovertibly", "stop")
+    assert answer.usage["completion_tokens"] == kept_tokens(world) + 3
 
 
 def test_other_streams_have_no_running_counts(world: World) -> None:

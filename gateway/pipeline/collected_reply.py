@@ -1,0 +1,128 @@
+"""Collect a student's stream into one reply, for a caller that requested JSON. Sans-io.
+
+A streamed call has the timeouts `first_token` and `idle`, and ends at a stop string across the seam. Another engine can
+continue it after it broke off. The caller receives nothing before the end, so an answer may also start anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.pipeline.stream import StreamRelay
+from gateway.protocol.content_run import ContentRun
+from gateway.protocol.reply import ReplyHead, engine_fields
+
+if TYPE_CHECKING:
+    from gateway.capabilities.reasoning import ReasoningFilter
+    from gateway.guidance.seam import SeamJoin
+    from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
+
+_HEAD = ReplyHead("", 0, "")  # the caller's reply gets its own
+# Some engines repeat these in each delta of a tool call. The others are parts of one text.
+_NOT_IN_PARTS = frozenset({"finish_reason", "id", "name", "role", "type"})
+
+
+class CollectingRelay(StreamRelay):
+    """Convert a student's chunks as for a stream, and collect them. Nothing is sent before `reply`."""
+
+    def __init__(self) -> None:
+        super().__init__(_HEAD, wants_usage=False)
+        self.size = 0  # characters of the answers' text
+        self._guidance = ""  # the beginning of the first choice
+        self._texts: dict[int, list[str]] = {}
+        self._choices: dict[int, Json] = {}
+        self._fields: Json = {}
+
+    def join(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None = None) -> list[Json]:
+        super().join(seam, reasoning_filter)
+        self._shown_chars = 0
+        self._guidance = "" if seam is None else seam.initial_text
+        return []
+
+    def restart(self) -> bool:
+        for collected in (self._roles, self._roles_sent, self._finished, self._texts, self._choices, self._fields):
+            collected.clear()
+        self.finish_reason, self.has_sent_other, self.size = None, False, 0
+        return True
+
+    def collect(self, group: ChunkGroup) -> None:
+        """Add chunks that this relay converted."""
+        for part in group:
+            if isinstance(part, ContentRun):
+                self._add_texts(part.template.index, part.contents)
+                continue
+            self._fields.update(engine_fields(part))
+            for choice in part["choices"]:
+                index = choice["index"]
+                kept = self._choices.setdefault(index, {"index": index, "message": {}})
+                delta = choice.pop("delta")
+                if content := delta.pop("content", None):
+                    self._add_texts(index, [content])
+                _merge(kept["message"], delta)
+                _merge(kept, choice)
+
+    def reply(self) -> Json:
+        """Return the reply with all chunks so far."""
+        self._texts.setdefault(0, []).insert(0, self._guidance)
+        for index, choice in self._choices.items():
+            message, text = choice["message"], "".join(self._texts.get(index, ()))
+            message["content"] = text if text or not message.get("tool_calls") else None
+        choices = [_whole(self._choices[index]) for index in sorted(self._choices)]
+        for choice in choices:
+            for call in choice["message"].get("tool_calls") or ():
+                call.pop("index", None)
+        return {**self._fields, "choices": choices}
+
+    def _add_texts(self, index: int, contents: list[str]) -> None:
+        self._texts.setdefault(index, []).extend(contents)
+        self.size += sum(map(len, contents))
+
+
+class _Parts(list[str]):
+    """The parts of one text."""
+
+
+def _merge(into: Json, fields: Json) -> None:
+    """Add the fields of one delta. Texts and lists continue; items of lists with an `index` continue the same item."""
+    for name, value in fields.items():
+        known = into.get(name)
+        if value is None or value == "":
+            into.setdefault(name, value)
+        elif isinstance(value, str) and name not in _NOT_IN_PARTS:
+            if not isinstance(known, _Parts):
+                into[name] = known = _Parts()
+            known.append(value)
+        elif isinstance(value, dict):
+            if not isinstance(known, dict):
+                into[name] = known = {}
+            _merge(known, value)
+        elif isinstance(value, list):
+            if not isinstance(known, list):
+                into[name] = known = []
+            _extend(known, value)
+        elif not known:
+            into[name] = value
+
+
+def _extend(known: list[Any], items: list[Any]) -> None:
+    for item in items:
+        index = item.get("index") if isinstance(item, dict) else None
+        same = None
+        if index is not None:
+            same = next((one for one in known if isinstance(one, dict) and one.get("index") == index), None)
+        if same is None and isinstance(item, dict):
+            known.append(same := {})
+        if same is None:
+            known.append(item)
+        else:
+            _merge(same, item)
+
+
+def _whole(value: Any) -> Any:
+    """Return a value with its texts joined."""
+    if isinstance(value, _Parts):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
