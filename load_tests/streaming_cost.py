@@ -1,9 +1,9 @@
-"""Measure the gateway's cost of `guidance.stream`: requests with it on and off, side by side.
+"""Measure the gateway's cost of streamed engine calls: `guidance.stream` and `always_stream`, on and off, side by side.
 
     PYTHONPATH=. python load_tests/streaming_cost.py --help
 
-A modelled teacher and a student without latency, one gateway process, and wrk with streams. Both methods take turns,
-in alternating order. Only loopback is used, and the run ends by itself.
+A modeled teacher and a student without latency, one gateway process, and wrk. Both methods take turns, in alternating
+order. Only loopback is used, and the run ends by itself.
 """
 
 from __future__ import annotations
@@ -34,11 +34,29 @@ if TYPE_CHECKING:
     from load_tests.systems import GatewayProcess
 
 STREAMED, WHOLE = "streamed", "not streamed"
-# By route of peers/gateway/policies/bench.yaml.
-ROUTES = {"guided-40": STREAMED, "guided-40-whole": WHOLE}
-TEACHERS = {"all at once": "instant", "token by token": "paced"}
-"""Arrival of a teacher's tokens, and the file under timings/."""
-HEAD = ("teacher writes", "guidance", "requests/s", "per CPU s", "of not streamed", "p50", "errors")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingCase:
+    """Requests of one kind to two routes of peers/gateway/policies/bench.yaml, with streamed calls and without.
+
+    `teacher` is the file of its timings under timings/.
+    """
+
+    teacher: str
+    kind: wrk.Kind
+    routes: dict[str, str]
+
+
+_GUIDED = {"guided-40": STREAMED, "guided-40-whole": WHOLE}
+CASES = {
+    "guidance, all at once": StreamingCase("instant", "stream", _GUIDED),
+    "guidance, token by token": StreamingCase("paced", "stream", _GUIDED),
+    "JSON answer of a student": StreamingCase(
+        "instant", "json", {"student-always-stream": STREAMED, "student-json": WHOLE}
+    ),
+}
+HEAD = ("case", "engine calls", "requests/s", "per CPU s", "of not streamed", "p50", "errors")
 # Prompts are numbered. The rounds use disjoint ranges of numbers.
 _NUMBERS_PER_ROUND = 10_000_000
 
@@ -62,12 +80,15 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each method, for the median.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Print guided streams per second with and without streamed guidance, m = 40, and their ratio.
+    """Print requests per second with streamed engine calls and without, and their ratio.
 
-    **all at once**: the teacher's 40 tokens arrive together, so the gateway is saturated. Requests/s is its capacity.
-    **token by token**: one token every 5 ms (load_tests/timings/paced.yaml), like a real teacher. Each token is read
-    and sent separately, which is the highest cost of streaming. The teacher limits the requests/s, so compare
+    **guidance, all at once**: guided streams, m = 40. The teacher's tokens arrive together, so the gateway is
+    saturated. Requests/s is its capacity.
+    **guidance, token by token**: one token every 5 ms (load_tests/timings/paced.yaml), like a real teacher. Each token
+    is read and sent separately, which is the highest cost of streaming. The teacher limits the requests/s, so compare
     **per CPU s**: requests per CPU second of the gateway and its Redis.
+    **JSON answer of a student**: 128 tokens in one reply, or with `always_stream` as a stream that the gateway
+    collects.
 
     Needs wrk (Debian: apt install wrk). The table is Markdown, for docs/design/benchmarks.md. A run takes a minute.
     """
@@ -75,45 +96,48 @@ def main(
         raise typer.BadParameter("not installed: wrk (Debian: apt install wrk)")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:"))
     with interruptible(), Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        bar = progress.add_task("starting", total=len(TEACHERS) * len(ROUTES) * (1 + rounds))
+        bar = progress.add_task("starting", total=len(CASES) * 2 * (1 + rounds))
 
         def on_round(what: str) -> None:
             progress.update(bar, description=what, advance=1)
 
         began, busy, ours = time.monotonic(), proc.busy_s(), proc.ours_s()
-        teachers = {name: measure(name, callers, seconds, rounds, on_round) for name in TEACHERS}
+        cases = {name: measure(name, callers, seconds, rounds, on_round) for name in CASES}
         others = (proc.busy_s() - busy - (proc.ours_s() - ours)) / (time.monotonic() - began)
-    figures = {"machine": machine(), "callers": callers, "others_cores": max(0.0, others), "teachers": teachers}
+    figures = {"machine": machine(), "callers": callers, "others_cores": max(0.0, others), "cases": cases}
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
 
 def measure(
-    teacher: str, callers: int, seconds: int, rounds: int, on_round: Callable[[str], None] = lambda _: None
+    name: str, callers: int, seconds: int, rounds: int, on_round: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each way with a teacher of `TEACHERS`. `told` hears of each turn that was taken."""
+    """Return the figures of both methods of a case. `on_round` is called after each round."""
+    case = CASES[name]
     with ExitStack() as stack:
         for_s = 60.0 + 4 * seconds * (1 + rounds)
-        big = stack.enter_context(fake_engine(TEACHERS[teacher], dialect="tgi", for_s=for_s))
+        big = stack.enter_context(fake_engine(case.teacher, dialect="tgi", for_s=for_s))
         small = stack.enter_context(fake_engine("instant", dialect="openai", for_s=for_s))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="gkt-streaming-cost-")))
         site = Site(folder, stack)
         site.ports.update(json=_port(small), stream=_port(small), teacher=_port(big), teacher_stream=_port(big))
         gateway = run_gateway(site)
-        routes, seen = list(ROUTES), dict[str, list[StreamingRound]]()
+        routes, seen = list(case.routes), dict[str, list[StreamingRound]]()
         for turn in range(-1, rounds):  # the first round is the warm-up
             for place, route in enumerate(routes if turn % 2 else routes[::-1]):
                 first = (2 * (turn + 1) + place) * _NUMBERS_PER_ROUND
-                one = _round(gateway, route, callers, 1 if turn < 0 else seconds, first)
+                one = _round(gateway, route, case.kind, callers, 1 if turn < 0 else seconds, first)
                 if turn >= 0:
-                    seen.setdefault(ROUTES[route], []).append(one)
-                on_round(f"{teacher}, {ROUTES[route]}")
+                    seen.setdefault(case.routes[route], []).append(one)
+                on_round(f"{name}, {case.routes[route]}")
     return figures_of(seen)
 
 
-def _round(gateway: GatewayProcess, route: str, callers: int, seconds: int, first: int) -> StreamingRound:
+def _round(
+    gateway: GatewayProcess, route: str, kind: wrk.Kind, callers: int, seconds: int, first: int
+) -> StreamingRound:
     target = wrk.Target(f"{gateway.url}/v1/chat/completions", route, gateway.headers)
     used, unguided = gateway.child.cpu_s(), unguided_so_far(gateway.admin_url)
-    reading = wrk.run(target, "stream", concurrency=callers, seconds=seconds, first=first)
+    reading = wrk.run(target, kind, concurrency=callers, seconds=seconds, first=first)
     return StreamingRound(reading, gateway.child.cpu_s() - used, unguided_so_far(gateway.admin_url) - unguided)
 
 
@@ -136,7 +160,7 @@ def shown(figures: dict[str, Any]) -> str:
     """Return the figures in the format of docs/design/benchmarks.md."""
     rows = [
         (
-            teacher,
+            case,
             way,
             f"{seen['per_second']:.0f}",
             f"{seen['per_cpu_s']:.0f}",
@@ -144,14 +168,14 @@ def shown(figures: dict[str, Any]) -> str:
             f"{seen['p50_ms']:.1f} ms",
             str(seen["errors"]),
         )
-        for teacher, ways in figures["teachers"].items()
+        for case, ways in figures["cases"].items()
         for way, seen in sorted(ways.items(), reverse=True)
     ]
     return "\n".join(
         (
             markdown.table(HEAD, rows),
             "",
-            f"{figures['callers']} callers, m = 40. {figures['machine']}",
+            f"{figures['callers']} callers. {figures['machine']}",
             f"Other programs used {figures['others_cores']:.2f} cores meanwhile.",
         )
     )

@@ -110,6 +110,7 @@ def test_the_table_of_handovers_counts_the_prompts_in_the_cache() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 async def test_a_warm_student_reads_the_prompt_from_its_cache(redis_url: str) -> None:
     """llama.cpp reports the tokens that it found in its cache."""
     async with LocalStack(student="smollm2-135m-instruct") as stack:
@@ -122,15 +123,16 @@ async def test_a_warm_student_reads_the_prompt_from_its_cache(redis_url: str) ->
 
 
 @pytest.mark.long
-async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
+@pytest.mark.parametrize("case", ["guidance, token by token", "JSON answer of a student"])
+async def test_both_kinds_of_calls_are_driven_through_a_gateway_without_errors(case: str) -> None:
     """Rejections, broken streams and unguided answers all count as errors."""
     program("wrk")
-    figures = await asyncio.to_thread(streaming_cost.measure, "token by token", 4, 1, 1)
-    assert set(figures) == set(streaming_cost.ROUTES.values())
+    figures = await asyncio.to_thread(streaming_cost.measure, case, 4, 1, 1)
+    assert set(figures) == {streaming_cost.STREAMED, streaming_cost.WHOLE}
     for way in figures.values():
         assert way["errors"] == 0
         assert way["per_cpu_s"] > 0
-        assert way["p50_ms"] > 150, "40 tokens, one every 5 ms"
+        assert case != "guidance, token by token" or way["p50_ms"] > 150, "40 tokens, one every 5 ms"
 
 
 def test_streaming_is_compared_by_cpu_time_and_unguided_answers_are_errors() -> None:
