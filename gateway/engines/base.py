@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
     import msgspec
 
@@ -137,6 +138,12 @@ class CallOrigin(NamedTuple):
 
     tenant: str = ""
     request_id: str = ""
+    numbers: Iterator[int] = count(1)  # numbers the calls of the request
+
+    @property
+    def call_id(self) -> str:
+        """Return the next call's id: an engine may reject one that is in use. Empty for the gateway's own calls."""
+        return f"{self.request_id}-{next(self.numbers)}" if self.request_id else ""
 
 
 # In a context variable, as traces are, since engines are called in separate tasks.
@@ -146,7 +153,7 @@ _origin: ContextVar[CallOrigin] = ContextVar("origin", default=_NO_ORIGIN)
 
 def set_origin(tenant: str, request_id: str) -> None:
     """Attribute the engine calls of this task, and of the tasks that it starts, to a request."""
-    _origin.set(CallOrigin(tenant, request_id))
+    _origin.set(CallOrigin(tenant, request_id, count(1)))
 
 
 def current_origin() -> CallOrigin:

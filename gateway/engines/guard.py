@@ -107,7 +107,7 @@ class GuardedEngine:
 
         Raises CircuitOpen and EngineOverloaded.
         """
-        tenant, request_id = current_origin()
+        tenant, request_id, _ = current_origin()
         try:
             if (refusal := self.refusal(tenant)) is not None:
                 raise refusal
@@ -280,7 +280,7 @@ class _GuardedCall:
 
     def start(self) -> None:
         """Register the call. Raises CircuitOpen while the breaker refuses it."""
-        guard, (tenant, request_id) = self._guard, current_origin()
+        guard, (tenant, request_id, _) = self._guard, current_origin()
         self._sent_at = now = guard.clock()
         if guard.is_closed(now):
             self._call = BreakerCall(tenant, request_id)

@@ -1,7 +1,7 @@
 """The HTTP client of an engine, with one connection pool, timeouts and size limits.
 
 Redirects are not followed, and proxies from the environment are not used. The caller's headers are not forwarded,
-except the trace ids if tracing is on.
+except the trace ids if tracing is on. `X-Request-Id` has the gateway's own id, which vLLM uses in its log.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from gateway.engines.base import current_origin
 from gateway.engines.http_pool import HttpPool
 from gateway.engines.refusal import (
     BLAMES_CREDENTIALS,
@@ -273,12 +274,13 @@ class EngineHttp:
         if payload is not None:
             data = await in_thread(orjson.dumps, payload) if is_large(payload) else orjson.dumps(payload)
         headers = None if self._outgoing is None else self._outgoing()
+        call_id = current_origin().call_id
         if due is None:
-            reply = await self._pool.send(method, url, data, headers)
+            reply = await self._pool.send(method, url, data, headers, call_id)
         else:
             if self._closes_after_streams:
                 headers = {**(headers or {}), "Connection": "close"}
-            reply = await due.bound(self.name, self._pool.send(method, url, data, headers))
+            reply = await due.bound(self.name, self._pool.send(method, url, data, headers, call_id))
         self._closes_after_streams = reply.headers.get("Server") == _CLOSES_AFTER_STREAMS
         if reply.status != HTTPStatus.OK:
             try:

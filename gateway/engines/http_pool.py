@@ -113,10 +113,13 @@ class HttpPool:
         self._close_idle()
         await self._connector.close()
 
-    async def send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str] | None) -> HttpReply:
+    async def send(
+        self, method: str, url: str, data: bytes | None, headers: Mapping[str, str] | None, call_id: str = ""
+    ) -> HttpReply:
         """Send a call and return the reply when its head has arrived. The caller must release the reply.
 
-        A lost connection also closes the idle connections, so that the next call opens a new one.
+        A lost connection also closes the idle connections, so that the next call opens a new one. `call_id` is sent as
+        `X-Request-Id`, unless it is empty.
 
         Raises:
             aiohttp.ConnectionTimeoutError: no connection within `connect_s`.
@@ -126,6 +129,8 @@ class HttpPool:
         request, head = self._prepared.get((method, url)) or self._prepare(method, url)
         if headers:
             head += _header_lines(headers)
+        if call_id:
+            head += f"X-Request-Id: {call_id}\r\n".encode()
         now = self._loop.time()
         deadline = now + self._total_s
         connection = self._idle_connection(now)

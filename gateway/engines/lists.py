@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.engines.base import TeacherRequest
+from gateway.engines.base import TeacherRequest, current_origin, set_origin
 from gateway.engines.list_wires import list_wire
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
 from gateway.runtime.tasks import BackgroundTasks
@@ -98,7 +98,7 @@ class CallLists:
         if len(waiting) == 1:
             waiting[0].reply.set_result(None)
         elif waiting:
-            call = self._tasks.spawn(f"list:{self._http.name}", self._call(waiting))
+            call = self._tasks.spawn(f"list:{self._http.name}", self._call(waiting, key[0]))
 
             def left(_: asyncio.Future[Any]) -> None:
                 if all(member.reply.done() for member in waiting):
@@ -107,8 +107,11 @@ class CallLists:
             for member in waiting:
                 member.reply.add_done_callback(left)
 
-    async def _call(self, members: Sequence[_Member]) -> None:
+    async def _call(self, members: Sequence[_Member], batch: str) -> None:
+        """Send a call. Its id begins with the batch's, which the receipts of all members have."""
         assert self._wire is not None
+        if (origin := current_origin()).request_id:
+            set_origin(origin.tenant, f"{batch}-{origin.request_id}")
         outcomes: Sequence[TeacherReply | Exception | None]
         try:
             rendered = await self._wire.render([member.request for member in members])

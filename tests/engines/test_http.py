@@ -11,6 +11,7 @@ from aiohttp import web
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.engines.base import set_origin
 from gateway.engines.refusal import ReportedError, read_error, refusal
 from gateway.errors import (
     EngineError,
@@ -25,7 +26,7 @@ from tests.engines.fake_server import KEY, engine_http, failure, listening, repl
 
 if TYPE_CHECKING:
     from gateway.engines.http import EngineHttp
-    from tests.engines.fake_server import Handler, Talk
+    from tests.engines.fake_server import FakeServer, Handler, Talk
 
 HTML = "<html><body>502 Bad Gateway, upstream 10.0.0.7:8080</body></html>"
 
@@ -827,3 +828,38 @@ async def test_cookies_are_not_kept() -> None:
         await http.post("/x", {})
         await http.post("/x", {})
         assert "Cookie" not in fake.requests[1].headers
+
+
+# The id of a call.
+
+
+async def sent_ids(http: EngineHttp, fake: FakeServer, calls: int) -> list[str | None]:
+    """Return the ids of so many calls, half of them streams."""
+    for number in range(calls):
+        with suppress(EngineError):
+            await (events_of(http) if number % 2 else http.post("/x", {}))
+    return [request.headers.get("X-Request-Id") for request in fake.requests]
+
+
+async def test_each_call_of_a_request_has_its_own_id() -> None:
+    """VLLM writes the header to its log, and older versions reject an id that is in use."""
+    async with serving({"/x": replying({})}) as fake, engine_http(fake.url) as http:
+        set_origin("acme", "req_1")
+        assert await sent_ids(http, fake, 3) == ["req_1-1", "req_1-2", "req_1-3"]
+        set_origin("acme", "req_2")
+        assert (await sent_ids(http, fake, 1))[3:] == ["req_2-1"]
+
+
+async def test_the_gateways_own_calls_have_no_id() -> None:
+    async with serving({"/x": replying({})}) as fake, engine_http(fake.url) as http:
+        assert await sent_ids(http, fake, 2) == [None, None]
+
+
+async def test_the_calls_of_parallel_tasks_of_a_request_have_different_ids() -> None:
+    """A warm-up or a probe may be in flight with a call."""
+    async with serving({"/x": replying({})}) as fake, engine_http(fake.url) as http:
+        set_origin("acme", "req_1")
+        await asyncio.gather(*(http.post("/x", {}) for _ in range(5)))
+    assert sorted(str(request.headers["X-Request-Id"]) for request in fake.requests) == [
+        f"req_1-{number}" for number in range(1, 6)
+    ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from gateway.engines.base import TeacherReply
+from gateway.engines.base import TeacherReply, set_origin
 from gateway.errors import EngineError, EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
 from gateway.runtime.tasks import BackgroundTasks
 from tests.engines.list_servers import (
@@ -67,6 +67,18 @@ async def test_guidance_of_a_batch_is_one_list_call(kind: str, make: Any) -> Non
     rendering = {TEMPLATE, TOKENIZE}
     path = RAW if kind == "vllm" and make is prompt else LIST_PATHS[kind]
     assert [path_ for path_ in fake.paths if path_ not in rendering] == [path]
+
+
+async def test_a_list_call_has_the_ids_of_the_batch_and_of_one_member() -> None:
+    async with listing(ListServer()) as (engine, fake):
+        tasks = BackgroundTasks()
+
+        async def of_request(number: int) -> TeacherReply:
+            set_origin("acme", f"req_{number}")
+            return await engine.generate_guidance(QUESTIONS[number], batch="b7")
+
+        await asyncio.gather(*(tasks.spawn("opening", of_request(number)) for number in range(3)))
+        assert [request.headers["X-Request-Id"] for request in fake.requests] == ["b7-req_0-1"]
 
 
 @pytest.mark.parametrize(

@@ -153,17 +153,19 @@ def test_an_error_reaches_only_its_own_caller(world: World) -> None:
 
 
 def test_no_header_of_a_caller_reaches_an_engine(world: World) -> None:
-    """The gateway forwards neither the key, nor a cookie, nor any other header."""
+    """The gateway forwards neither the key, nor a cookie, nor any other header. X-Request-Id has its own id."""
     world.engine.headers.clear()
     sent = {"Cookie": "canary", "X-Api-Key": "canary", "X-Custom": "canary", "Proxy-Authorization": "canary",
             "X-Forwarded-For": "canary", "OpenAI-Organization": "canary", "traceparent": "canary",
-            "X-Client-Request-Id": "canary", "User-Agent": "canary"}  # fmt: skip
-    assert world.ask(ACME, "What do they see?", **sent).status_code == 200
+            "X-Client-Request-Id": "canary", "X-Request-Id": "canary", "User-Agent": "canary"}  # fmt: skip
+    answer = world.ask(ACME, "What do they see?", **sent)
+    assert answer.status_code == 200
     assert world.engine.headers
     for headers in world.engine.headers:
         assert {name.lower() for name in headers} <= {
-            *("host", "accept", "accept-encoding", "content-type", "content-length", "user-agent")
+            *("host", "accept", "accept-encoding", "content-type", "content-length", "user-agent", "x-request-id")
         }
+        assert headers["X-Request-Id"].startswith(answer.headers["x-request-id"] + "-")
         assert "canary" not in str(headers)
         assert KEY not in str(headers)
 
