@@ -323,6 +323,7 @@ async def gateway(
         tasks.keep("calls", publish_calls(engines.values(), metrics, batcher.processes))
         for engine in engines.values():
             probe_now = role_changed[engine.name]
+            engine.on_lost(probe_now.set)
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, probe_now=probe_now, on_probe=uptime.record))
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

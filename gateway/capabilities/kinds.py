@@ -40,6 +40,8 @@ class EngineKind(NamedTuple):
     reports_tokens: bool = False  # whether it returns token ids and running counts if they are requested
     token_fields: Mapping[str, Any] = MappingProxyType({})  # fields of a chat that request the text of each token
     constraints: frozenset[str] = frozenset()  # fields of `policy/constraints.py` that it applies as a teacher, too
+    rejects_long_prompts: bool = False  # whether it rejects prompts that exceed its context, instead of cutting them
+    has_vllm_status: bool = False  # whether it has vLLM's routes /version and, in its development mode, /is_sleeping
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
@@ -83,7 +85,7 @@ KINDS: tuple[EngineKind, ...] = (
         "vLLM",
         ("vllm", "completions", "instruct"),
         echo=False,
-        owners=("vllm",),
+        owners=("vllm", "vllm-frontend-rs"),  # the latter: the Rust front end (rust/src/server/src/routes/openai)
         renderer="vllm",
         stops_within_s=_NEXT_STEP_S,  # with_cancellation aborts the request at once (vllm/entrypoints/utils.py)
         reports_tokens=True,
@@ -91,6 +93,8 @@ KINDS: tuple[EngineKind, ...] = (
         constraints=frozenset(
             {"logit_bias", "bad_words", "allowed_token_ids", "stop_token_ids", "min_tokens", "ignore_eos"}
         ),
+        rejects_long_prompts=True,
+        has_vllm_status=True,
     ),
     EngineKind(
         "SGLang",

@@ -77,6 +77,7 @@ class EngineState:
     """The current state of an engine. Probes write it; readiness and the request path read it."""
 
     up: bool | None = None  # whether the last probe succeeded; None before the first one
+    asleep: bool = False  # whether the engine reported that it queues calls until it is woken
     detail: str = "not probed yet"
     called: bool = True  # False if no call was made yet and the engine has no other probe
     warnings: list[str] = field(default_factory=list)
@@ -88,6 +89,7 @@ class EngineState:
     max_concurrency: int | None = None  # the engine's own limit on calls in flight; None: not reported
     stops_within_s: float | None = None  # seconds from a disconnect to the end of generation; None: not known to stop
     context_tokens: int | None = None  # the limit on prompt and answer together; None: not reported
+    max_prompt_tokens: int | None = None  # the engine rejects longer prompts; None: not known to reject any
     sends_tokens: bool = False  # whether each piece of streamed guidance is one token
     counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
     tokenizer: str | None = None  # as configured; None: not configured

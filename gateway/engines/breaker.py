@@ -98,6 +98,7 @@ class Breaker:
         self._paused: dict[str, float] = {}  # the end of each tenant's pause
         self._last_pause_until = 0.0  # the latest end of a tenant's pause
         self._all_paused_until = 0.0  # the end of the pause of all tenants
+        self._suspended = False  # whether the pause of all tenants is a suspension
         self._busy_since: float | None = None  # since when, without a success, the engine is busy with earlier calls
 
     def state(self, now: float) -> BreakerState:
@@ -196,6 +197,11 @@ class Breaker:
         # The shorter of two pauses: the longer one may be the effect of one large request.
         self._all_paused_until = max(self._all_paused_until, min(until, max(others.values(), default=0.0)))
 
+    def suspend(self, now: float) -> None:
+        """Refuse calls of all tenants, until a probe succeeds or for as long as an engine may request a pause."""
+        self._suspended = True
+        self._last_pause_until = self._all_paused_until = now + _MAX_PAUSE_S
+
     def abandoned(self, call: BreakerCall) -> None:
         """Record a call that ended without an outcome, such as a canceled one. The next call may be the trial."""
         if call.engine_trial:
@@ -203,7 +209,11 @@ class Breaker:
         self._end_tenant_trial(call)
 
     def probe_succeeded(self, now: float) -> None:
-        """Record a successful background probe: trials may start at once."""
+        """Record a successful background probe: trials may start at once, and a suspension ends."""
+        if self._suspended:
+            self._suspended = False
+            self._paused.clear()
+            self._last_pause_until = self._all_paused_until = 0.0
         for scope in (self._engine, *(failing.scope for failing in self._tenants.values())):
             if scope.open_until is not None:
                 scope.open_until = min(scope.open_until, now)

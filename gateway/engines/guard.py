@@ -167,10 +167,21 @@ class GuardedEngine:
             call.succeeded()
         return reply
 
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the engine, which is up, loses a connection: it may have restarted."""
+        self._guard.on_lost = lambda: callback() if self.state.up else None
+
     async def probe(self) -> None:
-        await self._engine.probe()
-        self._guard.breaker.probe_succeeded(self._guard.clock())
-        self._guard.publish()
+        guard = self._guard
+        try:
+            await self._engine.probe()
+        except EngineError:
+            if self.state.asleep:
+                guard.breaker.suspend(guard.clock())
+                guard.publish()
+            raise
+        guard.breaker.probe_succeeded(guard.clock())
+        guard.publish()
 
     async def close(self) -> None:
         for control in (self._chat_control, self._text_control):
@@ -186,7 +197,7 @@ class _Guard:
     of this module.
     """
 
-    __slots__ = ("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "sent", "slots")
+    __slots__ = ("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "on_lost", "sent", "slots")
 
     def __init__(
         self,
@@ -202,6 +213,7 @@ class _Guard:
         self.clock = clock
         self.faults = RequestFaults()
         self.slots = slots
+        self.on_lost: Callable[[], None] = lambda: None
         self.sent = 0
         self._budgets = budgets
         self.metrics = metrics
@@ -314,6 +326,8 @@ class _GuardedCall:
         """Report a failed call. Raises EngineRejected if the request is proven to cause the failure."""
         guard = self._guard
         guard.slots.leave(self._call.tenant)
+        if isinstance(error, EngineUnreachable):
+            guard.on_lost()
         if isinstance(error, EngineError) and not self.started and guard.clock() - self._sent_at > _LONGEST_RETRIED_S:
             error.retryable = False
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):

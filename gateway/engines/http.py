@@ -151,12 +151,12 @@ class EngineHttp:
     async def close(self) -> None:
         await self._pool.close()
 
-    async def get(self, path: str) -> JsonReply:
-        """GET JSON within `first_token_s`."""
-        return await Deadline.of(self._deadlines.first_token_s).bound(self.name, self._get(path))
+    async def get(self, path: str, *, native: bool = False) -> JsonReply:
+        """GET JSON within `first_token_s`. A `native` path is relative to the server's root instead of /v1."""
+        return await Deadline.of(self._deadlines.first_token_s).bound(self.name, self._get(path, native=native))
 
-    async def _get(self, path: str) -> JsonReply:
-        raw, headers = await self._exchange("GET", path, None, self._max_reply_bytes)
+    async def _get(self, path: str, *, native: bool) -> JsonReply:
+        raw, headers = await self._exchange("GET", path, None, self._max_reply_bytes, native=native)
         return JsonReply(await self._decoded(raw), headers)
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:

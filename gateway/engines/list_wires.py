@@ -204,7 +204,7 @@ class SGLangLists(_RenderedLists):
         return _outcome(entry.get("text"), teacher_finish(reason), usage, self._http.name)
 
 
-_BY_OWNER = {"vllm": VllmLists, "llamacpp": LlamaCppLists, "sglang": SGLangLists}
+_BY_OWNER = {"vllm": VllmLists, "vllm-frontend-rs": VllmLists, "llamacpp": LlamaCppLists, "sglang": SGLangLists}
 
 
 def list_wire(owner: object, http: EngineHttp, model: str) -> ListWire:

@@ -25,8 +25,9 @@ from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
-from gateway.engines.replies import bad_reply, is_reasoning, listed_model, message_text, unsupported
-from gateway.errors import EngineRejected
+from gateway.engines.replies import bad_reply, context_of, is_reasoning, listed_model, message_text, unsupported
+from gateway.engines.vllm_status import VllmStatus
+from gateway.errors import EngineOverloaded, EngineRejected
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class OpenAIEngine:
         self._only_embeds = only_embeds
         self._echo = echo
         self._lists = CallLists(http, model, self._generate_alone) if lists else None
+        self._status = VllmStatus(http)
         self._probed = False  # whether capabilities were probed since the engine is up
+        self._identity: tuple[Any, ...] = ()  # of the server for which they were probed
         self._warning: str | None = None  # the result of that probe, if it failed
         self._token_fields: Mapping[str, Any] = {}  # fields of a chat that request the text of each token
         self._reasons = False  # whether the model reasoned where the gateway needs an answer
@@ -198,6 +201,7 @@ class OpenAIEngine:
 
     async def probe(self) -> None:
         """Read /models, and probe the engine's capabilities once while it stays up."""
+        self.state.asleep = False
         mine, known = listed_model((await self._http.get("/models")).body, self._model)
         meta: Json = mine["meta"] if isinstance(mine.get("meta"), dict) else {}  # of llama.cpp
         # `created` is omitted: some servers report the current time. One name may have several quantizations.
@@ -208,15 +212,25 @@ class OpenAIEngine:
             "owned_by": owner if isinstance(owner := mine.get("owned_by"), str) else None,
             "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
-        self.state.context_tokens = tokens_of(mine.get("max_model_len")) or tokens_of(meta.get("n_ctx"))
+        self.state.context_tokens = context_of(mine, known) or tokens_of(meta.get("n_ctx"))
+        kind = kind_of(mine.get("owned_by"), self._http.host)
+        self.state.max_prompt_tokens = self.state.context_tokens if kind.rejects_long_prompts else None
+        version = await self._status.version() if kind.has_vllm_status else {}
+        self.state.facts |= version
+        identity = (self.state.revision, self.state.context_tokens, version)
         if (mode := self._current_mode()) != self._mode:
             self._mode, self._probed, self._warning = mode, False, None
             self._assume()
         # After an outage the address may belong to another server.
-        self._probed = self._probed and bool(self.state.up)
+        self._probed = self._probed and bool(self.state.up) and identity == self._identity
         if not self._probed:
-            self._reasons = False
-            self._kind = kind_of(mine.get("owned_by"), self._http.host)
+            self._status.may_sleep = True
+        if kind.has_vllm_status and await self._status.is_asleep():
+            self.state.asleep = True
+            self._probed = False
+            raise EngineOverloaded(f"Engine '{self.name}' sleeps. Wake it with POST /wake_up.", engine=self.name)
+        if not self._probed:
+            self._reasons, self._kind, self._identity = False, kind, identity
             self.state.stops_within_s = self._kind.stops_within_s
             self.state.sends_tokens = self.state.counts_chunks = self._kind.reports_tokens
             self._token_fields = self._kind.token_fields

@@ -64,6 +64,7 @@ _LLAMA_CPP_CONTEXT = "exceed_context_size_error"  # the error type of llama.cpp
 # Messages of engines without a code: vLLM and SGLang, TGI.
 _CONTEXT_TEXT = re.compile(
     r"maximum (?:context|model) length (?:is|of|\() ?\d|longer than the model's context length \(\d"
+    r"|max_(?:completion_)?tokens=\d+ cannot be greater than max_model_len"
     r"|`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than) \d"
 )
 

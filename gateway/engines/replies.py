@@ -38,6 +38,13 @@ def listed_model(reply: Any, model: str | None) -> tuple[Json, list[Json]]:
     return next((entry for entry in entries if entry.get("id") == model), entries[0] if entries else {}), entries
 
 
+def context_of(entry: Json, entries: list[Json]) -> int | None:
+    """Return `max_model_len` of a model, or that of its parent: vLLM lists none for LoRA adapters."""
+    parent: Json = next((one for one in entries if one.get("id") == entry.get("parent")), {})
+    lengths = (one.get("max_model_len") for one in (entry, parent))
+    return next((length for length in lengths if type(length) is int and length > 0), None)
+
+
 def bad_reply(engine: str, what: str) -> EngineProtocolError:
     """Return the error for a reply that breaks the protocol. `what` is the object of the message."""
     return EngineProtocolError(f"Engine '{engine}' sent {what}.", engine=engine)

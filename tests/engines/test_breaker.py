@@ -143,6 +143,29 @@ def test_an_expired_pause_does_not_affect_other_tenants() -> None:
     assert one.refuses_for_s("c", 2) == 0
 
 
+def test_a_suspension_holds_all_until_a_probe_succeeds() -> None:
+    one = breaker()
+    one.suspend(0)
+    assert (one.state(30), one.refuses_for_s("a", 30)) == ("open", 30)
+    one.probe_succeeded(31)
+    assert (one.state(31), one.refuses_for_s("a", 31)) == ("closed", 0)
+
+
+def test_a_suspension_ends_by_itself_if_no_probe_renews_it() -> None:
+    """The probes may fail for another reason by then."""
+    one = breaker()
+    one.suspend(0)
+    one.suspend(50)
+    assert [one.refuses_for_s("a", now) for now in (50, 60, 110)] == [60, 50, 0]
+
+
+def test_a_probe_does_not_end_a_pause_that_the_engine_requested() -> None:
+    one = breaker()
+    one.pause("a", 0, 10)
+    one.probe_succeeded(1)
+    assert one.refuses_for_s("a", 1) == 9
+
+
 @pytest.mark.parametrize("connected", [True, False])
 def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -> None:
     one = opened(connected=connected)

@@ -466,3 +466,36 @@ async def test_connection_failures_refuse_all_tenants() -> None:
     await world.call()
     await world.call()
     assert world.engine.in_cooldown_for("globex")
+
+
+# Probes.
+
+
+async def test_calls_are_refused_while_the_engine_sleeps() -> None:
+    """It would queue them until it is woken."""
+    world = World([WORD])
+    world.engine.state = EngineState(asleep=True)
+
+    async def probe() -> None:
+        if world.engine.state.asleep:
+            raise EngineOverloaded("asleep", engine="small")
+
+    world.scripted.probe = probe
+    with pytest.raises(EngineOverloaded):
+        await world.engine.probe()
+    assert isinstance(await world.call(), CircuitOpen)
+    world.engine.state.asleep = False
+    await world.engine.probe()
+    assert await world.call() is None
+
+
+@pytest.mark.parametrize(("up", "reported"), [(True, 1), (False, 0), (None, 0)])
+async def test_a_lost_connection_is_reported_while_the_engine_is_up(*, up: bool | None, reported: int) -> None:
+    """The engine may have restarted with another model, before the next probe is due."""
+    world = World([EngineUnreachable("gone", engine="small")], [EngineFailed("broken", engine="small")])
+    world.engine.state = EngineState(up=up)
+    reports: list[None] = []
+    world.engine.on_lost(lambda: reports.append(None))
+    await world.call()
+    await world.call()
+    assert len(reports) == reported

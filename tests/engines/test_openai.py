@@ -658,6 +658,98 @@ async def test_other_weights_under_the_same_name_are_another_revision(entry: Any
     assert found[0] == found[1] != found[2]
 
 
+# The state of a vLLM server.
+
+
+def vllm_server(**more: Any) -> dict[str, Any]:
+    """Return the routes of a vLLM with the entry of its model, and its version."""
+    entry = {"id": "org/model", "owned_by": "vllm", "root": "/weights", "max_model_len": 2048, **more}
+    return {
+        **server(vllm, "vllm"),
+        MODELS: replying({"data": [entry]}),
+        "/version": replying({"version": "0.32.0"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        (MODELS, vllm_server(root="/other-weights")[MODELS]),
+        (MODELS, vllm_server(parent="base")[MODELS]),
+        (MODELS, vllm_server(max_model_len=4096)[MODELS]),
+        ("/version", replying({"version": "0.33.0"})),
+        ("/version", replying({"version": "0.32.0", "rust_frontend_version": "0.1.0"})),
+    ],
+)
+async def test_capabilities_are_probed_again_when_a_vllm_serves_something_else(path: str, other: Any) -> None:
+    """It may have restarted between two probes. A LoRA adapter may have another template."""
+    routes = vllm_server()
+    async with openai(routes) as (engine, fake):
+        for expected in (1, 1, 2, 2):
+            if expected == 2:
+                routes[path] = other
+            await engine.probe()
+            engine.state.up = True
+            assert fake.paths.count(CHAT) == expected
+        assert engine.state.facts["version"] in {"0.32.0", "0.33.0"}
+
+
+async def test_the_context_of_a_lora_adapter_is_that_of_its_base_model() -> None:
+    """VLLM lists `max_model_len: null` for adapters."""
+    base = {"id": "base", "owned_by": "vllm", "root": "/weights", "parent": None, "max_model_len": 2048}
+    adapter = {**base, "id": "org/model", "root": "/adapter", "parent": "base", "max_model_len": None}
+    async with openai({**vllm_server(), MODELS: replying({"data": [base, adapter]})}) as (engine, _):
+        await engine.probe()
+        assert (engine.state.context_tokens, engine.state.max_prompt_tokens) == (2048, 2048)
+
+
+async def test_other_engines_may_cut_prompts() -> None:
+    entry = {"id": "org/model", "owned_by": "sglang", "max_model_len": 2048}
+    async with openai({**server(sglang, "sglang"), MODELS: replying({"data": [entry]})}) as (engine, fake):
+        await engine.probe()
+        assert (engine.state.context_tokens, engine.state.max_prompt_tokens) == (2048, None)
+        assert fake.paths == [MODELS, CHAT]
+
+
+async def test_a_vllm_that_falls_asleep_is_down_and_is_probed_again_when_it_wakes() -> None:
+    """A probe of its capabilities would hang while it sleeps."""
+    asleep = [False]
+
+    async def is_sleeping(_: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": asleep[0]})
+
+    async with openai({**vllm_server(), "/is_sleeping": is_sleeping}) as (engine, fake):
+        for sleeps, probed in ((False, 1), (True, 1), (True, 1), (False, 2)):
+            asleep[0] = sleeps
+            if sleeps:
+                error = await failure(engine.probe(), fake.url)
+                assert error.message == "Engine 'the-engine' sleeps. Wake it with POST /wake_up."
+            else:
+                await engine.probe()
+            engine.state.up = not sleeps
+            assert engine.state.asleep is sleeps
+            assert fake.paths.count(CHAT) == probed
+
+
+async def test_a_vllm_without_development_mode_is_asked_once_whether_it_sleeps() -> None:
+    """Its log would have a 404 for each probe."""
+    async with openai(vllm_server()) as (engine, fake):
+        for _ in range(3):
+            await engine.probe()
+            engine.state.up = True
+        assert fake.paths.count("/is_sleeping") == 1
+
+
+async def test_the_rust_front_end_counts_as_vllm() -> None:
+    version = {"version": "0.32.0", "rust_frontend_version": "0.1.0"}
+    routes = {**vllm_server(owned_by="vllm-frontend-rs"), "/version": replying(version)}
+    async with openai(routes) as (engine, _):
+        await engine.probe()
+        assert engine.state.continuation == Continuation("vllm", echo=False)
+        assert engine.state.facts["rust_frontend_version"] == "0.1.0"
+        assert engine.state.sends_tokens
+
+
 async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
     """The warning shows a misspelled name before the first request."""
     routes = {**server(vllm, "vllm"), MODELS: replying({"data": [{"id": "other", "owned_by": "vllm"}]})}
