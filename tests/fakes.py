@@ -105,6 +105,9 @@ class FakeEngine:
         owner = {} if self.owned_by is None else {"owned_by": self.owned_by}
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model", **owner}]})
 
+    def add_routes(self, app: web.Application) -> None:
+        """Add the routes of a subclass."""
+
     @contextmanager
     def running(self) -> Iterator[FakeEngine]:
         app = web.Application(client_max_size=16 << 20)
@@ -113,6 +116,7 @@ class FakeEngine:
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/info", _info)
+        self.add_routes(app)
         with served(app) as self.url:
             yield self
 

@@ -5,6 +5,7 @@ Sources: vllm/entrypoints/openai/chat_completion/serving.py and batch_serving.py
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,39 @@ class VllmEngine(FakeEngine):
     """A vLLM server. Its answer is `answer`, or the rest of it after a text that the prompt begins.
 
     `per_event` is the number of tokens that one event of a stream has: more than one if the client reads slowly.
+    `cached` is the number of tokens of each prompt that the prefix cache has. With `context_tokens`, longer prompts and
+    limits are rejected. While it is `asleep`, calls wait.
     """
 
     ROUTES = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/tokenize")
 
-    def __init__(self, answer: Sequence[str] = TOKENS, *, per_event: int = 1) -> None:
+    def __init__(
+        self, answer: Sequence[str] = TOKENS, *, per_event: int = 1, cached: int = 0, context_tokens: int | None = None
+    ) -> None:
         super().__init__(self._serve, owned_by="vllm")
         self.answer = tuple(answer)
         self.per_event = per_event
+        self.cached = cached
+        self.context_tokens = context_tokens
+        self.asleep = False
+
+    def add_routes(self, app: web.Application) -> None:
+        async def version(_: web.Request) -> web.Response:
+            return web.json_response({"version": "0.32.0"})
+
+        async def is_sleeping(_: web.Request) -> web.Response:
+            return web.json_response({"is_sleeping": self.asleep})
+
+        app.router.add_get("/version", version)
+        app.router.add_get("/is_sleeping", is_sleeping)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        entry = {"id": "fake", "object": "model", "owned_by": "vllm", "max_model_len": self.context_tokens}
+        return web.json_response({"object": "list", "data": [entry]})
 
     async def _serve(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        while self.asleep:
+            await asyncio.sleep(0.02)
         if request.path == "/tokenize":
             read = self._chat(body["messages"])[0] if "messages" in body else len(self.begun(body["prompt"]))
             return web.json_response({"tokens": list(range(read))})
@@ -60,6 +84,14 @@ class VllmEngine(FakeEngine):
             read = [self._chat(body["messages"], continued=body.get("continue_final_message", False))]
             if body.get("chat_template_kwargs"):
                 read = [(read[0][0] + TEMPLATE_TOKENS, read[0][1])]
+        if self.context_tokens is not None:
+            limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+            if limit > self.context_tokens:
+                text = f"max_tokens={limit} cannot be greater than max_model_len={self.context_tokens}. "
+                return _refused(text + "Please request fewer output tokens.", "max_tokens")
+            if read[0][0] > self.context_tokens:
+                text = f"This model's maximum context length is {self.context_tokens} tokens. However, your prompt "
+                return _refused(f"{text}contains at least {read[0][0]} input tokens.", "input_tokens")
         if body.get("stream"):
             return await self._stream(request, body, *read[0])
         return self._reply(body, read, chat="messages" in body)
@@ -117,9 +149,17 @@ class VllmEngine(FakeEngine):
                 details["prompt_token_ids"] = list(range(tokens))
             choices.append({"index": index, **content, "finish_reason": one.finish, **details})
         prompt_tokens = sum(tokens for tokens, _ in read)
-        usage = _usage(prompt_tokens, sum(len(one.tokens) for one in written))
+        usage = self._usage(prompt_tokens, sum(len(one.tokens) for one in written))
         ids = {"prompt_token_ids": list(range(prompt_tokens))} if chat and body.get("return_token_ids") else {}
         return web.json_response({"id": "cmpl-1", "model": body["model"], "choices": choices, "usage": usage, **ids})
+
+    def _usage(self, read: int, written: int) -> dict[str, Any]:
+        counted: dict[str, Any] = {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+        return {**counted, "prompt_tokens_details": {"cached_tokens": self.cached}} if self.cached else counted
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], prompt_tokens: int, begun: str
@@ -134,10 +174,10 @@ class VllmEngine(FakeEngine):
             finish = one.finish if at + self.per_event >= len(one.tokens) else None
             content = {"delta": {"content": text}} if chat else {"text": text}
             choice = {"index": 0, **content, "finish_reason": finish, **_details(body, tokens, chat=chat)}
-            counts = {"usage": _usage(prompt_tokens, at + len(tokens))} if running else {}
+            counts = {"usage": self._usage(prompt_tokens, at + len(tokens))} if running else {}
             await response.write(event({"id": "c", "model": "m", "choices": [choice], **counts}))
         if options.get("include_usage"):
-            usage = _usage(prompt_tokens, len(one.tokens))
+            usage = self._usage(prompt_tokens, len(one.tokens))
             await response.write(event({"id": "c", "model": "m", "choices": [], "usage": usage}))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -176,5 +216,6 @@ def _details(body: dict[str, Any], tokens: Sequence[str], *, chat: bool) -> dict
     return details
 
 
-def _usage(read: int, written: int) -> dict[str, int]:
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def _refused(message: str, param: str) -> web.Response:
+    error = {"message": message, "type": "BadRequestError", "param": param, "code": 400}
+    return web.json_response({"error": error}, status=400)

@@ -16,6 +16,7 @@ import msgspec
 from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import caller_tokens
+from gateway.pipeline.context_length import drop_too_small, may_be_too_small
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
@@ -127,7 +128,10 @@ class Completions:
             await self.admission.reserve(builder, request, context.caller)
             if (step := context.next_step()) is not None:
                 await step
-            self.student_call.check_available(builder)
+            students = self.student_call
+            if may_be_too_small(request, builder.plan, students.engines):
+                await drop_too_small(request, builder, students.engines, students.encodings)
+            students.check_available(builder)
             guidance = UNGUIDED
             if builder.plan.guidance is None:
                 builder.unguided = builder.plan.unguided
@@ -194,8 +198,10 @@ class Completions:
         self, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[ChunkGroup, None]:
         """Yield groups of chunks that arrived together: the guidance, the student's text and the end."""
-        guidance = UNGUIDED
-        self.student_call.check_available(builder)
+        guidance, students = UNGUIDED, self.student_call
+        if may_be_too_small(request, builder.plan, students.engines):
+            await drop_too_small(request, builder, students.engines, students.encodings)
+        students.check_available(builder)
         async with aclosing(self.teacher_call.stream(request, builder)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):

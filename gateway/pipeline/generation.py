@@ -296,7 +296,7 @@ class _Count:
             size = len(preface)
             # A long preface is bounded from above, so that the bounds below stay lower bounds.
             is_long = size > _LONG_PREFACE_CHARS
-            self._words = -(preface.count(" ") + 1 if is_long else _words_in(preface, within=False, limit=size))
+            self._words = -(preface.count(" ") + 1 if is_long else words_in(preface, within=False, limit=size))
             self._bytes = -len(preface.encode())
         self._in_word = False
         self._pending: list[str] = []
@@ -323,7 +323,7 @@ class _Count:
         size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
         if size > limit * MAX_TOKEN_BYTES:
             return False
-        count = self._words + _words_in(text, within=self._in_word, limit=limit - self._words)
+        count = self._words + words_in(text, within=self._in_word, limit=limit - self._words)
         if count > limit:
             return False
         self._words, self._bytes = count, size
@@ -351,7 +351,7 @@ class _Count:
         return len(fits)
 
 
-def _words_in(text: str, *, within: bool, limit: int) -> int:
+def words_in(text: str, *, within: bool, limit: int) -> int:
     """Return the number of words that begin in a text, or a larger number than `limit` if there are more.
 
     Only spaces separate words: some tokens contain line ends between other characters. The time depends on `limit`, not

@@ -79,6 +79,8 @@ def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None
         return name if builder.kept_tokens else field
     if name in _LIMITS and (limit := next((one for one in _LIMITS if one in request.body), None)) is not None:
         return limit  # the gateway renames the limit for engines that know only one of the names
+    if error.exceeds_context:
+        return "prompt" if isinstance(request, TextRequest) else "messages"  # vLLM names a field of its own
     return None if name in _OWN_FIELDS else field
 
 

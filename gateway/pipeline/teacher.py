@@ -22,6 +22,8 @@ from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import TEACHER_RETRIES, added_bytes
 from gateway.batching.ticket import Ticket
 from gateway.engines.failures import REASONS, record_failure
+from gateway.engines.refusal import CONTEXT_EXCEEDED
+from gateway.engines.replies import unsupported
 from gateway.errors import (
     EngineError,
     EngineOverloaded,
@@ -35,6 +37,7 @@ from gateway.errors import (
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
 from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, ConfidenceProbe
+from gateway.pipeline.context_length import least_tokens, may_be_too_long
 from gateway.pipeline.generation import unread_once_ended
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
@@ -151,6 +154,8 @@ class TeacherCall:
             builder.unguided = STUDENT_CONFIDENT
             return UNGUIDED
         try:
+            if may_be_too_long(request, self.engines[guidance_plan.teacher].state.max_prompt_tokens):
+                await self._check_length(guidance_plan.teacher, request)
             async with asyncio.timeout_at(deadline):
                 reply = await self._ask(guidance_plan, request, builder, deadline, deadline_s, stream)
         except TimeoutError:
@@ -176,6 +181,14 @@ class TeacherCall:
             plan, guidance_plan, request, builder, reply, stream, self._counter(guidance_plan.teacher)
         )
         return self._without(guidance_plan, builder, guidance, None) if isinstance(guidance, str) else guidance
+
+    async def _check_length(self, teacher: str, request: CompletionRequest) -> None:
+        """Raise EngineUnsupported if the teacher would reject the prompt as too long."""
+        limit = self.engines[teacher].state.max_prompt_tokens
+        if limit is not None and await least_tokens(request, limit, self.encodings.get(teacher)) > limit:
+            error = unsupported(teacher, f"has a context of {limit} tokens, and the prompt has more.", status=400)
+            error.engine_code = CONTEXT_EXCEEDED
+            raise error
 
     def _counter(self, teacher: str) -> Callable[[str], int] | None:
         """Return a function that counts tokens with the teacher's own tokenizer; None: config.yaml names none."""

@@ -217,7 +217,7 @@ def test_each_request_of_a_list_gets_its_own_counts(engine: RunningEngine, gatew
 @pytest.mark.parametrize("route", ["chat-student", "m10"])
 @FORMS
 def test_a_prompt_that_is_too_long_is_the_callers_error(gateway: GatewayProcess, route: str, *, stream: bool) -> None:
-    reply = ask(gateway, route, "word " * 3000, stream=stream, max_tokens=20)
+    reply = ask(gateway, route, "word\n" * 3000, stream=stream, max_tokens=20)
     assert reply.status == 400, f"HTTP {reply.status}: {str(reply.chunks[0])[:100]}"
     assert reply.error is not None
     assert reply.error["type"] == "invalid_request_error"

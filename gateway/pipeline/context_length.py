@@ -1,0 +1,122 @@
+"""Drop the students that would reject a prompt as too long, before the first call of a request.
+
+A lower bound on the prompt's tokens decides: its words (`generation.py`), its token ids, or a count, where config.yaml
+names the model's own tokenizer. Engines decide about all other prompts. Text that a chat template may remove does not
+count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from gateway.accounting.estimate import can_count, count_text, recount_error, texts_of
+from gateway.engines.refusal import CONTEXT_EXCEEDED
+from gateway.errors import InvalidRequest
+from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
+from gateway.protocol.text import TextRequest
+from gateway.protocol.texts import each_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gateway.accounting.estimate import Encoding
+    from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.engines.guard import GuardedEngine
+    from gateway.policy.plan import Plan
+    from gateway.protocol.requests import CompletionRequest
+
+_BYTES_PER_TOKEN = 2  # at least: a word and a space, or a token id and a comma
+_COUNTED_BYTES_PER_TOKEN = 3  # a longer prompt is counted with the tokenizer. English has more than four.
+# Fields of the caller that may shorten its prompt.
+_SHORTENING = ("chat_template", "truncate_prompt_tokens")
+
+
+def may_be_too_long(request: CompletionRequest, max_prompt_tokens: int | None) -> bool:
+    """Return whether `least_tokens` may exceed the limit of an engine. The usual prompt is far smaller."""
+    return max_prompt_tokens is not None and request.size_bytes > _BYTES_PER_TOKEN * max_prompt_tokens
+
+
+def may_be_too_small(request: CompletionRequest, plan: Plan, engines: Mapping[str, GuardedEngine]) -> bool:
+    """Return whether `drop_too_small` may drop a student."""
+    for student in plan.students:  # noqa: SIM110  a generator takes longer, and each request runs this
+        if may_be_too_long(request, engines[student.engine].state.max_prompt_tokens):
+            return True
+    return False
+
+
+async def drop_too_small(
+    request: CompletionRequest,
+    builder: ReceiptBuilder,
+    engines: Mapping[str, GuardedEngine],
+    encodings: Mapping[str, Encoding],
+) -> None:
+    """Drop the students that would reject the prompt. Raises InvalidRequest if none is left."""
+    students, limit, tokens = [], 0, 0
+    for student in builder.plan.students:
+        own_limit = engines[student.engine].state.max_prompt_tokens
+        if own_limit is not None:
+            least = await least_tokens(request, own_limit, encodings.get(student.engine))
+            if least > own_limit:
+                limit, tokens = max((limit, tokens), (own_limit, least))
+                continue
+        students.append(student)
+    if not students:
+        field = "prompt" if isinstance(request, TextRequest) else "messages"
+        raise InvalidRequest(
+            f"This model's maximum context length is {limit} tokens. However, your {field} resulted in at least "
+            f"{tokens} tokens. Please reduce the length of the {field}.",
+            param=field,
+            code=CONTEXT_EXCEEDED,
+        )
+    builder.plan = structs.replace(builder.plan, students=tuple(students))
+
+
+async def least_tokens(request: CompletionRequest, limit: int, encoding: Encoding | None = None) -> int:
+    """Return a lower bound on the tokens of the prompt, or of the longest one. Counting ends above `limit`."""
+    if any(request.body.get(name) is not None for name in _SHORTENING):
+        return 0
+    counts = encoding is not None and encoding.own and request.size_bytes > _COUNTED_BYTES_PER_TOKEN * limit
+    least = 0
+    for prompt in _prompts(request):
+        if isinstance(prompt, int):
+            least = max(least, prompt)
+            continue
+        least = max(least, sum(map(len, prompt)) // MAX_TOKEN_BYTES)
+        if least <= limit and sum(text.count(" ") + 1 for text in prompt) > limit:
+            least = max(least, await asyncio.to_thread(_words, prompt, limit))
+        if least <= limit and counts and encoding is not None:
+            least = max(least, await asyncio.to_thread(_counted, prompt, limit, encoding.name))
+    return least
+
+
+def _prompts(request: CompletionRequest) -> Iterator[list[str] | int]:
+    """Yield the texts of each prompt, or the number of its token ids."""
+    if isinstance(request, TextRequest):
+        for prompt in each_text(request.body["prompt"], "prompt", may_be_empty=True):
+            yield [prompt] if isinstance(prompt, str) else len(prompt)
+        return
+    texts = ((message["role"], text) for message in request.messages for text in texts_of(message))
+    # Templates remove the reasoning of earlier answers.
+    yield [text for role, text in texts if role != "assistant" or "</think>" not in text]
+
+
+def _words(texts: list[str], limit: int) -> int:
+    words = 0
+    for text in texts:
+        words += words_in(text, within=False, limit=limit - words) - 1  # a template may join two texts in one word
+        if words > limit:
+            break
+    return words
+
+
+def _counted(texts: list[str], limit: int, encoding: str) -> int:
+    tokens = 0
+    for text in texts:
+        if can_count(encoding, len(text)):
+            tokens += count_text(encoding, text)
+            if tokens - recount_error(tokens) > limit:
+                break
+    return max(0, tokens - recount_error(tokens))

@@ -1,0 +1,133 @@
+"""Lower bounds on the tokens of prompts, and the students that are dropped by them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.accounting.estimate import FALLBACK, Encoding, count_text
+from gateway.errors import InvalidRequest
+from gateway.pipeline.context_length import drop_too_small, least_tokens, may_be_too_long, may_be_too_small
+from gateway.policy.plan import StudentPlan
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
+from tests.accounting.receipt_builders import builder, plan
+
+if TYPE_CHECKING:
+    from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.protocol.requests import CompletionRequest
+
+OWN = Encoding(FALLBACK, own=True)
+
+
+def chat(*texts: str, role: str = "user", **more: Any) -> CompletionRequest:
+    messages = [{"role": role, "content": text} for text in texts]
+    return parse_chat(orjson.dumps({"model": "chat", "messages": messages, **more}))
+
+
+def raw(prompt: Any, **more: Any) -> CompletionRequest:
+    return parse_text_completion(orjson.dumps({"model": "chat", "prompt": prompt, **more}))
+
+
+def words(number: int) -> str:
+    return "word " * number
+
+
+@pytest.mark.parametrize(
+    ("request_", "too_long"),
+    [
+        (chat(words(102)), True),
+        (chat(words(99)), False),
+        (chat(words(60), words(60)), True),
+        (chat("x" * 128 * 101), True),
+        (chat("x" * 128 * 100), False),
+        (chat(" " * 5000), False),
+        (chat("a\n" * 5000), False),
+        (raw(words(102)), True),
+        (raw([words(60), words(60)]), False),
+        (raw([words(60), words(102)]), True),
+        (raw([7] * 101), True),
+        (raw([7] * 100), False),
+        (raw([[7] * 60, [7] * 101]), True),
+    ],
+)
+async def test_only_a_prompt_that_is_certainly_too_long_is(request_: CompletionRequest, too_long: bool) -> None:
+    assert (await least_tokens(request_, 100) > 100) is too_long
+    assert may_be_too_long(request_, 100) or not too_long
+    assert not may_be_too_long(request_, None)
+
+
+@pytest.mark.parametrize("more", [{"truncate_prompt_tokens": 50}, {"chat_template": "{{ messages[-1].content }}"}])
+async def test_a_prompt_that_the_caller_shortens_is_left_to_the_engine(more: dict[str, Any]) -> None:
+    assert await least_tokens(chat(words(1000), **more), 100) == 0
+
+
+async def test_text_parts_count() -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": words(102)}]}]
+    request = parse_chat(orjson.dumps({"model": "chat", "messages": messages}))
+    assert await least_tokens(request, 100) > 100
+
+
+async def test_reasoning_of_earlier_answers_does_not_count() -> None:
+    """Chat templates remove it."""
+    assert await least_tokens(chat(f"<think>{words(500)}</think>Yes.", role="assistant"), 100) == 0
+    assert await least_tokens(chat(words(500), role="assistant"), 100) > 100
+
+
+async def test_a_prompt_is_counted_with_the_models_own_tokenizer() -> None:
+    text = "incontrovertibly " * 60  # 60 words, and more than 100 tokens
+    assert await least_tokens(chat(text), 100, Encoding(FALLBACK)) <= 100
+    assert 100 < await least_tokens(chat(text), 100, OWN) <= count_text(FALLBACK, text)
+
+
+@given(st.lists(st.text("ab \n.é漢", max_size=400), min_size=1, max_size=3), st.integers(1, 50))
+async def test_the_bound_is_never_above_the_tokens(texts: list[str], limit: int) -> None:
+    counted = sum(count_text(FALLBACK, text) for text in texts)
+    for encoding in (None, OWN):
+        assert await least_tokens(chat(*texts), limit, encoding) <= counted
+
+
+def planned(*students: str) -> ReceiptBuilder:
+    plans = tuple(StudentPlan(name, None) for name in students)
+    return builder(msgspec.structs.replace(plan("student"), students=plans))
+
+
+def engines(**limits: int | None) -> Any:
+    return {name: SimpleNamespace(state=SimpleNamespace(max_prompt_tokens=limit)) for name, limit in limits.items()}
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"small": 100, "large": 1000}, ["large"]),
+        ({"small": 100, "unknown": None, "tiny": 10}, ["unknown"]),
+        ({"large": 1000, "small": 100, "larger": 2000}, ["large", "larger"]),
+    ],
+)
+async def test_students_that_are_too_small_are_dropped(limits: dict[str, int | None], kept: list[str]) -> None:
+    request, one, known = chat(words(500)), planned(*limits), engines(**limits)
+    assert may_be_too_small(request, one.plan, known)
+    await drop_too_small(request, one, known, {})
+    assert [student.engine for student in one.plan.students] == kept
+
+
+async def test_a_prompt_that_is_too_long_for_all_students_is_the_callers_error() -> None:
+    known = engines(small=100, smaller=50)
+    with pytest.raises(InvalidRequest) as caught:
+        await drop_too_small(chat(words(500)), planned("small", "smaller"), known, {})
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert "maximum context length is 100 tokens" in caught.value.message
+    with pytest.raises(InvalidRequest) as caught:
+        await drop_too_small(raw([7] * 200), planned("small"), known, {})
+    assert caught.value.param == "prompt"
+    assert "at least 200 tokens" in caught.value.message
+
+
+def test_a_usual_prompt_is_not_examined() -> None:
+    assert not may_be_too_small(chat(words(30)), planned("small").plan, engines(small=100))
