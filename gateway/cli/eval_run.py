@@ -74,6 +74,13 @@ def run(
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the stored answers again. Sends no requests.")
     ] = False,
+    guidance_logprobs: Annotated[
+        bool,
+        typer.Option(
+            "--guidance-logprobs",
+            help="Request the log-probability of guidance from the student, a vLLM. Slower: without its prefix cache.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start a large run without confirmation.")] = False,
     most_calls: Annotated[int, typer.Option(min=1, help="Number of calls above which a run is large.")] = 20_000,
 ) -> None:
@@ -101,6 +108,7 @@ def run(
     _check_exclusive(
         {"--local": local, "--config": config},
         {"--live": live, "--gateway": gateway, "--rescore": rescore},
+        {"--live": live, "--gateway": gateway, "--guidance-logprobs": guidance_logprobs},
         {"--gateway": gateway, "--config": config},
     )
     if gateway is not None and (not route or key is None):
@@ -141,6 +149,7 @@ def run(
         key=key,
         routes=tuple(route or ()),
         rescore=rescore,
+        scores_guidance=guidance_logprobs,
         yes=yes,
         most_calls=most_calls,
     )

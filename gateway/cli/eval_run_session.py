@@ -58,6 +58,7 @@ class EvalSession:
     key: str | None = None
     routes: tuple[str, ...] = ()
     rescore: bool = False
+    scores_guidance: bool = False
     yes: bool = False
     most_calls: int = 20_000
 
@@ -122,7 +123,15 @@ async def _run(session: EvalSession, folder: RunFolder, console: Console, limit:
                     await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
                 return
             work = replace(work, questions=work.questions[:limit])
-            with closing(StagedRun(folder, work, session.pair, progress, concurrency=session.concurrency)) as run:
+            staged = StagedRun(
+                folder,
+                work,
+                session.pair,
+                progress,
+                concurrency=session.concurrency,
+                scores_guidance=session.scores_guidance,
+            )
+            with closing(staged) as run:
                 if not session.rescore:
                     await run.run()
                 elif left := await run.rescore():

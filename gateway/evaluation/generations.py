@@ -161,7 +161,8 @@ class RecordingEngine:
     """An engine that stores its texts; it does not send a stored request again.
 
     `engine` is None if it does not run: a missing text then raises KeyError, and `name` and `state` describe it.
-    `revision` identifies the weights and their serving; texts of another revision are not used.
+    `revision` identifies the weights and their serving; texts of another revision are not used. With `scores_guidance`,
+    each new answer that continues guidance has its `guidance_logprob`.
     """
 
     engine: Engine | None
@@ -171,6 +172,7 @@ class RecordingEngine:
     state: EngineState = field(default_factory=EngineState)
     calls: int = 0
     """Number of requests sent to the engine."""
+    scores_guidance: bool = False
 
     def __post_init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -247,17 +249,21 @@ class RecordingEngine:
         return _as_reply(answer)
 
     async def _send_completion(self, engine: Engine, body: Json, prefill: Prefill | None) -> Json:
+        scored = prefill if self.scores_guidance else None
         started = time.perf_counter()
-        reply = await engine.complete(body, prefill)
+        reply = await engine.complete(body if scored is None else {**body, "prompt_logprobs": 0}, prefill)
         self.calls += 1
         choice = reply["choices"][0]
         usage = read_usage(reply.get("usage"))
-        return {
+        answer = {
             "text": choice["message"].get("content") or "",
             "finish": choice.get("finish_reason"),
             "usage": None if usage is None else [getattr(usage, name) for name in _COUNTS],
             "seconds": round(time.perf_counter() - started, 3),
         }
+        if scored is not None and (logprob := _mean_logprob(reply, scored.text)) is not None:
+            answer["guidance_logprob"] = round(logprob, 4)
+        return answer
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
         return self._running("a stream").stream(body, prefill)
@@ -276,10 +282,31 @@ class RecordingEngine:
         return self.engine
 
 
+def _mean_logprob(reply: Json, text: str) -> float | None:
+    """Return the mean log-probability of the tokens of `text`, which ends the prompt; None if they are not found.
+
+    vLLM reports one entry for each token of the prompt, without alternatives: `{id: {logprob, decoded_token}}`. A chat
+    has them in the reply, a raw prompt in the choice.
+    """
+    entries = reply.get("prompt_logprobs") or reply["choices"][0].get("prompt_logprobs")
+    if not isinstance(entries, list):
+        return None
+    found, logprobs = "", []
+    for entry in reversed(entries):
+        if len(found) >= len(text) or not isinstance(entry, dict):
+            break
+        token = next(iter(entry.values()))
+        found = token["decoded_token"] + found
+        logprobs.append(token["logprob"])
+    return sum(logprobs) / len(logprobs) if logprobs and found.strip() == text.strip() else None
+
+
 def _as_reply(answer: Json) -> Json:
     message = {"role": "assistant", "content": answer["text"], "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}
     reply: Json = {"choices": [choice], "seconds": answer["seconds"]}
+    if "guidance_logprob" in answer:
+        reply["guidance_logprob"] = answer["guidance_logprob"]
     if answer["usage"] is not None:
         read, teacher_text, cached, *stored = answer["usage"]
         reply["usage"] = {

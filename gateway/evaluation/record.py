@@ -74,6 +74,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         unguided: The receipt's reason for an unguided answer.
         guidance: The kept guidance; `guidance_score` is its score without the student (paper, Table 2). The fields are
             `opening` and `opening_score` on disk.
+        guidance_logprob: Mean log-probability of the guidance tokens under the student; None if it was not requested.
         *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
             answer. The student's tokens include those of a probe or a warm-up.
         cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
@@ -94,6 +95,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     unguided: str | None = None
     guidance: str = msgspec.field(default="", name="opening")
     guidance_score: float = msgspec.field(default=0.0, name="opening_score")
+    guidance_logprob: float | None = None
     kept_tokens: int = 0
     teacher_input_tokens: int = 0
     teacher_output_tokens: int = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
-from gateway.errors import EngineError, GatewayError
+from gateway.errors import EngineError, GatewayError, StartupError
 from gateway.evaluation import staged
 from gateway.evaluation.generations import Generations, RecordingEngine
 from gateway.evaluation.pair import PAUSES_S, StageRetries, engine, stored_state, student_state
@@ -69,6 +69,7 @@ async def scored_example(
         unguided=receipt.unguided,
         guidance=answered.guidance,
         guidance_score=guidance_verdict.score,
+        guidance_logprob=answered.guidance_logprob,
         kept_tokens=kept_tokens if guidance is None else guidance.kept_tokens,
         teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
         teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
@@ -116,7 +117,11 @@ class EvalWork:
 
 @dataclass
 class StagedRun:
-    """A run of every question under every setting, stored in a folder; close it. `pauses_s`: seconds before retries."""
+    """A run of every question under every setting, stored in a folder; close it.
+
+    `pauses_s` are the seconds before retries. With `scores_guidance`, the student returns the log-probability of the
+    guidance.
+    """
 
     folder: RunFolder
     work: EvalWork
@@ -124,6 +129,7 @@ class StagedRun:
     progress: RunProgress
     concurrency: int
     pauses_s: Sequence[float] = PAUSES_S
+    scores_guidance: bool = False
 
     def __post_init__(self) -> None:
         self._labels: dict[str, str] = {}  # error labels of failed teacher calls, by request
@@ -141,6 +147,8 @@ class StagedRun:
             remaining = await self._from_texts(self._student_state(), self.work.items)
             if remaining:
                 async with engine(self.pair, STUDENT) as student:
+                    if self.scores_guidance and not student.state.sends_tokens:
+                        raise StartupError("--guidance-logprobs: the student must be a vLLM server.")
                     if (state := student_state(student.state)) is not None:
                         self.folder.set_student_state(state)
                     await self._run_student(await self._from_texts(state, remaining), student)
@@ -209,6 +217,7 @@ class StagedRun:
 
     async def _run_student(self, remaining: Sequence[tuple[Setting, Question]], student: Engine) -> None:
         recorded = self._recorded(STUDENT, student)
+        recorded.scores_guidance = self.scores_guidance
         student_call = self._student_call(recorded)
         retries = StageRetries(self.pauses_s)
 

@@ -50,13 +50,17 @@ if TYPE_CHECKING:
 
 
 class QuestionAnswer(NamedTuple):
-    """An answer as its caller receives it, the kept guidance, the receipt, and the writing time of each model."""
+    """An answer as its caller receives it, the kept guidance, the receipt, and the writing time of each model.
+
+    `guidance_logprob` is the mean log-probability of the guidance tokens under the student; None if not requested.
+    """
 
     text: str
     guidance: str
     receipt: Receipt
     teacher_s: float | None
     student_s: float | None
+    guidance_logprob: float | None = None
 
 
 class TokenPrices(NamedTuple):
@@ -111,7 +115,7 @@ async def answer(
     )
     # No budget applies, but the reservation bounds the receipt's charge for unknown usage.
     builder.request, builder.reserved = request, worst_case(plan, request, prices.prices)
-    teacher_s = student_s = None
+    teacher_s = student_s = guidance_logprob = None
     guidance = UNGUIDED
     text = ""
     if setting.mode == "teacher":
@@ -141,9 +145,9 @@ async def answer(
             finished = await student_call.complete(request, guidance, builder)
             choice = finished["choices"][0]
             builder.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
-            student_s = finished["seconds"]
+            student_s, guidance_logprob = finished["seconds"], finished.get("guidance_logprob")
     receipt = builder.close("ok", prices.prices, prices.encodings)
-    return QuestionAnswer(text, guidance.text, receipt, teacher_s, student_s)
+    return QuestionAnswer(text, guidance.text, receipt, teacher_s, student_s, guidance_logprob)
 
 
 async def _guidance_reply(

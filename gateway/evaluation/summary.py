@@ -25,6 +25,7 @@ class SettingSummary(NamedTuple):
         score: Mean score, which differs from the accuracy if a judge gives scores between 0 and 1.
         guidance_correct: Number of questions that the guidance alone answers (paper, Table 2: ACC_teacher); None unless
             guided.
+        guidance_logprob: Mean of the log-probabilities of guidance under the student; None if none was requested.
         cost_usd, teacher_usd: Cost of the answers, and the teacher's part of it.
         baseline_usd: Cost of the teacher alone for these prompts and answers, from receipts.
         teacher_s, student_s: Mean seconds of a question, 0 for a question without a call; None if no question has one.
@@ -39,6 +40,7 @@ class SettingSummary(NamedTuple):
     correct: int
     score: float
     guidance_correct: int | None
+    guidance_logprob: float | None
     kept_tokens: int
     teacher_input_tokens: int
     teacher_output_tokens: int
@@ -124,6 +126,7 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
         correct=sum(one.correct for one in examples),
         score=sum(one.score for one in examples) / len(examples),
         guidance_correct=sum(one.guidance_score >= 0.5 for one in examples) if guided else None,
+        guidance_logprob=_mean([one.guidance_logprob for one in examples]),
         teacher_s=_mean([one.teacher_s for one in examples], len(examples)),
         student_s=_mean([one.student_s for one in examples], len(examples)),
         total_s=_mean([one.total_s for one in examples]),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import structs
 
-from gateway.engines.base import TeacherRequest, TokenUsage
+from gateway.capabilities.continuation import Continuation, Prefill
+from gateway.engines.base import EngineState, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
-from gateway.evaluation.generations import Generations, TeacherText, _as_reply
+from gateway.evaluation.generations import Generations, RecordingEngine, TeacherText, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
 from tests.evaluation.run_world import settings_for
 
@@ -151,3 +153,57 @@ def test_a_text_without_pieces_is_truncated_as_well() -> None:
 
 def test_the_time_of_a_cut_is_that_of_its_last_piece() -> None:
     assert [ENDED.seconds_to_tokens(limit) for limit in (1, 4, 5, 6)] == [0.1, 0.4, 0.7, 0.7]
+
+
+@dataclass
+class ScoringStudent:
+    """A vLLM student that reports these texts and log-probabilities of its prompt's tokens."""
+
+    tokens: list[tuple[str, float]]
+    raw: bool
+    name: str = "student"
+    state: EngineState = field(default_factory=EngineState)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    async def complete(self, body: dict[str, Any], prefill: Prefill | None = None) -> dict[str, Any]:
+        self.bodies.append(body)
+        choice: dict[str, Any] = {"index": 0, "message": {"content": " blue."}, "finish_reason": "stop"}
+        if body.get("prompt_logprobs") is None:
+            return {"choices": [choice]}
+        tokens = [{"7": {"logprob": logprob, "rank": 1, "decoded_token": text}} for text, logprob in self.tokens]
+        scored = {"prompt_logprobs": [None, *tokens]}
+        return {"choices": [choice | scored]} if self.raw else {"choices": [choice], **scored}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([("assistant\n", -9.0), ("The", -1.0), (" sky", -0.5), (" is", 0.0)], -0.5),
+        ([("assistant\n", -9.0), (" The", -1.0), (" sky", -0.5), (" is", 0.0)], -0.5),
+        ([("The sky is", -2.0)], -2.0),
+        ([("assistant\n", -9.0), ("The", -1.0), (" sea", -0.5), (" is", 0.0)], None),
+        ([], None),
+    ],
+)
+async def test_the_log_probability_of_guidance_is_that_of_the_prompts_last_tokens(
+    tmp_path: Path, tokens: list[tuple[str, float]], expected: float | None, *, raw: bool
+) -> None:
+    student: Any = ScoringStudent(tokens, raw)
+    prefill = Prefill("The sky is", Continuation("vllm"))
+    with closing(Generations(tmp_path / "generations.jsonl")) as storage:
+        recorded = RecordingEngine(student, storage, "student", scores_guidance=True)
+        replies = [await recorded.complete({"messages": []}, prefill) for _ in range(2)]
+    assert [reply.get("guidance_logprob") for reply in replies] == [expected] * 2
+    assert [body["prompt_logprobs"] for body in student.bodies] == [0]
+
+
+@pytest.mark.parametrize(("prefill", "scores"), [(None, True), (Prefill("The", Continuation("vllm")), False)])
+async def test_no_log_probability_is_requested_without_guidance_or_the_option(
+    tmp_path: Path, prefill: Prefill | None, *, scores: bool
+) -> None:
+    student: Any = ScoringStudent([], raw=False)
+    with closing(Generations(tmp_path / "generations.jsonl")) as storage:
+        recorded = RecordingEngine(student, storage, "student", scores_guidance=scores)
+        assert "guidance_logprob" not in await recorded.complete({"messages": []}, prefill)
+    assert student.bodies == [{"messages": []}]

@@ -240,3 +240,20 @@ def test_a_length_chosen_per_question_is_shown_as_auto(tmp_path: Path) -> None:
         if one["setting"].get("tokens") == "auto"
     ]
     assert data["lengths"] == [{"by": "rule maths", "tokens": 60, "questions": 30}]
+
+
+def test_the_log_probability_of_guidance_has_a_table_where_it_was_requested(whole: Path, tmp_path: Path) -> None:
+    title = "Guidance under the student"
+    assert title not in (whole / "report.md").read_text()
+
+    def scored(example: Example) -> Example:
+        known = example.setting == GUIDED.name and example.question != "q0"
+        return msgspec.structs.replace(example, guidance_logprob=-0.5 if known else None)
+
+    out = written(run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=10, change=scored), out=tmp_path / "report")
+    page = (out / "report.md").read_text()
+    rows = [line for line in page[page.index(title) :].split("\n\n")[1].splitlines() if "0.500" in line]
+    assert len(rows) == 1
+    assert "1.65" in rows[0]
+    figures = orjson.loads((out / "report.json").read_bytes())
+    assert "-0.5" in str(figures)

@@ -202,6 +202,7 @@ def _row(row: ReportRow) -> dict[str, Any]:
         "accuracy_interval": list(own.interval),
         "score": own.score,
         "opening_accuracy": own.guidance_accuracy,
+        "guidance_logprob": own.guidance_logprob,
         "against_student": _comparison(row.student, row.student_p),
         "against_teacher": _comparison(row.teacher, row.teacher_p),
         "kept": msgspec.to_builtins(row.kept),

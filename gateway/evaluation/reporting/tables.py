@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from math import exp
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting import wording as w
@@ -124,6 +125,7 @@ def section_tables(section: ReportSection) -> list[ReportTable]:
         _comparisons(rows),
         _TOKENS.of(rows),
         _lengths(rows),
+        _guidance(rows),
         _COST.of(rows),
         _SECONDS.of(rows if timed else ()),
         _stages(section),
@@ -163,6 +165,20 @@ def _lengths(rows: Sequence[ReportRow]) -> ReportTable:
             for (by, m), count in sorted(row.summary.lengths.items())
         ),
         "For m=auto. None: the question was answered without guidance, for a reason listed under Outcomes.",
+    )
+
+
+def _guidance(rows: Sequence[ReportRow]) -> ReportTable:
+    return ReportTable(
+        "Guidance under the student",
+        ("setting", "log-probability per token", "perplexity"),
+        tuple(
+            (row.label, f"{logprob:.3f}", f"{exp(-logprob):.2f}")
+            for row in rows
+            if (logprob := row.summary.guidance_logprob) is not None
+        ),
+        "How likely the student finds the teacher's kept tokens: the mean of the answers. Near 0, it would have "
+        "written them itself.",
     )
 
 
