@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
-from gateway.engines.replies import bad_reply, closed_early, first_choice
+from gateway.engines.replies import aborted, bad_reply, closed_early, first_choice
 from gateway.engines.reply_json import Unreadable, are_few, decode, in_thread
 from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError, EngineTimeout, EngineUnreachable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # The finish reasons for a text that the model ended: one of OpenAI, two of TGI.
 _STOP_REASONS = ("stop", "eos_token", "stop_sequence")
+
+# vLLM and SGLang end a request so that the operator aborts, also by putting the engine to sleep.
+_ABORTED = "abort"
 
 # Names of the tokens written to the prompt cache, in `prompt_tokens_details`. In this order: OpenAI, OpenRouter and
 # LiteLLM; older LiteLLM; Alibaba Cloud Model Studio (DashScope).
@@ -52,6 +55,8 @@ class ChatWire:
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not choices or not self._are_whole(choices):
             raise bad_reply(self._name, "a reply without a message")
+        if choices[0].get("finish_reason") == _ABORTED:
+            raise aborted(self._name)
         return reply  # type: ignore[no-any-return]
 
     async def stream(self, body: Json) -> AsyncGenerator[ChunkGroup, None]:
@@ -65,11 +70,8 @@ class ChatWire:
                     if LAST_EVENT in events:
                         return
                     chunks, failure = reader.read(events) if are_few(events) else await in_thread(reader.read, events)
-                    for chunk in chunks:
-                        if not isinstance(chunk, ContentRun):
-                            for choice in chunk["choices"]:
-                                if choice.get("finish_reason"):
-                                    unfinished.discard(choice.get("index", 0))
+                    if self._finish(chunks, unfinished):
+                        failure = aborted(self._name)
                     if chunks:
                         started = True
                         yield chunks
@@ -81,6 +83,19 @@ class ChatWire:
                 raise
         if unfinished:
             raise closed_early(self._name)
+
+    @staticmethod
+    def _finish(chunks: list[Json | ContentRun], unfinished: set[int]) -> bool:
+        """Remove the finished choices from `unfinished`. Return whether the engine aborted one."""
+        is_aborted = False
+        for chunk in chunks:
+            if not isinstance(chunk, ContentRun):
+                for choice in chunk["choices"]:
+                    if finish := choice.get("finish_reason"):
+                        unfinished.discard(choice.get("index", 0))
+                        if finish == _ABORTED:
+                            choice["finish_reason"], is_aborted = None, True
+        return is_aborted
 
     @staticmethod
     def _choices(body: Json) -> int:

@@ -55,6 +55,13 @@ def closed_early(engine: str) -> EngineFailed:
     return EngineFailed(f"Engine '{engine}' closed the stream before its end.", engine=engine)
 
 
+def aborted(engine: str) -> EngineFailed:
+    """Return the error for an answer that the engine aborted. It may be asleep, so that another engine is next."""
+    error = EngineFailed(f"Engine '{engine}' aborted the answer.", engine=engine)
+    error.retryable = False
+    return error
+
+
 def unsupported(engine: str, predicate: str, status: int = 422, param: str | None = None) -> EngineUnsupported:
     """Return the error for a request that is not sent, since the engine would reject it with `status`."""
     return EngineUnsupported(f"Engine '{engine}' {predicate}", engine=engine, status_sent=status, param=param)

@@ -263,6 +263,27 @@ async def test_a_stream_that_just_ends_has_failed(events: list[Any]) -> None:
     assert error.message == "Engine 'the-engine' closed the stream before its end."
 
 
+async def test_an_answer_that_the_engine_aborts_has_failed() -> None:
+    """VLLM answers 200 when it is put to sleep. The text so far is passed on; another engine may continue it."""
+    aborted = [{**chunk("Be"), "id": "c"}, chunk("cause", "abort")]
+    async with openai({CHAT: streaming(*aborted, b"[DONE]")}) as (engine, _):
+        received: list[Any] = []
+
+        async def receive() -> None:
+            async with aclosing(engine.stream({"messages": MESSAGES})) as groups:
+                async for chunks in groups:
+                    received.extend(each_chunk(chunks))
+
+        with pytest.raises(EngineFailed) as caught:
+            await receive()
+        assert [one["choices"][0]["delta"]["content"] for one in received] == ["Be", "cause"]
+        assert {one["choices"][0]["finish_reason"] for one in received} == {None}
+        assert (caught.value.message, caught.value.retryable) == ("Engine 'the-engine' aborted the answer.", False)
+    async with openai({CHAT: replying(reply("Because", "abort"))}) as (engine, fake):
+        error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
+        assert (type(error), error.retryable) == (EngineFailed, False)
+
+
 async def test_done_without_a_finish_reason_is_an_end() -> None:
     """Some servers send no finish_reason."""
     async with openai({CHAT: streaming(chunk("Be"), b"[DONE]")}) as (engine, _):
