@@ -147,7 +147,7 @@ class StagedRun:
             remaining = await self._from_texts(self._student_state(), self.work.items)
             if remaining:
                 async with engine(self.pair, STUDENT) as student:
-                    if self.scores_guidance and not student.state.sends_tokens:
+                    if self.scores_guidance and "version" not in student.state.facts:  # vLLM reports it
                         raise StartupError("--guidance-logprobs: the student must be a vLLM server.")
                     if (state := student_state(student.state)) is not None:
                         self.folder.set_student_state(state)

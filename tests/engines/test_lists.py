@@ -389,7 +389,7 @@ async def test_a_server_that_takes_lists_is_found_to(kind: str) -> None:
         await engine.probe()
         assert engine.state.facts["lists"] == ["chats", "prompts"]
         assert engine.state.warnings == []
-        assert len(fake.paths) == calls + 1
+        assert fake.paths[calls:] == ["/v1/models", *(["/version"] if kind == "vllm" else [])]
 
 
 async def test_a_server_of_unknown_kind_takes_prompts_only() -> None:

@@ -130,4 +130,4 @@ async def test_a_prompt_that_is_too_long_for_all_students_is_the_callers_error()
 
 
 def test_a_usual_prompt_is_not_examined() -> None:
-    assert not may_be_too_small(chat(words(30)), planned("small").plan, engines(small=100))
+    assert not may_be_too_small(chat(words(20)), planned("small").plan, engines(small=100))
