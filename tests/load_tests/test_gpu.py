@@ -90,6 +90,7 @@ def script_environ(tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "VLLM": "/bin/false",  # otherwise the script installs vLLM
         "TEACHER_PORT": str(ports[0]),
         "STUDENT_PORT": str(ports[1]),
     }
