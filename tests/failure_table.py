@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-COLUMNS = ("student", "student stream", "stream of two", "guided stream", "teacher", "teacher stream")
-UNGUIDED_COLUMNS = ("student", "student stream", "stream of two")
+COLUMNS = (
+    "student", "student stream", "json of two", "stream of two", "guided stream", "guided stream of two", "teacher",
+    "teacher stream",
+)  # fmt: skip
+UNGUIDED_COLUMNS = ("student", "student stream", "json of two", "stream of two")
 GUIDANCE = trim(TEXT, cut=True).text
 PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
 SHORT = {
@@ -65,7 +68,13 @@ class Case:
 
     @property
     def streams(self) -> bool:
+        """Return whether the caller requests a stream."""
         return "stream" in self.column
+
+    @property
+    def is_streamed(self) -> bool:
+        """Return whether the call to the faulty engine is streamed."""
+        return self.streams or self.column == "json of two"
 
 
 def cases() -> list[Case]:
@@ -73,8 +82,8 @@ def cases() -> list[Case]:
         Case(fault, protocol, column)
         for fault in FAULTS
         for column in COLUMNS
-        if (fault.sse if "stream" in column else fault.json) is not None
         for protocol in fault.protocols
+        if (fault.sse if Case(fault, protocol, column).is_streamed else fault.json) is not None
     ]
 
 
@@ -138,11 +147,14 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
             _model("big", "tgi", faulty.base("tgi/none/big"), PATIENT, key),
             _model("small", "openai", faulty.base("openai/none/small"), PATIENT, key),
             _model("second", "openai", faulty.base("openai/none/second"), PATIENT, key),
+            _model("second-guided", "openai", faulty.base("openai/none/second-guided"), PATIENT, key),
         ]
         routes = []
         for case in cases():
             base = faulty.base(case.path) if case.fault.play is not None else nobody
-            models.append(_model(case.name, case.protocol, base, _timeouts(case), key))
+            models.append(
+                _model(case.name, case.protocol, base, _timeouts(case), key, always_stream=case.column == "json of two")
+            )
             routes.append(_route(case))
         gateway = stack.enter_context(
             running_gateway(folder, redis_url=redis_url, redis={"prefix": "faults"}, models=models, routes=routes)
@@ -158,21 +170,25 @@ def _timeouts(case: Case) -> Json:
     """
     if not case.fault.stalls:
         return PATIENT
-    return PATIENT | SHORT[case.fault.stalls if case.streams else "total"]
+    return PATIENT | SHORT[case.fault.stalls if case.is_streamed else "total"]
 
 
-def _model(name: str, protocol: str, base: str, timeouts: Json, key: Path) -> Json:
+def _model(name: str, protocol: str, base: str, timeouts: Json, key: Path, *, always_stream: bool = False) -> Json:
     known = {"continuation": "trailing", "echo": False} if protocol == "openai" else {}
-    return model(name, protocol, base, timeouts=timeouts, api_key=f"file:{key}", **known)
+    return model(name, protocol, base, timeouts=timeouts, api_key=f"file:{key}", always_stream=always_stream, **known)
 
 
 def _route(case: Case) -> Json:
     retries = {"retries": {"num_retries": 2, "backoff": "10ms"}}
     if case.column in UNGUIDED_COLUMNS:
-        students = [case.name, "second"] if case.column == "stream of two" else [case.name]
+        students = [case.name, "second"] if case.column.endswith("of two") else [case.name]
         return {"model": case.name, "mode": "student", "students": students, "baseline": "big"} | retries
     teacher, student = (case.name, "small") if case.column.startswith("teacher") else ("big", case.name)
-    return guided(case.name, teacher=teacher, student=student, tokens=GUIDANCE_TOKENS) | retries
+    route = guided(case.name, teacher=teacher, student=student, tokens=GUIDANCE_TOKENS) | retries
+    if case.column == "guided stream of two":
+        route["students"] = [case.name, "second-guided"]
+        del route["student"]
+    return route
 
 
 def _reply(case: Case, answer: httpx.Response) -> str:
@@ -228,7 +244,7 @@ def _about(wait_s: str) -> str:
 
 def _receipt(case: Case, receipt: Json) -> str:
     share = receipt["teacher" if case.column.startswith("teacher") else "student"]
-    if case.column == "stream of two" and receipt["attempts"]:
+    if case.column.endswith("of two") and receipt["attempts"]:
         share = receipt["attempts"][-1].get("share")
     how = "free" if share is None else "estimated" if share.get("estimated") else "counted"
     return f"{receipt['status']}, {how}"
@@ -243,15 +259,15 @@ generates this page; a test runs every fault through a complete gateway with eng
 
 Columns: the call that meets the fault. "Stream behind guidance" is a student's call after the caller received guidance.
 Routes with a faulty teacher answer unguided. There is one student; with "two students", the second one has no fault.
-`num_retries` is 2.
+"Two students, JSON" is a JSON caller of an engine with `always_stream`. `num_retries` is 2.
 
 Each cell has the caller's reply; the receipt's status and how the faulty engine's tokens are counted; the number of
 calls to that engine; and the state of its [circuit breaker](../engines.md#when-an-engine-fails) afterwards, unless it
 is closed. A dash means that this call cannot meet the fault.
 
-| The engine ... | student, JSON | student, stream | two students, stream | student, stream behind guidance \
-| teacher, JSON | teacher, stream |
-|---|---|---|---|---|---|---|
+| The engine ... | student, JSON | student, stream | two students, JSON | two students, stream \
+| student, stream behind guidance | two students, stream behind guidance | teacher, JSON | teacher, stream |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -289,7 +305,7 @@ async def _observe() -> None:
     async with EmbeddedRedis() as redis:
         with tempfile.TemporaryDirectory() as folder, world(Path(folder), redis.url) as running:
             met = await asyncio.to_thread(running.meet_all)
-    print('"""What becomes of a call that meets a fault: a cell for each of `COLUMNS` in tests/failure_table.py."""\n')
+    print('"""The outcome of a call that meets a fault: a cell for each of `COLUMNS` in tests/failure_table.py."""\n')
     print("from __future__ import annotations\n\nfrom tests.faults import Cell, Row\n")
     print("CELLS: dict[str, Row] = {")
     for name, row in as_rows(met).items():

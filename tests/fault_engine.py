@@ -35,8 +35,10 @@ MISSING: Any = object()
 SECRET = "sk-of-the-engine"
 """The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
 
-CONTINUING = frozenset({"student-stream", "guided-stream", "stream-of-two", "second"})
-"""Calls whose student continues its own text, or that of another student, after a broken stream."""
+GUIDED = frozenset({"guided-stream", "guided-stream-of-two", "second-guided"})
+"""Calls of students that get guidance."""
+CONTINUING = GUIDED | {"student-stream", "stream-of-two", "json-of-two", "second"}
+"""Calls of students that continue their own text, or that of another student, after a broken stream."""
 _READ_WITHIN_S = 0.1
 _APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
 _MEGABYTE = 1_000_000
@@ -65,7 +67,7 @@ class Wire:
         last = (self.body.get("messages") or [{}])[-1]
         if last.get("role") != "assistant" or self.call not in CONTINUING:
             return PIECES
-        begun = last["content"].removeprefix(TEXT) if self.call == "guided-stream" else last["content"]
+        begun = last["content"].removeprefix(TEXT) if self.call in GUIDED else last["content"]
         return PIECES[next(count for count in range(len(PIECES) + 1) if "".join(PIECES[:count]) == begun) :]
 
     @property
