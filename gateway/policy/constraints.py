@@ -26,6 +26,8 @@ FIELD_NOT_KNOWN, CALLER_PREFILL, TOKEN_LIMIT = "field_not_known", "caller_prefil
 """Reasons that do not depend on a field of the table alone."""
 TOKEN_CONSTRAINT, STOP_CONDITION = "token_constraint", "stop_condition"
 """Reasons of the fields that a teacher may apply, too."""
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 100, 100
+"""Limits for a prefix beside `bad_words`: the gateway searches the end of the guidance for them."""
 MIN_TOKENS = 2
 """The shortest answer with guidance: one token of the teacher and one of the student."""
 
@@ -225,7 +227,9 @@ def shared_constraints(body: Mapping[str, Any], fields: Iterable[str]) -> dict[s
     least, words = constraints.get("min_tokens", 1), constraints.get("bad_words", [])
     if type(least) is not int or least < 1 or ("min_tokens" in constraints and body.get("stop")):
         return None
-    return constraints if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+    if not isinstance(words, list) or len(words) > MAX_BAD_WORDS:
+        return None
+    return constraints if all(isinstance(word, str) and len(word) <= MAX_BAD_WORD_CHARS for word in words) else None
 
 
 def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Iterator[ExcludingField]:

@@ -271,6 +271,8 @@ def test_a_vocabulary_is_shared_by_one_model_or_one_configured_tokenizer(
         ({"min_tokens": -1}, "stop_condition"),
         ({"bad_words": "sky"}, "token_constraint"),
         ({"bad_words": [5]}, "token_constraint"),
+        ({"bad_words": ["x"] * 101}, "token_constraint"),
+        ({"bad_words": ["x" * 101]}, "token_constraint"),
         ({"logit_bias": {"5": 1}, "n": 2}, "token_constraint"),
         ({"nvext": {"ignore_eos": True}}, "stop_condition"),
         ({"min_tokens": 5, "min_length": 5}, "stop_condition"),
