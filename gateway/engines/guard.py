@@ -233,7 +233,7 @@ class _Guard:
         if wait_s <= 0:
             return None
         return CircuitOpen(
-            f"The circuit breaker of engine '{self.name}' is open after failures or a pause that the engine requested. "
+            f"The circuit breaker of engine '{self.name}' is open: the engine failed, requested a pause, or sleeps. "
             "Retry after the time in Retry-After.",
             engine=self.name,
             retry_after_s=wait_s,

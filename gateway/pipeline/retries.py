@@ -29,6 +29,7 @@ LONGEST_PAUSE_S = 5.0
 # The longest pause if another engine is left.
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 _LIMITS = ("max_completion_tokens", "max_tokens")
+_PROMPT_NAMES = frozenset({"input_text", "input_tokens"})  # vLLM's names of a prompt that is too long
 # Fields that the gateway adds to the caller's.
 _OWN_FIELDS = frozenset({"add_generation_prompt", "chat_template_kwargs", "continue_final_message", "stream_options"})
 
@@ -79,8 +80,8 @@ def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None
         return name if builder.kept_tokens else field
     if name in _LIMITS and (limit := next((one for one in _LIMITS if one in request.body), None)) is not None:
         return limit  # the gateway renames the limit for engines that know only one of the names
-    if error.exceeds_context:
-        return "prompt" if isinstance(request, TextRequest) else "messages"  # vLLM names a field of its own
+    if name in _PROMPT_NAMES:
+        return "prompt" if isinstance(request, TextRequest) else "messages"
     return None if name in _OWN_FIELDS else field
 
 

@@ -117,7 +117,8 @@ async def test_a_mode_is_found_with_few_calls(server: ToyServer, found: Continua
         engine.state.up = True
         before = len(fake.paths)
         await engine.probe()
-        assert fake.paths[before:] == ["/v1/models"]
+        version = ["/version"] if engine._kind.has_vllm_status else []
+        assert fake.paths[before:] == ["/v1/models", *version]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> No
 @pytest.mark.parametrize(
     ("param", "shown"),
     [("top_k", "top_k"), ("messages[1].content", "messages"), ("max_tokens", "max_completion_tokens"),
-     ("input_tokens", "input_tokens"), ("stream_options", None)],
+     ("input_tokens", "messages"), ("made_up", "made_up"), ("stream_options", None)],
 )  # fmt: skip
 def test_a_rejection_keeps_the_code_and_the_field_of_the_engine(
     world: World, param: str, shown: str | None, stream: bool

@@ -132,6 +132,15 @@ def test_the_engine_decides_about_a_prompt_that_may_fit(contexts: Contexts, *, s
 
 
 @WAYS
+def test_an_engine_that_rejects_a_long_prompt_blames_the_callers_field(contexts: Contexts, *, stream: bool) -> None:
+    """VLLM names the field `input_tokens`, which is not the caller's."""
+    reply, calls = contexts.calls("chat-student", 597, stream=stream)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    assert calls == {"big": 0, "small": 0, "large": 1}
+
+
+@WAYS
 @pytest.mark.parametrize("route", ["chat", "chat-student"])
 def test_a_limit_above_the_context_goes_to_the_larger_student(contexts: Contexts, route: str, *, stream: bool) -> None:
     reply, calls = contexts.calls(route, 5, stream=stream, max_tokens=300)
