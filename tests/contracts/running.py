@@ -21,7 +21,7 @@ from load_tests.machine import processor
 from tests.contracts.catalog import ROOT, Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     Json = dict[str, Any]
 
@@ -29,6 +29,11 @@ UNKNOWN = "unknown"
 STOP_LIMIT_S = 20.0
 CALL_LIMIT_S = 120.0
 _BUSY_CORES = 0.2
+_RUNNING_METRICS = {
+    "vllm metrics": "vllm:num_requests_running",
+    "sglang metrics": "sglang:num_running_reqs",
+    "tgi metrics": "tgi_batch_current_size",
+}
 _CPU_WINDOW_S = 0.5
 _LOG_TAIL_CHARS = 2000
 
@@ -128,7 +133,7 @@ class RunningEngine:
             return any(slot["is_processing"] for slot in httpx.get(f"{self.url}/slots").json())
         if load == "cpu":
             return self._cores() > _BUSY_CORES
-        name = "vllm:num_requests_running" if load == "vllm metrics" else "sglang:num_running_reqs"
+        name = _RUNNING_METRICS[load]
         lines = re.findall(rf"^{name}\b\S* (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
         assert lines, f"{self.engine.title} has no metric {name}"
         return sum(map(float, lines)) > 0
@@ -144,6 +149,8 @@ class RunningEngine:
             )
             assert reply.status_code == 200, reply.text
             self._replies[key] = reply.json()
+            if self.engine.protocol == "tgi":
+                _end_as_openai(self._replies[key]["choices"][0], body.get("stop", ()))
         return self._replies[key]
 
     def version(self) -> str:
@@ -182,6 +189,15 @@ class RunningEngine:
     def _cpu_s(self) -> float:
         assert self._process is not None, "the CPU time of a server that runs elsewhere is unknown"
         return sum(_cpu_s_of_group(self._process.pid))
+
+
+def _end_as_openai(choice: Json, stops: Sequence[str]) -> None:
+    """Remove TGI's stop string from a choice, and use OpenAI's finish reason, in place."""
+    text = choice["message"].get("content") or ""
+    if found := [at for stop in stops if (at := text.find(stop)) >= 0]:
+        choice["message"]["content"] = text[: min(found)]
+    if found or choice["finish_reason"] in {"eos_token", "stop_sequence"}:
+        choice["finish_reason"] = "stop"
 
 
 def _cpu_s_of_group(group: int) -> Iterator[float]:
