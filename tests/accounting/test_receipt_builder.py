@@ -268,10 +268,14 @@ def test_a_streams_first_facts_are_those_of_its_receipt() -> None:
 def test_the_first_token_is_seen_once() -> None:
     """Later tokens do not change the time."""
     one = builder(plan("student"))
+    one.stream = True
     one.mark_first_token()
     first = one.first_token
     one.mark_first_token()
     assert one.first_token == first is not None
+    whole = builder(plan("student"))
+    whole.mark_first_token()
+    assert whole.first_token is None, "a JSON caller sees no first token"
 
 
 prices = st.builds(
