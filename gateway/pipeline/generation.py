@@ -74,6 +74,7 @@ class GenerationTracker:
         self._totals = 0  # usage events that belong to no choice and count output tokens
         self._texts: dict[int, list[str]] = {}  # text of each choice, if there are several
         self._complete = False
+        self._deltas = 0  # read one by one
         self.input_tokens = 0  # as the engine reported them; 0: not reported
         self._counted_at = 0, 0  # the engine's last count of its output tokens, and the length of the text until then
         call.limit_tokens = None if limit is None else limit * generated_choices
@@ -106,6 +107,7 @@ class GenerationTracker:
         for choice in choices:
             index = choice.get("index", 0)
             if text := generated_text(choice.get("delta") or {}):
+                self._deltas += 1
                 self._add_text(index, text)
                 if self._limit is not None and index not in self._ended:
                     self._enforce_limit(choice, index, text)
@@ -130,10 +132,14 @@ class GenerationTracker:
         self._complete = True
 
     def end_answer(self) -> None:
-        """Record that the answer ends here, although the engine still generates: its running count is the answer's."""
+        """Record that the answer ends here, although the engine still generates: its running count is the answer's.
+
+        Without a running count, the deltas with text are counted: most engines send one for each token.
+        """
         counted, chars = self._counted_at
-        if counted and self._choices == 1 and chars == self._call.text.tell():
-            self._call.answer_tokens = counted
+        if self._choices == 1:
+            exact = counted if chars == self._call.text.tell() else 0
+            self._call.answer_tokens = exact or max(self._deltas, self._call.seen_tokens)
 
     def read_reply(self, reply: Json) -> None:
         """Count a complete reply. Truncate the choices that exceed the limit, in place."""

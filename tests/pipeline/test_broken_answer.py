@@ -365,6 +365,15 @@ async def test_an_answer_that_a_stop_string_ends_across_the_seam_is_counted() ->
     assert [body.get("stop") for body in bodies] == [["jumps over"], None]
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_without_running_counts_an_answer_that_a_stop_string_ends_has_its_deltas(as_json: bool) -> None:
+    guidance = Guidance("The quick brown", pending_space=" ", tokens=3)
+    request = chat(stop=["brown fox jumps"], max_tokens=12)
+    found = await answer(Engine("small"), guidance=guidance, request=request, as_json=as_json)
+    assert (found.text, found.finish_reasons) == ("The quick ", ["stop"])
+    assert found.usage["completion_tokens"] == 3 + 2
+
+
 @pytest.mark.parametrize(
     ("fields", "more"),
     [
