@@ -41,9 +41,8 @@ from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
 from gateway.engines.build import build
-from gateway.engines.guard import publish_calls
 from gateway.engines.retry_budget import RetryBudgets
-from gateway.engines.watch import watch
+from gateway.engines.watch import publish_calls, watch
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower

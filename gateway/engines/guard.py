@@ -34,7 +34,7 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_GAUGE_INTERVAL_S = 0.5
-
 _CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
 # A call that fails later, without any data, is not repeated at the engine. It may be as slow again.
 _LONGEST_RETRIED_S = 20.0
+
+_LOST_INTERVAL_S = 10.0  # between two calls after lost connections
 
 STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
 
@@ -168,8 +168,19 @@ class GuardedEngine:
         return reply
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the engine, which is up, loses a connection: it may have restarted."""
-        self._guard.on_lost = lambda: callback() if self.state.up else None
+        """Call `callback` when the engine, which is up, loses a connection: it may have restarted.
+
+        A probe ends cooldowns, and one caller may provoke losses. So further losses have no effect for a while.
+        """
+        guard, next_at = self._guard, -math.inf
+
+        def lost() -> None:
+            nonlocal next_at
+            if self.state.up and guard.clock() >= next_at:
+                next_at = guard.clock() + _LOST_INTERVAL_S
+                callback()
+
+        guard.on_lost = lost
 
     async def probe(self) -> None:
         guard = self._guard
@@ -256,23 +267,6 @@ class _Guard:
         self._published = state
         self.metrics.engine_breaker.labels(self.name).set(STATE_VALUES[state])
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
-
-
-async def publish_calls(
-    engines: Iterable[GuardedEngine], metrics: Metrics, processes: Callable[[], int] = lambda: 1
-) -> None:
-    """Publish the calls of each engine, and update its limit, every half second, until canceled.
-
-    `processes` returns the number of processes that share the limits.
-    """
-    in_flight, waiting = metrics.engine_in_flight.labels, metrics.engine_waiting.labels
-    gauges = [(in_flight(engine.name), waiting(engine.name), engine) for engine in engines]
-    while True:
-        for calls, waits, engine in gauges:
-            engine.update_limit(processes())
-            calls.set(engine.calls)
-            waits.set(engine.waiting)
-        await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 
 class _GuardedCall:

@@ -1,4 +1,4 @@
-"""Probes one engine in the background. The gateway starts, and stays ready, without its engines."""
+"""Probe engines and publish their calls in the background. The gateway starts, and stays ready, without engines."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from gateway.engines.failures import cause_of
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.engines.base import Engine
+    from gateway.engines.guard import GuardedEngine
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
+
+_GAUGE_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,20 @@ async def watch(
             async with asyncio.timeout(wait_s):
                 await probe_now.wait()
         probe_now.clear()
+
+
+async def publish_calls(
+    engines: Iterable[GuardedEngine], metrics: Metrics, processes: Callable[[], int] = lambda: 1
+) -> None:
+    """Publish the calls of each engine, and update its limit, every half second, until canceled.
+
+    `processes` returns the number of processes that share the limits.
+    """
+    in_flight, waiting = metrics.engine_in_flight.labels, metrics.engine_waiting.labels
+    gauges = [(in_flight(engine.name), waiting(engine.name), engine) for engine in engines]
+    while True:
+        for calls, waits, engine in gauges:
+            engine.update_limit(processes())
+            calls.set(engine.calls)
+            waits.set(engine.waiting)
+        await asyncio.sleep(_GAUGE_INTERVAL_S)

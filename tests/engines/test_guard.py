@@ -13,7 +13,8 @@ import pytest
 from gateway.engines.base import EngineState, set_origin
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.control_call import CONTROL_CHAT
-from gateway.engines.guard import GuardedEngine, publish_calls
+from gateway.engines.guard import GuardedEngine
+from gateway.engines.watch import publish_calls
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -499,3 +500,15 @@ async def test_a_lost_connection_is_reported_while_the_engine_is_up(*, up: bool 
     await world.call()
     await world.call()
     assert len(reports) == reported
+
+
+async def test_lost_connections_are_reported_every_ten_seconds_at_most() -> None:
+    """Each report leads to a probe, which ends the cooldowns of all tenants."""
+    world = World(*([EngineUnreachable("gone", engine="small")] for _ in range(4)))
+    world.engine.state = EngineState(up=True)
+    reports: list[float] = []
+    world.engine.on_lost(lambda: reports.append(world.now))
+    for _ in range(4):
+        await world.call()
+        world.now += 5.0
+    assert reports == [0.0, 10.0]
