@@ -257,7 +257,7 @@ class ModelSettings(StrictModel):
     timeouts: TimeoutSettings = TimeoutSettings()
     """Timeouts of calls to the engine."""
     always_stream: bool = False
-    """Whether calls for JSON callers are streamed too, so that timeouts.first_token and timeouts.idle apply to them."""
+    """Stream the calls of JSON callers, too, so that timeouts.first_token and timeouts.idle apply to them."""
     breaker: BreakerSettings = BreakerSettings()
     """Circuit breaker of the engine."""
     key_hints: ClassVar[Mapping[str, str]] = {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.protocol.content_run import ChunkGroup
 
 _HEAD = ReplyHead("", 0, "")  # the caller's reply gets its own
+_ITEM_CHARS = 100  # the size of an item of a list that arrives whole, such as a token's log-probability; at least
 # Some engines repeat these in each delta of a tool call. The others are parts of one text.
 _NOT_IN_PARTS = frozenset({"finish_reason", "id", "name", "role", "type"})
 
@@ -28,7 +29,7 @@ class CollectingRelay(StreamRelay):
 
     def __init__(self) -> None:
         super().__init__(_HEAD, wants_usage=False)
-        self.size = 0  # characters of the answers' text
+        self.size = 0  # characters of the answers and their other fields
         self._guidance = ""  # the beginning of the first choice
         self._texts: dict[int, list[str]] = {}
         self._choices: dict[int, Json] = {}
@@ -55,12 +56,11 @@ class CollectingRelay(StreamRelay):
             self._fields.update(engine_fields(part))
             for choice in part["choices"]:
                 index = choice["index"]
-                kept = self._choices.setdefault(index, {"index": index, "message": {}})
+                kept = self._choices.setdefault(index, _Fields(index=index, message=_Fields()))
                 delta = choice.pop("delta")
                 if content := delta.pop("content", None):
                     self._add_texts(index, [content])
-                _merge(kept["message"], delta)
-                _merge(kept, choice)
+                self.size += _merge(kept["message"], delta) + _merge(kept, choice)
 
     def reply(self) -> Json:
         """Return the reply with all chunks so far."""
@@ -83,8 +83,16 @@ class _Parts(list[str]):
     """The parts of one text."""
 
 
-def _merge(into: Json, fields: Json) -> None:
-    """Add the fields of one delta. Texts and lists continue; items of lists with an `index` continue the same item."""
+class _Fields(dict[str, Any]):
+    """An object whose fields arrive in parts."""
+
+
+def _merge(into: Json, fields: Json) -> int:
+    """Add the fields of one delta, and return their size in characters. Texts and lists continue.
+
+    The fields of an item with an `index`, such as a tool call, continue the item with the same one.
+    """
+    size = 0
     for name, value in fields.items():
         known = into.get(name)
         if value is None or value == "":
@@ -93,36 +101,41 @@ def _merge(into: Json, fields: Json) -> None:
             if not isinstance(known, _Parts):
                 into[name] = known = _Parts()
             known.append(value)
+            size += len(value)
         elif isinstance(value, dict):
             if not isinstance(known, dict):
-                into[name] = known = {}
-            _merge(known, value)
+                into[name] = known = _Fields()
+            size += _merge(known, value)
         elif isinstance(value, list):
             if not isinstance(known, list):
                 into[name] = known = []
-            _extend(known, value)
+            size += _extend(known, value)
         elif not known:
             into[name] = value
+    return size
 
 
-def _extend(known: list[Any], items: list[Any]) -> None:
+def _extend(known: list[Any], items: list[Any]) -> int:
+    size = 0
     for item in items:
         index = item.get("index") if isinstance(item, dict) else None
-        same = None
-        if index is not None:
-            same = next((one for one in known if isinstance(one, dict) and one.get("index") == index), None)
-        if same is None and isinstance(item, dict):
-            known.append(same := {})
-        if same is None:
+        if index is None:
             known.append(item)
-        else:
-            _merge(same, item)
+            size += _ITEM_CHARS
+            continue
+        same = next((one for one in known if isinstance(one, _Fields) and one["index"] == index), None)
+        if same is None:
+            known.append(same := _Fields())
+        size += _merge(same, item)
+    return size
 
 
 def _whole(value: Any) -> Any:
-    """Return a value with its texts joined."""
+    """Return a value with its texts joined. Items that arrived whole, such as log-probabilities, are not read."""
     if isinstance(value, _Parts):
         return "".join(value)
-    if isinstance(value, dict):
+    if isinstance(value, _Fields):
         return {name: _whole(part) for name, part in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list) and value and isinstance(value[0], _Fields):
+        return [_whole(item) for item in value]
+    return value

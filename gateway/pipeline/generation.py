@@ -134,12 +134,14 @@ class GenerationTracker:
     def end_answer(self) -> None:
         """Record that the answer ends here, although the engine still generates: its running count is the answer's.
 
-        Without a running count, the deltas with text are counted: most engines send one for each token.
+        Without a running count, the deltas with text are counted: most engines send one for each token. Some repeat the
+        guidance in deltas, so the limit bounds the number.
         """
         counted, chars = self._counted_at
         if self._choices == 1:
             exact = counted if chars == self._call.text.tell() else 0
-            self._call.answer_tokens = exact or max(self._deltas, self._call.seen_tokens)
+            deltas = self._deltas if self._limit is None else min(self._deltas, self._limit)
+            self._call.answer_tokens = exact or max(deltas, self._call.seen_tokens)
 
     def read_reply(self, reply: Json) -> None:
         """Count a complete reply. Truncate the choices that exceed the limit, in place."""

@@ -83,6 +83,18 @@ def test_log_probabilities_and_choices_keep_their_order() -> None:
     assert [one["finish_reason"] for one in (first, second)] == ["length", "stop"]
 
 
+def test_all_collected_fields_count_toward_the_size() -> None:
+    """Items that arrive whole are kept as they are: reading thousands of them at once would block the event loop."""
+    entry = {"token": "A", "logprob": 0.0, "bytes": None, "top_logprobs": []}
+    relay = CollectingRelay()
+    relay.join(None)
+    one = chunk({"content": "A", "reasoning_content": "Hmm."}, logprobs={"content": [entry]})
+    relay.collect([relay.feed(one)])  # type: ignore[list-item]
+    assert relay.size == len("A") + len("Hmm.") + 100
+    relay.collect(relay.end())
+    assert relay.reply()["choices"][0]["logprobs"]["content"][0] is entry
+
+
 def test_a_run_of_chunks_is_text() -> None:
     one = chunk({"content": "a"})
     template = template_of(orjson.dumps(one), one)
