@@ -25,9 +25,10 @@ async def text_reply(request: web.Request, body: dict[str, Any], text: str, fini
 
 def generated(text: str, finish: str) -> web.Response:
     """Return a reply of TGI 3.3.7 (router/src/server.rs): token counts in headers, the finish reason in `details`."""
+    tokens = [{"id": 1, "text": word, "logprob": -0.5, "special": False} for word in words(text)]
     details = {"finish_reason": _tgis(finish), "generated_tokens": len(text.split()), "seed": None, "prefill": []}
     headers = {"x-prompt-tokens": str(READ), "x-generated-tokens": str(len(text.split()))}
-    return web.json_response({"generated_text": text, "details": {**details, "tokens": []}}, headers=headers)
+    return web.json_response({"generated_text": text, "details": {**details, "tokens": tokens}}, headers=headers)
 
 
 def token_events(tokens: list[str], finish: str) -> list[dict[str, Any]]:

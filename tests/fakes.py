@@ -163,11 +163,18 @@ def says(text: str, finish: str = "stop") -> Handler:
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path != "/v1/chat/completions":
             return await fake_texts.text_reply(request, body, text, finish)
+        scored = bool(body.get("logprobs"))
         if not body.get("stream"):
-            return web.json_response(reply(text, finish))
+            answer = reply(text, finish)
+            if scored:
+                answer["choices"][0]["logprobs"] = _likelihoods(fake_texts.words(text))
+            return web.json_response(answer)
         response = await begin_events(request)
         for word in fake_texts.words(text):
-            await response.write(event(chunk({"content": word})))
+            part = chunk({"content": word})
+            if scored:
+                part["choices"][0]["logprobs"] = _likelihoods([word])
+            await response.write(event(part))
         await response.write(event(chunk({}, finish)))
         await response.write(event({**chunk({}), "choices": [], "usage": reply(text)["usage"]}))
         await response.write(b"data: [DONE]\n\n")
@@ -175,6 +182,11 @@ def says(text: str, finish: str = "stop") -> Handler:
         return response
 
     return behave
+
+
+def _likelihoods(words: list[str]) -> dict[str, Any]:
+    """Return `logprobs` of a chat's choice."""
+    return {"content": [{"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": []} for word in words]}
 
 
 def says_with_odds(text: str, p1: float | None) -> Handler:
