@@ -12,7 +12,7 @@ from gateway.api.auth import authenticate
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.decoding import read_parsed
 from gateway.api.direct_reply import DirectReply
-from gateway.api.events import as_events, reads, require_caller, send
+from gateway.api.events import COMPLETION_WRITER, as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
 from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO
 from gateway.engines.reply_json import encoded
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.completion import Answer
     from gateway.policy.book import Caller
     from gateway.protocol.content_run import ChunkGroup
+    from gateway.protocol.reply import ReplyWriter
 
 _PART_BYTES = 1 << 18
 
@@ -67,17 +68,22 @@ def new_context(request: web.Request, caller: Caller) -> RequestContext:
 
 
 async def answered(
-    request: web.Request, pipeline: CompletionPipeline[_Request], caller: Caller, parsed: _Request
+    request: web.Request,
+    pipeline: CompletionPipeline[_Request],
+    caller: Caller,
+    parsed: _Request,
+    writer: ReplyWriter = COMPLETION_WRITER,
 ) -> web.StreamResponse:
-    """Answer a validated request, as JSON or as server-sent events. Raises GatewayError."""
+    """Answer a validated request, as JSON or as server-sent events in the writer's format. Raises GatewayError."""
     context = new_context(request, caller)
     if parsed.stream:
         with reads(request) as reading:
-            return await as_events(request, pipeline.stream(context, parsed), reading)
+            return await as_events(request, pipeline.stream(context, parsed), reading, writer)
     with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
     require_caller(request[INFO])
-    return DirectReply(await encoded(answer.body), fact_headers(answer.receipt.facts(show_cost=answer.show_cost)))
+    body = await encoded(writer.reply(answer.body))
+    return DirectReply(body, fact_headers(answer.receipt.facts(show_cost=answer.show_cost)))
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.api.keys import RequestInfo
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
+    from gateway.protocol.reply import ReplyWriter
 
 log = structlog.get_logger()
 
@@ -48,7 +49,9 @@ class EventStream(web.StreamResponse):
         self, data: bytes, connection: Connection, reading: Watchdog, *, within_s: float = _READ_WITHIN_S
     ) -> None:
         """Write events as `send` does. After the head, they are framed here: in one call instead of aiohttp's five."""
-        if not (self._head_sent and self.chunked and data):
+        if not data:
+            return
+        if not (self._head_sent and self.chunked):
             self._head_sent = True
             await send(self, data, reading)
             return
@@ -112,10 +115,34 @@ def event(part: Json | ContentRun) -> bytes:
     return part.events() if isinstance(part, ContentRun) else b"data: " + orjson.dumps(part) + b"\n\n"
 
 
+class CompletionWriter:
+    """Writes chat and text completions, which the pipeline returns. No [DONE] follows an error."""
+
+    __slots__ = ()
+
+    def reply(self, completion: Json) -> Json:
+        return completion
+
+    def events(self, group: ChunkGroup) -> bytes:
+        return event(group[0]) if len(group) == 1 else b"".join(map(event, group))
+
+    def end(self) -> bytes:
+        return DONE
+
+    def failed(self, error: GatewayError) -> bytes:
+        return event(error_body(error))
+
+
+COMPLETION_WRITER = CompletionWriter()
+
+
 async def as_events(
-    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | ChunkGroup, None], reading: Watchdog
+    request: web.Request,
+    parts: AsyncGenerator[ReceiptBuilder | ChunkGroup, None],
+    reading: Watchdog,
+    writer: ReplyWriter = COMPLETION_WRITER,
 ) -> web.StreamResponse:
-    """Send the parts as server-sent events. After the head, an error is the last event, and no [DONE] follows."""
+    """Send the parts as server-sent events in the writer's format. After the head, an error ends the events."""
     response: EventStream | None = None
     connection = connection_of(request)
     async with aclosing(parts):
@@ -128,8 +155,7 @@ async def as_events(
                         if isinstance(part, ReceiptBuilder):
                             response = await begin(request, part)
                         elif response is not None:
-                            data = event(part[0]) if len(part) == 1 else b"".join(map(event, part))
-                            await response.send(data, connection, reading)
+                            await response.send(writer.events(part), connection, reading)
                     except ConnectionError:
                         if not connection.reads_on():
                             raise
@@ -141,9 +167,9 @@ async def as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[INFO].id)
                 error = internal_error(request[INFO].id)
-            last = event(error_body(error))
+            last = writer.failed(error)
         else:
             assert response is not None, "the path yields the receipt builder first"
-            last = DONE
+            last = writer.end()
     require_caller(request[INFO])
     return await send_last(response, last, reading)

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
+    from gateway.errors import GatewayError
     from gateway.protocol.body import Json
+    from gateway.protocol.content_run import ChunkGroup
+
+
+class ReplyWriter(Protocol):
+    """Writes one reply in the format of an API.
+
+    The pipeline's replies and chunks have the format of chat completions. A writer belongs to one request and may keep
+    state.
+    """
+
+    def reply(self, completion: Json) -> Json:
+        """Convert a complete reply."""
+
+    def events(self, group: ChunkGroup) -> bytes:
+        """Convert chunks to server-sent events. The result is empty if there is nothing to send yet."""
+
+    def end(self) -> bytes:
+        """Return the last events of a complete stream."""
+
+    def failed(self, error: GatewayError) -> bytes:
+        """Return the last events of a stream that an error ended."""
 
 
 def usage_body(
