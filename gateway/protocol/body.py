@@ -94,11 +94,7 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
         if FIELDS.isdisjoint(fields_type.__struct_fields__) or (token_ids := take_token_ids(raw)) is None:
             raise
         raw, brackets = token_ids.rest, token_ids.brackets
-    body = _decode(raw, needs)
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"The body must be a JSON object with {needs}.")
-    if brackets > MAX_DEPTH and not _is_encodable(body):
-        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
+    body = _object(raw, brackets, needs)
     if (field := forbidden_field(body)) is not None:
         raise InvalidRequest(
             f"'{field}' is not accepted: only the gateway's configuration sets destinations and credentials of calls.",
@@ -109,6 +105,23 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
     if token_ids is not None:
         body[token_ids.name] = token_ids.ids
     return body, fields
+
+
+def read_known_fields(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[Json, _KnownFields]:
+    """Decode a body of an API whose other fields are not forwarded, so that they may have any name; see `read_body`."""
+    raw = raw.removeprefix(BOM)
+    body = _object(raw, check_values(raw), needs)
+    return body, _convert(body, fields_type)
+
+
+def _object(raw: bytes, brackets: int, needs: str) -> Json:
+    """Decode a JSON object with at most this number of opening brackets."""
+    body = _decode(raw, needs)
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"The body must be a JSON object with {needs}.")
+    if brackets > MAX_DEPTH and not _is_encodable(body):
+        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
+    return body
 
 
 def _convert(body: Json, fields_type: type[_KnownFields]) -> _KnownFields:

@@ -12,7 +12,8 @@ from gateway.errors import InvalidRequest
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.student_request import build_student_request
 from gateway.policy.plan import StudentPlan
-from gateway.protocol.chat import parse_chat
+from gateway.protocol.body import read_known_fields
+from gateway.protocol.chat import ChatBody, parse_chat
 from gateway.protocol.edge import parse_edge_usage
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.field_names import ALIASES, HOLDERS
@@ -101,3 +102,16 @@ def test_the_page_has_the_table() -> None:
     for name, aliases in ALIASES.items():
         assert f"| `{name}` | {', '.join(f'`{alias}`' for alias in aliases)} |" in PAGE
     assert "in " + ", ".join(f"`{holder}`" for holder in HOLDERS[:-1]) in PAGE.replace("\n", " ")
+
+
+def test_an_api_that_forwards_no_other_fields_accepts_any_name() -> None:
+    """Neither names of destinations nor other names of known fields concern such a body. Known fields are checked."""
+    other = {"api_base": "http://other", "Max_Tokens": 1, "max_new_tokens": 2, "n_cmpl": 3}
+    body, known = read_known_fields(orjson.dumps({**CHAT, **other, "max_tokens": 5.0}), ChatBody, "'model'")
+    assert (known.model, known.max_tokens) == ("m", 5)
+    assert body["max_tokens"] == 5
+    with pytest.raises(InvalidRequest) as caught:
+        read_known_fields(orjson.dumps({**CHAT, "max_tokens": 0}), ChatBody, "'model'")
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(InvalidRequest, match="JSON object with 'model'"):
+        read_known_fields(b"[]", ChatBody, "'model'")
