@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.field_names import check_names, forbidden_field
+from gateway.protocol.other_endpoint import missing_content
 from gateway.protocol.structure import MAX_DEPTH, check_values, escape_safe_chunks
 from gateway.protocol.texts import FIELDS, take_token_ids
 
@@ -100,8 +101,11 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
             f"'{field}' is not accepted: only the gateway's configuration sets destinations and credentials of calls.",
             param=field,
         )
-    check_names(body, fields_type.__struct_fields__)
-    fields = _convert(body, fields_type)
+    try:
+        check_names(body, fields_type.__struct_fields__)
+        fields = _convert(body, fields_type)
+    except InvalidRequest as error:
+        raise missing_content(body, fields_type.__struct_fields__) or error from None
     if token_ids is not None:
         body[token_ids.name] = token_ids.ids
     return body, fields

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stop_texts, wants_usage
+from gateway.protocol.other_endpoint import ANTHROPIC_PARTS, MESSAGES
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -133,6 +134,9 @@ def _check_parts(message: int, parts: list[Json]) -> int:
             at = f"messages[{message}].content[{index}].type"
             raise InvalidRequest(f"'{at}' is required: a string such as 'text'.", param=at)
         if kind != "text":
+            if kind in ANTHROPIC_PARTS:
+                at = f"messages[{message}].content[{index}].type"
+                raise InvalidRequest(f"'{at}': only {MESSAGES} accepts parts of type '{kind}'.", param=at)
             non_text_parts += 1
         elif not isinstance(part.get("text"), str):
             at = f"messages[{message}].content[{index}].text"

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.other_endpoint import MESSAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,8 @@ HOLDERS = ("extra_body", "nvext", "options", "parameters", "sampling_params")
 _NOT_HELD = ("model", "n", "best_of", "max_tokens", "max_completion_tokens")
 REFUSED = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
 """The field to send, by the alias."""
+SYSTEM = "system"
+"""The system prompt of Anthropic's API. Chats are rejected with it, as by OpenAI: engines would ignore it."""
 REFUSED_IN_HOLDER = {**REFUSED, **{name: name for name in _NOT_HELD}}
 """The field to send, by its name in a holder. The gateway reads nothing there."""
 
@@ -66,7 +69,7 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     if plain.issuperset(body):
         return
     for name, value in body.items():
-        if name in fields or (value is None and name in REFUSED):
+        if name in fields or (value is None and (name in REFUSED or name == SYSTEM)):
             continue
         if replacement := meanings.get(name.casefold()):
             raise _refusal(name, replacement)
@@ -82,11 +85,17 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
 @cache
 def _meanings(fields: tuple[str, ...]) -> tuple[frozenset[str], Mapping[str, str]]:
     """Return the fields that are never refused, and the field to send by each other name, in lower case."""
-    own = {name: name for name in fields}
-    return frozenset(fields).difference(HOLDERS), {**REFUSED, **own} if "max_tokens" in fields else own
+    own, plain = {name: name for name in fields}, frozenset(fields).difference(HOLDERS)
+    if "max_tokens" in fields:
+        return plain, {**REFUSED, **({SYSTEM: MESSAGES} if "messages" in fields else {}), **own}
+    return plain, own
 
 
 def _refusal(path: str, replacement: str) -> InvalidRequest:
+    if replacement == MESSAGES:
+        return InvalidRequest(
+            f"'{path}' is accepted at {MESSAGES} alone. Send a message with the role 'system' instead.", param=path
+        )
     return InvalidRequest(
         f"'{path}' is not accepted: some engines treat it as '{replacement}', and the gateway does not. "
         f"Send '{replacement}'.",

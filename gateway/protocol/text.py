@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stop_texts, wants_usage
+from gateway.protocol.other_endpoint import missing_content
 from gateway.protocol.texts import Texts, each_text
 from gateway.runtime.record import Record
 
@@ -56,8 +57,8 @@ def parse_text_completion(raw: bytes) -> TextRequest:
     """Decode and check the body of a completion request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, TextBody, "'model' and 'prompt'")
     if known.prompt is None:
-        if "messages" in body:
-            raise InvalidRequest("'prompt' is required. A chat goes to /v1/chat/completions.", param="prompt")
+        if (error := missing_content(body, TextBody.__struct_fields__)) is not None:
+            raise error
         body["prompt"] = ""  # OpenAI: the beginning of a new document. Engines reject null.
     prompts = each_text(body["prompt"], "prompt", may_be_empty=True)
     n, best_of = known.n or 1, known.best_of

@@ -21,7 +21,15 @@ from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
 from gateway.protocol.embeddings import MAX_INPUTS
-from gateway.protocol.field_names import CALLER_CONTENT_FIELDS, FORBIDDEN_FIELDS, HOLDERS, REFUSED, REFUSED_IN_HOLDER
+from gateway.protocol.field_names import (
+    CALLER_CONTENT_FIELDS,
+    FORBIDDEN_FIELDS,
+    HOLDERS,
+    REFUSED,
+    REFUSED_IN_HOLDER,
+    SYSTEM,
+)
+from gateway.protocol.other_endpoint import ANTHROPIC_PARTS
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 _NO_TEXT = {"properties": {"type": {"not": {"const": "text"}}}}
 _PART = {
     "type": "object",
-    "properties": {"type": {"type": "string", "minLength": 1}},
+    "properties": {"type": {"type": "string", "minLength": 1, "not": {"enum": sorted(ANTHROPIC_PARTS)}}},
     "required": ["type"],
     "anyOf": [_NO_TEXT, {"properties": {"text": {"type": "string"}}, "required": ["text"]}],
 }
@@ -76,12 +84,18 @@ RULES: dict[str, Json] = {
             {"properties": {"role": {"enum": sorted(ROLES_WITHOUT_TEXT)}, "content": _ANY_CONTENT}},
         ]
     },
-    "ChatBody": {"allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS]},
+    "ChatBody": {"allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS, {"properties": {SYSTEM: {"type": "null"}}}]},
     "TextBody": {
         "allOf": [
             _UNKNOWN_REF,
             _OTHER_NAMES,
             _STREAM_OPTIONS,
+            {
+                "anyOf": [
+                    {"properties": {"prompt": {"not": {"type": "null"}}}, "required": ["prompt"]},
+                    {"properties": {"messages": {"type": "null"}, "input": {"type": "null"}}},
+                ]
+            },
             {
                 "anyOf": [
                     {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},

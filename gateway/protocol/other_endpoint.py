@@ -1,0 +1,68 @@
+"""Name the endpoint for which a body is meant that another endpoint rejected. Called only on the way to an error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
+TEXT = "/v1/completions"
+
+_CONTENT = ("messages", "input", "prompt")  # the field with the caller's content, at every endpoint
+# Fields of one API alone, among those with the same content field.
+_ANTHROPIC = frozenset({"system", "stop_sequences", "anthropic_version", "anthropic_beta"})
+ANTHROPIC_PARTS = frozenset({"tool_use", "tool_result"})
+"""Types of content parts that only Anthropic's Messages API has."""
+_EMBEDDING = frozenset({"encoding_format", "dimensions"})
+_RESPONSE = frozenset(
+    {"instructions", "max_output_tokens", "previous_response_id", "reasoning", "text", "include", "stream", "tools"}
+)
+
+
+def missing_content(body: Mapping[str, Any], fields: Collection[str]) -> InvalidRequest | None:
+    """Return the error for a body without the content of its endpoint, but with that of another endpoint.
+
+    `fields` are the fields of the endpoint. None: the body has its content, or no other endpoint is recognized.
+    """
+    missing = next((name for name in _CONTENT if name in fields), None)
+    if missing is None or body.get(missing) is not None:
+        return None
+    found = next((name for name in _CONTENT if body.get(name) is not None), None)
+    if found is None:
+        return None
+    target = _target(body, found)
+    return InvalidRequest(f"'{missing}' is required. A body with '{found}' goes to {target}.", param=missing)
+
+
+def _target(body: Mapping[str, Any], content: str) -> str:
+    if content == "prompt":
+        return TEXT
+    if content == "messages":
+        return MESSAGES if is_anthropic(body) else CHAT
+    items = body["input"]
+    if isinstance(items, list):
+        return RESPONSES if items and all(isinstance(item, dict) for item in items) else EMBEDDINGS
+    if not _EMBEDDING.isdisjoint(body):
+        return EMBEDDINGS
+    return RESPONSES if not _RESPONSE.isdisjoint(body) else f"{RESPONSES}, and for an embedding to {EMBEDDINGS}"
+
+
+def is_anthropic(body: Mapping[str, Any]) -> bool:
+    """Return whether a body with messages has fields, tools or content parts of Anthropic's Messages API alone."""
+    if not _ANTHROPIC.isdisjoint(body):
+        return True
+    if any("input_schema" in tool for tool in _objects(body.get("tools"))):
+        return True
+    contents = [message.get("content") for message in _objects(body["messages"])]
+    return any(str(part.get("type")) in ANTHROPIC_PARTS for content in contents for part in _objects(content))
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
