@@ -106,6 +106,10 @@ class NotFound(RequestError, label="not_found", status=404):
     pass
 
 
+class PreviousResponseNotFound(RequestError, label="previous_response_not_found", status=404):
+    pass
+
+
 class Conflict(RequestError, label="conflict", status=409):
     """Only on the admin listener."""
 

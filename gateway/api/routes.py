@@ -9,11 +9,13 @@ from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
 from gateway.api.probes import healthz, readyz
+from gateway.api.responses import responses
 from gateway.api.usage import show_usage
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
     web.post("/v1/completions", text_completions),
+    web.post("/v1/responses", responses),
     web.post("/v1/embeddings", embeddings),
     web.post("/v1/guidance", guidance),
     web.post("/v1/guidance/usage", offline_usage),

@@ -49,7 +49,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
 
 
 class ChatRequest(Record, frozen=True):
-    """A checked request. `body` is the body as the caller sent it; do not change it."""
+    """A checked request. `body` is the body as the caller sent it, or converted from another API; do not change it."""
 
     body: Json
     model: str
@@ -59,6 +59,7 @@ class ChatRequest(Record, frozen=True):
     wants_usage: bool
     size_bytes: int
     non_text_parts: int = 0  # number of content parts without text
+    cache_key: str | None = None  # the caller's name of the conversation, for prompt caches; None: it sent none
 
     @property
     def messages(self) -> list[Json]:

@@ -13,10 +13,12 @@ from gateway.api.limits import show_limits
 from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
 from gateway.api.openapi import shapes
 from gateway.api.probes import healthz, readyz
+from gateway.api.responses import responses
 from gateway.api.usage import PARAMETERS, show_usage
 from gateway.protocol.chat import ChatBody
 from gateway.protocol.edge import OfflineBody, UsageBody
 from gateway.protocol.embeddings import EmbeddingsBody
+from gateway.protocol.responses.request import ResponsesBody
 from gateway.protocol.text import TextBody
 
 if TYPE_CHECKING:
@@ -85,6 +87,15 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         event=shapes.TextCompletion,
         has_receipt=True,
         errors=_GUIDED,
+    ),
+    responses: Operation(
+        "Create a response. The teacher starts the answer, the student finishes it.",
+        "Answers",
+        body=ResponsesBody,
+        reply=shapes.Response,
+        event=shapes.ResponseEvent,
+        has_receipt=True,
+        errors=(*_GUIDED, errors.PreviousResponseNotFound, errors.NotFound),
     ),
     embeddings: Operation(
         "Create an embedding of each text.",
