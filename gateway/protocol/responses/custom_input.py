@@ -10,8 +10,8 @@ from gateway.protocol.responses.tools import INPUT_FIELD
 
 _START = re.compile(rf'\s*\{{\s*"{INPUT_FIELD}"\s*:\s*"')
 # The part of a JSON string up to its end or to an escape that is not complete.
-_DECODABLE = re.compile(r'[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^"\\]*)*')
-_HALF_PAIR = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}$")
+_DECODABLE = re.compile(r'[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|u[0-9a-fA-F]{0,3}(?=[^0-9a-fA-F])|[^u])[^"\\]*)*')
+_HALF_PAIR = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 _ESCAPE_CHARS = 6
 _ESCAPE = re.compile(
     r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\(.)", re.DOTALL
@@ -48,7 +48,7 @@ class CustomInput:
         match = _DECODABLE.match(self._tail)
         end = match.end() if match is not None else 0
         self._ended = self._tail[end : end + 1] == '"'
-        if not self._ended and end == len(self._tail) and _HALF_PAIR.search(self._tail):
+        if not self._ended and _HALF_PAIR.search(self._tail, 0, end):
             end -= _ESCAPE_CHARS
         text, self._tail = _ESCAPE.sub(_unescaped, self._tail[:end]), self._tail[end:]
         self._texts.append(text)

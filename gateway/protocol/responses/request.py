@@ -72,7 +72,10 @@ class ResponsesBody(Struct, frozen=True, kw_only=True):
 
 
 class ResponsesRequest(Record, frozen=True):
-    """A checked request. `items` are the items of `input`, after those of earlier responses if there are any."""
+    """A checked request. `items` are the items of `input`, after those of earlier responses if there are any.
+
+    With `previous_response_id`, the items are converted by `with_history`, since they may belong to earlier ones.
+    """
 
     known: ResponsesBody
     items: list[Json]
@@ -221,6 +224,8 @@ def parse_responses(raw: bytes) -> ResponsesRequest:
     items: list[Json] = known.input if isinstance(known.input, list) else []
     if isinstance(known.input, str):
         items = [{"type": "message", "role": "user", "content": known.input}]
+    if known.previous_response_id is not None:
+        return ResponsesRequest(known, items, Toolbox(), [], len(raw), 0)
     return _convert(known, items, 0, len(raw))
 
 
@@ -232,7 +237,7 @@ def _convert(known: ResponsesBody, items: list[Json], first: int, size_bytes: in
     chat = ChatMessages(known.instructions, toolbox)
     chat.add(items, first)
     messages = chat.messages()
-    if not messages and known.previous_response_id is None:
+    if not messages:
         raise InvalidRequest("'input' has no message. Send at least one.", param="input")
     return ResponsesRequest(known, items, toolbox, messages, size_bytes, chat.non_text_parts)
 
