@@ -1,4 +1,4 @@
-"""GET /v1/models, GET /v1/receipts and GET /openapi.json"""
+"""GET /v1/receipts and GET /openapi.json"""
 
 from __future__ import annotations
 
@@ -11,28 +11,11 @@ from gateway.accounting.edge import GUIDANCE
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.api.auth import authenticate
 from gateway.api.keys import DOCUMENT, EDGE_ACCOUNTS, READS, RECEIPTS
-from gateway.errors import ModelNotFound, NotFound
-from gateway.policy.routing import models_of
-from gateway.version import STARTED
+from gateway.errors import NotFound
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json
-
-
-async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models"""
-    caller = authenticate(request)
-    return _json({"object": "list", "data": [_model(name) for name in models_of(caller)]})
-
-
-async def show_model(request: web.Request) -> web.Response:
-    """GET /v1/models/{model}"""
-    caller = authenticate(request)
-    name = request.match_info["model"]
-    if name not in models_of(caller):
-        raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
-    return _json(_model(name))
 
 
 async def show_receipt(request: web.Request) -> web.Response:
@@ -76,10 +59,6 @@ def shows_cost(caller: Caller, receipt: Receipt) -> bool:
     """Return whether the caller may see a receipt's cost: only if all routes of that name show it."""
     routes = caller.policy.routes_of.get(receipt.route, ())
     return bool(routes) and all(route.show_cost for _, route in routes)
-
-
-def _model(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": STARTED, "owned_by": "gkt-gateway"}
 
 
 def _json(body: object) -> web.Response:

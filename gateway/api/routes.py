@@ -7,7 +7,8 @@ from aiohttp import web
 from gateway.api.completions import chat_completions, embeddings, text_completions
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
-from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
+from gateway.api.lookups import openapi_json, show_receipt
+from gateway.api.models import list_models, show_model
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
 from gateway.api.usage import show_usage

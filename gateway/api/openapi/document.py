@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers
 from gateway.api.keys import StaticDocument
+from gateway.api.models import ANTHROPIC_VERSION
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NeverFits, NotFound
@@ -168,6 +169,8 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})
     if operation.event is not None:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
+    if operation.anthropic_reply is not None:
+        parameters.append({"$ref": "#/components/parameters/AnthropicVersion"})
     if operation.versioned:
         parameters.append({"$ref": "#/components/parameters/EdgeVersion"})
     if parameters:
@@ -197,6 +200,8 @@ def _content(operation: Operation) -> Json:
     if isinstance(operation.reply, tuple):
         return _plain(operation.reply)
     content = _json(operation.reply)
+    if operation.anthropic_reply is not None:
+        content["application/json"]["schema"] = {"anyOf": [_ref(operation.reply), _ref(operation.anthropic_reply)]}
     if operation.event is not None:
         content["text/event-stream"] = {"schema": _event(operation.event)}
     return content
@@ -270,6 +275,9 @@ _PARAMETERS: Json = {
         "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
         {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
     ),
+    "AnthropicVersion": _optional_header(
+        ANTHROPIC_VERSION, "The reply then has the shape of Anthropic's API.", {"type": "string"}
+    ),
     "EdgeVersion": _optional_header(
         VERSION_HEADER,
         "The client's version of the edge protocol. The default is the newest.",
@@ -314,7 +322,7 @@ def _schemas() -> dict[str, Json]:
     used = [
         struct
         for operation in OPERATIONS.values()
-        for struct in (operation.body, operation.reply, operation.event)
+        for struct in (operation.body, operation.reply, operation.anthropic_reply, operation.event)
         if isinstance(struct, type)
     ]
     _, schemas = msgspec.json.schema_components([*used, ErrorReply], ref_template=_SCHEMA)

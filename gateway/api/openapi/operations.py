@@ -10,7 +10,8 @@ from gateway.accounting.receipt import Receipt
 from gateway.api.completions import chat_completions, embeddings, text_completions
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
-from gateway.api.lookups import list_models, openapi_json, show_model, show_receipt
+from gateway.api.lookups import openapi_json, show_receipt
+from gateway.api.models import DEFAULT_PAGE, MAX_PAGE, list_models, show_model
 from gateway.api.openapi import shapes
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
@@ -38,6 +39,7 @@ class Operation(NamedTuple):
     tag: str
     reply: type[Struct] | tuple[str, ...] | None = None  # body of a 200: a JSON object, or the values of a plain text
     body: type[Struct] | None = None
+    anthropic_reply: type[Struct] | None = None  # body of a 200 to a request with the header anthropic-version
     event: type[Struct] | None = None  # struct of the events, if the handler can stream
     has_receipt: bool = False  # headers contain the facts of the receipt
     versioned: bool = False  # the request may have the header of the edge protocol's version
@@ -131,8 +133,28 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         versioned=True,
         errors=(errors.ModelNotFound, errors.RouteWithoutGuidance, *_REPORTED, errors.RateLimited),
     ),
-    list_models: Operation("List the models that the key may use.", "Models", reply=shapes.Models),
-    show_model: Operation("Return one model.", "Models", reply=shapes.Model, errors=(errors.ModelNotFound,)),
+    list_models: Operation(
+        "List the models that the key may use.",
+        "Models",
+        reply=shapes.Models,
+        anthropic_reply=shapes.AnthropicModels,
+        query={
+            "client_version": ("Version of Codex. The reply then has the field `models`.", {"type": "string"}),
+            "limit": (
+                "With anthropic-version: maximum number of models.",
+                {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+            ),
+            "after_id": ("With anthropic-version: the last model of the previous page.", {"type": "string"}),
+            "before_id": ("With anthropic-version: the first model of the following page.", {"type": "string"}),
+        },
+    ),
+    show_model: Operation(
+        "Return one model.",
+        "Models",
+        reply=shapes.Model,
+        anthropic_reply=shapes.AnthropicModel,
+        errors=(errors.ModelNotFound,),
+    ),
     show_receipt: Operation(
         "Return the receipt of a request by the x-request-id of its reply: cost, baseline and savings.",
         "Receipts",
