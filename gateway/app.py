@@ -32,9 +32,11 @@ from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
+from gateway.api.cors import allow_origins
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
 from gateway.api.disconnects import DISCONNECTS, Disconnects
 from gateway.api.error_body import errors_as_openai
+from gateway.api.not_found import Endpoints
 from gateway.api.openapi.document import document
 from gateway.api.probes import STARTUP, Readiness
 from gateway.api.routes import ROUTES
@@ -229,13 +231,15 @@ async def gateway(
             middlewares=[errors_as_openai, *tracing_middlewares],
         )
         public.add_routes(ROUTES)
-        public[keys.TRY] = "POST /v1/chat/completions"
+        allow_origins(public, settings.server.cors)
+        public[keys.ENDPOINTS] = Endpoints(ROUTES)
         sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys)
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES, middlewares=[errors_as_openai, needs_key(sessions, OPEN_ADMIN_ROUTES)]
         )
         admin.add_routes(ADMIN_ROUTES)
-        admin[keys.TRY] = "GET /readyz"
+        allow_origins(admin, settings.admin.cors)
+        admin[keys.ENDPOINTS] = Endpoints(ADMIN_ROUTES)
         admin[SESSIONS] = sessions
         admin[OVERVIEW] = Overview(usage.database, {model.name: model.batch.max_size for model in settings.models})
         admin[QUALITY] = quality

@@ -13,7 +13,8 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.api.headers import client_request_id, name_reply
-from gateway.api.keys import ADMISSION, INFO, METRICS, TRY, RequestInfo
+from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, RequestInfo
+from gateway.api.not_found import shown
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.telemetry.logs import allow_content_in_logs
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LONGEST_RETRY_S = 120
-_MAX_PATH_CHARS = 100
 _IDS_AT_ONCE = 128
 _random_digits: list[str] = []  # of the next ids
 os.register_at_fork(after_in_child=_random_digits.clear)
@@ -96,16 +96,15 @@ def internal_error(request_id: str) -> GatewayError:
 
 
 def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> web.Response:
-    path = request.path if len(request.path) <= _MAX_PATH_CHARS else request.path[:_MAX_PATH_CHARS] + "..."
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.app._client_max_size  # noqa: SLF001
         return error_response(BodyTooLarge(f"The body is larger than the limit of {limit} bytes."), request_id)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        refused = MethodNotAllowed(f"{request.method} is not allowed on {path}. Use {allowed}.")
+        refused = MethodNotAllowed(f"{request.method} is not allowed on {shown(request.path)}. Use {allowed}.")
         response = error_response(refused, request_id)
         response.headers["Allow"] = allowed
         return response
     if not isinstance(error, web.HTTPNotFound):
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
-    return error_response(NotFound(f"There is no {request.method} {path} here. Try {request.app[TRY]}."), request_id)
+    return error_response(NotFound(request.app[ENDPOINTS].not_found(request.method, request.path)), request_id)

@@ -10,6 +10,7 @@ from aiohttp import web
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
+from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
 from gateway.config.sections import Defaults
 from gateway.engines.guard import GuardedEngine
@@ -92,7 +93,7 @@ REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
-TRY = web.AppKey("try", str)  # a hint at the listener's paths, for a 404
+ENDPOINTS = web.AppKey("endpoints", Endpoints)  # of this listener
 BATCHER = web.AppKey("batcher", Batcher)
 
 INFO = web.RequestKey("info", RequestInfo)

@@ -13,8 +13,9 @@ from ipaddress import ip_address
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
 from gateway.config.database_url import check_usage_url
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
 from gateway.config.scalars import (
@@ -39,7 +40,6 @@ from gateway.config.yaml_source import StrictModel
 MAX_WORKERS = 256
 _MIN_KEY_LENGTH = 16
 _LEASE_TIMEOUTS = 4
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
 _SCHEMES = ("redis://", "rediss://", "unix://")
 # Timeouts are left out, since redis.timeout sets them; so are options that change how replies are decoded.
 _OPTIONS = ("client_name", "db", "health_check_interval", "max_connections", "password", "username")
@@ -123,6 +123,8 @@ class ServerSettings(StrictModel):
     """Most open connections of callers in each worker."""
     workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1
     """Processes that share the ports."""
+    cors: CorsSettings | None = None
+    """Web pages that may call this listener. None: none."""
 
 
 class AdminSettings(StrictModel):
@@ -134,6 +136,15 @@ class AdminSettings(StrictModel):
     """Port; 0 selects any free port."""
     key: Secret | None = None
     """Key for all requests except probes, metrics and queues. None: these requests are rejected."""
+    cors: CorsSettings | None = None
+    """Web pages that may call this listener with the admin key. None: only its own pages, by a session."""
+
+    @field_validator("cors")
+    @classmethod
+    def _named_origins(cls, cors: CorsSettings | None) -> CorsSettings | None:
+        if cors is not None and ANY_ORIGIN in cors.origins:
+            raise InvalidValue("must name its origins: with '*', every web page could read metrics and queues")
+        return cors
 
     @field_validator("key")
     @classmethod
@@ -242,13 +253,6 @@ class RequestLogSettings(StrictModel):
     """Duration from which a request counts as slow; null: no request does."""
 
 
-def _header_name(value: str) -> str:
-    if not _TOKEN.fullmatch(value):
-        raise InvalidValue("must be the name of a header, like authorization")
-    return value
-
-
-_HeaderName = Annotated[str, AfterValidator(_header_name)]
 _HeaderValue = Annotated[SecretStr, BeforeValidator(partial(secret_of, spaces=True), json_schema_input_type=Reference)]
 
 
@@ -257,7 +261,7 @@ class TracingSettings(StrictModel):
 
     endpoint: HttpBase | None = None
     """URL of the collector without /v1/traces, like http://otel:4318. None: tracing is off."""
-    headers: dict[_HeaderName, _HeaderValue] = Field({}, max_length=16)
+    headers: dict[HeaderName, _HeaderValue] = Field({}, max_length=16)
     """Headers of each export, such as a key, as references: env:NAME or file:/path."""
     sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
     """Fraction of the traces that start in the gateway which is exported."""

@@ -103,9 +103,9 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
         )
     try:
         check_names(body, fields_type.__struct_fields__)
-        fields = _convert(body, fields_type)
     except InvalidRequest as error:
         raise missing_content(body, fields_type.__struct_fields__) or error from None
+    fields = _convert(body, fields_type)
     if token_ids is not None:
         body[token_ids.name] = token_ids.ids
     return body, fields
@@ -138,7 +138,7 @@ def _convert(body: Json, fields_type: type[_KnownFields]) -> _KnownFields:
             return msgspec.convert(body, fields_type)
         except msgspec.ValidationError as error:
             problem = error
-    raise _explain(problem) from None
+    raise missing_content(body, fields_type.__struct_fields__) or _explain(problem) from None
 
 
 def _drop_points(body: Json, fields_type: type[Struct]) -> bool:

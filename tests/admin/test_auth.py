@@ -15,6 +15,7 @@ from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES
 from gateway.admin.session import Sessions
 from gateway.api import keys
 from gateway.api.error_body import errors_as_openai
+from gateway.api.not_found import Endpoints
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
 from tests.listener_server import ListenerServer
@@ -43,7 +44,7 @@ async def ask(
     app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-    app[keys.TRY] = "GET /open"
+    app[keys.ENDPOINTS] = Endpoints(open_to_all)
     async with TestClient(ListenerServer(app)) as client, client.request(method, path, headers=headers) as reply:
         body = await reply.text()
         return reply.status, (await reply.json()) if body.startswith("{") else body
@@ -91,7 +92,7 @@ async def test_errors_have_openais_shape() -> None:
     status, body = await ask("/nothing")
     assert (status, isinstance(body, dict) and body["error"]["message"]) == (
         404,
-        "There is no GET /nothing here. Try GET /open.",
+        "There is no GET /nothing here. This listener has GET /open.",
     )
     status, body = await ask("/open", method="DELETE")
     assert (status, isinstance(body, dict) and body["error"]["code"]) == (405, "method_not_allowed")
@@ -127,8 +128,8 @@ def test_the_running_listener_is_as_tight(gateway: GatewayProcess) -> None:
     with httpx.Client(base_url=gateway.admin_url) as client:
         assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics", "/queue")] == [200] * 4
         missing = client.get("/v1/models")
-        assert (missing.status_code, missing.json()["error"]["message"]) == (
-            404,
-            "There is no GET /v1/models here. Try GET /readyz.",
-        )
+        assert missing.status_code == 404
+        message = missing.json()["error"]["message"]
+        assert message.startswith("There is no GET /v1/models here. This listener has GET /metrics, GET /queue, ")
+        assert "GET|POST|DELETE /session, " in message
         assert missing.headers["x-request-id"].startswith("req_")

@@ -19,6 +19,7 @@ from gateway.admin.routes import PAGE_ROUTES
 from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.error_body import errors_as_openai
+from gateway.api.not_found import Endpoints
 from gateway.pipeline.admission import Admission
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
@@ -60,7 +61,7 @@ async def listener(
     app[ASSETS] = Assets()
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-    app[keys.TRY] = "GET /open"
+    app[keys.ENDPOINTS] = Endpoints(PAGE_ROUTES)
     async with TestClient(ListenerServer(app)) as client:
         yield client
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.api import keys
 from gateway.api.error_body import errors_as_openai
+from gateway.api.not_found import Endpoints
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
@@ -34,7 +35,7 @@ async def show(request: web.Request) -> web.Response:
         "path": request.path,
         "query": request.query_string,
         "body": (await request.read()).decode(),
-        "tries": request.app[keys.TRY],
+        "metrics": keys.METRICS in request.app,
     })  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def application() -> tuple[web.Application, Metrics]:
     app = web.Application(middlewares=[outer, errors_as_openai])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-    app[keys.TRY] = "POST /v1/answers"
+    app[keys.ENDPOINTS] = Endpoints([web.post("/v1/answers", show)])
     app.router.add_post("/v1/answers", show)
     app.router.add_get("/v1/models", show)
     app.router.add_get("/v1/models/{name}", show)
