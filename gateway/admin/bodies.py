@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationI
 
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
-from gateway.config.scalars import Duration, InvalidValue, Name, Number, Whole, duration_between, duration_s
+from gateway.config.scalars import Duration, InvalidValue, Moment, Name, Number, Whole, duration_between, duration_s
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
@@ -21,7 +21,7 @@ from gateway.keys.redis_keyring import NEVER, KeyExpiry
 from gateway.policy.length import Tokens
 from gateway.policy.projections import PROJECTIONS, Placement
 from gateway.policy.routing import RouteOverride
-from gateway.policy.schema import PLAYGROUND, Label, Moment, OverrideMode
+from gateway.policy.schema import PLAYGROUND, Label, OverrideMode
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat
 

@@ -15,12 +15,11 @@ from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.admin.bodies import actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
-from gateway.config.scalars import Duration, InvalidValue, Usd, duration_between
+from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.keys.held import HeldKey
-from gateway.policy.schema import Moment
 from gateway.pricing import dollars, without_trailing_zeros
 
 if TYPE_CHECKING:

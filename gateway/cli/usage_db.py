@@ -19,9 +19,8 @@ from gateway.cli.tables import JsonOption, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
-from gateway.config.scalars import InvalidValue, duration_s
+from gateway.config.scalars import InvalidValue, Moment, duration_s
 from gateway.errors import StartupError
-from gateway.policy.schema import Moment
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed

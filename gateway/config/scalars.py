@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from math import isfinite
@@ -203,6 +204,20 @@ def _name(value: str) -> str:
     return value
 
 
+def _moment(value: object) -> float:
+    """Return the Unix seconds of a date and time, or of the end of a date in UTC."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        text = value if isinstance(value, str) else ""
+        if len(text) == len("2027-06-30"):
+            text = (date.fromisoformat(text) + timedelta(days=1)).isoformat()
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise InvalidValue("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
 def is_spelled_as_url(value: str) -> bool:
     """Return whether `value` has only characters that a URL can have: no spaces and no control characters."""
     return value.isprintable() and not any(char.isspace() for char in value)
@@ -257,3 +272,6 @@ Name: TypeAlias = Annotated[str, AfterValidator(_name), text_pattern(_NAME.patte
 """Name of a model or a route: 1 to 128 of [A-Za-z0-9._:/-]."""
 HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), text_pattern("https?://[^?#@ ]+")]
 """http(s) URL without user, query, fragment or trailing slash."""
+_MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]
+Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
+"""Unix seconds."""

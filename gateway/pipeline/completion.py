@@ -242,7 +242,15 @@ class Completions:
         policy, headers = context.caller.policy, context.headers
         route = first_route(context.caller, request.model) or await find_route(context.caller, request, headers)
         snapshot = partial(self.student_call.engine_snapshot, tenant=policy.tenant)
-        plan = resolve(policy, route, request, snapshot, headers=headers, override=context.route_override)
+        plan = resolve(
+            policy,
+            route,
+            request,
+            snapshot,
+            headers=headers,
+            override=context.route_override,
+            load_of=self.student_call.engine_load,
+        )
         return context.new_receipt(plan, request.model, stream=request.stream)
 
 

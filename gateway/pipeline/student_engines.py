@@ -16,6 +16,7 @@ from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.retries import RequestRetries, Retries
 from gateway.pipeline.student_request import continuation_of, text_before
+from gateway.policy.affinity import EngineLoad
 from gateway.policy.plan import EngineSnapshot
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class StudentEngines:
             state.constraints,
             state.counts_chunks,
         )
+
+    def engine_load(self, engine: str) -> EngineLoad:
+        """Return the calls of an engine in this process."""
+        guarded = self.engines[engine]
+        return EngineLoad(guarded.calls, guarded.is_full)
 
     def check_available(self, builder: ReceiptBuilder) -> None:
         """Raise CircuitOpen if the request has a guidance plan and every student rejects the tenant's calls now."""

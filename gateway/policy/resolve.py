@@ -12,6 +12,7 @@ from msgspec import structs
 from gateway.capabilities.continuation import Continuation
 from gateway.capabilities.reasoning import takes_prefix
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
+from gateway.policy.affinity import NO_LOAD, conversation_key, conversation_order
 from gateway.policy.constraints import (
     CALLER_PREFILL,
     MIN_TOKENS,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gateway.capabilities.continuation import Known
+    from gateway.policy.affinity import EngineLoad
     from gateway.policy.constraints import API, Placements
     from gateway.policy.length import LengthChoice
     from gateway.policy.projections import Placement
@@ -57,13 +59,15 @@ def resolve(
     random_value: Callable[[], float] = random.random,
     headers: Mapping[str, str] = NO_HEADERS,
     override: RouteOverride | None = None,
+    load_of: Callable[[str], EngineLoad] = lambda _: NO_LOAD,
 ) -> Plan:
     """Return the plan of a request.
 
     Args:
         random_value: returns a random number from 0 to 1, for weighted students and for samples.
-        headers: the caller's headers, which may request overrides that the policy allows.
-        override: an operator's override, which needs no permission; headers are ignored then.
+        headers: the caller's headers, which may request overrides that the policy allows, and identify a conversation.
+        override: an operator's override, which needs no permission; overrides in headers are ignored then.
+        load_of: returns the calls of an engine, for weighted students with affinity.
 
     Raises:
         InvalidRequest: the route does not serve this kind of request, or a header requests an override that the
@@ -75,7 +79,7 @@ def resolve(
 
     def plan_in(mode: Mode, headers: Mapping[str, str]) -> Plan:
         in_mode = route if mode == route.mode else route.model_copy(update={"mode": mode})
-        return _plan(policy, in_mode, request, snapshot_of, random_value, headers)
+        return _plan(policy, in_mode, request, snapshot_of, random_value, headers, load_of)
 
     if route.mode == "shadow":
         plan = plan_in(route.shadow.serves, headers)
@@ -108,6 +112,7 @@ def _plan(
     snapshot_of: Callable[[str], EngineSnapshot],
     random_value: Callable[[], float],
     headers: Mapping[str, str],
+    load_of: Callable[[str], EngineLoad],
 ) -> Plan:
     students: list[tuple[bool, StudentPlan, Known]] = []  # each with its cooldown and continuation
     for engine in _in_order(route, random_value):
@@ -127,7 +132,7 @@ def _plan(
             f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
         )
     if len(students) > 1:
-        students.sort(key=itemgetter(0))
+        _sort_students(students, policy, route, request, headers, load_of)
     continuation = students[0][2]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
     unguided = length = guidance = constraints = None
@@ -199,6 +204,25 @@ def _in_order(route: Route, random_value: Callable[[], float]) -> list[str]:
         return [one.model for one in students]
     # Weighted random order (Efraimidis and Spirakis, 2006).
     return [one.model for one in sorted(students, key=lambda one: -(random_value() ** (1 / (one.weight or 1.0))))]
+
+
+def _sort_students(
+    students: list[tuple[bool, StudentPlan, Known]],
+    policy: TenantPolicy,
+    route: Route,
+    request: CompletionRequest,
+    headers: Mapping[str, str],
+    load_of: Callable[[str], EngineLoad],
+) -> None:
+    """Sort weighted students by the conversation and their loads. Students with an open circuit come last."""
+    weights = {one.model: one.weight for one in route.all_students if one.weight is not None}
+    if weights and route.affinity == "conversation":
+        key = conversation_key(policy.tenant, request, headers)
+        if key is not None:
+            loads = {student.engine: load_of(student.engine) for cooldown, student, _ in students if not cooldown}
+            order = conversation_order(key, weights, loads)
+            students.sort(key=lambda one: order[one[1].engine])
+    students.sort(key=itemgetter(0))
 
 
 def _usable_continuation(chat: ChatRequest, snapshot: EngineSnapshot) -> Known:

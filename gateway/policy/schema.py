@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, Whole, duration_between, text_pattern
+from gateway.config.scalars import (
+    Duration,
+    Flag,
+    InvalidValue,
+    Moment,
+    Name,
+    Number,
+    Whole,
+    duration_between,
+    text_pattern,
+)
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
@@ -57,25 +66,6 @@ def _label(value: str) -> str:
 
 
 Label = Annotated[str, AfterValidator(_label), text_pattern(LABEL.pattern)]
-
-
-def _moment(value: object) -> float:
-    """Return the Unix seconds of a date and time, or of the end of a date in UTC."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    try:
-        text = value if isinstance(value, str) else ""
-        if len(text) == len("2027-06-30"):
-            text = (date.fromisoformat(text) + timedelta(days=1)).isoformat()
-        moment = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise InvalidValue("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-_MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]
-Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
-"""Unix seconds."""
 
 
 class KeyEntry(StrictModel):
@@ -253,9 +243,12 @@ class Route(StrictModel):
     teacher: str | None = Field(None, validate_default=True)
     """Model of config.yaml that begins answers, or generates them in mode teacher."""
     students: Annotated[tuple[Student, ...], Field(min_length=1, max_length=8)] | None = None
-    """Several students, called in order after failures. With weights, the first is drawn at random by weight."""
+    """Several students, called in order after failures. With weights, the first is drawn by weight, see `affinity`."""
     student: str | None = Field(None, validate_default=True)
     """The only student."""
+    affinity: Literal["conversation", "none"] = "conversation"
+    """Draw of the first student by weight: once for each conversation, so that its prompts are in that engine's cache;
+    none: for each request."""
     retries: RetryRule = RetryRule()
     """Retries after an engine failed before the first token of its answer."""
     baseline: str = Field(default_factory=lambda data: data.get("teacher") or _first_student(data) or "")

@@ -123,7 +123,7 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
 def order(students: list[Any], resting: str = "", random_value: list[float] | None = None) -> list[str]:
     """Return the order in which the students are called."""
     policy = TenantPolicy.model_validate(
-        {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students}]}
+        {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students, "affinity": "none"}]}
     )
     drawn = iter(random_value or [])
     plan = resolve(

@@ -146,8 +146,8 @@ def test_a_route_knows_every_engine_it_names() -> None:
             [
                 (
                     "4: routes[0].nonsense: unknown key; known here: model, mode, when, teacher, students, student, "
-                    "retries, baseline, show_cost, reply_model, default_max_tokens, guidance, shadow, quality, "
-                    "overrides"
+                    "affinity, retries, baseline, show_cost, reply_model, default_max_tokens, guidance, shadow, "
+                    "quality, overrides"
                 ),
             ],
         ),
