@@ -34,14 +34,16 @@ class Price:
     cached_input_usd: Decimal  # input tokens that the engine reads from its prompt cache
     output_usd: Decimal
     cache_write_usd: Decimal  # input tokens that the engine writes to its prompt cache
-    pico: tuple[int, int, int, int, int] | None = field(init=False, compare=False, repr=False)
-    """The four prices in picodollars, and `max_input_usd`; None where one is not whole, as with hourly prices."""
+    cache_write_1h_usd: Decimal  # input tokens that it writes there for a lifetime of one hour
+    pico: tuple[int, int, int, int, int, int] | None = field(init=False, compare=False, repr=False)
+    """The five prices in picodollars, and `max_input_usd`; None where one is not whole, as with hourly prices."""
 
     def __post_init__(self) -> None:
-        prices = self.input_usd, self.cached_input_usd, self.output_usd, self.cache_write_usd
+        prices = self.input_usd, self.cached_input_usd, self.output_usd, self.cache_write_usd, self.cache_write_1h_usd
         scaled = [_EXACT.scaleb(usd, 12) for usd in prices]
-        read, cached, write, stored = whole = [int(pico) for pico in scaled]
-        pico = (read, cached, write, stored, max(read, cached, stored)) if whole == scaled else None
+        read, cached, write, stored, stored_1h = whole = [int(pico) for pico in scaled]
+        max_read = max(read, cached, stored, stored_1h)
+        pico = (read, cached, write, stored, stored_1h, max_read) if whole == scaled else None
         object.__setattr__(self, "pico", pico)
 
     @classmethod
@@ -51,11 +53,16 @@ class Price:
         output_per_1m: Decimal,
         cached_input_per_1m: Decimal | None = None,
         cache_write_per_1m: Decimal | None = None,
+        cache_write_1h_per_1m: Decimal | None = None,
     ) -> Price:
-        """Return a price from USD per 1M tokens. Default prices of cache reads and writes are the input price."""
+        """Return a price from USD per 1M tokens.
+
+        Default prices of cache reads and writes are the input price, for one hour that of other cache writes.
+        """
         cached = input_per_1m if cached_input_per_1m is None else cached_input_per_1m
         stored = input_per_1m if cache_write_per_1m is None else cache_write_per_1m
-        return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m, stored)))
+        stored_1h = stored if cache_write_1h_per_1m is None else cache_write_1h_per_1m
+        return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m, stored, stored_1h)))
 
     @classmethod
     def of_gpu_hour(cls, gpu_usd_per_hour: Decimal, input_tokens_per_s: Decimal, output_tokens_per_s: Decimal) -> Price:
@@ -66,12 +73,12 @@ class Price:
         """
         usd_per_s = _RATE.divide(gpu_usd_per_hour, _SECONDS_PER_HOUR)
         read = _RATE.divide(usd_per_s, input_tokens_per_s)
-        return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s), read)
+        return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s), read, read)
 
     @property
     def max_input_usd(self) -> Decimal:
         """The highest price of an input token."""
-        return max(self.input_usd, self.cached_input_usd, self.cache_write_usd)
+        return max(self.input_usd, self.cached_input_usd, self.cache_write_usd, self.cache_write_1h_usd)
 
     @property
     def upper_bound(self) -> Price:
@@ -80,37 +87,54 @@ class Price:
 
 
 def cost_usd(
-    price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
+    price: Price,
+    input_tokens: int,
+    output_tokens: int,
+    cached_input_tokens: int = 0,
+    cache_write_input_tokens: int = 0,
+    cache_write_1h_input_tokens: int = 0,
 ) -> Decimal:
     """Return the exact cost of one call.
 
     `cached_input_tokens` is the part of `input_tokens` that the engine read from its prompt cache. It wrote another
-    part to that cache. If both parts exceed `input_tokens` together, the cached part is reduced.
+    part to that cache, some of it for one hour. If both parts exceed `input_tokens` together, the cached part is
+    reduced.
     """
-    if min(input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens) < 0:
+    counts = input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens, cache_write_1h_input_tokens
+    if min(counts) < 0:
         raise ValueError("token counts cannot be negative")
     stored = min(cache_write_input_tokens, input_tokens)
+    stored_1h = min(cache_write_1h_input_tokens, stored)
     cached = min(cached_input_tokens, input_tokens - stored)
     written = _EXACT.multiply(price.output_usd, output_tokens)
     cost = _EXACT.fma(price.input_usd, input_tokens - cached - stored, written)
     if cached:
         cost = _EXACT.fma(price.cached_input_usd, cached, cost)
-    return _EXACT.fma(price.cache_write_usd, stored, cost) if stored else cost
+    if stored:
+        cost = _EXACT.fma(price.cache_write_usd, stored - stored_1h, cost)
+    return _EXACT.fma(price.cache_write_1h_usd, stored_1h, cost) if stored_1h else cost
 
 
 def charge_usd(
-    price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
+    price: Price,
+    input_tokens: int,
+    output_tokens: int,
+    cached_input_tokens: int = 0,
+    cache_write_input_tokens: int = 0,
+    cache_write_1h_input_tokens: int = 0,
 ) -> Decimal:
     """Return `cost_usd` with twelve decimals, as in receipts. Integers take a third of the time of Decimal."""
-    cached, stored = cached_input_tokens, cache_write_input_tokens
-    if price.pico is None or input_tokens < 0 or output_tokens < 0 or cached < 0 or stored < 0:
-        return quantized(cost_usd(price, input_tokens, output_tokens, cached, stored))
-    read_pico, cached_pico, written_pico, stored_pico, _ = price.pico
+    cached, stored, stored_1h = cached_input_tokens, cache_write_input_tokens, cache_write_1h_input_tokens
+    if price.pico is None or input_tokens < 0 or output_tokens < 0 or cached < 0 or stored < 0 or stored_1h < 0:
+        return quantized(cost_usd(price, input_tokens, output_tokens, cached, stored, stored_1h))
+    read_pico, cached_pico, written_pico, stored_pico, stored_1h_pico, _ = price.pico
     cost = read_pico * input_tokens + written_pico * output_tokens
     if cached or stored:
         stored = min(stored, input_tokens)
         cached = min(cached, input_tokens - stored)
         cost += (cached_pico - read_pico) * cached + (stored_pico - read_pico) * stored
+        if stored_1h:
+            cost += (stored_1h_pico - stored_pico) * min(stored_1h, stored)
     return _EXACT.multiply(_QUANTUM, cost)
 
 
@@ -119,7 +143,7 @@ def max_charge_usd(price: Price, input_tokens: int, output_tokens: int) -> Decim
     if price.pico is None:
         # The exact arithmetic of receipts would take several times as long.
         return (price.max_input_usd * input_tokens + price.output_usd * output_tokens).quantize(_QUANTUM, ROUND_UP)
-    _, _, written_pico, _, max_read_pico = price.pico
+    _, _, written_pico, _, _, max_read_pico = price.pico
     return _EXACT.multiply(_QUANTUM, max_read_pico * input_tokens + written_pico * output_tokens)
 
 
@@ -206,9 +230,13 @@ def _row_price(row: dict[str, object]) -> Price | None:
         return None
     if min(read, write, cached) < 0 or not (read or write):
         return None
-    stored = row.get("cache_creation_input_token_cost")
     # Some rows have 0, for providers without such a charge, or the price of cache reads.
-    return Price(read, cached, write, max(read, stored) if isinstance(stored, Decimal) else read)
+    stored = _at_least(read, row.get("cache_creation_input_token_cost"))
+    return Price(read, cached, write, stored, _at_least(stored, row.get("cache_creation_input_token_cost_above_1hr")))
+
+
+def _at_least(least: Decimal, usd: object) -> Decimal:
+    return max(least, usd) if isinstance(usd, Decimal) else least
 
 
 def picodollars(usd: Decimal) -> str:

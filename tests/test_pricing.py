@@ -22,13 +22,14 @@ from gateway.pricing import (
 )
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
-STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5))
+STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5), Decimal(8))
 usd = st.decimals(0, 1_000_000, places=9)
 tokens = st.integers(0, 10**12)
 
 
 def test_a_price_per_1m_is_a_price_per_token() -> None:
-    price = Price(Decimal("0.0000009"), Decimal("0.00000045"), Decimal("0.0000018"), Decimal("0.0000009"))
+    read = Decimal("0.0000009")
+    price = Price(read, Decimal("0.00000045"), Decimal("0.0000018"), read, read)
     assert price == PER_1M
 
 
@@ -37,6 +38,7 @@ def test_cached_and_stored_tokens_cost_as_much_as_fresh_ones_unless_told() -> No
     assert (price.cached_input_usd, price.cache_write_usd) == (Decimal("0.000002"), Decimal("0.000002"))
     price = Price.of_tokens(Decimal(2), Decimal(3), Decimal(0), Decimal("2.5"))
     assert (price.cached_input_usd, price.cache_write_usd) == (0, Decimal("0.0000025"))
+    assert price.cache_write_1h_usd == price.cache_write_usd
 
 
 def test_cached_tokens_are_a_part_of_the_input() -> None:
@@ -47,41 +49,45 @@ def test_cached_tokens_are_a_part_of_the_input() -> None:
 def test_more_cached_tokens_than_input_are_believed_up_to_the_input() -> None:
     assert cost_usd(PER_1M, 10, 0, 99) == cost_usd(PER_1M, 10, 0, 10)
     assert cost_usd(STORING, 10, 0, 99, 99) == cost_usd(STORING, 10, 0, 0, 10) == 10 * STORING.cache_write_usd
+    assert cost_usd(STORING, 10, 0, 99, 99, 99) == cost_usd(STORING, 10, 0, 0, 10, 10) == 10 * Decimal("0.000008")
 
 
 def test_negative_counts_are_a_bug_of_the_caller() -> None:
-    for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0, -1)):
+    for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0, -1), (0, 0, 0, 0, -1)):
         for cost_of in (cost_usd, charge_usd):
             with pytest.raises(ValueError, match="negative"):
                 cost_of(PER_1M, *counts)
 
 
-@given(usd, usd, usd, usd, tokens, tokens, st.data())
+@given(st.tuples(usd, usd, usd, usd, usd), tokens, tokens, st.data())
 def test_cost_is_exact_in_integers(
-    read: Decimal, write: Decimal, cached: Decimal, stored: Decimal, n: int, m: int, data: st.DataObject
+    prices: tuple[Decimal, Decimal, Decimal, Decimal, Decimal], n: int, m: int, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(0, n))
     s = data.draw(st.integers(0, n - k))
-    cost = cost_usd(Price.of_tokens(read, write, cached, stored), n, m, k, s)
+    hour = data.draw(st.integers(0, s))
+    cost = cost_usd(Price.of_tokens(*prices), n, m, k, s, hour)
     scale = 10**9
-    units = int(read * scale) * (n - k - s) + int(cached * scale) * k + int(write * scale) * m
-    units += int(stored * scale) * s
+    counts = (n - k - s, m, k, s - hour, hour)
+    units = sum(int(price * scale) * count for price, count in zip(prices, counts, strict=True))
     numerator, denominator = cost.as_integer_ratio()
     assert numerator * scale * 10**6 == units * denominator
 
 
 per_1m = st.decimals(0, 1_000_000, places=6)
-any_price = st.builds(Price.of_tokens, per_1m, per_1m, per_1m, per_1m) | st.builds(Price.of_tokens, usd, usd, usd, usd)
+any_price = st.one_of(st.builds(Price.of_tokens, *[amounts] * 5) for amounts in (per_1m, usd))
 
 
-@given(any_price, tokens, tokens, tokens, tokens)
-def test_integer_amounts_equal_decimal_arithmetic(price: Price, n: int, m: int, cached: int, stored: int) -> None:
-    charged = charge_usd(price, n, m, cached, stored)
-    assert str(charged) == str(quantized(cost_usd(price, n, m, cached, stored)))
+@given(any_price, tokens, tokens, tokens, tokens, tokens)
+def test_integer_amounts_equal_decimal_arithmetic(
+    price: Price, n: int, m: int, cached: int, stored: int, hour: int
+) -> None:
+    charged = charge_usd(price, n, m, cached, stored, hour)
+    assert str(charged) == str(quantized(cost_usd(price, n, m, cached, stored, hour)))
     assert charged <= max_charge_usd(price, n, m)
 
 
-@given(st.builds(Price.of_tokens, per_1m, per_1m, per_1m, per_1m), st.integers(0, 10**9), st.integers(0, 10**9))
+@given(st.builds(Price.of_tokens, *[per_1m] * 5), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_the_largest_charge_is_that_of_the_highest_input_price(price: Price, n: int, m: int) -> None:
     assert price.pico is not None
     assert str(max_charge_usd(price, n, m)) == str(quantized(cost_usd(price.upper_bound, n, m)))
@@ -104,12 +110,12 @@ def test_an_hour_of_a_gpu_is_shared_by_all_the_tokens_of_that_hour() -> None:
     an_hour = 3600
     assert cost_usd(price, 9000 * an_hour, 0).quantize(Decimal("1e-15")) == Decimal("1.20")
     assert cost_usd(price, 0, 1500 * an_hour).quantize(Decimal("1e-15")) == Decimal("1.20")
-    assert price.cached_input_usd == price.cache_write_usd == price.input_usd
+    assert price.cached_input_usd == price.cache_write_usd == price.cache_write_1h_usd == price.input_usd
 
 
 def test_the_dearest_input_token_may_be_of_any_kind() -> None:
-    for of_input, cached, stored in ((3, 1, 2), (1, 3, 2), (1, 2, 3)):
-        price = Price.of_tokens(Decimal(of_input), Decimal(9), Decimal(cached), Decimal(stored))
+    for of_input, *of_cache in ((3, 1, 2, 2), (1, 3, 2, 2), (1, 2, 3, 1), (1, 1, 2, 3)):
+        price = Price.of_tokens(Decimal(of_input), Decimal(9), *map(Decimal, of_cache))
         assert price.max_input_usd == price.upper_bound.input_usd == Decimal("0.000003")
 
 
@@ -145,6 +151,8 @@ def test_a_list_price_for_stored_tokens_is_never_below_that_of_fresh_ones() -> N
     assert gpt is not None
     assert deepseek is not None
     assert claude.cache_write_usd == Decimal("1.25") * claude.input_usd
+    assert claude.cache_write_1h_usd == 2 * claude.input_usd
+    assert (gpt.cache_write_1h_usd, deepseek.cache_write_1h_usd) == (gpt.input_usd, deepseek.input_usd)
     assert (gpt.cache_write_usd, deepseek.cache_write_usd) == (gpt.input_usd, deepseek.input_usd)
 
 

@@ -100,7 +100,7 @@ def baseline(
         second = _prompt(builder, student, teacher, tokenizer)
         read, prompt = (student, second) if second.error < prompt.error else (read, prompt)
     answer = _answer(builder, teacher, student, tokenizer)
-    cached = stored = 0
+    cached = stored = stored_1h = 0
     if own is not None and own is read:
         cached, stored = own.cached_input_tokens, own.cache_write_input_tokens
         if turns:
@@ -109,8 +109,9 @@ def baseline(
             cached, stored = max(0, cached - added), max(0, stored - max(0, added - cached))
         # Text after the caller's messages was not cached yet.
         stored = min(stored, max(0, prompt.tokens - cached))
+        stored_1h = min(stored, own.cache_write_1h_input_tokens)
     return Baseline(
-        charge_usd(price, prompt.tokens, answer.tokens, cached, stored),
+        charge_usd(price, prompt.tokens, answer.tokens, cached, stored, stored_1h),
         charge_usd(price.upper_bound if stored else price, prompt.error, answer.error),
         _weaker(prompt.basis, answer.basis),
     )

@@ -43,6 +43,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     shared: str = ""  # "flight" or "cache" where an identical request made and paid for the call; the cost is then 0
     usage_error: str = ""
     cache_write_input_tokens: int = 0  # the part of `input_tokens` that the engine wrote to its prompt cache
+    cache_write_1h_input_tokens: int = 0  # the part of it that is charged for a lifetime of one hour
 
     @property
     def fresh_input_tokens(self) -> int:

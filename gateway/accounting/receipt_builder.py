@@ -390,8 +390,11 @@ def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -
         return None
     guidance_call = served.teacher
     cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
+    stored_1h = teacher.cache_write_1h_input_tokens
     if guidance_call is not None and guidance_call.model == teacher.model:
         warmed = max(0, cached - guidance_call.cached_input_tokens)
-        cached, stored = cached - warmed, stored + min(warmed, guidance_call.cache_write_input_tokens)
-    usd = charge_usd(price, teacher.input_tokens, teacher.output_tokens, cached, stored)
+        written = min(warmed, guidance_call.cache_write_input_tokens)
+        cached, stored = cached - warmed, stored + written
+        stored_1h += min(written, guidance_call.cache_write_1h_input_tokens)
+    usd = charge_usd(price, teacher.input_tokens, teacher.output_tokens, cached, stored, stored_1h)
     return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -124,8 +124,12 @@ def share_call(
         read, written = usage.input_tokens, usage.output_tokens
         if bound is not None:
             read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
-        cache_tokens = usage.cached_input_tokens, usage.cache_write_input_tokens
-        share = _share(call, read, written, prices[call.model], *cache_tokens, estimated=usage.estimated)
+        price, stored, stored_1h = prices[call.model], usage.cache_write_input_tokens, usage.cache_write_1h_input_tokens
+        if stored_1h is None:
+            # The split is not reported. The upper bound is that of one lifetime.
+            stored_1h = stored if price.cache_write_1h_usd > price.cache_write_usd else 0
+        cache_tokens = usage.cached_input_tokens, stored, stored_1h
+        share = _share(call, read, written, price, *cache_tokens, estimated=usage.estimated)
         return share, share
     likely = _likely(call, request, encodings)
     if bound is None:
@@ -159,6 +163,7 @@ def _share(
     price: Price,
     cached: int = 0,
     stored: int = 0,
+    stored_1h: int = 0,
     *,
     estimated: bool,
     at_least: bool = False,
@@ -166,9 +171,12 @@ def _share(
 ) -> EngineShare:
     if stored or cached:
         stored = min(stored, read)
+        stored_1h = min(stored_1h, stored)
         cached = min(cached, read - stored)
-    cost = _FREE if call.shared else charge_usd(price, read, written, cached, stored)
-    return EngineShare(call.model, read, written, cost, cached, estimated, at_least, call.shared, error, stored)
+    cost = _FREE if call.shared else charge_usd(price, read, written, cached, stored, stored_1h)
+    return EngineShare(
+        call.model, read, written, cost, cached, estimated, at_least, call.shared, error, stored, stored_1h
+    )
 
 
 def _likely(call: EngineCall, request: AnyRequest | None, encodings: Mapping[str, Encoding] | None) -> tuple[int, int]:

@@ -49,6 +49,8 @@ class PriceRule(StrictModel):
     """USD per 1,000,000 input tokens read from the engine's prompt cache. Default: input_per_1m."""
     cache_write_per_1m: Usd | None = None
     """USD per 1,000,000 input tokens written to the engine's prompt cache. Default: input_per_1m."""
+    cache_write_1h_per_1m: Usd | None = None
+    """USD per 1,000,000 input tokens written to that cache for one hour. Default: cache_write_per_1m."""
     gpu_usd_per_hour: Usd | None = None
     """USD per hour of the engine, or of each of its `gpus`."""
     input_tokens_per_s: Rate | None = None
@@ -62,6 +64,7 @@ class PriceRule(StrictModel):
         "output_cost_per_token": _SCALE + "output_per_1m",
         "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
         "cache_creation_input_token_cost": _SCALE + "cache_write_per_1m",
+        "cache_creation_input_token_cost_above_1hr": _SCALE + "cache_write_1h_per_1m",
     }
 
     def problem(self) -> str | None:
@@ -83,7 +86,8 @@ class PriceRule(StrictModel):
             return Price.of_gpu_hour(self.hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s)
         assert self.input_per_1m is not None
         assert self.output_per_1m is not None
-        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m)
+        cache_writes = self.cache_write_per_1m, self.cache_write_1h_per_1m
+        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, *cache_writes)
 
     @property
     def hourly_usd(self) -> Decimal | None:

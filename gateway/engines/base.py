@@ -34,6 +34,7 @@ class TokenUsage(Record, frozen=True):
     cached_input_tokens: int = 0  # the part of `input_tokens` that the engine read from its prompt cache
     estimated: bool = False  # the engine reported a sum for a list of prompts; this is the share of one prompt
     cache_write_input_tokens: int = 0  # another part of `input_tokens`, which the engine wrote to its prompt cache
+    cache_write_1h_input_tokens: int | None = None  # the part of it with a lifetime of one hour; None: not reported
 
 
 class TeacherRequest(Record, frozen=True):

@@ -35,6 +35,8 @@ _ABORTED = "abort"
 # LiteLLM; older LiteLLM; Alibaba Cloud Model Studio (DashScope).
 _CACHE_WRITES = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
 _PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLLM's proxy
+CACHE_WRITE_DETAILS = "cache_creation_token_details"
+"""LiteLLM's name of the cache writes by lifetime, with Anthropic's names of the lifetimes."""
 
 # Constants, since `isinstance` would otherwise build the tuples at each call.
 _CONTENT = (str, list, NoneType)
@@ -288,8 +290,26 @@ def read_usage(usage: Any) -> TokenUsage | None:
     stored = min(read, max(filter(is_count, reported), default=0))
     cached = details.get("cached_tokens")
     return TokenUsage(
-        read, written, min(cached, read - stored) if is_count(cached) else 0, cache_write_input_tokens=stored
+        read,
+        written,
+        min(cached, read - stored) if is_count(cached) else 0,
+        cache_write_input_tokens=stored,
+        cache_write_1h_input_tokens=_stored_1h(details, usage, stored) if stored else None,
     )
+
+
+def _stored_1h(details: Json, usage: Json, stored: int) -> int | None:
+    """Return the tokens written to the cache for one hour; None if not reported.
+
+    Tokens without a reported lifetime count as written for one hour.
+    """
+    lifetimes = details.get(CACHE_WRITE_DETAILS) or usage.get("cache_creation")
+    if not isinstance(lifetimes, dict):
+        return None
+    short, long = lifetimes.get("ephemeral_5m_input_tokens"), lifetimes.get("ephemeral_1h_input_tokens")
+    if not (is_count(short) or is_count(long)):
+        return None
+    return min(stored, max(long if is_count(long) else 0, stored - (short if is_count(short) else 0)))
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gateway.engines.chat import CACHE_WRITE_DETAILS
 from gateway.protocol.reply import usage_body
 
 if TYPE_CHECKING:
@@ -183,7 +184,12 @@ def _usage(usage: Any) -> Json | None:
     # The second name of each is Anthropic's.
     cached = getattr(details, "cached_tokens", None) or getattr(usage, "cache_read_input_tokens", None)
     stored = getattr(details, "cache_write_tokens", None) or getattr(usage, "cache_creation_input_tokens", None)
-    return usage_body(read, written, cached or 0, stored or 0)
+    body = usage_body(read, written, cached or 0, stored or 0)
+    if stored and (lifetimes := _dumped(getattr(details, CACHE_WRITE_DETAILS, None))) is not None:
+        body["prompt_tokens_details"][CACHE_WRITE_DETAILS] = {
+            lifetime: tokens for lifetime, tokens in lifetimes.items() if tokens is not None
+        }
+    return body
 
 
 def _dumped(value: Any) -> Any:

@@ -279,7 +279,7 @@ def test_the_first_token_is_seen_once() -> None:
 
 
 prices = st.builds(
-    Price.of_tokens, *(st.decimals(0, 100_000, places=6, allow_nan=False, allow_infinity=False) for _ in range(4))
+    Price.of_tokens, *(st.decimals(0, 100_000, places=6, allow_nan=False, allow_infinity=False) for _ in range(5))
 )
 counts = st.integers(0, 10**19)
 
@@ -291,13 +291,13 @@ def _exact(price: Price, one: EngineCall) -> Fraction:
     parts = (
         (price.input_usd, one.usage.input_tokens - cached - stored),
         (price.cached_input_usd, cached),
-        (price.cache_write_usd, stored),
+        (max(price.cache_write_usd, price.cache_write_1h_usd), stored),
         (price.output_usd, one.usage.output_tokens),
     )
     return sum((Fraction(usd) * tokens for usd, tokens in parts), Fraction(0))
 
 
-DEAR = Price.of_tokens(*(Decimal("99999.999999") for _ in range(4)))
+DEAR = Price.of_tokens(*(Decimal("99999.999999") for _ in range(5)))
 
 
 @example(DEAR, DEAR, 10**19 - 1, 10**19 - 1, 0, 0, 10**19 - 1, 10**19 - 1)
@@ -313,7 +313,7 @@ def test_money_is_exact(
     written_to_cache = min(stored, read)
     known = min(cached, read - written_to_cache)
     reading = Fraction(big.input_usd) * (read - known - written_to_cache) + Fraction(big.cached_input_usd) * known
-    reading += Fraction(big.cache_write_usd) * written_to_cache
+    reading += Fraction(max(big.cache_write_usd, big.cache_write_1h_usd)) * written_to_cache
     baseline = reading + Fraction(big.output_usd) * (kept + written)
     assert Fraction(receipt.cost_usd) == cost
     assert Fraction(receipt.baseline_usd) == baseline

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.accounting.receipt import EngineShare, Receipt, savings_of, with_savings
 from gateway.accounting.receipt_builder import measure
@@ -152,6 +154,13 @@ def test_the_measured_baseline_includes_the_cache_writes_of_the_guiding_call() -
     found = measure(served, sample, PRICES["huge"])
     assert found is not None
     assert found.baseline_usd == Decimal(20 * (10 + 10) + 25 * (60 + 20) + 100 * 100) / 10**6
+    # Of the stored tokens, 50 and 15 are stored for an hour, at twice the input price.
+    price = replace(PRICES["huge"], cache_write_1h_usd=2 * PRICES["huge"].input_usd)
+    assert served.teacher is not None
+    served = structs.replace(served, teacher=structs.replace(served.teacher, cache_write_1h_input_tokens=50))
+    found = measure(served, structs.replace(sample, cache_write_1h_input_tokens=15), price)
+    assert found is not None
+    assert found.baseline_usd == Decimal(20 * (10 + 10) + 25 * (10 + 5) + 40 * (50 + 15) + 100 * 100) / 10**6
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.accounting.estimate import MAX_BOUNDED_BYTES, Encoding, bound_text, count_text
+from gateway.accounting.receipt import Receipt
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import (
     DEFAULT_MAX_OUTPUT_TOKENS,
@@ -25,13 +26,13 @@ from gateway.accounting.worst_case import (
 from gateway.engines.base import TokenUsage
 from gateway.policy.plan import StudentPlan
 from gateway.policy.route_rules import RetryRule
+from gateway.pricing import Price
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import PRICES, builder, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.receipt import Receipt
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.plan import Plan
     from gateway.protocol.requests import AnyRequest
@@ -148,6 +149,33 @@ def test_an_uncounted_prompt_may_be_a_cache_write() -> None:
     assert share is not None
     assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
     assert share.cache_write_input_tokens == 0, "nobody knows"
+
+
+HOURLY = PRICES | {"huge": Price.of_tokens(Decimal(20), Decimal(100), None, Decimal(25), Decimal(40))}
+
+
+@pytest.mark.parametrize(
+    ("reported", "charged"), [(0, 0), (45, 45), (60, 60), (999, 60), pytest.param(None, 60, id="unknown")]
+)
+def test_tokens_stored_for_an_hour_have_their_own_price(reported: int | None, charged: int) -> None:
+    """Without a reported split, all stored tokens have the higher price."""
+    usage = TokenUsage(100, 0, 10, cache_write_input_tokens=60, cache_write_1h_input_tokens=reported)
+    one = structs.replace(plan("teacher", baseline="huge"), students=(StudentPlan("huge", None),))
+    receipt = admitted(one, chat(), teacher=call("huge", chat(), usage)).build_receipt("ok", HOURLY, MODELS)
+    assert receipt.teacher is not None
+    assert receipt.teacher.cache_write_input_tokens == 60
+    assert receipt.teacher.cache_write_1h_input_tokens == charged
+    usd = Decimal(20 * 40 + 25 * (60 - charged) + 40 * charged) / 10**6
+    assert receipt.cost_usd == receipt.baseline_usd == usd
+    assert Receipt.from_json(receipt.to_json()) == receipt
+    assert receipt.as_dict()["teacher"].get("cache_write_1h_input_tokens", 0) == charged
+
+
+def test_where_lifetimes_cost_the_same_an_unknown_split_is_no_count() -> None:
+    usage = TokenUsage(100, 0, 10, cache_write_input_tokens=60)
+    receipt = closed(admitted(plan("teacher"), chat(), teacher=call("huge", chat(), usage)))
+    assert receipt.teacher is not None
+    assert (receipt.teacher.cache_write_input_tokens, receipt.teacher.cache_write_1h_input_tokens) == (60, 0)
 
 
 @pytest.mark.parametrize(("read", "written"), [(2_000_000_000, 5), (5, 2_000_000_000), (10**9, 10**9)])
@@ -274,7 +302,8 @@ def test_unknown_usage_raises_no_savings() -> None:
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFF, exclude_categories=["Cs"]), max_size=400)
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**31 - 1))
-usages = st.one_of(st.none(), st.builds(TokenUsage, numbers, numbers, numbers, cache_write_input_tokens=numbers))
+stored_numbers = {"cache_write_input_tokens": numbers, "cache_write_1h_input_tokens": st.none() | numbers}
+usages = st.one_of(st.none(), st.builds(TokenUsage, numbers, numbers, numbers, **stored_numbers))
 
 
 @st.composite

@@ -80,7 +80,8 @@ def test_the_sample_contains_every_default(folder: Path) -> None:
     (folder / "config.yaml").write_text(
         "models:\n"
         "  - name: big\n    protocol: tgi\n    api_base: http://127.0.0.1:8090\n"
-        "    price: {input_per_1m: 0.90, cached_input_per_1m: 0.45, cache_write_per_1m: 0.90, output_per_1m: 0.90}\n"
+        "    price: {input_per_1m: 0.90, cached_input_per_1m: 0.45, cache_write_per_1m: 0.90, output_per_1m: 0.90,\n"
+        "            cache_write_1h_per_1m: 0.90}\n"
         "  - name: small\n    protocol: openai\n    api_base: http://127.0.0.1:8091/v1\n"
         "    price: {gpu_usd_per_hour: 1.20, input_tokens_per_s: 9000, output_tokens_per_s: 1500, gpus: 1}\n"
     )

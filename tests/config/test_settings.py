@@ -103,7 +103,11 @@ def test_settings_do_not_change(folder: Path) -> None:
 def test_a_price_is_exactly_what_was_written(folder: Path) -> None:
     written = "{input_per_1m: 0.1, output_per_1m: 0.90, cached_input_per_1m: 0.07, cache_write_per_1m: 0.125}"
     price = settings_of(folder, model(price=written)).models[0].price
-    assert price == Price(Decimal("1E-7"), Decimal("7E-8"), Decimal("9E-7"), Decimal("1.25E-7"))
+    read, cached, write, stored = Decimal("1E-7"), Decimal("7E-8"), Decimal("9E-7"), Decimal("1.25E-7")
+    assert price == Price(read, cached, write, stored, stored)
+    written = written.replace("}", ", cache_write_1h_per_1m: 0.2}")
+    price = settings_of(folder, model(price=written)).models[0].price
+    assert price == Price(read, cached, write, stored, Decimal("2E-7"))
 
 
 def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: Path) -> None:

@@ -248,6 +248,7 @@ async def test_a_reply_is_openais_and_holds_nothing_of_litellms() -> None:
 
 STORED = {"input_tokens": 10, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 6, "output_tokens": 5}
 AS_OPENAI = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
+LIFETIMES = {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 4}
 
 
 async def test_tokens_written_to_the_cache_come_through() -> None:
@@ -267,6 +268,18 @@ async def test_tokens_written_to_the_cache_come_through() -> None:
     whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
     async with behind("openai/m", "/v1/chat/completions", replying({**whole, "usage": reported}), "/v1") as (engine, _):
         assert (await engine.complete({"messages": MESSAGES}))["usage"] == reported
+
+
+async def test_lifetimes_of_cache_writes_come_through() -> None:
+    usage = {**STORED, "cache_creation": LIFETIMES}
+    async with behind(CLAUDE, MESSAGES_PATH, replying({**message(" sky"), "usage": usage})) as (engine, _):
+        reply = await engine.complete({"messages": MESSAGES})
+    details = {"cached_tokens": 4, "cache_write_tokens": 6, "cache_creation_token_details": LIFETIMES}
+    assert reply["usage"] == AS_OPENAI | {"prompt_tokens_details": details}
+    async with behind(CLAUDE, MESSAGES_PATH, message_events(" sky", usage=usage)) as (engine, _):
+        streamed = await chunks_of(engine)
+    counted = TokenUsage(20, 5, 4, cache_write_input_tokens=6, cache_write_1h_input_tokens=4)
+    assert summary(streamed)[2] == read_usage(reply["usage"]) == counted
 
 
 async def test_a_marked_prefix_is_not_repeated_by_litellm() -> None:

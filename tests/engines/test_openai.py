@@ -404,8 +404,15 @@ async def test_an_empty_chunk_is_accepted(choice: dict[str, Any]) -> None:
 # Usage.
 
 
-def stored(tokens: int, cached: int = 0) -> TokenUsage:
-    return TokenUsage(9, 4, cached, cache_write_input_tokens=tokens)
+def stored(tokens: int, cached: int = 0, hour: int | None = None) -> TokenUsage:
+    return TokenUsage(9, 4, cached, cache_write_input_tokens=tokens, cache_write_1h_input_tokens=hour)
+
+
+def split(**lifetimes: Any) -> dict[str, Any]:
+    """Return a usage with 6 stored tokens and their lifetimes, as LiteLLM reports them."""
+    named = {f"ephemeral_{lifetime[1:]}_input_tokens": tokens for lifetime, tokens in lifetimes.items()}
+    details = {"cached_tokens": 0, "cache_write_tokens": 6, "cache_creation_token_details": named}
+    return {**COUNTED, "prompt_tokens_details": details}
 
 
 @pytest.mark.parametrize(
@@ -425,6 +432,21 @@ def stored(tokens: int, cached: int = 0) -> TokenUsage:
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 8}}, stored(8, 1)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 80}}, stored(9)),
         ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": -3}}, TokenUsage(9, 4)),
+        (split(_5m=2, _1h=4), stored(6, hour=4)),
+        (split(_5m=6), stored(6, hour=0)),
+        (split(_5m=6, _1h=None), stored(6, hour=0)),
+        (split(_1h=6), stored(6, hour=6)),
+        (split(_1h=60), stored(6, hour=6)),
+        (split(_5m=2, _1h=1), stored(6, hour=4)),  # three tokens without a lifetime
+        (split(_5m=60, _1h=1), stored(6, hour=1)),
+        (split(_5m=-1, _1h="4"), stored(6)),
+        (split(), stored(6)),
+        (split(_12h=6), stored(6)),
+        (
+            {**COUNTED, "cache_creation_input_tokens": 6, "cache_creation": {"ephemeral_1h_input_tokens": 6}},
+            stored(6, hour=6),
+        ),
+        ({**split(_1h=6), "prompt_tokens_details": {"cache_creation_token_details": [5]}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": "3"}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": None}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": [5]}, TokenUsage(9, 4)),

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 LIMIT_S = 60.0
 ADMIN_KEY = "an-admin-key-for-tests"
-BIG = {"input_per_1m": 3, "cached_input_per_1m": 0.3, "cache_write_per_1m": 3.75, "output_per_1m": 15}
+WRITES = {"cache_write_per_1m": 3.75, "cache_write_1h_per_1m": 6}
+BIG = {"input_per_1m": 3, "cached_input_per_1m": 0.3, "output_per_1m": 15} | WRITES
 SMALL = {"input_per_1m": 0.1, "output_per_1m": 0.5}
 COUNTED = {"prompt_tokens": 500, "completion_tokens": 3, "total_tokens": 503}
 DETAILS = {"cached_tokens": 100, "cache_write_tokens": 300}
-BIG_USD = Decimal("0.0015")
-"""100 x 3 + 100 x 0.3 + 300 x 3.75 + 3 x 15 = 1500, by a million."""
+LIFETIMES = {"ephemeral_5m_input_tokens": 200, "ephemeral_1h_input_tokens": 100}
+BIG_USD = Decimal("0.001725")
+"""100 x 3 + 100 x 0.3 + 200 x 3.75 + 100 x 6 + 3 x 15 = 1725, by a million."""
 SMALL_USD = Decimal("0.000003")
 """10 x 0.1 + 4 x 0.5 = 3, by a million."""
 
@@ -43,10 +45,12 @@ async def caching(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
     """Report stored tokens as OpenAI does, and in a stream as LiteLLM's proxy does."""
     if not body.get("stream"):
         answer = reply("The answer begins", "length")
-        return web.json_response({**answer, "usage": {**COUNTED, "prompt_tokens_details": DETAILS}})
+        details = {**DETAILS, "cache_creation_token_details": LIFETIMES}
+        return web.json_response({**answer, "usage": {**COUNTED, "prompt_tokens_details": details}})
     response = await begin_events(request)
     await response.write(event(chunk({"content": "The answer begins"}, "length")))
     usage = {**COUNTED, "prompt_tokens_details": {"cached_tokens": 100}, "cache_creation_input_tokens": 300}
+    usage["cache_creation"] = LIFETIMES
     await response.write(event({**chunk({}), "choices": [], "usage": usage}) + b"data: [DONE]\n\n")
     await response.write_eof()
     return response
@@ -123,7 +127,8 @@ def test_stored_tokens_are_charged_and_counted_everywhere(gateway: GatewayProces
             "output_tokens": 3,
             "cached_input_tokens": 100,
             "cache_write_input_tokens": 300,
-            "cost_usd": "0.001500000000",
+            "cache_write_1h_input_tokens": 100,
+            "cost_usd": "0.001725000000",
         }
     costs = [Decimal(one["cost_usd"]) for one in receipts]
     assert costs == [BIG_USD, BIG_USD, BIG_USD + SMALL_USD]
