@@ -13,6 +13,8 @@ from gateway.protocol.content_run import ContentRun
 from gateway.protocol.reply import ReplyHead, engine_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol.body import Json
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 _HEAD = ReplyHead("", 0, "")  # the caller's reply gets its own
 _ITEM_CHARS = 100  # the size of an item of a list that arrives whole, such as a token's log-probability; at least
-# Some engines repeat these in each delta of a tool call. The others are parts of one text.
-_NOT_IN_PARTS = frozenset({"finish_reason", "id", "name", "role", "type"})
+# Some engines repeat these in each delta of a tool call or of reasoning. The others are parts of one text.
+_NOT_IN_PARTS = frozenset({"format", "id", "name", "role", "type"})
 
 
 class CollectingRelay(StreamRelay):
@@ -32,6 +34,7 @@ class CollectingRelay(StreamRelay):
         self.size = 0  # characters of the answers and their other fields
         self._guidance = ""  # the beginning of the first choice
         self._texts: dict[int, list[str]] = {}
+        self._content_parts: dict[int, list[_Fields]] = {}  # of choices whose content is a list; they follow the texts
         self._choices: dict[int, Json] = {}
         self._fields: Json = {}
 
@@ -42,8 +45,10 @@ class CollectingRelay(StreamRelay):
         return []
 
     def restart(self) -> bool:
-        for collected in (self._roles, self._roles_sent, self._finished, self._texts, self._choices, self._fields):
+        for collected in (self._roles, self._roles_sent, self._finished, self._choices, self._fields):
             collected.clear()
+        self._texts.clear()
+        self._content_parts.clear()
         self.finish_reason, self.has_sent_other, self.size = None, False, 0
         return True
 
@@ -59,24 +64,48 @@ class CollectingRelay(StreamRelay):
                 kept = self._choices.setdefault(index, _Fields(index=index, message=_Fields()))
                 delta = choice.pop("delta")
                 if content := delta.pop("content", None):
-                    self._add_texts(index, [content])
-                self.size += _merge(kept["message"], delta) + _merge(kept, choice)
+                    self._add_texts(index, content if isinstance(content, list) else [content])
+                # Texts of a choice, such as the severity that a content filter found, are repeated in each chunk.
+                self.size += _merge(kept["message"], delta) + _merge(kept, choice, in_parts=False)
 
     def reply(self) -> Json:
         """Return the reply with all chunks so far."""
         self._texts.setdefault(0, []).insert(0, self._guidance)
         for index, choice in self._choices.items():
-            message, text = choice["message"], "".join(self._texts.get(index, ()))
-            message["content"] = text if text or not message.get("tool_calls") else None
+            message, content = choice["message"], self._content(index)
+            message.setdefault("role", "assistant")  # the chunk with the role may have had the guidance
+            message["content"] = content if content or not message.get("tool_calls") else None
         choices = [_whole(self._choices[index]) for index in sorted(self._choices)]
         for choice in choices:
-            for call in choice["message"].get("tool_calls") or ():
-                call.pop("index", None)
+            calls = choice["message"].get("tool_calls")
+            for call in calls if isinstance(calls, list) else ():
+                if isinstance(call, dict):
+                    call.pop("index", None)
         return {**self._fields, "choices": choices}
 
-    def _add_texts(self, index: int, contents: list[str]) -> None:
-        self._texts.setdefault(index, []).extend(contents)
-        self.size += sum(map(len, contents))
+    def _add_texts(self, index: int, contents: Sequence[Any]) -> None:
+        """Add texts, or parts of a content that is a list, such as the thoughts of Mistral's models."""
+        parts = self._content_parts.get(index)
+        if parts is None:
+            if all(isinstance(one, str) for one in contents):
+                self._texts.setdefault(index, []).extend(contents)
+                self.size += sum(map(len, contents))
+                return
+            parts = self._content_parts[index] = []
+        for one in contents:
+            part = {"type": "text", "text": one} if isinstance(one, str) else one
+            if not isinstance(part, dict):
+                continue
+            if not parts or parts[-1].get("type") != part.get("type"):
+                parts.append(_Fields())
+            self.size += _merge(parts[-1], part)
+
+    def _content(self, index: int) -> str | list[Any]:
+        """Return the content of a choice: a text, or a list of parts if the engine sent parts."""
+        text, parts = "".join(self._texts.get(index, ())), self._content_parts.get(index)
+        if parts is None:
+            return text
+        return [*([{"type": "text", "text": text}] if text else ()), *map(_whole, parts)]
 
 
 class _Parts(list[str]):
@@ -87,16 +116,19 @@ class _Fields(dict[str, Any]):
     """An object whose fields arrive in parts."""
 
 
-def _merge(into: Json, fields: Json) -> int:
-    """Add the fields of one delta, and return their size in characters. Texts and lists continue.
+def _merge(into: Json, fields: Json, *, in_parts: bool = True) -> int:
+    """Add the fields of one delta, and return their size in characters. Lists continue.
 
-    The fields of an item with an `index`, such as a tool call, continue the item with the same one.
+    Texts continue, too, if they arrive `in_parts`. Otherwise the last one counts. The fields of an item with an
+    `index`, such as a tool call, continue the item with the same one.
     """
     size = 0
     for name, value in fields.items():
         known = into.get(name)
         if value is None or value == "":
             into.setdefault(name, value)
+        elif isinstance(value, str) and not in_parts:
+            into[name] = value
         elif isinstance(value, str) and name not in _NOT_IN_PARTS:
             if not isinstance(known, _Parts):
                 into[name] = known = _Parts()
@@ -105,9 +137,9 @@ def _merge(into: Json, fields: Json) -> int:
         elif isinstance(value, dict):
             if not isinstance(known, dict):
                 into[name] = known = _Fields()
-            size += _merge(known, value)
+            size += _merge(known, value, in_parts=in_parts)
         elif isinstance(value, list):
-            if not isinstance(known, list):
+            if not isinstance(known, list) or isinstance(known, _Parts):
                 into[name] = known = []
             size += _extend(known, value)
         elif not known:

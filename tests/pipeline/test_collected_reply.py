@@ -83,6 +83,49 @@ def test_log_probabilities_and_choices_keep_their_order() -> None:
     assert [one["finish_reason"] for one in (first, second)] == ["length", "stop"]
 
 
+def test_a_guided_message_has_its_role() -> None:
+    """A stream has the role in the chunk with the guidance."""
+    seam = SeamJoin("The sky", pending_space=" ")
+    reply = collected(chunk({"role": "assistant", "content": " is blue."}), chunk({}, "stop"), seam=seam)
+    message = reply["choices"][0]["message"]
+    assert (message["role"], message["content"]) == ("assistant", "The sky is blue.")
+    assert collected()["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_texts_that_each_chunk_repeats_are_not_joined() -> None:
+    """Azure repeats the results of its content filter in each choice, OpenRouter the format of its reasoning."""
+    results = {"hate": {"filtered": False, "severity": "safe"}}
+    details = {"type": "reasoning.text", "format": "anthropic-claude-v1", "index": 0}
+    reply = collected(
+        chunk({"content": "A", "reasoning_details": [{**details, "text": "Hm"}]}, content_filter_results=results),
+        chunk({"content": "B", "reasoning_details": [{**details, "text": "m."}]}, content_filter_results=results),
+        chunk({}, "stop", content_filter_results={}, stop_reason="x"),
+    )
+    [choice] = reply["choices"]
+    assert (choice["content_filter_results"], choice["stop_reason"]) == (results, "x")
+    assert choice["message"]["reasoning_details"] == [{**details, "text": "Hmm."}]
+
+
+def test_content_that_arrives_in_parts_is_a_list() -> None:
+    """Mistral's reasoning models send their thoughts as parts, and the answer as texts."""
+
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": [{"type": "text", "text": text}]}
+
+    reply = collected(
+        chunk({"role": "assistant", "content": ""}),
+        chunk({"content": [thought("H")]}),
+        chunk({"content": [thought("m."), {"type": "text", "text": "Bl"}]}),
+        chunk({"content": "ue"}),
+        chunk({"content": "."}, "stop"),
+    )
+    thoughts = [{"type": "text", "text": "H"}, {"type": "text", "text": "m."}]
+    content = [{"type": "thinking", "thinking": thoughts}, {"type": "text", "text": "Blue."}]
+    assert reply["choices"][0]["message"]["content"] == content
+    later = collected(chunk({"content": "A"}), chunk({"content": [thought("H")]}))["choices"][0]["message"]
+    assert later["content"] == [{"type": "text", "text": "A"}, thought("H")]
+
+
 def test_all_collected_fields_count_toward_the_size() -> None:
     """Items that arrive whole are kept as they are: reading thousands of them at once would block the event loop."""
     entry = {"token": "A", "logprob": 0.0, "bytes": None, "top_logprobs": []}
