@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_REPLY_CHARS = 8_000_000
 """Most characters of a collected reply."""
+# Fields that engines reject or ignore in a stream: vLLM the first two, OpenAI the formats of `audio` except pcm16.
+_NOT_STREAMED = ("prompt_logprobs", "use_beam_search", "audio")
 
 
 class StudentCall(StudentEngines):
@@ -49,12 +51,13 @@ class StudentCall(StudentEngines):
         If a student rejects the request with the prefix, which the caller did not send, it gets the request without it.
         A content filter would reject that, too. A request that is too long goes to a larger student first.
 
-        The call is streamed if the student's engine is set to `always_stream`. It is also streamed if the guidance ends
-        with the beginning of a stop string. Only the gateway sees that string, and ends the call with the answer.
+        The call is streamed if the student's engine is set to `always_stream`, unless the request is one that engines
+        reject as a stream. It is also streamed if the guidance ends with the beginning of a stop string. Only the
+        gateway sees that string, and ends the call with the answer.
         """
         plan = builder.plan
         student, retries = plan.students[0], None
-        streams = self.engines[student.engine].always_streams
+        streams = self.engines[student.engine].always_streams and _may_be_streamed(request)
         if not streams and ends_within_stop(guidance.text, request.stop):
             streams = continuation_of(plan, student, guidance) is not None
         if streams:
@@ -126,3 +129,10 @@ class StudentCall(StudentEngines):
         EngineErrors and InvalidRequest.
         """
         return StreamedAnswer(self, request, guidance, relay, builder).groups()
+
+
+def _may_be_streamed(request: CompletionRequest) -> bool:
+    """Return whether an engine can stream the answer. The best of several answers is known at their end."""
+    if request.generated_choices > request.choices:
+        return False
+    return all(request.body.get(name) is None or request.body[name] is False for name in _NOT_STREAMED)
