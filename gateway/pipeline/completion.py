@@ -173,8 +173,6 @@ class Completions:
             if (step := context.next_step()) is not None:
                 await step
             relay, plan = relay_of(head, wants_usage=request.wants_usage), builder.plan
-            if plan.names_engine:
-                relay.name_model(plan.student)
             answer_buffer = AnswerBuffer() if plan.quality is not None else None
             announced = False
             async with aclosing(self._chunks(request, relay, builder)) as groups:
@@ -202,6 +200,8 @@ class Completions:
         if may_be_too_small(request, builder.plan, students.engines):
             await drop_too_small(request, builder, students.engines, students.encodings)
         students.check_available(builder)
+        if builder.plan.names_engine:
+            relay.name_model(builder.plan.student)
         async with aclosing(self.teacher_call.stream(request, builder)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):

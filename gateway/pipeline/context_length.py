@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
 from gateway.accounting.estimate import can_count, count_text, recount_error, texts_of
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
+from gateway.policy.resolve import with_students
 from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
 
@@ -71,7 +70,7 @@ async def drop_too_small(
             param=field,
             code=CONTEXT_EXCEEDED,
         )
-    builder.plan = structs.replace(builder.plan, students=tuple(students))
+    builder.plan = with_students(builder.plan, tuple(students))
 
 
 async def least_tokens(request: CompletionRequest, limit: int, encoding: Encoding | None = None) -> int:

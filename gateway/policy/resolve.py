@@ -337,6 +337,23 @@ def cheaper_plans(plan: Plan) -> dict[int, Plan]:
     }
 
 
+def with_students(plan: Plan, students: tuple[StudentPlan, ...]) -> Plan:
+    """Return the plan with a part of its students. The first of them may not continue an answer as the planned one."""
+    guidance, length = plan.guidance, plan.length
+    if guidance is not None and students[0] != plan.students[0]:
+        continuation = students[0].continuation
+        in_prompt = guidance.placement == "prefix" and continuation is None
+        # Nothing is reserved for a warm-up or a probe of another student than the planned one.
+        guidance = structs.replace(
+            guidance,
+            placement="context" if in_prompt else guidance.placement,
+            stream=guidance.stream and continuation is not None and not continuation.writes_again,
+            warm_student=False,
+        )
+        length = None if length is None else length._replace(probe=None)
+    return structs.replace(plan, students=students, guidance=guidance, length=length)
+
+
 def resolve_guidance(
     policy: TenantPolicy, route: Route, request: ChatRequest, headers: Mapping[str, str] = NO_HEADERS
 ) -> Plan:

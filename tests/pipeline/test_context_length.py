@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.accounting.estimate import FALLBACK, Encoding, count_text
+from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.pipeline.completion import Completions
 from gateway.pipeline.context_length import drop_too_small, least_tokens, may_be_too_long, may_be_too_small
+from gateway.pipeline.stream import StreamRelay
+from gateway.policy.length import LengthChoice, ProbeRule
 from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
+from gateway.protocol.reply import ReplyHead
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import builder, plan
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.protocol.requests import CompletionRequest
 
@@ -115,6 +123,60 @@ async def test_students_that_are_too_small_are_dropped(limits: dict[str, int | N
     assert may_be_too_small(request, one.plan, known)
     await drop_too_small(request, one, known, {})
     assert [student.engine for student in one.plan.students] == kept
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("vllm", None, ("context", False, False)),
+        ("vllm", "instruct", ("prefix", False, False)),
+        ("vllm", "trailing", ("prefix", True, False)),
+        ("instruct", "trailing", ("prefix", True, False)),
+    ],
+)
+async def test_the_guidance_is_planned_for_the_first_student_that_is_left(
+    first: Any, second: Any, expected: tuple[str, bool, bool]
+) -> None:
+    """Guidance that was shown early is lost on a student that writes the whole answer."""
+    guided = plan("guided")
+    assert guided.guidance is not None
+    students = StudentPlan("small", Continuation(first)), StudentPlan("large", second and Continuation(second))
+    guidance = msgspec.structs.replace(guided.guidance, stream=True, warm_student=True)
+    length = LengthChoice(40, "default", "", 8, "none", ProbeRule())
+    one = builder(msgspec.structs.replace(guided, students=students, guidance=guidance, length=length))
+    await drop_too_small(chat(words(500)), one, engines(small=100, large=1000), {})
+    assert one.plan.guidance is not None
+    assert one.plan.length is not None
+    left = one.plan.guidance
+    assert (left.placement, left.stream, left.warm_student) == expected
+    assert one.plan.length.probe is None
+
+
+async def test_the_guidance_is_as_planned_while_the_first_student_is_left() -> None:
+    guided = plan("guided")
+    students = StudentPlan("large", Continuation("vllm")), StudentPlan("small", None)
+    one = builder(msgspec.structs.replace(guided, students=students))
+    await drop_too_small(chat(words(500)), one, engines(small=100, large=1000), {})
+    assert one.plan == msgspec.structs.replace(guided, students=students[:1])
+
+
+async def test_a_stream_names_the_first_student_that_is_left() -> None:
+    """The guidance is sent before the student is called, in chunks with the name of the student."""
+    students = StudentPlan("small", Continuation("vllm")), StudentPlan("large", Continuation("vllm"))
+    one = builder(msgspec.structs.replace(plan("guided"), students=students, names_engine=True))
+
+    async def guidance(*_: object) -> AsyncGenerator[str, None]:
+        yield "The sky"
+
+    calls: Any = SimpleNamespace(
+        engines=engines(small=100, large=1000), encodings={}, check_available=lambda _: None, stream=guidance
+    )
+    unused: Any = None
+    completions = Completions(calls, calls, unused, unused, unused, unused)
+    relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=False)
+    async with aclosing(completions._chunks(chat(words(500)), relay, one)) as groups:
+        [shown] = await anext(groups)
+    assert shown["model"] == "large"
 
 
 async def test_a_prompt_that_is_too_long_for_all_students_is_the_callers_error() -> None:
