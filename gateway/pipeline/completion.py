@@ -286,6 +286,7 @@ def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: 
         read = max(0, answerer.input_tokens - builder.kept_tokens - builder.continued_tokens)
     stored = min(read, answerer.cache_write_input_tokens)
     cached = min(read - stored, answerer.cached_input_tokens)
-    ended_at = None if builder.student is None else builder.student.answer_tokens
+    call = builder.student or builder.teacher
+    ended_at = None if call is None else call.answer_tokens
     written = answerer.output_tokens if ended_at is None else ended_at
     return usage_body(read, builder.shown_tokens + builder.continued_tokens + written, cached, stored)

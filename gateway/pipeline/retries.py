@@ -42,19 +42,21 @@ async def retry_or_raise(
     deadline: RequestDeadline,
     *,
     placed: bool = False,
+    continued: bool = False,
 ) -> None:
     """Wait until the next attempt is due. Raise the error, in the caller's terms, if there is none.
 
     A caller that has disconnected gets no further attempt, and none starts after the deadline.
     `placed`: the request ended with the guidance as a prefix. An engine may have rejected that, except where it names
-    another reason.
+    another reason. `continued`: it ended with the text of a failed call, so the caller is not blamed for any reason.
     """
     is_over = builder.caller_left or deadline.left_s <= 0
     pause_s = None if is_over else retries.next_pause_s(error, placed=placed)
     if pause_s is None or pause_s > deadline.left_s:
         # Some engines reject only a request that ends in a prefix. The prefix is the gateway's, not the caller's.
         named = isinstance(error, EngineRejected) and (error.is_filtered or error.exceeds_context)
-        if isinstance(error, EngineRejected) and error.blames_request and (named or not placed):
+        caused = not continued and (named or not placed)
+        if isinstance(error, EngineRejected) and error.blames_request and caused:
             param = error.param or _refused_field(error, builder)
             raise InvalidRequest(error.message, param=param, code=error.engine_code) from error
         raise error

@@ -137,8 +137,10 @@ class StreamRelay:
         if finish_reason is not None:
             self._finished.add(index)
             self.finish_reason, self._templates = finish_reason, None
-        has_content = delta.get("content") not in (None, "")
-        if choice.get("logprobs") or any(delta[name] not in (None, "") for name in delta if name != "content"):
+        has_content = bool(delta.get("content"))
+        # Some servers send empty lists, such as `tool_calls`, in each delta. Content in parts may have thoughts.
+        others = (value for name, value in delta.items() if name != "content" or isinstance(value, list))
+        if choice.get("logprobs") or any(others):
             has_content = self.has_sent_other = True
         if role is not None:
             self._roles[index] = role

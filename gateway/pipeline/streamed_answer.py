@@ -130,7 +130,8 @@ class StreamedAnswer:
         if self._placed and not larger and not relay.has_sent_guidance and may_refuse_prefix(error):
             self._guidance = drop_prefix(builder, error)
         else:
-            await retry_or_raise(retries, error, builder, self._students.metrics, deadline, placed=self._placed)
+            metrics, continued = self._students.metrics, self._broken is not None
+            await retry_or_raise(retries, error, builder, metrics, deadline, placed=self._placed, continued=continued)
 
     async def _continuation(self, error: EngineError, deadline: RequestDeadline) -> BrokenAnswer | None:
         """Return the answer so far when the next call is due; None if no engine can continue the answer."""

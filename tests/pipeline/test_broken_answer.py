@@ -365,6 +365,14 @@ async def test_an_answer_that_a_stop_string_ends_across_the_seam_is_counted() ->
     assert [body.get("stop") for body in bodies] == [["jumps over"], None]
 
 
+async def test_a_teachers_own_answer_that_a_stop_string_ends_across_the_seam_is_counted() -> None:
+    teacher = Engine("big", [5], counts=True)
+    teacher.state.counts_chunks = True
+    found = await answer(teacher, mode="teacher", request=chat(stop=["jumps over"]))
+    assert (found.text, found.finish_reasons) == ("The quick brown fox jumps", ["stop"])
+    assert found.usage == _usage(PROMPT_TOKENS, 6)["usage"]
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_without_running_counts_an_answer_that_a_stop_string_ends_has_its_deltas(as_json: bool) -> None:
     guidance = Guidance("The quick brown", pending_space=" ", tokens=3)
@@ -384,6 +392,8 @@ async def test_without_running_counts_an_answer_that_a_stop_string_ends_has_its_
         ({"some_field": 1}, None),
         ({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well,"}]}, None),
         ({}, {"reasoning_content": "Hm."}),
+        ({}, {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]}),
+        ({}, {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "So,"}]}),
         ({}, {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}),
     ],
 )
@@ -393,6 +403,29 @@ async def test_what_is_not_plain_text_is_not_continued(fields: dict[str, Any], m
     assert type(found.error) is EngineUnreachable
     assert second.bodies == []
     assert found.receipt.continued_tokens == 0
+
+
+async def test_an_engine_that_sends_empty_lists_sends_text_alone() -> None:
+    second = Engine("big")
+    found = await answer(Engine("small", [3], more={"tool_calls": []}), second)
+    assert (found.text, found.error) == (ANSWER, None)
+    assert second.prefixes == ["The quick brown"]
+
+
+class TooLong(Engine):
+    """An engine whose context the continued text exceeds."""
+
+    def failure(self) -> EngineError:
+        error = EngineRejected("It is too long.", engine=self.name, status_sent=400)
+        error.engine_code, error.may_have_run = "context_length_exceeded", False
+        return error
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_rejected_continuation_is_not_the_callers_error(as_json: bool) -> None:
+    """The first engine accepted the request. The text so far is not the caller's."""
+    found = await answer(Engine("small", [3], EngineTimeout), TooLong("big", [0]), as_json=as_json)
+    assert isinstance(found.error, EngineRejected)
 
 
 async def test_an_answer_that_begins_with_reasoning_is_not_continued() -> None:
