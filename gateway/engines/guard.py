@@ -6,14 +6,12 @@ A failure that is proven to be caused by the request is raised as EngineRejected
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
-import orjson
 import structlog
 
 from gateway.engines.base import current_origin
@@ -21,7 +19,7 @@ from gateway.engines.breaker import BreakerCall
 from gateway.engines.call_slots import CallSlots
 from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT, ControlCall
 from gateway.engines.failures import record_failure
-from gateway.engines.request_faults import RequestFaults
+from gateway.engines.request_faults import RequestFaults, fingerprint_of, proven_rejection
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -50,6 +48,7 @@ _CONTROL_AFTER = 2  # failures of one request before a control call. After one m
 # A call that fails later, without any data, is not repeated at the engine. It may be as slow again.
 _LONGEST_RETRIED_S = 20.0
 
+_OVERDUE = 0.9  # the part of the longest duration of a call after which a canceled call without data has failed
 _LOST_INTERVAL_S = 10.0  # between two calls after lost connections
 
 STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
@@ -78,7 +77,7 @@ class GuardedEngine:
         self.total_s, self.always_streams = total_s, always_streams
         self.name, self.state = engine.name, engine.state
         self._engine = engine
-        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name))
+        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s)
         self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
         self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
 
@@ -208,7 +207,10 @@ class _Guard:
     of this module.
     """
 
-    __slots__ = ("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "on_lost", "sent", "slots")
+    __slots__ = (
+        *("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "on_lost", "sent", "slots"),
+        "total_s",
+    )
 
     def __init__(
         self,
@@ -218,8 +220,9 @@ class _Guard:
         clock: Callable[[], float],
         budgets: RetryBudgets | None,
         slots: CallSlots,
+        total_s: float,
     ) -> None:
-        self.name = name
+        self.name, self.total_s = name, total_s
         self.breaker = breaker
         self.clock = clock
         self.faults = RequestFaults()
@@ -327,7 +330,7 @@ class _GuardedCall:
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
             guard.breaker.refused(self._call)
             guard.publish()
-            raise _proven(error) from error
+            raise proven_rejection(error) from error
         self._record(error)
         guard.publish()
 
@@ -356,15 +359,25 @@ class _GuardedCall:
                 self.succeeded()
             case GeneratorExit() if self.started:
                 self.succeeded()  # the reader closed the stream
+            case asyncio.CancelledError() if self._is_overdue():
+                breaker.failed(self._call, self._guard.clock(), connected=True)
             case _:
                 breaker.abandoned(self._call)
+
+    def _is_overdue(self) -> bool:
+        """Return whether the engine sent nothing for nearly the longest duration of a call.
+
+        The deadline of all attempts cancels a second call shortly before the timeout of the engine expires.
+        """
+        guard = self._guard
+        return not self.started and guard.clock() - self._sent_at > _OVERDUE * guard.total_s
 
     async def _is_caused_by_request(self, error: EngineFailed) -> bool:
         """Return whether only this request makes the engine fail. Store the evidence for the next attempt."""
         if self.started or not error.may_blame_request:
             return False
         guard = self._guard
-        fingerprint = await asyncio.to_thread(_fingerprint, self._call.tenant, self._sent)
+        fingerprint = await asyncio.to_thread(fingerprint_of, self._call.tenant, self._sent)
         failures = guard.faults.failed(fingerprint, self._call.request_id, self._sent_at, guard.clock())
         if guard.faults.is_proven(fingerprint, self._sent_at):
             return True
@@ -376,25 +389,3 @@ class _GuardedCall:
             guard.breaker.succeeded()
             guard.faults.succeeded("", *answered)
         return False
-
-
-# A request with another token limit, or as a stream, is the same request.
-_IGNORED_FIELDS = frozenset({"max_completion_tokens", "max_tokens", "stream", "stream_options"})
-
-
-def _fingerprint(tenant: str, sent: Any) -> bytes:
-    """Return a hash of a tenant's request. Called in a thread and only after a failure: a body may have megabytes."""
-    if isinstance(sent, dict):
-        sent = {name: value for name, value in sent.items() if name not in _IGNORED_FIELDS}
-    return hashlib.blake2b(orjson.dumps((tenant, sent), default=str), digest_size=16).digest()
-
-
-def _proven(error: EngineFailed) -> EngineRejected:
-    rejected = EngineRejected(
-        f"Engine '{error.engine}' fails for this request and answers others. Correct the request: {error.engine_text}",
-        engine=error.engine,
-        status_sent=error.status_sent or 500,
-        proven=True,
-    )
-    rejected.reason, rejected.engine_text, rejected.may_have_run = error.reason, error.engine_text, error.may_have_run
-    return rejected

@@ -7,8 +7,17 @@ An engine that fails by chance lets the request succeed on a retry.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway.errors import EngineRejected
+
+if TYPE_CHECKING:
+    from gateway.errors import EngineFailed
 
 _MAX_REQUESTS = 1024
 _TTL_S = 300.0
@@ -16,6 +25,8 @@ _MAX_SUCCESSES = 8
 _MIN_FAILURES = 2
 # For so long after a retry succeeded, the engine counts as failing by chance.
 _BY_CHANCE_S = 60.0
+# A request with another token limit, or as a stream, is the same request.
+_IGNORED_FIELDS = frozenset({"max_completion_tokens", "max_tokens", "stream", "stream_options"})
 
 
 @dataclass(slots=True)
@@ -67,3 +78,23 @@ class RequestFaults:
         if failing is None or failing.failures < _MIN_FAILURES or failing.last < self._by_chance_until:
             return False
         return any(failing.first_sent < other_sent and answered <= sent for other_sent, answered in self._successes)
+
+
+def fingerprint_of(tenant: str, sent: Any) -> bytes:
+    """Return a hash of a tenant's request. Call it in a thread and only after a failure: a body may have megabytes."""
+    if isinstance(sent, dict):
+        sent = {name: value for name, value in sent.items() if name not in _IGNORED_FIELDS}
+    return hashlib.blake2b(orjson.dumps((tenant, sent), default=str), digest_size=16).digest()
+
+
+def proven_rejection(error: EngineFailed) -> EngineRejected:
+    """Return the error for the caller of a request that is proven to cause the failure."""
+    rejected = EngineRejected(
+        f"Engine '{error.engine}' fails for this request and answers others. Correct the request: {error.engine_text}",
+        engine=error.engine,
+        status_sent=error.status_sent or 500,
+        proven=True,
+    )
+    rejected.reason, rejected.engine_text, rejected.may_have_run = error.reason, error.engine_text, error.may_have_run
+    rejected.engine_code, rejected.engine_param = error.engine_code, error.engine_param
+    return rejected

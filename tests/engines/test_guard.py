@@ -265,6 +265,7 @@ class Picky:
         if self.broken or "bad" in body:
             error = EngineFailed("Engine 'small' answered 500: no such image", engine="small", status_sent=500)
             error.engine_text = "no such image"
+            error.engine_code, error.engine_param = "invalid_image", "messages[0].content"
             raise error
         return {"choices": []}
 
@@ -301,6 +302,7 @@ async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     assert isinstance(refused, EngineRejected)
     assert refused.blames_request
     assert (refused.retry, refused.retryable) == (False, False)
+    assert (refused.engine_code, refused.engine_param) == ("invalid_image", "messages[0].content")
     blame = "Engine 'small' fails for this request and answers others. Correct the request"
     assert (refused.message, refused.redacted_message) == (f"{blame}: no such image", f"{blame}.")
 
@@ -337,6 +339,29 @@ async def test_a_call_that_fails_after_a_long_silence_is_not_repeated_at_the_eng
     with pytest.raises(EngineUnreachable) as failure:
         await world.engine.complete({})
     assert failure.value.retryable is again
+
+
+@pytest.mark.parametrize(("seconds", "fails"), [(80.0, False), (99.0, True)])
+async def test_a_call_that_is_canceled_after_nearly_its_longest_duration_has_failed(
+    seconds: float, fails: bool
+) -> None:
+    """The deadline of a request cancels its second call before the timeout of a hanging engine expires."""
+    world = World([WORD])
+    world.engine = GuardedEngine(
+        world.scripted, Breaker(RULE, draw=lambda: 0.5), world.metrics, clock=lambda: world.now, total_s=100.0
+    )
+
+    async def complete(_: Any, __: Any = None) -> Any:
+        world.now += seconds
+        raise asyncio.CancelledError
+
+    world.scripted.complete = complete
+    for number in range(2):
+        set_origin("acme", f"hanging-{number}")
+        with pytest.raises(asyncio.CancelledError):
+            await world.engine.complete({})
+    assert world.engine.in_cooldown_for("acme") is fails
+    assert not world.engine.in_cooldown_for("globex")
 
 
 async def test_a_stream_that_breaks_late_may_be_continued_by_the_engine() -> None:
