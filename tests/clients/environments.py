@@ -34,7 +34,18 @@ _CUT_OFF = re.compile(
     re.MULTILINE,
 )
 # What a user's shell may hold and a test must not see.
-_OTHERS = ("OPENAI_", "LITELLM_", "LANGCHAIN_", "LANGSMITH_", "LLM_", "AZURE_")
+_OTHERS = (
+    "OPENAI_",
+    "LITELLM_",
+    "LANGCHAIN_",
+    "LANGSMITH_",
+    "LLM_",
+    "AZURE_",
+    "ANTHROPIC_",
+    "CLAUDE",
+    "CODEX_",
+    "AI_SDK_",
+)
 
 
 def clean_environment() -> dict[str, str]:
@@ -60,8 +71,8 @@ def python_environment(name: str) -> Path:
     return _built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
 
 
-def node_modules() -> Path:
-    """Return the folder of the packages of node/package-lock.json.
+def node_modules(client: str = "node") -> Path:
+    """Return the folder of the packages of CLIENT/package-lock.json.
 
     Skips the test without a suitable Node.js, or if the package registry is unreachable.
     """
@@ -74,13 +85,13 @@ def node_modules() -> Path:
 
     def install(folder: Path) -> None:
         for name in names:
-            shutil.copy(HERE / "node" / name, folder)
+            shutil.copy(HERE / client / name, folder)
         # npm's own pauses before it asks again add up to a minute.
         soon = ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
         run_installer("npm", "ci", *soon, "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
 
-    contents = tuple((HERE / "node" / name).read_bytes() for name in names)
-    return _built("node", contents, install) / "node_modules"
+    contents = tuple((HERE / client / name).read_bytes() for name in names)
+    return _built(client, contents, install) / "node_modules"
 
 
 def _built(name: str, inputs: tuple[bytes, ...], install: Callable[[Path], None]) -> Path:

@@ -15,6 +15,7 @@ import httpx
 import orjson
 from aiohttp import web
 
+from tests.clients.scripted_engine import objection_to, text_of
 from tests.clients.tap import Call, Tap
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
@@ -29,7 +30,9 @@ WHOLE = "The answer to your question here and ends there."
 PERSON = {"name": "Ada", "born": 1815}
 CALLED = {"name": "weather", "arguments": '{"city": "Oslo"}'}
 CHAT = "/v1/chat/completions"
-ANSWERED = (CHAT, "/v1/completions", "/v1/embeddings")
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+ANSWERED = (CHAT, "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES)
 MAX_BODY = 100_000
 # Each client is to meet the failure itself, however many came before it.
 NEVER_RESTS = {"failures": 1000}
@@ -44,9 +47,12 @@ def a_question(of: str = "something") -> str:
 
 async def _tools(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """Call a tool; reply with the tool's result once it is there."""
+    objection = objection_to(body)
+    if objection is not None:
+        return web.json_response({"error": {"message": objection}}, status=400)
     last = body["messages"][-1]
     if last["role"] == "tool":
-        return await says(f"It is {last['content']}.")(request, body)
+        return await says(f"It is {text_of(last)}.")(request, body)
     call = {"id": "call_1", "type": "function", "function": CALLED}
     if not body.get("stream"):
         whole = reply("", "tool_calls")
@@ -76,9 +82,10 @@ async def _slow(request: web.Request, body: dict[str, Any]) -> web.StreamRespons
     return await says(REST)(request, body)
 
 
-async def _dribbles(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+async def _dribbles(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     response = await begin_events(request)
-    for word in REST.split(" "):
+    text = "word " * 100 if body["model"] == "gradual" else REST
+    for word in text.split():
         await response.write(event(chunk({"content": " " + word})))
         await asyncio.sleep(0.1)
     await response.write(event(chunk({}, "stop")) + b"data: [DONE]\n\n")
@@ -121,6 +128,7 @@ class FaultGateway:
     busy-twice      the same, to the first two calls with a question
     silent          the student says nothing for longer than it may: 504
     slow            the student takes 20 s
+    gradual         the student writes ten words per second, for ten seconds
     breaks          a stream that ends in an error event
     ends-early      a stream that ends without a finish_reason
     wire-cut        a stream whose connection to the client is closed in the middle
@@ -128,8 +136,8 @@ class FaultGateway:
     trickle         the last byte of the request does not arrive: 408 after 30 s
     """
 
-    ROUTES = ("tools", "person", "refuses", "broken", "gone", "busy", "busy-twice", "silent", "slow", "breaks",
-              "ends-early", "wire-cut")  # fmt: skip
+    ROUTES = ("tools", "person", "refuses", "broken", "gone", "busy", "busy-twice", "silent", "slow",
+              "gradual", "breaks", "ends-early", "wire-cut")  # fmt: skip
     NAMES = ("chat", "crowded", "chat-student", *ROUTES, "vectors")
 
     def __init__(self, gateway: GatewayProcess, tap: Tap, crowded: FakeEngine) -> None:
@@ -215,7 +223,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[FaultGateway]:
     stages: list[FaultGateway] = []
 
     async def busy_twice(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        attempts = len(stages[0].calls("busy-twice", body["messages"][-1]["content"]))
+        attempts = len(stages[0].calls("busy-twice", text_of(body["messages"][-1])))
         return await (_status(429, **{"Retry-After": "1"}) if attempts <= 2 else says(REST))(request, body)
 
     plays = {
@@ -230,6 +238,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[FaultGateway]:
         "slow": _slow,
         "breaks": _reports_an_error,
         "ends-early": _ends_early,
+        "gradual": _dribbles,
         "wire-cut": _dribbles,
     }
 

@@ -72,6 +72,36 @@ RAISES = {
 """The class that each client makes of a status."""
 
 
+ANTHROPIC_STATUS = {503: 529}
+"""Statuses that the Messages API has instead."""
+_ANTHROPIC = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    413: "ContentTooLargeError",
+    429: "RateLimitError",
+    502: "InternalServerError",
+    504: "GatewayTimeoutError",
+    529: "OverloadedError",
+}
+ANTHROPIC_RAISES = {
+    "anthropic-python": _ANTHROPIC,
+    "anthropic-node": _OPENAI | {413: "APIError", 529: "InternalServerError"},
+}
+"""The class that each of Anthropic's clients makes of a status."""
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    502: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""The type in an error of the Messages API, by status."""
+
+
 class Attempt:
     """A refusal for one client: the request for it, and the resulting calls."""
 
@@ -92,10 +122,10 @@ class Attempt:
             return [call for call in calls if int(call.headers["content-length"]) > MAX_BODY]
         return [call for call in calls if call.asks(self.question)]
 
-    def check_calls(self) -> None:
+    def check_calls(self, status: int | None = None) -> None:
         """Check the number of calls, their status, and that each waited as long as the last reply stated."""
         calls = self.calls()
-        assert [call.status for call in calls] == [self.refusal.status] * self.refusal.tries
+        assert [call.status for call in calls] == [status or self.refusal.status] * self.refusal.tries
         if self.refusal.retry_after_s is not None:
             for before, after in itertools.pairwise(calls):
                 # The SDKs take this one of the two (openai-python 3.57, `_parse_retry_after_header`).

@@ -50,7 +50,9 @@ async def _outcome(act: Awaitable[Any]) -> Json:
 
 def describe(error: BaseException) -> Json:
     """Describe an exception for programs.py; `also` has the names of its base classes."""
-    fields = {name: getattr(error, name, None) for name in ("code", "param")}
+    body = getattr(error, "body", None)
+    read = body if isinstance(body, dict) else {}
+    fields = {name: getattr(error, name, read.get(name)) for name in ("code", "param")}
     bases = [f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(error).__mro__]
     return {"raised": type(error).__name__, "also": bases, "status": getattr(error, "status_code", None),
             "message": str(error), **fields}  # fmt: skip

@@ -38,11 +38,18 @@ class Call:
         return read
 
     def asks(self, question: str) -> bool:
-        """Return whether the chat's last message, the raw prompt or the text to embed is `question`."""
-        messages = self.json.get("messages")
-        if not messages:
-            return question in (self.json.get("prompt"), self.json.get("input"))
-        return messages[-1]["content"] in (question, [{"type": "text", "text": question}])
+        """Return whether the last message or item, the raw prompt or the text to embed is `question`."""
+        body = self.json
+        turns = body.get("messages") or body.get("input")
+        if not turns or isinstance(turns, str):
+            return question in (body.get("prompt"), body.get("input"))
+        if isinstance(turns[-1], str):
+            return turns[-1] == question
+        return turns[-1].get("content") in (
+            question,
+            [{"type": "text", "text": question}],
+            [{"type": "input_text", "text": question}],
+        )
 
 
 class Tap:

@@ -87,8 +87,9 @@ def test_nothing_of_the_users_own_settings_reaches_a_client(monkeypatch: pytest.
 
 def test_the_lock_has_a_hash_and_no_address_of_each_package() -> None:
     """npm downloads the packages from the machine's configured registry."""
-    lock = (HERE / "node" / "package-lock.json").read_text("utf-8")
-    assert lock.count('"node_modules/') == lock.count('"integrity": "sha512-') > 0
-    assert '"resolved"' not in lock
+    for client in ("node", "codex", "claude_code"):
+        lock = (HERE / client / "package-lock.json").read_text("utf-8")
+        assert lock.count('"node_modules/') == lock.count('"integrity": "sha512-') > 0
+        assert '"resolved"' not in lock
     for path in HERE.glob("*.lock"):
         assert "://" not in path.read_text("utf-8")

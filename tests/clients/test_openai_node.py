@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.clients.environments import HERE, node_modules
 from tests.clients.fault_gateway import CALLED, PERSON, REST, WHOLE, FaultGateway
 from tests.clients.programs import ClientRun
 from tests.clients.refusals import RAISES, REFUSALS, Refusal
@@ -23,17 +21,8 @@ SCENARIOS = ["answer", "stream", "prompt", "prompt_streamed", "vector", "stream_
           "helper_breaks"]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which `import OpenAI from "openai"` works, as in a user's project."""
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "node_modules").symlink_to(node_modules())
-    return folder
-
-
 @pytest.fixture(scope="module")
 def node(fault_gateway: FaultGateway, node_folder: Path) -> ClientRun:
-    shutil.copy(HERE / "node" / "scenarios.mjs", node_folder)
     return ClientRun(fault_gateway, ["node", "scenarios.mjs"], SCENARIOS, cwd=node_folder)
 
 

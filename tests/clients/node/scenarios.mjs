@@ -1,12 +1,11 @@
 // The unmodified `openai` package for Node.js: what it makes of each scenario. See ../programs.py.
-import { text } from "node:stream/consumers";
-
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
-console.log("ready");
-const plan = JSON.parse(await text(process.stdin));
+import { play, readPlan } from "./play.mjs";
+
+const plan = await readPlan();
 const client = new OpenAI({ baseURL: plan.base_url, apiKey: plan.key });
 const chat = client.chat.completions;
 const weather = {
@@ -126,21 +125,4 @@ async function refuse({ model, key, temperature, max_retries, question }) {
   return caller.chat.completions.create(ask(model, question, temperature === null ? {} : { temperature }));
 }
 
-async function play(entries) {
-  const seen = await Promise.all(
-    entries.map(async ([name, act]) => {
-      try {
-        return [name, { value: await act() }];
-      } catch (error) {
-        return [name, describe(error)];
-      }
-    }),
-  );
-  return Object.fromEntries(seen);
-}
-
-const [played, refusals] = await Promise.all([
-  play(Object.entries(plan.questions).map(([name, question]) => [name, () => scenarios[name](question)])),
-  play(plan.refusals.map((refusal) => [refusal.name, () => refuse(refusal)])),
-]);
-console.log(JSON.stringify({ scenarios: played, refusals }));
+await play(plan, scenarios, refuse, describe);
