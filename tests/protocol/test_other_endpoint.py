@@ -12,14 +12,16 @@ from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.other_endpoint import missing_content
+from gateway.protocol.responses.request import parse_responses
 from gateway.protocol.text import parse_text_completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.protocol.requests import AnyRequest
+    from gateway.protocol.responses.request import ResponsesRequest
 
-Parse: TypeAlias = "Callable[[bytes], AnyRequest]"
+Parse: TypeAlias = "Callable[[bytes], AnyRequest | ResponsesRequest]"
 USER = {"role": "user", "content": "Why?"}
 CHAT: dict[str, Any] = {"messages": [USER], "max_completion_tokens": 9}
 CLAUDE: dict[str, Any] = {"messages": [USER], "max_tokens": 9, "system": "Be brief."}
@@ -48,6 +50,9 @@ def rejection(parse: Parse, body: dict[str, Any]) -> tuple[str | None, str]:
         (parse_embeddings, "input", {"messages": [USER], "stop_sequences": ["."]}, "messages", "/v1/messages"),
         (parse_embeddings, "input", {"messages": [USER], "tools": [{"input_schema": {}}]}, "messages", "/v1/messages"),
         (parse_embeddings, "input", {"prompt": "Why?", "max_tokens": 9}, "prompt", "/v1/completions"),
+        (parse_responses, "input", CHAT, "messages", "/v1/chat/completions"),
+        (parse_responses, "input", CLAUDE, "messages", "/v1/messages"),
+        (parse_responses, "input", {"prompt": "Why?"}, "prompt", "/v1/completions"),
         (parse_chat, "messages", {"prompt": "Why?"}, "prompt", "/v1/completions"),
         (parse_chat, "messages", {"prompt": "Why?", "n_predict": 9}, "prompt", "/v1/completions"),
         (parse_chat, "messages", {"input": "Why?"}, "input", BOTH),
@@ -78,6 +83,7 @@ def test_a_body_without_content_names_the_endpoint_of_its_content(
         (parse_embeddings, {"prompt": None}, "'input' is required."),
         (parse_chat, {"messages": [{"content": "Why?"}], "input": "Why?"}, "'messages[0].role' is required."),
         (parse_chat, {"messages": [USER], "prompt": "Why?", "n": 0}, "'n': expected an integer >= 1."),
+        (parse_responses, {}, "'input' is required: a string or a list of items."),
         (parse_edge_usage, {"messages": [USER]}, "'input_tokens' is required."),
     ],
 )
