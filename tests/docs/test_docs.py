@@ -138,7 +138,7 @@ def test_the_quickstarts_configuration_can_be_used(tmp_path: Path, monkeypatch: 
 
 _MODELS = "models:\n" + "".join(
     f"  - {{name: {name}, protocol: openai, api_base: 'http://{name}', price: {{input_per_1m: 1, output_per_1m: 1}}}}\n"
-    for name in ("big", "small")
+    for name in ("big", "small", "small-b")
 )
 
 
