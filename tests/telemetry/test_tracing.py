@@ -373,6 +373,18 @@ def test_a_follower_is_linked_to_the_call_of_its_leader(world: World) -> None:
     assert wait.attributes["gkt.shared"] == trace.root.attributes["gkt.shared"] == "flight"
 
 
+def test_a_response_has_the_spans_of_a_chat(world: World) -> None:
+    """With the route that the caller used."""
+    answer = world.post("/v1/responses", {"model": "chat", "input": QUESTION})
+    assert answer.status_code == 200
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == TREE
+    assert trace.root.name == "POST /v1/responses"
+    assert facts(trace.root, "http.route", "gen_ai.operation.name") == {
+        "http.route": "/v1/responses", "gen_ai.operation.name": "chat"
+    }  # fmt: skip
+
+
 def test_an_embedding_is_one_call(world: World) -> None:
     answer = world.post("/v1/embeddings", {"model": "vectors", "input": QUESTION})
     assert answer.status_code == 200
@@ -487,7 +499,7 @@ def test_probes_and_pages_of_operators_are_no_spans(world: World) -> None:
     answer = world.ask()
     world.collector.trace_of(answer.headers["x-request-id"])
     assert {one.name for one in world.collector.spans if not one.parent} <= {
-        "POST /v1/chat/completions", "POST /v1/embeddings"
+        "POST /v1/chat/completions", "POST /v1/responses", "POST /v1/embeddings"
     }  # fmt: skip
 
 

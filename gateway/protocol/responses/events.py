@@ -61,7 +61,7 @@ class ResponseWriter:
         self._log = EventLog()
         self._items: list[OpenItem] = []
         self._current: OpenItem | None = None  # the message or reasoning item that is being written
-        self._calls: dict[int, OpenCall] = {}
+        self._calls: dict[int, OpenCall] = {}  # the last one of each number
         self._finish_reason: str | None = None
 
     @property
@@ -184,7 +184,7 @@ class ResponseWriter:
     def _write_call(self, call: Json) -> None:
         index, function = call.get("index") or 0, call.get("function") or {}
         item = self._calls.get(index)
-        if item is None:
+        if item is None or _is_other(call, function, item):
             item = self._calls[index] = self._open_call(call.get("id"), function.get("name") or "")
         if (arguments := function.get("arguments")) and item.final is None:
             item.add(arguments)
@@ -280,6 +280,11 @@ class ResponseWriter:
         if output:
             output[-1]["status"] = status
         return output
+
+
+def _is_other(call: Json, function: Json, item: OpenCall) -> bool:
+    """Return whether a part of a call begins another one. Some engines number all calls 0."""
+    return bool(function.get("name")) and call.get("id") not in (None, "", item.call_id)
 
 
 def _error_code(error: GatewayError) -> str:

@@ -12,7 +12,7 @@ from gateway.protocol.body import MAX_TOKENS, Json, read_known_fields
 from gateway.protocol.chat import MAX_MESSAGES, ChatRequest
 from gateway.protocol.other_endpoint import missing_content
 from gateway.protocol.responses.items import ChatMessages, add_tools
-from gateway.protocol.responses.tools import SEARCH_NAME, Toolbox
+from gateway.protocol.responses.tools import MAX_TOOLS, SEARCH_NAME, Toolbox
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -179,13 +179,12 @@ class ResponsesRequest(Record, frozen=True):
             allowed, mode = choice.get("tools"), choice.get("mode", "auto")
             if mode not in ("auto", "required"):
                 raise InvalidRequest("'tool_choice.mode': use auto or required.", param="tool_choice.mode")
-            if not isinstance(allowed, list):
-                raise InvalidRequest("'tool_choice.tools' is required: a list.", param="tool_choice.tools")
-            chosen = [
-                name
-                for index, tool in enumerate(allowed)
-                for name in self._chosen_names(tool, f"tool_choice.tools[{index}]")
-            ]
+            if not isinstance(allowed, list) or len(allowed) > MAX_TOOLS:
+                text = f"'tool_choice.tools' is required: a list of at most {MAX_TOOLS} tools."
+                raise InvalidRequest(text, param="tool_choice.tools")
+            chosen: set[str] = set()
+            for index, tool in enumerate(allowed):
+                chosen.update(self._chosen_names(tool, f"tool_choice.tools[{index}]"))
             return mode, {name: tools[name] for name in tools if name in chosen}
         text = f"'tool_choice.type': '{kind}' is not supported. Use function, custom or allowed_tools."
         raise InvalidRequest(text, param="tool_choice.type")

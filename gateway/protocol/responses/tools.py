@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ToolKind = Literal["function", "custom", "tool_search"]
 
+MAX_TOOLS = 1024
+"""Largest number of tools of one request. OpenAI accepts 128."""
 _MAX_NAME_CHARS = 64  # of a chat function
 _VALID_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_NAME_CHARS}}}")
 _INVALID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
@@ -166,6 +168,8 @@ class Toolbox:
         name = chat_name(*identity)
         if (other := self._called.get(name)) is not None and (other.name, other.namespace) != identity:
             name = _hashed(name, *identity)
+        if len(self._called) == MAX_TOOLS and name not in self._called:
+            raise InvalidRequest(f"The request has more than {MAX_TOOLS} tools, the limit.", param="tools")
         self._called[name], self._chat_names[identity] = called, name
         self.chat_tools[name] = {"type": "function", "function": {"name": name, **function}}
 

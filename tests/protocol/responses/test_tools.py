@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.responses.request import ResponsesRequest, echo, parse_responses
-from gateway.protocol.responses.tools import CalledTool, Toolbox
+from gateway.protocol.responses.tools import MAX_TOOLS, CalledTool, Toolbox
 
 FUNCTION: dict[str, Any] = {
     "type": "function",
@@ -177,6 +177,17 @@ def test_an_invalid_tool_is_rejected(tools: Any, param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse(tools)
     assert refused.value.param == param
+
+
+def test_tools_are_limited() -> None:
+    """Those of namespaces and of items count, too. A tool that is declared again does not."""
+    tools = [{**FUNCTION, "name": f"f{index}"} for index in range(MAX_TOOLS)]
+    assert len(parse([*tools, tools[0]]).toolbox.chat_tools) == MAX_TOOLS
+    with pytest.raises(InvalidRequest, match="more than 1024 tools"):
+        parse([*tools, SPACE])
+    choice = {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}] * (MAX_TOOLS + 1)}
+    with pytest.raises(InvalidRequest, match="at most 1024 tools"):
+        parse([FUNCTION], tool_choice=choice).chat()
 
 
 def named(name: str) -> dict[str, Any]:

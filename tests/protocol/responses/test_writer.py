@@ -186,6 +186,15 @@ def test_calls_that_an_engine_writes_at_the_same_time_lose_nothing() -> None:
     assert [item["arguments"] for item in writer.response["output"]] == ['{"a":1}', '{"b":2}']
 
 
+def test_calls_with_one_number_are_separate() -> None:
+    """An engine that numbers all calls 0 begins each with its id and name."""
+    writer = new_writer()
+    parts = [{"index": 0, "id": f"call_{n}", "function": {"name": "f", "arguments": f"{n}"}} for n in range(2)]
+    streamed(writer, chunk({"tool_calls": parts}), call_chunk(0, "5"), chunk({}, "tool_calls"))
+    calls = [(item["call_id"], item["arguments"]) for item in writer.response["output"]]
+    assert calls == [("call_0", "0"), ("call_1", "15")]
+
+
 def test_a_call_without_id_gets_one() -> None:
     """Clients answer it by the id."""
     writer = new_writer()
