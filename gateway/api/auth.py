@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hmac import compare_digest
 from typing import TYPE_CHECKING
 
 from gateway.api.connection import connection_of
@@ -34,6 +35,29 @@ def bearer(request: web.Request) -> str:
     return token
 
 
+def caller_key(request: web.Request) -> str:
+    """Return the key of a caller, from `Authorization` as OpenAI's clients send it or `x-api-key` as Anthropic's do.
+
+    Raises NotAuthenticated if there is none, or if there are different ones: it would be unclear which one counts.
+    """
+    headers = request.headers
+    if "x-api-key" not in headers:
+        if "Authorization" not in headers:
+            raise NotAuthenticated(
+                "There is no API key. Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
+            )
+        return bearer(request)
+    own = headers.getall("x-api-key")
+    if len(own) > 1:
+        raise NotAuthenticated(f"The request has {len(own)} x-api-key headers. Send one.")
+    key = own[0].strip()
+    if not key:
+        raise NotAuthenticated("The header x-api-key is empty. Send the API key in it.")
+    if shows_key(request) and not compare_digest(bearer(request).encode(), key.encode()):
+        raise NotAuthenticated("Authorization and x-api-key have different keys. Send one of them.")
+    return key
+
+
 def _scheme_and_token(value: str) -> tuple[str, str]:
     """Split a header into its scheme in lower case and its token. A token that is blank in Unicode is empty."""
     scheme, _, token = value.partition(" ")
@@ -42,8 +66,8 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 
 
 def authenticate(request: web.Request) -> Caller:
-    """Return the caller of a request by its bearer key. Raises NotAuthenticated; the message never contains the key."""
-    caller = request.app[CALLERS].authenticate(bearer(request))
+    """Return the caller of a request by its key. Raises NotAuthenticated; the message never contains the key."""
+    caller = request.app[CALLERS].authenticate(caller_key(request))
     connection_of(request).authenticated(caller.policy)
     if caller.policy.log_content:
         allow_content_in_logs(allowed=True)

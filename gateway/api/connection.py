@@ -289,7 +289,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, GatewayError):
             error = exc
         self._shared.rejected.labels(error.label).inc()
-        response = error_response(error, new_request_id())
+        response = error_response(error, new_request_id(), path=request.path)
         response.force_close()
         return response
 
@@ -299,7 +299,7 @@ class Connection(web.RequestHandler):
         """Finish a reply. aiohttp calls this method for every reply; for a stream after its head."""
         if resp.status == _EXPECTATION_FAILED:  # faster than isinstance with an abstract class
             error = InvalidRequest("The header Expect must be '100-continue'.")
-            resp = error_response(error, new_request_id(), status=_EXPECTATION_FAILED)
+            resp = error_response(error, new_request_id(), status=_EXPECTATION_FAILED, path=request.path)
         resp.headers["Server"] = SERVER
         self._lingers = not request.content.is_eof()
         took_turn, self._took_turn = self._took_turn, False

@@ -1,10 +1,11 @@
-"""Render errors as OpenAI's error object, for replies and for streams."""
+"""Render errors as the error object of the API that was called, for replies and for streams."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -12,10 +13,11 @@ import structlog
 from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
-from gateway.api.headers import client_request_id, name_reply
+from gateway.api.headers import client_request_id, is_messages, name_reply
 from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, RequestInfo
 from gateway.api.not_found import shown
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.protocol.anthropic.errors import anthropic_error, anthropic_status
 from gateway.telemetry.logs import allow_content_in_logs
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def error_body(error: GatewayError) -> Json:
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: GatewayError, request_id: str, *, status: int | None = None) -> web.Response:
+def error_response(error: GatewayError, request_id: str, *, status: int | None = None, path: str = "") -> web.Response:
+    """Return the reply for an error. On Anthropic's paths it has Anthropic's format, status and header of the id."""
     headers = {"x-request-id": request_id}
     if error.retry_after_s is not None:
         # Callers do not wait longer than this, whatever Retry-After the engine sent.
@@ -52,8 +55,13 @@ def error_response(error: GatewayError, request_id: str, *, status: int | None =
         headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1000)))
     if error.retry is not None:
         headers["x-should-retry"] = "true" if error.retry else "false"
-    status = status or error.status
-    return web.json_bytes_response(error_body(error), dumps=orjson.dumps, status=status, headers=headers)
+    if is_messages(path):
+        headers["request-id"] = request_id
+        status = status or anthropic_status(error)
+        body = anthropic_error(error, request_id, status)
+    else:
+        status, body = status or error.status, error_body(error)
+    return web.json_bytes_response(body, dumps=orjson.dumps, status=status, headers=headers)
 
 
 @web.middleware
@@ -73,7 +81,7 @@ async def errors_as_openai(
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
-        response = error_response(error, info.id)
+        response = error_response(error, info.id, path=request.path)
         if isinstance(error, BodyTooSlow) or request.content.exception() is not None:
             response.force_close()  # the rest of the body would be parsed as the next request
     except web.HTTPException as error:
@@ -82,7 +90,7 @@ async def errors_as_openai(
         raise  # the caller has disconnected
     except Exception:
         log.exception("request_broke", id=info.id)
-        response = error_response(internal_error(info.id), info.id)
+        response = error_response(internal_error(info.id), info.id, path=request.path)
     if not response.prepared:
         name_reply(request, info, response)
         if request.app[ADMISSION].draining:
@@ -96,15 +104,16 @@ def internal_error(request_id: str) -> GatewayError:
 
 
 def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> web.Response:
+    respond = partial(error_response, request_id=request_id, path=request.path)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.app._client_max_size  # noqa: SLF001
-        return error_response(BodyTooLarge(f"The body is larger than the limit of {limit} bytes."), request_id)
+        return respond(BodyTooLarge(f"The body is larger than the limit of {limit} bytes."))
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         refused = MethodNotAllowed(f"{request.method} is not allowed on {shown(request.path)}. Use {allowed}.")
-        response = error_response(refused, request_id)
+        response = respond(refused)
         response.headers["Allow"] = allowed
         return response
     if not isinstance(error, web.HTTPNotFound):
-        return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
-    return error_response(NotFound(request.app[ENDPOINTS].not_found(request.method, request.path)), request_id)
+        return respond(InvalidRequest(f"{error.reason}."), status=error.status)
+    return respond(NotFound(request.app[ENDPOINTS].not_found(request.method, request.path)))

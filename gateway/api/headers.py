@@ -1,8 +1,9 @@
-"""Headers of replies: those of OpenAI's API, and the facts of the receipt."""
+"""Headers of replies: those of the API that was called, and the facts of the receipt."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway.errors import InvalidRequest
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 API = "/v1/"
+MESSAGES = "/v1/messages"
 OPENAI_VERSION = "2020-10-01"
 MAX_CLIENT_ID_CHARS = 512
 _REQUEST_LIMIT = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
 _TOKEN_LIMIT = ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
+
+
+def is_messages(path: str) -> bool:
+    """Return whether a path belongs to Anthropic's API."""
+    return path.startswith(MESSAGES) and path[len(MESSAGES) :][:1] in ("", "/")
 
 
 def client_request_id(request: web.Request) -> str | None:
@@ -44,7 +51,10 @@ def name_reply(request: web.Request, info: RequestInfo, response: web.StreamResp
     headers["x-request-id"] = info.id
     if info.client_id is not None:
         headers["x-client-request-id"] = info.client_id
-    if request.path.startswith(API):
+    if (path := request.path).startswith(API):
+        if path.startswith(MESSAGES) and is_messages(path):
+            _name_message(info, headers)
+            return
         headers["openai-version"] = OPENAI_VERSION
         headers["openai-processing-ms"] = str(round((time.perf_counter() - info.started) * 1000))
     if (allowance := info.allowance) is not None:
@@ -52,6 +62,19 @@ def name_reply(request: web.Request, info: RequestInfo, response: web.StreamResp
             _set_limit(headers, _REQUEST_LIMIT, allowance.requests)
         if allowance.tokens is not None:
             _set_limit(headers, _TOKEN_LIMIT, allowance.tokens)
+
+
+def _name_message(info: RequestInfo, headers: CIMultiDict[str]) -> None:
+    """Set Anthropic's headers."""
+    headers["request-id"] = info.id
+    if (allowance := info.allowance) is None:
+        return
+    for kind, left in (("requests", allowance.requests), ("tokens", allowance.tokens)):
+        if left is not None:
+            resets = datetime.fromtimestamp(time.time() + left.reset_us / 1_000_000, UTC)
+            headers[f"anthropic-ratelimit-{kind}-limit"] = str(left.limit)
+            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(left.left)
+            headers[f"anthropic-ratelimit-{kind}-reset"] = resets.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _set_limit(headers: CIMultiDict[str], names: tuple[str, str, str], left: LimitRemainder) -> None:

@@ -8,6 +8,7 @@ from gateway.api.completions import chat_completions, embeddings, text_completio
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import openapi_json, show_receipt
+from gateway.api.messages import count_tokens, messages
 from gateway.api.models import list_models, show_model
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
@@ -17,6 +18,8 @@ ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
     web.post("/v1/completions", text_completions),
     web.post("/v1/responses", responses),
+    web.post("/v1/messages", messages),
+    web.post("/v1/messages/count_tokens", count_tokens),
     web.post("/v1/embeddings", embeddings),
     web.post("/v1/guidance", guidance),
     web.post("/v1/guidance/usage", offline_usage),

@@ -41,6 +41,7 @@ class EngineKind(NamedTuple):
     token_fields: Mapping[str, Any] = MappingProxyType({})  # fields of a chat that request the text of each token
     constraints: frozenset[str] = frozenset()  # fields of `policy/constraints.py` that it applies as a teacher, too
     rejects_long_prompts: bool = False  # whether it rejects prompts that exceed its context, instead of cutting them
+    reads: frozenset[str] = frozenset()  # fields of `anthropic.py` that it reads
     has_vllm_status: bool = False  # whether it has vLLM's routes /version and, in its development mode, /is_sleeping
 
     @property
@@ -77,6 +78,7 @@ TGI = EngineKind(
     # An entry whose response channel is closed leaves the batch at its next step (backends/v3/src/backend.rs).
     stops_within_s=_NEXT_STEP_S,
 )
+_LOCAL = frozenset({"reasoning_content", "top_k"})
 _OLD_LIMIT = ("max_completion_tokens", "max_tokens")
 UNKNOWN = EngineKind("any other", (*NATIVE_MODES, "instruct"))
 
@@ -94,6 +96,7 @@ KINDS: tuple[EngineKind, ...] = (
             {"logit_bias", "bad_words", "allowed_token_ids", "stop_token_ids", "min_tokens", "ignore_eos"}
         ),
         rejects_long_prompts=True,
+        reads=_LOCAL,
         has_vllm_status=True,
     ),
     EngineKind(
@@ -104,6 +107,7 @@ KINDS: tuple[EngineKind, ...] = (
         renderer="sglang",
         # A stream is aborted after 2 s; other calls are checked every 4 s (srt/managers/tokenizer_manager.py).
         stops_within_s=4.0,
+        reads=_LOCAL,
     ),
     EngineKind(
         "llama.cpp",
@@ -113,6 +117,7 @@ KINDS: tuple[EngineKind, ...] = (
         stops_within_s=1.0,  # HTTP_POLLING_SECONDS (tools/server/server-context.cpp)
         # Without the last field llama.cpp sorts the vocabulary at each token.
         token_fields=MappingProxyType({"logprobs": True, "top_logprobs": 1, "post_sampling_probs": True}),
+        reads=_LOCAL,
     ),
     TGI,
     # `max_completion_tokens` is accepted and ignored, and the answer is unlimited (ollama issue 7125).
@@ -152,9 +157,16 @@ KINDS: tuple[EngineKind, ...] = (
         hosts=("api.deepseek.com",),
         renamed=(_OLD_LIMIT,),
         strict=True,
+        reads=frozenset({"reasoning_content", "thinking"}),
     ),
     EngineKind("Groq", ("trailing", "instruct"), hosts=("api.groq.com",), strict=True),
-    EngineKind("OpenRouter", ("trailing", "instruct"), hosts=("openrouter.ai",), strict=True),
+    EngineKind(
+        "OpenRouter",
+        ("trailing", "instruct"),
+        hosts=("openrouter.ai",),
+        strict=True,
+        reads=frozenset({"cache_control", "top_k"}),
+    ),
     EngineKind(
         "DashScope, Moonshot",
         ("partial", "instruct"),

@@ -30,7 +30,7 @@ Reasoning = Literal[
 
 # Qwen3 reads the first, DeepSeek-V3.1 and Granite the second (vLLM 0.26, "Reasoning Outputs"); a template ignores the
 # other one. llama.cpp rejects a prefix for such a model unless the first is false (PR 15404).
-_SWITCHES = ("enable_thinking", "thinking")
+SWITCHES = ("enable_thinking", "thinking")
 _BUDGETS = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget")
 _OFF = (None, False, "none", "disabled", "off", 0)
 
@@ -43,7 +43,7 @@ def asks_for_reasoning(body: Mapping[str, Any]) -> bool:
     if body.get("reasoning_effort") not in _OFF or body.get("include_reasoning") is True:
         return True
     kwargs = body.get("chat_template_kwargs")
-    if isinstance(kwargs, dict) and any(kwargs.get(switch) not in _OFF for switch in _SWITCHES):
+    if isinstance(kwargs, dict) and any(kwargs.get(switch) not in _OFF for switch in SWITCHES):
         return True
     if any(body.get(budget) not in _OFF for budget in _BUDGETS):
         return True
@@ -70,7 +70,7 @@ def without_reasoning(setting: Reasoning, body: Json) -> Json:
     if setting != "switchable":
         return body
     kwargs = body.get("chat_template_kwargs")
-    return {**body, "chat_template_kwargs": {**dict.fromkeys(_SWITCHES, False), **(kwargs or {})}}
+    return {**body, "chat_template_kwargs": {**dict.fromkeys(SWITCHES, False), **(kwargs or {})}}
 
 
 def begins_with_reasoning(text: str) -> bool:

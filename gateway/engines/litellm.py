@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import orjson
 
+from gateway.capabilities.anthropic import messages_fields, read_by
 from gateway.capabilities.continuation import Continuation, place_prefix
 from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import collect_stream, sampling_body, teacher_reply
@@ -21,7 +23,15 @@ from gateway.engines.litellm_chat import BodyUnsupported, arguments, plain_chunk
 from gateway.engines.litellm_wire import EnginePool, ForeignHost, ReplyTooLarge
 from gateway.engines.probing import find_continuation
 from gateway.engines.refusal import ReportedError, hidden_in, read_error, refusal, reported
-from gateway.engines.replies import bad_reply, closed_early, connection_failed, first_choice, message_text, unsupported
+from gateway.engines.replies import (
+    bad_reply,
+    closed_early,
+    connection_failed,
+    first_choice,
+    message_text,
+    reject_foreign_tool,
+    unsupported,
+)
 from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ _MODES: dict[str, tuple[Mode, ...]] = {
     **dict.fromkeys(("mistral", "deepseek", "codestral"), ("prefix", "instruct")),
     "hosted_vllm": ("vllm", "trailing", "instruct"),
 }
+_NO_CHAT_FIELDS = frozenset({"thinking", "top_k"})  # are passed with the other fields of /v1/messages
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 # For these providers LiteLLM 1.110 invents a finish reason. `WireCall.ended` has the engine's own.
 _INVENTED_FOR = frozenset({"gemini", "vertex_ai"})
@@ -85,6 +96,7 @@ class LiteLLMEngine:
         if api_key is not None:
             self._fixed["api_key"] = api_key
         self._supported = library.parameters(model)
+        self._reads = read_by(model)  # fields of /v1/messages
         self._echo = echo
         self._is_probed = continuation != "auto"
         self._down: EngineError | None = None  # the error of the last call, if the next call is expected to fail, too
@@ -97,10 +109,10 @@ class LiteLLMEngine:
         await self._pool.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        return await self._complete(self._arguments(body, prefill))
+        return await self._complete(self._arguments(body, prefill), with_thinking=messages_fields() is not None)
 
-    async def _complete(self, sent: Json) -> Json:
-        plain = await self._call(self._library.chat(**sent), plain_reply)
+    async def _complete(self, sent: Json, *, with_thinking: bool = False) -> Json:
+        plain = await self._call(self._library.chat(**sent), partial(plain_reply, with_thinking=with_thinking))
         if not plain["choices"]:
             raise bad_reply(self.name, "a reply without a message")
         self._answered()
@@ -121,7 +133,7 @@ class LiteLLMEngine:
         unfinished = set(range(body.get("n") or 1))
         end = Deadline.of(self._deadlines.total_s).at
         due = self._due(self._deadlines.first_token_s, end)
-        started = False
+        started, with_thinking = False, messages_fields() is not None
         chunks: Any = None
         with self._pool.call() as call:
             try:
@@ -133,7 +145,7 @@ class LiteLLMEngine:
             while True:
                 try:
                     with self._pool.call(call):  # some providers send the request at the first chunk
-                        chunk = plain_chunk(await due.bound(self.name, anext(chunks)))
+                        chunk = plain_chunk(await due.bound(self.name, anext(chunks)), with_thinking=with_thinking)
                 except StopAsyncIteration:
                     break
                 except Exception as error:
@@ -203,10 +215,19 @@ class LiteLLMEngine:
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
         """Return the arguments of a LiteLLM call. `lenient` omits parameters that the provider does not support."""
         assert "prompt" not in body, "state.takes_prompts is False"
+        own = messages_fields()
+        if own is not None:
+            reject_foreign_tool(self.name, own, body, self._reads)
+            body = own.chat(body, self._reads - _NO_CHAT_FIELDS)
         try:
-            sent = arguments(body, None if lenient else self._supported)
+            knows_tools = own is not None and "client_tools" in self._reads
+            sent = arguments(body, None if lenient else self._supported, knows_client_tools=knows_tools)
         except BodyUnsupported as error:
             raise unsupported(self.name, f"does not support the request: {error}", 400, error.param) from None
+        if own is not None and not lenient:
+            sent |= own.more(self._reads)
+            if own.headers and "headers" in self._reads:
+                sent["extra_headers"] = dict(own.headers)
         if prefill is not None:
             sent = place_prefix(prefill.continuation.mode, sent, prefill.text)
             if flags := {name: sent.pop(name) for name in _FLAGS if name in sent}:

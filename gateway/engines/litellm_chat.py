@@ -49,7 +49,17 @@ _NEVER_UNSUPPORTED = frozenset({"messages"})
 _ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 # Fields with text or tool arguments, in which no translation looks for addresses. Parts of content are checked apart.
 _TEXT_FIELDS = frozenset(
-    {"content", "function_call", "name", "reasoning_content", "refusal", "role", "tool_call_id", "tool_calls"}
+    {
+        "content",
+        "function_call",
+        "name",
+        "reasoning_content",
+        "refusal",
+        "role",
+        "thinking_blocks",
+        "tool_call_id",
+        "tool_calls",
+    }
 )
 _REFERENCES = frozenset({"url", "uri", "image_url", "file_id", "file_uri", "video_url", "path"})
 
@@ -62,8 +72,10 @@ class BodyUnsupported(ValueError):
         self.param = param
 
 
-def arguments(body: Json, supported: frozenset[str] | None) -> Json:
+def arguments(body: Json, supported: frozenset[str] | None, *, knows_client_tools: bool = False) -> Json:
     """Return the arguments for a chat body. `supported` are the provider's parameters; None: not known.
+
+    `knows_client_tools`: tools that Anthropic defines and the caller runs are permitted.
 
     Raises BodyUnsupported if a field is not OpenAI's or the provider's, or a message has an address to fetch.
     """
@@ -79,7 +91,8 @@ def arguments(body: Json, supported: frozenset[str] | None) -> Json:
             if name not in {"max_tokens", "max_completion_tokens"}:
                 raise BodyUnsupported(f"the provider does not support '{name}'. Remove it.", name)
         sent[name] = value
-    _check_tools(sent.get("tools", ()))
+    if not knows_client_tools:
+        _check_tools(sent.get("tools", ()))
     _check_messages(sent["messages"])
     return sent
 
@@ -121,14 +134,14 @@ def _has_address(value: Any, name: str = "") -> bool:
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
 
-def plain_reply(reply: Any) -> Json:
-    """Return a reply of LiteLLM in OpenAI's shape, without LiteLLM's own fields."""
-    return _whole(reply, [_choice(choice, "message") for choice in reply.choices])
+def plain_reply(reply: Any, *, with_thinking: bool = False) -> Json:
+    """Return a reply of LiteLLM in OpenAI's shape, without LiteLLM's own fields. Thinking blocks are Anthropic's."""
+    return _whole(reply, [_choice(choice, "message", with_thinking=with_thinking) for choice in reply.choices])
 
 
-def plain_chunk(chunk: Any) -> Json:
+def plain_chunk(chunk: Any, *, with_thinking: bool = False) -> Json:
     """Return a stream chunk of LiteLLM in OpenAI's shape, without LiteLLM's own fields."""
-    return _whole(chunk, [_choice(choice, "delta") for choice in chunk.choices or ()])
+    return _whole(chunk, [_choice(choice, "delta", with_thinking=with_thinking) for choice in chunk.choices or ()])
 
 
 def _whole(source: Any, choices: list[Json]) -> Json:
@@ -138,11 +151,15 @@ def _whole(source: Any, choices: list[Json]) -> Json:
     return plain | _texts(source, "system_fingerprint", "service_tier")
 
 
-def _choice(choice: Any, holder: str) -> Json:
+def _choice(choice: Any, holder: str, *, with_thinking: bool) -> Json:
     reason = getattr(choice, "finish_reason", None)
+    source = getattr(choice, holder, None)
+    message = _message(source, whole=holder == "message")
+    if with_thinking and (blocks := getattr(source, "thinking_blocks", None)):
+        message["thinking_blocks"] = [_dumped(block) for block in blocks]
     return {
         "index": getattr(choice, "index", 0) or 0,
-        holder: _message(getattr(choice, holder, None), whole=holder == "message"),
+        holder: message,
         "logprobs": _dumped(getattr(choice, "logprobs", None)),
         # An unknown reason counts as a cut.
         "finish_reason": None if reason is None else reason if reason in _FINISHES else "length",

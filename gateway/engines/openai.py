@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from msgspec.structs import replace
 
+from gateway.capabilities.anthropic import continue_last, messages_fields
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
@@ -25,7 +26,15 @@ from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
-from gateway.engines.replies import bad_reply, context_of, is_reasoning, listed_model, message_text, unsupported
+from gateway.engines.replies import (
+    bad_reply,
+    context_of,
+    is_reasoning,
+    listed_model,
+    message_text,
+    reject_foreign_tool,
+    unsupported,
+)
 from gateway.engines.vllm_status import VllmStatus
 from gateway.errors import EngineOverloaded, EngineRejected
 from gateway.protocol.content_run import each_chunk
@@ -33,6 +42,7 @@ from gateway.protocol.content_run import each_chunk
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
+    from gateway.capabilities.anthropic import MessagesFields
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
     from gateway.engines.raw_prompts import Renderer
@@ -108,11 +118,15 @@ class OpenAIEngine:
         await self._http.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        if (own := messages_fields()) is not None:
+            body, prefill = self._without_unread(own, body, prefill)
         if is_raw(body, prefill):
             return chat_reply(await self._texts.complete(await self._text_body(body, prefill)))
         return await self._chat.complete(self._chat_body(body, prefill))
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
+        if (own := messages_fields()) is not None:
+            body, prefill = self._without_unread(own, body, prefill)
         if is_raw(body, prefill):
             return self._stream_raw(body, prefill)
         return self._chat.stream(self._chat_body(body, prefill))
@@ -121,6 +135,15 @@ class OpenAIEngine:
         async with aclosing(self._texts.stream(await self._text_body(body, prefill))) as groups:
             async for chunks in groups:
                 yield [chat_chunk(chunk) for chunk in each_chunk(chunks)]
+
+    def _without_unread(self, own: MessagesFields, body: Json, prefill: Prefill | None) -> tuple[Json, Prefill | None]:
+        """Return a chat of /v1/messages as the server reads it, and the beginning of the answer to continue."""
+        if "messages" not in body:
+            return body, prefill
+        reads, reasoning = self._kind.reads, self.state.reasoning
+        reject_foreign_tool(self.name, own, body, reads)
+        body = {**own.chat(body, reads), **own.template_fields(body, reasoning)}
+        return (body, prefill) if prefill is not None else continue_last(body, self.state.continuation, reasoning)
 
     def _chat_body(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:

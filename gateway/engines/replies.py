@@ -8,6 +8,7 @@ from gateway.errors import EngineFailed, EngineProtocolError, EngineUnreachable,
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
+    from gateway.capabilities.anthropic import MessagesFields
     from gateway.protocol.body import Json
 
 
@@ -65,6 +66,17 @@ def aborted(engine: str) -> EngineFailed:
 def unsupported(engine: str, predicate: str, status: int = 422, param: str | None = None) -> EngineUnsupported:
     """Return the error for a request that is not sent, since the engine would reject it with `status`."""
     return EngineUnsupported(f"Engine '{engine}' {predicate}", engine=engine, status_sent=status, param=param)
+
+
+def reject_foreign_tool(engine: str, own: MessagesFields, body: Json, reads: frozenset[str]) -> None:
+    """Raise EngineUnsupported if a request to /v1/messages has a tool that only Anthropic's models know."""
+    if (found := own.unsupported(body, reads)) is not None:
+        at, kind = found
+        predicate = (
+            f"does not know tools of type '{kind}' ('{at}'). Use a model of Anthropic, or define the tool with "
+            "'input_schema'."
+        )
+        raise unsupported(engine, predicate, 400, at)
 
 
 def connection_failed(engine: str, *, may_have_run: bool) -> EngineUnreachable:

@@ -15,6 +15,7 @@ from huggingface_hub import TextGenerationOutput
 from huggingface_hub import errors as hub_errors
 from msgspec.structs import replace
 
+from gateway.capabilities.anthropic import messages_fields
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import TGI
 from gateway.engines import tgi_text
@@ -22,7 +23,7 @@ from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import TgiRenderer, is_raw
-from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
+from gateway.engines.replies import bad_reply, first_choice, message_text, reject_foreign_tool, unsupported
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_chat import adapt_chat
 from gateway.engines.token_ends import token_ends, token_texts
@@ -244,6 +245,9 @@ class TGIEngine:
             self.state.continuation = found
 
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
+        if (own := messages_fields()) is not None and "messages" in body:
+            reject_foreign_tool(self.name, own, body, TGI.reads)
+            body = own.chat(body, TGI.reads)
         if prefill is not None and prefill.continuation.mode != "completions":
             body = place_prefix(prefill.continuation.mode, body, prefill.text)
         adapted = {**body, "model": self._model}

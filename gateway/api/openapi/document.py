@@ -11,14 +11,17 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers
+from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers, is_messages
 from gateway.api.keys import StaticDocument
 from gateway.api.models import ANTHROPIC_VERSION
+from gateway.api.openapi.anthropic_shapes import AnthropicErrorReply
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
+from gateway.protocol.anthropic.errors import OVERLOADED, anthropic_status
+from gateway.protocol.anthropic.request import MAX_HEADER_CHARS
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
 from gateway.protocol.embeddings import MAX_INPUTS
@@ -141,13 +144,16 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
                 "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
-            "security": [{"key": []}],
+            "security": [{"key": []}, {"anthropic_key": []}],
             "paths": paths,
             "components": {
                 "schemas": _schemas(),
                 "headers": _headers(),
                 "parameters": _PARAMETERS,
-                "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+                "securitySchemes": {
+                    "key": {"type": "http", "scheme": "bearer"},
+                    "anthropic_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                },
             },
         }
     )
@@ -167,6 +173,9 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
     is_api = path.startswith(API)
     if is_api:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})
+    of_anthropic = is_messages(path)
+    if of_anthropic and operation.event is not None:
+        parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("MessagesVersion", "AnthropicBeta")]
     if operation.event is not None:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
     if operation.anthropic_reply is not None:
@@ -180,21 +189,23 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _json(operation.body)}
     headers = ["x-request-id"]
-    if is_api:
+    if of_anthropic:
+        headers += ["request-id", "x-client-request-id"]
+    elif is_api:
         headers += ["x-client-request-id", "openai-version", "openai-processing-ms"]
     facts = fact_headers(FACTS) if operation.has_receipt else ()
     described["responses"] = {
-        "200": _response("Success.", _content(operation), [*headers, *facts]),
+        "200": _response("Success.", _content(operation, of_anthropic=of_anthropic), [*headers, *facts]),
         **{
             str(status): _response(text, _plain(values) if values else {}, headers)
             for status, (text, values) in operation.other_replies.items()
         },
-        **_error_responses(operation.all_errors, headers),
+        **_error_responses(operation.all_errors, headers, of_anthropic=of_anthropic),
     }
     return described
 
 
-def _content(operation: Operation) -> Json:
+def _content(operation: Operation, *, of_anthropic: bool) -> Json:
     if operation.reply is None:
         return {"application/json": {"schema": {"type": "object"}}}
     if isinstance(operation.reply, tuple):
@@ -203,7 +214,8 @@ def _content(operation: Operation) -> Json:
     if operation.anthropic_reply is not None:
         content["application/json"]["schema"] = {"anyOf": [_ref(operation.reply), _ref(operation.anthropic_reply)]}
     if operation.event is not None:
-        content["text/event-stream"] = {"schema": _event(operation.event)}
+        schema = _message_event(operation.event) if of_anthropic else _event(operation.event)
+        content["text/event-stream"] = {"schema": schema}
     return content
 
 
@@ -217,13 +229,26 @@ def _event(data: type[msgspec.Struct]) -> Json:
     }
 
 
-def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Json:
+def _message_event(data: type[msgspec.Struct]) -> Json:
+    """Return the schema of one event of Anthropic's API, whose name is the `type` of its data."""
+    content: Json = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_ref(data), _ref(AnthropicErrorReply)]},
+    }
+    properties = {"event": {"type": "string"}, "data": {"type": "string", **content}}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}
+
+
+def _error_responses(errors: Sequence[ErrorType], header_names: list[str], *, of_anthropic: bool) -> Json:
     by_status: dict[int, list[ErrorType]] = {}
     for error in errors:
-        by_status.setdefault(error.status, []).append(error)
+        status = anthropic_status(error) if of_anthropic else error.status
+        by_status.setdefault(status, []).append(error)
+    reply = AnthropicErrorReply if of_anthropic else ErrorReply
     responses: Json = {}
     for status, same in sorted(by_status.items()):
-        lines = [HTTPStatus(status).phrase + ":", *(f"- {_error_line(error)}" for error in same)]
+        phrase = "Overloaded" if status == OVERLOADED else HTTPStatus(status).phrase
+        lines = [phrase + ":", *(f"- {_error_line(error)}" for error in same)]
         retries = {error.retry for error in same}
         headers = _header_refs(header_names)
         if retries != {None}:
@@ -235,7 +260,7 @@ def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Js
             }
         if True in retries:
             headers |= _header_refs(("Retry-After", "retry-after-ms"))
-        responses[str(status)] = {"description": "\n".join(lines), "headers": headers, "content": _json(ErrorReply)}
+        responses[str(status)] = {"description": "\n".join(lines), "headers": headers, "content": _json(reply)}
     return responses
 
 
@@ -278,6 +303,16 @@ _PARAMETERS: Json = {
     "AnthropicVersion": _optional_header(
         ANTHROPIC_VERSION, "The reply then has the shape of Anthropic's API.", {"type": "string"}
     ),
+    "MessagesVersion": _optional_header(
+        "anthropic-version",
+        "Version of Anthropic's API. Only Anthropic's models get it.",
+        {"type": "string", "maxLength": MAX_HEADER_CHARS, "pattern": r"^[\x20-\x7e]*$"},
+    ),
+    "AnthropicBeta": _optional_header(
+        "anthropic-beta",
+        "Beta features. Only Anthropic's models get them.",
+        {"type": "string", "maxLength": MAX_HEADER_CHARS, "pattern": r"^[\x20-\x7e]*$"},
+    ),
     "EdgeVersion": _optional_header(
         VERSION_HEADER,
         "The client's version of the edge protocol. The default is the newest.",
@@ -292,6 +327,7 @@ def _headers() -> Json:
     seconds, milliseconds = ({"type": "integer", "minimum": 1, "maximum": most} for most in (120, 120_000))
     headers: dict[str, tuple[str, bool, Json]] = {
         "x-request-id": ("Id of the request and of its receipt.", True, request_id),
+        "request-id": ("Id of the request, as x-request-id.", True, request_id),
         "x-client-request-id": ("The caller's X-Client-Request-Id.", False, text),
         "openai-version": ("Version of the OpenAI API.", True, version),
         "openai-processing-ms": ("Milliseconds until the response headers were sent.", True,
@@ -325,7 +361,7 @@ def _schemas() -> dict[str, Json]:
         for struct in (operation.body, operation.reply, operation.anthropic_reply, operation.event)
         if isinstance(struct, type)
     ]
-    _, schemas = msgspec.json.schema_components([*used, ErrorReply], ref_template=_SCHEMA)
+    _, schemas = msgspec.json.schema_components([*used, ErrorReply, AnthropicErrorReply], ref_template=_SCHEMA)
     errors = {error for operation in OPERATIONS.values() for error in operation.all_errors}
     errors |= {NotFound, MethodNotAllowed}
     fields = schemas["Error"]["properties"]

@@ -11,11 +11,13 @@ from gateway.api.completions import chat_completions, embeddings, text_completio
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import openapi_json, show_receipt
+from gateway.api.messages import count_tokens, messages
 from gateway.api.models import DEFAULT_PAGE, MAX_PAGE, list_models, show_model
-from gateway.api.openapi import shapes
+from gateway.api.openapi import anthropic_shapes, shapes
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
 from gateway.api.usage import PARAMETERS, show_usage
+from gateway.protocol.anthropic.request import CountTokensBody, MessagesBody
 from gateway.protocol.chat import ChatBody
 from gateway.protocol.edge import OfflineBody, UsageBody
 from gateway.protocol.embeddings import EmbeddingsBody
@@ -98,6 +100,22 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         event=shapes.ResponseEvent,
         has_receipt=True,
         errors=(*_GUIDED, errors.PreviousResponseNotFound, errors.NotFound),
+    ),
+    messages: Operation(
+        "Create a message with Anthropic's API. The teacher starts the answer, the student finishes it.",
+        "Answers",
+        body=MessagesBody,
+        reply=anthropic_shapes.AnthropicMessageReply,
+        event=anthropic_shapes.MessageEvent,
+        has_receipt=True,
+        errors=_GUIDED,
+    ),
+    count_tokens: Operation(
+        "Count the tokens of a message's prompt, without a call to an engine. The request counts toward no limit.",
+        "Answers",
+        body=CountTokensBody,
+        reply=anthropic_shapes.MessageTokens,
+        errors=(errors.ModelNotFound, errors.Overloaded),
     ),
     embeddings: Operation(
         "Create an embedding of each text.",

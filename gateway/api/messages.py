@@ -1,0 +1,54 @@
+"""POST /v1/messages and POST /v1/messages/count_tokens"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from gateway.api.auth import authenticate
+from gateway.api.completions import answered
+from gateway.api.decoding import read_parsed
+from gateway.api.keys import COMPLETIONS, INFO, READS
+from gateway.capabilities.anthropic import MessagesFields, answering
+from gateway.pipeline.token_count import count_prompt
+from gateway.policy.routing import find_route
+from gateway.protocol.anthropic.events import MessagesWriter
+from gateway.protocol.anthropic.request import check_header, parse_count_tokens, parse_messages
+
+if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
+_FORWARDED = ("anthropic-version", "anthropic-beta")
+
+
+async def messages(request: web.Request) -> web.StreamResponse:
+    """POST /v1/messages"""
+    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    headers = _forwarded(request.headers)
+    parsed = await read_parsed(request, caller, parse_messages)
+    fields = MessagesFields(headers, parsed.passed, is_marked=parsed.is_marked, foreign_tool=parsed.foreign_tool)
+    writer = MessagesWriter(request[INFO].id, parsed.chat.stop, shows_thinking=parsed.shows_thinking)
+    with answering(fields):
+        return await answered(request, completions, caller, parsed.chat, writer)
+
+
+async def count_tokens(request: web.Request) -> web.Response:
+    """POST /v1/messages/count_tokens. The request counts against no limit."""
+    caller = authenticate(request)
+    chat = (await read_parsed(request, caller, parse_count_tokens)).chat
+    with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
+        route = await find_route(caller, chat, request.headers)
+        counted = await count_prompt(chat, route, request.app[COMPLETIONS].student_call.encodings)
+    return web.Response(body=orjson.dumps({"input_tokens": counted}), content_type="application/json")
+
+
+def _forwarded(headers: CIMultiDictProxy[str]) -> dict[str, str]:
+    """Return the headers for Anthropic's models."""
+    found = {}
+    for name in _FORWARDED:
+        if name in headers:
+            found[name] = value = ",".join(headers.getall(name))
+            check_header(name, value)
+    return found
