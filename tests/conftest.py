@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 # Random examples are the same in each run, so that results depend only on the change. The long run generates
-# new examples.
-hypothesis.settings.register_profile("same", derandomize=True)
-if os.environ.get("GKT_TESTS") != "full":
-    hypothesis.settings.load_profile("same")
+# new examples. An example has no deadline, since its time depends on the load of the machine.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("new", deadline=None)
+hypothesis.settings.load_profile("new" if os.environ.get("GKT_TESTS") == "full" else "same")
 
 
 def pytest_xdist_auto_num_workers() -> int:
