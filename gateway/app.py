@@ -58,6 +58,7 @@ from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes, keep_written, read_times
 from gateway.pipeline.quality_sampler import QualitySampler
 from gateway.pipeline.shadow import ShadowRequests
+from gateway.pipeline.stored_responses import StoredResponses
 from gateway.pipeline.student import StudentCall
 from gateway.pipeline.student_warmup import StudentWarmup
 from gateway.pipeline.teacher import TeacherCall
@@ -68,6 +69,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.fair_share import HARD_BOUND
 from gateway.runtime.tasks import BackgroundTasks
+from gateway.stored_responses.redis_responses import RedisResponses
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess
@@ -268,6 +270,9 @@ async def gateway(
             max_output=max_output,
         )
         public[keys.READS] = reads
+        public[keys.STORED_RESPONSES] = StoredResponses(
+            redis, RedisResponses(redis.queries, redis_keys), reads, metrics
+        )
         public[keys.BUDGETS] = Budgets(redis.queries, redis_keys)
         admin[keys.BUDGETS] = budgets
         public[keys.SPEEDS] = LimitUsage(redis.queries, redis_keys, lease_s)

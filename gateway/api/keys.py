@@ -25,6 +25,7 @@ from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
+from gateway.pipeline.stored_responses import StoredResponses
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis.client import RedisClient
@@ -87,6 +88,7 @@ EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
+STORED_RESPONSES = web.AppKey("stored_responses", StoredResponses)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)

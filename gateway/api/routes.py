@@ -12,12 +12,16 @@ from gateway.api.messages import count_tokens, messages
 from gateway.api.models import list_models, show_model
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
+from gateway.api.stored_responses import delete_response, list_input_items, show_response
 from gateway.api.usage import show_usage
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
     web.post("/v1/completions", text_completions),
     web.post("/v1/responses", responses),
+    web.get("/v1/responses/{id}", show_response),
+    web.delete("/v1/responses/{id}", delete_response),
+    web.get("/v1/responses/{id}/input_items", list_input_items),
     web.post("/v1/messages", messages),
     web.post("/v1/messages/count_tokens", count_tokens),
     web.post("/v1/embeddings", embeddings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 
@@ -115,6 +115,13 @@ class ShadowPart(ShadowRule):
 
 def _shadow(value: object) -> object:
     return value if isinstance(value, dict | ShadowRule) else ShadowPart(sample=part_of(value))
+
+
+def quality_of_short_form(data: dict[str, Any]) -> QualityRule | None:
+    """Return the quality rule of a guided route whose `shadow` is a part of the requests."""
+    shadow = data.get("shadow")
+    guided = data.get("mode") == "guided" and isinstance(shadow, ShadowPart)
+    return QualityRule(sample=shadow.sample) if guided and shadow is not None else None
 
 
 Shadow: TypeAlias = Annotated[ShadowRule, BeforeValidator(_shadow, json_schema_input_type=Part | ShadowRule)]

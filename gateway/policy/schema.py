@@ -34,11 +34,12 @@ from gateway.policy.route_rules import (
     QualityRule,
     RetryRule,
     Shadow,
-    ShadowPart,
     ShadowRule,
     Student,
     StudentRule,
+    quality_of_short_form,
 )
+from gateway.policy.stored_responses import StoredResponsesRule
 
 if TYPE_CHECKING:
     from gateway.policy.length_model import FittedLengths
@@ -213,12 +214,6 @@ class GuidanceRule(StrictModel):
         return deadline
 
 
-def _quality_of_short_form(data: dict[str, Any]) -> QualityRule | None:
-    shadow = data.get("shadow")
-    guided = data.get("mode") == "guided" and isinstance(shadow, ShadowPart)
-    return QualityRule(sample=shadow.sample) if guided and shadow is not None else None
-
-
 class OverridesRule(StrictModel):
     """Overrides that callers may request by header."""
 
@@ -263,7 +258,7 @@ class Route(StrictModel):
     """Guidance by the teacher."""
     shadow: Shadow = ShadowRule()
     """Settings of mode shadow. In mode guided, a part such as 1% is short for `quality.sample`."""
-    quality: QualityRule | None = Field(default_factory=_quality_of_short_form)
+    quality: QualityRule | None = Field(default_factory=quality_of_short_form)
     """In mode guided, how answers are compared with those of each engine alone; None: no comparison."""
     overrides: OverridesRule | None = None
     """Overrides that callers may request by header; None: the tenant's `overrides`."""
@@ -366,6 +361,8 @@ class TenantPolicy(StrictModel):
     """Handling of requests while Redis cannot count limits and budgets; None: redis.on_failure."""
     log_content: Flag = False
     """Whether prompts and answers may be logged."""
+    stored_responses: StoredResponsesRule | None = None
+    """Storage of responses of /v1/responses; None: no response is stored."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     """Share of contended teachers, request slots and connections, relative to the other tenants' weights."""
     overrides: OverridesRule | None = None

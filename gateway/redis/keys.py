@@ -18,6 +18,7 @@ LEDGER = 1
 KEYRING = 1
 HEARTBEAT = 1
 SESSION = 1
+STORED_RESPONSE = 1
 
 
 class TeacherKeys(NamedTuple):
@@ -51,6 +52,14 @@ class KeyringKeys(NamedTuple):
     ends: str  # sorted set: SHA-256 by the end of the key
     used: str  # sorted set: SHA-256 by the last use of the key
     audit: str  # stream: the actions of operators; kept here so that each change of a key has an entry
+
+
+class StoredResponseKeys(NamedTuple):
+    """The keys for one stored response of a tenant, in the order of the scripts' KEYS."""
+
+    response: str  # the response and its conversation; expires
+    ends: str  # sorted set: id|counted size of each response of the tenant by its expiry, in Unix milliseconds
+    total: str  # the sum of the counted sizes
 
 
 class LedgerKeys(NamedTuple):
@@ -136,6 +145,10 @@ class RedisKeys(NamedTuple):
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
+
+    def stored_response(self, tenant: str, response_id: str) -> StoredResponseKeys:
+        base = self.tenant_base(tenant, STORED_RESPONSE) + "stored_response"
+        return StoredResponseKeys(f"{base}:{response_id}", f"{base}s:ends", f"{base}s:total")
 
     def outbox(self, tenant: str) -> str:
         """Return the key of a stream: a tenant's settled receipts, until a usage worker has written them.

@@ -275,6 +275,9 @@ class Metrics:
             ("result",),
         )
         self.receipts_buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")
+        self.stored_responses = counter(
+            "gkt_stored_responses", "Responses to be stored, by result.", ("tenant", "result")
+        )
         self.limited = counter(
             "gkt_limited",
             "Requests rejected by a limit of their tenant or key (requests, tokens, parallel, budget), or by their "

@@ -25,6 +25,7 @@ KEYS = RedisKeys("gkt")
         (list(KEYS.keyring()), redis_keys.KEYRING),
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
         ([KEYS.ended_session("1f")], redis_keys.SESSION),
+        (list(KEYS.stored_response("acme", "resp_1")), redis_keys.STORED_RESPONSE),
     ],
 )
 def test_a_key_name_contains_its_layout_version(names: list[str], layout: int) -> None:
@@ -47,6 +48,7 @@ def test_the_deployment_page_lists_the_layouts() -> None:
         redis_keys.KEYRING,
         redis_keys.HEARTBEAT,
         redis_keys.SESSION,
+        redis_keys.STORED_RESPONSE,
         "Alembic's migrations",
         FORMAT,
     ]

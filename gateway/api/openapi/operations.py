@@ -14,8 +14,10 @@ from gateway.api.lookups import openapi_json, show_receipt
 from gateway.api.messages import count_tokens, messages
 from gateway.api.models import DEFAULT_PAGE, MAX_PAGE, list_models, show_model
 from gateway.api.openapi import anthropic_shapes, shapes
+from gateway.api.openapi.stored_shapes import DeletedResponse, InputItems
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
+from gateway.api.stored_responses import INPUT_ITEMS_QUERY, delete_response, list_input_items, show_response
 from gateway.api.usage import PARAMETERS, show_usage
 from gateway.protocol.anthropic.request import CountTokensBody, MessagesBody
 from gateway.protocol.chat import ChatBody
@@ -116,6 +118,25 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body=CountTokensBody,
         reply=anthropic_shapes.MessageTokens,
         errors=(errors.ModelNotFound, errors.Overloaded),
+    ),
+    show_response: Operation(
+        "Return a stored response.",
+        "Answers",
+        reply=shapes.Response,
+        errors=(errors.NotFound, *_BUSY),
+    ),
+    delete_response: Operation(
+        "Delete a stored response.",
+        "Answers",
+        reply=DeletedResponse,
+        errors=(errors.NotFound, *_BUSY),
+    ),
+    list_input_items: Operation(
+        "List the input items of a stored response: the whole conversation before its output.",
+        "Answers",
+        reply=InputItems,
+        query=INPUT_ITEMS_QUERY,
+        errors=(errors.NotFound, *_BUSY),
     ),
     embeddings: Operation(
         "Create an embedding of each text.",

@@ -13,6 +13,7 @@ from gateway.protocol.messages import text_of
 from gateway.protocol.responses.custom_input import decode_custom_input
 from gateway.protocol.responses.open_items import EventLog, OpenCall, OpenItem, OpenMessage, OpenReasoning
 from gateway.protocol.responses.output import (
+    INDEX_DIGITS,
     call_item,
     incomplete_reason,
     logprobs_of,
@@ -68,6 +69,12 @@ class ResponseWriter:
     def response(self) -> Json:
         """The response object."""
         return {**self._state, **self._echo}
+
+    def mark_unstored(self) -> None:
+        """Set `store` to false, because the response could not be stored."""
+        self._echo["store"] = False
+        if self._encoded_echo:
+            self._encoded_echo = _encoded_fields(self._echo)
 
     def reply(self, completion: Json) -> Json:
         """Convert a complete reply."""
@@ -128,7 +135,7 @@ class ResponseWriter:
         return self._log.take()
 
     def _start(self, chunk: Json) -> None:
-        self._encoded_echo = orjson.dumps(self._echo)[1:]
+        self._encoded_echo = _encoded_fields(self._echo)
         self._read_head(chunk)
         self._add_response("response.created")
         self._add_response("response.in_progress")
@@ -246,7 +253,7 @@ class ResponseWriter:
         self._state["output"] = [item.final for item in self._items]
 
     def _item_id(self, prefix: str, index: int) -> str:
-        return f"{prefix}_{self._suffix}{index:04x}"
+        return f"{prefix}_{self._suffix}{index:0{INDEX_DIGITS}x}"
 
     def _whole_output(self, choice: Json, status: ItemStatus) -> list[Json]:
         """Return the items of a complete reply. `status` is the last item's."""
@@ -285,6 +292,11 @@ class ResponseWriter:
 def _is_other(call: Json, function: Json, item: OpenCall) -> bool:
     """Return whether a part of a call begins another one. Some engines number all calls 0."""
     return bool(function.get("name")) and call.get("id") not in (None, "", item.call_id)
+
+
+def _encoded_fields(fields: Json) -> bytes:
+    """Return fields as the end of a JSON object."""
+    return orjson.dumps(fields)[1:]
 
 
 def _error_code(error: GatewayError) -> str:

@@ -25,7 +25,24 @@ _HOSTED_CALLS = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"}
 )
 _TEXT_TYPES = ("input_text", "output_text", "summary_text", "reasoning_text")
+_REFERENCE = "item_reference"
+_MAX_ID_CHARS = 64  # of an id in an error
 _ENCODED = "gkt1."  # the beginning of `encrypted_content` that the gateway wrote
+
+
+def is_reference(item: Json) -> bool:
+    """Return whether an item stands for an item of a stored response. Its type may be missing."""
+    kind = item.get("type")
+    return kind == _REFERENCE or (kind is None and "id" in item and "role" not in item)
+
+
+def unknown_item(item_id: object, param: str = "input") -> NotFound:
+    """Return the error for a reference to an item that is not stored."""
+    return NotFound(
+        f"Item '{str(item_id)[:_MAX_ID_CHARS]}' not found: no stored response has it. Send the item itself, as clients "
+        "do with 'store': false.",
+        param=param,
+    )
 
 
 def encode_reasoning(text: str) -> str:
@@ -81,7 +98,9 @@ class ChatMessages:
     def _add(self, item: Json, at: str) -> None:
         kind = item.get("type")
         if kind is None:
-            kind = "item_reference" if "id" in item and "role" not in item else "message"
+            kind = _REFERENCE if is_reference(item) else "message"
+        if not isinstance(kind, str):
+            raise InvalidRequest(f"'{at}.type' must be a string.", param=f"{at}.type")
         if kind in _HOSTED_CALLS or kind == "additional_tools":  # `add_tools` has read the tools
             return
         if (add := self._ADDERS.get(kind)) is None:
@@ -111,9 +130,7 @@ class ChatMessages:
         self._reasoning += _reasoning_text(item, at)
 
     def _reject_reference(self, item: Json, at: str) -> None:
-        raise NotFound(
-            f"Item '{item.get('id')}' not found: the gateway stores no items. Send the item itself.", param=f"{at}.id"
-        )
+        raise unknown_item(item.get("id"), f"{at}.id")
 
     def _loaded(self, tools: list[Any]) -> list[str]:
         names: list[str] = []
@@ -239,7 +256,7 @@ class ChatMessages:
         "tool_search_call": _add_search,
         "tool_search_output": _add_found,
         "reasoning": _read_reasoning,
-        "item_reference": _reject_reference,
+        _REFERENCE: _reject_reference,
     }
 
 

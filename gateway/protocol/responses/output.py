@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
+INDEX_DIGITS = 4
+"""Digits at the end of an item's id, which contains the response's id. The index of the item has at most this many."""
+
 _INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_TOKENS, Json, read_known_fields
 from gateway.protocol.chat import MAX_MESSAGES, ChatRequest
 from gateway.protocol.other_endpoint import missing_content
-from gateway.protocol.responses.items import ChatMessages, add_tools
+from gateway.protocol.responses.items import ChatMessages, add_tools, is_reference
 from gateway.protocol.responses.tools import MAX_TOOLS, SEARCH_NAME, Toolbox
 from gateway.runtime.record import Record
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _MIN_OUTPUT_TOKENS = 16
 _MAX_PAIRS, _MAX_KEY_CHARS, _MAX_VALUE_CHARS = 16, 64, 512  # of `metadata`
@@ -74,7 +70,8 @@ class ResponsesBody(Struct, frozen=True, kw_only=True):
 class ResponsesRequest(Record, frozen=True):
     """A checked request. `items` are the items of `input`, after those of earlier responses if there are any.
 
-    With `previous_response_id`, the items are converted by `with_history`, since they may belong to earlier ones.
+    With `needs_stored`, the input refers to stored responses. `StoredInput` then completes it: before, it has no
+    messages.
     """
 
     known: ResponsesBody
@@ -83,6 +80,7 @@ class ResponsesRequest(Record, frozen=True):
     messages: list[Json]  # of the chat
     size_bytes: int
     non_text_parts: int
+    needs_stored: bool = False
 
     @property
     def stream(self) -> bool:
@@ -110,10 +108,11 @@ class ResponsesRequest(Record, frozen=True):
     def wants_encoded_reasoning(self) -> bool:
         return _ENCRYPTED in (self.known.include or ())
 
-    def with_history(self, history: Sequence[Json]) -> ResponsesRequest:
-        """Return the request with the items of earlier responses before its own. Raises InvalidRequest."""
-        size = self.size_bytes + len(orjson.dumps(history))
-        return _convert(self.known, [*history, *self.items], -len(history), size)
+    def with_items(self, items: list[Json], size_bytes: int) -> ResponsesRequest:
+        """Return the request with another, complete input. The last items are its own. Raises InvalidRequest."""
+        if len(items) > MAX_MESSAGES:
+            raise InvalidRequest(f"The conversation has more than {MAX_MESSAGES} items, the limit.", param="input")
+        return _convert(self.known, items, len(self.items) - len(items), size_bytes)
 
     def chat(self) -> ChatRequest:
         """Return the request as a chat. Raises InvalidRequest."""
@@ -223,8 +222,8 @@ def parse_responses(raw: bytes) -> ResponsesRequest:
     items: list[Json] = known.input if isinstance(known.input, list) else []
     if isinstance(known.input, str):
         items = [{"type": "message", "role": "user", "content": known.input}]
-    if known.previous_response_id is not None:
-        return ResponsesRequest(known, items, Toolbox(), [], len(raw), 0)
+    if known.previous_response_id is not None or any(map(is_reference, items)):
+        return ResponsesRequest(known, items, Toolbox(), [], len(raw), 0, needs_stored=True)
     return _convert(known, items, 0, len(raw))
 
 

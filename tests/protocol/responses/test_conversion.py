@@ -346,8 +346,10 @@ def test_an_error_names_the_field(fields: dict[str, Any], param: str, words: str
 @pytest.mark.parametrize("item", [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}])
 def test_a_reference_to_an_item_is_404(item: dict[str, Any]) -> None:
     """As OpenAI's error for an item that is not stored."""
+    request = parse(input=[said("user", "a"), item])
+    assert request.needs_stored
     with pytest.raises(NotFound, match="Item 'msg_1' not found") as refused:
-        parse(input=[said("user", "a"), item])
+        request.with_items(request.items, request.size_bytes)
     assert refused.value.param == "input[1].id"
 
 
@@ -364,7 +366,7 @@ def test_history_precedes_the_input() -> None:
     fields: dict[str, Any] = {"previous_response_id": "resp_1", "instructions": "Be brief."}
     history = [said("user", "a"), {"type": "additional_tools", "role": "developer", "tools": [WEATHER]}, call("1")]
     alone = parse(input=[output("1")], **fields)
-    request = alone.with_history(history)
+    request = alone.with_items([*history, *alone.items], 1000)
     assert request.chat().messages == [
         said("system", "Be brief."),
         said("user", "a"),
@@ -373,7 +375,8 @@ def test_history_precedes_the_input() -> None:
     ]
     assert [tool["function"]["name"] for tool in request.chat().body["tools"]] == ["weather"]
     assert request.items == [*history, output("1")]
-    assert request.size_bytes == alone.size_bytes + len(orjson.dumps(history))
+    assert request.size_bytes == 1000
+    request = parse(input=[said("user", "b"), {"type": "poem"}], **fields)
     with pytest.raises(InvalidRequest) as refused:
-        parse(input=[said("user", "b"), {"type": "poem"}], **fields).with_history(history)
+        request.with_items([*history, *request.items], 1000)
     assert refused.value.param == "input[1].type"
