@@ -44,6 +44,7 @@ from load_tests.figures import (
     gates,
     needed_by_gates,
     of_bare,
+    of_chat,
     over_rounds,
     pause_ms,
 )
@@ -251,6 +252,7 @@ def _table(
     for name in (
         "requests/s",
         "of bare",
+        "of chat",
         "p50, ms",
         "p99, ms",
         "added p50, ms",
@@ -269,12 +271,13 @@ def _table(
                     table.add_row(name, "", "not run")
                 continue
             seen, system = figures[case], started[name]
-            ratio, added = of_bare(figures, case), added_ms(figures, case)
+            ratio, chat, added = of_bare(figures, case), of_chat(figures, case), added_ms(figures, case)
             table.add_row(
                 name if first else "",
                 str(level),
                 f"{seen.per_second:.0f}",
                 f"{ratio:.2f}" if ratio is not None else "",
+                f"{chat:.2f}" if chat is not None else "",
                 _ms(seen.p50_ms),
                 _ms(seen.p99_ms),
                 _ms(added) if added is not None and name != systems.UPSTREAM else "",
@@ -334,6 +337,7 @@ def _record(
                     **asdict(case),
                     **asdict(seen),
                     "of_bare": of_bare(figures, case),
+                    "of_chat": of_chat(figures, case),
                     "added_p50_ms": added_ms(figures, case),
                 }
             )

@@ -12,6 +12,7 @@ from load_tests.systems import (
     GUIDED,
     GUIDED_LIMITED,
     GUIDED_TWO,
+    OTHER_APIS,
     STUDENT,
     STUDENT_LIMITED,
     STUDENT_TWO,
@@ -39,6 +40,8 @@ _THROUGHPUT: Mapping[tuple[str, Kind], tuple[float, float]] = {
     (GUIDED, "stream"): (0.14, 0.20),
 }
 _ADDED_MS = {STUDENT: (0.6, 0.4), GUIDED: (1.2, 1.0)}
+# Requests/s times chat completions', for the other APIs and both kinds of answer.
+_OTHER_API = (0.85, 0.95)
 _TWO_WORKERS = {STUDENT_TWO: STUDENT, GUIDED_TWO: GUIDED}
 PACED = (BARE, STUDENT, GUIDED)
 """The systems that are also measured at PACE of their largest rate."""
@@ -158,10 +161,22 @@ def added_ms(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float
 def of_bare(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
     """Return the median ratio of requests per second to the bare pass-through's in the same round; None without its
     figures. The machine's speed changes between rounds."""
-    bare = figures.get(BenchCase(BARE, case.kind, case.concurrency))
-    if bare is None or not all(bare.rates):
+    return _ratio(figures, case, BARE)
+
+
+def of_chat(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
+    """Return the median ratio of requests per second to chat completions' in the same round.
+
+    None without their figures, and for a row of chat completions.
+    """
+    return _ratio(figures, case, STUDENT) if case.system in OTHER_APIS else None
+
+
+def _ratio(figures: Mapping[BenchCase, CaseFigures], case: BenchCase, system: str) -> float | None:
+    other = figures.get(BenchCase(system, case.kind, case.concurrency))
+    if other is None or not all(other.rates):
         return None
-    return statistics.median(own / rate for own, rate in zip(figures[case].rates, bare.rates, strict=True))
+    return statistics.median(own / rate for own, rate in zip(figures[case].rates, other.rates, strict=True))
 
 
 def pause_ms(largest_rate: float) -> float:
@@ -184,6 +199,10 @@ def gates(
         if ratio is None:
             raise KeyError(BenchCase(BARE, kind, THROUGHPUT_AT))
         found.append(Gate(f"{name}, {kind}: requests/s, times bare's", ratio, limit, goal, at_least=True))
+    for case in _other_api_cases():
+        ratio = of_chat(figures, case) or 0.0  # there is none if chat completions had no answer
+        name = f"{case.system}, {case.kind}: requests/s, times chat completions'"
+        found.append(Gate(name, ratio, *_OTHER_API, at_least=True))
     for name, (limit, goal) in _ADDED_MS.items():
         added = added_ms(figures, BenchCase(name, "json", LATENCY_AT))
         if added is None:
@@ -210,5 +229,10 @@ def needed_by_gates() -> set[BenchCase]:
     """Return the cases that `gates` requires."""
     throughput = {BenchCase(name, kind, THROUGHPUT_AT) for name, kind in _THROUGHPUT}
     throughput |= {BenchCase(BARE, kind, THROUGHPUT_AT) for _, kind in _THROUGHPUT}
-    throughput |= {BenchCase(name, "json", THROUGHPUT_AT) for name in _TWO_WORKERS}
+    throughput |= {BenchCase(name, "json", THROUGHPUT_AT) for name in _TWO_WORKERS} | set(_other_api_cases())
     return throughput | {BenchCase(name, "json", LATENCY_AT) for name in (UPSTREAM, *_ADDED_MS)}
+
+
+def _other_api_cases() -> list[BenchCase]:
+    kinds: tuple[Kind, ...] = ("json", "stream")
+    return [BenchCase(name, kind, THROUGHPUT_AT) for name in OTHER_APIS for kind in kinds]

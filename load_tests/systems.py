@@ -27,21 +27,24 @@ from gateway.redis.keys import RedisKeys
 from load_tests import proc
 from load_tests.children import ChildProcess, free_ports, running
 from load_tests.installs import PEERS
-from load_tests.wrk import Kind, Target
+from load_tests.wrk import Api, Kind, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
+RESPONSES, MESSAGES = f"{STUDENT}, /v1/responses", f"{STUDENT}, /v1/messages"
 STUDENT_LIMITED, GUIDED_LIMITED = f"{STUDENT}, limits on", f"{GUIDED}, limits on"
 STUDENT_TWO, GUIDED_TWO = f"{STUDENT}, 2 workers", f"{GUIDED}, 2 workers"
-OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED, STUDENT_TWO, GUIDED_TWO)
+OTHER_APIS: Mapping[str, Api] = {RESPONSES: "responses", MESSAGES: "messages"}
+OURS = (UPSTREAM, BARE, STUDENT, RESPONSES, MESSAGES, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED, STUDENT_TWO, GUIDED_TWO)
 
 _START_WITHIN_S = 90.0
 _MAX_REQUESTS = 4096  # at once
 _GATEWAY = ("-m", "gateway")  # Python's arguments
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
-_EXPECTED_TEXT = {"json": "and the rest of it follows here", "stream": "[DONE]"}
+_EXPECTED_TEXT = "and the rest of it follows here"
+_LAST_EVENT: Mapping[Api, str] = {"chat": "[DONE]", "responses": "response.completed", "messages": "message_stop"}
 _TEACHER_TEXT = "The teacher begins"
 _PREFIX = "gkt"  # the default of redis.prefix
 
@@ -215,7 +218,7 @@ def _serve(
 
 
 def start_gateway(site: Site) -> tuple[System, ...]:
-    """Start one gateway process with four rows: student only and guided, without and with limits and budgets."""
+    """Start one gateway process: student only and guided, without and with limits and budgets, and the other APIs."""
     ours = run_gateway(site)
     limited = replace(ours, headers={"Authorization": f"Bearer {_LIMITED_KEY}"})
     note = "keys, admission, receipts, a Redis and a usage worker of its own; 1 process"
@@ -223,6 +226,7 @@ def start_gateway(site: Site) -> tuple[System, ...]:
     return (
         *_rows(ours, STUDENT, GUIDED, note, "the same process"),
         *_rows(limited, STUDENT_LIMITED, GUIDED_LIMITED, limits_note, "the same process"),
+        *(_other_api(ours, name, api) for name, api in OTHER_APIS.items()),
     )
 
 
@@ -254,6 +258,23 @@ def _rows(ours: GatewayProcess, student: str, guided: str, note: str, same: str)
     return student_only, with_guidance
 
 
+def _other_api(ours: GatewayProcess, name: str, api: Api) -> System:
+    redis = redis_of(ours.child)
+    targets: dict[Kind, Target] = {
+        "json": Target(f"{ours.url}/v1/{api}", "student-json", ours.headers, api),
+        "stream": Target(f"{ours.url}/v1/{api}", "student-stream", ours.headers, api),
+    }
+    system = System(
+        name,
+        f"the same process: requests to /v1/{api}",
+        targets,
+        (ours.child,),
+        backlog_s=lambda: backlog_s(redis),
+    )
+    wait_for_answers(system, ours.child)
+    return system
+
+
 def targets_of(
     json_base: str,
     stream_base: str,
@@ -274,7 +295,8 @@ def wait_for_answers(system: System, child: ChildProcess, *words: str) -> None:
     def answers() -> bool:
         for kind, target in system.targets.items():
             answer = _ask(target, kind)
-            for expected in (_EXPECTED_TEXT[kind], *words):
+            whole = _EXPECTED_TEXT if kind == "json" else _LAST_EVENT[target.api]
+            for expected in (whole, *words):
                 if expected not in answer:
                     raise ValueError(f"a {kind} answer without {expected!r}: {answer[:300]}")
         return True
@@ -283,21 +305,25 @@ def wait_for_answers(system: System, child: ChildProcess, *words: str) -> None:
 
 
 def _ask(target: Target, kind: Kind) -> str:
-    messages = [{"role": "user", "content": f"Are you there? {time.monotonic()}"}]
-    body = {"model": target.model, "messages": messages, "max_tokens": 50, "stream": kind == "stream"}
+    question = f"Are you there? {time.monotonic()}"
+    body: dict[str, Any] = {"model": target.model, "stream": kind == "stream"}
+    if target.api == "responses":
+        body |= {"input": question, "max_output_tokens": 50}
+    else:
+        body |= {"messages": [{"role": "user", "content": question}], "max_tokens": 50}
     request = urllib.request.Request(
         target.url, json.dumps(body).encode(), {"Content-Type": "application/json", **target.headers}
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
             text: str = reply.read().decode()
-            return text if kind == "json" else _words(text)
+            return text if kind == "json" or target.api != "chat" else _words(text)
     except urllib.error.HTTPError as error:
         raise ValueError(f"status {error.code}: {error.read()[:300].decode(errors='replace')}") from error
 
 
 def _words(stream: str) -> str:
-    """Return the joined text of a stream's events, and its end."""
+    """Return the joined text of a chat's stream, and its end."""
     events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
     choices = (choice for event in events if event != "[DONE]" for choice in json.loads(event).get("choices", ()))
     return "".join([choice["delta"].get("content") or "" for choice in choices] + events[-1:])

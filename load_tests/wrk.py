@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Kind = Literal["json", "stream"]
+Api = Literal["chat", "responses", "messages"]
 
 _SCRIPT = Path(__file__).with_name("chat.lua")
 _MARK = "figures "
@@ -23,11 +24,12 @@ _TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Target:
-    """URL, model and headers of a system for one kind of answer."""
+    """URL, model and headers of a system for one kind of answer, and the API of the URL."""
 
     url: str
     model: str
     headers: Mapping[str, str]
+    api: Api = "chat"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def command(
     headers = [f"{name}: {value}" for name, value in target.headers.items()]
     return [
         "wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT_S}s",
-        "-s", str(_SCRIPT), target.url, "--", target.model, kind, str(first), str(pause_ms), *headers,
+        "-s", str(_SCRIPT), target.url, "--", target.api, target.model, kind, str(first), str(pause_ms), *headers,
     ]  # fmt: skip
 
 

@@ -68,7 +68,8 @@ def scripted(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False,
                       breaker={"failures": 1000}),
             ],
-            routes=[guided(tokens=6), STUDENT_ONLY, {**STUDENT_ONLY, "model": "stored"}],
+            routes=[guided(tokens=6), STUDENT_ONLY],
+            tenants={"globex": {"stored_responses": {}}},
         ) as gateway,
         httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client,
     ):  # fmt: skip

@@ -86,7 +86,8 @@ CASES = [
     Case("a call whose arguments are empty", body(tools=[WEATHER]), Script(calls=(Call("weather", ()),))),
     Case("a call with unicode", body(tools=[WEATHER]), Script(
         calls=(Call("weather", ('{"city": "', "Trom", "sø", " 👩‍👩‍👧", '"}')),), dialect="openai")),
-    Case("a long call", body(tools=[WEATHER]), Script(calls=(Call("weather", ('{"city": "', *LONG[:500], '"}')),))),
+    Case("a long call", body(tools=[WEATHER], max_tokens=10_000), Script(calls=(
+        Call("weather", ('{"city": "', *LONG[:500], '"}')),))),
     Case("the result of a tool", result("Sunny")),
     Case("the result of a tool in blocks", result([block("Sunny"), IMAGE])),
     Case("the failure of a tool", result("No such city", is_error=True)),
@@ -109,14 +110,14 @@ CASES = [
     Case("a JSON schema", body("Who?", output_config={"format": {"type": "json_schema", "schema": PERSON}}), Script(
         ('{"name"', ': "Ada"}'))),
     # Limits and ends
-    Case("a limit", body(max_tokens=2), Script(("Hello", " the"), finish="length"), "incomplete"),
+    Case("a limit", body(max_tokens=16), Script(("Hello", " the"), finish="length"), "incomplete"),
     Case("a stop sequence", body(stop_sequences=["###"]), Script(("Hello", "."), stop_text="###"), stops_at="###"),
     Case("a stop sequence that is not found", body(stop_sequences=["###"])),
     Case("a filter", body(), Script(("Hello",), finish="content_filter")),
     Case("a refusal", body(), Script(refusal=("I", " cannot."), dialect="openai")),
     Case("an empty answer", body(), Script()),
     Case("an answer of one space", body(), Script((" ",), dialect="openai")),
-    Case("a long answer", body(), Script(LONG)),
+    Case("a long answer", body(max_tokens=10_000), Script(LONG)),
     Case("an answer as OpenAI writes it", body(), Script(("Hello", "."), dialect="openai", usage={
         "prompt_tokens_details": {"cached_tokens": 4}})),
     Case("an engine without usage", body(), Script(("Hello", "."), usage=None)),

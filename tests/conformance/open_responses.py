@@ -152,6 +152,13 @@ CASES = [
     SuiteCase("multi-turn", ({"input": [
         _user("I am Bo."), {"type": "message", "role": "assistant", "content": "Hello, Bo."}, _user("Who am I?"),
     ]},)),
+    SuiteCase("previous-response-id", (
+        {"input": "The word is mango."}, {"input": "Which word did I say?"}), (PLAIN, Script(("Mango",)))),
+    SuiteCase("function-call-roundtrip", (
+        {"input": "Look up the weather in Bergen.", "tools": [_WEATHER],
+         "tool_choice": {"type": "function", "name": "weather"}},
+        {"input": [{"type": "function_call_output", "call_id": "call_scripted_0", "output": "9 degrees, rain"}]},
+    ), (_CALLS, PLAIN)),
 ]  # fmt: skip
 
 NOT_OFFERED = {

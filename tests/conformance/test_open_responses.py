@@ -17,13 +17,15 @@ import pytest
 
 from tests.conformance.open_responses import CASES, NOT_OFFERED, SuiteCase, event_errors, response_errors
 from tests.conformance.sse import read_events
-from tests.gateway_process import KEY
+from tests.gateway_process import OTHER_KEY
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import ScriptedGateway
 
 CHECKOUT = os.environ.get("GKT_OPEN_RESPONSES")
-MODEL = "stored"
+MODEL = "chat-student"
+STORES = {"Authorization": f"Bearer {OTHER_KEY}"}
+"""The key of a tenant whose responses are stored."""
 PATH = "/v1/responses"
 
 
@@ -31,7 +33,8 @@ def errors_of(scripted: ScriptedGateway, case: SuiteCase) -> list[str]:
     """Run a case; return what is wrong."""
     previous: dict[str, Any] = {}
     for request, script in zip(case.requests, case.scripts, strict=True):
-        reply = scripted.post(PATH, {**request, **previous, "model": MODEL, "stream": case.stream}, script)
+        body = {**request, **previous, "model": MODEL, "stream": case.stream}
+        reply = scripted.post(PATH, body, script, STORES)
         if reply.status_code != 200:
             return [f"status {reply.status_code}: {reply.text}"]
         errors: list[str] = []
@@ -84,7 +87,7 @@ def test_the_suite_passes(scripted: ScriptedGateway, capsys: pytest.CaptureFixtu
     """The unmodified suite. Its cases run at the same time, so the engine calls a tool whenever one is offered."""
     assert CHECKOUT is not None
     checkout = Path(CHECKOUT)
-    arguments = ["--base-url", f"{scripted.url}/v1", "--api-key", KEY, "--model", MODEL, "--json"]
+    arguments = ["--base-url", f"{scripted.url}/v1", "--api-key", OTHER_KEY, "--model", MODEL, "--json"]
     with scripted.calling_offered_tools():
         done = subprocess.run(
             [*suite_command(checkout), *arguments], cwd=checkout, capture_output=True, text=True, check=False

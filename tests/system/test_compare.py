@@ -26,6 +26,7 @@ from load_tests.figures import (
     gates,
     needed_by_gates,
     of_bare,
+    of_chat,
     over_rounds,
     pause_ms,
 )
@@ -35,6 +36,9 @@ from load_tests.systems import (
     GUIDED,
     GUIDED_LIMITED,
     GUIDED_TWO,
+    MESSAGES,
+    OTHER_APIS,
+    RESPONSES,
     STUDENT,
     STUDENT_LIMITED,
     STUDENT_TWO,
@@ -69,6 +73,10 @@ def measured(
         (GUIDED_LIMITED, "json"): rates.get("guided_limited", 250),
         (STUDENT, "stream"): rates.get("student_stream", 400),
         (GUIDED, "stream"): rates.get("guided_stream", 200),
+        (RESPONSES, "json"): rates.get("responses", 540),
+        (MESSAGES, "json"): rates.get("messages", 540),
+        (RESPONSES, "stream"): rates.get("responses_stream", 360),
+        (MESSAGES, "stream"): rates.get("messages_stream", 360),
         (BARE, "json"): 1000,
         (BARE, "stream"): 1000,
     }
@@ -111,7 +119,8 @@ def test_output_without_figures_is_an_error_that_quotes_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "stream"])
-async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind) -> None:
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind, api: wrk.Api) -> None:
     program("wrk")
     bodies: list[bytes] = []
     heads: list[bytes] = []
@@ -131,7 +140,7 @@ async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind) -> None
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        target = wrk.Target(f"http://127.0.0.1:{port}/v1/chat/completions", "chat", {"Authorization": "Bearer gk-a"})
+        target = wrk.Target(f"http://127.0.0.1:{port}/v1", "chat", {"Authorization": "Bearer gk-a"}, api)
         seen = await asyncio.to_thread(wrk.run, target, kind, concurrency=2, seconds=1, first=10_000_000)
     assert seen.refused == 1
     assert seen.broken == 0
@@ -141,7 +150,8 @@ async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind) -> None
     body = json.loads(bodies[0])
     assert body["model"] == "chat"
     # wrk draws one request to look at it before it sends any.
-    assert "question 001000000" in body["messages"][1]["content"]
+    question = body["input"] if api == "responses" else body["messages"][-1]["content"]
+    assert "question 001000000" in question
     assert body.get("stream", False) is (kind == "stream")
 
 
@@ -154,6 +164,8 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     judged = judge(measured() | {BenchCase(STUDENT, "json", 1): seen, BenchCase(STUDENT, "json", 32): seen})
     assert [gate.name for gate in judged if not gate.holds] == [
         f"{STUDENT}, json: requests/s, times bare's",
+        f"{RESPONSES}, json: requests/s, times chat completions'",
+        f"{MESSAGES}, json: requests/s, times chat completions'",
         f"{STUDENT}: added p50, ms, one caller",
         f"{STUDENT_TWO}: requests per CPU second, times one worker's",
     ]
@@ -202,6 +214,13 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
     assert of_bare(seen | {BenchCase(STUDENT, "json", 1): figures()}, BenchCase(STUDENT, "json", 1)) is None
 
 
+def test_the_ratio_to_chat_completions_is_of_the_other_apis_alone() -> None:
+    seen = {BenchCase(name, "json", 32): figures(rate) for name, rate in ((STUDENT, 200), (MESSAGES, 150), (BARE, 400))}
+    assert of_chat(seen, BenchCase(MESSAGES, "json", 32)) == 0.75
+    assert of_chat(seen, BenchCase(BARE, "json", 32)) is None
+    assert of_chat({BenchCase(MESSAGES, "json", 1): figures()}, BenchCase(MESSAGES, "json", 1)) is None
+
+
 def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
     """The ratio of the medians, 160 to 300, would compare different rounds."""
     counts = [100, 300, 400], [50, 200, 160]
@@ -214,13 +233,18 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
     ("worse", "failing"),
     [
         ({}, []),
-        ({"student": 499}, [f"{STUDENT}, json"]),
+        ({"student": 499, "responses": 499, "messages": 499}, [f"{STUDENT}, json"]),
         ({"student": 500}, []),
         ({"guided": 249}, [f"{GUIDED}, json"]),
         ({"guided": 250}, []),
         ({"limited": 419}, [f"{STUDENT_LIMITED}, json"]),
         ({"guided_limited": 209}, [f"{GUIDED_LIMITED}, json"]),
         ({"student_stream": 279}, [f"{STUDENT}, stream"]),
+        ({"responses": 509}, [f"{RESPONSES}, json"]),
+        ({"messages": 509}, [f"{MESSAGES}, json"]),
+        ({"responses_stream": 339}, [f"{RESPONSES}, stream"]),
+        ({"messages_stream": 339}, [f"{MESSAGES}, stream"]),
+        ({"messages_stream": 340}, []),
         ({"guided_stream": 139}, [f"{GUIDED}, stream"]),
         ({"student_ms": 0.61}, [STUDENT]),
         ({"guided_ms": 1.21}, [GUIDED]),
@@ -231,7 +255,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
 )
 def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
     judged = judge(measured(**worse))
-    assert len(judged) == 15
+    assert len(judged) == 19
     assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
 
 
@@ -278,6 +302,7 @@ def test_gates_are_refused_when_their_systems_are_left_out() -> None:
 
 
 def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, systems.System]]:
+    started = tuple(system for system in started if system.name not in OTHER_APIS)
     return list(zip(started[::2], started[1::2], strict=True))
 
 
