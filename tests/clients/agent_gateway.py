@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from tests.clients.fault_gateway import NEVER_RESTS
-from tests.clients.scripted_engine import ScriptedEngine, Turn
 from tests.clients.tap import Call, Tap
+from tests.clients.task_engine import TaskEngine
 from tests.fakes import FakeEngine
 from tests.gateway_process import GatewayProcess, model, running_gateway
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.clients.scripted_engine import Script
+    from tests.clients.task_engine import TaskScript
 
 LIMIT_S = 120.0
 NAMES = ("agent", "gpt-5.5", "gpt-6.2-sol")
@@ -62,17 +62,17 @@ class AgentGateway:
     Programs that `run` starts have an empty home and a proxy that refuses all requests to other hosts.
     """
 
-    def __init__(self, gateway: GatewayProcess, tap: Tap, engine: FakeEngine, scripted: ScriptedEngine) -> None:
+    def __init__(self, gateway: GatewayProcess, tap: Tap, engine: FakeEngine, tasks: TaskEngine) -> None:
         self.gateway = gateway
         self.tap = tap
         self.engine = engine
-        self.scripted = scripted
+        self.tasks = tasks
 
     def script(self, task: str, *turns: Any, word_pause_s: float = 0) -> None:
         """Set the turns of a task: `Turn`, or a function that returns one for the request's body."""
-        script: Script = turns
-        self.scripted.scripts[task] = script
-        self.scripted.word_pause_s[task] = word_pause_s
+        script: TaskScript = turns
+        self.tasks.scripts[task] = script
+        self.tasks.word_pause_s[task] = word_pause_s
 
     def calls(self, task: str) -> list[Call]:
         """Return the clients' calls whose body contains the task, in order."""
@@ -133,9 +133,9 @@ def run_agent(
 @contextmanager
 def running_agent_gateway(folder: Path, redis_url: str) -> Iterator[AgentGateway]:
     """Start everything, yield the gateway, and stop everything."""
-    scripted = ScriptedEngine()
+    tasks = TaskEngine()
     with ExitStack() as stack:
-        engine = stack.enter_context(FakeEngine(scripted.handler(), owned_by="vllm").running())
+        engine = stack.enter_context(FakeEngine(tasks.handler(), owned_by="vllm").running())
         student = model("agent", "openai", f"{engine.url}/v1", model="fake", continuation="none", breaker=NEVER_RESTS)
         gateway = stack.enter_context(
             running_gateway(
@@ -153,7 +153,4 @@ def running_agent_gateway(folder: Path, redis_url: str) -> Iterator[AgentGateway
         while not httpx.get(f"{gateway.admin_url}/readyz").json()["engines"]["agent"]["up"]:
             assert time.monotonic() < give_up
             time.sleep(0.05)
-        yield AgentGateway(gateway, tap, engine, scripted)
-
-
-__all__ = ["AgentGateway", "AgentRun", "Turn", "run_agent", "running_agent_gateway"]
+        yield AgentGateway(gateway, tap, engine, tasks)

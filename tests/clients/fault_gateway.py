@@ -15,8 +15,8 @@ import httpx
 import orjson
 from aiohttp import web
 
-from tests.clients.scripted_engine import objection_to, text_of
 from tests.clients.tap import Call, Tap
+from tests.clients.task_engine import objection_to, text_of
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 

@@ -74,7 +74,7 @@ RAISES = {
 
 ANTHROPIC_STATUS = {503: 529}
 """Statuses that the Messages API has instead."""
-_ANTHROPIC = {
+ANTHROPIC_RAISES = {
     400: "BadRequestError",
     401: "AuthenticationError",
     404: "NotFoundError",
@@ -84,11 +84,7 @@ _ANTHROPIC = {
     504: "GatewayTimeoutError",
     529: "OverloadedError",
 }
-ANTHROPIC_RAISES = {
-    "anthropic-python": _ANTHROPIC,
-    "anthropic-node": _OPENAI | {413: "APIError", 529: "InternalServerError"},
-}
-"""The class that each of Anthropic's clients makes of a status."""
+"""The class that Anthropic's clients make of a status."""
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -10,7 +10,7 @@ import pytest
 from tests.clients.agent_gateway import AgentGateway, AgentRun, run_agent
 from tests.clients.environments import node_modules
 from tests.clients.fault_gateway import RESPONSES
-from tests.clients.scripted_engine import ToolCall, Turn, text_of
+from tests.clients.task_engine import ToolCall, Turn, text_of
 from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_a_task_runs_commands(agent_gateway: AgentGateway, codex: Callable[..., 
     assert len(results) == 3
     assert all("from-the-shell" in result for result in results[:2])
     assert [receipt["status"] for receipt in agent_gateway.receipts(task)] == ["ok"] * 3
-    assert agent_gateway.scripted.rejections == []
+    assert agent_gateway.tasks.rejections == []
 
 
 def test_a_task_patches_files_with_a_custom_tool(agent_gateway: AgentGateway, codex: Callable[..., CodexRun]) -> None:
@@ -132,7 +132,7 @@ def test_a_task_patches_files_with_a_custom_tool(agent_gateway: AgentGateway, co
     assert {"custom", "function", "tool_search"} <= {tool["type"] for tool in sent}
     assert "notes.txt" in results_in(agent_gateway.requests(task)[-1])[0]
     assert [item["status"] for item in seen.items("file_change")] == ["completed"]
-    assert agent_gateway.scripted.rejections == []
+    assert agent_gateway.tasks.rejections == []
 
 
 def test_a_task_runs_a_program_of_tool_calls(agent_gateway: AgentGateway, codex: Callable[..., CodexRun]) -> None:
@@ -147,7 +147,7 @@ def test_a_task_runs_a_program_of_tool_calls(agent_gateway: AgentGateway, codex:
     assert "tools" not in call
     assert call["input"][0]["type"] == "additional_tools"
     assert "ran it" in results_in(agent_gateway.requests(task)[-1])[0]
-    assert agent_gateway.scripted.rejections == []
+    assert agent_gateway.tasks.rejections == []
 
 
 def test_the_next_turn_of_a_session_has_the_conversation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.errors import CircuitOpen, EngineOverloaded, Overloaded
+from gateway.errors import CircuitOpen, EngineOverloaded, InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
@@ -30,6 +30,8 @@ ERROR_TYPES = {
 """Anthropic's `error.type` by HTTP status."""
 OTHER_ERROR = "api_error"
 """`error.type` of other statuses."""
+THREAD_UNSUPPORTED = "thread_unsupported_request"
+"""The `error_code` after which Anthropic's SDKs send the whole conversation, without `thread`."""
 
 
 def anthropic_status(error: type[GatewayError] | GatewayError) -> int:
@@ -41,4 +43,7 @@ def anthropic_status(error: type[GatewayError] | GatewayError) -> int:
 def anthropic_error(error: GatewayError, request_id: str, status: int | None = None) -> Json:
     """Return Anthropic's error object."""
     kind = ERROR_TYPES.get(status or anthropic_status(error), OTHER_ERROR)
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    body: Json = {"type": kind, "message": error.message}
+    if isinstance(error, InvalidRequest) and error.code == THREAD_UNSUPPORTED:
+        body["details"] = {"error_code": THREAD_UNSUPPORTED}
+    return {"type": "error", "error": body, "request_id": request_id}

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.anthropic.blocks import BLOCK_TYPES, ContentBlock, Json, TextBlock
 from gateway.protocol.anthropic.content import MessagesChat
+from gateway.protocol.anthropic.errors import THREAD_UNSUPPORTED
 from gateway.protocol.anthropic.tools import (
     AnthropicTool,
     AnthropicToolChoice,
@@ -70,6 +71,7 @@ class MessagesBody(CountTokensBody, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     metadata: MessagesMetadata | None = None
     service_tier: Any = None
+    thread: Any = None
 
 
 class MessagesRequest(NamedTuple):
@@ -85,6 +87,9 @@ class MessagesRequest(NamedTuple):
 def parse_messages(raw: bytes) -> MessagesRequest:
     """Decode and check the body of a request. Raises InvalidRequest with the field."""
     body, known = _read(raw, MessagesBody, "'model', 'max_tokens' and 'messages'")
+    if known.thread is not None:
+        text = "'thread': the gateway stores no conversations. Send all messages, without 'thread'."
+        raise InvalidRequest(text, param="thread", code=THREAD_UNSUPPORTED)
     return _request(body, known, raw)
 
 

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.anthropic.errors import anthropic_error
 from gateway.protocol.anthropic.request import (
     MAX_HEADER_CHARS,
     MAX_STOPS,
@@ -316,3 +317,16 @@ def test_headers_are_short_text(value: str) -> None:
     check_header("anthropic-beta", "x" * MAX_HEADER_CHARS)
     with pytest.raises(InvalidRequest, match="'anthropic-beta'"):
         check_header("anthropic-beta", value)
+
+
+def test_a_thread_is_rejected_in_the_way_after_which_clients_send_all_messages() -> None:
+    """The tool runners of Anthropic's SDKs ask the server to store the conversation."""
+    with pytest.raises(InvalidRequest, match="Send all messages") as raised:
+        parsed(thread={"type": "create"})
+    assert raised.value.param == "thread"
+    error = anthropic_error(raised.value, "req_1")["error"]
+    assert (error["type"], error["details"]) == (
+        "invalid_request_error",
+        {"error_code": "thread_unsupported_request"},
+    )
+    assert parsed(thread=None).chat.body == BODY

@@ -1,4 +1,4 @@
-"""The scripted engine: its turns, and the requests that it rejects."""
+"""The task engine: its turns, and the requests that it rejects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.clients.scripted_engine import ScriptedEngine, ToolCall, Turn, objection_to
+from tests.clients.task_engine import TaskEngine, ToolCall, Turn, objection_to
 from tests.fakes import FakeEngine
 
 USER = {"role": "user", "content": "Please do task 7 now."}
@@ -20,9 +20,9 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "done"}
 
 def test_the_turn_is_that_of_the_conversation_whole_and_streamed() -> None:
     """The first request gets the call, the second the answer, a repeated one the same reply."""
-    scripted = ScriptedEngine()
-    scripted.scripts["task 7"] = (Turn(calls=(ToolCall("shell", {"command": "ls -la"}),)), Turn("All done."))
-    with FakeEngine(scripted.handler()).running() as engine, httpx.Client(base_url=f"{engine.url}/v1") as client:
+    tasks = TaskEngine()
+    tasks.scripts["task 7"] = (Turn(calls=(ToolCall("shell", {"command": "ls -la"}),)), Turn("All done."))
+    with FakeEngine(tasks.handler()).running() as engine, httpx.Client(base_url=f"{engine.url}/v1") as client:
 
         def ask(*messages: dict[str, Any], **more: Any) -> httpx.Response:
             body = {"model": "m", "messages": messages, "tools": [TOOL], **more}
@@ -45,7 +45,7 @@ def test_the_turn_is_that_of_the_conversation_whole_and_streamed() -> None:
         assert answered["choices"][0]["finish_reason"] == "stop"
         refused = ask(USER, RESULT)
         assert refused.status_code == 400
-        assert scripted.rejections == [refused.json()["error"]["message"]]
+        assert tasks.rejections == [refused.json()["error"]["message"]]
 
 
 def _events(text: str) -> list[dict[str, Any]]:

@@ -73,11 +73,11 @@ class Turn:
         )
 
 
-Script = tuple["Turn | Callable[[dict[str, Any]], Turn]", ...]
+TaskScript = tuple["Turn | Callable[[dict[str, Any]], Turn]", ...]
 """The turns of a task. A function gets the request's body, for a turn that depends on it."""
 
 
-class ScriptedEngine:
+class TaskEngine:
     """Plays the script of the task that a user message contains. Other requests get a short answer.
 
     The number of the turn is the number of assistant messages after that user message: a repeated request gets the
@@ -85,7 +85,7 @@ class ScriptedEngine:
     """
 
     def __init__(self) -> None:
-        self.scripts: dict[str, Script] = {}
+        self.scripts: dict[str, TaskScript] = {}
         self.word_pause_s: dict[str, float] = {}
         self.rejections: list[str] = []
         self._request_ids: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
