@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.scripted_engine import Script, ScriptedEngine
 from tests.fakes import FakeEngine, says
-from tests.gateway_process import KEY, STUDENT_ONLY, guided, model, running_gateway
+from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, guided, model, running_gateway
 from tests.readiness import wait_until_up
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 OPENING = "The answer to your question begins"
 SHOWN = OPENING.rsplit(" ", 1)[0]
 """The guidance without its last word, which may be incomplete."""
+STORES = {"Authorization": f"Bearer {OTHER_KEY}"}
+"""The key of a tenant whose responses are stored."""
 ROUTES = ("chat-student", "chat")
 
 
@@ -45,6 +47,9 @@ class ScriptedGateway:
         """Send a request whose answer follows the script. Fields of the body that are None stay in it."""
         self._engine.script = script
         return self._client.post(path, json=body, headers=headers)
+
+    def get(self, path: str, headers: dict[str, str]) -> httpx.Response:
+        return self._client.get(path, headers=headers)
 
     @property
     def engine_bodies(self) -> list[dict[str, Any]]:

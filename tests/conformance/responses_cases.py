@@ -33,6 +33,12 @@ PATCH = {
     "description": "Edit files.",
     "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"},
 }
+NAMESPACE = {
+    "type": "namespace",
+    "name": "home",
+    "description": "The house.",
+    "tools": [{"type": "function", "name": "lights", "description": "The lights.", "parameters": CITY}],
+}
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}},
@@ -130,10 +136,14 @@ CASES = [
         {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_1", "name": "apply_patch", "input": "*** Begin"},
         {"type": "custom_tool_call_output", "call_id": "call_1", "output": "Done"},
     ], "tools": [PATCH]}),
-    Case("a namespace", {"input": ASKED, "tools": [{
-        "type": "namespace", "name": "home", "description": "The house.",
-        "tools": [{key: value for key, value in function("lights").items() if key != "strict"}],
-    }, function()]}, CALLS_WEATHER),
+    Case("a namespace", {"input": ASKED, "tools": [NAMESPACE, function()]}, CALLS_WEATHER),
+    Case("a function of a namespace", {"input": ASKED, "tools": [NAMESPACE]}, Script(calls=(
+        Call("home__lights", ('{"city": ', '"Oslo"}')),))),
+    Case("the result of a function of a namespace", {"input": [
+        *ASKED,
+        {"type": "function_call", "call_id": "call_1", "namespace": "home", "name": "lights", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "on"},
+    ], "tools": [NAMESPACE]}),
     Case("additional tools", {"input": [
         {"type": "additional_tools", "role": "developer", "tools": [function()]}, *ASKED,
     ]}, CALLS_WEATHER),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conformance.conftest import STORES
 from tests.conformance.open_responses import CASES, NOT_OFFERED, SuiteCase, event_errors, response_errors
 from tests.conformance.sse import read_events
 from tests.gateway_process import OTHER_KEY
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 CHECKOUT = os.environ.get("GKT_OPEN_RESPONSES")
 MODEL = "chat-student"
-STORES = {"Authorization": f"Bearer {OTHER_KEY}"}
-"""The key of a tenant whose responses are stored."""
 PATH = "/v1/responses"
 
 

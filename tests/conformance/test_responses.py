@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
-from tests.conformance.conftest import SHOWN, ScriptedGateway
+from tests.conformance.conftest import SHOWN, STORES, ScriptedGateway
 from tests.conformance.published_schemas import document_errors, document_event_errors, members_by_type, model_errors
 from tests.conformance.responses_cases import CASES, REFUSED
 from tests.conformance.responses_grammar import FINAL, ResponsesGrammar
@@ -84,7 +84,8 @@ def items_of(response: dict[str, Any]) -> list[Item]:
             items.append(("reasoning", "".join(texts)))
         else:
             text = item["input" if item["type"] == "custom_tool_call" else "arguments"]
-            items.append((item["type"], item["call_id"], item["name"], text))
+            name = f"{namespace}__{item['name']}" if (namespace := item.get("namespace")) else item["name"]
+            items.append((item["type"], item["call_id"], name, text))
     return items
 
 
@@ -148,6 +149,20 @@ def test_each_event_follows_the_schema_and_the_grammar(scripted: ScriptedGateway
             "metadata",
         )
         assert {field: whole[field] for field in same} == {field: response[field] for field in same}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.outcome != "failed"], ids=lambda case: case.name)
+def test_a_stored_response_is_read_as_it_was_sent(scripted: ScriptedGateway, case: Case) -> None:
+    """The end of a stream, for a tenant whose responses are stored. `store: false` stores nothing."""
+    body = {**case.body, "model": "chat-student", "stream": True}
+    sent = read_events(scripted.post(PATH, body, case.script, STORES).content)[-1].data["response"]
+    check_schema(sent)
+    read = scripted.get(f"{PATH}/{sent['id']}", STORES)
+    assert sent["store"] is (case.body.get("store") is not False)
+    if sent["store"]:
+        assert read.json() == sent
+    else:
+        assert read.status_code == 404
 
 
 def test_guidance_begins_a_reply_and_a_stream(scripted: ScriptedGateway) -> None:
