@@ -39,6 +39,7 @@ _SWITCHES: dict[str, object] = {
     **dict.fromkeys(("cache", "model_fallbacks", "context_window_fallbacks", "default_fallbacks"), None),
     **dict.fromkeys(("suppress_debug_info", "turn_off_message_logging", "disable_streaming_logging"), True),
     **dict.fromkeys(("disable_hf_tokenizer_download", "disable_end_user_cost_tracking", "user_url_validation"), True),
+    "disable_stop_sequence_limit": True,  # otherwise all stop strings after the fourth are dropped
     # LiteLLM must not invent counts: the gateway estimates missing counts and marks them as estimates.
     "disable_token_counter": True,
     "disable_add_prefix_to_prompt": True,  # otherwise Anthropic's replies repeat the prefill
