@@ -58,6 +58,7 @@ class SeamJoin:
         initial_text: the part of the guidance that may be emitted at once; empty with `written_again`. The rest may
             begin a stop string.
         stopped: whether a stop string was found: the answer up to it was emitted, and later text is dropped.
+        stopped_by: the stop string that was found; None: none was.
         echoed: whether the student repeated the guidance. The repetition was dropped, except with `written_again`.
         restarted: whether the student was to write the guidance again and did not, so that its own text is the answer.
             False while that is undecided; it is decided by `finish` at the latest.
@@ -87,6 +88,7 @@ class SeamJoin:
         self._held = ""  # text that may begin a stop string
         self._reach = 0  # the number of held characters before the student's own text
         self.stopped = self.echoed = self.restarted = False
+        self.stopped_by: str | None = None
         self.initial_text = "" if written_again else lead + self._pass_on(guidance, foreign_chars=len(guidance))
         self._sent = sent[len(self.initial_text) :]
 
@@ -151,7 +153,7 @@ class SeamJoin:
             self._reach = len(text)
         found = first_stop(text, self._stop, begins_before=self._reach)
         if found is not None:
-            self.stopped = True
+            self.stopped, self.stopped_by = True, text[slice(*found)]
             self._held, self._reach = "", 0
             return text[: found[0]]
         safe = possible_stop(text, self._stop, begins_before=self._reach)

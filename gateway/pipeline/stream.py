@@ -118,7 +118,9 @@ class StreamRelay:
             if held:
                 chunks.append(self._first_choice_chunk(held))
         self.finish_reason = reason or "stop"
-        chunks.append(self._chunk([_choice({}, self.finish_reason)]))
+        choice = _choice({}, self.finish_reason)
+        _name_stop(choice, self._seam)
+        chunks.append(self._chunk([choice]))
         return chunks
 
     def usage_chunk(self, usage: Json, facts: Json) -> Json:
@@ -146,6 +148,8 @@ class StreamRelay:
             self._roles[index] = role
         if finish_reason is None and not has_content:
             return None
+        if finish_reason is not None and index == 0:
+            _name_stop(choice, self._seam)
         if index not in self._roles_sent:
             self._roles_sent.add(index)
             delta = _first_delta(self._roles.get(index, "assistant"), delta)
@@ -177,6 +181,13 @@ def join_reply(reply: Json, seam: SeamJoin, reasoning_filter: ReasoningFilter | 
     finish_reason = choice.get("finish_reason") or "stop"
     choice["finish_reason"] = _join(seam, reasoning_filter, choice["message"], finish_reason)
     choice["message"]["content"] = seam.initial_text + (choice["message"].get("content") or "")
+    _name_stop(choice, seam)
+
+
+def _name_stop(choice: Json, seam: SeamJoin | None) -> None:
+    """Add the stop string that was found across the seam, in the field in which vLLM reports its own."""
+    if seam is not None and seam.stopped_by is not None:
+        choice["stop_reason"] = seam.stopped_by
 
 
 def _join(

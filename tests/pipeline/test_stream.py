@@ -333,3 +333,19 @@ def test_a_complete_reply_is_joined_like_a_stream(seam: SeamJoin, student_text: 
     join_reply(answer, seam)
     choice = answer["choices"][0]
     assert (choice["message"], choice["finish_reason"]) == ({"role": "assistant", "content": joined}, finish)
+
+
+def test_a_stop_string_across_the_seam_is_named() -> None:
+    """The engine cannot report it, because its beginning is in the guidance."""
+    seam = SeamJoin("Because E", echo=False, stop=["END", "E!"])
+    received = relayed_chunks(relay(), STUDENTS_ROLE, says("ND"), seam=seam)
+    assert received[-1]["choices"][0] | {"logprobs": None} == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "stop",
+        "stop_reason": "END",
+    }
+    reply: dict[str, Any] = {"choices": [{"message": {"content": "ND"}, "finish_reason": "length"}]}
+    join_reply(reply, SeamJoin("Because E", echo=False, stop=["END", "E!"]))
+    assert reply["choices"] == [{"message": {"content": "Because "}, "finish_reason": "stop", "stop_reason": "END"}]
