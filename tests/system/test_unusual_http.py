@@ -164,6 +164,12 @@ def test_the_routes_are_the_reviewed_ones() -> None:
     assert {(route.method, route.path) for route in ROUTES} == {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("GET", "/v1/responses/{id}"),
+        ("DELETE", "/v1/responses/{id}"),
+        ("GET", "/v1/responses/{id}/input_items"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
         ("POST", "/v1/embeddings"),
         ("POST", "/v1/guidance"),
         ("POST", "/v1/guidance/usage"),
