@@ -226,7 +226,9 @@ class ChatMessages:
         if isinstance(content, str):
             return content
         parts = [self._part(part, f"{at}[{index}]") for index, part in enumerate(_list(content, at))]
-        return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+        if len(parts) <= 1 and all(part["type"] == "text" for part in parts):
+            return parts[0]["text"] if parts else ""  # chats reject an empty list
+        return parts
 
     def _part(self, part: Any, at: str) -> Json:
         kind = _object(part, at).get("type")

@@ -97,13 +97,14 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=500, deadline=None)
 @given(bodies())
 @example({"model": "chat", "input": [{"type": {}}]})
+@example({"model": "chat", "input": [{"role": "user", "content": []}]})
 def test_any_body_is_rejected_or_becomes_a_chat(body: dict[str, Any]) -> None:
     """No other exception is raised. The error names a field of the body."""
     history = [_ITEMS[0], _ITEMS[4], _ITEMS[7], _ITEMS[12]]
     try:
         request = parse_responses(orjson.dumps(body))
-        if request.previous_response_id is not None:
-            request = request.with_history(history)
+        if request.needs_stored:
+            request = request.with_items([*history, *request.items], request.size_bytes)
         chat = request.chat()
     except (InvalidRequest, NotFound) as error:
         refused: GatewayError = error

@@ -123,6 +123,7 @@ def test_parameters_become_those_of_a_chat(fields: dict[str, Any], expected: dic
     [
         ([{"role": "user", "content": "a"}], [said("user", "a")]),
         ([{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}], [said("user", "a")]),
+        ([{"role": "user", "content": []}], [said("user", "")]),
         (
             [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
             [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
