@@ -20,6 +20,11 @@ _CONTENT = ("messages", "input", "prompt")  # the field with the caller's conten
 _ANTHROPIC = frozenset({"system", "stop_sequences", "anthropic_version", "anthropic_beta"})
 ANTHROPIC_PARTS = frozenset({"tool_use", "tool_result"})
 """Types of content parts that only Anthropic's Messages API has."""
+_CHAT = frozenset(
+    {"max_completion_tokens", "frequency_penalty", "presence_penalty", "response_format", "stream_options", "functions",
+     "logprobs", "top_logprobs", "n", "seed", "stop", "parallel_tool_calls", "reasoning_effort"}
+)  # fmt: skip
+_CHAT_ROLES = frozenset({"developer", "tool", "function"})
 _EMBEDDING = frozenset({"encoding_format", "dimensions"})
 _RESPONSE = frozenset(
     {"instructions", "max_output_tokens", "previous_response_id", "reasoning", "text", "include", "stream", "tools"}
@@ -29,16 +34,33 @@ _RESPONSE = frozenset(
 def missing_content(body: Mapping[str, Any], fields: Collection[str]) -> InvalidRequest | None:
     """Return the error for a body without the content of its endpoint, but with that of another endpoint.
 
-    `fields` are the fields of the endpoint. None: the body has its content, or no other endpoint is recognized.
+    `fields` are the fields of the endpoint. None: no other endpoint is recognized. In chats and in Anthropic's API the
+    content has the same name. There the error is about the limit, which only Anthropic's API requires.
     """
     missing = next((name for name in _CONTENT if name in fields), None)
-    if missing is None or body.get(missing) is not None:
+    if missing is None:
         return None
+    if body.get(missing) is not None:
+        return _chat_at_messages(body) if "stop_sequences" in fields else None
     found = next((name for name in _CONTENT if body.get(name) is not None), None)
     if found is None:
         return None
     target = _target(body, found)
     return InvalidRequest(f"'{missing}' is required. A body with '{found}' goes to {target}.", param=missing)
+
+
+def _chat_at_messages(body: Mapping[str, Any]) -> InvalidRequest | None:
+    """Return the error for a chat of OpenAI's API without the field that Anthropic's API requires."""
+    if body.get("max_tokens") is not None:
+        return None
+    tools, messages = _objects(body.get("tools")), _objects(body["messages"])
+    if (
+        _CHAT.isdisjoint(body)
+        and not any("function" in tool for tool in tools)
+        and not any(str(message.get("role")) in _CHAT_ROLES for message in messages)
+    ):
+        return None
+    return InvalidRequest(f"'max_tokens' is required. A body in OpenAI's format goes to {CHAT}.", param="max_tokens")
 
 
 def _target(body: Mapping[str, Any], content: str) -> str:

@@ -106,6 +106,35 @@ def test_malformed_messages_are_no_sign_of_another_api(messages: Any) -> None:
     assert error.message.endswith("goes to /v1/chat/completions.")
 
 
+MESSAGES_FIELDS = ("model", "messages", "max_tokens", "system", "stop_sequences")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT,
+        {"messages": [USER], "response_format": {"type": "json_object"}},
+        {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"messages": [{"role": "developer", "content": "Be brief."}, USER]},
+        {"messages": [USER, {"role": "tool", "tool_call_id": "call_1", "content": "4"}]},
+    ],
+)
+def test_a_chat_without_the_limit_that_the_messages_api_requires_names_the_endpoint_of_chats(
+    body: dict[str, Any],
+) -> None:
+    error = missing_content(body, MESSAGES_FIELDS)
+    assert error is not None
+    assert error.param == "max_tokens"
+    assert error.message == "'max_tokens' is required. A body in OpenAI's format goes to /v1/chat/completions."
+    assert missing_content({**body, "max_tokens": 9}, MESSAGES_FIELDS) is None
+    assert missing_content(body, ("messages", "max_tokens")) is None
+
+
+@pytest.mark.parametrize("messages", [[USER], [5], 5, [{"role": {}}], [{"role": "system", "content": "Be brief."}]])
+def test_messages_of_either_api_name_no_endpoint(messages: Any) -> None:
+    assert missing_content({"messages": messages, "tools": [{"name": "f"}]}, MESSAGES_FIELDS) is None
+
+
 @pytest.mark.parametrize("kind", ["tool_use", "tool_result"])
 def test_a_chat_with_parts_of_anthropics_api_names_its_endpoint(kind: str) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind}]}
