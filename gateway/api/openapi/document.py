@@ -16,7 +16,7 @@ from gateway.api.keys import StaticDocument
 from gateway.api.models import ANTHROPIC_VERSION
 from gateway.api.openapi.anthropic_shapes import AnthropicErrorReply
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
-from gateway.api.openapi.shapes import ErrorReply
+from gateway.api.openapi.shapes import ErrorReply, ResponseEvent
 from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
@@ -214,7 +214,11 @@ def _content(operation: Operation, *, of_anthropic: bool) -> Json:
     if operation.anthropic_reply is not None:
         content["application/json"]["schema"] = {"anyOf": [_ref(operation.reply), _ref(operation.anthropic_reply)]}
     if operation.event is not None:
-        schema = _message_event(operation.event) if of_anthropic else _event(operation.event)
+        schema = _event(operation.event)
+        if of_anthropic:
+            schema = _named_event(operation.event, AnthropicErrorReply)
+        elif operation.event is ResponseEvent:
+            schema = _named_event(operation.event)
         content["text/event-stream"] = {"schema": schema}
     return content
 
@@ -229,12 +233,9 @@ def _event(data: type[msgspec.Struct]) -> Json:
     }
 
 
-def _message_event(data: type[msgspec.Struct]) -> Json:
-    """Return the schema of one event of Anthropic's API, whose name is the `type` of its data."""
-    content: Json = {
-        "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [_ref(data), _ref(AnthropicErrorReply)]},
-    }
+def _named_event(*data: type[msgspec.Struct]) -> Json:
+    """Return the schema of one event whose name is the `type` of its data. Its stream has no `[DONE]`."""
+    content: Json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, data)]}}
     properties = {"event": {"type": "string"}, "data": {"type": "string", **content}}
     return {"type": "object", "properties": properties, "required": ["event", "data"]}
 

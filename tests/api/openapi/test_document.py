@@ -98,6 +98,19 @@ def test_every_error_is_documented_with_status_and_retry() -> None:
     assert all(f"`{label}`" not in entry["description"] for label in never for entry in refusals.values())
 
 
+def test_only_streams_with_done_promise_it() -> None:
+    """Events of the Responses and Messages APIs have names instead, and a last event of their own."""
+    streams = {
+        path: entry["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        for (_, path), entry in operations().items()
+        if "text/event-stream" in entry["responses"]["200"].get("content", {})
+    }
+    named = {path for path, schema in streams.items() if "event" in schema["required"]}
+    assert named == {"/v1/responses", "/v1/messages"}
+    assert all(("[DONE]" in json.dumps(schema)) == (path not in named) for path, schema in streams.items())
+    assert "ErrorReply" not in json.dumps(streams["/v1/responses"])
+
+
 def test_every_fact_of_a_receipt_has_its_header() -> None:
     """The names are those of the code that writes the headers."""
     source = page("gateway/accounting/receipt.py").partition("def facts")[2].partition("_DECODER")[0]
