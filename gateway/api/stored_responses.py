@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 from aiohttp import web
@@ -16,11 +16,11 @@ from gateway.api.keys import STORED_RESPONSES
 from gateway.engines.reply_json import encoded
 from gateway.errors import InvalidRequest
 from gateway.protocol.responses.items import unknown_item
-from gateway.protocol.responses.stored_items import StoredInput, item_list, read_page, response_of_item
+from gateway.protocol.responses.stored_items import MAX_PAGE, StoredInput, item_list, read_page, response_of_item
 from gateway.stored_responses.redis_responses import StoredResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.api.completions import CompletionPipeline
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from gateway.protocol.responses.events import ResponseWriter
     from gateway.protocol.responses.request import ResponsesRequest
 
+_T = TypeVar("_T")
+
 _MAX_READS = 20  # stored responses for one request
 
 INPUT_ITEMS_QUERY: dict[str, tuple[str, Json]] = {
-    "limit": ("Number of items, 1 to 100. The default is 20.", {"type": "integer"}),
+    "limit": ("Number of items. The default is 20.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}),
     "order": ("asc: oldest first. The default is desc.", {"enum": ["asc", "desc"]}),
     "after": ("Id of the item after which the page begins.", {"type": "string"}),
 }
@@ -48,7 +50,6 @@ INPUT_ITEMS_QUERY: dict[str, tuple[str, Json]] = {
 async def with_stored_input(request: web.Request, caller: Caller, parsed: ResponsesRequest) -> ResponsesRequest:
     """Return a request with the stored items that its input refers to. Raises GatewayErrors."""
     store, policy, stored_input = request.app[STORED_RESPONSES], caller.policy, StoredInput(parsed)
-    connection, decoder = connection_of(request), request.app[BODY_DECODER]
     stored = None
     if parsed.previous_response_id is not None:
         stored = await store.previous(policy, parsed.previous_response_id)
@@ -56,7 +57,7 @@ async def with_stored_input(request: web.Request, caller: Caller, parsed: Respon
         if stored is None and (stored := await store.find(policy, response_of_item(stored_input.missing))) is None:
             break
         parts = [stored.response, b"\n", stored.items]
-        completed = await decoder.decode(policy.tenant, parts, stored_input.add, connection)
+        completed = await _decoded(request, policy, parts, stored_input.add)
         if completed is not None:
             return completed
         stored = None
@@ -137,10 +138,16 @@ async def list_input_items(request: web.Request) -> web.Response:
     policy, response_id = authenticate(request).policy, request.match_info["id"]
     page = read_page(request.query)
     stored = await request.app[STORED_RESPONSES].get(policy, response_id)
-    body = await request.app[BODY_DECODER].decode(
-        policy.tenant, [stored.items], lambda items: item_list(items, response_id, page), connection_of(request)
-    )
-    return _json(body)
+    return _json(await _decoded(request, policy, [stored.items], lambda items: item_list(items, response_id, page)))
+
+
+async def _decoded(request: web.Request, policy: TenantPolicy, parts: list[bytes], parse: Callable[[bytes], _T]) -> _T:
+    """Decode stored JSON as a body of the tenant's: a large one in its turn. Raises what `parse` raises, Overloaded."""
+    connection = connection_of(request)
+    try:
+        return await request.app[BODY_DECODER].decode(policy.tenant, parts, parse, connection)
+    finally:
+        connection.body_ended()
 
 
 def _json(body: bytes) -> web.Response:

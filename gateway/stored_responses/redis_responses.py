@@ -55,9 +55,11 @@ class RedisResponses:
     ) -> SaveResult:
         """Store a response under a new id, and delete the tenant's oldest responses beyond the limit."""
         raw = b"%b\n%b" % (stored.response, stored.items)  # encoded JSON has no line feeds
-        if len(raw) > rule.max_response_bytes or _has_too_many_values(stored.items):
+        if len(raw) > rule.max_response_bytes:
             return "too_large"
         packed = _pack(raw) if len(raw) <= _INLINE_BYTES else await asyncio.to_thread(_pack, raw)
+        if packed is None:
+            return "too_large"
         keys = self._keys.stored_response(tenant, response_id)
         size, ttl_ms = len(packed) + _OVERHEAD_BYTES, round(1000 * rule.ttl_s)
         arguments = (response_id, packed, ttl_ms, size, rule.max_total_bytes, _prefix(keys, response_id))
@@ -72,7 +74,7 @@ class RedisResponses:
         packed: Any = await self._redis.get(self._keys.stored_response(tenant, response_id).response)
         if packed is None:
             return None
-        raw = _unpack(packed) if len(packed) <= _INLINE_BYTES else await asyncio.to_thread(_unpack, packed)
+        raw = _unpack(packed) if _size(packed) <= _INLINE_BYTES else await asyncio.to_thread(_unpack, packed)
         response, _, items = raw.partition(b"\n")
         return StoredResponse(response, items)
 
@@ -87,15 +89,18 @@ def _prefix(keys: StoredResponseKeys, response_id: str) -> str:
     return keys.response.removesuffix(response_id)
 
 
-def _has_too_many_values(items: bytes) -> bool:
-    """Return whether the items have more JSON values than a request may have."""
-    return len(items) > MAX_VALUES and count_values(items, MAX_VALUES)[1] > MAX_VALUES
-
-
-def _pack(raw: bytes) -> bytes:
+def _pack(raw: bytes) -> bytes | None:
+    """Return the value for Redis; None if the content has more JSON values than a request may have."""
     if len(raw) < _MIN_COMPRESSED_BYTES:
         return _PLAIN + raw
+    if len(raw) > MAX_VALUES and count_values(raw, MAX_VALUES)[1] > MAX_VALUES:
+        return None
     return _COMPRESSED + zstandard.ZstdCompressor(_LEVEL).compress(raw)
+
+
+def _size(packed: bytes) -> int:
+    """Return the size of the content of a value."""
+    return zstandard.frame_content_size(packed[1:]) if packed[:1] == _COMPRESSED else len(packed) - 1
 
 
 def _unpack(packed: bytes) -> bytes:

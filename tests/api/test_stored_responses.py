@@ -196,6 +196,18 @@ def test_input_items_have_the_whole_conversation_in_pages(world: World) -> None:
     assert [item.id for item in oldest_first] == [item.id for item in reversed(items)]
 
 
+def test_a_conversation_that_takes_long_to_decode_is_continued_as_any_other(world: World) -> None:
+    """Its many commas look like many values, so that it is decoded in the tenant's turn."""
+    text = "a," * 12_000
+    first = world.acme.responses.create(model=MODEL, input=text)
+    for _ in range(2):
+        second = world.acme.responses.create(model=MODEL, input="two", previous_response_id=first.id, store=False)
+        assert second.output_text == f"user: {text} | assistant: {first.output_text} | user: two"
+        (item,) = world.acme.responses.input_items.list(first.id).data
+        assert item.type == "message"
+        assert item.content[0].text == text  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"order": "up"}, "order"), ({"after": "msg_x"}, "after")],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.responses.request import ResponsesRequest
 
-_MAX_PAGE, _DEFAULT_PAGE = 100, 20
+MAX_PAGE, _DEFAULT_PAGE = 100, 20
 _MAX_READ_BYTES = 16_000_000  # of stored responses for one request
 _MAX_DIGITS = 4  # of `limit`
 _PREFIXES = {"message": "msg", "function_call": "fc", "reasoning": "rs", "custom_tool_call": "ctc"}
@@ -34,8 +34,8 @@ class ItemPage(Record, frozen=True):
 def read_page(query: Mapping[str, str]) -> ItemPage:
     """Return the page of a query string. Raises InvalidRequest with the parameter."""
     limit, order = query.get("limit", str(_DEFAULT_PAGE)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:_MAX_DIGITS]) <= _MAX_PAGE):
-        raise InvalidRequest(f"'limit' must be a number from 1 to {_MAX_PAGE}.", param="limit")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:_MAX_DIGITS]) <= MAX_PAGE):
+        raise InvalidRequest(f"'limit' must be a number from 1 to {MAX_PAGE}.", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order' must be asc or desc.", param="order")
     return ItemPage(int(limit), order == "desc", query.get("after"))
