@@ -115,6 +115,7 @@ CASES = [
     Case("a stop sequence that is not found", body(stop_sequences=["###"])),
     Case("a filter", body(), Script(("Hello",), finish="content_filter")),
     Case("a refusal", body(), Script(refusal=("I", " cannot."), dialect="openai")),
+    Case("an answer in parts", body(), Script(("Hello", " there", "."), in_parts=True)),
     Case("an empty answer", body(), Script()),
     Case("an answer of one space", body(), Script((" ",), dialect="openai")),
     Case("a long answer", body(max_tokens=10_000), Script(LONG)),

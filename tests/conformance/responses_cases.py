@@ -172,6 +172,7 @@ CASES = [
          "incomplete"),
     Case("a filter", {"input": "Hello?"}, Script(("Hello",), finish="content_filter"), "incomplete"),
     Case("a refusal", {"input": "Hello?"}, Script(refusal=("I", " cannot."), dialect="openai")),
+    Case("an answer in parts", {"input": "Hello?"}, Script(("Hello", " there", "."), in_parts=True)),
     Case("an empty answer", {"input": "Hello?"}, Script()),
     Case("an answer of one space", {"input": "Hello?"}, Script((" ",), dialect="openai")),
     Case("a long answer", {"input": "Hello?"}, Script(LONG)),

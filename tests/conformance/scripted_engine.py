@@ -39,6 +39,7 @@ class Script:
         stop_text: vLLM's `stop_reason`, the stop text that was found.
         failure: how the call fails; a stream fails after its pieces.
         dialect: OpenAI's chunks have null fields, vLLM's have an empty first text.
+        in_parts: whether text is a list of content parts, as Mistral's reasoning models write it.
         chunking: of tool calls. Some engines send a whole call in one chunk, or pieces of several calls.
     """
 
@@ -53,6 +54,7 @@ class Script:
     stop_text: str | None = None
     failure: Failure | None = None
     dialect: Literal["vllm", "openai"] = "vllm"
+    in_parts: bool = False
     chunking: Literal["pieces", "whole", "interleaved"] = "pieces"
 
     @property
@@ -69,7 +71,7 @@ class Script:
 
     def message(self) -> dict[str, Any]:
         """Return the message of a JSON reply."""
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) if self.text else None}
+        message: dict[str, Any] = {"role": "assistant", "content": self._content(*self.text) if self.text else None}
         if self.reasoning:
             message[self.reasoning_field] = "".join(self.reasoning)
         if self.refusal:
@@ -81,6 +83,9 @@ class Script:
             ]
         return message
 
+    def _content(self, *pieces: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": piece} for piece in pieces] if self.in_parts else "".join(pieces)
+
     def deltas(self) -> Iterator[dict[str, Any]]:
         """Return the deltas of a stream."""
         if self.dialect == "vllm":
@@ -88,7 +93,7 @@ class Script:
         else:
             yield {"role": "assistant", "content": None, "refusal": None}
         yield from ({self.reasoning_field: piece} for piece in self.reasoning)
-        yield from ({"content": piece} for piece in self.text)
+        yield from ({"content": self._content(piece)} for piece in self.text)
         yield from ({"refusal": piece} for piece in self.refusal)
         yield from self._call_deltas()
 

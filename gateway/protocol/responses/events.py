@@ -104,7 +104,8 @@ class ResponseWriter:
             choice = choices[0]
             delta = choice["delta"]
             content = delta.get("content")
-            if content and len(delta) == 1 and not choice.get("logprobs") and not choice.get("finish_reason"):
+            only_text = content and isinstance(content, str) and len(delta) == 1
+            if only_text and not choice.get("logprobs") and not choice.get("finish_reason"):
                 texts.append(content)
                 continue
             self._write_texts(texts)
