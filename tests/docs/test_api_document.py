@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +18,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.api.openapi.document import document
 from gateway.api.routes import ROUTES
+from gateway.protocol.anthropic.tools import CLIENT_TOOL_PATTERN
 from gateway.protocol.field_names import FORBIDDEN_FIELDS, REFUSED
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
@@ -116,12 +118,18 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_client_tool(kind: Any) -> bool:
+    return isinstance(kind, str) and re.search(CLIENT_TOOL_PATTERN, kind) is not None
+
+
 def _adapt_to_tgi(case: schemathesis.Case) -> None:
     """Adapt a request for the teacher, whose protocol takes few fields of a prompt, and not all values of a chat's."""
     if case.path == "/v1/completions":
         del case.headers["x-gkt-mode"]
     elif case.path == "/v1/chat/completions" and isinstance(case.body, dict):
         case.body = {name: part for name, part in case.body.items() if name not in TGI_REFUSES}
+    elif case.path == "/v1/messages" and isinstance(case.body, dict):
+        case.body = {name: part for name, part in case.body.items() if name not in ("output_config", "output_format")}
 
 
 def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Session) -> None:
@@ -154,6 +162,11 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         # It has no calendar either, and no list of words in one text.
         fine = {"since": "1h", "until": "", "by": "mode,key", "model": ""}
         case.query = {name: fine.get(name, value) if _is_text(value) else value for name, value in case.query.items()}
+    if case.path == "/v1/messages" and isinstance(case.body, dict) and isinstance(case.body.get("tools"), list):
+        # The engine is no model of Anthropic, and does not know the tools that Anthropic defines.
+        case.body["tools"] = [
+            tool for tool in case.body["tools"] if not (isinstance(tool, dict) and is_client_tool(tool.get("type")))
+        ]
     # It calls again without a key. The key is checked before the body, so it need not do so for each value of a field.
     of_a_field = case.meta is not None and case.meta.phase.name is TestPhase.COVERAGE
     response = case.call_and_validate(

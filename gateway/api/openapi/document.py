@@ -14,6 +14,7 @@ from aiohttp import web
 from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers, is_messages
 from gateway.api.keys import StaticDocument
 from gateway.api.models import ANTHROPIC_VERSION
+from gateway.api.openapi.anthropic_rules import ANTHROPIC_RULES
 from gateway.api.openapi.anthropic_shapes import AnthropicErrorReply
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.shapes import ErrorReply, ResponseEvent
@@ -108,6 +109,7 @@ RULES: dict[str, Json] = {
             },
         ]
     },
+    **ANTHROPIC_RULES,
     "UsageBody": {"allOf": [_UNKNOWN_REF]},
     "OfflineBody": {"allOf": [_UNKNOWN_REF]},
     "EmbeddingsBody": {

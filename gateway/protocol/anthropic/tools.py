@@ -13,8 +13,9 @@ from gateway.protocol.anthropic.blocks import Json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Tools whose schema only Anthropic's models know, and that the caller runs. Other types run at Anthropic.
-_KNOWN_TO_CLAUDE = re.compile(r"(?:bash|text_editor|computer|memory)_\d{8}")
+CLIENT_TOOL_PATTERN = r"^(bash|text_editor|computer|memory)_[0-9]{8}$"
+"""Types of tools whose schema only Anthropic's models know, and that the caller runs. Other types run at Anthropic."""
+_CLIENT_TOOL = re.compile(CLIENT_TOOL_PATTERN)
 _EMPTY_SCHEMA: Json = {"type": "object", "properties": {}}
 
 
@@ -44,7 +45,7 @@ def chat_tools(tools: Sequence[AnthropicTool], raw_tools: Sequence[Json]) -> lis
     for index, (tool, raw) in enumerate(zip(tools, raw_tools, strict=True)):
         if tool.type in (None, "custom"):
             converted.append(_function(tool, index))
-        elif _KNOWN_TO_CLAUDE.fullmatch(tool.type or ""):
+        elif _CLIENT_TOOL.fullmatch(tool.type or ""):
             converted.append(raw)
         elif tool.type == "function":
             at = f"tools[{index}].type"
