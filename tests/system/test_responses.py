@@ -282,7 +282,7 @@ def test_a_large_body_is_decoded(gate: GatewayProcess, engine: FakeEngine) -> No
     ("fields", "status", "code", "param"),
     [
         ({"previous_response_id": "resp_1"}, 404, "previous_response_not_found", "previous_response_id"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, 404, "not_found", "input[0].id"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, 404, "not_found", "input"),
         ({"tools": [{"type": "web_search"}]}, 400, None, "tools[0].type"),
         ({"tool_choice": "required"}, 400, None, "tool_choice"),
         ({"input": [{"role": "user", "content": [{"type": "text"}]}]}, 400, None, "input[0].content[0].type"),
