@@ -15,7 +15,7 @@ from openai import OpenAI
 from redis import Redis
 
 from gateway.local.redis import EmbeddedRedis
-from tests.fakes import FakeEngine, reply, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
 from tests.redis_faults import paused
 
@@ -32,6 +32,12 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "obje
 async def _answers(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """Answer with the texts of all messages, or call the tool if the last message asks for the weather."""
     texts = [f"{message['role']}: {message.get('content') or 'calls'}" for message in body["messages"]]
+    if texts[-1] == "user: break off":
+        broken = await begin_events(request)
+        await broken.write(event(chunk({"content": "some"})))
+        assert request.transport is not None
+        request.transport.close()
+        return broken
     if body["messages"][-1]["content"] == "weather?":
         call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
         answer = reply("")
@@ -177,6 +183,14 @@ def test_an_incomplete_response_is_stored_as_well(world: World) -> None:
     assert world.acme.responses.retrieve(first.id).status == "incomplete"
     second = world.acme.responses.create(model=MODEL, input="go on", previous_response_id=first.id)
     assert second.output_text == "user: too long | assistant: user: too long | user: go on"
+
+
+def test_a_failed_response_is_not_stored(world: World) -> None:
+    with world.acme.responses.create(model=MODEL, input="break off", stream=True) as events:
+        last = list(events)[-1]
+    assert last.type == "response.failed"
+    with pytest.raises(openai.NotFoundError):
+        world.acme.responses.retrieve(last.response.id)
 
 
 def test_input_items_have_the_whole_conversation_in_pages(world: World) -> None:
