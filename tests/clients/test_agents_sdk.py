@@ -102,10 +102,13 @@ def test_a_cancelled_stream_ends_the_request(agents: ClientRun, fault_gateway: F
     assert fault_gateway.receipt(agents.calls("cancelled")[0])["status"] == "client_gone"
 
 
-@pytest.mark.parametrize("scenario", ["breaks", "ends_early", "wire_cut"])
-def test_a_broken_stream_raises(agents: ClientRun, scenario: str) -> None:
+@pytest.mark.parametrize(
+    ("scenario", "raised"),
+    [("breaks", "ModelBehaviorError"), ("ends_early", "ModelBehaviorError"), ("wire_cut", "APIConnectionError")],
+)
+def test_a_broken_stream_raises(agents: ClientRun, scenario: str, raised: str) -> None:
     """The received words, then an exception. No retry."""
     seen = agents.saw(scenario)
-    assert seen["broke"] is not None
+    assert seen["broke"]["raised"] == raised
     assert scenario == "wire_cut" or "".join(seen["texts"]) == " two words"
     assert len(agents.calls(scenario)) == 1

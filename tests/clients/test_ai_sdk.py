@@ -92,11 +92,17 @@ def test_an_aborted_stream_ends_the_request(ai_sdk: ClientRun, fault_gateway: Fa
     assert fault_gateway.receipt(ai_sdk.calls("aborted")[0])["status"] == "client_gone"
 
 
-@pytest.mark.parametrize("scenario", ["breaks", "ends_early", "wire_cut"])
-def test_a_broken_stream_has_an_error(ai_sdk: ClientRun, scenario: str) -> None:
-    """The received words, then an error part. No retry."""
+@pytest.mark.parametrize(
+    ("scenario", "raised", "finish"),
+    [
+        ("breaks", "AI_StreamProviderError", "error"),
+        ("ends_early", "AI_StreamProviderError", "error"),
+        ("wire_cut", "AI_APICallError", None),
+    ],
+)
+def test_a_broken_stream_has_an_error(ai_sdk: ClientRun, scenario: str, raised: str, finish: str | None) -> None:
+    """The received words, then a part `error`; the stream of a closed connection raises. No retry."""
     seen = ai_sdk.saw(scenario)
-    assert seen["broke"] is not None
-    assert seen["finish"] in {None, "error"}
+    assert (seen["broke"]["raised"], seen["finish"]) == (raised, finish)
     assert scenario == "wire_cut" or "".join(seen["texts"]) == " two words"
     assert len(ai_sdk.calls(scenario)) == 1

@@ -11,9 +11,11 @@ import httpx
 import orjson
 import pytest
 
+from gateway.config.settings import check_settings
 from tests.clients.environments import HERE, node_modules, python_environment
 from tests.clients.programs import run
 from tests.clients.refusals import RAISES, REFUSALS, TRIES
+from tests.config.test_cors import MODEL
 from tests.docs.test_docs import page
 from tests.gateway_process import KEY, GatewayProcess
 
@@ -97,6 +99,15 @@ def test_llm(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
     assert re.search(r"Token usage: \d+ input, 80 output", done.stderr)
 
 
+def test_the_configuration_for_web_pages_is_valid(tmp_path: Path) -> None:
+    """The block on origins is a part of config.yaml."""
+    (tmp_path / "config.yaml").write_text(MODEL + BLOCKS["config.yaml"])
+    settings, _, issues = check_settings(tmp_path / "config.yaml", {})
+    assert issues == []
+    assert settings is not None
+    assert settings.server.cors is not None
+
+
 def test_every_program_on_the_page_is_run() -> None:
     """Every block of a program or its configuration has a name, and a test that runs it."""
     programs = re.findall(r"^```(?:python|js|sh|yaml)$", PAGE, re.MULTILINE)
@@ -113,9 +124,22 @@ def test_the_versions_on_the_page_are_those_that_are_tested() -> None:
         ("OpenAI for Python", "openai"): version("openai"),
         ("OpenAI for Node.js", "openai"): node["openai"],
         ("LiteLLM", "litellm"): version("litellm"),
+        ("AI SDK", "ai"): node["ai"],
+        ("Anthropic for Python", "anthropic"): version("anthropic"),
+        ("Anthropic for Node.js", "@anthropic-ai/sdk"): node["@anthropic-ai/sdk"],
     }
-    for client, package in (("LangChain", "langchain-openai"), ("llm", "llm")):
-        found = re.search(rf"^{package}==(\S+)", (HERE / f"{client.lower()}.lock").read_text("utf-8"), re.MULTILINE)
+    for client, package, folder in (
+        ("Codex CLI", "@openai/codex", "codex"),
+        ("Claude Code", "@anthropic-ai/claude-code", "claude_code"),
+    ):
+        locked[client, package] = orjson.loads((HERE / folder / "package.json").read_bytes())["dependencies"][package]
+    for client, package, lock in (
+        ("LangChain", "langchain-openai", "langchain"),
+        ("llm", "llm", "llm"),
+        ("OpenAI Agents SDK", "openai-agents", "agents_sdk"),
+        ("pydantic-ai", "pydantic-ai-slim", "pydantic_ai"),
+    ):
+        found = re.search(rf"^{package}==(\S+)", (HERE / f"{lock}.lock").read_text("utf-8"), re.MULTILINE)
         assert found is not None
         locked[client, package] = found[1]
     rows = re.findall(r"^\| \[(.+?)\]\(#.+?\) \| `(.+?)` (\S+) \|", PAGE, re.MULTILINE)

@@ -98,10 +98,13 @@ def test_a_stream_that_the_client_closes_ends_the_request(pydantic_ai: ClientRun
     assert fault_gateway.receipt(pydantic_ai.calls("cancelled")[0])["status"] == "client_gone"
 
 
-@pytest.mark.parametrize("scenario", ["breaks", "ends_early", "wire_cut"])
-def test_a_broken_stream_has_no_finish_reason_stop(pydantic_ai: ClientRun, scenario: str) -> None:
-    """The received words, then an exception or an error as the reason. No retry."""
+@pytest.mark.parametrize(
+    ("scenario", "raised"),
+    [("breaks", "ModelServerError"), ("ends_early", "ModelServerError"), ("wire_cut", "ModelConnectionError")],
+)
+def test_a_broken_stream_raises(pydantic_ai: ClientRun, scenario: str, raised: str) -> None:
+    """The received words, then an exception. No retry."""
     seen = pydantic_ai.saw(scenario)
-    assert seen["broke"] is not None or seen["finish"] == "error"
+    assert (seen["broke"]["raised"], seen["finish"]) == (raised, None)
     assert scenario == "wire_cut" or "".join(seen["texts"]) == " two words"
     assert len(pydantic_ai.calls(scenario)) == 1
