@@ -35,7 +35,7 @@ from gateway.api import keys
 from gateway.api.cors import allow_origins
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
 from gateway.api.disconnects import DISCONNECTS, Disconnects
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.api.openapi.document import document
 from gateway.api.probes import STARTUP, Readiness
@@ -230,14 +230,14 @@ async def gateway(
 
         public = web.Application(
             client_max_size=settings.server.max_body_bytes,
-            middlewares=[errors_as_openai, *tracing_middlewares],
+            middlewares=[render_errors, *tracing_middlewares],
         )
         public.add_routes(ROUTES)
         allow_origins(public, settings.server.cors)
         public[keys.ENDPOINTS] = Endpoints(ROUTES)
         sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys)
         admin = web.Application(
-            client_max_size=_ADMIN_BODY_BYTES, middlewares=[errors_as_openai, needs_key(sessions, OPEN_ADMIN_ROUTES)]
+            client_max_size=_ADMIN_BODY_BYTES, middlewares=[render_errors, needs_key(sessions, OPEN_ADMIN_ROUTES)]
         )
         admin.add_routes(ADMIN_ROUTES)
         allow_origins(admin, settings.admin.cors)

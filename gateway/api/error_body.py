@@ -65,7 +65,7 @@ def error_response(error: GatewayError, request_id: str, *, status: int | None =
 
 
 @web.middleware
-async def errors_as_openai(
+async def render_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Set the request's id, and render exceptions that are raised before the reply has begun."""

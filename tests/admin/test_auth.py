@@ -14,7 +14,7 @@ from gateway.admin.auth import needs_key
 from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES
 from gateway.admin.session import Sessions
 from gateway.api import keys
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
@@ -40,7 +40,7 @@ async def ask(
     """Return status and body from a listener with one open and one protected route."""
     open_to_all = [web.get("/open", answer)]
     guard = needs_key(Sessions(None if key is None else SecretStr(key)), open_to_all)
-    app = web.Application(middlewares=[errors_as_openai, guard])
+    app = web.Application(middlewares=[render_errors, guard])
     app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def test_only_probes_metrics_queues_and_pages_are_open() -> None:
 
 async def test_every_other_route_of_the_listener_requires_the_key() -> None:
     """The test reads the router, so it covers routes that are added later."""
-    app = web.Application(middlewares=[errors_as_openai, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
+    app = web.Application(middlewares=[render_errors, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
     app.add_routes(ROUTES)
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]

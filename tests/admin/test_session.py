@@ -18,7 +18,7 @@ from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.routes import PAGE_ROUTES
 from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
 from gateway.api import keys
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.pipeline.admission import Admission
 from gateway.redis.client import RedisClient
@@ -54,7 +54,7 @@ async def listener(
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """Run the pages, the session routes, and one route that requires the key."""
     sessions = Sessions(None if key is None else SecretStr(key), clock, redis, redis_keys)
-    app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
+    app = web.Application(middlewares=[render_errors, needs_key(sessions, PAGE_ROUTES)])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
     app[SESSIONS] = sessions
     app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)

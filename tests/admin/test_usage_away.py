@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from gateway.admin.quality import QUALITY, show_quality
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.keys import ADMISSION, METRICS, USAGE, USAGE_DATABASE
 from gateway.quality.book import QualityStore
 from gateway.redis.keys import RedisKeys
@@ -44,7 +44,7 @@ PATHS = {
 async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -> None:
     (tmp_path / "usage.db").mkdir()  # no database can be there
     threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db").reading)
-    app = web.Application(middlewares=[errors_as_openai])
+    app = web.Application(middlewares=[render_errors])
     app.add_routes([web.get(path.partition("?")[0], PATHS[path])])
     app[METRICS] = Metrics()
     app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))

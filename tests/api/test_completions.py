@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.api import body, events, keys
 from gateway.api.connection import ListenerTimes, connection_of
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
@@ -26,7 +26,7 @@ async def serving(
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
 ) -> AsyncIterator[int]:
     """Run one handler behind the gateway's middleware; yield the port."""
-    app = web.Application(middlewares=[errors_as_openai])
+    app = web.Application(middlewares=[render_errors])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", handler)

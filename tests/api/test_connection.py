@@ -18,7 +18,7 @@ from gateway.api import keys
 from gateway.api.body import read_body
 from gateway.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, ListenerTimes, connection_of
 from gateway.api.decoding import BODY_DECODER, BodyDecoder, read_parsed
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.loop_scheduler import LoopScheduler
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
@@ -50,7 +50,7 @@ async def reads_no_body(_: web.Request) -> web.Response:
 async def serving(
     *, max_connections: int = 100, times: ListenerTimes = ListenerTimes(head_within_s=60.0), **options: Any
 ) -> AsyncIterator[int]:
-    app = web.Application(middlewares=[errors_as_openai], client_max_size=1_000_000)
+    app = web.Application(middlewares=[render_errors], client_max_size=1_000_000)
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", hello)

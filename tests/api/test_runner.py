@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api import keys
-from gateway.api.error_body import errors_as_openai
+from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
@@ -40,7 +40,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 def application() -> tuple[web.Application, Metrics]:
-    app = web.Application(middlewares=[outer, errors_as_openai])
+    app = web.Application(middlewares=[outer, render_errors])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app[keys.ENDPOINTS] = Endpoints([web.post("/v1/answers", show)])
