@@ -45,7 +45,7 @@ async def show_model(request: web.Request) -> web.Response:
 
 
 def _page(request: web.Request, names: list[str]) -> Json:
-    """Return the models after `after_id` or before `before_id`, at most `limit`. Raises InvalidRequest."""
+    """Return the models after `after_id` or before `before_id`, at most `limit`. Raises RequestErrors."""
     limit, start, end = _limit(request), 0, len(names)
     if (after := request.query.get("after_id")) is not None:
         start = _index(names, "after_id", after) + 1
@@ -70,7 +70,7 @@ def _limit(request: web.Request) -> int:
 
 def _index(names: list[str], param: str, name: str) -> int:
     if name not in names:
-        raise InvalidRequest(f"'{param}': there is no model '{name}' for this key.", param=param)
+        raise ModelNotFound(f"'{param}': there is no model '{name}' for this key.", param=param)
     return names.index(name)
 
 

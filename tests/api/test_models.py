@@ -100,14 +100,20 @@ def test_pages_follow_each_other_in_both_directions(caller: httpx.Client) -> Non
     ("params", "param"),
     [
         *(({"limit": value}, "limit") for value in ("0", "1001", "-1", "", "x", "1.0", "²", "9" * 5_000)),
-        ({"after_id": "gpt"}, "after_id"),
-        ({"before_id": ""}, "before_id"),
     ],
 )
 def test_an_invalid_page_is_400(caller: httpx.Client, params: dict[str, str], param: str) -> None:
     answer = caller.get("/v1/models", params=params, headers=ANTHROPIC)
     assert answer.status_code == 400
     assert f"'{param}'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("params", [{"after_id": "gpt"}, {"before_id": ""}])
+def test_a_page_beside_an_unknown_model_is_404(caller: httpx.Client, params: dict[str, str]) -> None:
+    answer = caller.get("/v1/models", params=params, headers=ANTHROPIC)
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", next(iter(params)))
 
 
 def test_one_model_has_the_shape_of_its_request(caller: httpx.Client) -> None:

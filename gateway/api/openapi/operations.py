@@ -186,6 +186,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
             "after_id": ("With anthropic-version: the last model of the previous page.", {"type": "string"}),
             "before_id": ("With anthropic-version: the first model of the following page.", {"type": "string"}),
         },
+        errors=(errors.ModelNotFound,),
     ),
     show_model: Operation(
         "Return one model.",
