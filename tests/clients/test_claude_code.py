@@ -118,6 +118,13 @@ def test_a_refused_call_is_repeated(agent_gateway: AgentGateway, claude: Callabl
     assert [call.status for call in agent_gateway.calls("claude patience")] == [529, 529, 200]
 
 
+def test_a_broken_stream_is_repeated(agent_gateway: AgentGateway, claude: Callable[..., ClaudeRun]) -> None:
+    """The first stream ends in an event `error`; Claude Code asks again."""
+    agent_gateway.script("claude broken", Turn("All of it.", broken=1))
+    assert claude("claude broken").result.get("result") == "All of it."
+    assert [receipt["status"] for receipt in agent_gateway.receipts("claude broken")] == ["engine_failed", "ok"]
+
+
 def test_an_interrupted_task_ends_the_request(agent_gateway: AgentGateway, claude: Callable[..., ClaudeRun]) -> None:
     """SIGINT during a stream: the gateway detects that the client has gone."""
     agent_gateway.script("claude long", Turn("word " * 600), word_pause_s=0.1)
