@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 import pytest
+from aiohttp import web
 
+from gateway.api.routes import ROUTES
 from gateway.errors import InvalidRequest
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage
 from gateway.protocol.embeddings import parse_embeddings
-from gateway.protocol.other_endpoint import missing_content
+from gateway.protocol.other_endpoint import CHAT as CHAT_PATH
+from gateway.protocol.other_endpoint import EMBEDDINGS, MESSAGES, RESPONSES, TEXT, missing_content
 from gateway.protocol.responses.request import parse_responses
 from gateway.protocol.text import parse_text_completion
 
@@ -141,6 +144,12 @@ def test_a_chat_with_parts_of_anthropics_api_names_its_endpoint(kind: str) -> No
     at = "messages[1].content[1].type"
     expected = (at, f"'{at}': only /v1/messages accepts parts of type '{kind}'.")
     assert rejection(parse_chat, {"messages": [USER, message]}) == expected
+
+
+def test_every_named_endpoint_exists() -> None:
+    paths = {route.path for route in ROUTES if isinstance(route, web.RouteDef) and route.method == "POST"}
+    named = {CHAT_PATH, MESSAGES, RESPONSES, EMBEDDINGS, TEXT}
+    assert named <= paths
 
 
 @pytest.mark.parametrize("system", ["Be brief.", [{"type": "text", "text": "Be brief."}], ""])
