@@ -154,7 +154,8 @@ async def run(engine: RunningEngine, m: int, max_tokens: int, callers: list[int]
             Progress(console=Console(stderr=True)) as progress,
         ):
             await asyncio.to_thread(wait_until_probed, gateway.admin_url)
-            connector, headers = aiohttp.TCPConnector(limit=0), {"Authorization": f"Bearer {KEY}"}
+            connector = aiohttp.TCPConnector(limit=0)
+            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
             async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
                 setup = TwoCallsSetup(session, engine, gateway.url, m, max_tokens)
                 modes = setup.modes()
