@@ -79,6 +79,7 @@ CASES = [
          CALLS_WEATHER),
     Case("text before a call", body(tools=[WEATHER]), Script(("Let me", " look."), calls=CALLS_WEATHER.calls)),
     Case("twelve calls", body(tools=[WEATHER]), Script(calls=MANY)),
+    Case("two calls at the same time", body(tools=[WEATHER]), Script(calls=MANY[:2], chunking="interleaved")),
     Case("twelve calls in a chunk each", body(tools=[WEATHER]), Script(calls=MANY, chunking="whole")),
     Case("calls of an engine that stops", body(tools=[WEATHER]), Script(
         ("Let me look.",), calls=MANY[:2], finish="stop"), stop_reason="tool_use"),

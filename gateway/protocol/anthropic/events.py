@@ -38,11 +38,12 @@ _NO_USAGE: Json = {"prompt_tokens": 0, "completion_tokens": 0}
 class MessagesWriter:
     """Writes one reply. A stream has one block at a time: each begins, grows and ends before the next one.
 
-    `stops` are the caller's stop sequences. Without `shows_thinking`, reasoning becomes pings.
+    Calls that an engine writes at the same time follow each other. `stops` are the caller's stop sequences. Without
+    `shows_thinking`, reasoning becomes pings.
     """
 
     __slots__ = ("_before", "_call", "_calls", "_facts", "_finish", "_id", "_index", "_is_refused", "_kind",
-                 "_model", "_shows_thinking", "_stops", "_usage")  # fmt: skip
+                 "_model", "_shows_thinking", "_stops", "_usage", "_waiting")  # fmt: skip
 
     def __init__(self, request_id: str, stops: Sequence[str], *, shows_thinking: bool) -> None:
         self._id, self._stops, self._shows_thinking = request_id, stops, shows_thinking
@@ -52,6 +53,7 @@ class MessagesWriter:
         self._before = b""  # the open block's delta up to its text
         self._calls: dict[int, _Call] = {}  # by the engine's index
         self._call: _Call | None = None  # of the open block
+        self._waiting: list[_Call] = []  # calls that began before the open one was complete
         self._is_refused = False
         self._finish: Json | None = None  # the choice that has a finish_reason
         self._usage = _NO_USAGE
@@ -76,6 +78,8 @@ class MessagesWriter:
         events: list[bytes] = []
         if self._model is None:
             self._begin(events, "")
+        for call in self._waiting:
+            self._begin_call(events, call)
         self._close(events)
         finish = self._finish or {"finish_reason": "stop"}
         has_calls = any(call.is_open for call in self._calls.values())
@@ -173,30 +177,50 @@ class MessagesWriter:
         call.id = call.id or given_id or ""
         call.name = call.name or name
         call.held += arguments
-        if not call.name:
+        if call.is_open:
+            self._arguments(events, call)
+        elif call.name and call not in self._waiting:
+            self._waiting.append(call)
+        while self._waiting and (self._call is None or self._call.is_complete()):
+            self._begin_call(events, self._waiting.pop(0))
+
+    def _begin_call(self, events: list[bytes], call: _Call) -> None:
+        call.is_open = True
+        call.id = call.id or tool_id(self._id, self._index + 1)
+        self._open(events, "tool_use", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+        self._call, self._before = call, self._delta(b"input_json_delta", b"partial_json")
+        self._arguments(events, call)
+
+    def _arguments(self, events: list[bytes], call: _Call) -> None:
+        """Write the arguments that a call holds. Its block must be open."""
+        if not call.held:
             return
-        if not call.is_open:
-            call.is_open = True
-            call.id = call.id or tool_id(self._id, self._index + 1)
-            self._open(events, "tool_use", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
-            self._call, self._before = call, self._delta(b"input_json_delta", b"partial_json")
-        elif call is not self._call and call.held:
-            raise EngineProtocolError(
-                "The engine continued a tool call after it began another one or a text.", engine=self._model or ""
-            )
-        if call.held:
-            events.append(self._before + orjson.dumps(call.held) + _DELTA_END)
-            call.held = ""
+        if call is not self._call:
+            if call.held.isspace():
+                return
+            raise EngineProtocolError("The engine continued a tool call that was complete.", engine=self._model or "")
+        events.append(self._before + orjson.dumps(call.held) + _DELTA_END)
+        call.written, call.held = call.written + call.held, ""
 
 
 class _Call:
-    """A tool call. `held` are arguments that arrived before the name."""
+    """A tool call. `held` are arguments that arrived before the name, or while another call was written."""
 
-    __slots__ = ("held", "id", "is_open", "name")
+    __slots__ = ("held", "id", "is_open", "name", "written")
 
     def __init__(self) -> None:
-        self.id = self.name = self.held = ""
+        self.id = self.name = self.held = self.written = ""
         self.is_open = False
+
+    def is_complete(self) -> bool:
+        """Return whether the written arguments are a JSON object."""
+        if not self.written.rstrip().endswith("}"):
+            return False
+        try:
+            orjson.loads(self.written)
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
 
 def _event(name: bytes, data: Any) -> bytes:

@@ -216,10 +216,25 @@ def test_calls_of_a_stream() -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
-def test_a_call_that_continues_after_the_next_one_began_is_an_error() -> None:
-    """A block cannot be continued, and a call without its end must not look complete."""
+def test_calls_that_an_engine_writes_at_the_same_time_follow_each_other() -> None:
+    calls = [{"index": index, "id": f"{index}", "function": {"name": f"f{index}"}} for index in range(3)]
+    events = streamed(
+        chunk({"tool_calls": calls}),
+        *(
+            chunk({"tool_calls": [{"index": index, "function": {"arguments": part}} for index in range(3)]})
+            for part in ('{"a"', ":1", "}", " ")
+        ),
+        chunk({}, "tool_calls"),
+    )
+    assert blocks_of(events) == [
+        {"type": "tool_use", "id": f"{index}", "name": f"f{index}", "input": {"a": 1}} for index in range(3)
+    ]
+
+
+def test_a_complete_call_that_continues_is_an_error() -> None:
+    """A block cannot be continued."""
     to = writer()
-    calls = [{"index": index, "id": str(index), "function": {"name": "f", "arguments": "{"}} for index in (0, 1)]
+    calls = [{"index": index, "id": str(index), "function": {"name": "f", "arguments": "{}"}} for index in (0, 1)]
     to.events([chunk({"tool_calls": calls})])
     with pytest.raises(EngineProtocolError):
         to.events([chunk({"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]})])
