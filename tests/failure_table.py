@@ -41,9 +41,9 @@ UNGUIDED_COLUMNS = ("student", "student stream", "json of two", "stream of two")
 GUIDANCE = trim(TEXT, cut=True).text
 PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
 SHORT = {
-    "first_token": {"first_token": "1s"},
-    "idle": {"idle": "1s"},
-    "total": dict.fromkeys(PATIENT, "3s"),  # the others are parts of it
+    "first_token": {"first_token": "2s"},
+    "idle": {"idle": "2s"},
+    "total": dict.fromkeys(PATIENT, "5s"),  # the others are parts of it
 }
 AT_ONCE = 12
 HUGE_AT_ONCE = 4

@@ -59,8 +59,8 @@ faults: {hang: 1.0}
 """
 
 
-def until(true: Callable[[], object], what: object) -> None:
-    give_up = time.monotonic() + LIMIT_S
+def until(true: Callable[[], object], what: object, limit_s: float = LIMIT_S) -> None:
+    give_up = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < give_up, what
         time.sleep(0.05)
