@@ -6,6 +6,7 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING
 
 from gateway.api.connection import connection_of
+from gateway.api.headers import is_messages
 from gateway.api.keys import CALLERS
 from gateway.errors import NotAuthenticated
 from gateway.telemetry.logs import allow_content_in_logs
@@ -38,10 +39,11 @@ def bearer(request: web.Request) -> str:
 def caller_key(request: web.Request) -> str:
     """Return the key of a caller, from `Authorization` as OpenAI's clients send it or `x-api-key` as Anthropic's do.
 
-    Raises NotAuthenticated if there is none, or if there are different ones: it would be unclear which one counts.
+    Beside a bearer key, x-api-key is ignored on OpenAI's paths: proxies send it for purposes of their own. Raises
+    NotAuthenticated without a key, and for different keys on Anthropic's paths: it would be unclear which one counts.
     """
     headers = request.headers
-    if "x-api-key" not in headers:
+    if "x-api-key" not in headers or (shows_key(request) and not is_messages(request.path)):
         if "Authorization" not in headers:
             raise NotAuthenticated(
                 "There is no API key. Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
