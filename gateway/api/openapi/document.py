@@ -82,6 +82,15 @@ _OTHER_NAMES: Json = {
 }
 _UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
 
+_INPUT: Json = {
+    "properties": {
+        "type": {"const": "message"},
+        "role": {"enum": ["user", "assistant", "system", "developer"]},
+        "content": {"type": "string"},
+    },
+    "required": ["type", "role", "content"],
+}
+
 RULES: dict[str, Json] = {
     "Message": {
         "anyOf": [
@@ -110,6 +119,19 @@ RULES: dict[str, Json] = {
         ]
     },
     **ANTHROPIC_RULES,
+    "ResponsesBody": {
+        "properties": {
+            **{
+                n: {"type": "null"}
+                for n in ("prompt", "conversation", "background", "tools", "tool_choice", "text", "metadata")
+            },
+            "input": {"anyOf": [{"type": "null"}, {"type": "string"}, {"type": "array", "items": _INPUT}]},
+        },
+        "anyOf": [
+            {"properties": {name: {"not": {"type": "null"}}}, "required": [name]}
+            for name in ("input", "previous_response_id")
+        ],
+    },
     "UsageBody": {"allOf": [_UNKNOWN_REF]},
     "OfflineBody": {"allOf": [_UNKNOWN_REF]},
     "EmbeddingsBody": {
