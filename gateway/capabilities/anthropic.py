@@ -21,7 +21,7 @@ CLAUDE = frozenset(
     {"cache_control", "client_tools", "context_management", "headers", "output_config", "service_tier", "thinking",
      "thinking_blocks", "top_k"}
 )  # fmt: skip
-"""What Anthropic's models read: fields, the headers, and tools whose schema only they know (`client_tools`)."""
+"""Fields, headers and tools (`client_tools`) that Anthropic's models read, and other engines do not."""
 _CLAUDE_PROVIDERS = frozenset({"azure_ai", "bedrock", "vertex_ai"})  # LiteLLM's names of providers of many models
 _PART_FIELDS = ("cache_control",)
 _BODY_FIELDS = ("thinking", "top_k")

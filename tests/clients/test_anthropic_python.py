@@ -151,7 +151,7 @@ async def test_the_async_client_does_the_same(fault_gateway: FaultGateway) -> No
 
 
 def test_a_tool_is_called_and_its_result_answered(client: Anthropic) -> None:
-    """The same call whole, streamed and through the helper; then the reply to its result."""
+    """The call arrives as JSON, as a stream and through the helper. Its result is answered."""
     messages = ask()
     whole = client.messages.create(model="tools", messages=messages, tools=[WEATHER], max_tokens=20)
     called = whole.content[0]

@@ -85,7 +85,7 @@ def codex(agent_gateway: AgentGateway, tmp_path: Path) -> Callable[..., CodexRun
 
 
 def test_a_question_is_answered_in_a_stream(agent_gateway: AgentGateway, codex: Callable[..., CodexRun]) -> None:
-    """One call of the Responses API with a receipt. Codex contacts no other host."""
+    """Codex makes one call of the Responses API, which has a receipt, and contacts no other host."""
     agent_gateway.script("codex question", Turn("The answer is forty-two."))
     seen = codex("codex question")
     assert (seen.messages, seen.run.status) == (["The answer is forty-two."], 0), seen.run.stderr

@@ -139,7 +139,7 @@ async def test_the_async_client_does_the_same(fault_gateway: FaultGateway) -> No
 
 
 def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
-    """The same call whole, streamed and through the helper; then the reply to its result."""
+    """The call arrives as JSON, as a stream and through the helper. Its result is answered."""
     question = a_question()
     whole = client.responses.create(model="tools", input=question, tools=[WEATHER])
     called = whole.output[0]

@@ -10,7 +10,7 @@ from tests.conformance.scripted_engine import Script
 Outcome = Literal["completed", "incomplete", "failed"]
 PLAIN = Script(("Hello", " there", "."))
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-"""One pixel."""
+"""An image of one pixel, in base64."""
 PDF = "JVBERi0xLjEKdHJhaWxlcgo8PCAvUm9vdCAxIDAgUiA+PgolJUVPRg=="
 CITY: dict[str, Any] = {
     "type": "object",

@@ -187,7 +187,7 @@ def test_the_order_of_a_responses_events_matters(index: int) -> None:
     ],
 )
 def test_each_fault_of_a_response_is_found(fault: Callable[[Events], Events]) -> None:
-    """One value is wrong."""
+    """The checker rejects a stream with one wrong value."""
     with pytest.raises(AssertionError):
         ResponsesGrammar().read(read(fault(responses_stream())))
 
@@ -223,7 +223,7 @@ def test_each_event_of_a_message_is_required_once(index: int) -> None:
     ],
 )
 def test_each_fault_of_a_message_is_found(fault: Callable[[Events], Events]) -> None:
-    """One value is wrong, or two events are in the wrong order."""
+    """The checker rejects a stream with one wrong value, or with two events in the wrong order."""
     with pytest.raises(AssertionError):
         MessagesGrammar().read(read(fault(messages_stream())))
 

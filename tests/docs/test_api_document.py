@@ -132,6 +132,21 @@ def _adapt_to_tgi(case: schemathesis.Case) -> None:
         case.body = {name: part for name, part in case.body.items() if name not in ("output_config", "output_format")}
 
 
+def _adapt_tools(path: str, body: dict[str, Any]) -> None:
+    """Drop tools that the engine does not know, and outputs and choices whose call or tool may not be there."""
+    tools, items = body.get("tools"), body.get("input")
+    if path == "/v1/messages" and isinstance(tools, list):
+        # The engine is no model of Anthropic, and does not know the tools that Anthropic defines.
+        body["tools"] = [tool for tool in tools if not (isinstance(tool, dict) and is_client_tool(tool.get("type")))]
+    elif path == "/v1/responses":
+        # JSON Schema compares no two fields.
+        if isinstance(items, list):
+            kept = [one for one in items if not (isinstance(one, dict) and str(one.get("type")).endswith("_output"))]
+            body["input"] = [*kept, {"role": "user", "content": "Hi"}]
+        if isinstance(body.get("tool_choice"), dict) or not tools:
+            body.pop("tool_choice", None)
+
+
 def _select_pages(case: schemathesis.Case) -> None:
     """Add the header without which the query of a list of models has no effect."""
     if case.path == "/v1/models" and case.query:
@@ -169,11 +184,8 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         # It has no calendar either, and no list of words in one text.
         fine = {"since": "1h", "until": "", "by": "mode,key", "model": ""}
         case.query = {name: fine.get(name, value) if _is_text(value) else value for name, value in case.query.items()}
-    if case.path == "/v1/messages" and isinstance(case.body, dict) and isinstance(case.body.get("tools"), list):
-        # The engine is no model of Anthropic, and does not know the tools that Anthropic defines.
-        case.body["tools"] = [
-            tool for tool in case.body["tools"] if not (isinstance(tool, dict) and is_client_tool(tool.get("type")))
-        ]
+    if isinstance(case.body, dict):
+        _adapt_tools(case.path, case.body)
     # It calls again without a key. The key is checked before the body, so it need not do so for each value of a field.
     of_a_field = case.meta is not None and case.meta.phase.name is TestPhase.COVERAGE
     response = case.call_and_validate(

@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-def _has(**properties: Json) -> Json:
+def has(**properties: Json) -> Json:
     """Return the schema of an object that has these properties."""
     return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
 def _content(*types: str, min_items: int = 0) -> Json:
     """Return the schema of content that is a text, or blocks of these types."""
-    blocks = {"type": "array", "minItems": min_items, "items": _has(type={"enum": list(types)})}
+    blocks = {"type": "array", "minItems": min_items, "items": has(type={"enum": list(types)})}
     return {"anyOf": [{"type": "string"}, blocks]}
 
 
 def _message(role: str, content: Json) -> Json:
-    return _has(role={"const": role}, content=content)
+    return has(role={"const": role}, content=content)
 
 
-_TEXT: Json = {"type": "string"}
-_FILLED: Json = {"type": "string", "minLength": 1}
+TEXT: Json = {"type": "string"}
+FILLED: Json = {"type": "string", "minLength": 1}
 _READ = ("text", "image", "document", "search_result", "tool_reference")
-_FUNCTION = _has(name=_FILLED, input_schema={"type": "object"})
+_FUNCTION = has(name=FILLED, input_schema={"type": "object"})
 
 ANTHROPIC_RULES: dict[str, Json] = {
     "AnthropicMessage": {
@@ -38,21 +38,21 @@ ANTHROPIC_RULES: dict[str, Json] = {
             _message("system", _content("text")),
         ]
     },
-    "ImageBlock": _has(
+    "ImageBlock": has(
         source={
             "anyOf": [
-                _has(type={"const": "base64"}, media_type=_FILLED, data=_FILLED),
-                _has(type={"const": "url"}, url=_FILLED),
+                has(type={"const": "base64"}, media_type=FILLED, data=FILLED),
+                has(type={"const": "url"}, url=FILLED),
             ]
         }
     ),
-    "DocumentBlock": _has(
+    "DocumentBlock": has(
         source={
             "anyOf": [
-                _has(type={"const": "text"}, data=_TEXT),
-                _has(
+                has(type={"const": "text"}, data=TEXT),
+                has(
                     type={"const": "content"},
-                    content={"anyOf": [_TEXT, {"type": "array", "items": _has(type={"const": "text"}, text=_TEXT)}]},
+                    content={"anyOf": [TEXT, {"type": "array", "items": has(type={"const": "text"}, text=TEXT)}]},
                 ),
             ]
         }
@@ -62,13 +62,13 @@ ANTHROPIC_RULES: dict[str, Json] = {
         "date, need a model of Anthropic. Other types of Anthropic are rejected.",
         "anyOf": [
             {"properties": {"type": {"enum": ["custom", None]}}, "allOf": [_FUNCTION]},
-            _has(type={"type": "string", "pattern": CLIENT_TOOL_PATTERN}),
+            has(type={"type": "string", "pattern": CLIENT_TOOL_PATTERN}),
         ],
     },
     "AnthropicToolChoice": {
         "anyOf": [
             {"properties": {"type": {"enum": ["auto", "any", "none"]}}},
-            _has(type={"const": "tool"}, name=_FILLED),
+            has(type={"const": "tool"}, name=FILLED),
         ]
     },
     "MessagesBody": {"properties": {"thread": {"type": "null"}}},

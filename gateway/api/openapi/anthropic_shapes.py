@@ -90,3 +90,24 @@ class AnthropicErrorReply(Struct):
     type: Literal["error"]
     error: AnthropicError
     request_id: str
+
+
+class AnthropicModel(Struct):
+    """A name that the key may send as `model`, in the shape of Anthropic's API."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    max_input_tokens: int | None
+    max_tokens: int | None
+    capabilities: dict[str, Any] | None
+
+
+class AnthropicModels(Struct):
+    """A page of models in the shape of Anthropic's API."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None

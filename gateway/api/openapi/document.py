@@ -14,27 +14,17 @@ from aiohttp import web
 from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION, fact_headers, is_messages
 from gateway.api.keys import StaticDocument
 from gateway.api.models import ANTHROPIC_VERSION
-from gateway.api.openapi.anthropic_rules import ANTHROPIC_RULES
 from gateway.api.openapi.anthropic_shapes import AnthropicErrorReply
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
-from gateway.api.openapi.shapes import ErrorReply, ResponseEvent
+from gateway.api.openapi.responses_shapes import ResponseEvent
+from gateway.api.openapi.rules import RULES, UNKNOWN
+from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 from gateway.protocol.anthropic.errors import OVERLOADED, anthropic_status
 from gateway.protocol.anthropic.request import MAX_HEADER_CHARS
-from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
-from gateway.protocol.embeddings import MAX_INPUTS
-from gateway.protocol.field_names import (
-    CALLER_CONTENT_FIELDS,
-    FORBIDDEN_FIELDS,
-    HOLDERS,
-    REFUSED,
-    REFUSED_IN_HOLDER,
-    SYSTEM,
-)
-from gateway.protocol.other_endpoint import ANTHROPIC_PARTS
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -42,105 +32,6 @@ if TYPE_CHECKING:
 
     from gateway.api.openapi.operations import ErrorType
     from gateway.protocol.body import Json
-
-# Rules for request bodies that types and ranges cannot express. The parsers enforce them in code. A test sends bodies
-# that follow or break the rules, and checks the replies.
-_NO_TEXT = {"properties": {"type": {"not": {"const": "text"}}}}
-_PART = {
-    "type": "object",
-    "properties": {"type": {"type": "string", "minLength": 1, "not": {"enum": sorted(ANTHROPIC_PARTS)}}},
-    "required": ["type"],
-    "anyOf": [_NO_TEXT, {"properties": {"text": {"type": "string"}}, "required": ["text"]}],
-}
-_PARTS = {"type": "array", "minItems": 1, "items": _PART}
-_TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, _PARTS]}
-_ANY_CONTENT = {"anyOf": [{"type": "null"}, {"type": "string"}, _PARTS]}
-
-
-def _if_given(field: str, then: Json) -> Json:
-    return {"anyOf": [{"properties": {field: {"type": "null"}}}, then]}
-
-
-_STREAM_OPTIONS = _if_given("stream_options", {"properties": {"stream": {"const": True}}, "required": ["stream"]})
-
-_FIELDS: Json = {
-    "properties": {
-        **{name: {"type": "null"} for name in sorted(FORBIDDEN_FIELDS)},
-        **{name: {} for name in sorted(CALLER_CONTENT_FIELDS)},
-    }
-}
-UNKNOWN: Json = {
-    "description": "Unknown fields are passed to the engine. Fields that select the target or the credentials of a "
-    "call are rejected at any depth. This schema describes the first levels only.",
-    **_FIELDS,
-    "additionalProperties": {**_FIELDS, "items": _FIELDS},
-}
-_HOLDER_FIELDS: Json = {"properties": {name: {"type": "null"} for name in REFUSED_IN_HOLDER}}
-_OTHER_NAMES: Json = {
-    "description": "Other names of the number of answers and of the token limit are rejected, in upper and lower case.",
-    "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HOLDER_FIELDS)},
-}
-_UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
-
-_INPUT: Json = {
-    "properties": {
-        "type": {"const": "message"},
-        "role": {"enum": ["user", "assistant", "system", "developer"]},
-        "content": {"type": "string"},
-    },
-    "required": ["type", "role", "content"],
-}
-
-RULES: dict[str, Json] = {
-    "Message": {
-        "anyOf": [
-            {"properties": {"content": _TEXT_OR_PARTS}, "required": ["content"]},
-            {"properties": {"role": {"enum": sorted(ROLES_WITHOUT_TEXT)}, "content": _ANY_CONTENT}},
-        ]
-    },
-    "ChatBody": {"allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS, {"properties": {SYSTEM: {"type": "null"}}}]},
-    "TextBody": {
-        "allOf": [
-            _UNKNOWN_REF,
-            _OTHER_NAMES,
-            _STREAM_OPTIONS,
-            {
-                "anyOf": [
-                    {"properties": {"prompt": {"not": {"type": "null"}}}, "required": ["prompt"]},
-                    {"properties": {"messages": {"type": "null"}, "input": {"type": "null"}}},
-                ]
-            },
-            {
-                "anyOf": [
-                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
-                    {"properties": {"echo": {"const": True}}, "required": ["echo"]},
-                ]
-            },
-        ]
-    },
-    **ANTHROPIC_RULES,
-    "ResponsesBody": {
-        "properties": {
-            **{
-                n: {"type": "null"}
-                for n in ("prompt", "conversation", "background", "tools", "tool_choice", "text", "metadata")
-            },
-            "input": {"anyOf": [{"type": "null"}, {"type": "string"}, {"type": "array", "items": _INPUT}]},
-        },
-        "anyOf": [
-            {"properties": {name: {"not": {"type": "null"}}}, "required": [name]}
-            for name in ("input", "previous_response_id")
-        ],
-    },
-    "UsageBody": {"allOf": [_UNKNOWN_REF]},
-    "OfflineBody": {"allOf": [_UNKNOWN_REF]},
-    "EmbeddingsBody": {
-        "allOf": [_UNKNOWN_REF],
-        "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
-    },
-}
-"""Additional rules, by the name of the struct."""
-
 
 _SCHEMA = "#/components/schemas/{name}"
 _DESCRIPTION = (

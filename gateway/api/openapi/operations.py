@@ -14,7 +14,8 @@ from gateway.api.lookups import openapi_json, show_receipt
 from gateway.api.messages import count_tokens, messages
 from gateway.api.models import DEFAULT_PAGE, MAX_PAGE, list_models, show_model
 from gateway.api.openapi import anthropic_shapes, shapes
-from gateway.api.openapi.stored_shapes import DeletedResponse, InputItems
+from gateway.api.openapi.anthropic_shapes import AnthropicModel, AnthropicModels
+from gateway.api.openapi.responses_shapes import DeletedResponse, InputItems, Response, ResponseEvent
 from gateway.api.probes import healthz, readyz
 from gateway.api.responses import responses
 from gateway.api.stored_responses import INPUT_ITEMS_QUERY, delete_response, list_input_items, show_response
@@ -98,8 +99,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Create a response. The teacher starts the answer, the student finishes it.",
         "Answers",
         body=ResponsesBody,
-        reply=shapes.Response,
-        event=shapes.ResponseEvent,
+        reply=Response,
+        event=ResponseEvent,
         has_receipt=True,
         errors=(*_GUIDED, errors.PreviousResponseNotFound, errors.NotFound),
     ),
@@ -122,7 +123,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     show_response: Operation(
         "Return a stored response.",
         "Answers",
-        reply=shapes.Response,
+        reply=Response,
         errors=(errors.NotFound, *_BUSY),
     ),
     delete_response: Operation(
@@ -176,7 +177,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "List the models that the key may use.",
         "Models",
         reply=shapes.Models,
-        anthropic_reply=shapes.AnthropicModels,
+        anthropic_reply=AnthropicModels,
         query={
             "client_version": ("Version of Codex. The reply then has the field `models`.", {"type": "string"}),
             "limit": (
@@ -192,7 +193,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Return one model.",
         "Models",
         reply=shapes.Model,
-        anthropic_reply=shapes.AnthropicModel,
+        anthropic_reply=AnthropicModel,
         errors=(errors.ModelNotFound,),
     ),
     show_receipt: Operation(

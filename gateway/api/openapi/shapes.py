@@ -87,57 +87,6 @@ class ChatCompletionChunk(_Completion, kw_only=True):
     gkt: dict[str, Any] | None = None
 
 
-class ResponsesUsage(Struct):
-    """Tokens of the caller's input and of the whole answer, of teacher and student."""
-
-    input_tokens: Count
-    input_tokens_details: dict[str, Count]
-    output_tokens: Count
-    output_tokens_details: dict[str, Count]
-    total_tokens: Count
-
-
-class Response(Struct, kw_only=True):
-    """A response, with the request's parameters. In the last event of a stream `gkt` has the facts of the headers."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    completed_at: int | None
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    error: dict[str, Any] | None
-    incomplete_details: dict[str, Any] | None
-    model: str
-    output: list[dict[str, Any]]
-    usage: ResponsesUsage | None
-    service_tier: str
-    store: bool
-    previous_response_id: str | None
-    instructions: str | None
-    tools: list[dict[str, Any]]
-    tool_choice: str | dict[str, Any]
-    parallel_tool_calls: bool
-    text: dict[str, Any]
-    reasoning: dict[str, Any]
-    metadata: dict[str, str]
-    temperature: float
-    top_p: float
-    top_logprobs: Count
-    max_output_tokens: int | None
-    truncation: str
-    gkt: dict[str, Any] | None = None
-
-
-class ResponseEvent(Struct):
-    """An event of a streamed response. The last is response.completed, response.incomplete or response.failed."""
-
-    type: str
-    sequence_number: Count
-    response: Response | None = None
-    item: dict[str, Any] | None = None
-    delta: str | None = None
-
-
 class TextCompletion(_Completion, kw_only=True):
     """The completion of a raw prompt, or one event of its stream. `usage` and `gkt` are as in chat completions."""
 
@@ -241,27 +190,6 @@ class Models(Struct):
     object: Literal["list"]
     data: list[Model]
     models: Annotated[list[Any], Meta(max_length=0)] = []
-
-
-class AnthropicModel(Struct):
-    """A name that the key may send as `model`, in the shape of Anthropic's API."""
-
-    type: Literal["model"]
-    id: str
-    display_name: str
-    created_at: str
-    max_input_tokens: int | None
-    max_tokens: int | None
-    capabilities: dict[str, Any] | None
-
-
-class AnthropicModels(Struct):
-    """A page of models in the shape of Anthropic's API."""
-
-    data: list[AnthropicModel]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class LimitUse(Struct):

@@ -15,7 +15,8 @@ from gateway.protocol.responses.tools import MAX_TOOLS, SEARCH_NAME, Toolbox
 from gateway.runtime.record import Record
 
 _MIN_OUTPUT_TOKENS = 16
-_MAX_PAIRS, _MAX_KEY_CHARS, _MAX_VALUE_CHARS = 16, 64, 512  # of `metadata`
+MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
+"""Limits of `metadata`."""
 _LOGPROBS = "message.output_text.logprobs"
 _ENCRYPTED = "reasoning.encrypted_content"
 _MODES = ("auto", "none", "required")
@@ -211,11 +212,11 @@ def parse_responses(raw: bytes) -> ResponsesRequest:
     body, known = read_known_fields(raw, ResponsesBody, "'model' and 'input'")
     _check_unsupported(known)
     for key, value in (known.metadata or {}).items():
-        if len(key) > _MAX_KEY_CHARS or len(value) > _MAX_VALUE_CHARS:
-            text = f"'metadata': keys have at most {_MAX_KEY_CHARS} characters, values at most {_MAX_VALUE_CHARS}."
+        if len(key) > MAX_KEY_CHARS or len(value) > MAX_VALUE_CHARS:
+            text = f"'metadata': keys have at most {MAX_KEY_CHARS} characters, values at most {MAX_VALUE_CHARS}."
             raise InvalidRequest(text, param="metadata")
-    if known.metadata is not None and len(known.metadata) > _MAX_PAIRS:
-        raise InvalidRequest(f"'metadata' has more than {_MAX_PAIRS} pairs, the limit.", param="metadata")
+    if known.metadata is not None and len(known.metadata) > MAX_PAIRS:
+        raise InvalidRequest(f"'metadata' has more than {MAX_PAIRS} pairs, the limit.", param="metadata")
     if known.input is None and known.previous_response_id is None:
         refused = InvalidRequest("'input' is required: a string or a list of items.", param="input")
         raise missing_content(body, ResponsesBody.__struct_fields__) or refused

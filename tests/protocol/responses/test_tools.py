@@ -180,7 +180,7 @@ def test_an_invalid_tool_is_rejected(tools: Any, param: str) -> None:
 
 
 def test_tools_are_limited() -> None:
-    """Those of namespaces and of items count, too. A tool that is declared again does not."""
+    """The limit includes tools of namespaces and of items. A repeated declaration does not count."""
     tools = [{**FUNCTION, "name": f"f{index}"} for index in range(MAX_TOOLS)]
     assert len(parse([*tools, tools[0]]).toolbox.chat_tools) == MAX_TOOLS
     with pytest.raises(InvalidRequest, match="more than 1024 tools"):
