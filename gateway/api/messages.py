@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import orjson
@@ -19,6 +20,9 @@ from gateway.protocol.anthropic.request import check_header, parse_count_tokens,
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
+
+    from gateway.policy.book import Caller
+    from gateway.protocol.chat import ChatRequest
 
 _FORWARDED = ("anthropic-version", "anthropic-beta")
 
@@ -38,10 +42,18 @@ async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens. The request counts against no limit."""
     caller = authenticate(request)
     chat = (await read_parsed(request, caller, parse_count_tokens)).chat
-    with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
-        route = await find_route(caller, chat, request.headers)
-        counted = await count_prompt(chat, route, request.app[COMPLETIONS].student_call.encodings)
+    counted = await _counted(request, caller, chat)
     return web.Response(body=orjson.dumps({"input_tokens": counted}), content_type="application/json")
+
+
+async def _counted(request: web.Request, caller: Caller, chat: ChatRequest) -> int:
+    """Return the tokens of a prompt. The tenant's slot is held until the thread ends, also after a disconnect."""
+    reads, tenant = request.app[READS], caller.policy.tenant
+    route = await find_route(caller, chat, request.headers)
+    reads.acquire(tenant, caller.policy.weight)
+    counting = count_prompt(chat, route, request.app[COMPLETIONS].student_call.encodings)
+    counting.add_done_callback(lambda _: reads.release(tenant))
+    return await asyncio.shield(counting)
 
 
 def _forwarded(headers: CIMultiDictProxy[str]) -> dict[str, str]:

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 
 
-async def count_prompt(chat: ChatRequest, route: Route, encodings: Mapping[str, Encoding]) -> int:
-    """Return an upper bound on the tokens of a prompt.
+def count_prompt(chat: ChatRequest, route: Route, encodings: Mapping[str, Encoding]) -> asyncio.Future[int]:
+    """Start to count the tokens of a prompt in a thread. The result is an upper bound.
 
     It is close to the count if config.yaml names the tokenizer of the route's model.
     """
     students = route.all_students
     model = students[0].model if students else route.teacher
     encoding = encodings.get(model or "", Encoding(FALLBACK))
-    return await asyncio.to_thread(_bound, chat, encoding)
+    return asyncio.get_running_loop().run_in_executor(None, _bound, chat, encoding)
 
 
 def _bound(chat: ChatRequest, encoding: Encoding) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.api.openapi.anthropic_rules import FILLED, TEXT, has
+from gateway.protocol.responses.items import TEXT_TYPES
 from gateway.protocol.responses.request import MAX_KEY_CHARS, MAX_PAIRS, MAX_VALUE_CHARS
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
-_TEXT_PART = has(type={"enum": ["input_text", "output_text", "summary_text", "reasoning_text"]}, text=TEXT)
+_TEXT_PART = has(type={"enum": list(TEXT_TYPES)}, text=TEXT)
 _PART: Json = {
     "anyOf": [
         _TEXT_PART,

@@ -24,7 +24,7 @@ _ROLES = ("user", "assistant", *_RULES)
 _HOSTED_CALLS = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"}
 )
-_TEXT_TYPES = ("input_text", "output_text", "summary_text", "reasoning_text")
+TEXT_TYPES = ("input_text", "output_text", "summary_text", "reasoning_text")
 _REFERENCE = "item_reference"
 _MAX_ID_CHARS = 64  # of an id in an error
 _ENCODED = "gkt1."  # the beginning of `encrypted_content` that the gateway wrote
@@ -171,7 +171,7 @@ class ChatMessages:
                 kind = _object(part, path).get("type")
                 if kind == "refusal":
                     refusal += _required(part, "refusal", path, may_be_empty=True)
-                elif kind in _TEXT_TYPES:
+                elif kind in TEXT_TYPES:
                     text += _required(part, "text", path, may_be_empty=True)
                 else:
                     raise _no_such_part(path, kind, "output_text and refusal")
@@ -232,7 +232,7 @@ class ChatMessages:
 
     def _part(self, part: Any, at: str) -> Json:
         kind = _object(part, at).get("type")
-        if kind in _TEXT_TYPES:
+        if kind in TEXT_TYPES:
             return {"type": "text", "text": _required(part, "text", at, may_be_empty=True)}
         self.non_text_parts += 1
         if kind == "input_image":
