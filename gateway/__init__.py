@@ -24,7 +24,7 @@ Off the path:
 
     usage/       writes receipts and their sums to SQL, and answers queries
     admin/       serves the dashboard and the operators' API from these sums and from live state
-    quality/     compares a sample of the answers with each engine's own
+    quality/     compares a sample of the answers with each engine's own, and switches guidance off
     backup/      copies all state to one file
     evaluation/  measures the path on data sets
     planning/    estimates the GPUs for a load

@@ -26,6 +26,8 @@ from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
+from gateway.admin.collected import SAMPLES
+from gateway.admin.guidance import GUIDANCE
 from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
@@ -42,6 +44,7 @@ from gateway.api.probes import STARTUP, Readiness
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
+from gateway.collected.redis_sample import RedisSamples
 from gateway.engines.build import build
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.engines.watch import publish_calls, watch
@@ -57,14 +60,20 @@ from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes, keep_written, read_times
 from gateway.pipeline.quality_sampler import QualitySampler
+from gateway.pipeline.request_collector import RequestCollector
 from gateway.pipeline.shadow import ShadowRequests
 from gateway.pipeline.stored_responses import StoredResponses
 from gateway.pipeline.student import StudentCall
 from gateway.pipeline.student_warmup import StudentWarmup
 from gateway.pipeline.teacher import TeacherCall
+from gateway.pipeline.token_count import TokenCounter
+from gateway.pipeline.tool_turns import ToolTurns
+from gateway.policy.guidance_off import GuidanceSwitches
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.quality.book import QualityStore
+from gateway.quality.feedback import FeedbackStore
+from gateway.quality.switches import GuidanceSwitchStore, SwitchFollower
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.fair_share import HARD_BOUND
@@ -201,9 +210,16 @@ async def gateway(
         )
         student = StudentCall(engines, metrics, retry_budgets, encodings)
         quality = QualityStore(redis.commands, redis_keys)
+        samples = RedisSamples(redis.queries, redis_keys)
+        switches = GuidanceSwitches()
+        switch_follower = SwitchFollower(
+            GuidanceSwitchStore(redis.commands, redis_keys), switches, metrics.guidance_off
+        )
+        await switch_follower.start()
         completions = Completions(
             teacher_call=guide,
             student_call=student,
+            tool_turns=ToolTurns(student),
             shadows=ShadowRequests(
                 guide, student, admission, metrics, tasks, max_in_flight=wiring.max_shadows(settings), tracing=tracing
             ),
@@ -216,10 +232,14 @@ async def gateway(
                 metrics,
                 tasks,
                 max_in_flight=max(1, wiring.max_shadows(settings) // 2),
+                switches=switch_follower,
+                post_alert=alarm.post,
                 tracing=tracing,
             ),
+            collector=RequestCollector(samples, redis, tasks),
             admission=admission,
             ledger=ledger,
+            switches=switches,
         )
 
         budgets = Budgets(redis.commands, redis_keys)
@@ -245,6 +265,8 @@ async def gateway(
         admin[SESSIONS] = sessions
         admin[OVERVIEW] = Overview(usage.database, {model.name: model.batch.max_size for model in settings.models})
         admin[QUALITY] = quality
+        admin[SAMPLES] = samples
+        admin[GUIDANCE] = switch_follower
         admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets)
         public[DISCONNECTS] = Disconnects(prices)
@@ -254,7 +276,11 @@ async def gateway(
             engines=engines, admission=admission, ledger=ledger, metrics=metrics, budgets=retry_budgets
         )
         public[keys.HANDOVER] = EdgeGuidancePipeline(
-            teacher_call=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s
+            teacher_call=guide,
+            admission=admission,
+            ledger=ledger,
+            close_within_s=receipts.ttl_s,
+            switches=switches,
         )
         public[keys.EDGE_ACCOUNTS] = EdgeReports(
             redis,
@@ -270,6 +296,8 @@ async def gateway(
             max_output=max_output,
         )
         public[keys.READS] = reads
+        public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
+        public[keys.TOKEN_COUNTER] = TokenCounter(encodings)
         public[keys.STORED_RESPONSES] = StoredResponses(
             redis, RedisResponses(redis.queries, redis_keys), reads, metrics
         )
@@ -328,6 +356,7 @@ async def gateway(
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
+        tasks.keep("guidance_switches", switch_follower.follow())
         tasks.keep("calls", publish_calls(engines.values(), metrics, batcher.processes))
         for engine in engines.values():
             probe_now = role_changed[engine.name]

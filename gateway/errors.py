@@ -114,6 +114,10 @@ class Conflict(RequestError, label="conflict", status=409):
     """Only on the admin listener."""
 
 
+class FeedbackGiven(RequestError, label="feedback_given", status=409):
+    """The request has another score already."""
+
+
 class EdgeClosed(RequestError, label="edge_closed", status=409):
     """The request of a device's report is already settled."""
 
@@ -351,7 +355,3 @@ class ConfigError(StartupError):
     def __init__(self, issues: Sequence[ConfigIssue]) -> None:
         super().__init__("\n".join(map(str, issues)))
         self.issues = tuple(issues)
-
-
-class StopStream(Exception):
-    """Raised by an `on_text` callback to end the teacher's call without a failure."""

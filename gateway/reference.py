@@ -227,8 +227,14 @@ def _parts_of(schema: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, s
         yield from _parts_of(arm, suffix)
     if "items" in schema:
         yield from _parts_of(schema["items"], suffix + "[]")
-    if isinstance(schema.get("additionalProperties"), dict):
-        yield from _parts_of(schema["additionalProperties"], suffix + ".NAME")
+    if (values := _map_values(schema)) is not None:
+        yield from _parts_of(values, suffix + ".NAME")
+
+
+def _map_values(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the schema of the values of a map, whose names may have a pattern; None if it is no map."""
+    named = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
+    return named if isinstance(named, dict) else None
 
 
 def _table(part: dict[str, Any], paths: Mapping[str, list[str]]) -> Iterator[str]:
@@ -266,7 +272,7 @@ def _type(schema: dict[str, Any], paths: Mapping[str, list[str]]) -> str:
     if kind == "array":
         return f"list{_count(schema, 'Items', ' of')}: {_type(schema['items'], paths)}"
     if kind == "object":
-        return f"map{_count(schema, 'Properties', ' of')} by name: {_type(schema['additionalProperties'], paths)}"
+        return f"map{_count(schema, 'Properties', ' of')} by name: {_type(_map_values(schema) or {}, paths)}"
     if kind == "boolean":
         return "`true` or `false`"
     return _text(schema) if kind == "string" else _number(schema)

@@ -76,7 +76,7 @@ def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
     """Publish the shortest guidance deadline of each teacher. A teacher without routes has none."""
     shortest: dict[str, float] = {}
     for policy in book.policies:
-        for route in policy.routes:
+        for route in policy.all_routes:
             if route.teacher is not None and policy.max_guidance_tokens(route):
                 deadline_s = route.guidance.max_deadline_s
                 shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
@@ -121,7 +121,7 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     def update(book: PolicySet) -> None:
         leases.clear()
         for policy in book.policies:
-            for route in policy.routes:
+            for route in policy.all_routes:
                 if route.teacher is not None:
                     leases[route.teacher] = max(leases.get(route.teacher, lease_s), route.guidance.max_deadline_s)
 

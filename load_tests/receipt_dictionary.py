@@ -16,7 +16,7 @@ import msgspec
 import typer
 import zstandard
 
-from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts, with_savings
+from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, with_savings
 from load_tests.day_receipts import day_of_receipts
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _RECEIPTS = 4_000
 _NOW_S = 1_790_000_000
 _MODELS = ("teacher", "student", "large", "small", "gpt-4.1", "claude-sonnet", "llama-70b", "qwen3-8b", "mistral")
-_UNGUIDED = ("teacher_late", "teacher_unavailable", "auto_short", "auto_rule", "constrained", "queue_full", "budget")
+_UNGUIDED = ("teacher_late", "teacher_unavailable", "constrained", "queue_full", "budget")
 
 
 def main(
@@ -65,10 +65,6 @@ def _facts(dice: random.Random, one: Receipt) -> dict[str, object]:
     }
     if one.unguided is not None:
         facts["unguided"] = dice.choice(_UNGUIDED)
-    if dice.random() < 0.2:
-        probe = ProbeFacts(dice.choice(("confident", "unsure")), round(dice.random(), 4), round(dice.random(), 4), 12.5)
-        by = dice.choice(("rule", "model", "default"))
-        facts["length"] = LengthFacts(by, "short", by, None, round(dice.random(), 4), "sentence", probe)
     if dice.random() < 0.05:
         share = EngineShare(
             dice.choice(_MODELS), dice.randint(50, 2_000), 0, Decimal(dice.randint(1, 10**6)).scaleb(-9)

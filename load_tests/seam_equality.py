@@ -30,7 +30,7 @@ from rich.table import Table
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
 from gateway.local import child, weights
-from gateway.policy.schema import Boundary
+from gateway.policy.guidance_rule import Boundary
 from gateway.runtime import llama_cpp as llama
 from load_tests.seam_cases import (
     WHYS,

@@ -47,7 +47,7 @@ SHORT = {
 }
 AT_ONCE = 12
 HUGE_AT_ONCE = 4
-LIMIT_S = 60
+LIMIT_S = 120  # more than PATIENT, so that the gateway's timeout comes first
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,8 @@ def _streamed(answer: httpx.Response) -> tuple[str, str | None]:
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     error = chunks[-1].get("error")
     assert done == (error is None), answer.text
-    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == (["stop"] if done else [])
+    finish = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+    assert finish == (["stop"] if done else []), answer.text
     return text, None if error is None else error["code"]
 
 

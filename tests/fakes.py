@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["FakeEngine", "Handler", "begin_events", "chunk", "embedded", "event", "recording_proxy", "reply", "says",
-           "says_with_odds", "served"]  # fmt: skip
+           "served"]  # fmt: skip
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -187,23 +186,6 @@ def says(text: str, finish: str = "stop") -> Handler:
 def _likelihoods(words: list[str]) -> dict[str, Any]:
     """Return `logprobs` of a chat's choice."""
     return {"content": [{"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": []} for word in words]}
-
-
-def says_with_odds(text: str, p1: float | None) -> Handler:
-    """Return a student whose first token has probability `p1`. With None it reports no log-probabilities."""
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if not body.get("logprobs"):
-            return await says(text)(request, body)
-        answer = reply("Yes", "length")
-        if p1 is not None:
-            top = [{"token": "Yes", "logprob": math.log(p1)}, {"token": "No", "logprob": math.log(0.01)}]
-            answer["choices"][0]["logprobs"] = {
-                "content": [{"token": "Yes", "logprob": math.log(p1), "top_logprobs": top}]
-            }
-        return web.json_response(answer)
-
-    return behave
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A gateway as users run it: the `serve` command in a process of its own, with a configuration written for the test."""
+"""A gateway: the `serve` command in a process of its own, with a configuration written for the test."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from tests.forked_gateway import ForkedGateway
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 KEY = "gk-test-of-acme"
 OTHER_KEY = "gk-test-of-globex"
+COMMAND = ("-m", "gateway")
+"""`entry` of a gateway that starts as users start it."""
 START_LIMIT_S = 90.0  # on a busy machine LiteLLM alone takes 15 s to import
 
 
@@ -44,6 +48,11 @@ def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", 
         "student": student,
         "guidance": {"tokens": 12, "deadline": "60s", "max_wait": "10ms"} | guidance,
     }
+
+
+def redis_prefix(folder: Path) -> str:
+    """Return a prefix of Redis keys for the gateway of a folder: gateways of other tests share its Redis."""
+    return "t" + hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
 
 
 def write_policy(file: Path, content: dict[str, Any]) -> None:
@@ -71,14 +80,21 @@ class GatewayProcess:
         routes: list[dict[str, Any]],
         redis_url: str,
         arguments: tuple[str, ...] = (),
-        entry: tuple[str, ...] = ("-m", "gateway"),
+        entry: tuple[str, ...] | None = None,
         environ: dict[str, str] | None = None,
         tenants: dict[str, dict[str, Any]] | None = None,
         **sections: Any,
     ) -> None:
-        """Prepare a gateway. `tenants` holds the fields of each policy file except the default key and routes."""
+        """Prepare a gateway.
+
+        Args:
+            entry: arguments of the Python that runs the command, as `COMMAND`. None: the command runs in a fork of a
+                process that has imported the gateway.
+            tenants: the fields of each policy file except the default key and routes.
+        """
         self._arguments = arguments
         self._entry = entry
+        self.process: subprocess.Popen[str] | ForkedGateway
         self._environ = environ or {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "policies").mkdir(exist_ok=True)
@@ -87,7 +103,7 @@ class GatewayProcess:
             **sections,
             "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
             "admin": {"port": 0, **sections.get("admin", {})},
-            "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
+            "redis": {"url": redis_url, "lease": "60s", "prefix": redis_prefix(folder), **sections.get("redis", {})},
             "log": {"format": "json", **sections.get("log", {})},
             # A usage worker takes a second of CPU to start: tests that read usage set `run: host`.
             "usage": {"run": "command", **(sections.get("usage") or {})},
@@ -109,13 +125,19 @@ class GatewayProcess:
 
     def start(self) -> None:
         self.log, self.raw_log = [], ""
-        self.process = subprocess.Popen(
-            [sys.executable, *self._entry, "serve", "--config", self.config, *self._arguments],
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environ},
-        )
+        arguments = ["serve", "--config", str(self.config), *self._arguments]
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environ}
+        if self._entry is None:
+            assert "PYTHONPATH" not in self._environ, "a fork would run this version of the gateway"
+            self.process = ForkedGateway(arguments, environ)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, *self._entry, *arguments],
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env=environ,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         listening = self.wait_for_log("listening", START_LIMIT_S)

@@ -44,7 +44,7 @@ class Postgres:
         self.url = f"postgresql://gkt:a-password@/postgres?host={folder}"
 
     def start(self) -> None:
-        options = f"-k {self._folder} -c listen_addresses=''"
+        options = f"-k {self._folder} -c listen_addresses='' -c fsync=off"
         self._run(
             "pg_ctl", "start", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-o", options
         )
@@ -86,8 +86,9 @@ def running_postgres() -> Iterator[Postgres]:
 
 
 def new_database(server: Postgres) -> str:
-    """Return the URL of an empty database."""
+    """Return the URL of a user whose schema is empty. A whole database would take 0.2 s of CPU time."""
     name = f"t{secrets.token_hex(6)}"
     with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-    return server.url.replace("/postgres?", f"/{name}?")
+        connection.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")  # type: ignore[arg-type]
+        connection.execute(f"CREATE SCHEMA AUTHORIZATION {name}")  # type: ignore[arg-type]
+    return server.url.replace("//gkt:", f"//{name}:")

@@ -52,6 +52,8 @@ seed: 2
 faults: {fail_500: 0.1}
 """
 _SHORT = {"connect": "500ms", "first_token": "500ms", "idle": "500ms", "total": "1s"}
+_SHORT_COOLDOWN = {"cooldown": "200ms", "max_cooldown": "1s"}
+"""The teacher fails so often that cooldowns of up to 30 s would outlast several loads."""
 _HUNG = """
 model: hung
 dialect: openai
@@ -82,7 +84,8 @@ def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
             usage={"run": "host"},
             models=[
                 # So few at a time, and so many that hang, that tickets expire in its queue.
-                model("big", "tgi", teacher, max_concurrency=3, batch={"max_size": 2, "low_water": 1}, timeouts=_SHORT),
+                model("big", "tgi", teacher, max_concurrency=3, batch={"max_size": 2, "low_water": 1}, timeouts=_SHORT)
+                | {"breaker": _SHORT_COOLDOWN},
                 model("small", "openai", f"{student}/v1", continuation="trailing", timeouts=_SHORT),
                 model("gone", "openai", f"http://127.0.0.1:{free_ports(1)[0]}/v1"),
                 model("hung", "openai", f"{hung}/v1", continuation="none"),

@@ -31,7 +31,6 @@ GUIDED: dict[str, Any] = {
     "retries": {"num_retries": 0},
     "guidance": {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"},
 }
-AUTO = GUIDED["guidance"] | {"tokens": "auto", "auto": {"probe": {"confident": 0.9, "deadline": "2s"}}}
 DIRECT = GUIDED["guidance"] | {"projection": "direct"}
 ALL = {"sample": 1, "max_budget": 5, "max_in_flight": 8}
 TENANTS = {
@@ -182,7 +181,6 @@ class running_world:  # noqa: N801  used as the function that it is
                     GUIDED | {"model": "chat-judged", "quality": ALL | {"compare": "judge", "judge": "grader"}},
                     GUIDED | {"model": "chat-poor", "quality": ALL | {"max_budget": 0.00065}},
                     GUIDED | {"model": "chat-one", "quality": ALL | {"max_in_flight": 1}},
-                    GUIDED | {"model": "chat-auto", "quality": ALL, "guidance": AUTO},
                     GUIDED | {"model": "chat-direct", "quality": ALL, "guidance": DIRECT},
                 ],
             )

@@ -16,7 +16,10 @@ def detail(admin_url: str) -> dict[str, Any]:
 
 
 def wait_until_probed(admin_url: str, *engines: str) -> dict[str, Any]:
-    """Wait until every engine, or each of `engines`, is up and its continuation is known; return detailed readiness."""
+    """Wait until every engine, or each of `engines`, is up and its continuation is known; return detailed readiness.
+
+    Without `engines` the process has started, too: /readyz answers 200.
+    """
     return _wait(admin_url, "up", "continuation", engines=engines)
 
 
@@ -30,7 +33,8 @@ def _wait(admin_url: str, *fields: str, engines: tuple[str, ...] = ()) -> dict[s
     while True:
         seen = detail(admin_url)
         checked = [seen["engines"][one] for one in engines or seen["engines"]]
-        if all(engine[name] for engine in checked for name in fields):
+        has_started = bool(engines) or seen["status"] != "starting"  # the process has more to do than to ask engines
+        if has_started and all(engine[name] for engine in checked for name in fields):
             return seen
         assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
         time.sleep(0.1)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.accounting.receipt import Receipt, with_savings
+from gateway.accounting.receipt import EngineShare, Receipt, with_savings
 from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())
@@ -92,10 +92,7 @@ def receipts() -> list[Receipt]:
     found = [
         _of("acme-0", closed(guided())),
         _of("acme-1", closed(builder(plan("student"), **alone))),
-        _of(
-            "acme-2",
-            closed(builder(plan(), unguided="student_confident", probe=call("small", 100, 1), **alone)),
-        ),
+        _of("acme-2", _probed(closed(builder(plan(), unguided="student_confident", **alone)))),
         _of("acme-3", closed(builder(plan(), unguided="tools", **alone))),
         _of("acme-4", closed(builder(plan("teacher"), teacher=call("big", 100, 60))), "0"),
         _of("acme-5", closed(guided(), "client_gone")),
@@ -123,6 +120,12 @@ def _of(receipt_id: str, receipt: Receipt, error: str | None = None) -> Receipt:
     error = error or ("1000" if receipt.guidance is not None else "100")
     tenant = receipt_id.partition("-")[0]
     return with_savings(msgspec.structs.replace(receipt, id=receipt_id, tenant=tenant, baseline_error_usd=micro(error)))
+
+
+def _probed(receipt: Receipt) -> Receipt:
+    """Return a receipt as an earlier version wrote it after a confidence probe."""
+    probe = EngineShare("small", 100, 1, micro("20.5"))
+    return msgspec.structs.replace(receipt, probe=probe, cost_usd=receipt.cost_usd + probe.cost_usd)
 
 
 def _of_an_earlier_version(receipt_id: str, receipt: Receipt) -> Receipt:

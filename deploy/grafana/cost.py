@@ -98,7 +98,7 @@ COST = Dashboard(
         ),
         Panel(
             "Cost of measuring",
-            "Cost of shadows, quality samples and confidence probes. The savings exclude it.",
+            "Cost of shadows and quality samples. The savings exclude it.",
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_MEASURING}[$__range]))"),),
             plain=True,

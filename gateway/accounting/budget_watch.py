@@ -1,4 +1,4 @@
-"""Read the tenants' budgets from Redis, for the metrics and for local limits, and report budget events.
+"""Read the tenants' budgets from Redis, for the metrics and for local limits, report budget events, and post alerts.
 
 Metrics exclude the budgets of keys, since the number of keys is unbounded. Local limits (local_limits.py) use the
 remainder of each budget that this process uses.
@@ -20,10 +20,10 @@ import structlog
 from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import TENANT, tenant_scope
 from gateway.pricing import dollars, picodollars
-from gateway.telemetry.metrics import BudgetFigures
+from gateway.telemetry.gauges import BudgetFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gateway.accounting.budgets import Balance, Budgets
     from gateway.accounting.local_limits import LocalLimits
@@ -98,7 +98,7 @@ class BudgetMonitor:
 
 
 class BudgetAlerts:
-    """Report budget events.
+    """Report budget events, and post these and other alerts to the webhook.
 
     Args:
         webhook: the URL that events are posted to as JSON; None disables the webhook.
@@ -126,6 +126,10 @@ class BudgetAlerts:
         }
         self._metrics.budget_events.labels(self._metrics.series.tenant(tenant_event.tenant), event.kind).inc()
         log.warning("budget", **{("kind" if name == "event" else name): value for name, value in facts.items()})
+        self.post(facts)
+
+    def post(self, facts: Mapping[str, object]) -> None:
+        """Post an event to the webhook in the background, with the current time."""
         if self._webhook is not None and self._posting < _MAX_POSTING:
             self._posting += 1
             self._tasks.spawn("webhook", self._post(self._webhook, orjson.dumps({**facts, "at": int(time.time())})))

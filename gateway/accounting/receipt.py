@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
+from gateway.policy.plan import SplitFacts
 from gateway.pricing import total_usd
+from gateway.protocol.body import Json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from gateway.protocol.body import Json
 
 _REQUEST = r"req_[0-9a-f]{24}"
 REQUEST_ID = re.compile(_REQUEST, re.ASCII)
@@ -64,6 +64,10 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     share: EngineShare | None = None  # the largest possible one; None where the engine never received the call
 
 
+PlanSource: TypeAlias = Literal["fresh", "renewed", "cached"]
+"""The source of a plan: the first one of its task, one that was written after a failed call, or the cache."""
+
+
 class GuidanceFacts(msgspec.Struct, frozen=True):
     """The guidance of an answer."""
 
@@ -74,27 +78,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     complete: bool  # the teacher ended its answer by itself
     cut_short: str | None = None  # why the teacher ended early, as in `unguided`. Its text was sent before.
     kept_estimated: bool | msgspec.UnsetType = msgspec.UNSET  # True: `kept_tokens` is estimated; else absent
-
-
-class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The confidence probe: the student's first token, requested before the teacher's guidance."""
-
-    outcome: str  # confident, unsure, no_logprobs (the engine reports no probabilities), late or failed
-    p1: float | None = None  # the probability of the most likely first token
-    entropy: float | None = None  # the entropy in nats over the reported tokens
-    ms: float | None = None
-
-
-class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The choice of the guidance's length, where the policy sets `tokens: auto`."""
-
-    by: str  # the decider: rule, model or default
-    prompt: str  # the kind of question that the prompt was classified as
-    rule: str | None = None  # the name of the rule that decided
-    model: str | None = None  # the name of the model that decided
-    score: float | None = None  # the probability, by the model, that an answer with this guidance is right
-    ended: str | None = None  # "sentence" or "step" where the guidance ended with one before its length was used up
-    probe: ProbeFacts | None = None
+    plan: PlanSource | msgspec.UnsetType = msgspec.UNSET  # where a plan of `guidance.tools` comes from; absent: no plan
 
 
 class CloseTerms(msgspec.Struct, frozen=True):
@@ -161,8 +145,8 @@ class Receipt(msgspec.Struct, frozen=True):
     budget: str | None = None  # "soft" where a budget of the tenant or the key was past its soft limit
     baseline_basis: Literal["engine", "tokenizer", "estimate"] | None = None
     baseline_error_usd: Decimal | None = None
-    length: LengthFacts | None = None  # the choice of the guidance's length; None where the policy sets a fixed length
-    probe: EngineShare | None = None  # the share of the confidence probe. The cost includes it.
+    length: Json | None = None  # of earlier versions: the choice of the guidance's length
+    probe: EngineShare | None = None  # of earlier versions: a call for the student's first token. The cost includes it.
     close: CloseTerms | None = None  # for guidance, the terms of the device's report; None where no report is needed
     edge_of: str | None = None  # for a report, the id of the guidance request; None for an offline answer
     hint: str | None = None
@@ -172,11 +156,19 @@ class Receipt(msgspec.Struct, frozen=True):
     # Omitted without a warm-up: `null` in each stored receipt would not match the dictionary that compresses them.
     stored_warmup: EngineShare | UnsetType = msgspec.field(default=UNSET, name="warmup")
     stored_continued_tokens: int | UnsetType = msgspec.field(default=UNSET, name="continued_tokens")
+    stored_split: SplitFacts | UnsetType = msgspec.field(default=UNSET, name="split")  # omitted without a split
+    # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
+    stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
 
     @property
     def continued_tokens(self) -> int:
         """Return the answer's tokens that failed calls wrote before another call continued their text."""
         return 0 if self.stored_continued_tokens is UNSET else self.stored_continued_tokens
+
+    @property
+    def split(self) -> SplitFacts | None:
+        """Return the variant of the route; None if the route itself served the request."""
+        return None if self.stored_split is UNSET else self.stored_split
 
     @property
     def warmup(self) -> EngineShare | None:
@@ -239,11 +231,9 @@ class Receipt(msgspec.Struct, frozen=True):
 
     def facts(self, *, show_cost: bool) -> Json:
         """Return the facts for the reply: `x-gkt-` headers, or `x_gkt` in the last chunk."""
-        facts: Json = {"mode": self.mode}
-        if self.unguided is not None:
-            facts["unguided"] = self.unguided
-        if self.hint is not None:
-            facts["hint"] = self.hint
+        facts = first_facts(self.mode, self.split, self.unguided, self.hint)
+        if self.stored_probability is not UNSET:
+            facts["student_probability"] = self.stored_probability
         teacher, student, timings = self.teacher, self.student, self.timings
         if teacher is not None:
             facts["teacher"] = teacher.model
@@ -257,6 +247,8 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["guidance_tokens"] = self.guidance.kept_tokens
             if self.guidance.placement != "prefix":
                 facts["placement"] = self.guidance.placement
+            if self.guidance.plan is not UNSET:
+                facts["plan"] = self.guidance.plan
         shared = None if teacher is None else teacher.shared
         add_call_facts(facts, shared, self.budget, len(self.attempts), self.batch)
         if self.continued_tokens:
@@ -278,6 +270,18 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["savings_usd"] = shown(counted.usd, counted.error_usd)
             facts["savings_class"] = class_of(self)
         return facts
+
+
+def first_facts(mode: str, split: SplitFacts | None, unguided: str | None, hint: str | None) -> Json:
+    """Return the facts of a reply about its mode."""
+    facts: Json = {"mode": mode}
+    if split is not None:
+        facts["variant"] = split.variant
+    if unguided is not None:
+        facts["unguided"] = unguided
+    if hint is not None:
+        facts["hint"] = hint
+    return facts
 
 
 def add_call_facts(facts: Json, shared: str | None, budget: str | None, failed: int, batch: BatchFacts | None) -> None:

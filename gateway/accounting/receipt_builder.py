@@ -17,12 +17,12 @@ from gateway.accounting.receipt import (
     CloseTerms,
     EngineShare,
     GuidanceFacts,
-    LengthFacts,
-    ProbeFacts,
+    PlanSource,
     Receipt,
     Timings,
     add_call_facts,
     class_of,
+    first_facts,
     total_cost,
     with_savings,
 )
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from gateway.accounting.shares import Shares, UsageError
     from gateway.engines.base import TokenUsage
     from gateway.errors import EngineError
-    from gateway.policy.length import LengthChoice
     from gateway.pricing import Price
     from gateway.protocol.body import Json
 
@@ -69,12 +68,10 @@ class ReceiptBuilder(msgspec.Struct):
     student_began: float | None = None  # the first token of the student in a stream
     teacher: EngineCall | None = None
     student: EngineCall | None = None
-    probe: EngineCall | None = None  # the student's confidence probe
-    probed: ProbeFacts | None = None
-    warmup: EngineCall | None = None  # the call that warmed the student's prefix cache
+    warmup: EngineCall | None = None  # the call that warmed the student's prefix cache, or asked for its first token
+    student_probability: float | None = None  # of its first token; None: the student was not asked, or gave none
     running: EngineCall | None = None  # the current call that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
-    ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
     failed: list[FailedCall] = []
     batch: BatchFacts | None = None
     kept_tokens: int = 0
@@ -178,7 +175,7 @@ class ReceiptBuilder(msgspec.Struct):
     @property
     def needs_estimate(self) -> bool:
         """Return whether a call has no usage or an impossible one, so that its tokens must be counted."""
-        for call in (self.teacher, self.student, self.probe, self.warmup, *[failed.call for failed in self.failed]):
+        for call in (self.teacher, self.student, self.warmup, *[failed.call for failed in self.failed]):
             if call is not None and (call.usage is None or self._usage_error(call, self._bound(call))):
                 return True
         return False
@@ -245,10 +242,9 @@ class ReceiptBuilder(msgspec.Struct):
 
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
-        probe = None if self.probe is None else shares_of(self.probe)[0]
         warmup = None if self.warmup is None else shares_of(self.warmup)[0]
         attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
-        calls = (teacher, student, probe, warmup, *[attempt.share for attempt in attempts])
+        calls = (teacher, student, warmup, *[attempt.share for attempt in attempts])
         shares = [one for one in calls if one is not None]
         cost = total_cost(shares)
         # Savings use likely shares. With upper bounds, savings would grow with unknown usage.
@@ -260,8 +256,7 @@ class ReceiptBuilder(msgspec.Struct):
             measured = measure(self.measures.receipt, likely_teacher, price)
         mode = self.mode
         of_class = savings_class(mode=mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
-        probe_usd = None if probe is None else probe.cost_usd
-        savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, probe_usd, measured)
+        savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, None, measured)
         return Receipt(
             id=self.id,
             created=self.created,
@@ -288,8 +283,6 @@ class ReceiptBuilder(msgspec.Struct):
             budget=self.budget,
             baseline_basis=estimate.basis,
             baseline_error_usd=estimate.error_usd,
-            length=None if self.plan.length is None else self._length_facts(self.plan.length),
-            probe=probe,
             # After a disconnect the device may have all guidance. After an error it has nothing to finish.
             close=self.terms if status in _REPORTABLE else None,
             hint=self.hint,
@@ -298,6 +291,8 @@ class ReceiptBuilder(msgspec.Struct):
             estimated=any(share.estimated for share in shares),
             stored_warmup=UNSET if warmup is None else warmup,
             stored_continued_tokens=self.continued_tokens or UNSET,
+            stored_split=self.plan.split or UNSET,
+            stored_probability=UNSET if self.student_probability is None else self.student_probability,
         )
 
     def _bound(self, call: EngineCall) -> CallBound | None:
@@ -321,17 +316,17 @@ class ReceiptBuilder(msgspec.Struct):
 
     def facts(self) -> Json:
         """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""
-        facts: Json = {"mode": self.mode}
-        if self.unguided is not None:
-            facts["unguided"] = self.unguided
-        if self.hint is not None:
-            facts["hint"] = self.hint
+        facts = first_facts(self.mode, self.plan.split, self.unguided, self.hint)
+        if self.student_probability is not None:
+            facts["student_probability"] = self.student_probability
         shared = None if self.teacher is None else self.teacher.shared
         add_call_facts(facts, shared, self.budget, len(self.failed), self.batch)
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
             if self.placement not in (None, "prefix"):
                 facts["placement"] = self.placement
+            if (plan := self._plan_source()) is not None:
+                facts["plan"] = plan
         stages = zip(("admission_ms", "batch_wait_ms", "teacher_ms"), self._stages_ms(), strict=True)
         return facts | {name: spent for name, spent in stages if spent is not None}
 
@@ -341,11 +336,15 @@ class ReceiptBuilder(msgspec.Struct):
             return None
         names = guidance.projection.name, self.placement or "prefix"
         return GuidanceFacts(*names, guidance.tokens, self.kept_tokens, self.complete, self.cut_short,
-                             self.kept_estimated or UNSET)  # fmt: skip
+                             self.kept_estimated or UNSET, self._plan_source() or UNSET)  # fmt: skip
 
-    def _length_facts(self, length: LengthChoice) -> LengthFacts:
-        ended = self.ended_at if self.unguided is None else None
-        return LengthFacts(length.by, length.prompt, length.rule, length.model, length.score, ended, self.probed)
+    def _plan_source(self) -> PlanSource | None:
+        """Return where the plan of the guidance comes from; None if the guidance is no plan."""
+        if self.plan.guidance is None or (scope := self.plan.guidance.tool_plan) is None:
+            return None
+        if self.teacher is not None and self.teacher.shared == "cache":
+            return "cached"
+        return "renewed" if scope.renewed else "fresh"
 
     def _timings(self) -> Timings:
         began, first, student_began = self.started, self.first_token, self.student_began

@@ -73,8 +73,6 @@ class ReceiptCounters:
             self._count_share(tenant, "teacher", teacher)
         if student is not None and not student.shared:
             self._count_share(tenant, "student", student_of(receipt) or student)
-        if receipt.probe is not None:
-            self._count_share(tenant, "student", receipt.probe)
         if receipt.warmup is not None:
             self._count_share(tenant, "student", receipt.warmup)
         for attempt in receipt.attempts:

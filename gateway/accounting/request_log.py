@@ -15,19 +15,21 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict
 
 _RECEIPT_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Receipt))
-_OMITTED = frozenset({"warmup", "continued_tokens"})  # fields that some receipts do not have
+# Fields that some receipts do not have.
+_OMITTED = frozenset({"warmup", "continued_tokens", "split", "student_probability"})
 _DERIVED = "savings_about_zero"
 _MAX_DIGITS = 6
 _WHOLE = 2**32
 
 EXPECTED_REASONS = frozenset({
-    "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "field_not_known",
+    "best_of", "budget", "caller_prefill", "echo", "field_not_known",
     "logprobs", "modalities", "n", "offline", "output_detail", "prompt_control", "prompt_in_reply", "prompts",
-    "response_format", "stop_condition", "structured_output", "student_confident", "suffix", "token_constraint",
-    "token_ids", "token_limit", "tools",
+    "quality_fallback", "response_format", "stop_condition", "structured_output", "suffix", "switch_confident",
+    "switch_first_turn", "switch_no_probability", "switch_tool_error", "switch_unsure", "switched_off",
+    "token_constraint", "token_ids", "token_limit", "tools",
 })  # fmt: skip
-"""Reasons for an unguided request without a failure: the caller's request, a spent budget, the chosen length, or an
-offline device. Every other reason, also a future one, is a failure."""
+"""Reasons for an unguided request without a failure: the caller's request, the choice of the engine of a turn, a spent
+budget, guidance that is switched off, or an offline device. Every other reason, also a future one, is a failure."""
 
 
 class LogSample:

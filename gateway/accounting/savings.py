@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from gateway.policy.tool_switch import NO_PROBABILITY, STUDENT_CONFIDENT, STUDENT_UNSURE
 from gateway.pricing import savings_usd
 from gateway.runtime.record import Record
 
@@ -30,7 +31,12 @@ CLASSES: tuple[SavingsClass, ...] = get_args(SavingsClass)
 ABOUT_ZERO = "about 0"
 """The text for savings whose error is at least as large as the amount."""
 
-_BY_POLICY = frozenset({"auto_short", "auto_rule", "auto_model", "student_confident", "budget"})
+_BY_POLICY = frozenset(
+    {
+        *("auto_short", "auto_rule", "auto_model", "student_confident", "budget", "switched_off", "quality_fallback"),
+        *(STUDENT_CONFIDENT, NO_PROBABILITY),
+    }
+)
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
 _ZERO = Decimal(0)
 _COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY})
@@ -60,7 +66,7 @@ def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: st
         return MEASURING
     if status != "ok":
         return FAILED
-    if mode == "teacher":
+    if mode == "teacher" and unguided != STUDENT_UNSURE:  # the question to an unsure student is a loss
         return TEACHER
     if unguided is None:
         return STUDENT_BY_POLICY if mode in {"student", "embeddings"} else GUIDED

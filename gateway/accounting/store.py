@@ -183,6 +183,16 @@ class ReceiptStore:
             raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
         return found
 
+    async def recent(self, tenant: str, receipt_id: str) -> bytes | None:
+        """Return a tenant's receipt that is in Redis or will be, as JSON. Raises StoreUnavailable."""
+        waiting = self._waiting.get(receipt_id) or self._resending.get(receipt_id)
+        if waiting is not None:
+            return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
+        if self._redis.up:
+            with suppress(RedisError, OSError):
+                return await self._ledger.receipt(tenant, receipt_id)
+        raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
+
     def remember(self, receipt: Receipt) -> None:
         """Resend this receipt if Redis loses it. Something else stored it."""
         self._stored.append((asyncio.get_running_loop().time(), Settlement(receipt, None)))

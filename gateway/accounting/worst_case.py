@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from decimal import Decimal
 
-    from gateway.policy.plan import GuidancePlan, Plan
+    from gateway.policy.plan import Plan
     from gateway.policy.projections import Projection
     from gateway.pricing import Price
     from gateway.protocol.requests import AnyRequest
@@ -35,7 +35,7 @@ _LIKELY_TOKENS = 1024
 """The expected length of an answer without a limit, for `tpm_limit` at admission. The receipt corrects it."""
 TEACHER_RETRIES = 1
 """Retries of a failed teacher call. The caller waits meanwhile, and a student can answer instead."""
-Role: TypeAlias = Literal["guidance", "student", "probe", "warmup"]
+Role: TypeAlias = Literal["guidance", "student", "warmup"]
 """The purpose of a call."""
 DEFAULT_MAX_OUTPUT_TOKENS = 131_072
 """The bound for an engine with an unknown maximum. Only a few models of 2026 write longer answers."""
@@ -119,17 +119,27 @@ def worst_case(
         guidance_read = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         if plan.retries.num_retries:
             more.append(_times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher))
-        role = one_token_role(plan, guidance)
-        if role is not None:
-            bounds[role, plan.student] = bound = CallBound(read, 1)
+        if guidance.warm_student:
+            bounds["warmup", plan.student] = bound = CallBound(read, 1)
+            more.append(_share(plan.student, bound, prices))
+            likely += likely_read + 1
+    if plan.turn is not None:
+        # The teacher may answer after the student was asked, and the student after the teacher failed.
+        answerer = plan.turn.teacher.student
+        bounds["student", answerer] = bound = _answer_bound(answerer, read, limit, choices, max_output)
+        teacher = _share(answerer, bound, prices)
+        if plan.retries.num_retries:
+            more.append(_times(plan.retries.num_retries, teacher))
+        if plan.turn.at_once is None and plan.turn.asks_student:
+            bounds["warmup", plan.student] = bound = CallBound(read, 1)
             more.append(_share(plan.student, bound, prices))
             likely += likely_read + 1
     if not plan.students:  # a device finishes the answer, at no cost
         return _max_cost(teacher, None, more, teacher_tokens, bounds)
     first: EngineShare | None = None
     for student in plan.students:
-        written, known = max_output(student.engine) if limit is None else (limit, True)
-        bounds["student", student.engine] = bound = CallBound(read + guidance_read, written * choices, known)
+        bound = _answer_bound(student.engine, read + guidance_read, limit, choices, max_output)
+        bounds["student", student.engine] = bound
         share = _share(student.engine, bound, prices)
         calls = plan.retries.num_retries + (0 if first is None else 1)
         if first is None and guidance is not None and guidance.placement == "prefix":
@@ -142,6 +152,11 @@ def worst_case(
     return _max_cost(teacher, first, more, likely, bounds)
 
 
+def _answer_bound(engine: str, read: int, limit: int | None, choices: int, max_output: MaxOutputOf) -> CallBound:
+    written, known = max_output(engine) if limit is None else (limit, True)
+    return CallBound(read, written * choices, known)
+
+
 def _max_cost(
     teacher: EngineShare | None,
     student: EngineShare | None,
@@ -151,13 +166,6 @@ def _max_cost(
 ) -> MaxCost:
     usd = total_cost([share for share in (teacher, student, *more) if share is not None])
     return MaxCost(teacher, student, tuple(more), likely_tokens, bounds, usd)
-
-
-def one_token_role(plan: Plan, guidance: GuidancePlan) -> Role | None:
-    """Return the purpose of a call to the student for one token before its answer; None: there is none."""
-    if plan.length is not None and plan.length.probe is not None:
-        return "probe"
-    return "warmup" if guidance.warm_student else None
 
 
 def added_bytes(projection: Projection, request: AnyRequest) -> int:
@@ -176,7 +184,8 @@ def caller_tokens(projection: Projection, request: AnyRequest, read_tokens: int)
 
 def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:
     """Return the `max_tokens` for the engines of `plan` under a budget where neither caller nor route sets a limit."""
-    return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in plan.students))
+    teacher = () if plan.turn is None else plan.turn.teacher.students
+    return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in (*plan.students, *teacher)))
 
 
 def _times(calls: int, share: EngineShare) -> EngineShare:

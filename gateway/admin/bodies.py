@@ -13,15 +13,25 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationI
 
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
-from gateway.config.scalars import Duration, InvalidValue, Moment, Name, Number, Whole, duration_between, duration_s
+from gateway.config.scalars import (
+    Duration,
+    InvalidValue,
+    Label,
+    Moment,
+    Name,
+    Number,
+    Whole,
+    duration_between,
+    duration_s,
+)
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
 from gateway.keys.redis_keyring import NEVER, KeyExpiry
-from gateway.policy.length import Tokens
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
 from gateway.policy.projections import PROJECTIONS, Placement
 from gateway.policy.routing import RouteOverride
-from gateway.policy.schema import PLAYGROUND, Label, OverrideMode
+from gateway.policy.schema import PLAYGROUND, OverrideMode
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat
 
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_ID_CHARS = 56
 """Rotation appends `.1`, `.2`, ... to the id of the replaced key."""
+_MAX_REASON_CHARS = 500
 _MAX_SEED = 2**63 - 1
 _LONGEST_LIFE_S = 3660 * 86_400
 _ACTOR = re.compile(r"[A-Za-z0-9@._+-]{1,64}", re.ASCII)
@@ -61,8 +72,16 @@ def _expiry(value: object) -> KeyExpiry:
     return KeyExpiry(at_s=_MOMENT.validate_python(text))
 
 
+def _one_line(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_REASON_CHARS:
+        raise InvalidValue(f"must be one line of at most {_MAX_REASON_CHARS} characters")
+    return value
+
+
 KeyId: TypeAlias = Annotated[Label, BeforeValidator(lambda value: _key_id(value) if isinstance(value, str) else value)]
 ExpiryText: TypeAlias = Annotated[KeyExpiry, BeforeValidator(_expiry)]
+ReasonText: TypeAlias = Annotated[str, BeforeValidator(_one_line)]
+"""A reason for the audit trail."""
 
 
 class NewKey(StrictModel):
@@ -96,8 +115,7 @@ class Rotation(StrictModel):
 class GuidanceOverride(StrictModel):
     """Overrides of the guidance. An absent field keeps the route's setting."""
 
-    tokens: Tokens | None = None
-    """A number, or `auto` if the route has `auto`."""
+    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
     projection: Label | None = None
     placement: Placement | None = None
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
 from gateway.accounting.scopes import key_scope, tenant_scope
-from gateway.admin.bodies import actor_of, number_of, only_query, read_shape
+from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
 from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
@@ -34,19 +34,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PAGE = 500
-_MAX_REASON_CHARS = 500
 _VALID = {"active", "grace"}
 
 
 def _text(value: object) -> object:
     if not isinstance(value, str):
         raise InvalidValue("must be a date like 2026-12-01, or a time like 2026-12-01T12:00:00Z, in quotes")
-    return value
-
-
-def _one_line(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_REASON_CHARS:
-        raise InvalidValue(f"must be one line of at most {_MAX_REASON_CHARS} characters")
     return value
 
 
@@ -57,7 +50,7 @@ class NewRaise(StrictModel):
     """0 ends a raise."""
     for_s: Annotated[Duration, duration_between("1s", "366d")] | None = Field(None, alias="for")
     until: Annotated[Moment, BeforeValidator(_text)] | None = None
-    reason: Annotated[str, BeforeValidator(_one_line)] | None = None
+    reason: ReasonText | None = None
     """For the audit trail."""
 
     @field_validator("for_s", "until")

@@ -25,9 +25,10 @@ from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailab
 from gateway.pipeline.completion import RequestContext
 from gateway.pipeline.stream import StreamRelay
 from gateway.policy.book import Caller
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
 from gateway.policy.projections import Placement
 from gateway.policy.routing import NO_HEADERS, modes_of
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, PLAYGROUND, KeyEntry, OverrideMode
+from gateway.policy.schema import PLAYGROUND, KeyEntry, OverrideMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -216,7 +217,7 @@ def _tenant(policy: TenantPolicy) -> dict[str, Any]:
 
 
 def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str, Any]:
-    rule, auto, overrides = route.guidance, route.guidance.auto, policy.overrides_of(route)
+    rule, overrides = route.guidance, policy.overrides_of(route)
     return {
         "model": route.model,
         "mode": route.mode,
@@ -227,7 +228,6 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
         "baseline": route.baseline,
         "default_max_tokens": route.default_max_tokens,
         "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},
-        "auto": {"min": auto.min, "max": auto.max, "default": auto.default} if rule.tokens == "auto" else None,
         "callers_may": {"modes": list(modes_of(policy, route)), "guidance_tokens": overrides.guidance_tokens},
     }
 

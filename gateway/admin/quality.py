@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from gateway.admin.bodies import number_of, only_query
+from gateway.admin.guidance import GUIDANCE, shown_switches
 from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.api.keys import USAGE_DATABASE
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
@@ -41,6 +42,7 @@ async def show_quality(request: web.Request) -> web.Response:
             "since": day_shown(since),
             "until": day_shown(today),
             "rows": [_row(compared, tally) for compared, tally in _with_sums(tallies)],
+            "guidance_off": shown_switches(request.app[GUIDANCE].switches.off),
             "spent_today": [
                 {"tenant": tenant, "route": route, "usd": f"{usd:f}"} for (tenant, route), usd in sorted(spent.items())
             ],

@@ -12,11 +12,14 @@ from gateway.admin.assets import show_file, show_login, show_page, show_root
 from gateway.admin.audit import show_audit
 from gateway.admin.auth import log_in, log_out, show_session
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
+from gateway.admin.collected import delete_samples, read_requests, show_samples
+from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.quality import show_quality
 from gateway.admin.reconciliation import reconciliation
+from gateway.admin.split import show_split
 from gateway.admin.usage import list_receipts, show_usage
 from gateway.api.keys import BATCHER, METRICS, POLICIES, REDIS, WORKER
 from gateway.api.probes import healthz, readyz_in_detail
@@ -68,11 +71,18 @@ KEYED_ROUTES = [
     web.get("/budgets/{tenant}", show_budgets),
     web.post("/budgets/{tenant}/raise", raise_budget),
     web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
+    web.get("/guidance", list_guidance),
+    web.post("/guidance/off", switch_guidance_off),
+    web.post("/guidance/on", switch_guidance_on),
     web.get("/audit", show_audit),
+    web.get("/collected/{tenant}", show_samples),
+    web.get("/collected/{tenant}/requests", read_requests),
+    web.delete("/collected/{tenant}", delete_samples),
     web.get("/overview", show_overview),
     web.get("/policies", show_policies),
     web.get("/quality", show_quality),
     web.get("/usage", show_usage),
+    web.get("/usage/split", show_split),
     web.get("/receipts", list_receipts),
     web.get("/reconciliation", reconciliation),
     web.get("/playground/options", show_options),

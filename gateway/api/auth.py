@@ -55,9 +55,14 @@ def caller_key(request: web.Request) -> str:
     key = own[0].strip()
     if not key:
         raise NotAuthenticated("The header x-api-key is empty. Send the API key in it.")
-    if shows_key(request) and not compare_digest(bearer(request).encode(), key.encode()):
+    if shows_key(request) and not compare_digest(_bytes_of(bearer(request)), _bytes_of(key)):
         raise NotAuthenticated("Authorization and x-api-key have different keys. Send one of them.")
     return key
+
+
+def _bytes_of(key: str) -> bytes:
+    """Return a key as it was sent. aiohttp reads bytes that are not UTF-8 as surrogates."""
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _scheme_and_token(value: str) -> tuple[str, str]:

@@ -12,10 +12,10 @@ from gateway.api.auth import authenticate
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.decoding import read_parsed
 from gateway.api.direct_reply import DirectReply
-from gateway.api.events import COMPLETION_WRITER, as_events, reads, require_caller, send
+from gateway.api.events import COMPLETION_WRITER, PART_BYTES, as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
 from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO
-from gateway.engines.reply_json import encoded
+from gateway.engines.reply_json import converted, encoded
 from gateway.pipeline.completion import RequestContext, RequestState
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.embeddings import parse_embeddings
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol.content_run import ChunkGroup
     from gateway.protocol.reply import ReplyWriter
-
-_PART_BYTES = 1 << 18
 
 _Request = TypeVar("_Request", bound=ChatRequest | TextRequest)
 _Request_contra = TypeVar("_Request_contra", bound=ChatRequest | TextRequest, contravariant=True)
@@ -82,7 +80,7 @@ async def answered(
     with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
     require_caller(request[INFO])
-    body = await encoded(writer.reply(answer.body))
+    body = await encoded(await converted(writer.reply, answer.body))
     return DirectReply(body, fact_headers(answer.receipt.facts(show_cost=answer.show_cost)))
 
 
@@ -95,7 +93,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
         vectors = await request.app[EMBEDDINGS].answer(context, parsed)
     require_caller(request[INFO])
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
-    if len(vectors.body) <= _PART_BYTES:
+    if len(vectors.body) <= PART_BYTES:
         return DirectReply(vectors.body, headers)
     return await _in_parts(request, vectors.body, headers)
 
@@ -107,7 +105,7 @@ async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) 
     name_reply(request, request[INFO], response)
     await response.prepare(request)
     with reads(request) as reading:
-        for start in range(0, len(body), _PART_BYTES):
-            await send(response, body[start : start + _PART_BYTES], reading)
+        for start in range(0, len(body), PART_BYTES):
+            await send(response, body[start : start + PART_BYTES], reading)
     await response.write_eof()
     return response

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _READ_WITHIN_S = 30.0  # of a write, before the caller is disconnected
+PART_BYTES = 1 << 18
+"""Largest write. A larger one would block the event loop."""
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that was not cut short."""
@@ -49,6 +51,10 @@ class EventStream(web.StreamResponse):
         self, data: bytes, connection: Connection, reading: Watchdog, *, within_s: float = _READ_WITHIN_S
     ) -> None:
         """Write events as `send` does. After the head, they are framed here: in one call instead of aiohttp's five."""
+        if len(data) > PART_BYTES:
+            for start in range(0, len(data), PART_BYTES):
+                await self.send(data[start : start + PART_BYTES], connection, reading, within_s=within_s)
+            return
         if not data:
             return
         if not (self._head_sent and self.chunked):
@@ -88,8 +94,11 @@ async def send(
 
 async def send_last(response: web.StreamResponse, data: bytes, reading: Watchdog) -> web.StreamResponse:
     """Write the last data, and end the reply."""
+    *starts, last = range(0, max(1, len(data)), PART_BYTES)
+    for start in starts:
+        await send(response, data[start : start + PART_BYTES], reading)
     reading.watch(asyncio.get_running_loop().time() + _READ_WITHIN_S)
-    await response.write_eof(data)
+    await response.write_eof(data[last:])
     reading.disarm()
     return response
 
@@ -159,17 +168,25 @@ async def as_events(
                     except ConnectionError:
                         if not connection.reads_on():
                             raise
+                    except Exception as error:
+                        await parts.athrow(error)  # the receipt states it
+                        raise
         except ConnectionError:
             raise  # the caller has disconnected
         except Exception as error:
             if response is None:
                 raise
-            if not isinstance(error, GatewayError):
-                log.exception("stream_broke", id=request[INFO].id)
-                error = internal_error(request[INFO].id)
-            last = writer.failed(error)
+            last = writer.failed(_stated(error, request[INFO].id))
         else:
             assert response is not None, "the path yields the receipt builder first"
             last = writer.end()
     require_caller(request[INFO])
     return await send_last(response, last, reading)
+
+
+def _stated(error: Exception, request_id: str) -> GatewayError:
+    """Return the error that the caller gets. Other exceptions than the gateway's are logged."""
+    if isinstance(error, GatewayError):
+        return error
+    log.error("stream_broke", id=request_id, exc_info=error)
+    return internal_error(request_id)

@@ -26,8 +26,10 @@ from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.stored_responses import StoredResponses
+from gateway.pipeline.token_count import TokenCounter
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
+from gateway.quality.feedback import FeedbackStore
 from gateway.redis.client import RedisClient
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.database_reader import DatabaseReader
@@ -77,6 +79,7 @@ USAGE_DATABASE = web.AppKey("usage_database", DatabaseReader)
 USAGE = web.AppKey("usage", UsageReader)
 USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
+TOKEN_COUNTER = web.AppKey("token_counter", TokenCounter)
 SPEEDS = web.AppKey("speeds", LimitUsage)
 DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
@@ -87,6 +90,7 @@ HANDOVER = web.AppKey("handover", EdgeGuidancePipeline)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LEDGER = web.AppKey("ledger", Ledger)
+FEEDBACK_STORE = web.AppKey("feedback", FeedbackStore)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 STORED_RESPONSES = web.AppKey("stored_responses", StoredResponses)
 ADMISSION = web.AppKey("admission", Admission)

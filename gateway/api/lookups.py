@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import ETag, web
+from redis.exceptions import RedisError
 
 from gateway.accounting.edge import GUIDANCE
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.api.auth import authenticate
-from gateway.api.keys import DOCUMENT, EDGE_ACCOUNTS, READS, RECEIPTS
+from gateway.api.keys import DOCUMENT, EDGE_ACCOUNTS, FEEDBACK_STORE, READS, RECEIPTS, REDIS
 from gateway.errors import NotFound
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ async def _receipt(request: web.Request, caller: Caller) -> Json:
         )
     receipt = Receipt.from_json(found)
     body = receipt.as_dict(show_cost=shows_cost(caller, receipt))
+    if request.app[REDIS].up:  # the receipt may come from the usage database
+        with suppress(RedisError, OSError):
+            if (score := await request.app[FEEDBACK_STORE].score(receipt.tenant, receipt.id)) is not None:
+                body["feedback"] = score
     if receipt.mode == GUIDANCE:
         body["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
     return body

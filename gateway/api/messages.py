@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import orjson
@@ -11,9 +10,8 @@ from aiohttp import web
 from gateway.api.auth import authenticate
 from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
-from gateway.api.keys import COMPLETIONS, INFO, READS
+from gateway.api.keys import COMPLETIONS, INFO, READS, TOKEN_COUNTER
 from gateway.capabilities.anthropic import MessagesFields, answering
-from gateway.pipeline.token_count import count_prompt
 from gateway.policy.routing import find_route
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.anthropic.request import check_header, parse_count_tokens, parse_messages
@@ -48,12 +46,10 @@ async def count_tokens(request: web.Request) -> web.Response:
 
 async def _counted(request: web.Request, caller: Caller, chat: ChatRequest) -> int:
     """Return the tokens of a prompt. The tenant's slot is held until the thread ends, also after a disconnect."""
-    reads, tenant = request.app[READS], caller.policy.tenant
-    route = await find_route(caller, chat, request.headers)
-    reads.acquire(tenant, caller.policy.weight)
-    counting = count_prompt(chat, route, request.app[COMPLETIONS].student_call.encodings)
-    counting.add_done_callback(lambda _: reads.release(tenant))
-    return await asyncio.shield(counting)
+    tenant = caller.policy.tenant
+    with request.app[READS].hold(tenant, caller.policy.weight):
+        route = await find_route(caller, chat, request.headers)
+        return await request.app[TOKEN_COUNTER].count(tenant, chat, route)
 
 
 def _forwarded(headers: CIMultiDictProxy[str]) -> dict[str, str]:

@@ -10,8 +10,9 @@ from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
 from gateway.api.keys import COMPLETIONS, INFO, STORED_RESPONSES
 from gateway.api.stored_responses import StoringReply, with_stored_input
+from gateway.errors import InvalidRequest
 from gateway.protocol.responses.events import ResponseWriter
-from gateway.protocol.responses.request import parse_responses
+from gateway.protocol.responses.request import caller_field, parse_responses
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -25,7 +26,12 @@ async def responses(request: web.Request) -> web.StreamResponse:
         parsed = await with_stored_input(request, caller, parsed)
     stores = parsed.store and caller.policy.stored_responses is not None
     writer = ResponseWriter(parsed, request[INFO].id, int(time.time()), stored=stores)
-    if not stores:
-        return await answered(request, completions, caller, parsed.chat(), writer)
-    storing = StoringReply(completions, writer, request.app[STORED_RESPONSES], caller.policy, parsed.items)
-    return await answered(request, storing, caller, parsed.chat(), storing)
+    chat = parsed.chat()
+    try:
+        if not stores:
+            return await answered(request, completions, caller, chat, writer)
+        storing = StoringReply(completions, writer, request.app[STORED_RESPONSES], caller.policy, parsed.items)
+        return await answered(request, storing, caller, chat, storing)
+    except InvalidRequest as error:
+        error.param = caller_field(error.param)
+        raise

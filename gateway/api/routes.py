@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.api.completions import chat_completions, embeddings, text_completions
+from gateway.api.feedback import add_feedback
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import openapi_json, show_receipt
@@ -31,6 +32,7 @@ ROUTES = [
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
+    web.post("/v1/receipts/{id}/feedback", add_feedback),
     web.get("/v1/limits", show_limits),
     web.get("/v1/usage", show_usage),
     web.get("/healthz", healthz),

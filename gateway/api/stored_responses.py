@@ -13,10 +13,17 @@ from gateway.api.auth import authenticate
 from gateway.api.connection import connection_of
 from gateway.api.decoding import BODY_DECODER
 from gateway.api.keys import STORED_RESPONSES
-from gateway.engines.reply_json import encoded
+from gateway.engines.reply_json import converted, encoded
 from gateway.errors import InvalidRequest
 from gateway.protocol.responses.items import unknown_item
-from gateway.protocol.responses.stored_items import MAX_PAGE, StoredInput, item_list, read_page, response_of_item
+from gateway.protocol.responses.stored_items import (
+    MAX_PAGE,
+    StoredInput,
+    item_list,
+    read_page,
+    response_of_item,
+    too_many_responses,
+)
 from gateway.stored_responses.redis_responses import StoredResponse
 
 if TYPE_CHECKING:
@@ -55,13 +62,13 @@ async def with_stored_input(request: web.Request, caller: Caller, parsed: Respon
         stored = await store.previous(policy, parsed.previous_response_id)
     for _ in range(_MAX_READS):
         if stored is None and (stored := await store.find(policy, response_of_item(stored_input.missing))) is None:
-            break
+            raise unknown_item(stored_input.missing)
         parts = [stored.response, b"\n", stored.items]
         completed = await _decoded(request, policy, parts, stored_input.add)
         if completed is not None:
             return completed
         stored = None
-    raise unknown_item(stored_input.missing)
+    raise too_many_responses()
 
 
 class StoringReply:
@@ -83,7 +90,7 @@ class StoringReply:
 
     async def answer(self, context: RequestContext, request: ChatRequest) -> Answer:
         answer = await self._pipeline.answer(context, request)
-        self._writer.reply(answer.body)
+        await converted(self._writer.reply, answer.body)
         await self._save()
         return structs.replace(answer, body=self._writer.response)
 

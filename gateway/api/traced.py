@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _OPERATIONS = {
     "/v1/chat/completions": names.CHAT,
     "/v1/responses": names.CHAT,
+    "/v1/messages": names.CHAT,
     "/v1/completions": names.TEXT,
     "/v1/embeddings": names.EMBEDDINGS,
     "/v1/guidance": names.CHAT,

@@ -25,7 +25,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format. Earlier versions can be read."""
 LAYOUTS = {"keyring": KEYRING, "tenant": TENANT, "ledger": LEDGER}
 """Versions of the layouts in Redis."""

@@ -14,8 +14,8 @@ import msgspec
 from gateway.redis.keys import KeyringKeys, RedisKeys
 
 Part = Literal["keys", "tenants", "sums"]
-"""keys: API keys and the audit trail. tenants: budgets, requests in flight and outboxes. sums: keys that belong to no
-tenant, including the sums of an earlier version."""
+"""keys: API keys, switched-off guidance and the audit trail. tenants: budgets, requests in flight and outboxes.
+sums: keys that belong to no tenant, including the sums of an earlier version."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
 
 
@@ -113,7 +113,7 @@ def count(counts: BackupCounts, record: Record) -> None:
             counts.rows += len(rows)
 
 
-_KEYRING = frozenset(KeyringKeys._fields)
+_KEYRING = frozenset({*KeyringKeys._fields, "guidance_off"})
 _TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
 _SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")

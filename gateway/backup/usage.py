@@ -9,13 +9,14 @@ from sqlalchemy import select
 
 from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
-from gateway.usage.database import add_comparisons
+from gateway.quality.outcome import Outcome
+from gateway.usage.database import add_comparisons, add_outcomes
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.queries import UsageQueries
 from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period
 from gateway.usage.sums_writer import fill_sums
-from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
+from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
         on_progress(done)
     if unreadable := await store.read(UsageQueries.unreadable):
         yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
-    for table in (COMPARISONS, UPTIME):
+    for table in (COMPARISONS, OUTCOME_ROWS, UPTIME):
         for day in await store.read(_distinct, table.c.day):
             for rows in batched(await store.read(_rows, table, table.c.day == day), _ROWS_PER_RECORD):
                 yield TableRows(str(table.name), list(rows))
@@ -64,6 +65,8 @@ async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | Inco
             await store.write([OutboxEntry(*receipt) for receipt in receipts])
         case TableRows("usage_comparisons", rows):
             await store.change(add_comparisons, [Comparison(*row[1:]) for row in rows])
+        case TableRows("usage_outcomes", rows):
+            await store.change(add_outcomes, [Outcome(*row[1:]) for row in rows])
         case TableRows(_, rows):
             await store.change(add_minutes, [EngineMinutes(*row) for row in rows])
         case IncompleteSums(seconds, start, rows):

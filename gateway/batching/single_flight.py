@@ -65,7 +65,7 @@ class _SharedCall:
                 payer.pays = True
                 payer.on_grant(outcome)
                 reply = await self._call(outcome)
-                stored = _StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at, reply.token_ends)
+                stored = _StoredReply(reply.text, reply.finish, reply.usage, token_ends=reply.token_ends)
                 waiter.finish(msgspec.json.encode(stored).decode())
                 return FlightResult(reply, "")
         except (GatewayError, TimeoutError) as error:
@@ -139,7 +139,7 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     text: str
     finish: Literal["stop", "length"]
     usage: TokenUsage | None
-    ends_at: int | None = None
+    ends_at: None = None  # earlier versions had a value
     token_ends: tuple[int, ...] | None = None
 
 
@@ -148,4 +148,4 @@ def _decode(guidance: str) -> TeacherReply:
         stored = msgspec.json.decode(guidance, type=_StoredReply)
     except msgspec.DecodeError:
         raise TicketUnreadable("The guidance stored in Redis cannot be decoded. Try again.") from None
-    return TeacherReply(stored.text, stored.finish, stored.usage, stored.ends_at, token_ends=stored.token_ends)
+    return TeacherReply(stored.text, stored.finish, stored.usage, token_ends=stored.token_ends)

@@ -127,8 +127,11 @@ def messages_fields() -> MessagesFields | None:
 
 
 @contextmanager
-def answering(fields: MessagesFields) -> Iterator[None]:
-    """Attribute the engine calls in the `with` block, and of the tasks that it starts, to a request."""
+def answering(fields: MessagesFields | None) -> Iterator[None]:
+    """Attribute the engine calls in the `with` block, and of the tasks that it starts, to a request.
+
+    None: the calls have a body of the gateway's own.
+    """
     token = _fields.set(fields)
     try:
         yield

@@ -76,8 +76,10 @@ class AdminClient:
 
     def send(self, method: str, path: str, body: Any = None, *, actor: str | None = None) -> bytes:
         """Send a request and return the reply."""
-        headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
-        sent = {"headers": headers, "data": None if body is None else ENCODER.encode(body)}
+        sent = {
+            "headers": {"x-gkt-actor": actor or _login_name()},
+            "data": None if body is None else ENCODER.encode(body),
+        }
 
         async def request() -> bytes:
             async with self.session() as session:

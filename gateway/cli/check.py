@@ -98,7 +98,8 @@ def check(
 
 def notes_of(book: PolicySet) -> Iterator[str]:
     """Yield notes on teacher tokens that projections add to requests, for each projection and exemplars file."""
-    rules = (route.guidance for policy in book.policies for route in policy.routes if policy.max_guidance_tokens(route))
+    routes = ((policy, route) for policy in book.policies for route in policy.all_routes)
+    rules = (route.guidance for policy, route in routes if policy.max_guidance_tokens(route))
     used = {(rule.resolved_projection.name, rule.exemplars): rule.resolved_projection for rule in rules}
     for (name, file), projection in sorted(used.items(), key=str):
         if projection.turns:
@@ -177,8 +178,8 @@ def _is_installed(module: str) -> bool:
 def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
     if not any(policy.keys for policy in book.policies):
         yield f"{display_path(folder)}: no policy file has a key: create one with `gkt-gateway keys create`"
-    rules = [route.guidance for policy in book.policies for route in policy.routes]
-    referenced = {name for rule in rules for name in (rule.exemplars, rule.auto.model)}
+    rules = [route.guidance for policy in book.policies for route in policy.all_routes]
+    referenced = {rule.exemplars for rule in rules}
     for file in near_misses(folder):
         if file.name not in referenced:
             yield f"{display_path(file)}: not read: rename it to end in .yaml"
@@ -222,7 +223,7 @@ def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
 
 def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
     """Yield routes with a deadline below the teacher's latency that was last measured with this data folder."""
-    for route in policy.routes:
+    for route in policy.all_routes:
         tokens, rule = policy.max_guidance_tokens(route), route.guidance
         if not tokens or route.teacher is None:
             continue
@@ -238,17 +239,12 @@ def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
 
 def _not_warmed(policy: TenantPolicy, settings: Settings) -> Iterator[str]:
     """Yield routes with `warm_student` that do not warm their student, or may pay for it without effect."""
-    for route in policy.routes:
+    for route in policy.all_routes:
         rule = route.guidance
         if not rule.warm_student or not policy.max_guidance_tokens(route):
             continue
         if rule.placement != "prefix":
             yield f"route {route.model}: guidance.warm_student has no effect with placement {rule.placement}: remove it"
-        elif rule.tokens == "auto" and rule.auto.probe is not None:
-            yield (
-                f"route {route.model}: guidance.warm_student has no effect with auto.probe, for which the student "
-                "reads the prompt already: remove one of the two"
-            )
         for student in route.all_students:
             protocol = settings.by_name[student.model].protocol
             if protocol == "tgi":
@@ -289,8 +285,9 @@ def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
 def _doubt(policy: TenantPolicy, route: Route, settings: Settings) -> str | None:
     may_guide = bool(policy.max_guidance_tokens(route))
     others = set(modes_of(policy, route)) - {route.mode}
-    if not may_guide and not others and (route.all_students if route.mode == "teacher" else route.teacher):
-        unused = "student" if route.mode == "teacher" else "teacher"
+    unused = "student" if route.mode == "teacher" else "teacher"
+    has_unused = route.all_students if route.mode == "teacher" else route.teacher
+    if not may_guide and not others and not route.variants and has_unused:
         return f"mode {route.mode} leaves its {unused} and its guidance unused"
     if not may_guide:
         return None

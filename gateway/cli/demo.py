@@ -32,8 +32,9 @@ from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from gateway.policy.book import PolicySet
+from gateway.policy.guidance_rule import GuidanceRule
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
-from gateway.policy.schema import GuidanceRule, TenantPolicy
+from gateway.policy.schema import TenantPolicy
 from gateway.server.in_process import gateway_in_process, wait_until_probed
 from gateway.server.ports import reserved_port
 from gateway.server.usage_worker import usage_worker_in_process

@@ -12,10 +12,12 @@ from gateway.cli.lazy import SETTINGS, LazyGroup
 class _Evals(LazyGroup):
     summaries: ClassVar = {
         "run": "Answer every question under every setting of a grid with real models, and store the answers.",
+        "collect": "Write a sample of a tenant's requests to a file, for `eval run --data`.",
         "report": "Write a report of a run: accuracy, tokens, cost and time of every setting.",
         "recommend": "Recommend a route's guidance from a run, or report that none pays.",
+        "prices": "Report whether guidance pays at the list prices of several teachers.",
         "exemplars": "Search exemplars that improve the teacher's guidance, and write them to a file.",
-        "fit": "Fit a model of the guidance length per request to a run, and compare it with fixed lengths.",
+        "tools": "Run multi-step tasks with tools, with the teacher alone, the student alone, and both.",
     }
     prefix = "gateway.cli.eval_"
 
@@ -30,8 +32,9 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "2. `gkt-gateway eval report FOLDER` reports accuracy, cost and speed of each setting, with confidence "
         "intervals.\n\n"
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"
-        "`eval exemplars` searches worked examples that improve the guidance. `eval fit` fits a model of the guidance "
-        "length per request. See docs/evaluation.md."
+        "`eval prices FOLDER` reports whether guidance pays at the list prices of several models. "
+        "`eval exemplars` searches worked examples that improve the guidance. `eval tools` compares teacher and "
+        "student in tasks with tools. See docs/evaluation.md."
     ),
     **SETTINGS,
 )

@@ -20,7 +20,7 @@ from gateway.evaluation.priming.exemplars import exemplar_yaml, exists_error, gi
 from gateway.evaluation.priming.finding import Trials, describe, find
 from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, exemplars, load
 from gateway.evaluation.record import read_run
-from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.scoring import Scoring, metric_of
 from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.telemetry.logs import set_up_logs
 
@@ -198,6 +198,8 @@ def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:
         loaded = load(session.data, count=_GENERATED_COUNT, seed=1, scorer=session.scorer)
     else:
         loaded = load(session.data, scorer=session.scorer, skip_bad=session.skip_bad)
+        if metric_of(loaded.questions) == "preference":
+            raise StartupError(f"--data {session.data}: questions without an answer have no exemplars: add answers.")
         excluded += [one.text for at, one in enumerate(loaded.questions) if at < session.offset or one.id in left]
     if loaded.skipped:
         typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.eval_options import of_the_extra
+from gateway.cli import eval_options
+from gateway.cli.eval_options import NUMBER, confidence_level, of_the_extra, share
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 
@@ -26,7 +27,6 @@ NONE_PAYS, TOO_FEW = 3, 4
 _to = partial(typer.Option, rich_help_panel="Target (one of these)")
 _policy = partial(typer.Option, rich_help_panel="Policy file")
 _ENGINE = "Name of the {} in config.yaml. Default: that of the run."
-_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,12})?"
 
 
 def recommend(
@@ -63,14 +63,26 @@ def recommend(
         list[str] | None,
         typer.Option(
             help="Use other prices, in USD per 1M input and output tokens, like teacher=0.90,0.90. The optional third "
-            "number for the teacher is the price of cached exemplars.",
-            metavar="ROLE=IN,OUT[,CACHED]",
+            "and fourth number for the teacher are the prices of reading and writing exemplars in its prompt cache.",
+            metavar="ROLE=IN,OUT[,CACHED[,WRITE]]",
+        ),
+    ] = None,
+    cache_hits: Annotated[
+        str | None,
+        typer.Option(
+            help="With --price: part of the exemplars' tokens read from the prompt cache. The rest is written to it. "
+            "0%: there is no cache. measured: what the engines of the run reported.",
+            metavar="95%",
+            show_default="95%",
         ),
     ] = None,
     one: Annotated[bool, typer.Option("--one", help="Recommend one setting for all folders together.")] = False,
     out: Annotated[Path | None, _policy("--out", "-o", help="Policy file to write.", metavar="FILE")] = None,
     force: Annotated[
         bool, _policy("--force", help="Overwrite existing files, and accept files that were edited since the run.")
+    ] = False,
+    apply: Annotated[
+        bool, _policy("--apply", help="Write into a policies folder that a gateway reads. The policy applies at once.")
     ] = False,
     tenant: Annotated[str, _policy("--tenant", "-t", help="Tenant of the policy.", metavar="NAME")] = "default",
     route: Annotated[
@@ -93,29 +105,37 @@ def recommend(
 ) -> None:
     """Recommend a route's guidance from a run, or report that none pays.
 
-    `gkt-gateway eval recommend runs/mine --keep 95% --out policies/mine.yaml`
+    `gkt-gateway eval recommend runs/mine --keep 95% --out mine.yaml`
 
-    It compares projections, placements and lengths with each other, with the student alone and with the teacher alone.
-    A guided setting is recommended only if it significantly reaches the target. It must also be more accurate than a
-    random mixture of student and teacher at the same cost. The choice is validated by cross-validation.
+    It compares projections, placements and lengths with each other, with the student alone and with each configuration
+    of the teacher alone. A guided setting is recommended if it significantly beats a random mixture of student and
+    teacher at the same cost. Its estimated accuracy or cost must also reach the target. The output states the loss of
+    accuracy and the savings, with intervals. The choice is validated by cross-validation.
 
     Exits with 0 if each route has a guided setting, with 3 if none pays, and with 4 if there are too few questions.
     In the last two cases the policy uses the teacher or the student alone, if one of them reaches the target.
-    Otherwise no policy is written. See docs/evaluation.md.
+    Otherwise no policy is written. A folder of policies that a gateway reads needs --apply. See docs/evaluation.md.
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of
-        from gateway.evaluation.advice.policy_file import files_to_write, policy_text, write_files
+        from gateway.evaluation.advice.policy_file import files_to_write, policy_text, reader_of, write_files
         from gateway.evaluation.advice.recommend import recommend as recommended
+        from gateway.evaluation.advice.repricing import PromptCaching
         from gateway.evaluation.record import read_run
     from gateway.cli.eval_recommend_print import in_json, print_recommendations
 
+    if out is not None and not apply and (reader := reader_of(out)) is not None:
+        raise StartupError(
+            f"{display_path(out.parent)} may be read by a gateway (see {display_path(reader)}), which would use the "
+            "policy at once: write the file to another folder, or add --apply"
+        )
     target = _target(keep, loss, budget_usd_per_1k, cost_share)
-    confidence_share = float(_share(confidence, "--confidence"))
-    if not 0.5 < confidence_share < 1:
-        raise typer.BadParameter("must be more than 50% and less than 100%", param_hint="--confidence")
+    level = confidence_level(confidence)
     prices = dict(_price(text) for text in price or ())
-    evidences = [evidence_of(read_run(folder), asked, prices) for folder in folders]
+    if cache_hits is not None and not prices:
+        raise typer.BadParameter("needs --price, since the run has the costs already", param_hint="--cache-hits")
+    caching = PromptCaching(eval_options.cache_hits(cache_hits or "95%"))
+    evidences = [evidence_of(read_run(folder), asked, prices, caching) for folder in folders]
     if one and len(evidences) > 1:
         evidences = [combine(evidences)]
     for evidence in evidences:
@@ -125,7 +145,7 @@ def recommend(
                 "--price student=IN,OUT"
             )
     recommendations = [
-        (name, recommended(evidence, target, confidence=confidence_share, folds=folds, seed=seed))
+        (name, recommended(evidence, target, confidence=level, folds=folds, seed=seed))
         for name, evidence in zip(_routes(route, evidences), evidences, strict=True)
     ]
     more = dict(map(_guidance_key, guidance or ()))
@@ -136,7 +156,8 @@ def recommend(
             written = [f"{out} is not written: no setting reaches the target"]
         else:
             chosen = [one.setting for _, one in recommendations if one.setting is not None and one.setting.guided]
-            settings = [{key: value for key, value in one.setting.items() if key not in more} for one in chosen]
+            replaced = {*more, *(("exemplar_count",) if {"exemplars", "projection"} & more.keys() else ())}
+            settings = [{key: value for key, value in one.setting.items() if key not in replaced} for one in chosen]
             files = files_to_write(settings, out.parent, force=force)
             _check_unedited(settings, force=force)
             files = {out: text.encode()} | files
@@ -152,32 +173,23 @@ def recommend(
     raise typer.Exit(max(codes[each.verdict] for _, each in recommendations))
 
 
-def _target(keep: str | None, loss: str | None, budget: str | None, share: str | None) -> RecommendationTarget:
+def _target(keep: str | None, loss: str | None, budget: str | None, cost_share: str | None) -> RecommendationTarget:
     from gateway.evaluation.advice.target import RecommendationTarget
 
-    if sum(text is not None for text in (keep, loss, budget, share)) > 1:
+    if sum(text is not None for text in (keep, loss, budget, cost_share)) > 1:
         names = "--keep, --loss, --budget-usd-per-1k, --cost-share"
         raise typer.BadParameter("cannot be combined: keep one", param_hint=names)
     if loss is not None:
         return RecommendationTarget("loss", _number(loss.removesuffix("points").strip(), "--loss", "2 or 1.5") / 100)
     if budget is not None:
         return RecommendationTarget("budget", _number(budget, "--budget-usd-per-1k", "0.50") / 1000)
-    if share is not None:
-        return RecommendationTarget("share", _share(share, "--cost-share"))
-    return RecommendationTarget("keep", _share(keep or "95%", "--keep"))
-
-
-def _share(text: str, option: str) -> Decimal:
-    """Return a share that is written as 95% or 0.95. Raises BadParameter."""
-    match = re.fullmatch(rf"({_NUMBER}) ?(%?)", text)
-    share = None if match is None else Decimal(match[1]) / (100 if match[2] else 1)
-    if share is None or not 0 < share <= 1:
-        raise typer.BadParameter("must be more than 0 and at most 100%, like 95% or 0.95", param_hint=option)
-    return share
+    if cost_share is not None:
+        return RecommendationTarget("share", share(cost_share, "--cost-share"))
+    return RecommendationTarget("keep", share(keep or "95%", "--keep"))
 
 
 def _number(text: str, option: str, example: str) -> Decimal:
-    if not re.fullmatch(_NUMBER, text):
+    if not re.fullmatch(NUMBER, text):
         raise typer.BadParameter(f"must be a number of 0 or more, like {example}", param_hint=option)
     return Decimal(text)
 
@@ -185,15 +197,15 @@ def _number(text: str, option: str, example: str) -> Decimal:
 def _price(text: str) -> tuple[str, Price]:
     from gateway.pricing import Price
 
-    match = re.fullmatch(rf"(?:(teacher)|student)=({_NUMBER}),({_NUMBER})(?(1)(?:,({_NUMBER}))?)", text)
+    match = re.fullmatch(rf"(?:(teacher)|student)=({NUMBER}),({NUMBER})(?(1)(?:,({NUMBER})(?:,({NUMBER}))?)?)", text)
     if match is None:
         raise typer.BadParameter(
-            "must be teacher=IN,OUT or teacher=IN,OUT,CACHED or student=IN,OUT, in USD per 1M tokens, like "
-            "teacher=0.90,0.90",
+            "must be teacher=IN,OUT or teacher=IN,OUT,CACHED or teacher=IN,OUT,CACHED,WRITE or student=IN,OUT, in USD "
+            "per 1M tokens, like teacher=0.90,0.90",
             param_hint="--price",
         )
-    cached = None if match[4] is None else Decimal(match[4])
-    return match[1] or "student", Price.of_tokens(Decimal(match[2]), Decimal(match[3]), cached)
+    usd = [None if number is None else Decimal(number) for number in match.groups()[1:]]
+    return match[1] or "student", Price.of_tokens(Decimal(match[2]), Decimal(match[3]), *usd[2:])
 
 
 def _guidance_key(text: str) -> tuple[str, object]:

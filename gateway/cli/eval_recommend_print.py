@@ -8,7 +8,8 @@ import msgspec
 from rich.text import Text
 
 from gateway.cli.tables import console_for, plain_table
-from gateway.evaluation.advice.policy_file import comments, usd_per_1k
+from gateway.evaluation.advice.evidence import request_form_of
+from gateway.evaluation.advice.policy_file import comments, incomplete, usd_per_1k
 from gateway.evaluation.advice.target import percent
 
 if TYPE_CHECKING:
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from gateway.evaluation.advice.recommend import Recommendation
-    from gateway.evaluation.advice.target import BoundedMean
+    from gateway.evaluation.advice.evidence import Evidence
+    from gateway.evaluation.advice.recommend import Benefit, Recommendation
+    from gateway.evaluation.advice.target import Advantage
     from gateway.evaluation.summary import SettingSummary
 
-_POINTS, _THOUSAND = 100, 1000
 _VERDICTS = {
     "guided": ("guidance pays", "green"),
     "none_pays": ("none pays", "red"),
@@ -34,6 +35,17 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
     for route, one in recommendation:
         head = f"{route}: {', '.join(one.evidence.sources)}, {len(one.evidence.questions)} questions"
         console.print(f"{head}, target: {one.target}", soft_wrap=True, markup=False, highlight=False)
+        for index in (*one.evidence.teachers, one.evidence.student):
+            alone = one.evidence.candidates[index]
+            name = f"{alone.mode.capitalize()} alone"
+            if not one.evidence.is_selectable(index):
+                name = f"{name} ({request_form_of(alone.setting)}; a baseline only)"
+            text = f"{name}: {percent(alone.accuracy)} right, {incomplete(alone)}"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+        if one.benefit is not None:
+            guided = one.evidence.candidates[one.benefit.setting]
+            text = f"Best guided setting: {percent(guided.accuracy)} right, {incomplete(guided)} ({guided.name})"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
         console.print(_table(one))
         verdict, color = _VERDICTS[one.verdict]
         name = "nothing" if one.setting is None else one.setting.name
@@ -49,37 +61,45 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
 
 
 def _table(recommendation: Recommendation) -> Table:
-    evidence, cheapest = recommendation.evidence, recommendation.target.minimizes_cost
-    titles = ("setting", "right", "95 %", "USD/1000", "of teacher's")
-    within = f"within, {'points' if cheapest else 'USD/1000'}"
-    table = plain_table(*titles, within, "over mixture, points", right=slice(1, None))
-    teacher = evidence.candidates[evidence.teacher]
+    evidence = recommendation.evidence
+    titles = ("setting", "right", "95 %", "USD/1000", "saves", "loss, points", "target")
+    table = plain_table(*titles, "over mixture, points", right=slice(1, None))
     for index in sorted(range(len(evidence.candidates)), key=lambda index: evidence.candidates[index].cost_per_answer):
-        one, standing = evidence.candidates[index], recommendation.results[index]
-        is_chosen, own = index == recommendation.chosen, index == evidence.teacher and cheapest
+        one, result = evidence.candidates[index], recommendation.results[index]
+        is_chosen, loss = index == recommendation.chosen, recommendation.losses[index]
+        low, high = (f"{end * 100:+.1f}" for end in loss.interval)
         table.add_row(
             Text(f"{'> ' if is_chosen else '  '}{_short(one, recommendation)}"),
             percent(one.accuracy),
             f"{one.interval.low * 100:.1f} to {one.interval.high * 100:.1f}",
             usd_per_1k(one.cost_per_answer),
-            percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
-            "yes" if own else _claim(standing.within, _POINTS if cheapest else _THOUSAND),
-            "" if standing.pays is None else _claim(standing.pays, _POINTS),
+            _saves(one, None if result.pays is None else evidence.candidates[result.pays.teacher]),
+            "" if index == recommendation.best_teacher else f"{loss.value * 100:+.1f} ({low} to {high})",
+            "reached" if result.reaches else "missed",
+            "" if result.pays is None else _pays(result.pays),
             style="bold" if is_chosen else None,
         )
     return table
 
 
 def _short(one: SettingSummary, recommendation: Recommendation) -> str:
-    name = one.name.replace(f", {recommendation.evidence.request_form}", "", 1)
-    limits = {other.setting["max_tokens"] for other in recommendation.evidence.candidates}
+    evidence = recommendation.evidence
+    if request_form_of(one.setting) != evidence.request_form:
+        return one.name
+    name = one.name.replace(f", {evidence.request_form}", "", 1)
+    own = [other for place, other in enumerate(evidence.candidates) if evidence.is_selectable(place)]
+    limits = {other.setting["max_tokens"] for other in own}
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
 
-def _claim(claim: BoundedMean, unit: int) -> str:
-    word = "yes" if claim.shown else "perhaps" if claim.likely else "no"
-    digits = "+.1f" if unit == _POINTS else "+.3g"
-    return f"{claim.point * unit:{digits}} (at least {claim.bound * unit:{digits}}) {word}"
+def _saves(one: SettingSummary, against: SettingSummary | None) -> str:
+    if against is None or not against.cost_usd:
+        return ""
+    return f"{(1 - one.cost_usd / against.cost_usd) * 100:z.0f} %"
+
+
+def _pays(one: Advantage) -> str:
+    return f"{one.claim.point * 100:+.1f} (at least {one.claim.bound * 100:+.1f}) {one.answer}"
 
 
 def in_json(recommendation: Sequence[tuple[str, Recommendation]]) -> str:
@@ -94,13 +114,18 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
             "setting": dict(one.setting),
             "accuracy": one.accuracy,
             "interval": one.interval,
+            "truncated": one.cut,
+            "failed": sum(one.errors.values()),
             "cost_usd": one.cost_per_answer,
             "teacher_output_tokens": one.teacher_output_tokens / one.n,
             "student_output_tokens": one.student_output_tokens / one.n,
-            "within": standing.within._asdict(),
-            "pays": None if standing.pays is None else standing.pays._asdict(),
+            "selectable": result.selectable,
+            "reaches_target": result.reaches,
+            "margin": result.margin,
+            "loss": loss._asdict(),
+            "pays": None if result.pays is None else _advantage(result.pays, evidence),
         }
-        for one, standing in zip(evidence.candidates, recommendation.results, strict=True)
+        for one, result, loss in zip(evidence.candidates, recommendation.results, recommendation.losses, strict=True)
     ]
     return {
         "route": route,
@@ -114,9 +139,27 @@ def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:
         "more_questions": recommendation.more,
         "chosen": None if recommendation.setting is None else recommendation.setting.name,
         "favourite": None if recommendation.favorite_setting is None else recommendation.favorite_setting.name,
-        "teacher": evidence.candidates[evidence.teacher].name,
+        "teachers": [evidence.candidates[index].name for index in evidence.teachers],
+        "best_teacher": evidence.candidates[recommendation.best_teacher].name,
         "student": evidence.candidates[evidence.student].name,
+        "best_guided": None if recommendation.benefit is None else _benefit(recommendation.benefit, evidence),
         "settings": settings,
         "held_out": None if held is None else held._asdict(),
         "notes": evidence.notes,
     }
+
+
+def _benefit(one: Benefit, evidence: Evidence) -> dict[str, Any]:
+    """Return the three answers about the best guided setting."""
+    against = evidence.candidates[one.advantage.teacher].name
+    share = None if one.saved_share is None else one.saved_share._asdict()
+    return {
+        "setting": evidence.candidates[one.setting].name,
+        "beats_mixture": _advantage(one.advantage, evidence),
+        "loss": {"against": evidence.candidates[one.best_teacher].name, **one.loss._asdict()},
+        "savings": {"against": against, "share": share, "usd": one.saved_usd},
+    }
+
+
+def _advantage(one: Advantage, evidence: Evidence) -> dict[str, Any]:
+    return {"answer": one.answer, "against": evidence.candidates[one.teacher].name, **one.claim._asdict()}

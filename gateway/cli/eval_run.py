@@ -31,15 +31,7 @@ def run(
     scorer: eval_options.Scorer = None,
     judge: eval_options.Judge = None,
     mode: Annotated[str | None, _grid(help=f"Modes: teacher, student, guided. {_LIST} Default: all.")] = None,
-    tokens: Annotated[
-        str | None, _grid(help=f"Guidance lengths in tokens, or auto. {_LIST} Default: 20,40,80.")
-    ] = None,
-    auto: Annotated[
-        Path | None,
-        _grid(
-            help="YAML file with the rule of --tokens auto, as guidance.auto in a policy. Default: the built-in rule."
-        ),
-    ] = None,
+    tokens: Annotated[str | None, _grid(help=f"Guidance lengths in tokens. {_LIST} Default: 20,40,80.")] = None,
     projection: Annotated[
         str | None,
         _grid(help=f"Projections: cutoff, concise, hint, primed, or of --policies. {_LIST} Default: cutoff."),
@@ -48,6 +40,9 @@ def run(
         str | None, _grid(help=f"Placements: prefix, context, input. {_LIST} Default: the projection's.")
     ] = None,
     form: Annotated[str | None, _grid(help=f"API: chat, completion. {_LIST} Default: chat.")] = None,
+    exemplar_count: Annotated[
+        str | None, _grid(help=f"Number of exemplars of projection primed: the first ones. {_LIST} Default: all.")
+    ] = None,
     shots: Annotated[str | None, _grid(help=f"Number of exemplars in the prompt. {_LIST} Default: 0.")] = None,
     max_tokens: Annotated[str | None, _grid(help=f"Token limits of an answer. {_LIST} Default: 300.")] = None,
     temperature: Annotated[float | None, _grid(help="Sampling temperature. Default: 0, greedy.")] = None,
@@ -81,6 +76,13 @@ def run(
             help="Request the log-probability of guidance from the student, a vLLM. Slower: without its prefix cache.",
         ),
     ] = False,
+    answer_logprobs: Annotated[
+        bool,
+        typer.Option(
+            "--answer-logprobs",
+            help="Store the mean and the lowest log-probability of the tokens that the student writes.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start a large run without confirmation.")] = False,
     most_calls: Annotated[int, typer.Option(min=1, help="Number of calls above which a run is large.")] = 20_000,
 ) -> None:
@@ -98,28 +100,41 @@ def run(
     from gateway.evaluation.pair import ConfiguredPair
     from gateway.evaluation.questions.data import DEFAULT_COUNT, QuestionRange, load
     from gateway.evaluation.scoring import plug_in
-    from gateway.evaluation.setting import RunLibrary, read_auto, read_grid, settings_of
+    from gateway.evaluation.setting import RunLibrary, read_grid, settings_of
 
     options = _given(
         lists={"mode": mode, "projection": projection, "placement": placement, "form": form},
-        numbers={"tokens": tokens, "shots": shots, "max_tokens": max_tokens},
+        numbers={"tokens": tokens, "exemplar_count": exemplar_count, "shots": shots, "max_tokens": max_tokens},
         single={"temperature": temperature, "top_p": top_p, "seed": seed, "samples": samples},
     )
     _check_exclusive(
         {"--local": local, "--config": config},
         {"--live": live, "--gateway": gateway, "--rescore": rescore},
         {"--live": live, "--gateway": gateway, "--guidance-logprobs": guidance_logprobs},
-        {"--gateway": gateway, "--config": config},
+        {"--live": live, "--gateway": gateway, "--answer-logprobs": answer_logprobs},
+        {"--gateway": gateway, "--config": config if judge is None else None},
     )
+    if gateway is not None and judge is not None:
+        teacher = student = judge  # the configuration names only the judge
     if gateway is not None and (not route or key is None):
         raise typer.BadParameter("needs --route, once for each route, and --key env:NAME", param_hint="--gateway")
     if gateway is not None:
         options["mode"] = ["student"]  # a placeholder: the gateway's routes have their own modes
     parsed_grid = read_grid(grid, options)
     part = QuestionRange(offset=offset, limit=limit, sample=sample, seed=parsed_grid.seed)
+    only_chats = "completion" not in parsed_grid.forms
     # Generated questions are made in the number that the options need.
     count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
-    loaded = load(data, part, count=count, seed=part.seed, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)
+    loaded = load(
+        data,
+        part,
+        count=count,
+        seed=part.seed,
+        scorer=scorer,
+        exemplars_file=exemplars,
+        skip_bad=skip_bad,
+        only_chats=only_chats,
+    )
     if loaded.skipped:
         typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)
     pair = eval_options.pair_of(config, teacher, student, concurrency, slot_tokens)
@@ -128,9 +143,7 @@ def run(
     if policies is None and isinstance(pair, ConfiguredPair):
         policies = pair.settings.policies
     library = RunLibrary.read(policies, exemplars, loaded.exemplars)
-    settings = [library.with_source(setting) for setting in settings_of(parsed_grid, library.find, read_auto(auto))]
-    if auto is not None and all(setting.auto is None for setting in settings):
-        raise typer.BadParameter("needs --tokens auto", param_hint="--auto")
+    settings = [library.with_source(setting) for setting in settings_of(parsed_grid, library.find)]
     if (shots_needed := max(setting.shots for setting in settings)) > len(loaded.exemplars):
         raise StartupError(
             f"--shots {shots_needed}: there are {len(loaded.exemplars)} exemplars. Add more with --exemplars."
@@ -150,6 +163,7 @@ def run(
         routes=tuple(route or ()),
         rescore=rescore,
         scores_guidance=guidance_logprobs,
+        scores_answers=answer_logprobs,
         yes=yes,
         most_calls=most_calls,
     )

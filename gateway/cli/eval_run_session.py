@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from contextlib import closing
@@ -20,11 +21,12 @@ from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
 from gateway.evaluation import live
+from gateway.evaluation.advice.sample_size import loss_within, questions_to_show
 from gateway.evaluation.folder import RunFolder, new_manifest, shown_hash
 from gateway.evaluation.pair import LocalPair, judge_of, judge_settings, manifest_facts
 from gateway.evaluation.run import EvalWork, StagedRun
-from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.staged import check_staged
+from gateway.evaluation.scoring import JUDGE, PREFERENCE, Scoring
+from gateway.evaluation.summary import cache_hits, roles_with_cache_reads
 from gateway.local.stack import usable_cores
 from gateway.telemetry.logs import set_up_logs
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 _LONG_S = 12 * 3600.0
 """A run with a longer expected duration needs a confirmation, however few its calls are."""
+# Assumptions for the number of questions: guidance is so much more accurate than a mixture of student and teacher, and
+# this part of the questions has one right answer of the two.
+_ADVANTAGE, _DIFFERING = 0.05, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class EvalSession:
     routes: tuple[str, ...] = ()
     rescore: bool = False
     scores_guidance: bool = False
+    scores_answers: bool = False
     yes: bool = False
     most_calls: int = 20_000
 
@@ -86,10 +92,10 @@ def hold(session: EvalSession) -> None:
         parts = urlsplit(session.gateway)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
             raise StartupError("--gateway: must be http(s)://host:port, without a password.")
-    elif not session.live:
-        check_staged(session.settings)
     if session.judge is not None:
         judge_settings(session.pair, session.judge)
+    elif any(one.scorer in {JUDGE, PREFERENCE} for one in session.data.questions):
+        raise StartupError("Questions without a rule for their answers need a judge: name a model with --judge.")
     with RunFolder(session.folder) as folder:
         # Confirmations and downloads come outside the event loop, so that Ctrl-C ends them at once.
         if session.gateway is None:
@@ -130,6 +136,7 @@ async def _run(session: EvalSession, folder: RunFolder, console: Console, limit:
                 progress,
                 concurrency=session.concurrency,
                 scores_guidance=session.scores_guidance,
+                scores_answers=session.scores_answers,
             )
             with closing(staged) as run:
                 if not session.rescore:
@@ -183,12 +190,27 @@ def _agree(session: EvalSession, folder: RunFolder, console: Console) -> None:
     known_s = [by_stage[stage] * mean_s for stage, mean_s in means_s.items() if mean_s is not None]
     about = f", about {duration(sum(known_s))}" if known_s and calls else ""
     console.print(f"{settings} settings, {questions} questions: {answers}{about}.", highlight=False)
+    if guided := sum(setting.mode == "guided" for setting in session.settings):
+        _state_needed_questions(questions, guided, console)
     if session.yes or (calls <= session.most_calls and sum(known_s) <= _LONG_S):
         return
     if not sys.stdin.isatty():
         raise StartupError("A large run needs a confirmation on a terminal: add --yes, or make the grid smaller.")
     if not typer.confirm("Start the run?", err=True):
         raise StartupError("The run was not started. For a shorter run, use a smaller grid or --limit.")
+
+
+def _state_needed_questions(questions: int, settings: int, console: Console) -> None:
+    """Print how many questions `eval recommend` needs by default for the guided settings."""
+    needed = math.ceil(questions_to_show(_ADVANTAGE, _DIFFERING, 0.8, settings) / 50) * 50
+    few = f"note: {questions} questions are few for `eval recommend`. " if questions < needed else ""
+    console.print(
+        f"{few}About {needed} questions show with 80 % confidence that guidance is {_ADVANTAGE * 100:.0f} points "
+        f"better than a student-teacher mixture at its cost, if {_DIFFERING:.0%} of the results differ. They measure "
+        f"the loss of accuracy to within {loss_within(needed, _DIFFERING) * 100:.0f} points, {questions} to within "
+        f"{loss_within(questions, _DIFFERING) * 100:.0f}.",
+        highlight=False,
+    )
 
 
 def _calls_left(session: EvalSession, folder: RunFolder) -> dict[str, int]:
@@ -198,15 +220,23 @@ def _calls_left(session: EvalSession, folder: RunFolder) -> dict[str, int]:
 
 
 def _sum_up(folder: RunFolder, console: Console) -> None:
-    """Print the accuracy of each setting. The report adds confidence intervals and costs."""
+    """Print the accuracy or preference of each setting. The report adds confidence intervals and costs."""
     assert folder.manifest is not None
-    table = Table("setting", "right", "of", "errors", box=None, header_style="bold")
+    compares = folder.manifest.metric == "preference"
+    title = "points of the comparisons with the teacher" if compares else "right"
+    table = Table("setting", title, "of", "errors", box=None, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
     for setting in folder.manifest.settings:
         those = [one for one in folder.examples.values() if one.setting == setting["name"]]
         errors = sum(one.error is not None for one in those)
-        right = sum(one.correct for one in those)
-        table.add_row(setting["name"], str(right), str(len(those) - errors), str(errors or ""))
+        right = f"{sum(one.score for one in those):g}" if compares else str(sum(one.correct for one in those))
+        table.add_row(setting["name"], right, str(len(those) - errors), str(errors or ""))
     console.print(table)
+    examples = folder.examples.values()
+    hits = cache_hits(examples, roles_with_cache_reads(examples))
+    parts = [f"{role} {'not reported' if part is None else f'{part:.0%}'}" for role, part in hits.items()]
+    if parts:
+        text = f"Input tokens read from the prompt cache: {', '.join(parts)}."
+        console.print(text, markup=False, highlight=False)
     console.print(f"\nNext: gkt-gateway eval report {folder.path}", markup=False, highlight=False)

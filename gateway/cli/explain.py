@@ -28,6 +28,7 @@ from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.schema import KeyEntry
+from gateway.policy.tool_plan import is_planned
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 from gateway.protocol.text import TextRequest, parse_text_completion
@@ -174,7 +175,7 @@ def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], se
     except GatewayError as error:
         return Explanation(choice, None, error, tenant, key)
     excluding = _excluding(route, request)
-    assumed, fields = tuple(_assumed(plan, settings, excluding)), tuple(_fields(route, plan, excluding))
+    assumed, fields = tuple(_assumed(plan, settings, excluding)), tuple(_fields(route, request, plan, excluding))
     max_output = max_output_of(settings.models)
     if plan.max_tokens is None and plan.students and (tenant.budget or key.budget):
         plan = structs.replace(plan, max_tokens=budget_max_tokens(plan, max_output))  # as admission does
@@ -199,7 +200,7 @@ def _plan(
         known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
         return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
 
-    return resolve(caller.policy, route, request, snapshot, lambda: 0.0, headers), route
+    return resolve(caller.policy, route, request, snapshot, lambda: 0.0, headers, key_id=caller.key.id), route
 
 
 def _excluding(route: Route, request: AnyRequest) -> list[ExcludingField]:
@@ -209,9 +210,10 @@ def _excluding(route: Route, request: AnyRequest) -> list[ExcludingField]:
     return list(excluding_fields(request.body, api, route.guidance.allow_fields))
 
 
-def _fields(route: Route, plan: Plan, excluding: Iterable[ExcludingField]) -> dict[str, None]:
+def _fields(route: Route, request: AnyRequest, plan: Plan, excluding: Iterable[ExcludingField]) -> dict[str, None]:
     """Return the names of the fields that give the reason against guidance."""
-    reason, prefix = (plan.shadow or plan).unguided, route.guidance.placement == "prefix"
+    reason = (plan.shadow or plan).unguided
+    prefix = route.guidance.placement == "prefix" and not is_planned(route.guidance, request)
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
@@ -221,6 +223,9 @@ def _assumed(plan: Plan, settings: Settings, excluding: Collection[ExcludingFiel
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     assumed = ["every engine answers, and no circuit is open", *probes]
+    if plan.turn is not None and plan.turn.at_once is None:
+        assumed.append(f"{plan.student} reports log-probabilities; without them, the student writes the turn")
+        assumed.append("the previous turn was the teacher's only if the messages show it")
     if (plan.shadow or plan).unguided is not None and excluding and all(map(_may_be_shared, excluding)):
         assumed.append("the engines differ in their vocabulary, or do not apply the fields to guidance")
     return assumed

@@ -103,8 +103,8 @@ _NONE = "-"
 _LEGEND = (
     "Tokens: input + output. Saved: savings by guidance or by a policy's choice of the student. +/-: error of the "
     "saved amount, which is about 0 if it is not larger than its error. Teacher away: requests that the student "
-    "answered because the teacher was unavailable; they save nothing. Measuring: cost of shadows, quality samples and "
-    "probes. Cost share: baseline minus savings, as a share of the baseline. Teacher share: share of the answers' "
+    "answered because the teacher was unavailable; they save nothing. Measuring: cost of shadows and quality "
+    "samples. Cost share: baseline minus savings, as a share of the baseline. Teacher share: share of the answers' "
     "tokens that the teacher wrote. p50, p95: time of the whole answer."
 )
 

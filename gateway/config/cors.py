@@ -19,6 +19,8 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def _header_name(value: str) -> str:
+    if value == "*":
+        raise InvalidValue("must be the name of a header. To allow all headers, authorization included, omit the list")
     if not _TOKEN.fullmatch(value):
         raise InvalidValue("must be the name of a header, like authorization")
     return value

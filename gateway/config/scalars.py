@@ -275,3 +275,15 @@ HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), text_pattern("h
 _MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]
 Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
 """Unix seconds."""
+
+LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def _label(value: str) -> str:
+    if not LABEL.fullmatch(value):
+        raise InvalidValue("must be 1 to 64 letters, digits or any of . _ -")
+    return value
+
+
+Label: TypeAlias = Annotated[str, AfterValidator(_label), text_pattern(LABEL.pattern)]
+"""A name in receipts, metrics and logs."""

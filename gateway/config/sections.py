@@ -303,10 +303,10 @@ class Defaults(StrictModel):
 
 
 class AlertSettings(StrictModel):
-    """Notifications about budgets."""
+    """Notifications about budgets and the quality fallback."""
 
     webhook: SecretOrText | None = None
-    """http(s) URL that receives budget events as JSON. It may contain a token."""
+    """http(s) URL that receives events of budgets and quality fallbacks as JSON. It may contain a token."""
     webhook_secret: Secret | None = None
     """Secret that signs the events."""
 

@@ -128,7 +128,7 @@ class YamlSource:
                 for detail in error.errors(include_url=False)
                 if detail["loc"] not in self.broken and not follows_from_another(detail)
             ]
-            issues = [self.issue(yaml_loc(model, detail), *self._message(detail, model)) for detail in details]
+            issues = [self.issue(yaml_loc(model, detail), *issue_message(detail, model)) for detail in details]
             # A misspelled key is reported once, not also as missing.
             misspelled = {(issue.field.rpartition(".")[0], issue.suggestion) for issue in issues if issue.suggestion}
             return None, in_file_order(
@@ -137,17 +137,19 @@ class YamlSource:
                 if not issue.message.startswith("missing") or issue.field.rpartition(".")[::2] not in misspelled
             )
 
-    def _message(self, detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:
-        if detail["type"] != "extra_forbidden":
-            return message_of(detail)
-        *parent, name = detail["loc"]
-        nested = model_at(model, tuple(parent))
-        known = [info.alias or key for key, info in nested.model_fields.items()] if nested else []
-        hint = nested.key_hints.get(str(name)) if nested and issubclass(nested, StrictModel) else None
-        if hint:
-            return f"unknown key: {hint}", None
-        close = nearest(name, known)
-        return ("unknown key", close) if close else (f"unknown key; known here: {', '.join(known)}", None)
+
+def issue_message(detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:
+    """Return message and suggestion for one pydantic error of `model`."""
+    if detail["type"] != "extra_forbidden":
+        return message_of(detail)
+    *parent, name = detail["loc"]
+    nested = model_at(model, tuple(parent))
+    known = [info.alias or key for key, info in nested.model_fields.items()] if nested else []
+    hint = nested.key_hints.get(str(name)) if nested and issubclass(nested, StrictModel) else None
+    if hint:
+        return f"unknown key: {hint}", None
+    close = nearest(name, known)
+    return ("unknown key", close) if close else (f"unknown key; known here: {', '.join(known)}", None)
 
 
 def in_file_order(issues: Iterable[ConfigIssue]) -> list[ConfigIssue]:

@@ -35,6 +35,7 @@ class TokenUsage(Record, frozen=True):
     estimated: bool = False  # the engine reported a sum for a list of prompts; this is the share of one prompt
     cache_write_input_tokens: int = 0  # another part of `input_tokens`, which the engine wrote to its prompt cache
     cache_write_1h_input_tokens: int | None = None  # the part of it with a lifetime of one hour; None: not reported
+    no_cache_reads: bool = False  # the engine reported 0 tokens read from its prompt cache, rather than no count
 
 
 class TeacherRequest(Record, frozen=True):
@@ -60,7 +61,6 @@ class TeacherReply(Record, frozen=True):
     text: str
     finish: Finish  # `stop` if the teacher ended the text itself, `length` if the text was cut
     usage: TokenUsage | None
-    ends_at: int | None = None  # the number of characters to keep, if the policy ends guidance with a sentence or line
     span: Any = None  # the span context of the call; None without tracing
     token_ends: tuple[int, ...] | None = None  # the number of characters after each token; None: not reported
 
@@ -108,8 +108,7 @@ class Engine(Protocol):
     ) -> TeacherReply:
         """Generate the first tokens of an answer. Concurrent requests of one `batch` may share an HTTP call.
 
-        An engine that streams the text calls `on_text` with each piece. The callback may raise StopStream, which ends
-        the call and propagates.
+        An engine that streams the text calls `on_text` with each piece.
         """
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:

@@ -67,7 +67,7 @@ async def build(
 
 def _max_guidance_tokens(model: str, book: PolicySet) -> int:
     """Return the most guidance tokens that a route requests from this model as its teacher."""
-    routes = ((policy, route) for policy in book.policies for route in policy.routes)
+    routes = ((policy, route) for policy in book.policies for route in policy.all_routes)
     return max((policy.max_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 

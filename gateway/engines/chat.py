@@ -295,6 +295,7 @@ def read_usage(usage: Any) -> TokenUsage | None:
         min(cached, read - stored) if is_count(cached) else 0,
         cache_write_input_tokens=stored,
         cache_write_1h_input_tokens=_stored_1h(details, usage, stored) if stored else None,
+        no_cache_reads=is_count(cached) and cached == 0,
     )
 
 

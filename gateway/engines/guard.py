@@ -28,7 +28,6 @@ from gateway.errors import (
     EngineRejected,
     EngineUnreachable,
     EngineUnsupported,
-    StopStream,
 )
 
 if TYPE_CHECKING:
@@ -355,8 +354,6 @@ class _GuardedCall:
             case EngineError() if not (error.is_copy or isinstance(error, EngineUnsupported)):
                 connected = not isinstance(error, EngineUnreachable) or error.may_have_run
                 breaker.failed(self._call, self._guard.clock(), connected=connected)
-            case StopStream():
-                self.succeeded()
             case GeneratorExit() if self.started:
                 self.succeeded()  # the reader closed the stream
             case asyncio.CancelledError() if self._is_overdue():

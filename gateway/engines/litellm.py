@@ -50,11 +50,15 @@ _MODES: dict[str, tuple[Mode, ...]] = {
     "hosted_vllm": ("vllm", "trailing", "instruct"),
 }
 _NO_CHAT_FIELDS = frozenset({"thinking", "top_k"})  # are passed with the other fields of /v1/messages
+# Claude does not think while it continues an answer, and rejects edits of its thinking then.
+_WITHOUT_PREFILL = frozenset({"context_management", "thinking"})
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 # For these providers LiteLLM 1.110 invents a finish reason. `WireCall.ended` has the engine's own.
 _INVENTED_FOR = frozenset({"gemini", "vertex_ai"})
 # After these statuses the next call is expected to fail, too.
 _DOWN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+# Exceptions of LiteLLM's translation for a field with another form than it expects.
+_MALFORMED = frozenset({AttributeError, IndexError, KeyError, TypeError, ValueError})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
@@ -225,7 +229,7 @@ class LiteLLMEngine:
         except BodyUnsupported as error:
             raise unsupported(self.name, f"does not support the request: {error}", 400, error.param) from None
         if own is not None and not lenient:
-            sent |= own.more(self._reads)
+            sent |= own.more(self._reads if prefill is None else self._reads - _WITHOUT_PREFILL)
             if own.headers and "headers" in self._reads:
                 sent["extra_headers"] = dict(own.headers)
         if prefill is not None:
@@ -280,6 +284,9 @@ class LiteLLMEngine:
             return failed
         if call.status is not None:
             return bad_reply(self.name, "a reply that LiteLLM cannot read")
+        if self._reads and not call.sent and type(error.__cause__ or error.__context__) in _MALFORMED:
+            # The providers of these models are called on the wire alone, so nothing was sent.
+            return unsupported(self.name, "does not support the request: LiteLLM cannot translate it.", 400)
         return self._local_error(error)
 
     def _error_in_stream(self, error: Exception) -> ReportedError:

@@ -44,6 +44,7 @@ _DEFAULTS: Json = {
 }
 # Fields without a guaranteed effect, omitted if the provider does not support them.
 _OPTIONAL = frozenset({"prompt_cache_key", "safety_identifier", "seed", "service_tier", "user"})
+_TOOL_FIELDS = frozenset({"type", "name", "cache_control"})
 _NEVER_UNSUPPORTED = frozenset({"messages"})
 
 _ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -93,6 +94,8 @@ def arguments(body: Json, supported: frozenset[str] | None, *, knows_client_tool
         sent[name] = value
     if not knows_client_tools:
         _check_tools(sent.get("tools", ()))
+    elif "tools" in sent:
+        sent["tools"] = [_client_tool(tool) for tool in sent["tools"]]
     _check_messages(sent["messages"])
     return sent
 
@@ -103,6 +106,15 @@ def _check_tools(tools: Iterable[Any]) -> None:
         if not isinstance(tool, dict) or tool.get("type") != "function":
             at = f"tools[{index}].type"
             raise BodyUnsupported(f"'{at}' must be 'function'.", at)
+
+
+def _client_tool(tool: Json) -> Json:
+    """Return a tool of Anthropic as LiteLLM reads it: the fields of `computer` are parameters of a function."""
+    if not tool["type"].startswith("computer_"):
+        return tool
+    parameters = {name: value for name, value in tool.items() if name not in _TOOL_FIELDS}
+    kept: Json = {name: tool[name] for name in ("type", "cache_control") if name in tool}
+    return {**kept, "function": {"name": tool.get("name"), "parameters": parameters}}
 
 
 def _check_messages(messages: Iterable[Json]) -> None:

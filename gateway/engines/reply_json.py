@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 MAX_REPLY_VALUES = 1_000_000
 """The limit on JSON values in one reply. At most MAX_VALUES may be neither log-probabilities nor token ids.
@@ -62,7 +63,12 @@ async def in_thread(work: Callable[_P, _T], *args: _P.args, **_: _P.kwargs) -> _
 
 async def encoded(value: object) -> bytes:
     """Return a value as JSON."""
-    return await in_thread(orjson.dumps, value) if is_large(value) else orjson.dumps(value)
+    return await converted(orjson.dumps, value)
+
+
+async def converted(convert: Callable[[_V], _T], value: _V) -> _T:
+    """Return the result of `convert(value)`. A large JSON value is converted in the thread."""
+    return await in_thread(convert, value) if is_large(value) else convert(value)
 
 
 def are_few(events: list[bytes]) -> bool:

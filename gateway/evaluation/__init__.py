@@ -16,6 +16,7 @@ record.py          questions, the records in a run's folder, and their reader
 summary.py         totals of a run's examples by setting
 statistics.py      intervals and paired tests
 reporting/         tables and figures of a run
-advice/            recommendation of a setting for a route, and of the guidance length
+advice/            recommendation of a setting for a route
 priming/           search for the exemplars of a route's teacher
+tool_tasks/        tasks with tools, for the teacher and the student alone
 """

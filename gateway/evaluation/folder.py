@@ -24,11 +24,13 @@ from gateway.evaluation.record import (
     stored_lines,
     write_lines,
 )
+from gateway.evaluation.scoring import metric_of
+from gateway.evaluation.setting import REQUEST_PARAMETERS
 from gateway.policy.projections import PROJECTIONS
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from gateway.evaluation.record import Question
@@ -48,11 +50,12 @@ class RunFolder:
         """Contents of `run.json`; None in a new folder."""
         self.examples: dict[tuple[str, str], Example] = {}
         """The examples by setting and question."""
+        self._teachers: dict[str, str] = {}
         self.stages: list[StageRecord] = []
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # questions may be private
             lock = (self.path / _LOCK).open("ab")
         except OSError as error:
             raise StartupError(f"{self.path} cannot be written: {error.strerror}. Name another folder.") from error
@@ -96,12 +99,15 @@ class RunFolder:
         elif digest(questions[: previous.questions]) != previous.data_sha256:
             differs.append("the questions, their order or their answers differ")
         shown = {setting["name"]: setting.get("shown") for setting in previous.settings}
-        for one in manifest.settings:
-            if shown.get(one["name"], one.get("shown")) != one.get("shown"):
-                rule = ", or its choice of m," if one.get("tokens") == "auto" else ""
-                differs.append(f"the prompt of '{one['name']}'{rule} differs")
+        differs += [
+            f"the prompt of '{one['name']}' differs"
+            for one in manifest.settings
+            if shown.get(one["name"], one.get("shown")) != one.get("shown")
+        ]
         if previous.prices != manifest.prices and self._other_settings(manifest):
             differs.append("prices differ, and the run leaves out some settings of the folder")
+        if previous.metric != manifest.metric and (manifest.live or self._other_settings(manifest)):
+            differs.append(f"its scores are {previous.metric} and would now be {manifest.metric}")
         if differs:
             raise StartupError(f"{self.path} holds another run: {'; '.join(differs)}. Name another folder.")
 
@@ -116,6 +122,8 @@ class RunFolder:
                 created=previous.created,
                 student_look=manifest.student_look or previous.student_look,
             )
+        if manifest.metric == "preference":
+            self._teachers = teachers_of(manifest.settings)
         self._store(manifest)
 
     def _other_settings(self, manifest: Manifest) -> list[dict[str, Any]]:
@@ -127,6 +135,26 @@ class RunFolder:
         """Store the student's capabilities, known after its first call."""
         assert self.manifest is not None, "begin() comes first"
         self._store(msgspec.structs.replace(self.manifest, student_look=state))
+
+    def is_teacher(self, setting: str) -> bool:
+        """Return whether a setting is the teacher alone."""
+        settings = self.manifest.settings if self.manifest is not None else []
+        return any(one["name"] == setting and one["mode"] == "teacher" for one in settings)
+
+    def reference(self, setting: str, question: str, answer: str) -> str | None:
+        """Return the answer of the teacher alone with which a setting's `answer` is compared, in a run of preferences.
+
+        It is `answer` itself for the teacher alone. None: the teacher has no answer, or nothing is compared.
+        """
+        teacher = self._teachers.get(setting)
+        if teacher in {None, setting}:
+            return answer if teacher == setting else None
+        example = self.examples.get((str(teacher), question))
+        return None if example is None or not example.text else example.text
+
+    def lacks_reference(self, setting: str, question: str) -> bool:
+        """Return whether the teacher has no answer with which a setting's would be compared."""
+        return setting in self._teachers and self.reference(setting, question, "") is None
 
     def add(self, example: Example) -> None:
         """Append an example that cannot be computed from texts; it is on disk on return."""
@@ -188,22 +216,40 @@ def new_manifest(
         settings=settings,
         seed=seed,
         live=live,
+        metric=metric_of(questions),
         version=__version__,
         created=int(time.time()),
         **facts,
     )
 
 
+def teachers_of(settings: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name of the teacher alone with equal requests, by the name of each setting. Raises StartupError."""
+    found: dict[tuple[Any, ...], str] = {}
+    keys = {one["name"]: tuple(one.get(name) for name in REQUEST_PARAMETERS) for one in settings}
+    for one in settings:
+        if one["mode"] == "teacher":
+            found.setdefault(keys[one["name"]], one["name"])
+    for name, key in keys.items():
+        if key not in found:
+            raise StartupError(
+                f"'{name}' would be compared with the teacher alone, which the run lacks for these requests: add "
+                "teacher to --mode, or with --gateway a route of mode teacher."
+            )
+    return {name: found[key] for name, key in keys.items()}
+
+
 def digest(questions: Iterable[Question]) -> str:
     """Return the SHA-256 of the questions, answers and options in order; the scorers are not included."""
     sha256 = hashlib.sha256()
     for one in questions:
-        sha256.update(orjson.dumps((one.id, one.text, one.answer, one.options), option=orjson.OPT_APPEND_NEWLINE))
+        fields = (one.id, one.text, one.answer, one.options, *((one.messages,) if one.messages else ()))
+        sha256.update(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
     return sha256.hexdigest()
 
 
 def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
-    """Return a hash of what models read besides the question: exemplars, projection, kept parts, and the rule of m."""
+    """Return a hash of what models read besides the question: exemplars, projection, and kept parts."""
     projection = setting.projection
     inputs: tuple[object, ...] = ()
     if setting.mode == "guided":
@@ -216,9 +262,6 @@ def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
         )
         # Keeps the hashes of folders from before projections had these fields.
         inputs += more if any(one is not None for one in more) else ()
-        if setting.auto is not None:
-            learned = setting.auto.learned
-            inputs += (dict(setting.auto.block), learned and learned.model_dump_json())
     return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], inputs)), digest_size=8).hexdigest()
 
 

@@ -11,7 +11,6 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -45,6 +44,7 @@ class TeacherText:
         at_ms: Milliseconds from the call to each piece; the engine works on the rest of the batch too.
         asked_tokens: The token limit of the request.
         cache_write_tokens: Prompt tokens that the engine wrote to its prompt cache; 0 for older lines.
+        no_cache_reads: Whether the engine reported 0 cached tokens, rather than no count; False for older lines.
     """
 
     pieces: tuple[str, ...]
@@ -57,6 +57,7 @@ class TeacherText:
     asked_tokens: int
     seconds: float
     cache_write_tokens: int = 0
+    no_cache_reads: bool = False
 
     def truncated(self, tokens: int, stop: tuple[str, ...]) -> TeacherReply | None:
         """Return the reply that a lower limit would have produced; None if this text had a lower limit.
@@ -86,11 +87,6 @@ class TeacherText:
         if len(self.pieces) > 1 or self.output_tokens <= 2:  # includes the token that ends an answer
             yield from self._first_pieces(tokens)
 
-    def seconds_to_chars(self, chars: int) -> float:
-        """Return the seconds until `chars` characters of the text had arrived."""
-        ends = accumulate(map(len, self.pieces))
-        return next((ms / 1000 for end, ms in zip(ends, self.at_ms, strict=True) if end >= chars), self.seconds)
-
     def seconds_to_tokens(self, tokens: int) -> float:
         """Return the seconds until the first `tokens` tokens had arrived."""
         count = math.ceil(self._piece_count(tokens))
@@ -107,7 +103,7 @@ class TeacherText:
 
     def _piece_count(self, tokens: int) -> float:
         """Return the number of pieces of `tokens` tokens. One more token than pieces is the end token."""
-        if self.output_tokens - len(self.pieces) in {0, 1}:
+        if self.output_tokens - len(self.pieces) in {0, 1} or not self.output_tokens:
             return tokens
         return len(self.pieces) * tokens / self.output_tokens
 
@@ -118,7 +114,11 @@ class TeacherText:
 
     def _usage(self, output_tokens: int) -> TokenUsage:
         return TokenUsage(
-            self.input_tokens, output_tokens, self.cached_tokens, cache_write_input_tokens=self.cache_write_tokens
+            self.input_tokens,
+            output_tokens,
+            self.cached_tokens,
+            cache_write_input_tokens=self.cache_write_tokens,
+            no_cache_reads=self.no_cache_reads,
         )
 
 
@@ -129,7 +129,7 @@ class Generations:
         self.teacher_texts: dict[str, TeacherText] = {}
         """The teacher's texts by request, whatever their token limits."""
         self.answers: dict[str, Json] = {}
-        """The replies by request: `text`, `finish`, `usage`, `seconds`."""
+        """The replies by request: `text`, `finish`, `usage`, `seconds`, and the optional keys of `_send_completion`."""
         for line in stored_lines(path):
             line.pop("engine", None)
             if key := line.pop("opening", None):
@@ -162,7 +162,8 @@ class RecordingEngine:
 
     `engine` is None if it does not run: a missing text then raises KeyError, and `name` and `state` describe it.
     `revision` identifies the weights and their serving; texts of another revision are not used. With `scores_guidance`,
-    each new answer that continues guidance has its `guidance_logprob`.
+    each new answer that continues guidance has its `guidance_logprob`; with `scores_answers`, each new answer has its
+    `answer_logprobs`.
     """
 
     engine: Engine | None
@@ -173,6 +174,7 @@ class RecordingEngine:
     calls: int = 0
     """Number of requests sent to the engine."""
     scores_guidance: bool = False
+    scores_answers: bool = False
 
     def __post_init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -235,6 +237,7 @@ class RecordingEngine:
             asked_tokens=request.max_tokens,
             seconds=seconds,
             cache_write_tokens=usage.cache_write_input_tokens,
+            no_cache_reads=usage.no_cache_reads,
         )
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
@@ -251,7 +254,9 @@ class RecordingEngine:
     async def _send_completion(self, engine: Engine, body: Json, prefill: Prefill | None) -> Json:
         scored = prefill if self.scores_guidance else None
         started = time.perf_counter()
-        reply = await engine.complete(body if scored is None else {**body, "prompt_logprobs": 0}, prefill)
+        scores: Json = {} if scored is None else {"prompt_logprobs": 0}
+        scores |= {"logprobs": True, "top_logprobs": 1} if self.scores_answers else {}
+        reply = await engine.complete({**body, **scores}, prefill)
         self.calls += 1
         choice = reply["choices"][0]
         usage = read_usage(reply.get("usage"))
@@ -261,8 +266,16 @@ class RecordingEngine:
             "usage": None if usage is None else [getattr(usage, name) for name in _COUNTS],
             "seconds": round(time.perf_counter() - started, 3),
         }
+        if usage is not None and usage.no_cache_reads:
+            answer["no_cache_reads"] = True
+        if tool_calls := choice["message"].get("tool_calls"):
+            answer["tool_calls"] = tool_calls
         if scored is not None and (logprob := _mean_logprob(reply, scored.text)) is not None:
             answer["guidance_logprob"] = round(logprob, 4)
+        tokens = (choice.get("logprobs") or {}).get("content") if self.scores_answers else None
+        if tokens:
+            logprobs = [token["logprob"] for token in tokens]
+            answer["answer_logprobs"] = [round(sum(logprobs) / len(logprobs), 4), round(min(logprobs), 4)]
         return answer
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
@@ -302,18 +315,18 @@ def _mean_logprob(reply: Json, text: str) -> float | None:
 
 
 def _as_reply(answer: Json) -> Json:
-    message = {"role": "assistant", "content": answer["text"], "refusal": None}
+    message: Json = {"role": "assistant", "content": answer["text"], "refusal": None}
+    if "tool_calls" in answer:
+        message["tool_calls"] = answer["tool_calls"]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}
     reply: Json = {"choices": [choice], "seconds": answer["seconds"]}
-    if "guidance_logprob" in answer:
-        reply["guidance_logprob"] = answer["guidance_logprob"]
+    reply |= {name: answer[name] for name in ("guidance_logprob", "answer_logprobs") if name in answer}
     if answer["usage"] is not None:
-        read, teacher_text, cached, *stored = answer["usage"]
-        reply["usage"] = {
-            "prompt_tokens": read,
-            "completion_tokens": teacher_text,
-            "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": sum(stored)},
-        }
+        read, written, cached, *stored = answer["usage"]
+        details = {"cache_write_tokens": sum(stored)}
+        if cached or answer.get("no_cache_reads"):
+            details["cached_tokens"] = cached
+        reply["usage"] = {"prompt_tokens": read, "completion_tokens": written, "prompt_tokens_details": details}
     return reply
 
 

@@ -65,8 +65,6 @@ _GUIDANCE: Json = {
     "on_failure": "reject",
     "on_queue_full": "reject",
 }
-# A route that chooses the guidance length may leave a question unguided, and its receipt then lacks the settings.
-_TRIES = 8
 
 
 class GatewayClient(NamedTuple):
@@ -178,6 +176,8 @@ async def run_live(
 ) -> None:
     """Send every question to every route without its answer. Raises StartupError if the gateway is gone."""
     retries = StageRetries(pauses_s)
+    # Preferences compare the other answers with the teacher's.
+    routes = sorted(routes, key=lambda route: not folder.is_teacher(route.name))
     answered = {key for key, example in folder.examples.items() if example.error is None}
     remaining = [(route, question) for route in routes for question in work.questions]
     remaining = [(route, question) for route, question in remaining if (route.name, question.id) not in answered]
@@ -190,9 +190,10 @@ async def run_live(
         try:
             answered, total_s = await retries.call(lambda: client.complete(body))
         except EngineError as error:
-            example = failed_example(route.name, question, error.reason or error.label, route.setting.mode)
+            example = failed_example(route.name, question, error.reason or error.label, route.setting.mode, folder)
         else:
-            example = await scored_example(route.name, question, answered, work.score, total_s)
+            reference = folder.reference(route.name, question.id, answered.text)
+            example = await scored_example(route.name, question, answered, work.score, total_s, reference=reference)
         folder.add(example)
         done += 1
         progress.step(example.teacher_output_tokens + example.student_output_tokens)
@@ -277,27 +278,20 @@ async def describe_routes(
 ) -> list[dict[str, Any]]:
     """Return the routes in the format of a manifest's settings. Raises StartupError if a route does not respond.
 
-    A route that the manifest lacks gets questions until its length rule guides one.
+    A route that the manifest lacks gets the first question.
     """
     known = {} if manifest is None else {setting["name"]: setting for setting in manifest.settings}
     return [known.get(route.name) or await _describe(route, client, work) for route in routes]
 
 
 async def _describe(route: LiveRoute, client: GatewayClient, work: EvalWork) -> dict[str, Any]:
-    for question in work.questions[:_TRIES]:
-        try:
-            answered, _ = await client.complete(request_body(route, question, work))
-        except EngineError as error:
-            raise StartupError(f"--route {route.model}: {error.message}") from error
-        receipt = answered.receipt
-        plain = route.setting.as_dict() | {"name": route.name, "route": route.model}
-        if receipt.guidance is not None:
-            tokens = receipt.guidance.tokens if receipt.length is None else "auto"
-            plain |= {"mode": "guided", "tokens": tokens, "projection": receipt.guidance.projection}
-            return plain | {"placement": receipt.guidance.placement, "boundary": "word"}
-        if receipt.length is None:
-            return plain | {"mode": receipt.mode}
-    raise StartupError(
-        f"--route {route.model}: its length rule leaves the first questions unguided, so the guidance is unknown. "
-        "Start with other questions: --offset, or --sample."
-    )
+    try:
+        answered, _ = await client.complete(request_body(route, work.questions[0], work))
+    except EngineError as error:
+        raise StartupError(f"--route {route.model}: {error.message}") from error
+    receipt = answered.receipt
+    plain = route.setting.as_dict() | {"name": route.name, "route": route.model}
+    if receipt.guidance is None:
+        return plain | {"mode": receipt.mode}
+    plain |= {"mode": "guided", "tokens": receipt.guidance.tokens, "projection": receipt.guidance.projection}
+    return plain | {"placement": receipt.guidance.placement, "boundary": "word"}

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import orjson
 
-from gateway.accounting.receipt import LengthFacts
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -34,11 +33,12 @@ class Question:
     """A question of a data set.
 
     Attributes:
-        text: The text for the model, including choices.
+        text: The text for the model, including choices. With `messages`: their texts, for a judge.
         answer: The correct answer as its scorer reads it: a number, a choice's letter, a text.
         scorer: Name of the scorer (`scoring.SCORERS`).
         options: Parameters of the scorer: the choices by letter, a pattern.
         steps: Number of steps to the answer, if known.
+        messages: Role and text of a chat's messages, the last one of the user; empty: the chat is `text` alone.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Question:
     scorer: str
     options: tuple[tuple[str, str], ...] = ()
     steps: int | None = None
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 class ScoredAnswer(msgspec.Struct, frozen=True):
@@ -64,6 +65,24 @@ class ScoredAnswer(msgspec.Struct, frozen=True):
         return self.score >= 0.5
 
 
+class ToolFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Counts of a task with tools.
+
+    Attributes:
+        turns: Replies of the model.
+        calls, errors: Calls, and calls that a tool rejected.
+        text_calls: Replies with a call that the engine did not read as one, such as JSON in a code block.
+        teacher_turns: Replies of the teacher, where an engine is chosen for each turn; None: one engine replies.
+    """
+
+    kind: str
+    turns: int
+    calls: int
+    errors: int
+    text_calls: int
+    teacher_turns: int | None = None
+
+
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A question (its id) under a setting (its name).
 
@@ -75,13 +94,15 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         guidance: The kept guidance; `guidance_score` is its score without the student (paper, Table 2). The fields are
             `opening` and `opening_score` on disk.
         guidance_logprob: Mean log-probability of the guidance tokens under the student; None if it was not requested.
+        answer_logprobs: Mean and lowest log-probability of the tokens that the student wrote; None likewise.
         *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
             answer. The student's tokens include those of a probe or a warm-up.
+        *_cached_tokens: The part of the input tokens that the engine read from its prompt cache; None: not reported.
         cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
         baseline_usd: Cost of the teacher alone for this prompt and this answer.
         teacher_s, student_s: Writing time of each model in seconds, with concurrent requests.
         total_s: Seconds as measured by the client of a live run.
-        length: The reason for the chosen m, if a rule chose it; `chosen_tokens` is m, 0 for no guidance.
+        tools: Counts of a task with tools; the text is the last reply.
         error: Error label of a question without an answer; its score is 0.
     """
 
@@ -96,19 +117,21 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     guidance: str = msgspec.field(default="", name="opening")
     guidance_score: float = msgspec.field(default=0.0, name="opening_score")
     guidance_logprob: float | None = None
+    answer_logprobs: tuple[float, float] | None = None
     kept_tokens: int = 0
     teacher_input_tokens: int = 0
     teacher_output_tokens: int = 0
     student_input_tokens: int = 0
     student_output_tokens: int = 0
+    teacher_cached_tokens: int | None = None
+    student_cached_tokens: int | None = None
     cost_usd: Decimal
     teacher_usd: Decimal
     baseline_usd: Decimal
     teacher_s: float | None = None
     student_s: float | None = None
     total_s: float | None = None
-    length: LengthFacts | None = None
-    chosen_tokens: int | None = None
+    tools: ToolFacts | None = None
     error: str | None = None
 
     @property
@@ -127,6 +150,10 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     at: int
 
 
+Metric = Literal["accuracy", "preference"]
+"""Meaning of the scores: correct answers; or how much a judge prefers answers to the teacher's, where 0.5 is a tie."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The models, data and settings (as `Setting.as_dict`) of a run, and the number of questions used.
 
@@ -134,6 +161,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         data_sha256: Hash of the questions and their answers.
         prices: USD per 1M input and output tokens, by role.
         live: Whether the run used a whole gateway, else the paper's two stages.
+        metric: Meaning of the scores.
         student_look: Capabilities of the student, for computing answers without it; None before its first call, and
             for a live run.
     """
@@ -150,6 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     created: int
     student_look: dict[str, Any] | None = None
+    metric: Metric = "accuracy"
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
@@ -192,6 +221,15 @@ class RunRecords:
             found.setdefault(one.setting, {})[one.question] = one
         return found
 
+    def require_accuracy(self) -> None:
+        """Raise StartupError if the scores do not say which answers are correct."""
+        if self.manifest.metric == "preference":
+            raise StartupError(
+                f"{self.path}: its scores are a judge's preferences, and this command needs correct answers. "
+                "`gkt-gateway eval report` shows the preferences. For correct answers, give the questions answers, or "
+                "run them with --scorer judge."
+            )
+
 
 class _SettingFields(msgspec.Struct):
     name: str
@@ -203,7 +241,7 @@ class _SettingFields(msgspec.Struct):
 
 
 class _GuidedFields(_SettingFields):
-    tokens: int | Literal["auto"]
+    tokens: int
     projection: str
     placement: str
     boundary: str

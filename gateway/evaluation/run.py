@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -19,7 +19,7 @@ from gateway.evaluation import staged
 from gateway.evaluation.generations import Generations, RecordingEngine
 from gateway.evaluation.pair import PAUSES_S, StageRetries, engine, stored_state, student_state
 from gateway.evaluation.record import Example, ScoredAnswer
-from gateway.evaluation.scoring import Unscored
+from gateway.evaluation.scoring import NO_REFERENCE, PREFERENCE, Unscored
 from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.pipeline.student import StudentCall
 from gateway.telemetry.metrics import Metrics
@@ -27,6 +27,7 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from gateway.accounting.receipt import EngineShare
     from gateway.engines.base import Engine, TeacherRequest
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
@@ -43,20 +44,33 @@ _ZERO = Decimal(0)
 
 
 async def scored_example(
-    setting: str, question: Question, answered: QuestionAnswer, score: QuestionScorer, total_s: float | None = None
+    setting: str,
+    question: Question,
+    answered: QuestionAnswer,
+    score: QuestionScorer,
+    total_s: float | None = None,
+    *,
+    reference: str | None = None,
 ) -> Example:
-    """Return the record of an answer and its guidance. Without a score it has an error label next to its text."""
+    """Return the record of an answer and its guidance. Without a score it has an error label next to its text.
+
+    `reference`: the teacher's answer, with which the scorer preference compares this one.
+    """
     verdict, guidance_verdict, error = ScoredAnswer(0.0), ScoredAnswer(0.0), None
+    compares = question.scorer == PREFERENCE
+    if compares:
+        question = replace(question, answer=reference or "")
     try:
+        if compares and not reference:
+            raise Unscored(NO_REFERENCE, f"the teacher has no answer to '{question.id}'")
         verdict = await score(answered.text, question)
-        if answered.guidance:
+        if answered.guidance and not compares:
             guidance_verdict = await score(answered.guidance, question)
     except (Unscored, EngineError) as failure:
         verdict, error = ScoredAnswer(0.0), failure.label
     receipt = answered.receipt
     teacher, guidance = receipt.teacher, receipt.guidance
     kept_tokens = 0 if teacher is None or receipt.mode != "teacher" else teacher.output_tokens
-    chosen_tokens = 0 if guidance is None else guidance.tokens
     student = [share for share in (receipt.student, receipt.probe, receipt.warmup) if share is not None]
     return Example(
         setting=setting,
@@ -70,25 +84,36 @@ async def scored_example(
         guidance=answered.guidance,
         guidance_score=guidance_verdict.score,
         guidance_logprob=answered.guidance_logprob,
+        answer_logprobs=answered.answer_logprobs,
         kept_tokens=kept_tokens if guidance is None else guidance.kept_tokens,
         teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
         teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
         student_input_tokens=sum(share.input_tokens for share in student),
         student_output_tokens=sum(share.output_tokens for share in student),
+        teacher_cached_tokens=_cached_tokens([] if teacher is None else [teacher], TEACHER in answered.no_cache_reads),
+        student_cached_tokens=_cached_tokens(student, STUDENT in answered.no_cache_reads),
         cost_usd=receipt.cost_usd,
         teacher_usd=_ZERO if teacher is None else teacher.cost_usd,
         baseline_usd=receipt.baseline_usd,
         teacher_s=answered.teacher_s,
         student_s=answered.student_s,
         total_s=total_s,
-        length=receipt.length,
-        chosen_tokens=None if receipt.length is None else chosen_tokens,
         error=error,
     )
 
 
-def failed_example(setting: str, question: Question, label: str, mode: str) -> Example:
-    """Return the record of a question without an answer. `label`: the error label."""
+def _cached_tokens(shares: Sequence[EngineShare], no_reads: bool) -> int | None:
+    """Return the input tokens read from the prompt cache; None if the engine reported none and not even 0."""
+    cached = sum(share.cached_input_tokens for share in shares)
+    return cached if cached or no_reads else None
+
+
+def failed_example(setting: str, question: Question, label: str, mode: str, folder: RunFolder) -> Example:
+    """Return the record of a question without an answer. `label`: the error label, unless the teacher failed as well.
+
+    Then a preference would count a failure of both as the teacher's success.
+    """
+    label = NO_REFERENCE if folder.lacks_reference(setting, question.id) else label
     costs: dict[str, Any] = dict.fromkeys(("cost_usd", "teacher_usd", "baseline_usd"), _ZERO)
     return Example(setting=setting, question=question.id, mode=mode, score=0.0, text="", error=label, **costs)
 
@@ -120,7 +145,7 @@ class StagedRun:
     """A run of every question under every setting, stored in a folder; close it.
 
     `pauses_s` are the seconds before retries. With `scores_guidance`, the student returns the log-probability of the
-    guidance.
+    guidance; with `scores_answers`, those of the tokens that it writes.
     """
 
     folder: RunFolder
@@ -130,6 +155,7 @@ class StagedRun:
     concurrency: int
     pauses_s: Sequence[float] = PAUSES_S
     scores_guidance: bool = False
+    scores_answers: bool = False
 
     def __post_init__(self) -> None:
         self._labels: dict[str, str] = {}  # error labels of failed teacher calls, by request
@@ -217,7 +243,7 @@ class StagedRun:
 
     async def _run_student(self, remaining: Sequence[tuple[Setting, Question]], student: Engine) -> None:
         recorded = self._recorded(STUDENT, student)
-        recorded.scores_guidance = self.scores_guidance
+        recorded.scores_guidance, recorded.scores_answers = self.scores_guidance, self.scores_answers
         student_call = self._student_call(recorded)
         retries = StageRetries(self.pauses_s)
 
@@ -237,7 +263,7 @@ class StagedRun:
         if request is not None and self._teacher.stored(request) is None:
             label = self._labels.get(self._teacher.key_of(request))
             if label is not None:
-                self.folder.keep(failed_example(setting.name, question, label, setting.mode))
+                self.folder.keep(failed_example(setting.name, question, label, setting.mode, self.folder))
             return label is not None
 
         def answering() -> Awaitable[staged.QuestionAnswer]:
@@ -248,9 +274,12 @@ class StagedRun:
         except KeyError:
             return False
         except GatewayError as error:
-            self.folder.keep(failed_example(setting.name, question, error.label, setting.mode))
+            self.folder.keep(failed_example(setting.name, question, error.label, setting.mode, self.folder))
         else:
-            self.folder.keep(await scored_example(setting.name, question, answered, self.work.score))
+            reference = self.folder.reference(setting.name, question.id, answered.text)
+            self.folder.keep(
+                await scored_example(setting.name, question, answered, self.work.score, reference=reference)
+            )
         return True
 
     def _student_state(self) -> dict[str, object] | None:

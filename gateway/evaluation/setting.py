@@ -1,6 +1,6 @@
 """The settings of a run: points of a grid, from options or a YAML file, and the projections that they may name.
 
-tokens: [20, 40, auto]        every combination of the lists is one setting
+tokens: [20, 40]              every combination of the lists is one setting
 form: [chat, completion]
 grids:                        several grids in one run; each inherits the keys above
   - {form: completion, shots: 8}
@@ -9,7 +9,7 @@ grids:                        several grids in one run; each inherits the keys a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -17,18 +17,19 @@ import orjson
 from msgspec import structs
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import InvalidValue, Name, Number, ValueOrigin, Whole
+from gateway.config.scalars import InvalidValue, Name, Number, Whole
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import StrictModel, YamlSource, display_path, read
 from gateway.errors import ConfigError, StartupError
 from gateway.policy.files import PROJECTIONS_FOLDER
-from gateway.policy.length import DEFAULT_RULES, AutoRule, Tokens
-from gateway.policy.library import ProjectionRegistry, length_files
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, Boundary
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import CUTOFF, PRIMED, PROJECTIONS, Placement
 from gateway.policy.resolve import resolve
-from gateway.policy.schema import Boundary, Route, TenantPolicy
+from gateway.policy.schema import Route, TenantPolicy
 from gateway.protocol.chat import parse_chat
+from gateway.protocol.messages import RULES
 from gateway.protocol.text import parse_text_completion
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from gateway.errors import ConfigIssue
     from gateway.evaluation.record import Question
-    from gateway.policy.length_model import FittedLengths
     from gateway.policy.plan import EngineSnapshot, Plan
     from gateway.policy.projections import Exemplar, Projection
     from gateway.protocol.requests import CompletionRequest
@@ -46,61 +46,12 @@ TEACHER, STUDENT = "teacher", "student"
 """Names of the engines."""
 Mode = Literal["teacher", "student", "guided"]
 Form = Literal["chat", "completion"]
-REQUEST_PARAMETERS = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
+SAMPLING = ("temperature", "top_p", "seed")
+REQUEST_PARAMETERS = ("form", "shots", "max_tokens", *SAMPLING)
 """Fields of `Setting`: settings with equal values have equal requests of the caller."""
 # A model that was given example questions may continue with a question of its own.
 _NEXT_QUESTION = "\nQ:"
 T = TypeVar("T")
-
-
-class AutoLength(NamedTuple):
-    """A rule that chooses m for each question: a policy's `auto` block from a file, or the built-in rule.
-
-    `block` includes defaults, since later versions may have other ones. `file` is None for the built-in rule. `learned`
-    has the contents of the rule's model file.
-    """
-
-    rule: AutoRule
-    block: Mapping[str, Any]
-    file: str | None = None
-    learned: FittedLengths | None = None
-
-
-def read_auto(file: Path | None) -> AutoLength:
-    """Read a rule from a file with the keys of a policy's `auto:` block; None returns the built-in rule.
-
-    The path of a model file is relative to the file. Raises ConfigError with every issue.
-    """
-    if file is None:
-        return AutoLength(AutoRule(), _complete_block(AutoRule(), {}))
-    source, issues = read(file)
-    if source is None:
-        raise ConfigError(issues)
-    rule, more = source.check(AutoRule, ValueOrigin({}, file.parent))
-    if rule is None or issues:
-        raise ConfigError([*issues, *more])
-    learned: FittedLengths | None = None
-    if rule.model is not None:
-        files = length_files()
-        files.begin(file.parent)
-        learned, issues = files.of(rule.model, source, ("model",))
-        if learned is None:
-            raise ConfigError(issues)
-    # Contains JSON types only: decimals become floats.
-    plain = orjson.loads(orjson.dumps(source.data, default=float))
-    rule_with_model = rule if learned is None else rule.with_length_model(learned)
-    return AutoLength(rule_with_model, _complete_block(rule, plain), str(file.absolute()), learned)
-
-
-def _complete_block(rule: AutoRule, block: Mapping[str, Any]) -> dict[str, Any]:
-    block_items: dict[str, Any] = {name: getattr(rule, name) for name in ("min", "max", "default", "stop_at")}
-    if rule.rules is None and rule.model is None:
-        # A policy can express the built-in rules only by their results.
-        block_items["rules"] = [
-            {"name": one.name, "prompt": one.prompt, "tokens": one.tokens and max(rule.min, min(rule.max, one.tokens))}
-            for one in DEFAULT_RULES
-        ]
-    return block_items | {name: value for name, value in block.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +64,8 @@ class Setting:
         shots: Number of exemplars in the caller's prompt, for both models; in a chat they are earlier turns.
         max_tokens: Token limit of the answer, including guidance.
         temperature, top_p, seed: Sampling parameters of the caller.
-        tokens: m, the length of the guidance in tokens; 0 unless guided, or if `auto` chooses it.
-        auto: Rule that chooses m for each question; None: m is `tokens`.
+        tokens: m, the length of the guidance in tokens; 0 unless guided.
+        exemplar_count: k, if the projection has only the first k exemplars of its file; None: all of them.
         exemplars_file: File of the projection's exemplars, if they are not its own.
         policies: Folder with the projection's file, if it is not a shipped one.
     """
@@ -127,16 +78,12 @@ class Setting:
     top_p: float | None = None
     seed: int | None = None
     tokens: int = 0
-    auto: AutoLength | None = field(default=None, hash=False)
     projection: Projection = CUTOFF
     placement: Placement = "prefix"
     boundary: Boundary = "word"
+    exemplar_count: int | None = None
     exemplars_file: str | None = None
     policies: str | None = None
-
-    @property
-    def m(self) -> int | Literal["auto"]:
-        return self.tokens if self.auto is None else "auto"
 
     @property
     def name(self) -> str:
@@ -149,18 +96,18 @@ class Setting:
         if self.mode != "guided":
             return name
         cut = "" if self.boundary == "word" else f", cut at a {self.boundary}"
-        return f"{name}, {self.projection.name}, {self.placement}, m={self.m}{cut}"
+        part = "" if self.exemplar_count is None else f", exemplars={self.exemplar_count}"
+        return f"{name}, {self.projection.name}{part}, {self.placement}, m={self.tokens}{cut}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for files."""
         plain = {name: getattr(self, name) for name in ("name", "mode", *REQUEST_PARAMETERS)}
         if self.mode != "guided":
             return plain
-        plain |= {"tokens": self.m, "projection": self.projection.name}
+        plain |= {"tokens": self.tokens, "projection": self.projection.name}
         plain |= {"placement": self.placement, "boundary": self.boundary}
         sources = {
-            "auto": None if self.auto is None else dict(self.auto.block),
-            "auto_file": None if self.auto is None else self.auto.file,
+            "exemplar_count": self.exemplar_count,
             "exemplars": self.exemplars_file,
             "policies": self.policies,
         }
@@ -168,8 +115,7 @@ class Setting:
 
     def route(self, model: str, **guidance: object) -> dict[str, Any]:
         """Return a policy's route for this setting, with further keys of `guidance`."""
-        length = {"tokens": self.tokens or 1} if self.auto is None else {"tokens": "auto", "auto": self.auto.rule}
-        guidance = {**length, "placement": self.placement, "boundary": self.boundary, **guidance}
+        guidance = {"tokens": self.tokens or 1, "placement": self.placement, "boundary": self.boundary, **guidance}
         engines = {"teacher": TEACHER, "student": STUDENT, "baseline": TEACHER}
         return {"model": model, "mode": self.mode, **engines, "guidance": guidance}
 
@@ -182,7 +128,9 @@ class Setting:
             prompt = "".join(f"Q: {one.question}\nA: {one.answer}\n\n" for one in shown) + f"Q: {question.text}\nA:"
             return parse_text_completion(orjson.dumps(body | {"prompt": prompt, "stop": [_NEXT_QUESTION]}))
         turns = [turn for one in shown for turn in (("user", one.question), ("assistant", one.answer))]
-        messages = [{"role": role, "content": text} for role, text in (*turns, ("user", question.text))]
+        chat = question.messages or (("user", question.text),)
+        rules = next(index for index, (role, _) in enumerate(chat) if role not in RULES)
+        messages = [{"role": role, "content": text} for role, text in (*chat[:rules], *turns, *chat[rules:])]
         return parse_chat(orjson.dumps(body | {"messages": messages}))
 
     def plan(self, request: CompletionRequest, snapshot: Callable[[str], EngineSnapshot]) -> Plan:
@@ -208,19 +156,21 @@ class Grid(StrictModel):
     `Setting` describes `mode`, `form`, `shots`, `max_tokens`, `temperature` and `top_p`.
 
     Attributes:
-        tokens: Lengths of the guidance in tokens, or "auto".
+        tokens: Lengths of the guidance in tokens.
         projection: Names of projections.
         placement: Places of the guidance in the student's request. Default: the projection's.
         boundary: Units of text at which guidance may end.
+        exemplar_count: Numbers of exemplars of projections such as primed: the first ones. Default: all.
         seed: Seed of all random numbers. The samples have consecutive seeds from here on.
         samples: Number of answers to each question, at a temperature above 0.
     """
 
     mode: OneOrMore[Mode] = ("teacher", "student", "guided")
-    tokens: OneOrMore[Tokens] = (20, 40, 80)
+    tokens: OneOrMore[Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)]] = (20, 40, 80)
     projection: OneOrMore[Name] = ("cutoff",)
     placement: OneOrMore[Placement] | None = None
     boundary: OneOrMore[Boundary] = ("word",)
+    exemplar_count: OneOrMore[Annotated[Whole, Field(ge=1, le=MAX_EXEMPLARS)]] | None = None
     form: OneOrMore[Form] = ("chat",)
     shots: OneOrMore[Annotated[Whole, Field(ge=0, le=64)]] = (0,)
     max_tokens: OneOrMore[Annotated[Whole, Field(ge=1, le=100_000)]] = (300,)
@@ -242,6 +192,12 @@ class GridFile(Grid):
 
     grids: tuple[Grid, ...] = ()
 
+    @property
+    def forms(self) -> set[Form]:
+        """Return the request forms of all grids."""
+        own = [one.form if "form" in one.model_fields_set else self.form for one in self.grids]
+        return {form for forms in own or [self.form] for form in forms}
+
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     """Read a file's grid; `options` override its keys in all of its grids. Raises ConfigError with every issue."""
@@ -261,44 +217,60 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     return grid
 
 
-def settings_of(
-    grid: GridFile, projection: Callable[[str], Projection], auto: AutoLength | None = None
-) -> list[Setting]:
+def settings_of(grid: GridFile, projection: Callable[[str], Projection]) -> list[Setting]:
     """Return the distinct settings of the grid, teachers first, since their texts may serve as guidance.
 
-    `projection` returns one by name, or raises StartupError. `auto` is the rule for `auto`; None: the built-in rule.
+    `projection` returns one by name, or raises StartupError.
     """
-    auto = auto or read_auto(None)
     grids = [grid.model_copy(update={name: getattr(one, name) for name in one.model_fields_set}) for one in grid.grids]
-    found = [setting for one in grids or [grid] for setting in _settings(one, projection, auto)]
+    found = [setting for one in grids or [grid] for setting in _settings(one, projection)]
     order = {"teacher": 0, "student": 1, "guided": 2}
     return sorted(dict.fromkeys(found), key=lambda setting: order[setting.mode])
 
 
-def _settings(grid: Grid, projection: Callable[[str], Projection], auto: AutoLength) -> Iterator[Setting]:
+def _settings(grid: Grid, projection: Callable[[str], Projection]) -> Iterator[Setting]:
     seeds: Iterable[int | None] = range(grid.seed, grid.seed + grid.samples) if grid.temperature else (None,)
     sampling = Setting(mode="student", temperature=grid.temperature, top_p=grid.top_p)
     for form, shots, max_tokens, seed in product(grid.form, grid.shots, grid.max_tokens, seeds):
         common = replace(sampling, form=form, shots=shots, max_tokens=max_tokens, seed=seed)
         for mode in grid.mode:
             if mode == "guided":
-                yield from _guided(grid, common, [projection(name) for name in grid.projection], auto)
+                yield from _guided(grid, common, [projection(name) for name in grid.projection])
             else:
                 yield replace(common, mode=mode)
 
 
-def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto: AutoLength) -> Iterator[Setting]:
-    if (longest := max((m for m in grid.tokens if isinstance(m, int)), default=0)) > common.max_tokens:
+def _guided(grid: Grid, common: Setting, projections: Sequence[Projection]) -> Iterator[Setting]:
+    if (longest := max(grid.tokens)) > common.max_tokens:
         raise StartupError(
             f"tokens {longest} is more than max_tokens {common.max_tokens}: guidance is a part of the answer. "
             "Use fewer tokens, or a larger max_tokens."
         )
-    for projection, boundary, m in product(projections, grid.boundary, grid.tokens):
-        if projection.exemplars and common.form == "completion":
+    for whole, boundary, m in product(projections, grid.boundary, grid.tokens):
+        if whole.exemplars and common.form == "completion":
             continue  # a raw prompt has no turns, so the setting would equal cutoff
-        for placement in grid.placement or (projection.default_placement,):
-            guided = replace(common, mode="guided", projection=projection, placement=placement, boundary=boundary)
-            yield replace(guided, tokens=m) if isinstance(m, int) else replace(guided, auto=auto)
+        for count in (whole.exemplars and grid.exemplar_count) or (None,):
+            projection = whole if count is None else with_first_exemplars(whole, count)
+            for placement in grid.placement or (projection.default_placement,):
+                yield replace(
+                    common,
+                    mode="guided",
+                    tokens=m,
+                    projection=projection,
+                    placement=placement,
+                    boundary=boundary,
+                    exemplar_count=count,
+                )
+
+
+def with_first_exemplars(projection: Projection, count: int) -> Projection:
+    """Return the projection with its first exemplars. Raises StartupError if it has fewer."""
+    if count > len(projection.exemplars):
+        raise StartupError(
+            f"exemplar_count {count}: projection {projection.name} has {len(projection.exemplars)} exemplars. Use a "
+            "smaller number, or name a file with more by --exemplars."
+        )
+    return replace(projection, exemplars=projection.exemplars[:count])
 
 
 class RunLibrary(NamedTuple):

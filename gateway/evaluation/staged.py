@@ -17,10 +17,7 @@ from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation
-from gateway.errors import StartupError
-from gateway.evaluation.setting import TEACHER
-from gateway.guidance.ending import EndRule, open_to_end
-from gateway.pipeline.generation import unread_once_ended
+from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
     Guidance,
@@ -29,21 +26,19 @@ from gateway.pipeline.guidance_request import (
     guidance_from_reply,
     teacher_input,
 )
-from gateway.policy.length import longest
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import Receipt
-    from gateway.engines.base import TeacherReply, TeacherRequest
+    from gateway.engines.base import TeacherRequest
     from gateway.evaluation.generations import RecordingEngine
     from gateway.evaluation.record import Question
     from gateway.evaluation.setting import Setting
     from gateway.pipeline.student import StudentCall
-    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import Exemplar
     from gateway.pricing import Price
     from gateway.protocol.requests import CompletionRequest
@@ -53,6 +48,8 @@ class QuestionAnswer(NamedTuple):
     """An answer as its caller receives it, the kept guidance, the receipt, and the writing time of each model.
 
     `guidance_logprob` is the mean log-probability of the guidance tokens under the student; None if not requested.
+    `answer_logprobs` are the mean and the lowest one of the tokens that the student wrote, likewise.
+    `no_cache_reads` are the roles whose engine reported 0 tokens read from its prompt cache, rather than no count.
     """
 
     text: str
@@ -61,6 +58,8 @@ class QuestionAnswer(NamedTuple):
     teacher_s: float | None
     student_s: float | None
     guidance_logprob: float | None = None
+    answer_logprobs: tuple[float, float] | None = None
+    no_cache_reads: frozenset[str] = frozenset()
 
 
 class TokenPrices(NamedTuple):
@@ -71,31 +70,11 @@ class TokenPrices(NamedTuple):
 
 
 def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> TeacherRequest | None:
-    """Return the teacher request of the first stage; None if the setting or its rule needs no teacher.
+    """Return the teacher request of the first stage; None if the setting needs no teacher.
 
-    The teacher alone gets the request of guidance by cutoff with the whole answer's limit. If a rule chooses m, the
-    limit is the longest m of the rule, so the text serves another rule too.
+    The teacher alone gets the request of guidance by cutoff with the whole answer's limit.
     """
-    if setting.mode == "student":
-        return None
-    request = setting.request(question, exemplars)
-    if setting.auto is None:
-        return _request(setting, request)
-    guidance = setting.plan(request, _any_student).guidance
-    if guidance is None:
-        return None
-    limit = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
-    return structs.replace(build_teacher_request(guidance, request), max_tokens=limit)
-
-
-def check_staged(settings: Iterable[Setting]) -> None:
-    """Raise StartupError if a setting cannot be answered in two stages."""
-    for setting in settings:
-        if setting.auto is not None and setting.auto.rule.probe is not None:
-            raise StartupError(
-                f"{setting.name}: its rule has a probe, which calls the student before the teacher, but in two stages "
-                "the student comes second. Use --live, or remove the probe."
-            )
+    return None if setting.mode == "student" else _request(setting, setting.request(question, exemplars))
 
 
 async def answer(
@@ -115,7 +94,7 @@ async def answer(
     )
     # No budget applies, but the reservation bounds the receipt's charge for unknown usage.
     builder.request, builder.reserved = request, worst_case(plan, request, prices.prices)
-    teacher_s = student_s = guidance_logprob = None
+    teacher_s = student_s = guidance_logprob = answer_logprobs = None
     guidance = UNGUIDED
     text = ""
     if setting.mode == "teacher":
@@ -128,10 +107,11 @@ async def answer(
     else:
         if plan.guidance is not None:
             to_teacher = build_teacher_request(plan.guidance, request)
-            reply, teacher_s = await _guidance_reply(plan, plan.guidance, to_teacher, teacher)
+            written = await teacher.teacher_text(to_teacher)
+            reply = await teacher.generate_guidance(to_teacher)
+            teacher_s = written.seconds_to_tokens(to_teacher.max_tokens)
             builder.guidance_requested = builder.granted = builder.guided = started
-            unread = unread_once_ended(teacher.state.stops_within_s)
-            builder.teacher = answered_call(plan.guidance, to_teacher, reply, unread=unread)
+            builder.teacher = answered_call(plan.guidance, to_teacher, reply)
             found = guidance_from_reply(plan, plan.guidance, request, builder, reply)
             if isinstance(found, Guidance):
                 guidance = found
@@ -146,19 +126,14 @@ async def answer(
             choice = finished["choices"][0]
             builder.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
             student_s, guidance_logprob = finished["seconds"], finished.get("guidance_logprob")
+            if scores := finished.get("answer_logprobs"):
+                answer_logprobs = (scores[0], scores[1])
     receipt = builder.close("ok", prices.prices, prices.encodings)
-    return QuestionAnswer(text, guidance.text, receipt, teacher_s, student_s, guidance_logprob)
-
-
-async def _guidance_reply(
-    plan: Plan, guidance: GuidancePlan, request: TeacherRequest, teacher: RecordingEngine
-) -> tuple[TeacherReply, float]:
-    """Return the reply and its seconds, with the call ended where the gateway would end it."""
-    written = await teacher.teacher_text(request)
-    reply = await open_to_end(teacher, request, "", EndRule.of(plan, guidance), None)
-    canceled = reply.usage is None and reply.ends_at is not None
-    seconds = written.seconds_to_chars(len(reply.text)) if canceled else written.seconds_to_tokens(request.max_tokens)
-    return reply, seconds
+    calls = ((TEACHER, builder.teacher), (STUDENT, builder.student))
+    no_reads = frozenset(role for role, call in calls if call and call.usage and call.usage.no_cache_reads)
+    return QuestionAnswer(
+        text, guidance.text, receipt, teacher_s, student_s, guidance_logprob, answer_logprobs, no_reads
+    )
 
 
 def _request(setting: Setting, request: CompletionRequest) -> TeacherRequest:

@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.evaluation.scoring import NO_REFERENCE
 from gateway.evaluation.setting import REQUEST_PARAMETERS
-from gateway.evaluation.statistics import wilson
+from gateway.evaluation.statistics import Interval, agresti_min, wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from decimal import Decimal
 
     from gateway.evaluation.record import Example, RunRecords
     from gateway.evaluation.setting import Mode
-    from gateway.evaluation.statistics import Interval
+
+
+class Preference(NamedTuple):
+    """Comparisons of a setting's answers with the teacher's by a judge.
+
+    `share` is the part of the comparisons that the setting wins. A tie is half of one: 0.5 is as good as the teacher.
+    `interval` is Agresti and Min's for pairs, at 95 %.
+    """
+
+    n: int
+    preferred: int
+    ties: int
+    share: float | None
+    interval: Interval
+
+
+COST_NOTE = "Costs are the tokens of these models at assigned prices, not bills."
+"""Each output with costs contains this sentence."""
 
 
 class SettingSummary(NamedTuple):
@@ -32,7 +50,6 @@ class SettingSummary(NamedTuple):
         total_s: Mean seconds of the questions with a measured time; None if no question has one.
         modes, errors, unguided: Number of questions by the receipt's values.
         cut: Number of answers that ended at their limit.
-        lengths: If a rule chose m: number of questions by rule and m in tokens (0: none).
     """
 
     setting: Mapping[str, Any]
@@ -56,7 +73,6 @@ class SettingSummary(NamedTuple):
     errors: Mapping[str, int]
     unguided: Mapping[str, int]
     cut: int
-    lengths: Mapping[tuple[str, int], int]
 
     @property
     def name(self) -> str:
@@ -83,6 +99,22 @@ class SettingSummary(NamedTuple):
     @property
     def interval(self) -> Interval:
         return wilson(self.correct, self.n)
+
+    @property
+    def preference(self) -> Preference:
+        """Return the result of a run of preferences."""
+        # A comparison that failed says nothing. A missing answer is not preferred to one of the teacher.
+        scores = [
+            one.score for one in self.examples if one.error is None or (not one.text and one.error != NO_REFERENCE)
+        ]
+        low, high = agresti_min([2 * score - 1 for score in scores])
+        return Preference(
+            n=len(scores),
+            preferred=sum(score > 0.5 for score in scores),
+            ties=sum(score == 0.5 for score in scores),
+            share=sum(scores) / len(scores) if scores else None,
+            interval=Interval((1 + low) / 2, (1 + high) / 2),
+        )
 
     @property
     def cost_per_answer(self) -> Decimal:
@@ -134,7 +166,6 @@ def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> Settin
         errors=Counter(one.error for one in examples if one.error is not None),
         unguided=Counter(one.unguided for one in examples if one.unguided is not None),
         cut=sum(one.finish == "length" for one in examples),
-        lengths=Counter(chosen for one in examples if (chosen := _chosen(one)) is not None),
         **sums,
     )
 
@@ -146,17 +177,33 @@ def summaries(run: RunRecords) -> list[SettingSummary]:
     return [summarize(setting, list(examples.values())) for setting, examples in found if examples]
 
 
+def roles_with_cache_reads(examples: Iterable[Example]) -> frozenset[str]:
+    """Return the roles whose engine reported a number of cached tokens, possibly 0, with at least one answer.
+
+    The other answers of such an engine count as 0: earlier versions of vLLM omit the number if it is 0.
+    """
+    return frozenset(
+        role for one in examples for role in ("teacher", "student") if getattr(one, f"{role}_cached_tokens") is not None
+    )
+
+
+def cache_hits(examples: Collection[Example], reported: Collection[str]) -> dict[str, float | None]:
+    """Return the part of the input tokens that each role with input read from its prompt cache.
+
+    The part is None for a role that is not in `reported` (`roles_with_cache_reads` of the run).
+    """
+    found: dict[str, float | None] = {}
+    for role in ("teacher", "student"):
+        if read := sum(getattr(one, f"{role}_input_tokens") for one in examples):
+            cached = sum(getattr(one, f"{role}_cached_tokens") or 0 for one in examples)
+            found[role] = cached / read if role in reported else None
+    return found
+
+
 def reference(of: SettingSummary, mode: Mode, among: Sequence[SettingSummary]) -> SettingSummary | None:
     """Return the teacher or the student alone with the same requests as `of`; None if there is none."""
     key = request_key(of.setting)
     return next((one for one in among if one.mode == mode and request_key(one.setting) == key), None)
-
-
-def _chosen(one: Example) -> tuple[str, int] | None:
-    if one.length is None or one.chosen_tokens is None:
-        return None
-    named = one.length.rule or one.length.model
-    return f"{one.length.by} {named}" if named else one.length.by, one.chosen_tokens
 
 
 def _mean(found: Sequence[float | None], count: int = 0) -> float | None:

@@ -36,7 +36,7 @@ from gateway.guidance.trim import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.policy.schema import Boundary
+    from gateway.policy.guidance_rule import Boundary
 
 # Characters that rules other than the rule of words depend on. Without them a piece is plain.
 _SPECIAL = r"<`~\\\n\ufffd\ud800-\udfff"

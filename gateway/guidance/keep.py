@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.guidance.trim import TrimmedText
+    from gateway.policy.guidance_rule import Boundary
     from gateway.policy.projections import SkipRule
-    from gateway.policy.schema import Boundary
 
 MAX_SENTENCES = 4
 """Number of leading sentences that are matched."""

@@ -20,7 +20,7 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gateway.policy.schema import Boundary
+    from gateway.policy.guidance_rule import Boundary
 
 SENTENCE_REACH_BYTES = 32
 """Bytes that boundary `sentence` may drop: about eight tokens. Bytes compare scripts better than characters do."""
@@ -317,18 +317,6 @@ def ended_at(text: str, begin: int, end: int, *, in_prose: bool) -> int | None:
     """Return the last end of a sentence or line between `begin` and `end`; None: there is none."""
     ends = [one.end() for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin)]
     return max((one for one in ends if one <= end), default=None)
-
-
-def first_end(text: str, begin: int, *, in_prose: bool) -> int | None:
-    """Return the first end of a sentence or line after `begin` that more text follows; None: there is none.
-
-    The following text distinguishes the end of a sentence from the point of a number.
-    """
-    for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin):
-        end: int = one.end()
-        if begin < end < len(text):
-            return end
-    return None
 
 
 def size_bytes(text: str) -> int:

@@ -112,6 +112,7 @@ class LocalStack:
         slot_tokens: int = 4096,  # the context of each request
         threads: int | None = None,  # of each engine; None: the cores are divided among the engines
         max_concurrent_requests: int = 128,  # the teacher answers 429 above this number
+        chat_template: Path | None = None,  # the student's; None: the template in the model's file
         log_folder: Path | None = None,  # None: a temporary folder
     ) -> None:
         self._models = {role: model for role, model in (("teacher", teacher), ("student", student)) if model}
@@ -119,6 +120,8 @@ class LocalStack:
         self._slot_tokens = slot_tokens
         self._threads = threads
         self._extra = {"teacher": ("--max-concurrent-requests", str(max_concurrent_requests))}
+        if chat_template is not None:
+            self._extra["student"] = ("--chat-template", str(chat_template))
         self._log_folder = log_folder
         self._children: dict[str, Child] = {}
         self._exits = AsyncExitStack()

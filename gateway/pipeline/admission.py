@@ -19,7 +19,7 @@ from gateway.accounting.verdict import refusal_error
 from gateway.config.sections import Defaults
 from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
-from gateway.policy.resolve import AS_PLANNED, cheaper_plans
+from gateway.policy.plan_variants import AS_PLANNED, cheaper_plans
 from gateway.runtime.fair_share import FairShare
 
 if TYPE_CHECKING:

@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.quality_sampler import QualitySampler
+    from gateway.pipeline.request_collector import RequestCollector
     from gateway.pipeline.shadow import ShadowRequests
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall
+    from gateway.pipeline.tool_turns import ToolTurns
     from gateway.policy.book import Caller
+    from gateway.policy.guidance_off import GuidanceSwitches
     from gateway.policy.plan import Plan
     from gateway.policy.routing import RouteOverride
     from gateway.protocol.body import Json
@@ -115,10 +118,13 @@ class Completions:
 
     teacher_call: TeacherCall
     student_call: StudentCall
+    tool_turns: ToolTurns
     shadows: ShadowRequests
     quality_sampler: QualitySampler
+    collector: RequestCollector
     admission: Admission
     ledger: Ledger
+    switches: GuidanceSwitches
 
     async def answer(self, context: RequestContext, request: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
@@ -140,7 +146,10 @@ class Completions:
             if guidance.finish_reason is not None:
                 reply = _whole_reply(guidance)
             else:
-                reply = await self.student_call.complete(request, guidance, builder)
+                if builder.plan.turn is not None:
+                    reply = await self.tool_turns.complete(request, builder)
+                else:
+                    reply = await students.complete(request, guidance, builder)
                 if (step := context.next_step()) is not None:
                     await step
             builder.finish_reason = reply["choices"][0].get("finish_reason")
@@ -211,7 +220,11 @@ class Completions:
                     guidance = piece
         try:
             if guidance.finish_reason is None:
-                async with aclosing(self.student_call.stream(request, guidance, relay, builder)) as groups:
+                if builder.plan.turn is not None:
+                    called = self.tool_turns.stream(request, relay, builder)
+                else:
+                    called = students.stream(request, guidance, relay, builder)
+                async with aclosing(called) as groups:
                     async for chunks in groups:
                         yield chunks
             else:
@@ -230,9 +243,14 @@ class Completions:
     def _start_background_work(
         self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller, answer_buffer: AnswerBuffer | None
     ) -> None:
-        """Start the shadow request and the quality sample that the plan contains. The caller has its answer by now."""
+        """Start what the plan contains besides the answer, which the caller has by now.
+
+        That is the shadow request, the quality sample and the collection of the request.
+        """
         if builder.caller_left:
             return
+        if (rule := builder.plan.collect) is not None:
+            self.collector.start(builder, request, rule)
         if (shadow := builder.plan.shadow) is not None:
             self.shadows.start(builder.child_receipt(shadow, "shadow"), request, caller)
         if answer_buffer is not None:
@@ -250,6 +268,8 @@ class Completions:
             headers=headers,
             override=context.route_override,
             load_of=self.student_call.engine_load,
+            key_id=context.caller.key.id,
+            off=self.switches.find(policy.tenant, request.model),
         )
         return context.new_receipt(plan, request.model, stream=request.stream)
 

@@ -14,7 +14,7 @@ from gateway.accounting.estimate import can_count, count_text, recount_error, te
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
-from gateway.policy.resolve import with_students
+from gateway.policy.plan_variants import with_students
 from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
 

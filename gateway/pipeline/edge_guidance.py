@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.completion import RequestContext
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.teacher import TeacherCall
+    from gateway.policy.guidance_off import GuidanceSwitches
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
 
@@ -39,6 +40,7 @@ class EdgeGuidancePipeline:
     admission: Admission
     ledger: Ledger
     close_within_s: float
+    switches: GuidanceSwitches
 
     async def answer(self, context: RequestContext, request: ChatRequest) -> Answer:
         """Return the complete guidance. Raises GatewayErrors."""
@@ -81,7 +83,9 @@ class EdgeGuidancePipeline:
 
     async def _new_builder(self, context: RequestContext, request: ChatRequest) -> ReceiptBuilder:
         route = await find_route(context.caller, request, context.headers)
-        plan = resolve_guidance(context.caller.policy, route, request, context.headers)
+        policy = context.caller.policy
+        off = self.switches.find(policy.tenant, request.model)
+        plan = resolve_guidance(policy, route, request, context.headers, off)
         builder = context.new_receipt(plan, request.model, stream=request.stream)
         # Set before the call: if this process dies after its reply, the device may still report.
         builder.terms = self._terms(builder, request)

@@ -288,11 +288,6 @@ def unread_tokens(seconds: float) -> int:
     return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
 
 
-def unread_once_ended(stops_within_s: float | None) -> int | None:
-    """Return the most tokens of one choice that an engine generates after the call's end; None: it may not stop."""
-    return None if stops_within_s is None else unread_tokens(stops_within_s)
-
-
 class _Count:
     """Lower bounds on the tokens of a growing text. The text may begin with `preface`, which is not counted."""
 

@@ -14,6 +14,7 @@ from gateway.engines.base import TeacherRequest
 from gateway.engines.token_ends import tokens_in
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
+from gateway.guidance.tool_plan import plan_messages
 from gateway.guidance.trim import without_begun
 from gateway.policy.constraints import STOP_CONDITION
 from gateway.protocol.text import TextRequest
@@ -102,6 +103,8 @@ def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionReques
     if isinstance(request, TextRequest):
         assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
         read["prompt"] = teacher_prompt(projection, request.prompt)
+    elif guidance_plan.tool_plan is not None:
+        read["messages"] = plan_messages(projection, request.body, guidance_plan.tool_plan)
     else:
         read["messages"] = teacher_messages(projection, request.messages)
     return TeacherRequest(
@@ -137,8 +140,7 @@ def guidance_from_reply(
         found = stream.keep.finish(cut=cut)
     else:
         stop, skip = request.stop if may_finish or shown else (), guidance_plan.projection.skip
-        text = reply.text[: reply.ends_at]
-        found = keep(text, skip, guidance_plan.tokens, cut=cut, stop=stop, boundary=guidance_plan.boundary)
+        found = keep(reply.text, skip, guidance_plan.tokens, cut=cut, stop=stop, boundary=guidance_plan.boundary)
     trimmed = found.trimmed
     if not trimmed.text:
         return "guidance_boilerplate" if found.skipped else "guidance_empty"
@@ -160,7 +162,6 @@ def guidance_from_reply(
         builder.unguided = STOP_CONDITION
         return UNGUIDED
     builder.kept_tokens, builder.kept_estimated = tokens, estimated
-    builder.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
     builder.complete = finish_reason == "stop"
     # A whole answer includes its trailing whitespace. Guidance that a student continues does not.
     text = trimmed.text + trimmed.pending_space if finish_reason == "stop" else trimmed.text
@@ -201,22 +202,14 @@ def answered_call(
     teacher_request: TeacherRequest,
     reply: TeacherReply,
     shared: str = "",
-    unread: int | None = None,
 ) -> EngineCall:
-    """Return the teacher's call as the receipt charges it; `shared` as in `EngineCall`.
-
-    `unread` bounds the tokens that the teacher generated after the gateway ended its call. None: the teacher is not
-    known to stop, so its limit counts.
-    """
-    was_ended = reply.usage is None and reply.ends_at is not None
-    max_tokens = guidance_plan.requested_tokens
+    """Return the teacher's call as the receipt charges it; `shared` as in `EngineCall`."""
     return EngineCall(
         guidance_plan.teacher,
         teacher_input(teacher_request),
         reply.usage,
         StringIO(reply.text),
-        lost_tokens=(max_tokens if unread is None else unread) if was_ended else 0,
-        limit_tokens=max_tokens,
+        limit_tokens=guidance_plan.requested_tokens,
         shared=shared,
         span=reply.span,
         role="guidance",

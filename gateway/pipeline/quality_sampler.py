@@ -15,9 +15,11 @@ from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING
 
+import structlog
 from msgspec import structs
 from redis.exceptions import RedisError
 
+from gateway.capabilities.anthropic import answering
 from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.shadow import without_streaming
@@ -27,7 +29,7 @@ from gateway.quality.comparison import Comparison, QualityTally, grading_request
 from gateway.scoring.agreement import agreement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt_builder import ReceiptBuilder
@@ -35,13 +37,17 @@ if TYPE_CHECKING:
     from gateway.pipeline.student import StudentCall
     from gateway.policy.book import Caller
     from gateway.policy.plan import Plan, QualityPlan
+    from gateway.policy.route_rules import QualityRule
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.quality.book import QualityStore
+    from gateway.quality.switches import SwitchFollower
     from gateway.redis.client import RedisClient
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
+
+log = structlog.get_logger()
 
 MAX_ANSWER_CHARS = 32_768
 """Longest answer that is compared."""
@@ -103,6 +109,8 @@ class QualitySampler:
     metrics: Metrics
     tasks: BackgroundTasks
     max_in_flight: int
+    switches: SwitchFollower
+    post_alert: Callable[[Mapping[str, object]], None]  # to the webhook, in the background
     tracing: Tracing | None = None
     _in_flight: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
@@ -158,7 +166,7 @@ class QualitySampler:
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
         alone = await self._agreement(sample, student, teacher, "student")
         source, tally = sample.source, QualityTally.of(guided, alone)
-        length = length_of(source.kept_tokens)
+        length, split = length_of(source.kept_tokens), source.plan.split
         comparison = Comparison(
             id=source.id,
             created=source.created,
@@ -168,6 +176,8 @@ class QualitySampler:
             route=source.route,
             guided=tally.guided,
             student=tally.student,
+            variant=split.variant if split is not None else "",
+            unit=split.unit if split is not None else "",
         )
         with self._convert_redis_errors():
             await self.book.add(comparison)
@@ -176,12 +186,42 @@ class QualitySampler:
         labels = series.tenant(source.tenant), series.route(source.tenant, source.route)
         for pair, score in (("guided_teacher", guided), ("student_teacher", alone)):
             self.metrics.quality_agreement.labels(*labels, pair, length).observe(score)
+        if sample.quality.window is not None:
+            await self._check_bound(source, sample.quality.rule, sample.quality.window, guided)
+
+    async def _check_bound(self, source: ReceiptBuilder, rule: QualityRule, window: str, agreement: float) -> None:
+        """Count a comparison. If its route fell below its bound, report that guidance is switched off."""
+        tenant, route = source.tenant, source.route
+        if not self.client.up:
+            return  # the comparison counts in the figures only
+        try:
+            fall = await self.switches.store.count(
+                tenant, route, window, rule, arrived_s=source.created, agreement=agreement
+            )
+        except (RedisError, OSError) as error:
+            self.client.failed(error)
+            return
+        if fall is None:
+            return
+        facts = {
+            "tenant": tenant,
+            "route": route,
+            "agreement": fall.agreement,
+            "min_agreement": float(rule.min_agreement or 0),
+            "samples": fall.samples,
+            "answer_by": rule.fallback,
+        }
+        log.warning("guidance_fell_back", **facts)
+        self.post_alert({"event": "guidance_fell_back", **facts})
+        with suppress(RedisError, OSError):
+            await self.switches.catch_up()
 
     async def _agreement(self, sample: _Sample, answer: str, teacher: str, answer_name: str) -> float:
         rule, judge = sample.quality.rule, sample.quality.judge
         if judge is not None:
             request = grading_request(sample.request, answer, teacher)
-            score = parse_grade(await self._run(sample, judge, request, f"shadow-judge-{answer_name}"))
+            with answering(None):  # the caller's other fields do not fit the judge's request
+                score = parse_grade(await self._run(sample, judge, request, f"shadow-judge-{answer_name}"))
         else:
             assert rule.compare != "judge", "the schema requires a judge"
             # Thousands of words take milliseconds.
@@ -241,7 +281,7 @@ class QualitySampler:
 def _student_alone(source: ReceiptBuilder) -> Plan:
     plan = source.plan
     answered = [one for one in plan.students if source.student is not None and one.engine == source.student.model]
-    unguided = structs.replace(plan, mode="student", guidance=None, length=None, unguided=None, quality=None)
+    unguided = structs.replace(plan, mode="student", guidance=None, unguided=None, quality=None, split=None)
     return structs.replace(unguided, students=(*answered, *plan.students)[:1])
 
 

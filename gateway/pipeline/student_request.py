@@ -8,6 +8,7 @@ from gateway.capabilities.continuation import Prefill
 from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
 from gateway.guidance.seam import SeamJoin, ends_within_stop
+from gateway.guidance.tool_plan import place_plan
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
@@ -100,6 +101,8 @@ def build_student_request(
 
 def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
     """Return the caller's messages with the guidance as the policy places it. The student does not continue it."""
+    if guidance_plan.tool_plan is not None:
+        return place_plan(guidance_plan.projection, messages, guidance, guidance_plan.tool_plan)
     if guidance_plan.placement == "input":
         return place_in_input(messages, guidance)
     return place_in_context(guidance_plan.projection, messages, guidance)

@@ -11,16 +11,18 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.accounting.shares import EngineCall
+from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.chat import read_usage
 from gateway.engines.failures import record_failure
 from gateway.errors import EngineError
-from gateway.pipeline.confidence_probe import one_token_body, prompt_messages
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.guard import GuardedEngine
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
@@ -33,6 +35,15 @@ RETRY_AFTER_S = 60.0
 
 An engine that reads such a prompt twice at once may start the answer later than without a warm-up.
 """
+
+# The caller's fields that affect the student's input, its reasoning, and the destination of the call. Any other field
+# may make the engine reject the request.
+_FORWARDED = frozenset({
+    "model", "messages", "prompt", "tools", "functions", "tool_choice", "function_call", "chat_template",
+    "chat_template_kwargs", "documents", "add_special_tokens", "mm_processor_kwargs", "media_io_kwargs", "lora",
+    "lora_path", "adapter_id", "reasoning", "reasoning_effort", "thinking", "enable_thinking", "think", "user",
+    "cache_salt", "prompt_cache_key", "priority", "provider", "service_tier",
+})  # fmt: skip
 
 
 class _UnfinishedPrompt(NamedTuple):
@@ -99,3 +110,15 @@ class StudentWarmup:
                 builder.warmup = None
         else:
             call.usage = read_usage(reply.get("usage"))
+
+
+def one_token_body(request: CompletionRequest, reasoning: Reasoning) -> Json:
+    """Return a body that requests one token of the prompt that the student continues, without sampling."""
+    forwarded = {name: value for name, value in request.body.items() if name in _FORWARDED}
+    body: Json = {**forwarded, request.limit_field: 1, "temperature": 0}
+    return body if isinstance(request, TextRequest) else without_reasoning(reasoning, body)
+
+
+def prompt_messages(request: CompletionRequest) -> Sequence[Json]:
+    """Return the caller's prompt as messages, for the gateway's own token count."""
+    return [{"role": "user", "content": request.prompt}] if isinstance(request, TextRequest) else request.messages

@@ -34,11 +34,8 @@ from gateway.errors import (
     QueueFull,
     TicketUnreadable,
 )
-from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
-from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, ConfidenceProbe
 from gateway.pipeline.context_length import least_tokens, may_be_too_long
-from gateway.pipeline.generation import unread_once_ended
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
     Guidance,
@@ -88,10 +85,6 @@ class TeacherCall:
     budgets: RetryBudgets
     warmup: StudentWarmup | None = None  # None: students are not warmed
     encodings: Mapping[str, Encoding] = field(default_factory=dict)  # the tokenizer, by model
-    probe: ConfidenceProbe = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.probe = ConfidenceProbe(self.engines, self.metrics)
 
     async def stream(self, request: CompletionRequest, builder: ReceiptBuilder) -> AsyncGenerator[str | Guidance, None]:
         """Yield the guidance while it is generated: pieces that may be shown at once, then all of it.
@@ -150,11 +143,10 @@ class TeacherCall:
         # One deadline for the caller's timer, the ticket, and the requests that share the call.
         deadline_s = self.deadlines.deadline_s(guidance_plan)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        if await self.probe.is_confident(request, builder, deadline):
-            builder.unguided = STUDENT_CONFIDENT
-            return UNGUIDED
         try:
-            if may_be_too_long(request, self.engines[guidance_plan.teacher].state.max_prompt_tokens):
+            limit = self.engines[guidance_plan.teacher].state.max_prompt_tokens
+            # For a plan, the teacher reads only a part of the request.
+            if guidance_plan.tool_plan is None and may_be_too_long(request, limit):
                 await self._check_length(guidance_plan.teacher, request)
             async with asyncio.timeout_at(deadline):
                 reply = await self._ask(guidance_plan, request, builder, deadline, deadline_s, stream)
@@ -205,10 +197,12 @@ class TeacherCall:
         stream: GuidanceStream | None,
     ) -> TeacherReply:
         engine, plan = self.engines[guidance_plan.teacher], builder.plan
-        teacher_request = build_teacher_request(guidance_plan, request)
-        ends = EndRule.of(plan, guidance_plan)
-        facts = (guidance_plan.share, engine, teacher_request, builder.id, ends)
         in_thread = request.size_bytes > _INLINE_HASH_BYTES
+        if in_thread and guidance_plan.tool_plan is not None:
+            teacher_request = await asyncio.to_thread(build_teacher_request, guidance_plan, request)
+        else:
+            teacher_request = build_teacher_request(guidance_plan, request)
+        facts = (guidance_plan.share, engine, teacher_request, builder.id)
         dedupe_key = await asyncio.to_thread(_dedupe_key, *facts) if in_thread else _dedupe_key(*facts)
         prompt_bytes = request.size_bytes + added_bytes(guidance_plan.projection, request)
         ticket = Ticket(
@@ -247,7 +241,7 @@ class TeacherCall:
             on_piece = stream.feed if stream is not None else None
             while True:
                 try:
-                    return await open_to_end(engine, teacher_request, batch, ends, on_piece)
+                    return await engine.generate_guidance(teacher_request, batch=batch, on_text=on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
                     record_failure(error, builder.id, self.metrics)
@@ -285,8 +279,7 @@ class TeacherCall:
                 builder.guided - (builder.granted or builder.guidance_requested),
                 stopped=reply.finish == "stop" and bool(teacher_request.stop),
             )
-        unread = unread_once_ended(engine.state.stops_within_s)
-        builder.teacher = answered_call(guidance_plan, teacher_request, reply, flight.shared, unread)
+        builder.teacher = answered_call(guidance_plan, teacher_request, reply, flight.shared)
         return reply
 
     def _missed(
@@ -294,7 +287,7 @@ class TeacherCall:
     ) -> None:
         """Record late guidance. Set the hint, which names the setting to change, if it is often late."""
         if builder.guidance_requested is None or builder.guided is None or builder.shadow_of is not None:
-            return  # the probe used up the time, or no guidance was awaited
+            return  # no guidance was awaited
         builder.hint = self.deadlines.missed(
             builder.route,
             guidance_plan,
@@ -343,9 +336,7 @@ def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str
     return Guidance(stream.shown, stream.lead, tokens=tokens, finish_reason=finish_reason)
 
 
-def _dedupe_key(
-    share: str, engine: Engine, teacher_request: TeacherRequest, request_id: str, ends: EndRule | None
-) -> str:
+def _dedupe_key(share: str, engine: Engine, teacher_request: TeacherRequest, request_id: str) -> str:
     """Return a hash of everything that the guidance depends on, and of the group that may share it."""
     parts: tuple[object, ...] = (
         share,
@@ -361,6 +352,4 @@ def _dedupe_key(
     )
     if teacher_request.constraints is not None:
         parts = (*parts, teacher_request.constraints)
-    if ends is not None:
-        parts = (*parts, *ends.facts)
     return hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import orjson
@@ -21,6 +22,7 @@ from gateway.accounting.estimate import (
 )
 from gateway.accounting.worst_case import TOKENS_PER_PART
 from gateway.protocol.messages import generated_text
+from gateway.runtime.fair_share import FairSemaphore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,15 +34,33 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 
 
-def count_prompt(chat: ChatRequest, route: Route, encodings: Mapping[str, Encoding]) -> asyncio.Future[int]:
-    """Start to count the tokens of a prompt in a thread. The result is an upper bound.
+class TokenCounter:
+    """Counts prompts in one thread, which tenants take turns to use.
 
-    It is close to the count if config.yaml names the tokenizer of the route's model.
+    In the event loop's own threads, the counts of one tenant would delay the requests of all tenants.
     """
-    students = route.all_students
-    model = students[0].model if students else route.teacher
-    encoding = encodings.get(model or "", Encoding(FALLBACK))
-    return asyncio.get_running_loop().run_in_executor(None, _bound, chat, encoding)
+
+    def __init__(self, encodings: Mapping[str, Encoding]) -> None:
+        self._encodings = encodings
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="count-tokens")
+        self._turns = FairSemaphore(1)
+
+    async def count(self, tenant: str, chat: ChatRequest, route: Route) -> int:
+        """Return an upper bound on the tokens of a prompt. The tenant's turn ends with the thread's work.
+
+        The bound is close to the count if config.yaml names the tokenizer of the route's model.
+        """
+        students = route.all_students
+        model = students[0].model if students else route.teacher
+        encoding = self._encodings.get(model or "", Encoding(FALLBACK))
+        async with self._turns.hold(tenant):
+            counting = asyncio.get_running_loop().run_in_executor(self._thread, _bound, chat, encoding)
+            try:
+                await asyncio.wait([counting])
+            finally:
+                if not counting.done():  # the caller disconnected
+                    await asyncio.wait([counting])
+            return counting.result()
 
 
 def _bound(chat: ChatRequest, encoding: Encoding) -> int:

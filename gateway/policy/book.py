@@ -16,6 +16,7 @@ from gateway.policy.files import CheckedFile, read_checked, yaml_files
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
+from gateway.policy.split import complete_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -120,7 +121,7 @@ class PolicySet:
 
     def teachers(self) -> set[str]:
         """Return the models that give guidance on some route, also in a shadow or on a caller's request."""
-        routes = ((policy, route) for policy in self.policies for route in policy.routes)
+        routes = ((policy, route) for policy in self.policies for route in policy.all_routes)
         return {route.teacher for policy, route in routes if policy.max_guidance_tokens(route) and route.teacher}
 
     def only_embeds(self, name: str) -> bool:
@@ -270,6 +271,8 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
             yield (role,), engine
     if isinstance(quality := route.get("quality"), dict) and isinstance(judge := quality.get("judge"), str):
         yield ("quality", "judge"), judge
+    for variant in complete_routes(route):
+        yield from ((variant.loc(*where), engine) for where, engine in _engines(dict(variant.own)))
     students = route.get("students")
     for index, one in enumerate(students if isinstance(students, list) else ()):
         if isinstance(one, str):

@@ -8,16 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.config.scalars import LABEL
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, in_file_order, parse, unreadable
-from gateway.errors import ConfigIssue
 from gateway.policy.files import PROJECTIONS_FOLDER, CheckedFile, NamedFiles, read_checked, yaml_files
-from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
 from gateway.policy.projection_shapes import MAX_CHARS, ExemplarList, ProjectionRule
 from gateway.policy.projections import PROJECTIONS
-from gateway.policy.schema import LABEL
+from gateway.policy.split import complete_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 
     from gateway.config.yaml_messages import Loc
     from gateway.config.yaml_source import YamlSource
+    from gateway.errors import ConfigIssue
+    from gateway.policy.guidance_rule import GuidanceRule
     from gateway.policy.projections import Exemplar, Projection
-    from gateway.policy.schema import GuidanceRule, TenantPolicy
+    from gateway.policy.schema import Route, TenantPolicy
 
 MAX_BYTES = 256_000
 """Maximum size of one file of exemplars."""
@@ -36,18 +37,6 @@ _PLAIN_LOCATION = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
 _ENTRY = re.compile(r"\[\d+\]")
 _YAML_MESSAGES = ("not valid YAML: found", "not valid YAML: expected")
 _QUOTED = re.compile(r"'[^']*'")
-
-
-def length_files() -> NamedFiles[FittedLengths]:
-    """Return a reader of the `eval fit` files that policies name."""
-    return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parse_lengths)
-
-
-def _parse_lengths(raw: bytes, digest: str, file: Path) -> CheckedFile[FittedLengths]:
-    try:
-        return CheckedFile(digest, None, lengths_of(raw))
-    except ValueError as error:
-        return CheckedFile(digest, None, None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))
 
 
 def _parse_exemplars(raw: bytes, digest: str, file: Path) -> CheckedFile[tuple[Exemplar, ...]]:
@@ -74,14 +63,9 @@ def without_content(issue: ConfigIssue) -> ConfigIssue:
     return replace(issue, field=location, message=message)
 
 
-class _Resolved(NamedTuple):  # None: no name, or an unchanged built-in one
-    projection: Projection | None
-    length_model: FittedLengths | None
-
-
 class _Bound(NamedTuple):
     parsed: TenantPolicy
-    resolved: tuple[_Resolved, ...]
+    resolved: tuple[Projection | None, ...]  # None: no name, or an unchanged built-in one
     policy: TenantPolicy
 
 
@@ -97,7 +81,6 @@ class ProjectionRegistry:
         self.projections: Mapping[str, Projection] = PROJECTIONS
         self.digests: dict[str, str] = {}
         self._exemplars = NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parse_exemplars)
-        self._lengths = length_files()
         # Checked again in each reading, since the exemplars of a projection may have changed.
         self._parsed: dict[str, CheckedFile[ProjectionRule]] = {}
         self._invalid: frozenset[str] = frozenset()
@@ -105,13 +88,12 @@ class ProjectionRegistry:
 
     @property
     def named(self) -> list[str]:
-        """Return the named files of exemplars and of lengths, existing or not."""
-        return sorted(self._exemplars.named | self._lengths.named)
+        """Return the named files of exemplars, existing or not."""
+        return sorted(self._exemplars.named)
 
     def read(self, folder: Path) -> list[ConfigIssue]:
         """Read the projections in `folder` and return their issues. Blocks; never raises."""
         self._exemplars.begin(folder)
-        self._lengths.begin(folder)
         try:
             files, issues = yaml_files(folder / PROJECTIONS_FOLDER)
         except FileNotFoundError:
@@ -133,12 +115,8 @@ class ProjectionRegistry:
 
     def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         """Yield the issues of a policy file's projections and named files."""
-        for index, route in enumerate(source.items("routes")):
-            guidance = route.get("guidance") if isinstance(route, dict) else None
-            if not isinstance(guidance, dict):
-                continue
-            loc: Loc = ("routes", index, "guidance")
-            name, file, auto = guidance.get("projection"), guidance.get("exemplars"), guidance.get("auto")
+        for loc, guidance in _guidance_keys(source):
+            name, file = guidance.get("projection"), guidance.get("exemplars")
             if isinstance(name, str) and name not in self.projections and name not in self._invalid:
                 hint = nearest(name, self.projections)
                 known = "" if hint else f"; known: {', '.join(self.projections)}; or add {PROJECTIONS_FOLDER}/NAME.yaml"
@@ -149,21 +127,17 @@ class ProjectionRegistry:
                 projection = self.projections.get(name) if isinstance(name, str) else None
                 if projection is not None and exemplars:
                     yield from _size_issues(replace(projection, exemplars=exemplars), source, (*loc, "exemplars"))
-            if isinstance(auto, dict) and isinstance(file := auto.get("model"), str):
-                yield from self._lengths.of(file, source, (*loc, "auto", "model"))[1]
 
     def bind(self, file: Path, policy: TenantPolicy, source: YamlSource) -> TenantPolicy:
         """Return the policy with its names resolved; the previous object if nothing changed."""
-        resolved = tuple(self._resolved(route.guidance, source) for route in policy.routes)
-        if not any(map(any, resolved)):
+        resolved = tuple(self._resolved(route.guidance, source) for route in policy.all_routes)
+        if not any(resolved):
             return policy
         bound = self._bound.get(file.name)
         if bound is not None and bound.parsed is policy and bound.resolved == resolved:
             return bound.policy
-        routes = tuple(
-            route.model_copy(update={"guidance": _bind(route.guidance, one)}) if any(one) else route
-            for route, one in zip(policy.routes, resolved, strict=True)
-        )
+        each = iter(resolved)
+        routes = tuple(_bind_route(route, each) for route in policy.routes)
         bound_policy = policy.model_copy(update={"routes": routes})
         self._bound[file.name] = _Bound(policy, resolved, bound_policy)
         return bound_policy
@@ -172,17 +146,16 @@ class ProjectionRegistry:
         """End the reading. Only the policies in `files`, by name, stay in the cache."""
         self._bound = {name: bound for name, bound in self._bound.items() if name in files}
         digests = {f"{PROJECTIONS_FOLDER}/{name}.yaml": parsed.digest for name, parsed in self._parsed.items()}
-        self.digests = digests | self._exemplars.digests | self._lengths.digests
+        self.digests = digests | self._exemplars.digests
 
-    def _resolved(self, rule: GuidanceRule, source: YamlSource) -> _Resolved:
-        length_model = None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
+    def _resolved(self, rule: GuidanceRule, source: YamlSource) -> Projection | None:
         projection = self.projections.get(rule.projection)
         if rule.exemplars is None:
-            return _Resolved(None if rule.projection in PROJECTIONS else projection, length_model)
+            return None if rule.projection in PROJECTIONS else projection
         if projection is None:
-            return _Resolved(None, length_model)
+            return None
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
-        return _Resolved(replace(projection, exemplars=exemplars) if exemplars else None, length_model)
+        return replace(projection, exemplars=exemplars) if exemplars else None
 
     def _projection(self, name: str, source: YamlSource, rule: ProjectionRule) -> tuple[Projection, list[ConfigIssue]]:
         path = source.get("exemplars")
@@ -191,13 +164,29 @@ class ProjectionRegistry:
         return projection, [*issues, *_size_issues(projection, source, ())]
 
 
-def _bind(rule: GuidanceRule, resolved: _Resolved) -> GuidanceRule:
-    if resolved.length_model is not None:
-        rule = rule.with_length_model(resolved.length_model)
-    if resolved.projection is None:
-        return rule
-    placement = None if "placement" in rule.model_fields_set else resolved.projection.default_placement
-    return rule.with_projection(resolved.projection, placement)
+def _guidance_keys(source: YamlSource) -> Iterator[tuple[Loc, dict[str, Any]]]:
+    """Yield the keys of each route's guidance, and of the guidance of variants that differ from it, with locations."""
+    for index, route in enumerate(source.items("routes")):
+        if not isinstance(route, dict):
+            continue
+        if isinstance(guidance := route.get("guidance"), dict):
+            yield ("routes", index, "guidance"), guidance
+        for variant in complete_routes(route):
+            if "guidance" in variant.own and isinstance(guidance := variant.route["guidance"], dict):
+                yield ("routes", index, *variant.loc("guidance")), guidance
+
+
+def _bind_route(route: Route, resolved: Iterator[Projection | None]) -> Route:
+    """Return the route with its own names and those of its variants resolved, in the order of `all_routes`."""
+    one = next(resolved)
+    bound = route if one is None else route.model_copy(update={"guidance": _bind(route.guidance, one)})
+    variants = [_bind_route(variant.route, resolved) for variant in route.variants]
+    return bound.with_variants(variants) if variants else bound
+
+
+def _bind(rule: GuidanceRule, projection: Projection) -> GuidanceRule:
+    placement = None if "placement" in rule.model_fields_set else projection.default_placement
+    return rule.with_projection(projection, placement)
 
 
 def _size_issues(projection: Projection, source: YamlSource, loc: Loc) -> Iterator[ConfigIssue]:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
     from gateway.capabilities.continuation import Continuation, Known
     from gateway.capabilities.reasoning import Reasoning
-    from gateway.policy.length import LengthChoice
+    from gateway.policy.guidance_rule import Boundary
     from gateway.policy.projections import Placement, Projection
-    from gateway.policy.route_rules import AutoDeadline, QualityRule
-    from gateway.policy.schema import Boundary, Mode
+    from gateway.policy.route_rules import AutoDeadline, CollectRule, QualityRule, SwitchRule
+    from gateway.policy.schema import Mode
+    from gateway.policy.tool_plan import ToolPlanScope
+    from gateway.policy.tool_switch import TurnSignals
     from gateway.protocol.body import Json
 
 PlanMode: TypeAlias = "Mode | Literal['guidance']"
@@ -86,11 +88,39 @@ class GuidancePlan(Record, frozen=True):
     auto_deadline: AutoDeadline | None = None
     warm_student: bool = False  # whether the first student reads the prompt while the teacher writes
     constraints: Json | None = None
+    tool_plan: ToolPlanScope | None = None  # the messages that a plan depends on; None: the guidance is no plan
 
     @property
     def requested_tokens(self) -> int:
         """Return the teacher's max_tokens: m plus the tokens that the projection may drop."""
         return self.tokens + self.projection.skip_tokens
+
+
+class SplitFacts(Record, frozen=True):
+    """The variant of a split route that serves a request, and a hash of the conversation or caller that keeps it."""
+
+    variant: str
+    unit: str
+
+
+class TurnPlan(Record, frozen=True):
+    """The choice between teacher and student for one turn with tools. It is made after admission.
+
+    Attributes:
+        teacher: the plan with which the teacher answers.
+        required: whether the request fails if the teacher fails; else the student answers.
+        at_once: the reason for the teacher without a question to the student; None: the student's first token decides.
+        deadline_s: the longest wait for that token's probability.
+        asks_student: False where nothing is reserved for the question to the first student.
+    """
+
+    teacher: Plan
+    required: bool
+    rule: SwitchRule
+    signals: TurnSignals
+    at_once: str | None
+    deadline_s: float
+    asks_student: bool = True
 
 
 class QualityPlan(Record, frozen=True):
@@ -99,6 +129,8 @@ class QualityPlan(Record, frozen=True):
     rule: QualityRule
     teacher: Plan
     judge: Plan | None  # the plan of the judge's call; None if there is no judge
+    # The comparisons that decide together whether the route falls back; None: this one decides nothing.
+    window: str | None = None
 
 
 class Plan(Record, frozen=True):
@@ -108,6 +140,7 @@ class Plan(Record, frozen=True):
         mode: the mode of the route or of the caller's override; in mode shadow, the mode that serves the caller.
             guidance: a device gets the guidance and completes the answer.
         names_engine: whether `model` in the reply is the engine that completes the answer, instead of the route.
+        student_alone: where the teacher answers because guidance is switched off: the plan for a spent budget.
         students: engines that may complete the answer, in the order of calls: the students, or the teacher in mode
             teacher. Engines with an open circuit come last. Empty in mode guidance.
     """
@@ -123,7 +156,10 @@ class Plan(Record, frozen=True):
     retries: RetryRule = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None  # the comparison of a guided answer; None: no comparison
-    length: LengthChoice | None = None  # the choice of the guidance's length; None if the policy or the caller sets it
+    split: SplitFacts | None = None  # the variant of the route; None: the route itself serves the request
+    student_alone: Plan | None = None
+    turn: TurnPlan | None = None  # the choice of the engine of this turn; None: the plan names the engine
+    collect: CollectRule | None = None  # how the request is collected; None: it is not drawn for the sample
 
     @property
     def student(self) -> str:
@@ -136,4 +172,5 @@ class Plan(Record, frozen=True):
         if self.retries.max_per_request is not None:
             return self.retries.max_per_request
         others = max(0, len(self.students) - 1)
-        return self.retries.num_retries + others + (self.guidance is not None)
+        teacher = 1 + self.retries.num_retries if self.turn is not None else int(self.guidance is not None)
+        return self.retries.num_retries + others + teacher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,12 @@ from gateway.policy.constraints import (
     placements,
     shared_constraints,
 )
-from gateway.policy.length import choose_length
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
-from gateway.policy.routing import NO_HEADERS, apply_headers, refuse_overrides
+from gateway.policy.plan_variants import with_turn, without_guidance
+from gateway.policy.projections import TOOL_PLAN
+from gateway.policy.routing import NO_HEADERS, refuse_overrides, served_route
+from gateway.policy.tool_plan import is_planned, scope_of
+from gateway.policy.tool_switch import signals_of
 from gateway.protocol.chat import ChatRequest
 from gateway.protocol.text import DEFAULT_TEXT_TOKENS, TextRequest
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Known
     from gateway.policy.affinity import EngineLoad
     from gateway.policy.constraints import API, Placements
-    from gateway.policy.length import LengthChoice
+    from gateway.policy.guidance_off import GuidanceOff
     from gateway.policy.projections import Placement
     from gateway.policy.route_rules import QualityRule
     from gateway.policy.routing import RouteOverride
@@ -41,10 +45,6 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
-AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
-"""Kinds of plan for a budget, the most expensive first."""
-BUDGET = "budget"
-"""Reason for an unguided answer: the budget does not cover the teacher."""
 # How any engine continues a raw prompt: from its end.
 RAW = Continuation("completions", echo=False)
 # A device continues the guidance in its own way, so the gateway's student does not matter.
@@ -60,6 +60,8 @@ def resolve(
     headers: Mapping[str, str] = NO_HEADERS,
     override: RouteOverride | None = None,
     load_of: Callable[[str], EngineLoad] = lambda _: NO_LOAD,
+    key_id: str | None = None,
+    off: GuidanceOff | None = None,
 ) -> Plan:
     """Return the plan of a request.
 
@@ -68,6 +70,9 @@ def resolve(
         headers: the caller's headers, which may request overrides that the policy allows, and identify a conversation.
         override: an operator's override, which needs no permission; overrides in headers are ignored then.
         load_of: returns the calls of an engine, for weighted students with affinity.
+        key_id: the caller's API key, which may choose the variant of a split; None: the route itself serves the
+            request, whatever its split.
+        off: the switch that applies to the request. An operator's override is guided all the same.
 
     Raises:
         InvalidRequest: the route does not serve this kind of request, or a header requests an override that the
@@ -75,26 +80,49 @@ def resolve(
     """
     if route.mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
-    route = override.apply(route) if override is not None else apply_headers(policy, route, headers)
+    configured, split = route, None
+    if override is not None:
+        route, off = override.apply(route), None
+    else:
+        route, split = served_route(policy, route, request, headers, key_id)
+    collect = route.collect if override is None else None  # operators' requests are not collected
+    if collect is not None and random_value() >= collect.sample:
+        collect = None
 
     def plan_in(mode: Mode, headers: Mapping[str, str]) -> Plan:
         in_mode = route if mode == route.mode else route.model_copy(update={"mode": mode})
-        return _plan(policy, in_mode, request, snapshot_of, random_value, headers, load_of)
+        plan = _plan(policy, in_mode, request, snapshot_of, random_value, headers, load_of)
+        return plan if collect is None else structs.replace(plan, collect=collect)
 
     if route.mode == "shadow":
         plan = plan_in(route.shadow.serves, headers)
-        if random_value() < route.shadow.sample:
+        if off is None and random_value() < route.shadow.sample:
             with suppress(InvalidRequest):  # no student can serve it; the caller still gets the answer
                 return structs.replace(plan, shadow=plan_in("guided", headers))
         return plan
     plan = plan_in(route.mode, headers)
+    signals = signals_of(route.guidance, request) if route.mode == "guided" else None
+    if route.teacher is not None and (plan.guidance is not None or signals is not None):
+        required = route.guidance.on_failure == "reject"
+        teacher_plan = partial(plan_in, "teacher", headers)
+        if off is not None:
+            # Without the facts of a split: the answer does not show what the variant does.
+            return without_guidance(plan, route.teacher, off, snapshot_of, teacher_plan, required=required)
+        if signals is not None:
+            cooldown = snapshot_of(route.teacher).cooldown
+            plan = with_turn(plan, route.guidance, signals, teacher_plan, teacher_in_cooldown=cooldown)
+    if split is not None:
+        plan = structs.replace(plan, split=split)
     rule, guided = route.quality, plan.guidance
     # The sample covers callers, not operators. Constrained answers and several choices have no single text to compare.
     if override is not None or rule is None or guided is None or not guided.may_answer or random_value() >= rule.sample:
         return plan
     with suppress(InvalidRequest):  # the teacher cannot answer it alone
         teacher = plan_in("teacher", NO_HEADERS)
-        return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, snapshot_of)))
+        # An answer with a caller's own settings does not show how good the route's are.
+        counts = rule.min_agreement is not None and (split is not None or route is configured)
+        window = route.quality_window if counts else None
+        return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, snapshot_of), window))
     return plan
 
 
@@ -135,7 +163,7 @@ def _plan(
         _sort_students(students, policy, route, request, headers, load_of)
     continuation = students[0][2]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
-    unguided = length = guidance = constraints = None
+    unguided = guidance = constraints = None
     if route.mode == "guided":
         limit = max_tokens
         if limit is None and isinstance(request, TextRequest):
@@ -148,11 +176,8 @@ def _plan(
             if constraints is not None:
                 allowed = UNCONSTRAINED
         unguided = _reason_against(route, request, continuation, limit, allowed)
-        if unguided is None and route.guidance.tokens == "auto":
-            length = choose_length(route.guidance.auto, request, limit, headers)
-            unguided = length.unguided
         if unguided is None:
-            guidance = _guidance(policy, route, request, limit, length, continuation, allowed, constraints)
+            guidance = _guidance(policy, route, request, limit, continuation, allowed, constraints)
             max_tokens = limit
     return Plan(
         mode=route.mode,
@@ -164,7 +189,6 @@ def _plan(
         show_cost=route.show_cost,
         names_engine=route.reply_model == "engine",
         retries=route.retries,
-        length=length,
     )
 
 
@@ -262,7 +286,7 @@ def _reason_against(
 
     A student that cannot continue an answer gets guidance in its prompt.
     """
-    prefix = route.guidance.placement == "prefix"
+    prefix = route.guidance.placement == "prefix" and not is_planned(route.guidance, request)
     reason = allowed.prefix if prefix else allowed.context
     if reason is None and isinstance(request, ChatRequest):
         if request.messages[-1]["role"] == "assistant":
@@ -279,7 +303,6 @@ def _guidance(
     route: Route,
     request: CompletionRequest,
     max_tokens: int | None,
-    length: LengthChoice | None,
     continuation: Known,
     allowed: Placements,
     constraints: Json | None,
@@ -287,13 +310,14 @@ def _guidance(
     rule = route.guidance
     assert route.teacher is not None
     assert rule.placement is not None
-    projection = rule.resolved_projection
-    prefix, may_finish = rule.placement == "prefix", projection.teacher_may_finish
-    tokens = rule.max_tokens if length is None else length.tokens
-    if max_tokens is not None:
+    planned = is_planned(rule, request)
+    projection = TOOL_PLAN if planned else rule.resolved_projection
+    prefix, may_finish = rule.placement == "prefix" and not planned, projection.teacher_may_finish
+    tokens = rule.tool_plan_tokens if planned else rule.tokens
+    if max_tokens is not None and not planned:  # a plan is the same in all turns
         # A visible hint is no answer, so at least one token is left for the student.
         tokens = min(tokens, max_tokens - 1 if prefix and not may_finish else max_tokens)
-    placement: Placement = "context" if prefix and continuation is None else rule.placement
+    placement: Placement = "context" if planned or (prefix and continuation is None) else rule.placement
     # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
     ahead = continuation is not None and (isinstance(continuation, str) or not continuation.writes_again)
     return GuidancePlan(
@@ -316,61 +340,39 @@ def _guidance(
         tenant=policy.tenant,
         weight=policy.weight,
         share="" if rule.share == "all" else policy.tenant,
-        cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
-        # A confidence probe has the student read the prompt already.
-        warm_student=rule.warm_student and placement == "prefix" and (length is None or length.probe is None),
+        cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 or planned else 0.0,
+        warm_student=rule.warm_student and placement == "prefix",
         constraints=constraints,
+        tool_plan=scope_of(request.body["messages"]) if planned else None,
     )
 
 
-def cheaper_plans(plan: Plan) -> dict[int, Plan]:
-    """Return the plan and its cheaper variants by kind: half the guidance, and no guidance."""
-    if plan.guidance is None:
-        return {AS_PLANNED: plan}
-    # Trimming leaves nothing of a single token, whose word may continue.
-    min_tokens = min(plan.guidance.tokens, MIN_TOKENS)
-    shorter = structs.replace(plan.guidance, tokens=max(min_tokens, (plan.guidance.tokens + 1) // 2))
-    return {
-        AS_PLANNED: plan,
-        SHORTENED: structs.replace(plan, guidance=shorter),
-        STUDENT_ALONE: structs.replace(plan, guidance=None, unguided=BUDGET),
-    }
-
-
-def with_students(plan: Plan, students: tuple[StudentPlan, ...]) -> Plan:
-    """Return the plan with a part of its students. The first of them may not continue an answer as the planned one."""
-    guidance, length = plan.guidance, plan.length
-    if guidance is not None and students[0] != plan.students[0]:
-        continuation = students[0].continuation
-        in_prompt = guidance.placement == "prefix" and continuation is None
-        # Nothing is reserved for a warm-up or a probe of another student than the planned one.
-        guidance = structs.replace(
-            guidance,
-            placement="context" if in_prompt else guidance.placement,
-            stream=guidance.stream and continuation is not None and not continuation.writes_again,
-            warm_student=False,
-        )
-        length = None if length is None else length._replace(probe=None)
-    return structs.replace(plan, students=students, guidance=guidance, length=length)
-
-
 def resolve_guidance(
-    policy: TenantPolicy, route: Route, request: ChatRequest, headers: Mapping[str, str] = NO_HEADERS
+    policy: TenantPolicy,
+    route: Route,
+    request: ChatRequest,
+    headers: Mapping[str, str] = NO_HEADERS,
+    off: GuidanceOff | None = None,
 ) -> Plan:
     """Return the plan of a device's request: guidance by the route's policy, without a student.
+
+    `off` is the switch that applies: the device then completes the answer without guidance.
 
     Raises:
         RouteWithoutGuidance: the route gives no guidance.
         InvalidRequest: a header requests an override that the policy does not allow.
     """
+    if route.guidance.tools == "switch":  # the device completes the answer, so there is no engine to choose
+        route = route.model_copy(update={"guidance": route.guidance.model_copy(update={"tools": "none"})})
     plan = None if route.mode == "embeddings" else resolve(policy, route, request, lambda _: _DEVICE, headers=headers)
     if plan is None or plan.mode != "guided":
         raise route_without_guidance(route)
-    # The confidence probe and the warm-up use the gateway's student, which does not answer this request.
-    length = plan.length._replace(probe=None) if plan.length is not None else None
+    # The warm-up uses the gateway's student, which does not answer this request.
     guidance = structs.replace(plan.guidance, warm_student=False) if plan.guidance is not None else None
+    if off is not None and guidance is not None:
+        plan, guidance = structs.replace(plan, unguided=off.unguided), None
     return structs.replace(
-        plan, mode="guidance", students=(), guidance=guidance, shadow=None, quality=None, length=length
+        plan, mode="guidance", students=(), guidance=guidance, shadow=None, quality=None, collect=None
     )
 
 

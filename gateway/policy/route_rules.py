@@ -6,17 +6,19 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 
 from gateway.config.scalars import (
     Duration,
     DurationText,
     InvalidValue,
     Number,
+    Size,
     Usd,
     Whole,
     duration_between,
     read_duration,
+    size_between,
 )
 from gateway.config.yaml_source import StrictModel
 
@@ -58,6 +60,13 @@ class QualityRule(StrictModel):
     """Maximum cost of comparisons per UTC day for this route, in USD."""
     max_in_flight: Annotated[Whole, Field(ge=1, le=64)] = 2
     """Concurrent comparisons of this route in each process; further ones are dropped."""
+    min_agreement: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Lowest mean agreement of guided answers with the teacher's. Below it, guidance of the route is switched off until
+    an operator switches it on. None: it is never switched off."""
+    min_samples: Annotated[Whole, Field(ge=10, le=10_000)] = 20
+    """Fewest comparisons that may switch guidance off."""
+    fallback: Literal["teacher", "student"] = "teacher"
+    """Engine that answers while guidance is switched off by min_agreement. The teacher costs more than guidance."""
 
     @field_validator("judge")
     @classmethod
@@ -65,6 +74,51 @@ class QualityRule(StrictModel):
         if judge is None and info.data.get("compare") == "judge":
             raise InvalidValue("missing: compare judge needs a model that grades")
         return judge
+
+
+class CollectRule(StrictModel):
+    """Consent to keep a random sample of the route's requests in Redis, for `gkt-gateway eval collect`.
+
+    A collected request contains its system prompt and all its turns.
+    """
+
+    sample: Part = 0.01
+    """Part of the answered requests from which the sample is drawn: 0.01 or 1%."""
+    max_requests: Annotated[Whole, Field(ge=1, le=10_000)] = 500
+    """Largest number of requests. Beyond it, a new request replaces a random one."""
+    max_total_bytes: Annotated[Size, size_between("200kB", "1GB")] = Field(5_000_000, alias="max_total")
+    """Most memory in Redis for the route's requests."""
+    ttl_s: Annotated[Duration, duration_between("1s", "90d")] = Field(604_800.0, alias="ttl")
+    """Time from the first request of a sample to the deletion of the whole sample. A new sample begins then."""
+
+
+def _of_chats(rule: CollectRule | None, info: ValidationInfo) -> CollectRule | None:
+    if rule is not None and info.data.get("mode") == "embeddings":
+        raise InvalidValue("does not apply to mode embeddings: remove it")
+    return rule
+
+
+Collect: TypeAlias = Annotated[CollectRule | None, AfterValidator(_of_chats)]
+"""A rule for a route that answers chats."""
+
+
+class SwitchRule(StrictModel):
+    """`tools: switch`: the confidence with which the student may write a later turn of a loop of tools."""
+
+    min_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.8
+    """Lowest probability of the student's first token with which the student writes the turn, else the teacher. If the
+    student's engine reports none, the student writes it."""
+    margin: Annotated[Number, Field(ge=0, lt=0.5)] = Field(0.1, validate_default=True)
+    """Distance from min_probability at which the engine changes within a loop: the student stays down to
+    min_probability less margin, and takes over from the teacher at min_probability plus margin."""
+
+    @field_validator("margin")
+    @classmethod
+    def _within_0_and_1(cls, margin: float, info: ValidationInfo) -> float:
+        middle = info.data.get("min_probability")
+        if middle is not None and not margin < middle < 1 - margin:
+            raise InvalidValue("must be smaller than min_probability, and than 1 less min_probability")
+        return margin
 
 
 class RetryRule(StrictModel):
@@ -76,7 +130,7 @@ class RetryRule(StrictModel):
     """The first pause; each later pause is twice as long, with jitter."""
     max_per_request: Annotated[Whole, Field(ge=0, le=30)] | None = None
     """Retries of one request at its teacher and all its students together. Default: num_retries, one for each further
-    student, and one for the teacher of a guided answer."""
+    student, and one for the teacher of a guided answer, or all of the teacher's attempts with `tools: switch`."""
     share: Annotated[Number, Field(ge=0, le=10)] = 0.2
     """Retries of a tenant at one engine, relative to its calls there that succeeded in the last 10 s."""
     floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.policy.conditions import RequestFacts
+from gateway.policy.split import assign
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.policy.book import Caller
+    from gateway.policy.plan import SplitFacts
     from gateway.policy.projections import Placement, Projection
     from gateway.policy.schema import OverrideMode, Route, TenantPolicy
-    from gateway.protocol.requests import AnyRequest
+    from gateway.protocol.requests import AnyRequest, CompletionRequest
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Matching more text than this can take milliseconds, so a thread does it.
@@ -103,22 +105,16 @@ class RouteOverride(NamedTuple):
     """An operator's override of a route, independent of the overrides allowed to callers. None: the route's value."""
 
     mode: OverrideMode
-    tokens: int | Literal["auto"] | None = None  # maximum length of the guidance; auto: chosen by the route's own rule
+    tokens: int | None = None  # maximum length of the guidance
     projection: Projection | None = None  # a known projection; the route's own projection keeps its exemplars
     placement: Placement | None = None
 
     def apply(self, route: Route) -> Route:
-        """Return the overridden route. Raises InvalidRequest if it lacks an engine or a rule for auto length."""
+        """Return the overridden route. Raises InvalidRequest if it lacks an engine of the mode."""
         if not route.has_engines_of(self.mode):
             lacks = "no teacher" if route.teacher is None and self.mode != "student" else "no student"
             raise InvalidRequest(
                 f"'{route.model}' cannot be answered in mode {self.mode}: its route names {lacks}.", param="mode"
-            )
-        if self.tokens == "auto" and route.guidance.tokens != "auto":
-            raise InvalidRequest(
-                f"'{route.model}' chooses no length: its policy has tokens: {route.guidance.tokens}, and not auto. "
-                "Send a number, or leave it out.",
-                param="guidance.tokens",
             )
         fields = {"tokens": self.tokens, "placement": self.placement}
         changed = {name: value for name, value in fields.items() if value is not None}
@@ -138,6 +134,21 @@ def apply_headers(policy: TenantPolicy, route: Route, headers: Mapping[str, str]
     if tokens is not None:
         changed["guidance"] = route.guidance.model_copy(update={"tokens": _tokens(policy, route, tokens)})
     return route.model_copy(update=changed)
+
+
+def served_route(
+    policy: TenantPolicy, route: Route, request: CompletionRequest, headers: Mapping[str, str], key_id: str | None
+) -> tuple[Route, SplitFacts | None]:
+    """Return the route with the caller's overrides, or the request's variant of the route and the facts about it.
+
+    A request that overrides its route takes no part in the split: it would not show what the variant does.
+    """
+    overridden = apply_headers(policy, route, headers)
+    if route.split is None or key_id is None or overridden.mode != route.mode or TOKENS in headers:
+        return overridden, None
+    shares = [(variant.name, variant.share) for variant in route.variants]
+    split = assign(route.split.by, shares, policy.tenant, key_id, request, headers)
+    return next(variant.route for variant in route.variants if variant.name == split.variant), split
 
 
 def refuse_overrides(headers: Mapping[str, str]) -> None:

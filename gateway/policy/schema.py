@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import (
-    Duration,
-    Flag,
-    InvalidValue,
-    Moment,
-    Name,
-    Number,
-    Whole,
-    duration_between,
-    text_pattern,
-)
-from gateway.config.yaml_source import StrictModel
+from gateway.config.scalars import Flag, InvalidValue, Label, Moment, Name, Number, Whole, text_pattern
+from gateway.config.yaml_messages import follows_from_another, yaml_loc
+from gateway.config.yaml_source import StrictModel, issue_message
 from gateway.policy.conditions import RouteCondition
-from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
-from gateway.policy.length import MAX_TOKENS, AutoRule, Tokens
-from gateway.policy.projections import CUTOFF, PROJECTIONS, Placement, Projection
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, GuidanceRule
 from gateway.policy.route_rules import (
-    AutoDeadline,
-    Deadline,
+    Collect,
     QualityRule,
     RetryRule,
     Shadow,
@@ -39,16 +34,19 @@ from gateway.policy.route_rules import (
     StudentRule,
     quality_of_short_form,
 )
+from gateway.policy.split import SplitRule, complete_routes
 from gateway.policy.stored_responses import StoredResponsesRule
 
 if TYPE_CHECKING:
-    from gateway.policy.length_model import FittedLengths
+    from collections.abc import Sequence
+
+    from pydantic_core import InitErrorDetails
+
+    from gateway.policy.split import VariantKeys
 
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 OverrideMode = Literal["guided", "student", "teacher"]
 """Modes that a caller may request by header, if the policy allows it."""
-MAX_GUIDANCE_TOKENS = MAX_TOKENS
-Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
 
@@ -57,16 +55,6 @@ PLAYGROUND = "playground"
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_OF_NOTHING = sha256(b"").hexdigest()
-LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-
-
-def _label(value: str) -> str:
-    if not LABEL.fullmatch(value):
-        raise InvalidValue("must be 1 to 64 letters, digits or any of . _ -")
-    return value
-
-
-Label = Annotated[str, AfterValidator(_label), text_pattern(LABEL.pattern)]
 
 
 class KeyEntry(StrictModel):
@@ -109,109 +97,6 @@ class KeyEntry(StrictModel):
                 "is the SHA-256 of an empty text: $KEY was empty. Create a key with `gkt-gateway keys create`"
             )
         return value.lower()
-
-
-class GuidanceRule(StrictModel):
-    """Guidance: length, projection, placement, and the longest wait for it."""
-
-    tokens: Tokens = 40
-    """Maximum length of the guidance in tokens; auto: chosen for each request by the rules in `auto`."""
-    auto: AutoRule = AutoRule()
-    """Choice of the length if `tokens` is auto."""
-    projection: Label = "cutoff"
-    """Projection for the teacher: cutoff, concise, hint, primed, or the name of a file in policies/projections."""
-    exemplars: str | None = None
-    """Exemplars for projection primed or for your own: a file of questions and answers in the policies folder, such as
-    exemplars/arithmetic.yaml. None: the projection's own exemplars."""
-    placement: Placement = Field(
-        default_factory=lambda data: PROJECTIONS.get(data.get("projection", ""), CUTOFF).default_placement
-    )
-    """Placement of guidance: prefix begins the answer with it; context and input put it in the student's prompt."""
-    boundary: Boundary = "word"
-    """Permitted end of guidance that was cut for length."""
-    stream: Flag = True
-    """Whether the teacher's text is streamed to callers as it is generated; for placement prefix."""
-    warm_student: Flag = False
-    """Have the student read the prompt while the teacher writes, to fill its prefix cache. Needs placement prefix."""
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
-    """The teacher's sampling temperature; 0 is greedy decoding."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """The teacher's top_p; unset: not sent."""
-    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
-    """The teacher's seed; unset: not sent."""
-    max_wait_s: Annotated[Duration, duration_between("1ms", "1s")] = Field(0.01, alias="max_wait")
-    """Longest time that a request waits for its batch to fill."""
-    auto_deadline: AutoDeadline = AutoDeadline()
-    """The bounds of `deadline: auto`."""
-    deadline: Deadline = Field(2.0, validate_default=True)
-    """Longest time that a request waits for guidance, `max_wait` included. auto: 1.25 times the 95th percentile of the
-    teacher's measured times, within `auto_deadline`."""
-    on_failure: Literal["student", "reject"] = "student"
-    """Without guidance in time: the student answers alone, or the request fails with 503."""
-    on_queue_full: Literal["student", "reject"] = "student"
-    """If too many requests of this tenant wait: the student answers alone, or the request fails with 429."""
-    cache_ttl_s: Annotated[Duration, duration_between("0s", "30d")] = Field(3600.0, alias="cache_ttl")
-    """Cache time of greedy guidance for identical requests; 0 disables the cache."""
-    share: Literal["tenant", "all"] = "tenant"
-    """Sharing of guidance among identical requests: of this tenant, or of all tenants with `all`."""
-    allow_fields: Annotated[tuple[Label, ...], Field(max_length=MAX_ALLOWED_FIELDS)] = ()
-    """Request fields unknown to the gateway that do not constrain the answer. With any other unknown field, a request
-    gets no guidance."""
-    _resolved_projection: Projection | None = PrivateAttr(None)
-
-    @cached_property
-    def resolved_projection(self) -> Projection:
-        """Return the projection that `projection` names: a built-in one, or that of `with_projection`."""
-        return self._resolved_projection or PROJECTIONS[self.projection]
-
-    def with_projection(self, projection: Projection, placement: Placement | None = None) -> GuidanceRule:
-        """Return a copy with another projection, and with another placement unless it is None."""
-        changed = {"projection": projection.name} | ({"placement": placement} if placement is not None else {})
-        rule = self.model_copy(update=changed)
-        rule.__dict__.pop("resolved_projection", None)  # copied from the cache of `self`
-        rule._resolved_projection = projection  # noqa: SLF001  same class
-        return rule
-
-    def with_length_model(self, model: FittedLengths) -> GuidanceRule:
-        """Return a copy with the length model that `auto` names."""
-        return self.model_copy(update={"auto": self.auto.with_length_model(model)})
-
-    @field_validator("allow_fields")
-    @classmethod
-    def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
-        if known := sorted(known_fields().intersection(fields)):
-            where = "docs/reference/request-fields.md"
-            raise InvalidValue(f"{known[0]}: the gateway knows this field ({where}): list unknown fields only")
-        return fields
-
-    @field_validator("exemplars")
-    @classmethod
-    def _has_exemplars(cls, exemplars: str | None, info: ValidationInfo) -> str | None:
-        shipped = PROJECTIONS.get(info.data.get("projection", ""))
-        if exemplars is not None and shipped is not None and not shipped.exemplars:
-            advice = "use projection: primed, or one of your own"
-            raise InvalidValue(f"projection {shipped.name} shows the teacher no exemplars: {advice}")
-        return exemplars
-
-    @property
-    def max_tokens(self) -> int:
-        """Return the maximum length of the guidance, in tokens."""
-        return self.auto.max if self.tokens == "auto" else self.tokens
-
-    @property
-    def max_deadline_s(self) -> float:
-        """Return the longest time that a request waits for guidance, in seconds."""
-        return self.auto_deadline.max_s if self.deadline == "auto" else self.deadline
-
-    @field_validator("deadline")
-    @classmethod
-    def _longer_than_max_wait(cls, deadline: Deadline, info: ValidationInfo) -> Deadline:
-        bounds = info.data.get("auto_deadline")
-        shortest_s = (bounds.min_s if bounds is not None else math.inf) if deadline == "auto" else deadline
-        if shortest_s <= info.data.get("max_wait_s", 0.0):
-            subject = "auto_deadline.min must be" if deadline == "auto" else "must be"
-            raise InvalidValue(f"{subject} longer than max_wait, which is part of it")
-        return deadline
 
 
 class OverridesRule(StrictModel):
@@ -260,8 +145,13 @@ class Route(StrictModel):
     """Settings of mode shadow. In mode guided, a part such as 1% is short for `quality.sample`."""
     quality: QualityRule | None = Field(default_factory=quality_of_short_form)
     """In mode guided, how answers are compared with those of each engine alone; None: no comparison."""
+    collect: Collect = None
+    """Collection of a sample of requests, with their text, for evaluations; None: no request is collected."""
+    split: SplitRule | None = None
+    """Variants of the route, each for a share of its callers or conversations; None: one route for all."""
     overrides: OverridesRule | None = None
     """Overrides that callers may request by header; None: the tenant's `overrides`."""
+    _variants: tuple[RouteVariant, ...] = PrivateAttr(())
     key_hints: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called model",
         "fallbacks": "write students: each is called after those before it failed",
@@ -320,10 +210,58 @@ class Route(StrictModel):
             raise InvalidValue(f"missing: mode {mode} needs a {role}")
         return name
 
+    @field_validator("split")
+    @classmethod
+    def _can_be_split(cls, split: SplitRule | None, info: ValidationInfo) -> SplitRule | None:
+        if split is not None and info.data.get("mode") in {"shadow", "embeddings"}:
+            raise InvalidValue(f"does not apply to mode {info.data['mode']}: remove it")
+        return split
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_variants(cls, data: Any, check: ModelWrapValidatorHandler[Route], info: ValidationInfo) -> Route:
+        """Check each variant as a complete route. Its issues have the locations of its own keys."""
+        route = check(data)
+        if not isinstance(data, dict) or route.split is None:
+            return route
+        routes, wrong = {}, []
+        for variant in complete_routes(data):
+            try:
+                routes[variant.name] = cls.model_validate(
+                    variant.route, context=info.context, by_alias=True, by_name=info.context is None
+                )
+            except ValidationError as error:
+                details = error.errors(include_url=False)
+                wrong += [_variant_issue(variant, detail) for detail in details if not follows_from_another(detail)]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return route.with_variants([routes[name] for name in route.split.variants])
+
+    @property
+    def variants(self) -> tuple[RouteVariant, ...]:
+        """Return the variants of `split` as complete routes."""
+        return self._variants
+
+    def with_variants(self, routes: Sequence[Route]) -> Route:
+        """Return a copy with these routes as variants, in the order of `split`."""
+        route = self.model_copy()
+        rules = self.split.variants.items() if self.split is not None else ()
+        variants = (RouteVariant(name, rule.share, one) for (name, rule), one in zip(rules, routes, strict=True))
+        route._variants = tuple(variants)  # noqa: SLF001  same class
+        return route
+
     @cached_property
     def all_students(self) -> tuple[StudentRule, ...]:
         """Return the students, from `students` or `student`."""
         return self.students or ((StudentRule(model=self.student),) if self.student else ())
+
+    @cached_property
+    def quality_window(self) -> str:
+        """Return a hash of the settings that guided answers depend on. Comparisons of other settings do not count."""
+        rule = self.quality
+        compared = None if rule is None else (rule.compare, rule.judge)
+        settings = (self.when, self.teacher, self.all_students, self.guidance, compared)
+        return sha256(repr(settings).encode()).hexdigest()[:16]
 
     def has_engines_of(self, mode: OverrideMode) -> bool:
         """Return whether the route names the engines of this mode; a route for embeddings has none."""
@@ -334,7 +272,23 @@ class Route(StrictModel):
     def engines(self) -> frozenset[str]:
         """Return every model of config.yaml that this route names."""
         judge = self.quality.judge if self.quality is not None else None
-        return frozenset(filter(None, (self.teacher, *[one.model for one in self.all_students], self.baseline, judge)))
+        own = filter(None, (self.teacher, *[one.model for one in self.all_students], self.baseline, judge))
+        return frozenset(own).union(*(variant.route.engines for variant in self.variants))
+
+
+class RouteVariant(NamedTuple):
+    """A variant of a route, as a complete route."""
+
+    name: str
+    share: float
+    route: Route
+
+
+def _variant_issue(variant: VariantKeys, detail: Any) -> InitErrorDetails:
+    """Return the issue of a variant's complete route at the variant's key."""
+    error = InvalidValue(*issue_message(detail, Route))
+    loc = variant.loc(*yaml_loc(Route, detail))
+    return {"type": "value_error", "loc": loc, "input": detail["input"], "ctx": {"error": error}}
 
 
 def _first_student(data: dict[str, Any]) -> str | None:
@@ -378,6 +332,11 @@ class TenantPolicy(StrictModel):
             by_model.setdefault(route.model, []).append((index, route))
         return {name: tuple(routes) for name, routes in by_model.items()}
 
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """Return the routes, each followed by its variants."""
+        return tuple(one for route in self.routes for one in (route, *(variant.route for variant in route.variants)))
+
     def overrides_of(self, route: Route) -> OverridesRule:
         """Return what callers may request: the route's overrides, else the tenant's, else none."""
         return route.overrides or self.overrides or OverridesRule()
@@ -386,5 +345,6 @@ class TenantPolicy(StrictModel):
         """Return the most tokens that the route's teacher generates as guidance; 0 without guidance."""
         rule = self.overrides_of(route)
         guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
-        most, skipped = max(route.guidance.max_tokens, rule.guidance_tokens or 0), route.guidance.resolved_projection
-        return most + skipped.skip_tokens if guided else 0
+        most, skipped = max(route.guidance.tokens, rule.guidance_tokens or 0), route.guidance.resolved_projection
+        tool_plan_tokens = route.guidance.tool_plan_tokens if route.guidance.tools == "plan" else 0
+        return max(most + skipped.skip_tokens, tool_plan_tokens) if guided else 0

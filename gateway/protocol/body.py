@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import msgspec.inspect
@@ -51,8 +51,8 @@ MAX_TOKENS = 2**31 - 1
 """Larger than any answer, and small enough that sums are exact in JSON."""
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-# The integers of the decoder: it converts longer ones to floats.
-Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
+# The decoder converts longer integers to floats.
+DecodedInt = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 _StopText = Annotated[str, Meta(max_length=MAX_STOP_CHARS)]
 Stop = _StopText | Annotated[list[_StopText], Meta(max_length=_MAX_STOPS)]
@@ -72,7 +72,7 @@ class SamplingBody(Struct, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
+    seed: DecodedInt | None = None
     n: Choices | None = None
     stop: Stop | None = None
     logit_bias: dict[str, float] | None = None
@@ -112,19 +112,23 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
 
 
 def read_known_fields(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[Json, _KnownFields]:
-    """Decode a body of an API whose other fields are not forwarded, so that they may have any name; see `read_body`."""
+    """Decode a body of an API whose other fields are not forwarded, so that they may have any name; see `read_body`.
+
+    In the chat that the body becomes, tools have one level more.
+    """
     raw = raw.removeprefix(BOM)
-    body = _object(raw, check_values(raw), needs)
+    body = _object(raw, check_values(raw), needs, added_levels=1)
     return body, _convert(body, fields_type)
 
 
-def _object(raw: bytes, brackets: int, needs: str) -> Json:
-    """Decode a JSON object with at most this number of opening brackets."""
+def _object(raw: bytes, brackets: int, needs: str, added_levels: Literal[0, 1] = 0) -> Json:
+    """Decode a JSON object with at most this number of opening brackets, which remains encodable with added levels."""
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
-    if brackets > MAX_DEPTH and not _is_encodable(body):
-        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
+    limit = MAX_DEPTH - added_levels
+    if brackets > limit and not _is_encodable([body] if added_levels else body):
+        raise InvalidRequest(f"The body is nested more than {limit} levels deep, the limit. Flatten it.")
     return body
 
 

@@ -60,6 +60,7 @@ class ChatRequest(Record, frozen=True):
     size_bytes: int
     non_text_parts: int = 0  # number of content parts without text
     cache_key: str | None = None  # the caller's name of the conversation, for prompt caches; None: it sent none
+    may_store: bool = True  # False if the caller sent `store: false`
 
     @property
     def messages(self) -> list[Json]:
@@ -99,6 +100,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
         non_text_parts=non_text_parts,
+        may_store=body.get("store") is not False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
 
 RULES = frozenset({"system", "developer"})
 """Roles of system messages, which precede the turns of a chat."""
+TOOL_FAILED = "The tool failed:"
+"""First line of a tool's result that Anthropic's API marks as an error."""
 _OTHER_TEXT = frozenset({"reasoning_content", "reasoning", "refusal", "tool_calls", "function_call"})
 
 
@@ -63,17 +66,37 @@ def text_of(content: Any) -> str | None:
     return "".join(message) if message else None
 
 
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of a message or a delta, in the field of the engine."""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return reasoning if isinstance(reasoning, str) else ""
+
+
+def tool_calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tool calls of a message or a delta."""
+    calls = message.get("tool_calls")
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+
+
+def function_of(call: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name and the arguments of a tool call, or the parts of them in a delta."""
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return "", ""
+    arguments = function.get("arguments") or ""
+    if not isinstance(arguments, str):  # some engines send an object
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    return str(function.get("name") or ""), arguments
+
+
 def generated_text(message: Mapping[str, Any]) -> str:
     """Return all text that was generated, and is charged, for a message or delta: content, reasoning and tool calls."""
     content = message.get("content")
     if isinstance(content, str) and _OTHER_TEXT.isdisjoint(message):
         return content
-    texts = [text_of(content), message.get("reasoning_content") or message.get("reasoning"), message.get("refusal")]
-    calls = message.get("tool_calls")
-    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    for function in (*functions, message.get("function_call")):
-        if isinstance(function, dict):
-            texts += [function.get("name"), function.get("arguments")]
+    texts = [text_of(content), reasoning_of(message), message.get("refusal")]
+    for call in (*tool_calls_of(message), {"function": message.get("function_call")}):
+        texts += function_of(call)
     return "".join(text for text in texts if isinstance(text, str))
 
 

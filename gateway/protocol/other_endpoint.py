@@ -35,12 +35,15 @@ def missing_content(body: Mapping[str, Any], fields: Collection[str]) -> Invalid
     """Return the error for a body without the content of its endpoint, but with that of another endpoint.
 
     `fields` are the fields of the endpoint. None: no other endpoint is recognized. In chats and in Anthropic's API the
-    content has the same name. There the error is about the limit, which only Anthropic's API requires.
+    content has the same name. There the error is about the limit, which only Anthropic's API requires. Responses and
+    embeddings both have `input`. There the error is about the type of its entries.
     """
     missing = next((name for name in _CONTENT if name in fields), None)
     if missing is None:
         return None
     if body.get(missing) is not None:
+        if missing == "input":
+            return _foreign_input(body["input"], fields)
         return _chat_at_messages(body) if "stop_sequences" in fields else None
     found = next((name for name in _CONTENT if body.get(name) is not None), None)
     if found is None:
@@ -61,6 +64,18 @@ def _chat_at_messages(body: Mapping[str, Any]) -> InvalidRequest | None:
     ):
         return None
     return InvalidRequest(f"'max_tokens' is required. A body in OpenAI's format goes to {CHAT}.", param="max_tokens")
+
+
+def _foreign_input(entries: Any, fields: Collection[str]) -> InvalidRequest | None:
+    """Return the error for texts at /v1/responses, or for items at /v1/embeddings."""
+    if not isinstance(entries, list) or not entries:
+        return None
+    are_items = {isinstance(entry, dict) for entry in entries}
+    if "instructions" in fields and are_items == {False}:
+        return InvalidRequest(f"'input[0]' must be an object. A list of texts goes to {EMBEDDINGS}.", param="input[0]")
+    if "instructions" not in fields and are_items == {True}:
+        return InvalidRequest(f"'input[0]' must be a text. A list of items goes to {RESPONSES}.", param="input[0]")
+    return None
 
 
 def _target(body: Mapping[str, Any], content: str) -> str:

@@ -1,1 +1,1 @@
-"""Measure the quality of guided answers on a sample, against answers of the teacher and of the student alone."""
+"""Measure the quality of guided answers against the teacher's and the student's alone, and switch guidance off."""

@@ -77,11 +77,11 @@ class QualityTally:
         n = self.samples
         mean = self.difference / n
         variance = max(0.0, (self.squares - n * mean * mean) / (n - 1))
-        half_width = _t(n - 1) * math.sqrt(variance / n)
+        half_width = t_quantile(n - 1) * math.sqrt(variance / n)
         return max(-1.0, (mean - half_width) / SCALE), min(1.0, (mean + half_width) / SCALE)
 
 
-def _t(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
     """Return the 97.5th percentile of Student's t, by expansion around the normal. The error is 1 % from 9 degrees."""
     first = (_Z**3 + _Z) / (4 * degrees)
     second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
@@ -92,7 +92,8 @@ class Comparison(msgspec.Struct, frozen=True):
     """The agreement of the guided answer and of the student's with the teacher's, in units of 1/SCALE, without texts.
 
     `id` is the request's: each answer is compared once. `created` is its arrival in Unix seconds. `length` is the
-    bucket of the guidance's length (`length_of`). policy/schema.py has the kinds of `compare`.
+    bucket of the guidance's length (`length_of`). policy/schema.py has the kinds of `compare`. `variant` and `unit` are
+    those of the receipt's `split`, or empty.
     """
 
     id: str
@@ -103,6 +104,8 @@ class Comparison(msgspec.Struct, frozen=True):
     route: str
     guided: _Agreement
     student: _Agreement
+    variant: str = ""
+    unit: str = ""
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

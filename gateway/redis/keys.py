@@ -19,6 +19,10 @@ KEYRING = 1
 HEARTBEAT = 1
 SESSION = 1
 STORED_RESPONSE = 1
+COLLECTED = 1
+
+OUTCOMES = "(outcomes)"
+"""The name, in place of a tenant, of the outbox for all tenants' outcomes. Earlier versions do not read it."""
 
 
 class TeacherKeys(NamedTuple):
@@ -54,12 +58,38 @@ class KeyringKeys(NamedTuple):
     audit: str  # stream: the actions of operators; kept here so that each change of a key has an entry
 
 
+class GuidanceOffKeys(NamedTuple):
+    """The keys for switched-off guidance, in the order of the scripts' KEYS. A scope is `*`, a tenant, or tenant/route.
+
+    They are next to the keys of `KeyringKeys`, because each change has an entry in its audit trail.
+    """
+
+    off: str  # hash: scope -> the time since which its guidance is off, in microseconds of Redis TIME, a bar, and JSON
+    restored: str  # hash: scope -> the time at which its guidance was last switched on; expires
+    version: str  # a random word that each change replaces
+    audit: str
+    base: str
+
+    def window(self, tenant: str, route: str, settings: str) -> str:
+        """Return the key of the comparisons that may switch a route off. It expires. `settings` is a hash of them."""
+        return f"{self.base}guidance_window:{settings}:{tenant}/{route}"
+
+
 class StoredResponseKeys(NamedTuple):
     """The keys for one stored response of a tenant, in the order of the scripts' KEYS."""
 
     response: str  # the response and its conversation; expires
     ends: str  # sorted set: id|counted size of each response of the tenant by its expiry, in Unix milliseconds
     total: str  # the sum of the counted sizes
+
+
+class CollectedKeys(NamedTuple):
+    """The keys for the collected requests of one route, in the order of the script's KEYS. All expire together."""
+
+    state: str  # hash: `since` and `ends` in Unix milliseconds, `bytes`, `threshold`, and counts of requests
+    order: str  # sorted set: request id by its random priority
+    requests: str  # hash: request id -> the request as JSON
+    routes: str  # sorted set of the tenant: route by the end of its sample, in Unix milliseconds
 
 
 class LedgerKeys(NamedTuple):
@@ -150,13 +180,22 @@ class RedisKeys(NamedTuple):
         base = self.tenant_base(tenant, STORED_RESPONSE) + "stored_response"
         return StoredResponseKeys(f"{base}:{response_id}", f"{base}s:ends", f"{base}s:total")
 
+    def collected(self, tenant: str, route: str) -> CollectedKeys:
+        base = self.tenant_base(tenant, COLLECTED) + "collected"
+        state, order, requests = (f"{base}:{name}:{route}" for name in ("state", "order", "requests"))
+        return CollectedKeys(state, order, requests, f"{base}_routes")
+
     def outbox(self, tenant: str) -> str:
         """Return the key of a stream: a tenant's settled receipts, until a usage worker has written them.
 
         An entry has the field `receipt`, and `instead` where it replaces an abandoned one. An entry of the outbox of
-        comparisons has the field `comparison`. All values are JSON.
+        comparisons has the field `comparison`, and one of the outbox of outcomes `outcome`. All values are JSON.
         """
         return f"{self.tenant_base(tenant)}outbox"
+
+    def feedback(self, tenant: str, receipt_id: str) -> str:
+        """Return the key of the score of a request. It shares a hash tag with the outbox of outcomes."""
+        return f"{self.tenant_base(OUTCOMES)}score:{tenant}:{receipt_id}"
 
     def offline(self, tenant: str) -> str:
         """Return the key of a counter: offline answers that the tenant's devices reported within an hour."""
@@ -174,9 +213,14 @@ class RedisKeys(NamedTuple):
     def keyring(self) -> KeyringKeys:
         return KeyringKeys(*(self.keyring_base + name for name in KeyringKeys._fields))
 
+    def guidance_off(self) -> GuidanceOffKeys:
+        base = self.keyring_base
+        off, restored, version = (f"{base}guidance_{name}" for name in ("off", "restored", "version"))
+        return GuidanceOffKeys(off, restored, version, self.keyring().audit, base)
+
     @property
     def keyring_base(self) -> str:
-        """Return the common prefix of the keys in `KeyringKeys`."""
+        """Return the common prefix of the keys in `KeyringKeys` and `GuidanceOffKeys`."""
         return f"{{{self.prefix}:admin}}:v{KEYRING}:"
 
     @property

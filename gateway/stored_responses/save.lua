@@ -37,6 +37,13 @@ if redis.call('EXISTS', ends) == 0 then
   redis.call('DEL', total)
 end
 local used = tonumber(redis.call('GET', total) or 0)
+-- Responses to be deleted make room. None is deleted for a response that is not stored then.
+local growth = math.min(size, limit - used)
+local memory = redis.call('INFO', 'memory')
+local max_memory = tonumber(string.match(memory, 'maxmemory:(%d+)'))
+if max_memory > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) + growth > (1 - reserved) * max_memory then
+  return 'full'
+end
 while used + size > limit do
   local oldest = redis.call('ZRANGE', ends, 0, 0)[1]
   if not oldest then
@@ -49,12 +56,6 @@ while used + size > limit do
   forget(oldest)
   deleted = deleted + 1
   used = tonumber(redis.call('GET', total))
-end
-
-local memory = redis.call('INFO', 'memory')
-local max_memory = tonumber(string.match(memory, 'maxmemory:(%d+)'))
-if max_memory > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) + size > (1 - reserved) * max_memory then
-  return 'full'
 end
 redis.call('SET', record, content, 'PX', ttl)
 redis.call('ZADD', ends, whole(now + ttl), id .. '|' .. whole(size))

@@ -9,20 +9,19 @@ import asyncio
 import math
 import platform
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from gateway.runtime.fair_share import ANONYMOUS
+from gateway.telemetry.gauges import BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
 from gateway.telemetry.series import OTHER, SeriesLimit
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -32,44 +31,6 @@ _PUBLISH_INTERVAL_S = 0.25
 
 
 prometheus.disable_created_metrics()  # avoid a second series for each counter
-
-
-class BudgetFigures(NamedTuple):
-    """A tenant's budget with its raise, the spent amount, and the unspent and unreserved amount, in USD.
-
-    The values are floats: they are meant for graphs, not for bills.
-    """
-
-    limit_usd: float
-    spent_usd: float
-    left_usd: float
-
-
-class BudgetGauges(Collector):
-    """The budgets that this process read last. Redis counts them, so they are not summed over workers.
-
-    A plain gauge would keep the series of a budget that was removed.
-    """
-
-    def __init__(self) -> None:
-        self._figures: Mapping[str, BudgetFigures] = {}
-
-    def set(self, figures: Mapping[str, BudgetFigures]) -> None:
-        """Replace the budgets, by tenant."""
-        self._figures = dict(figures)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges, in the thread that renders."""
-        budgets = self._figures  # the event loop may replace the attribute meanwhile
-        for field, text in (
-            ("limit_usd", "Budget of a tenant, including a raise."),
-            ("spent_usd", "Spent part of a tenant's budget."),
-            ("left_usd", "Part of a tenant's budget that is neither spent nor reserved."),
-        ):
-            family = GaugeMetricFamily(f"gkt_budget_{field}", text, labels=("tenant",))
-            for tenant, figures in budgets.items():
-                family.add_metric((tenant,), getattr(figures, field))
-            yield family
 
 
 class Metrics:
@@ -145,7 +106,7 @@ class Metrics:
         self.cost_usd = counter("gkt_cost_usd", "Cost of requests.", ("tenant", "route"))
         self.class_cost_usd = counter(
             "gkt_class_cost_usd",
-            "Cost of requests by savings class. measuring: shadows, quality samples and confidence probes.",
+            "Cost of requests by savings class. measuring: shadows and quality samples.",
             ("tenant", "route", "savings_class"),
         )
         self.engine_cost_usd = counter(
@@ -348,8 +309,9 @@ class Metrics:
         self.build.labels(__version__, platform.python_version()).set(1)
         self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
-        self.budgets = BudgetGauges()
+        self.budgets, self.guidance_off = BudgetGauges(), GuidanceOffGauge(self.series)
         registry.register(self.budgets)
+        registry.register(self.guidance_off)
         # Series used in alerts must exist at 0 first: Prometheus sees no increase in a new series.
         for metric, values in (
             (self.webhooks, ("ok", "failed")),
@@ -397,4 +359,5 @@ class Metrics:
             return prometheus.generate_latest(self.registry)
         registry = all_workers_registry()
         registry.register(self.budgets)
+        registry.register(self.guidance_off)
         return prometheus.generate_latest(registry)

@@ -16,7 +16,6 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.errors import StopStream
 from gateway.telemetry import semconv as names
 from gateway.telemetry.trace_export import TraceExport
 
@@ -170,7 +169,7 @@ class CallSpan:
         # Set instead of reset: a stream may be closed in another context than the one in which it began.
         _call.set(self._before)
         failed: str | None = None
-        if isinstance(error, GeneratorExit | StopStream):
+        if isinstance(error, GeneratorExit):
             self.span.set_attribute(names.ENDED_EARLY, True)
         elif isinstance(error, asyncio.CancelledError):
             failed = "cancelled"

@@ -45,7 +45,7 @@ HANDOVER_BUCKETS = 128  # buckets of its histogram, below `BUCKETS`, where earli
 BUCKETS = 512  # buckets of the histograms of FIXED_STAGES
 BUCKET_STEP = 512
 BATCHES = 4_096  # plus the size of the batch
-ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
+ERROR, UNGUIDED, ENGINE, OTHER_CLASS, VARIANT = "e:", "u:", "p:", "c:", "v:"
 _PICOS = Decimal("1E12")
 
 
@@ -77,6 +77,15 @@ class ClassSum(NamedTuple):
     baseline_pico: int = 0
     savings_pico: int = 0
     error_pico: int = 0
+
+
+class VariantSum(NamedTuple):
+    """Sums of one variant of a split route: requests, their cost, and how many were guided or failed."""
+
+    requests: int = 0
+    cost_pico: int = 0
+    guided: int = 0
+    errors: int = 0
 
 
 def class_counts(name: str, sums: ClassSum) -> Sparse:
@@ -137,6 +146,9 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
         sparse[UNGUIDED + receipt.unguided] = 1
     if receipt.batch is not None:
         sparse[BATCHES + receipt.batch.size] = 1
+    if (split := receipt.split) is not None:
+        counts = VariantSum(requests, cost, fixed[8], int(receipt.status != "ok"))
+        sparse |= {f"{VARIANT}{field}:{split.variant}": amount for field, amount in enumerate(counts) if amount}
     _count_savings(sparse, receipt, requests, (cost, baseline, error))
     return fixed, sparse
 

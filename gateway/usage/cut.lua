@@ -25,7 +25,8 @@ local lost = 0
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', excess)) do
   local ms, seq = id_parts(entry[1])
   local was_read = ms < read_ms or (ms == read_ms and seq <= read_seq)
-  if not was_read and entry[2][1] ~= 'comparison' then lost = lost + 1 end
+  local kind = entry[2][1]
+  if not was_read and kind ~= 'comparison' and kind ~= 'outcome' then lost = lost + 1 end
 end
 if lost > 0 then redis.call('HINCRBY', KEYS[2], 'lost', lost) end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', redis.call('XLEN', KEYS[1]) - excess)

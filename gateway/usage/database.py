@@ -21,13 +21,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.accounting.receipt import Receipt
+from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
-from gateway.usage.tables import COMPARISONS, DAY_S, RECEIPTS, SUMS, UNREADABLE, row_of
+from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, RECEIPTS, SUMS, UNREADABLE, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -155,10 +156,12 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete comparisons of these days: a day has fewer comparisons than receipts. Raises UsageDatabaseError.
+        Also delete comparisons and outcomes of these days: a day has fewer of them than receipts. Raises
+        UsageDatabaseError.
         """
         day = int(before // DAY_S)
         self._delete(COMPARISONS, COMPARISONS.c.day < day)
+        self._delete(OUTCOME_ROWS, OUTCOME_ROWS.c.day < day)
         return self._delete(RECEIPTS, RECEIPTS.c.day < day)
 
     def delete_sums(self) -> int:
@@ -177,11 +180,30 @@ class UsageDatabase:
 
 
 def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -> None:
-    """Insert the comparisons that the database lacks. Raises SQLAlchemyError."""
-    rows = [asdict(one) | {"day": one.created // DAY_S} for one in comparisons]
+    """Insert the comparisons that the database lacks, and the outcomes of variants in them. Raises SQLAlchemyError."""
+    rows, outcomes = [], []
+    for one in comparisons:
+        fields = asdict(one)
+        variant, unit = fields.pop("variant"), fields.pop("unit")
+        rows.append(fields)
+        if variant:
+            of_request = one.id, one.created, one.tenant, one.route
+            outcomes.append(Outcome(*of_request, variant, unit, source=one.compare, score=one.guided))
+    _insert_missing(connection, COMPARISONS, rows)
+    add_outcomes(connection, outcomes)
+
+
+def add_outcomes(connection: Connection, outcomes: Iterable[Outcome]) -> None:
+    """Insert the outcomes that the database lacks. Raises SQLAlchemyError."""
+    _insert_missing(connection, OUTCOME_ROWS, [asdict(one) for one in outcomes])
+
+
+def _insert_missing(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert the rows whose primary key the table lacks, each in the day of its `created`."""
     if rows:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(build(COMPARISONS).on_conflict_do_nothing(), rows)
+        dated = [{**row, "day": row["created"] // DAY_S} for row in rows]
+        connection.execute(build(table).on_conflict_do_nothing(), dated)
 
 
 def _decode(

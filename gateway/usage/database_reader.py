@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.quality.book import ComparisonScope
     from gateway.quality.comparison import QualityTally
+    from gateway.quality.outcome import OutcomeSums
     from gateway.usage.sums import Period, StoredRow
     from gateway.usage.threads import QueryThreads
     from gateway.usage.uptime import EngineUptime
@@ -64,6 +65,12 @@ class DatabaseReader:
     async def comparisons(self, since_day: int) -> dict[ComparisonScope, QualityTally]:
         """Return the sums of comparisons, starting with the UTC day `since_day` (days since the Unix epoch)."""
         return await self._threads.query(lambda queries: queries.comparisons(since_day))
+
+    async def outcomes(
+        self, tenant: str, route: str, since_day: int, until_day: int
+    ) -> dict[tuple[str, str], OutcomeSums]:
+        """Return the sums of outcomes of a route's variants by variant and source, for a range of UTC days."""
+        return await self._threads.scan(lambda queries: queries.outcomes(tenant, route, since_day, until_day))
 
     async def uptime(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `days` are starts in Unix seconds."""

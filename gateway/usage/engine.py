@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from gateway.config.database_url import without_credentials
 from gateway.errors import StartupError
+from gateway.usage.tables import ADDED, METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,10 +152,11 @@ def migrate(engine: Engine) -> None:
     Raises NewerUsageDatabase if a newer version of the gateway has migrated the tables.
     """
     with engine.connect() as connection:
-        if _version(connection) == HEAD:
+        if _version(connection) == HEAD and all(inspect(connection).has_table(table.name) for table in ADDED):
             return
     with _begin(engine, _MIGRATE_LOCK) as connection:
-        if _version(connection) == HEAD:  # another process migrated them meanwhile
+        METADATA.create_all(connection, ADDED)
+        if _version(connection) == HEAD:  # another process migrated them meanwhile, or only added tables were missing
             return
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes long

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
+from gateway.redis.keys import OUTCOMES
 from gateway.redis.script import RedisScript
 from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, batched, previous_id
 
@@ -34,6 +35,12 @@ _OLD_FOR_S = 60.0
 
 class ComparisonEntry(OutboxEntry):
     """An entry with a comparison of answers. `raw` is a Comparison as JSON."""
+
+    __slots__ = ()
+
+
+class OutcomeEntry(OutboxEntry):
+    """An entry with the outcome of a request. `raw` is an Outcome as JSON."""
 
     __slots__ = ()
 
@@ -243,7 +250,7 @@ class OutboxFeed:
 
     async def _all_tenants(self) -> list[str]:
         members: Any = await self._redis.smembers(self._keys.tenants)
-        return [OUTBOX, *sorted(raw.decode() for raw in members)]
+        return [OUTBOX, OUTCOMES, *sorted(raw.decode() for raw in members)]
 
 
 def _entries(tenant: str, raw_entries: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[OutboxEntry]:
@@ -252,6 +259,8 @@ def _entries(tenant: str, raw_entries: Iterable[tuple[bytes, dict[bytes, bytes] 
             continue  # the entry was trimmed: `claim` counts it
         if b"comparison" in fields:
             yield ComparisonEntry(tenant, entry_id.decode(), fields[b"comparison"])
+        elif b"outcome" in fields:
+            yield OutcomeEntry(tenant, entry_id.decode(), fields[b"outcome"])
         else:
             yield OutboxEntry(tenant, entry_id.decode(), fields.get(b"receipt", b""))
 

@@ -6,17 +6,29 @@ from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, func, select, tuple_
+from sqlalchemy import Double, and_, bindparam, cast, func, select, tuple_
 
 from gateway.accounting.edge import EDGE
 from gateway.pricing import dollars
 from gateway.quality.book import ComparisonScope
 from gateway.quality.comparison import QualityTally
+from gateway.quality.outcome import OutcomeSums
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
-from gateway.usage.tables import COMPARISONS, DAY_S, OF_DEVICES, RECEIPTS, SUMS, UNREADABLE, UPTIME, id_before, time_of
+from gateway.usage.tables import (
+    COMPARISONS,
+    DAY_S,
+    OF_DEVICES,
+    OUTCOME_ROWS,
+    RECEIPTS,
+    SUMS,
+    UNREADABLE,
+    UPTIME,
+    id_before,
+    time_of,
+)
 from gateway.usage.threads import with_pauses
 from gateway.usage.uptime import EngineUptime
 
@@ -197,6 +209,20 @@ class UsageQueries:
         query = select(*scope, func.count(), *sums).where(c.day >= since).group_by(*scope)
         rows = self.connection.execute(query)
         return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in rows}
+
+    def outcomes(self, tenant: str, route: str, since: int, until: int) -> dict[tuple[str, str], OutcomeSums]:
+        """Return the sums of outcomes by variant and source, from day `since` to day `until` (days since the epoch)."""
+        c = OUTCOME_ROWS.c
+        where = c.tenant == tenant, c.route == route, c.day >= since, c.day <= until, c.variant != ""
+        number, total = func.count().label("number"), func.sum(c.score).label("total")
+        units = select(c.variant, c.source, c.unit, number, total).where(*where).group_by(c.variant, c.source, c.unit)
+        unit = units.subquery().c
+        # Squares may exceed 64 bits.
+        n, s = cast(unit.number, Double), cast(unit.total, Double)
+        counts = func.count(), func.sum(unit.number), func.sum(unit.total)
+        sums = *counts, func.sum(n * n), func.sum(n * s), func.sum(s * s)
+        rows = self.connection.execute(select(unit.variant, unit.source, *sums).group_by(unit.variant, unit.source))
+        return {(row[0], row[1]): OutcomeSums(*map(int, row[2:5]), *map(float, row[5:])) for row in rows}
 
     def uptime(self, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""

@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.accounting.edge import student_of
 from gateway.usage import counters
-from gateway.usage.counters import BATCHES, FIXED, STAGE_TIMES, STAGES, ClassSum, Sparse, TokenSums
+from gateway.usage.counters import BATCHES, FIXED, STAGE_TIMES, STAGES, ClassSum, Sparse, TokenSums, VariantSum
 from gateway.usage.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -136,6 +136,16 @@ class SumRow(msgspec.Struct):
             others[name][int(field)] = count
         sums_of |= {name: ClassSum(*sums) for name, sums in others.items()}
         return {name: sums for name, sums in sums_of.items() if any(sums)}
+
+    @property
+    def variants(self) -> dict[str, VariantSum]:
+        """Return the sums by variant of split routes, by name."""
+        sums: dict[str, list[int]] = defaultdict(lambda: [0] * len(VariantSum._fields))
+        for key, count in self._named(counters.VARIANT).items():
+            field, _, name = key.partition(":")
+            if int(field) < len(VariantSum._fields):
+                sums[name][int(field)] = count
+        return {name: VariantSum(*sums[name]) for name in sorted(sums)}
 
     @property
     def savings_pico(self) -> int:

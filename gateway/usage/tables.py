@@ -1,4 +1,4 @@
-"""The tables of receipts, their sums, comparisons and the uptime of engines.
+"""The tables of receipts, their sums, comparisons, outcomes and the uptime of engines.
 
 Migrations (gateway/usage/migrations) create and change the tables. Money is in whole picodollars (1e-12 USD), so sums
 are exact in every database.
@@ -84,6 +84,23 @@ COMPARISONS = Table(
 )
 """One row per comparison of a guided answer with the answers of both engines alone (gateway/quality)."""
 
+OUTCOME_ROWS = Table(
+    "usage_outcomes",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("id", Text, primary_key=True),  # of the request
+    Column("created", BigInteger, nullable=False),  # Unix seconds
+    Column("tenant", Text, primary_key=True),
+    Column("route", Text, nullable=False),
+    Column("variant", Text, nullable=False),  # empty: none
+    Column("unit", Text, nullable=False),  # hash of the conversation or caller that keeps the variant
+    Column("source", Text, primary_key=True),  # feedback, or the kind of comparison
+    Column("score", Integer, nullable=False),  # see quality/outcome.py
+    Index("usage_outcomes_by_route", "tenant", "route", "day"),
+    sqlite_with_rowid=False,
+)
+"""Outcomes of requests: a row for each request and source."""
+
 UPTIME = Table(
     "usage_uptime",
     METADATA,
@@ -105,6 +122,9 @@ UNREADABLE = Table(
     Column("receipt", LargeBinary, nullable=False),
 )
 """Outbox entries that this version cannot read or write, unchanged."""
+
+ADDED = (OUTCOME_ROWS,)
+"""Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
 

@@ -15,6 +15,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError
 
 from gateway.quality.comparison import OUTBOX
+from gateway.redis.keys import OUTCOMES
 from gateway.redis.script import RedisScript
 from gateway.usage.entries import NOTHING, added_ms, batched
 from gateway.usage.feed import GROUP
@@ -144,7 +145,7 @@ class OutboxTrimmer:
         return int(deleted)
 
     async def _measure(self) -> Mapping[str, int]:
-        tenants = [OUTBOX, *await self._tenants()]
+        tenants = [OUTBOX, OUTCOMES, *await self._tenants()]
         lengths: dict[str, int] = {}
         for batch in batched(tenants, _TENANTS_PER_CALL):
             (reply,) = await self._lengths.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol.body import Json
+    from gateway.usage.counters import VariantSum
     from gateway.usage.histogram import Histogram
     from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Granularity, StoredRow
@@ -156,8 +157,16 @@ class UsageResult:
             total.merge(row)
             names: Json = {"start": rfc3339(group.start)} if group.start is not None else {}
             names |= zip(self.by, group.names, strict=True)
-            yield names | figures(row, money=self.includes_money(group))
-        yield figures(total, money=not self._without_money)
+            yield names | self._figures(row, money=self.includes_money(group))
+        yield self._figures(total, money=not self._without_money, is_total=True)
+
+    def _figures(self, row: SumRow, *, money: bool, is_total: bool = False) -> Json:
+        """Return a row as JSON. Variants belong to one route of one tenant: other rows have none."""
+        known = {*self._query.only, *(() if is_total else self._query.by)}
+        fields = figures(row, money=money)
+        if (variants := row.variants) and known.issuperset(("tenant", "route")):
+            fields["variants"] = {name: _variant_sum(sums, money=money) for name, sums in variants.items()}
+        return fields
 
     def includes_money(self, group: UsageGroup) -> bool:
         """Return whether money of a row may be shown."""
@@ -225,6 +234,11 @@ def _class_sum(sums: ClassSum) -> Json:
         "baseline_usd": usd_text(sums.baseline_pico),
         "savings_usd": usd_text(sums.savings_pico),
     }
+
+
+def _variant_sum(sums: VariantSum, *, money: bool) -> Json:
+    fields: Json = {"requests": sums.requests, "guided": sums.guided, "errors": sums.errors}
+    return fields | {"cost_usd": usd_text(sums.cost_pico)} if money else fields
 
 
 def escape_formula(name: str) -> str:

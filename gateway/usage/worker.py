@@ -20,9 +20,10 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
-from gateway.usage.database import ROW_ERRORS, add_comparisons
+from gateway.quality.outcome import Outcome
+from gateway.usage.database import ROW_ERRORS, add_comparisons, add_outcomes
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch
+from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch, OutcomeEntry
 from gateway.usage.state import PUBLISH_INTERVAL_S, WorkerState
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import add_minutes
@@ -55,6 +56,12 @@ _IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
 _UPTIME_DAYS = 9  # the retention in Redis: the database may have been unavailable for that long
 _FIRST_UPTIME_DAYS = 3_660  # the maximal retention in Redis of an earlier version
+
+_OTHER_KINDS: dict[type[OutboxEntry], tuple[Callable[[bytes], Comparison | Outcome], Callable[..., None]]] = {
+    ComparisonEntry: (Comparison.from_json, add_comparisons),
+    OutcomeEntry: (Outcome.from_json, add_outcomes),
+}
+"""Entries that are no receipts: how to decode them, and how to write them."""
 
 
 class _DatabaseFailed(Exception):
@@ -198,10 +205,10 @@ class UsageWorker:
         return batch
 
     async def _write(self) -> None:
-        receipts = [entry for entry in self._held if not isinstance(entry, ComparisonEntry)]
+        receipts = [entry for entry in self._held if type(entry) not in _OTHER_KINDS]
         if len(receipts) < len(self._held):
-            comparisons = [entry for entry in self._held if isinstance(entry, ComparisonEntry)]
-            receipts += await self._write_comparisons(comparisons)
+            for kind in _OTHER_KINDS:
+                receipts += await self._write_others(kind, [entry for entry in self._held if type(entry) is kind])
         written = await _database(self._store.write(receipts))
         for result in ("inserted", "replaced", "known", "unreadable"):
             self._counts[result] += getattr(written, result)
@@ -210,24 +217,27 @@ class UsageWorker:
         await self._feed.acknowledge(self._held)  # after a failure the entries are written again, as known ones
         self._held = []
 
-    async def _write_comparisons(self, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
-        """Write comparisons. Return the entries that cannot be decoded or that the database rejects."""
+    async def _write_others(self, kind: type[OutboxEntry], entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
+        """Write entries that are no receipts. Return those that cannot be decoded or that the database rejects."""
+        decode, add = _OTHER_KINDS[kind]
         unreadable: list[OutboxEntry] = []
-        comparisons: list[tuple[OutboxEntry, Comparison]] = []
+        decoded: list[tuple[OutboxEntry, Comparison | Outcome]] = []
         for entry in entries:
             try:
-                comparisons.append((entry, Comparison.from_json(entry.raw)))
+                decoded.append((entry, decode(entry.raw)))
             except msgspec.MsgspecError:
                 unreadable.append(entry)
-        if not await self._insert([comparison for _, comparison in comparisons]):
+        if not await self._insert(add, [one for _, one in decoded]):
             # The database rejects one of them: write the others.
-            unreadable += [entry for entry, comparison in comparisons if not await self._insert([comparison])]
+            unreadable += [entry for entry, one in decoded if not await self._insert(add, [one])]
         return unreadable
 
-    async def _insert(self, comparisons: Sequence[Comparison]) -> bool:
-        """Insert comparisons. Return False if the database rejects one of them."""
+    async def _insert(self, add: Callable[..., None], rows: Sequence[Comparison | Outcome]) -> bool:
+        """Insert comparisons or outcomes. Return False if the database rejects one of them."""
+        if not rows:
+            return True
         try:
-            await _database(self._store.change(add_comparisons, comparisons))
+            await _database(self._store.change(add, rows))
         except _DatabaseFailed as failure:
             if not isinstance(failure.error, ROW_ERRORS):
                 raise

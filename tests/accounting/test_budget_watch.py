@@ -21,7 +21,8 @@ from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.redis.client import RedisClient
-from gateway.telemetry.metrics import BudgetFigures, Metrics
+from gateway.telemetry.gauges import BudgetFigures
+from gateway.telemetry.metrics import Metrics
 from tests.accounting.budget_fixture import BudgetFixture, budget
 from tests.accounting.receipt_builders import candidate, intent
 

@@ -355,12 +355,11 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0
 
 
-async def test_probes_and_warmups_count_as_the_students_tokens(books: Books) -> None:
-    for name in ("probe", "warmup"):
-        books.ledger.settle(guided(**{name: call("small", 100, 1)}), "ok")
+async def test_a_warmup_counts_as_the_students_tokens(books: Books) -> None:
+    books.ledger.settle(guided(warmup=call("small", 100, 1)), "ok")
     await asyncio.sleep(0)
     labels = {"tenant": "acme", "role": "student", "engine": "small"}
-    assert books.value("gkt_tokens_total", **labels, direction="output") == 2 * 161
+    assert books.value("gkt_tokens_total", **labels, direction="output") == 161
     cost_usd = sum(float(one.cost_usd) for one in books.store.receipts)
     engines = [("big", "teacher"), ("small", "student")]
     counted = [books.value("gkt_engine_cost_usd_total", engine=engine, role=role) for engine, role in engines]

@@ -1,26 +1,24 @@
-"""The cost of a confidence probe: included in every sum, excluded from the baseline."""
+"""Receipts of earlier versions with a confidence probe: its cost is in every sum, and not in the baseline."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 
 import msgspec
-from msgspec import structs
 
-from gateway.accounting.receipt import ProbeFacts, Receipt
-from gateway.accounting.worst_case import worst_case
+from gateway.accounting.receipt import EngineShare, Receipt, with_savings
 from gateway.cli.usage_db_export import columns_of
-from gateway.policy.length import AutoRule, ProbeRule, choose_length
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
-from tests.accounting.receipt_builders import PRICES, call, chat, closed, guided, plan
-
-LENGTH = choose_length(AutoRule(probe=ProbeRule()), chat(), None, {})
-PLAN = structs.replace(plan(), length=LENGTH)
+from tests.accounting.receipt_builders import closed, guided
 
 
 def probed() -> Receipt:
-    return closed(guided(plan=PLAN, probe=call("small", 100, 1), probed=ProbeFacts("unsure", 0.5, 1.2, 30.0)))
+    one, probe = closed(guided()), EngineShare("small", 100, 1, Decimal("0.0000205"))
+    fields = msgspec.json.decode(msgspec.structs.replace(one, cost_usd=one.cost_usd + probe.cost_usd).to_json())
+    fields["probe"] = msgspec.to_builtins(probe)
+    fields["length"] = {"by": "default", "prompt": "other", "probe": {"outcome": "unsure", "p1": 0.5}}
+    return with_savings(Receipt.from_json(msgspec.json.encode(fields)))
 
 
 def test_the_probes_cost_is_part_of_the_cost_but_not_of_the_baseline() -> None:
@@ -54,29 +52,6 @@ def test_the_columns_of_an_export_do_too() -> None:
     )
     row = columns_of(alone)
     assert (row["student"], row["student_output_tokens"]) == (None, 1)
-
-
-def test_the_reservation_includes_the_probe() -> None:
-    with_probe, without = (worst_case(one, chat(), PRICES) for one in (PLAN, plan()))
-    assert with_probe.likely_tokens == without.likely_tokens + 101
-    more = sum((one.cost_usd for one in with_probe.more), Decimal(0)) - sum(
-        (one.cost_usd for one in without.more), Decimal(0)
-    )
-    probe = probed().probe
-    assert probe is not None
-    assert more >= probe.cost_usd
-
-
-def test_a_receipt_of_an_earlier_version_reads_as_one_without() -> None:
-    fields = msgspec.json.decode(probed().to_json())
-    for name in ("length", "probe"):
-        del fields[name]
-    one = Receipt.from_json(msgspec.json.encode(fields))
-    assert (one.length, one.probe) == (None, None)
-    again = Receipt.from_json(probed().to_json())
-    assert again.length is not None
-    assert again.length.probe is not None
-    assert again.length.probe.outcome == "unsure"
 
 
 def test_hidden_costs_hide_the_probes_cost() -> None:

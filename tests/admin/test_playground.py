@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from gateway.admin.playground import _base_url
 from gateway.api import keys
 from gateway.policy.schema import KeyEntry
-from tests.fakes import FakeEngine, begin_events, chunk, event, says, says_with_odds
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 
@@ -29,7 +29,6 @@ ADMIN_KEY = "an-admin-key-for-tests"
 OPENING = "The answer to your question is this"
 KEPT = "The answer to your question is"  # a word at the length limit may be incomplete
 REST = " surely as follows."
-PROBED = {"min": 8, "max": 60, "default": 20, "probe": {"confident": 0.9, "deadline": "10s"}}
 MATHS = "A shop has 48 eggs and sells 18. How many are left in total?"
 
 
@@ -117,8 +116,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         broken = stack.enter_context(FakeEngine(cut_off).running())
         mute = stack.enter_context(FakeEngine(silent).running())
         calm = {"breaker": {"failures": 1000}}
-        sure = stack.enter_context(FakeEngine(says_with_odds(REST, 0.98)).running())
-        students = {"small": student, "broken": broken, "mute": mute, "sure": sure}
+        students = {"small": student, "broken": broken, "mute": mute}
         routes = [
             guided(tokens=7, cache_ttl="0s"),
             guided("chat-broken", student="broken", tokens=7),
@@ -126,8 +124,6 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             STUDENT_ONLY,
             TEACHER_ONLY,
             {"model": "vectors", "mode": "embeddings", "student": "small"},
-            guided("chat-auto", tokens="auto", cache_ttl="0s"),
-            guided("chat-sure", student="sure", tokens="auto", auto=PROBED, cache_ttl="0s"),
         ]
         tenants = {
             "limited": {"keys": [], "routes": routes[:1], "limits": {"rpm_limit": 1}},
@@ -206,37 +202,6 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
     assert KEPT in orjson.dumps(world.student.requests[-1]["messages"]).decode()
 
 
-@pytest.mark.parametrize("guidance", [{}, {"tokens": "auto"}])
-def test_with_length_auto_the_policys_rule_applies_and_is_on_the_receipt(
-    world: World, guidance: dict[str, Any]
-) -> None:
-    receipt = world.run(model="chat-auto", prompt=MATHS, guidance=guidance).receipt
-    assert receipt is not None
-    assert receipt["guidance"]["tokens"] == 60
-    assert receipt["length"] == {"by": "rule", "prompt": "maths", "rule": "maths"}
-    assert receipt["probe"] is None
-    receipt = world.run(model="chat-auto", prompt="Thanks!", guidance=guidance).receipt
-    assert receipt is not None
-    assert (receipt["unguided"], receipt["guidance"], receipt["length"]["rule"]) == ("auto_rule", None, "trivial")
-
-
-def test_a_given_length_overrides_the_policys_rule(world: World) -> None:
-    receipt = world.run(model="chat-auto", prompt=MATHS, guidance={"tokens": 5}).receipt
-    assert receipt is not None
-    assert (receipt["guidance"]["tokens"], receipt["length"]) == (5, None)
-
-
-def test_the_receipt_contains_the_probe_of_the_first_token_and_its_cost(world: World) -> None:
-    result = world.run(model="chat-sure", guidance={"tokens": "auto"})
-    assert (result.text, result.marked_text) == (REST, "")
-    receipt = result.receipt
-    assert receipt is not None
-    assert receipt["unguided"] == "student_confident"
-    assert (receipt["length"]["by"], receipt["length"]["probe"]["outcome"]) == ("default", "confident")
-    assert receipt["length"]["probe"]["p1"] == pytest.approx(0.98)
-    assert (receipt["probe"]["model"], receipt["probe"]["output_tokens"]) == ("sure", 1)
-
-
 def test_the_engine_gets_the_same_request_as_from_a_caller(world: World) -> None:
     world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
     sent = world.student.requests[-1]
@@ -299,7 +264,7 @@ def test_the_form_gets_its_choices(world: World) -> None:
     }  # fmt: skip
     assert shown["placements"] == ["prefix", "context", "input"]
     engines = {one["name"]: one for one in shown["engines"]}
-    assert list(engines) == ["big", "small", "broken", "mute", "sure"]
+    assert list(engines) == ["big", "small", "broken", "mute"]
     assert engines["small"] == {"name": "small", "up": True, "rests": False, "continues": True}
     assert [one["tenant"] for one in shown["tenants"]] == ["acme", "globex", "limited", "spent"]
     routes = {one["model"]: one for one in shown["tenants"][0]["routes"]}
@@ -307,12 +272,9 @@ def test_the_form_gets_its_choices(world: World) -> None:
     assert routes["chat"] == {
         "model": "chat", "mode": "guided", "modes": ["guided", "student", "teacher"], "conditional": False,
         "teacher": "big", "students": ["small"], "baseline": "big", "default_max_tokens": None,
-        "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"}, "auto": None,
+        "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"},
         "callers_may": {"modes": [], "guidance_tokens": None},
     }  # fmt: skip
-    assert routes["chat-auto"]["guidance"]["tokens"] == "auto", "what callers get, and no number of its rule's"
-    assert routes["chat-auto"]["auto"] == {"min": 16, "max": 80, "default": 40}
-    assert routes["chat-sure"]["auto"] == {"min": 8, "max": 60, "default": 20}
     assert routes["chat-student"]["modes"] == ["student"]
     assert routes["chat-teacher"]["modes"] == ["teacher"]
 
@@ -354,9 +316,9 @@ def test_examples_show_the_address_of_the_public_listener(listens: str, seen_fro
         ({"prompt": None, "system": "s", "messages": [{"role": "user", "content": "x"}]}, 400, "prompt", "requires a"),
         ({"guidance": {"tokens": 0}}, 400, "guidance.tokens", "must be at least 1"),
         ({"guidance": {"tokens": 4097}}, 400, "guidance.tokens", "must be at most 4096"),
-        ({"guidance": {"tokens": "automatic"}}, 400, "guidance.tokens", "must be a whole number, or auto"),
+        ({"guidance": {"tokens": "automatic"}}, 400, "guidance.tokens", "must be a whole number"),
         ({"guidance": {"tokens": "7"}}, 400, "guidance.tokens", "must be a whole number, without quotes"),
-        ({"guidance": {"tokens": "auto"}}, 400, "guidance.tokens", "its policy has tokens: 7, and not auto"),
+        ({"guidance": {"tokens": "auto"}}, 400, "guidance.tokens", "must be a whole number"),
         ({"guidance": {"token": 5}}, 400, "guidance.token", "Did you mean 'tokens'?"),
         ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "There is no projection 'cut'."),
         ({"guidance": {"projection": "primd"}}, 400, "guidance.projection", "Did you mean 'primed'?"),

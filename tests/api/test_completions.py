@@ -7,6 +7,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -16,9 +17,13 @@ from gateway.api.error_body import render_errors
 from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
+from tests.accounting import receipt_builders
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.protocol.content_run import ChunkGroup
 
 
 @asynccontextmanager
@@ -38,6 +43,46 @@ async def serving(
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("last", [False, True])
+async def test_large_events_are_written_in_parts(*, last: bool) -> None:
+    """Large writes block the event loop. Events of /v1/responses repeat the request's instructions."""
+    sizes: list[int] = []
+
+    class LargeEvents(events.CompletionWriter):
+        def events(self, group: ChunkGroup) -> bytes:
+            return b"a" if last else b"x" * 3_000_000
+
+        def end(self) -> bytes:
+            return b"x" * 3_000_000 if last else b"a"
+
+    async def parts() -> AsyncGenerator[ReceiptBuilder | ChunkGroup, None]:
+        yield receipt_builders.guided()
+        yield []
+
+    async def large(request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        assert transport is not None
+        write = transport.write
+
+        def noted(data: bytes) -> None:
+            sizes.append(len(data))
+            write(data)
+
+        with pytest.MonkeyPatch.context() as patch, events.reads(request) as reading:
+            patch.setattr(transport, "write", noted)
+            patch.setattr(transport, "writelines", lambda parts: noted(b"".join(parts)))
+            return await events.as_events(request, parts(), reading, LargeEvents())
+
+    async with (
+        serving(large) as port,
+        aiohttp.ClientSession() as session,
+        session.post(f"http://127.0.0.1:{port}/") as response,
+    ):
+        sent = await response.read()
+    assert (sent.count(b"x"), sent.count(b"a")) == (3_000_000, 1)
+    assert max(sizes) < 300_000
 
 
 @pytest.mark.parametrize("framed", [False, True])

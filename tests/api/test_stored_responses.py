@@ -153,6 +153,19 @@ def test_references_to_stored_items_are_replaced_by_the_items(world: World) -> N
             world.client(key).responses.create(model=MODEL, input=items, tools=[TOOL])
 
 
+def test_references_to_many_responses_are_a_400(world: World) -> None:
+    """Each of the 21 responses is stored, so the error must not say that one is not."""
+    firsts = [world.acme.responses.create(model=MODEL, input="one") for _ in range(21)]
+    items: list[Any] = [{"type": "item_reference", "id": first.output[0].id} for first in firsts]
+    calls = len(world.engine.requests)
+    with pytest.raises(openai.BadRequestError, match="refers to too many stored responses"):
+        world.acme.responses.create(model=MODEL, input=items)
+    with pytest.raises(openai.BadRequestError, match="Duplicate item found with id"):
+        world.acme.responses.create(model=MODEL, input=[items[0]] * 1000)
+    assert len(world.engine.requests) == calls
+    assert world.acme.responses.create(model=MODEL, input=items[1:]).output_text.count("user: one") == 20
+
+
 def test_concurrent_follow_ups_of_one_response_are_independent(world: World) -> None:
     first = world.acme.responses.create(model=MODEL, input="one")
 

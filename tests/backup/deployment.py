@@ -24,10 +24,11 @@ from gateway.keys.held import Keyring, KeyTerms
 from gateway.keys.redis_keyring import NEVER, RedisKeyring
 from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.quality.comparison import Comparison
+from gateway.quality.outcome import Outcome
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.database import add_comparisons
+from gateway.usage.database import add_comparisons, add_outcomes
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.queries import UsageQueries
@@ -164,6 +165,8 @@ class Deployment:
     async def _put_what_is_beside_receipts(self, store: UsageStore) -> None:
         comparison = Comparison("req_1", OLD_DAY, "acme", "words", "short", "chat", 900, 800)
         await store.change(add_comparisons, [comparison])
+        outcome = Outcome("req_1", OLD_DAY, "acme", "chat", "long", "0123456789abcdef", "feedback", 7500)
+        await store.change(add_outcomes, [outcome])
         minutes = EngineMinutes(OLD_DAY // DAY_S, "big", 10**12, b"\xf0".ljust(180, b"\0"), bytes(180))
         await store.change(add_minutes, [minutes])
         row = PreviousRow(requests=5, cost_pico=7).to_row().to_bytes()

@@ -53,7 +53,7 @@ def test_a_restore_into_an_empty_redis_has_keys_budgets_and_sums(
         "API keys                     2",
         "receipts waiting in Redis  ",
         "receipts                     39",
-        "other rows                   10",
+        "other rows                   11",
     ):
         assert line in output
     usage = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
@@ -389,7 +389,7 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("ours", "theirs", "says"),
     [
-        (b'"gkt_backup":2', b'"gkt_backup":3', "was created by a newer gateway"),
+        (b'"gkt_backup":3', b'"gkt_backup":4', "was created by a newer gateway"),
         (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this gateway supports 1"),
         (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this gateway supports 0"),
         (b'"tenant":2', b'"tenant":1', "Restore it with that version, then upgrade"),

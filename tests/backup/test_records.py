@@ -16,6 +16,7 @@ LEDGER = KEYS.ledger()
     [
         (KEYS.keyring().terms, KeyLocation("keys", "", "terms")),
         (KEYS.keyring().audit, KeyLocation("keys", "", "audit")),
+        (KEYS.guidance_off().off, KeyLocation("keys", "", "guidance_off")),
         (KEYS.scope("acme", "tenant")[2], KeyLocation("tenants", "acme", "tenant:budget")),
         (KEYS.scope("acme", "key:ci")[2] + ":2592000", KeyLocation("tenants", "acme", "key:ci:budget:2592000")),
         (KEYS.outbox("acme"), KeyLocation("tenants", "acme", "outbox")),
@@ -42,6 +43,8 @@ def test_persistent_keys_are_found_and_restored_under_any_prefix(key: str, locat
     [
         KEYS.scope("acme", "tenant")[0],
         KEYS.scope("acme", "tenant")[1],
+        KEYS.guidance_off().version,
+        KEYS.guidance_off().window("acme", "chat", "f00d"),
         LEDGER.trimmer,
         LEDGER.written,
         LEDGER.worker(1),
@@ -59,6 +62,8 @@ def test_temporary_keys_are_deleted_by_a_restore_and_in_no_backup(key: str) -> N
     "key",
     [
         KEYS.receipt("acme", "req_1"),
+        KEYS.collected("acme", "chat").requests,
+        KEYS.stored_response("acme", "resp_1").response,
         KEYS.teacher("big").cache,
         KEYS.teacher("big").boards,
         KEYS.heartbeat("ann"),

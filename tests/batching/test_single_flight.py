@@ -21,7 +21,6 @@ from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import AutoRule, choose_length
 from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.batching.teacher_queue import TeacherQueue
     from gateway.batching.ticket import Ticket
-    from gateway.policy.length import LengthChoice
     from gateway.protocol.chat import ChatRequest
     from gateway.redis.keys import RedisKeys
 
@@ -309,6 +307,7 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
                 "estimated": False,
                 "cache_write_input_tokens": 0,
                 "cache_write_1h_input_tokens": None,
+                "no_cache_reads": False,
             },
             None,
             [5, 9, 18],
@@ -368,11 +367,11 @@ class Room:
     def queue(self, _: str) -> TeacherQueue:
         return self._queue
 
-    async def open(self, length: LengthChoice | None = None, **rule: Any) -> tuple[Guidance, ReceiptBuilder]:
+    async def open(self, **rule: Any) -> tuple[Guidance, ReceiptBuilder]:
         rule = {"cache_ttl_s": 0.0} | rule
         guided = plan()
         assert guided.guidance is not None
-        guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule), length=length)
+        guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule))
         one = builder(guided)
         return await self._guide.open(chat(), one), one
 
@@ -434,25 +433,15 @@ async def test_requests_with_different_guidance_share_no_call(
         assert sources(*await asyncio.gather(one.open(), one.open(placement="context"))) == ["", "flight"]
 
 
-async def test_guidance_with_another_ending_rule_shares_no_call(redis_url: str, keys: RedisKeys) -> None:
-    """The requests to the teacher are equal, but skipped text does not count toward the minimum, so the end differs."""
-    until, sooner = (choose_length(AutoRule(stop_at="sentence", min=m), chat(), None, {}) for m in (16, 8))
-    anywhere = choose_length(AutoRule(), chat(), None, {})
+async def test_equal_requests_for_different_guidance_share_a_call(redis_url: str, keys: RedisKeys) -> None:
+    """36 tokens after up to 4 skipped ones are the same request to the teacher as 40 tokens."""
     skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 4))
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
-        rules: list[dict[str, Any]] = [
-            {"length": until, "tokens": 40},
-            {"length": until, "tokens": 40},
-            {"length": sooner, "tokens": 40},
-            {"length": until, "tokens": 36, "projection": skips},
-            {"length": anywhere, "tokens": 40},
-            {"tokens": 40},
-            {"tokens": 36, "projection": skips},
-        ]
+        rules: list[dict[str, Any]] = [{"tokens": 40}, {"tokens": 36, "projection": skips}]
         opened = await asyncio.gather(*(one.open(**rule) for rule in rules))
         assert {request.max_tokens for request in one.engine.record_deadline} == {40}
-        assert sources(*opened) == ["", "flight", "", "", "", "flight", "flight"]
+        assert sources(*opened) == ["", "flight"]
 
 
 async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> None:

@@ -55,7 +55,6 @@ def playground(
             guided("chat-open", cache_ttl="0s")
             | {"overrides": {"modes": ["teacher", "student"], "guidance_tokens": 64}},
             guided("chat-gone", student="gone", cache_ttl="0s"),
-            guided("chat-auto", tokens="auto", cache_ttl="0s"),
             STUDENT_ONLY,
             TEACHER_ONLY,
         ],
@@ -183,35 +182,6 @@ async def test_length_and_placement_change_the_guided_answer_and_the_url(
         await expect(page.get_by_label("Placement")).to_have_value("prefix")
         await expect(page.get_by_label("Length, in the teacher's tokens")).to_have_value("12")
         assert page.url.endswith("#tenant=acme&model=chat")
-
-
-@pytest.mark.long
-async def test_auto_is_offered_if_the_route_has_it_and_the_answer_shows_the_rule(
-    browser: Browser, playground: GatewayProcess
-) -> None:
-    rights = ["clipboard-read", "clipboard-write"]
-    address = "tenant=acme&model=chat-auto&max_tokens=64&temperature=0"
-    async with at_the_playground(browser, playground, address, permissions=rights) as page:
-        auto, length = page.get_by_label("auto", exact=True), page.get_by_label("Length, in the teacher's tokens")
-        await expect(auto).to_be_checked()
-        await expect(length).to_be_disabled()
-        await ask(page, "A shop has 48 eggs and sells 18. How many are left in total?")
-        for mode in MODES:
-            await ends(page, mode)
-        chosen = figure(page, "guided", "Length of the guidance")
-        await expect(chosen).to_contain_text("32 tokens")
-        await expect(chosen).to_contain_text("by rule maths")
-        assert await accessible(page) == []
-        await shoot(page, "playground-auto")
-        await auto.uncheck()
-        await expect(length).to_have_value("40")
-        assert "tokens=40" in page.url
-        await page.get_by_role("button", name="Copy as Python: Guided").click()
-        await expect(page.locator("#copied")).to_contain_text("callers get the length that the policy chooses")
-        await page.evaluate("location.hash = 'tenant=acme&model=chat&tokens=auto'")
-        await expect(page.locator("#status")).to_contain_text("not valid: tokens auto")
-        await expect(auto).to_be_hidden()
-        await expect(length).to_have_value("12")
 
 
 async def test_unknown_values_in_the_url_are_reported(browser: Browser, playground: GatewayProcess) -> None:

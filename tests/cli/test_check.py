@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -17,7 +16,6 @@ from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
 from gateway.config.settings import OVERRIDES
 from gateway.pipeline.guidance_deadlines import MeasuredTime, write_times
 from gateway.policy.book import check_all
-from tests.policy.test_length_model import FILE as FITTED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -259,7 +257,6 @@ def test_settings_unfit_for_production_are_warnings(
     [
         ([("    student: small", "    students: [small, big] #")], "big is a TGI server, which caches no prefix"),
         ([("placement: prefix ", "placement: context ")], "has no effect with placement context"),
-        ([("tokens: 40 ", "tokens: auto "), ("probe: off ", "probe: on ")], "has no effect with auto.probe"),
     ],
 )
 def test_a_warmup_without_effect_is_a_warning(folder: Path, edits: list[tuple[str, str]], warning: str) -> None:
@@ -374,6 +371,8 @@ def test_the_size_of_a_projection_is_printed_once(folder: Path) -> None:
     code, out, _ = run()
     note = "projection primed: adds 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, to each teacher "
     assert (code, out[:-1]) == (0, [f"note: {note}request; receipts include these tokens"])
+    edit(file, "exemplars: exemplars/arithmetic.yaml", "exemplars: exemplars/choices.yaml")
+    assert run()[1][0].startswith("note: projection primed: adds 8 exemplars of exemplars/choices.yaml, about ")
     edit(file, "      exemplars: ", "      # exemplars: ")
     assert run()[1][0].startswith("note: projection primed: adds 5 exemplars, about ")
     edit(file, "projection: primed ", "projection: direct ")
@@ -388,16 +387,3 @@ def test_json_exemplars_in_the_policy_folder_cause_no_warning(folder: Path) -> N
     assert "warning: policies/it.json: not read: rename it to end in .yaml" in run()[2]
     edit(folder / "policies" / "default.yaml", "projection: cutoff ", "projection: primed\n      exemplars: it.json #")
     assert not [line for line in run()[2] if "it.json" in line]
-
-
-def test_a_file_of_learned_lengths_is_read_and_named_in_its_issues(folder: Path) -> None:
-    file = folder / "policies" / "chat.json"
-    file.write_text(json.dumps(FITTED))
-    assert "warning: policies/chat.json: not read: rename it to end in .yaml" in run()[2]
-    edit(folder / "policies" / "default.yaml", "# model: lengths/chat.json", "model: chat.json")
-    code, _, err = run()
-    assert (code, [line for line in err if "chat.json" in line]) == (0, [])
-    file.write_text(json.dumps(FITTED | {"format": 2}))
-    code, _, err = run()
-    assert (code, err[1:]) == (1, ["1 issue found"])
-    assert err[0].startswith("policies/chat.json: is no file of `eval fit`: format: ")

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+from msgspec import structs
 from typer.testing import CliRunner
 
 from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
 from gateway.cli.lazy import SETTINGS
 from gateway.errors import StartupError
 from gateway.evaluation.questions.data import exemplars
-from gateway.evaluation.setting import RunLibrary
+from gateway.evaluation.record import EXAMPLES, Example, write_lines
+from gateway.evaluation.setting import RunLibrary, with_first_exemplars
+from gateway.evaluation.summary import COST_NOTE
 from tests.cli import in_process
 from tests.cli.in_process import Done
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, Truth, folder_of
+from tests.evaluation.run_folders import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +64,11 @@ def test_the_check_accepts_the_written_policy_without_a_warning(
     folder_of(tmp_path / "run", truths, 400, exactly=True)
     (tmp_path / "config.yaml").write_text(CONFIG)
     policy = tmp_path / "policies" / "acme.yaml"
-    done = run(tmp_path / "run", "--out", policy, "--tenant", "acme", "--route", "maths")
+    options = ("--tenant", "acme", "--route", "maths")
+    refused = run(tmp_path / "run", "--out", policy, *options)
+    assert (refused.returncode, policy.exists()) == (1, False)
+    assert f"policies may be read by a gateway (see {tmp_path / 'config.yaml'})" in refused.stderr
+    done = run(tmp_path / "run", "--apply", "--out", policy, *options)
     assert done.returncode == status, done.stderr
     assert f"written: {policy}" in done.stdout
     assert f"mode: {mode}" in policy.read_text()
@@ -68,11 +76,24 @@ def test_the_check_accepts_the_written_policy_without_a_warning(
     assert checked.returncode == 0, checked.stderr
     warned = [line for line in (checked.stdout + checked.stderr).splitlines() if "route maths" in line]
     assert warned == []
-    again = run(tmp_path / "run", "--out", policy)
+    again = run(tmp_path / "run", "--apply", "--out", policy)
     assert again.returncode == 1
     assert "--force" in again.stderr
-    assert run(tmp_path / "run", "--out", policy, "--force").returncode == status
+    assert run(tmp_path / "run", "--apply", "--out", policy, "--force").returncode == status
     assert "tenant: default" in policy.read_text()
+
+
+def test_a_folder_with_another_policy_needs_apply(tmp_path: Path) -> None:
+    folder_of(tmp_path / "run", PAYS, 400, exactly=True)
+    (tmp_path / "new" / "projections").mkdir(parents=True)
+    (tmp_path / "new" / "notes.yaml").write_text("text: not a policy\n")
+    policy = tmp_path / "new" / "acme.yaml"
+    assert run(tmp_path / "run", "--out", policy).returncode == 0
+    assert run(tmp_path / "run", "--out", policy, "--force").returncode == 0
+    refused = run(tmp_path / "run", "--out", policy.with_name("other.yaml"))
+    assert refused.returncode == 1
+    assert f"(see {policy})" in refused.stderr
+    assert run(tmp_path / "run", "--apply", "--out", policy.with_name("other.yaml")).returncode == 0
 
 
 def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: Path) -> None:
@@ -90,7 +111,7 @@ def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: P
         folder_of(tmp_path / name, [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
     (tmp_path / "config.yaml").write_text(CONFIG)
     policy = tmp_path / "policies" / "acme.yaml"
-    routes = ("--route", "one", "--route", "two", "--out", policy)
+    routes = ("--route", "one", "--route", "two", "--apply", "--out", policy)
     done = run(tmp_path / "primed", tmp_path / "brisk", *routes)
     assert done.returncode == 0, done.stderr
     files = ("exemplars/mine.yaml", "projections/brisk.yaml", "shown/brisk.yaml")
@@ -104,10 +125,36 @@ def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: P
     assert "shown/brisk.yaml exists with other contents" in other.stderr
     assert not policy.exists(), "nothing is written by halves"
     (tmp_path / "mine.yaml").unlink()
-    gone = run(tmp_path / "primed", "--out", policy)
+    gone = run(tmp_path / "primed", "--apply", "--out", policy)
     assert "mine.yaml cannot be read (no such file or directory): the run used it" in gone.stderr
-    named = run(tmp_path / "primed", "--out", policy, "--guidance", "exemplars=exemplars/mine.yaml")
+    named = run(tmp_path / "primed", "--apply", "--out", policy, "--guidance", "exemplars=exemplars/mine.yaml")
     assert named.returncode == 0, named.stderr
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["--exemplars", "shipped"])
+def test_the_first_exemplars_of_a_setting_get_a_file_of_their_own(tmp_path: Path, own: bool) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "".join(f"- {{question: 'How many is {n} + 2?', answer: '{n} + 2 = {n + 2}.'}}\n" for n in range(3))
+    )
+    library = RunLibrary.read(None, *((file, exemplars(file)) if own else (None, ())))
+    primed = with_first_exemplars(library.find("primed"), 2)
+    guided = library.with_source(replace(M40, projection=primed, exemplar_count=2))
+    folder_of(tmp_path / "run", [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    policy = tmp_path / "policies" / "acme.yaml"
+    done = run(tmp_path / "run", "--apply", "--out", policy)
+    assert done.returncode == 0, done.stderr
+    name = f"exemplars/{'mine' if own else 'primed'}-first-2.yaml"
+    assert f"exemplars: {name}" in policy.read_text()
+    assert exemplars(policy.parent / name) == primed.exemplars
+    assert [one.name for one in (policy.parent / "exemplars").iterdir()] == [Path(name).name]
+    checked = in_process.run("check", "--config", str(tmp_path / "config.yaml"))
+    assert checked.returncode == 0, checked.stderr
+    policy.unlink()
+    other = run(tmp_path / "run", "--apply", "--out", policy, "--guidance", "exemplars=exemplars/other.yaml")
+    assert other.returncode == 0, other.stderr
+    assert "exemplars: exemplars/other.yaml" in policy.read_text()
 
 
 LIST_OF_ONE = "- {question: How many is 2 + 2?, answer: 2 + 2 = 4.}\n"
@@ -184,6 +231,42 @@ def test_json_has_the_exact_figures(tmp_path: Path) -> None:
     assert Decimal(route["settings"][0]["cost_usd"]) == Decimal("0.0004")
     assert route["held_out"]["questions"] == 400
     assert route["settings"][0]["pays"] is None
+    answers = route["best_guided"]
+    assert answers["setting"] == route["chosen"]
+    teacher = "teacher, chat, 300 tokens"
+    assert {answers[name]["against"] for name in ("beats_mixture", "loss", "savings")} == {teacher}
+    assert answers["beats_mixture"]["answer"] == "shown"
+    assert answers["loss"]["value"] == 0
+    assert answers["loss"]["interval"][0] < 0 < answers["loss"]["interval"][1]
+    # 40 instead of 200 teacher tokens at 2 USD per 1M, and 120 student tokens at 0.1 USD.
+    assert Decimal(answers["savings"]["usd"]) == Decimal("0.000308")
+    assert answers["savings"]["share"]["value"] == pytest.approx(0.77)
+
+
+def test_a_baseline_that_no_policy_can_have_is_named(tmp_path: Path) -> None:
+    shots = Truth(replace(ALONE[0].setting, form="completion", shots=8), 0.82, 190, 0)
+    done = run(folder_of(tmp_path, [*PAYS, shots], 400, exactly=True), "--asked", "chat")
+    assert done.returncode == 0
+    assert "Teacher alone (completion, 8 shots; a baseline only): 82.0 % right" in done.stdout
+    assert "teacher, completion, 8 shots, 300 tokens is a baseline only: a policy does not choose" in done.stdout
+    assert "Loss of accuracy: 2.0 points" in done.stdout
+    assert COST_NOTE in done.stdout
+
+
+def test_exemplars_are_written_to_the_prompt_cache_in_the_other_calls(tmp_path: Path) -> None:
+    folder_of(tmp_path, PAYS, 30, exactly=True)
+    examples = list(read_lines(tmp_path / EXAMPLES, Example))
+    write_lines(
+        tmp_path / EXAMPLES,
+        [structs.replace(one, teacher_input_tokens=1000 * (one.mode == "guided")) for one in examples],
+    )
+    done = run(tmp_path, "--json", "--price", "teacher=1,0,0.1,2", "--price", "student=0,0", "--cache-hits", "75%")
+    (route,) = json.loads(done.stdout)["routes"]
+    # 750 tokens at 0.1 USD and 250 tokens at 2 USD per 1M.
+    assert {Decimal(one["cost_usd"]) for one in route["settings"]} == {0, Decimal("0.000575")}
+    assert (
+        "assumed: the teacher reads 75% of the exemplars' tokens, beyond the caller's prompt, from its prompt cache"
+    ) in route["notes"]
 
 
 def test_too_few_questions_leave_with_a_status_of_their_own(tmp_path: Path) -> None:
@@ -230,7 +313,13 @@ def test_without_a_setting_above_the_target_nothing_is_written(tmp_path: Path) -
         (("--cost-share", "a"), "at most 100%"),
         (("--confidence", "40%"), "more than 50% and less than 100%"),
         (("--price", "tutor=1,2"), "teacher=IN,OUT"),
-        (("--price", "student=1,2,3"), "teacher=IN,OUT,CACHED or student=IN,OUT"),
+        (("--price", "student=1,2,3"), "teacher=IN,OUT,CACHED,WRITE or student=IN,OUT"),
+        (("--price", "teacher=1,2,3,4,5"), "teacher=IN,OUT,CACHED,WRITE"),
+        (
+            ("--price", "teacher=1,1", "--cache-hits", "101%"),
+            "0% (no prompt cache) to 100%, like 95% or 0.95, or measured",
+        ),
+        (("--cache-hits", "95%"), "needs --price"),
         (("--guidance", "deadline"), "NAME=VALUE"),
         (("--route", "a", "--route", "b"), "needs 1 names, one for each route"),
     ],
@@ -250,6 +339,28 @@ def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypat
     done = run(tmp_path)
     assert done.returncode == 1
     assert "This needs numpy, which is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
+
+
+def test_no_share_of_a_teacher_that_is_worse_than_the_student(tmp_path: Path) -> None:
+    teacher, student = ALONE
+    truths = [replace(teacher, accuracy=0.3), replace(student, accuracy=0.5), Truth(M40, 0.45, 40, 120)]
+    done = run(folder_of(tmp_path, truths, 400, exactly=True))
+    assert "less accurate than the student alone: 30.0 % and 50.0 % right. There is no accuracy to keep." in done.stdout
+    assert "Selected and measured on different questions" in done.stdout
+    assert "is kept" not in done.stdout
+
+
+def test_truncated_and_failed_answers_are_in_the_headline(tmp_path: Path) -> None:
+    folder_of(tmp_path, PAYS, 100, exactly=True)
+    lines = list(read_lines(tmp_path / EXAMPLES, Example))
+    changed = [
+        structs.replace(one, finish="length", error="engine_timeout" if one.question < "q0002" else None)
+        if one.mode == "teacher" and one.question < "q0009"
+        else one
+        for one in lines
+    ]
+    write_lines(tmp_path / EXAMPLES, changed)
+    assert "9 of 100 answers truncated at 300 tokens, 2 failed\n" in run(tmp_path).stdout
 
 
 def test_a_run_without_prices_requires_the_options(tmp_path: Path) -> None:
@@ -272,4 +383,4 @@ def test_the_example_in_the_documentation_is_the_output(tmp_path: Path, monkeypa
     assert "\n".join(line.rstrip() for line in shown.splitlines() if line.strip()) == printed
     written = re.search(r"```yaml\n(.*?)```", rest, re.DOTALL)
     assert written is not None
-    assert Path("policies/sums.yaml").read_text("utf-8") == written[1]
+    assert Path("sums.yaml").read_text("utf-8") == written[1]

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cli.in_process import run
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.in_process import Done
 
 MODELS = [model("big", "tgi", "http://127.0.0.1:9"), model("small", "openai", "http://127.0.0.1:9/v1")]
 
@@ -35,7 +38,7 @@ def _config(folder: Path, **sections: Any) -> str:
     return str(folder / "config.yaml")
 
 
-def _one_line(done: subprocess.CompletedProcess[str]) -> str:
+def _one_line(done: subprocess.CompletedProcess[str] | Done) -> str:
     assert done.returncode == 1
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
@@ -77,7 +80,7 @@ def test_a_port_that_another_gateways_workers_share(tmp_path: Path, redis_url: s
 @pytest.mark.parametrize("workers", ["0", "-1", "257", "two"])
 def test_a_number_of_workers_that_cannot_be(tmp_path: Path, workers: str) -> None:
     """The flag names itself and its bounds."""
-    done = _run("serve", "--config", _config(tmp_path), "--workers", workers)
+    done = run("serve", "--config", _config(tmp_path), "--workers", workers)
     assert done.returncode == 2
     assert "Invalid value for '--workers'" in done.stderr
 
@@ -101,7 +104,7 @@ def test_invalid_yaml_is_reported_with_every_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     policy = tmp_path / "policies" / "acme.yaml"
     policy.write_text(policy.read_text().replace("student: small", "student: smal"))
-    done = _run("serve", "--config", config)
+    done = run("serve", "--config", config)
     assert done.returncode == 1
     assert "config.yaml:" in done.stderr
     assert "Did you mean 'api_base'" in done.stderr
@@ -116,13 +119,13 @@ def test_no_configuration_at_all(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_to_be_had(tmp_path: Path) -> None:
     """demo with an unknown model lists the known ones, before it fetches the other."""
-    assert "smollm2-135m-instruct" in _one_line(_run("demo", "--student", "no-such-model", "--ask", "x"))
+    assert "smollm2-135m-instruct" in _one_line(run("demo", "--student", "no-such-model", "--ask", "x"))
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["queue"], ["version"]])
 def test_help_teaches(command: list[str]) -> None:
     """Every command has help."""
-    done = _run(*command, "--help")
+    done = run(*command, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
@@ -131,5 +134,5 @@ def test_version() -> None:
     """For people and for scripts."""
     from gateway import __version__
 
-    assert _run("version").stdout == f"gkt-gateway {__version__}\n"
-    assert _run("version", "--short").stdout == f"{__version__}\n"
+    assert run("version").stdout == f"gkt-gateway {__version__}\n"
+    assert run("version", "--short").stdout == f"{__version__}\n"

@@ -275,6 +275,8 @@ def set_up(folder: Path, redis_url: str) -> Iterator[FaultGateway]:
                     STUDENT_ONLY,
                     *(
                         {"model": name, "mode": "student", "student": name, "baseline": "big"}
+                        # A retry of the gateway would wait for a second, too.
+                        | ({"retries": {"num_retries": 0}} if name.startswith("busy") else {})
                         for name in FaultGateway.ROUTES
                     ),
                     {"model": "vectors", "mode": "embeddings", "student": "small"},

@@ -84,6 +84,10 @@ def test_a_value_that_no_browser_sends_is_an_issue(tmp_path: Path, origin: str) 
         ("{origins: []}", "origins: must have at least 1 entry"),
         ("{origins: https://a.example}", "origins: must be a list: one '- ...' per entry"),
         ("{origins: ['*'], headers: ['x trace']}", "headers[0]: must be the name of a header, like authorization"),
+        (
+            "{origins: ['*'], headers: ['*']}",
+            "headers[0]: must be the name of a header. To allow all headers, authorization included, omit the list",
+        ),
         ("{origins: ['*'], headers: []}", "headers: must have at least 1 entry"),
         ("{origins: ['*'], max_age: 2d}", "max_age: must be between 0s and 1d"),
         ("{headers: [x-trace]}", "origins: missing: add it"),

@@ -132,6 +132,27 @@ def _adapt_to_tgi(case: schemathesis.Case) -> None:
         case.body = {name: part for name, part in case.body.items() if name not in ("output_config", "output_format")}
 
 
+def _adapt_prompt(body: dict[str, Any]) -> None:
+    prompt = body.get("prompt")
+    if prompt is None:
+        body.pop("messages", None)  # with messages, a prompt is required: the body is a chat's
+    elif isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt):
+        body["prompt"] = prompt[:8]  # JSON Schema does not multiply them by `n`, up to 128
+
+
+def _without_repetitions(items: list[Any]) -> list[Any]:
+    """Keep the first reference to an item. OpenAI rejects a second one, too."""
+    seen: list[Any] = []
+    kept = []
+    for one in items:
+        if isinstance(one, dict) and one.get("type") == "item_reference":
+            if one.get("id") in seen:
+                continue
+            seen.append(one.get("id"))
+        kept.append(one)
+    return kept
+
+
 def _adapt_tools(path: str, body: dict[str, Any]) -> None:
     """Drop tools that the engine does not know, and outputs and choices whose call or tool may not be there."""
     tools, items = body.get("tools"), body.get("input")
@@ -142,7 +163,7 @@ def _adapt_tools(path: str, body: dict[str, Any]) -> None:
         # JSON Schema compares no two fields.
         if isinstance(items, list):
             kept = [one for one in items if not (isinstance(one, dict) and str(one.get("type")).endswith("_output"))]
-            body["input"] = [*kept, {"role": "user", "content": "Hi"}]
+            body["input"] = [*_without_repetitions(kept), {"role": "user", "content": "Hi"}]
         if isinstance(body.get("tool_choice"), dict) or not tools:
             body.pop("tool_choice", None)
 
@@ -178,8 +199,8 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         case.body["at"] = None  # nor does JSON Schema know what time it is
     if case.headers is not None and case.headers.get("x-gkt-mode") == "teacher":
         _adapt_to_tgi(case)
-    if case.path == "/v1/completions" and isinstance(case.body, dict) and case.body.get("prompt") is None:
-        case.body.pop("messages", None)  # with messages, a prompt is required: the body is a chat's
+    if case.path == "/v1/completions" and isinstance(case.body, dict):
+        _adapt_prompt(case.body)
     if case.path == "/v1/usage" and case.query is not None:
         # It has no calendar either, and no list of words in one text.
         fine = {"since": "1h", "until": "", "by": "mode,key", "model": ""}
@@ -194,6 +215,8 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         headers={"Authorization": f"Bearer {KEY}"},
         excluded_checks=[ignored_auth] if of_a_field else [],
     )
+    # The document allows these for every request, so that none of them proves anything about the body.
+    assert response.status_code not in (401, 403, 429), response.text
     assert response.status_code < 500, response.text
 
 
@@ -209,6 +232,7 @@ def test_the_document_is_public_and_cacheable(gate: GatewayProcess) -> None:
         assert bool(again.content) == (status == 200)
 
 
+@pytest.mark.timeout(600)
 @API.parametrize()
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_reply_matches_the_document(
@@ -220,7 +244,7 @@ def test_every_reply_matches_the_document(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @ONLY_RANDOM.parametrize()
-@settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_reply_matches_the_document_in_many_requests(
     case: schemathesis.Case, gate: GatewayProcess, session: requests.Session
 ) -> None:

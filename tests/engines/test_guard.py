@@ -23,7 +23,6 @@ from gateway.errors import (
     EngineRejected,
     EngineUnreachable,
     EngineUnsupported,
-    StopStream,
 )
 from gateway.telemetry.metrics import Metrics
 
@@ -117,25 +116,6 @@ async def test_a_trial_whose_answer_is_empty_closes_the_circuit() -> None:
     assert await world.call() is None
     assert world.engine.breaker == "closed"
     assert await world.call() is None
-
-
-async def test_guidance_that_was_stopped_by_its_reader_is_a_success() -> None:
-    """The reader ended the call, so the engine has not failed."""
-    world = World([failed()], [failed()])
-    await world.call()
-    await world.call()
-    world.now = 1.0
-
-    async def generate_guidance(_: Any, *, batch: str | None, on_text: Any) -> Any:
-        on_text("First this.")
-
-    def enough(_: str) -> None:
-        raise StopStream
-
-    world.scripted.generate_guidance = generate_guidance
-    with pytest.raises(StopStream):
-        await world.engine.generate_guidance(None, on_text=enough)  # type: ignore[arg-type]
-    assert world.engine.breaker == "closed"
 
 
 async def test_an_engine_that_always_breaks_off_midway_opens_the_circuit() -> None:

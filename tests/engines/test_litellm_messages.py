@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from gateway.capabilities.anthropic import MessagesFields, answering, read_by
+from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.base import TeacherRequest
 from gateway.errors import EngineUnsupported
 from gateway.pipeline.stream import StreamRelay
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.protocol.anthropic.request import MessagesRequest
 
 CACHED = {"type": "ephemeral", "ttl": "1h"}
-HEADERS = {"anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
+HEADERS = {"anthropic-version": "2023-01-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
 THOUGHT = {"type": "thinking", "thinking": "Rayleigh", "signature": "c2ln"}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1}}
 TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {"a": {}}}}
@@ -78,11 +79,47 @@ async def test_claude_gets_all_that_the_caller_sent() -> None:
     assert sent["stop_sequences"] == BODY["stop_sequences"]
     assert sent["metadata"] == {"user_id": "u-1"}
     assert sent["context_management"] == BODY["context_management"]
-    assert request.headers["anthropic-version"] == HEADERS["anthropic-version"]
+    assert request.headers["anthropic-version"] == "2023-06-01"  # LiteLLM's own
     assert HEADERS["anthropic-beta"] in re.split(", ?", request.headers["anthropic-beta"])
     writer = MessagesWriter("req_1", (), shows_thinking=True)
     usage = {"prompt_tokens": 1, "completion_tokens": 1}
     assert writer.reply({**plain, "model": "m", "usage": usage})["content"] == reply["content"]
+
+
+async def test_claude_gets_the_computer_tool() -> None:
+    tool = {"type": "computer_20250124", "name": "computer", "display_width_px": 1024, "display_height_px": 768,
+            "cache_control": CACHED}  # fmt: skip
+    async with behind(CLAUDE, MESSAGES_PATH, replying(message("Two.")), continuation="none") as (engine, fake):
+        await answered(engine, {**BODY, "tools": [tool]})
+    assert fake.bodies[0]["tools"] == [tool]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"context_management": {"edits": "x"}},
+        {"context_management": {"edits": ["x"]}},
+        {"tools": [{"type": "bash_20250124"}]},
+        {"tools": [{"type": "bash_20250124", "name": "bash", "allowed_callers": "x"}]},
+    ],
+)
+async def test_a_request_that_cannot_be_translated_is_no_failure_of_the_engine(fields: dict[str, Any]) -> None:
+    """It is not sent again, opens no circuit, and costs nothing."""
+    async with behind(CLAUDE, MESSAGES_PATH, replying(message("Two.")), continuation="none") as (engine, fake):
+        with pytest.raises(EngineUnsupported) as refused:
+            await answered(engine, {**BODY, **fields})
+    assert (refused.value.blames_request, refused.value.may_have_run, fake.bodies) == (True, False, [])
+
+
+async def test_claude_continues_an_answer_without_thinking() -> None:
+    """Claude Code requests adaptive thinking in each request. With a begun answer, Claude would reject it."""
+    body = {**BODY, "thinking": {"type": "adaptive"}, "messages": BODY["messages"][:1]}
+    async with behind(CLAUDE, MESSAGES_PATH, replying(message(" two.")), continuation="trailing") as (engine, fake):
+        request = parse_messages(orjson.dumps(body))
+        with answering(fields_of(request)):
+            await engine.complete(request.chat.body, Prefill("One,", Continuation("trailing")))
+    assert fake.bodies[0]["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "text": "One,"}]}
+    assert not {"thinking", "context_management"} & fake.bodies[0].keys()
 
 
 async def test_a_tool_result_keeps_its_mark_for_the_cache() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 from aiohttp import web
+from msgspec import structs
 
 from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
@@ -408,6 +409,10 @@ def stored(tokens: int, cached: int = 0, hour: int | None = None) -> TokenUsage:
     return TokenUsage(9, 4, cached, cache_write_input_tokens=tokens, cache_write_1h_input_tokens=hour)
 
 
+def none_read(tokens: int, hour: int | None = None) -> TokenUsage:
+    return structs.replace(stored(tokens, hour=hour), no_cache_reads=True)
+
+
 def split(**lifetimes: Any) -> dict[str, Any]:
     """Return a usage with 6 stored tokens and their lifetimes, as LiteLLM reports them."""
     named = {f"ephemeral_{lifetime[1:]}_input_tokens": tokens for lifetime, tokens in lifetimes.items()}
@@ -422,6 +427,7 @@ def split(**lifetimes: Any) -> dict[str, Any]:
         ({"prompt_tokens": 9, "completion_tokens": 0}, TokenUsage(9, 0)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5}}, TokenUsage(9, 4, 5)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 50}}, TokenUsage(9, 4, 9)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 0}}, TokenUsage(9, 4, no_cache_reads=True)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": -5}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": True}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, TokenUsage(9, 4)),
@@ -432,16 +438,16 @@ def split(**lifetimes: Any) -> dict[str, Any]:
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 8}}, stored(8, 1)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 80}}, stored(9)),
         ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": -3}}, TokenUsage(9, 4)),
-        (split(_5m=2, _1h=4), stored(6, hour=4)),
-        (split(_5m=6), stored(6, hour=0)),
-        (split(_5m=6, _1h=None), stored(6, hour=0)),
-        (split(_1h=6), stored(6, hour=6)),
-        (split(_1h=60), stored(6, hour=6)),
-        (split(_5m=2, _1h=1), stored(6, hour=4)),  # three tokens without a lifetime
-        (split(_5m=60, _1h=1), stored(6, hour=1)),
-        (split(_5m=-1, _1h="4"), stored(6)),
-        (split(), stored(6)),
-        (split(_12h=6), stored(6)),
+        (split(_5m=2, _1h=4), none_read(6, hour=4)),
+        (split(_5m=6), none_read(6, hour=0)),
+        (split(_5m=6, _1h=None), none_read(6, hour=0)),
+        (split(_1h=6), none_read(6, hour=6)),
+        (split(_1h=60), none_read(6, hour=6)),
+        (split(_5m=2, _1h=1), none_read(6, hour=4)),  # three tokens without a lifetime
+        (split(_5m=60, _1h=1), none_read(6, hour=1)),
+        (split(_5m=-1, _1h="4"), none_read(6)),
+        (split(), none_read(6)),
+        (split(_12h=6), none_read(6)),
         (
             {**COUNTED, "cache_creation_input_tokens": 6, "cache_creation": {"ephemeral_1h_input_tokens": 6}},
             stored(6, hour=6),

@@ -112,7 +112,7 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
         ({"question": "a", "answer": "1", "scorrer": "exact"}, "1: scorrer: unknown field. Did you mean 'scorer'?"),
         (
             {"question": "a", "answer": "1", "scorer": "numerc"},
-            "1: scorer: unknown scorer 'numerc'; known: exact, numeric, choice, contains, regex, judge. Did",
+            "1: scorer: unknown scorer 'numerc'; known: exact, numeric, choice, contains, regex, judge, preference. ",
         ),
         (
             {"question": "a", "answer": "1", "scorer": "os:system"},

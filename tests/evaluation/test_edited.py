@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
-from gateway.evaluation.advice.fit import families, fit
 from gateway.evaluation.advice.policy_file import edited_files
 from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.data import exemplars
-from gateway.evaluation.setting import RunLibrary, Setting, read_auto
-from tests.evaluation.families import examples, manifest, questions
+from gateway.evaluation.setting import RunLibrary, Setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,22 +74,3 @@ def test_unknown_changes_are_not_reported(folder: Path) -> None:
     shipped = shipped | {"shown": "0" * 16}
     assert [edited_files(one) for one in (hashless, few_shot, shipped, unnamed)] == [()] * 4
     assert edited_files(old)
-
-
-@pytest.mark.long
-def test_a_model_that_chooses_the_length_is_such_a_file(tmp_path: Path) -> None:
-    few = questions(60)
-    run = manifest(60)
-    (family,) = families(run, examples(few, by_kind=True), few)
-    model, rule = tmp_path / "chat.json", tmp_path / "rule.yaml"
-    model.write_text(fit(family, run, "chat", 1).model_dump_json())
-    rule.write_text("model: chat.json\nmin: 10\n")
-    guided = Setting(mode="guided", auto=read_auto(rule))
-    setting = orjson.loads(orjson.dumps(guided.as_dict() | {"shown": shown_hash(guided, ())}))
-    assert edited_files(setting) == ()
-    rule.write_text("model: other.json\n")
-    assert edited_files(setting) == (), "the policy gets the rule of the run"
-    model.write_text(fit(family, run, "chat", 2).model_dump_json())
-    assert edited_files(setting) == (model,)
-    model.unlink()
-    assert edited_files(setting) == (model,)

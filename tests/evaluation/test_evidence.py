@@ -13,7 +13,6 @@ from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, combine, evidence_of
 from gateway.evaluation.advice.target import AnswerPanel
 from gateway.evaluation.record import EXAMPLES, Example, read_run, write_lines
-from gateway.evaluation.setting import read_auto
 from gateway.pricing import Price
 from tests.evaluation.known_truth import ALONE, M20, M40, STUDENT, TEACHER, Truth, folder_of
 from tests.evaluation.run_folders import read_lines
@@ -99,7 +98,24 @@ def test_one_of_several_prompt_formats_must_be_selected(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="no settings with the request form 'chats': --asked 'chat'"):
         evidence_of(run, "chats")
     found = evidence_of(run, "completion, 8 shots")
-    assert {one.setting["shots"] for one in found.candidates} == {8}
+    selectable = [one for index, one in enumerate(found.candidates) if found.is_selectable(index)]
+    assert {one.setting["shots"] for one in selectable} == {8}
+    assert len(selectable) == 3
+
+
+def test_the_teacher_with_other_requests_is_a_baseline(tmp_path: Path) -> None:
+    """It may have answered other numbers of questions than the settings of the requests."""
+    shown = Truth(replace(TEACHER, form="completion", shots=8), 0.9, 100, 0)
+    sampled = Truth(replace(TEACHER, form="completion", temperature=1.0), 0.9, 100, 0)
+    truths = (*ALONE, GUIDED, shown, sampled)
+    found = evidence_of(read_run(folder_of(tmp_path, truths, 100)), "chat")
+    assert [found.candidates[index].name for index in found.teachers] == [TEACHER.name, shown.setting.name]
+    assert [found.is_selectable(index) for index in found.teachers] == [True, False]
+    assert found.teacher == found.teachers[0]
+    keep_only(tmp_path, lambda one: one.setting == shown.setting.name or one.question < "q0040")
+    assert len(evidence_of(read_run(tmp_path), "chat").questions) == 40
+    both = combine([found, found._replace(sources=("other",))])
+    assert (both.teachers, both.teacher) == (found.teachers, found.teacher)
 
 
 def test_the_two_alone_are_those_with_the_largest_limit_that_both_have(tmp_path: Path) -> None:
@@ -161,17 +177,6 @@ def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> No
     assert AnswerPanel.of(found).correct.shape == (100, 3)
     assert len(found.manifests) == len(found.sources) == 2
     assert found.notes == (f"left out, because some folders lack them: {M20.name}",)
-
-
-def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Path) -> None:
-    found = []
-    for most in (60, 70):
-        (tmp_path / "rule.yaml").write_text(f"max: {most}\n")
-        auto = replace(GUIDED.setting, tokens=0, auto=read_auto(tmp_path / "rule.yaml"))
-        found.append(evidence(tmp_path / str(most), (*ALONE, GUIDED, replace(GUIDED, setting=auto)), 40))
-    both = combine(found)
-    assert AnswerPanel.of(both).correct.shape == (80, 3)
-    assert both.notes == (f"left out, because each folder has another rule: {auto.name}",)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +10,7 @@ from gateway.policy.projections import Exemplar
 from gateway.scoring.choices import choice
 from gateway.scoring.numbers import result
 
-if TYPE_CHECKING:
-    from pathlib import Path
+CHOICES = Path(__file__).parents[2] / "policies" / "exemplars" / "choices.yaml"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -69,14 +68,34 @@ def test_our_own_arithmetic_is_right() -> None:
         assert f"{worked.value}." == stated, one.question
 
 
+def choices_of(exemplar: Exemplar) -> dict[str, str]:
+    listed = exemplar.question.partition(" Answer Choices: (")[2].split(" (")
+    return dict(part.split(") ", 1) for part in listed)
+
+
 def test_our_own_choices_name_one_of_theirs() -> None:
     for one in shipped(["choice"]):
-        listed = one.question.partition(" Answer Choices: (")[2].split(" (")
-        choices = dict(part.split(") ", 1) for part in listed)
+        choices = choices_of(one)
         assert list(choices) == list("abcde")
         right = choice(one.answer, choices)
         assert right is not None
         assert choices[right] in one.answer, one.question
+
+
+def test_answers_of_the_policys_choices_begin_with_their_letter_at_any_length() -> None:
+    """Guidance of a few tokens already contains the choice, and it is scored as the whole answer is."""
+    found = exemplars(CHOICES)
+    assert len(found) == 8
+    letters = [one.answer[1] for one in found]
+    assert set(letters) == set("abcde"), "no letter is preferred"
+    for one, right in zip(found, letters, strict=True):
+        choices, words = choices_of(one), one.answer.split()
+        assert list(choices) == list("abcde")
+        assert one.answer.startswith(f"({right}) {choices[right]}, because "), one.question
+        cut = {choice(" ".join(words[:count]), choices) for count in range(1, len(words) + 1)}
+        reason = one.answer.partition(", because ")[2]
+        assert cut | {choice(f"({right.upper()}) because {reason}", choices)} == {right}, one.question
+    assert not {one.question for one in found} & {one.question for one in shipped(["choice"])}
 
 
 def test_mixed_questions_have_none() -> None:

@@ -16,7 +16,6 @@ from gateway.evaluation.folder import RunFolder, shown_hash
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
 from gateway.evaluation.run import failed_example
-from gateway.evaluation.setting import read_auto
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for
@@ -36,6 +35,12 @@ WAS = manifest(PAIR, SETTINGS[:2])
 def begun(path: Path) -> None:
     with RunFolder(path) as folder:
         folder.begin(WAS, QUESTIONS)
+
+
+def test_other_users_cannot_read_a_new_folder(tmp_path: Path) -> None:
+    """Its questions may be requests of production."""
+    begun(tmp_path / "run")
+    assert (tmp_path / "run").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
@@ -96,22 +101,6 @@ def test_other_exemplars_under_an_old_name_are_refused(tmp_path: Path) -> None:
             folder.begin(new_manifest((changed,), EXEMPLARS), QUESTIONS)
 
 
-def test_another_rule_for_the_length_under_an_old_name_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "rule.yaml"
-
-    def new_manifest() -> Manifest:
-        setting = replace(GUIDED, tokens=0, auto=read_auto(file))
-        return msgspec.structs.replace(WAS, settings=[setting.as_dict() | {"shown": shown_hash(setting, EXEMPLARS)}])
-
-    file.write_text("max: 60\n")
-    with RunFolder(tmp_path / "run") as folder:
-        folder.begin(new_manifest(), QUESTIONS)
-        folder.begin(new_manifest(), QUESTIONS)
-        file.write_text("max: 61\n")
-        with pytest.raises(StartupError, match="m=auto', or its choice of m, differs"):
-            folder.begin(new_manifest(), QUESTIONS)
-
-
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\nfrom gateway.evaluation.folder import RunFolder\n"
@@ -128,13 +117,13 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
     begun(tmp_path)
     with RunFolder(tmp_path) as folder:
-        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[0], "engine_failed", "teacher"))
-        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[1], "engine_failed", "teacher"))
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[0], "engine_failed", "teacher", folder))
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[1], "engine_failed", "teacher", folder))
     file = tmp_path / EXAMPLES
     file.write_bytes(file.read_bytes()[:-9])
     with RunFolder(tmp_path) as folder:
         assert list(folder.examples) == [(SETTINGS[0].name, "q0")]
-        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[2], "engine_failed", "teacher"))
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[2], "engine_failed", "teacher", folder))
     with RunFolder(tmp_path) as folder:
         assert [question for _, question in folder.examples] == ["q0", "q2"]
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.engines.base import EngineState, TeacherRequest, TokenUsage
+from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.evaluation.generations import Generations, RecordingEngine, TeacherText, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
@@ -74,11 +74,42 @@ def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Pa
     assert (of_earlier, of_now) == (TokenUsage(20, 4, 3), TokenUsage(20, 4, 3, cache_write_input_tokens=9))
 
 
+@dataclass
+class CachingEngine:
+    """An engine that reports these usages for guidance and for answers."""
+
+    usage: TokenUsage
+    counted: dict[str, Any]
+    name: str = "model"
+    state: EngineState = field(default_factory=EngineState)
+
+    async def generate_guidance(self, request: TeacherRequest, **_: Any) -> TeacherReply:
+        return TeacherReply("Hi", "stop", self.usage)
+
+    async def complete(self, body: dict[str, Any], prefill: Prefill | None = None) -> dict[str, Any]:
+        return {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": self.counted}
+
+
+@pytest.mark.parametrize(
+    ("cached", "no_cache_reads"), [(0, False), (0, True), (3, False)], ids=["not reported", "0 reported", "3 reported"]
+)
+async def test_stored_texts_tell_whether_cache_reads_were_reported(
+    tmp_path: Path, cached: int, no_cache_reads: bool
+) -> None:
+    usage = TokenUsage(20, 4, cached, no_cache_reads=no_cache_reads)
+    details = {"prompt_tokens_details": {"cached_tokens": cached}} if cached or no_cache_reads else {}
+    counted: dict[str, Any] = {"prompt_tokens": 20, "completion_tokens": 4} | details
+    request, body = TeacherRequest(max_tokens=4, prompt="Q"), {"prompt": "Q"}
+    for engine_of_session in (CachingEngine(usage, counted), None):
+        with closing(Generations(tmp_path / "generations.jsonl")) as storage:
+            recorded = RecordingEngine(engine_of_session, storage, "model")  # type: ignore[arg-type]
+            assert (await recorded.generate_guidance(request)).usage == usage
+            assert read_usage((await recorded.complete(body))["usage"]) == usage
+
+
 def test_stored_pieces_are_replayed_in_order() -> None:
     assert list(ENDED.streamed_pieces(3)) == ["The", " answer", " is"]
     assert list(ENDED.streamed_pieces(40)) == list(ENDED.pieces)
-    assert ENDED.seconds_to_chars(len("The answer is")) == 0.3
-    assert ENDED.seconds_to_chars(len("The answer is 5")) == 0.4
 
 
 def test_a_text_without_pieces_is_not_streamed() -> None:
@@ -151,6 +182,11 @@ def test_a_text_without_pieces_is_truncated_as_well() -> None:
     assert (cut.text, cut.finish) == ("abc", "length")
 
 
+def test_an_empty_text_has_its_whole_time() -> None:
+    empty = replace(ENDED, pieces=("",), at_ms=(30,), text="", output_tokens=0)
+    assert [empty.seconds_to_tokens(limit) for limit in (1, 5)] == [empty.seconds] * 2
+
+
 def test_the_time_of_a_cut_is_that_of_its_last_piece() -> None:
     assert [ENDED.seconds_to_tokens(limit) for limit in (1, 4, 5, 6)] == [0.1, 0.4, 0.7, 0.7]
 
@@ -196,6 +232,32 @@ async def test_the_log_probability_of_guidance_is_that_of_the_prompts_last_token
         replies = [await recorded.complete({"messages": []}, prefill) for _ in range(2)]
     assert [reply.get("guidance_logprob") for reply in replies] == [expected] * 2
     assert [body["prompt_logprobs"] for body in student.bodies] == [0]
+
+
+@dataclass
+class LoggingStudent(ScoringStudent):
+    """A student that reports the log-probabilities of the tokens that it writes."""
+
+    async def complete(self, body: dict[str, Any], prefill: Prefill | None = None) -> dict[str, Any]:
+        self.bodies.append(body)
+        choice: dict[str, Any] = {"index": 0, "message": {"content": " blue."}, "finish_reason": "stop"}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": text, "logprob": logprob} for text, logprob in self.tokens]}
+        return {"choices": [choice]}
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [([(" blue", -1.0), (".", -0.5)], [-0.75, -1.0]), ([], None)])
+async def test_the_log_probabilities_of_an_answer_are_stored_if_requested(
+    tmp_path: Path, tokens: list[tuple[str, float]], expected: list[float] | None
+) -> None:
+    student: Any = LoggingStudent(tokens, raw=False)
+    with closing(Generations(tmp_path / "generations.jsonl")) as storage:
+        recorded = RecordingEngine(student, storage, "student", scores_answers=True)
+        replies = [await recorded.complete({"messages": []}) for _ in range(2)]
+        recorded.scores_answers = False
+        assert "answer_logprobs" not in await recorded.complete({"messages": [], "seed": 1})
+    assert [reply.get("answer_logprobs") for reply in replies] == [expected] * 2
+    assert [body.get("logprobs") for body in student.bodies] == [True, None]
 
 
 @pytest.mark.parametrize(("prefill", "scores"), [(None, True), (Prefill("The", Continuation("vllm")), False)])

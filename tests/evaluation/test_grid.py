@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.setting import read_auto, read_grid, settings_of
+from gateway.evaluation.setting import read_grid, settings_of
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS, Projection
 from tests.evaluation.run_world import PRIMED
@@ -41,20 +41,19 @@ def test_exemplars_for_the_teacher_alone_have_no_place_in_a_raw_prompt() -> None
     assert [one.projection.name for one in settings_of(read_grid(None, options), FIND)] == ["cutoff"]
 
 
-def test_auto_is_a_length_like_the_fixed_ones(tmp_path: Path) -> None:
-    """The built-in rule or the run's rule chooses m; only numbers may exceed the answer's limit."""
+def test_numbers_of_exemplars_are_settings_of_projections_with_exemplars(tmp_path: Path) -> None:
+    options = {"projection": ["cutoff", "primed"], "mode": ["guided"], "tokens": [20], "exemplar_count": [1, 2]}
+    cutoff, *primed = settings_of(read_grid(None, options), FIND)
+    assert (cutoff.projection, cutoff.exemplar_count) == (PROJECTIONS["cutoff"], None)
+    assert [one.projection.exemplars for one in primed] == [PRIMED.exemplars[:1], PRIMED.exemplars]
+    assert [one.name for one in primed] == [
+        f"guided, chat, 300 tokens, primed, exemplars={count}, prefix, m=20" for count in (1, 2)
+    ]
+    assert [one.as_dict()["exemplar_count"] for one in primed] == [1, 2]
     file = tmp_path / "grid.yaml"
-    file.write_text("mode: guided\ntokens: [20, auto, auto]\nmax_tokens: 30\n")
-    fixed, chosen = settings_of(read_grid(file, {}), FIND)
-    assert (fixed.tokens, fixed.auto) == (20, None)
-    assert chosen.name == "guided, chat, 30 tokens, cutoff, prefix, m=auto"
-    assert chosen.auto is not None
-    assert chosen.auto.rule.max == 80
-    rule = tmp_path / "rule.yaml"
-    rule.write_text("max: 50\n")
-    (given,) = settings_of(read_grid(file, {"tokens": ["auto"]}), FIND, read_auto(rule))
-    assert given.auto is not None
-    assert (given.auto.rule.max, given.as_dict()["tokens"], given.as_dict()["auto_file"]) == (50, "auto", str(rule))
+    file.write_text("projection: primed\ntokens: 20\nexemplar_count: 3\n")
+    with pytest.raises(StartupError, match="exemplar_count 3: projection primed has 2 exemplars"):
+        settings_of(read_grid(file, {}), FIND)
 
 
 def test_samples_have_a_seed_each_and_need_a_temperature() -> None:

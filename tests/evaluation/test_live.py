@@ -21,9 +21,8 @@ from gateway.evaluation.live import (
 from gateway.evaluation.record import EXAMPLES, Example, StageRecord
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.setting import AutoLength, Setting
+from gateway.evaluation.setting import Setting
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import AutoRule
 from gateway.policy.projections import SkipRule
 from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import (
@@ -50,13 +49,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
 BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=SkipRule((to_pattern("Sure[,!]"),), 3))
-BY_LENGTH = AutoLength(AutoRule(min=2, max=6, default=6), {})
-BY_SENTENCE = AutoLength(AutoRule(min=4, max=24, default=24, stop_at="sentence"), {})
 LIVE = (
     *SETTINGS,
     Setting(mode="guided", tokens=6, projection=BRISK, **SHORT),
-    Setting(mode="guided", auto=BY_LENGTH, **SHORT),
-    Setting(mode="guided", auto=BY_SENTENCE, max_tokens=48),
 )
 
 
@@ -96,11 +91,7 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
         if other.guidance:
             assert one.guidance == other.guidance
         assert one.text == other.text, one.setting
-        assert (one.length, one.chosen_tokens, one.kept_tokens) == (
-            other.length,
-            other.chosen_tokens,
-            other.kept_tokens,
-        )
+        assert one.kept_tokens == other.kept_tokens
         assert (one.teacher_output_tokens, one.student_output_tokens) == (
             other.teacher_output_tokens,
             other.student_output_tokens,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.evaluation.advice.evidence import evidence_of
-from gateway.evaluation.advice.recommend import Recommendation, check_settings, choice, recommend
+from gateway.evaluation.advice.recommend import Recommendation, check_settings, choice, loss_of, recommend
 from gateway.evaluation.advice.target import AnswerPanel, RecommendationTarget
 from gateway.evaluation.record import read_run
 from gateway.evaluation.statistics import MIN_QUESTIONS
@@ -28,7 +28,8 @@ SLACK = 3 * (0.2 * 0.8 / RUNS) ** 0.5
 
 def panel(truths: Sequence[Truth], n: int, seed: int) -> AnswerPanel:
     cost = np.tile([float(one.cost_usd) for one in truths], (n, 1))
-    return AnswerPanel(draws(truths, n, seed), cost, 0, 1, tuple(one.setting.mode == "guided" for one in truths))
+    guided = tuple(one.setting.mode == "guided" for one in truths)
+    return AnswerPanel(draws(truths, n, seed), cost, (0,), 1, guided, (True,) * len(truths))
 
 
 def chosen(truths: Sequence[Truth], n: int, target: RecommendationTarget) -> list[int | None]:
@@ -47,18 +48,18 @@ def recommendation(
 
 
 @pytest.mark.long
-def test_recommendations_reach_the_target_with_the_requested_probability() -> None:
-    """Six settings narrowly miss the target. Without a test, the best of them nearly always seems to reach it."""
+def test_the_stated_risk_covers_the_loss_of_a_setting_that_only_seems_to_reach_the_target() -> None:
+    """Six settings narrowly miss the target. The cheapest one whose estimate reaches it is recommended."""
     missing = [Truth(replace(M40, tokens=30 + place), 0.755, 30 + place, 100) for place in range(6)]
-    truths = [*ALONE, *missing]
-    found = chosen(truths, 150, KEEP)
-    assert sum(place is not None and place > 1 for place in found) / RUNS <= 0.2 + SLACK
-    seems = 0
+    covered, recommended = 0, 0
     for seed in range(RUNS):
-        own = panel(truths, 150, seed)
-        place = choice(own, KEEP, check_settings(own, KEEP, 0.8, seed), exact=True)
-        seems += place is not None and place > 1
-    assert seems / RUNS > 0.6, "or the test is too easy"
+        own = panel([*ALONE, *missing], 150, seed)
+        place = choice(own, KEEP, check_settings(own, KEEP, 0.8, seed))
+        if place is not None and place > 1:
+            recommended += 1
+            covered += loss_of(own, place).interval.high >= 0.8 - 0.755
+    assert recommended / RUNS > 0.6, "or the test is too easy"
+    assert covered / recommended > 0.9
 
 
 def test_settings_equal_to_a_mixture_are_recommended_at_most_at_the_level() -> None:
@@ -135,7 +136,7 @@ def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_
 
 
 def test_with_few_questions_the_missing_number_is_stated(tmp_path: Path) -> None:
-    found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.82, 40, 120)], 60, seed=9)
+    found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.82, 170, 100)], 60, seed=0)
     assert found.verdict == "too_few"
     assert found.setting is not None
     assert found.setting.setting["mode"] == "teacher"
@@ -211,3 +212,52 @@ def test_the_same_seed_gives_the_same(tmp_path: Path) -> None:
     one, other = (recommendation(tmp_path, truths, 100) for _ in range(2))
     assert one.results == other.results
     assert one.held_out == other.held_out
+
+
+SHOTS = Truth(replace(TEACHER, form="completion", shots=8), 0.9, 100, 0)
+
+
+def with_shots(path: Path, *truths: Truth, target: RecommendationTarget = KEEP) -> Recommendation:
+    """Return the recommendation for a run whose teacher is more accurate, and cheaper, with exemplars in requests."""
+    folder_of(path, [*ALONE, SHOTS, *truths], 400, exactly=True)
+    return recommend(evidence_of(read_run(path), "chat"), target, confidence=0.8, folds=5, seed=0)
+
+
+def test_the_target_is_relative_to_the_best_configuration_of_the_teacher(tmp_path: Path) -> None:
+    """A setting as accurate as the teacher without exemplars misses 95 % of the teacher with exemplars."""
+    found = with_shots(tmp_path, Truth(M40, 0.8, 40, 120))
+    assert found.verdict == "none_pays"
+    assert found.setting is None, "neither the teacher without exemplars nor the student reaches the target"
+    assert found.evidence.candidates[found.best_teacher].name == SHOTS.setting.name
+    assert not found.results[found.best_teacher].selectable
+    benefit = found.benefit
+    assert benefit is not None
+    assert benefit.advantage.shown
+    assert benefit.advantage.teacher == benefit.best_teacher == found.best_teacher
+    assert benefit.loss.value == pytest.approx(0.1)
+    assert benefit.loss.interval.low < 0.1 < benefit.loss.interval.high
+    assert benefit.saved_usd == Decimal("0.000048")
+    assert benefit.saved_share is not None
+    assert benefit.saved_share.value == pytest.approx(0.48)
+
+
+def test_a_teacher_with_other_requests_is_never_chosen(tmp_path: Path) -> None:
+    dear = Truth(M40, 0.9, 90, 120)
+    found = with_shots(tmp_path / "guided", dear, target=RecommendationTarget("loss", Decimal("0.01")))
+    assert found.setting is None
+    assert found.verdict == "none_pays"
+    cheap = with_shots(tmp_path / "alone", dear, target=RecommendationTarget("share", Decimal(1)))
+    assert cheap.setting is not None
+    assert cheap.setting.name == TEACHER.name, "its own cost is the limit, not that of the teacher with exemplars"
+
+
+def test_an_estimate_that_reaches_the_target_suffices_with_a_shown_advantage(tmp_path: Path) -> None:
+    """The setting loses a point less than the target allows, on 100 questions."""
+    truths = [*ALONE, Truth(M40, 0.77, 40, 120)]
+    evidence = evidence_of(read_run(folder_of(tmp_path, truths, 100, exactly=True)))
+    found = recommend(evidence, KEEP, confidence=0.8, folds=5, seed=0)
+    assert found.verdict == "guided"
+    assert found.benefit is not None
+    assert found.benefit.setting == found.chosen
+    assert found.benefit.loss.interval.high > 0.04, "the loss may miss the target"
+    assert found.reason.endswith("80 % confidence, and its estimate reaches the target")

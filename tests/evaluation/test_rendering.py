@@ -11,12 +11,12 @@ import msgspec
 import orjson
 import pytest
 
-from gateway.accounting.receipt import LengthFacts
 from gateway.evaluation.record import read_run
 from gateway.evaluation.reporting.rendering import markdown, write_report
 from gateway.evaluation.reporting.report import section
-from gateway.evaluation.setting import read_auto
-from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
+from gateway.evaluation.summary import COST_NOTE
+from tests.evaluation.known_truth import Truth, folder_of
+from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +155,23 @@ def test_numbers_of_exemplars_are_held_against_each_other(tmp_path: Path) -> Non
     assert "(figures/run1-exemplars.svg)" in text
 
 
+def test_a_better_teacher_with_other_requests_is_named(tmp_path: Path) -> None:
+    chat = (Truth(TEACHER, 0.5, 200, 0), Truth(STUDENT, 0.2, 0, 200), Truth(GUIDED, 0.45, 40, 120))
+    shots = Truth(replace(TEACHER, form="completion", shots=8), 0.6, 100, 0)
+    folder_of(tmp_path, (*chat, shots), 40, exactly=True)
+    headline = (written(tmp_path, out=tmp_path / "report") / "report.md").read_text("utf-8").partition("## Run")[0]
+    (line,) = (line for line in headline.splitlines() if "Best guided" in line)
+    assert "more accurate with other requests (raw prompt, 8 exemplars, at most 300 tokens, greedy): 60.0" in line
+    assert headline.count("more accurate with other requests") == 1
+
+
+def test_each_table_of_costs_states_that_prices_are_assigned(whole: Path, tmp_path: Path) -> None:
+    text = (whole / "report.md").read_text("utf-8")
+    assert COST_NOTE in text.partition("Cost in USD per 1,000 answers")[2].partition("##")[0]
+    both = written(whole.parent, whole.parent, out=tmp_path)
+    assert COST_NOTE in (both / "report.md").read_text("utf-8").partition("## Run")[0]
+
+
 def test_omitted_parts_have_a_reason(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (GUIDED,), n=8)
     (folder / "stages.jsonl").unlink()
@@ -215,31 +232,6 @@ def test_excerpts_are_twenty_words_at_most(tmp_path: Path) -> None:
     assert shown
     assert {len(text.removeprefix("\u2026 ").split()) for text in shown} == {20}
     assert all(text.endswith("word49") for text in shown)
-
-
-def test_a_length_chosen_per_question_is_shown_as_auto(tmp_path: Path) -> None:
-    """A chosen length has no position on the axis of lengths, but a table."""
-    auto = replace(GUIDED, tokens=0, auto=read_auto(None))
-
-    def chosen(example: Example) -> Example:
-        if example.setting != auto.name:
-            return example
-        facts = LengthFacts(by="rule", prompt="maths", rule="maths")
-        return msgspec.structs.replace(example, length=facts, chosen_tokens=60)
-
-    folder = run_folder(tmp_path / "run", (*SETTINGS, auto), n=30, change=chosen, data="gsm8k")
-    out = written(folder, out=tmp_path / "report")
-    page = (out / "report.md").read_text()
-    assert "m=auto" in page
-    assert re.search(r"Chosen lengths.*?m=auto.*?rule maths.*?60.*?30", page, re.DOTALL)
-    assert "Guidance as in the paper's Figure 5" in page
-    (data,) = [
-        one
-        for group in orjson.loads((out / "report.json").read_bytes())["runs"][0]["groups"]
-        for one in group["settings"]
-        if one["setting"].get("tokens") == "auto"
-    ]
-    assert data["lengths"] == [{"by": "rule maths", "tokens": 60, "questions": 30}]
 
 
 def test_the_log_probability_of_guidance_has_a_table_where_it_was_requested(whole: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 
 from gateway.evaluation.record import read_run
+from gateway.evaluation.reporting.rendering import write_report
 from gateway.evaluation.reporting.report import section
+from gateway.evaluation.reporting.tables import section_tables
 from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
@@ -50,6 +53,19 @@ def row(section: ReportSection, setting: Setting) -> ReportRow:
     return next(one for one in section.rows if one.summary.name == setting.name)
 
 
+def test_nothing_is_kept_of_a_teacher_that_is_worse_than_the_student(tmp_path: Path) -> None:
+    settings = (TEACHER, STUDENT, GUIDED)
+    other = {TEACHER.name: STUDENT.name, STUDENT.name: TEACHER.name, GUIDED.name: GUIDED.name}
+
+    def swapped(example: Example) -> Example:
+        right = RIGHT[other[example.setting]][int(example.question[1:])] == "1"
+        return msgspec.structs.replace(drawn_up(example), score=float(right))
+
+    found = section(read_run(run_folder(tmp_path, settings, n=10, change=swapped)), seed=1)
+    assert row(found, GUIDED).teacher is not None
+    assert row(found, GUIDED).kept is None
+
+
 def test_a_guided_setting_is_compared_with_student_and_teacher(found: ReportSection) -> None:
     """Five wins and one loss against the student; one win and three losses against the teacher."""
     guided = row(found, GUIDED)
@@ -84,6 +100,27 @@ def test_teacher_tokens_and_total_cost_are_separate(found: ReportSection) -> Non
     assert guided.measured.cost_share == pytest.approx(0.4)
     assert guided.measured.savings_usd == Decimal("0.060")
     assert guided.summary.baseline_usd - guided.summary.cost_usd == Decimal("0.040")
+
+
+def test_the_prompt_cache_is_reported_by_setting_and_model(tmp_path: Path) -> None:
+    """The student's engine reports no number, and the teacher's one reads 45 of 60 tokens under guidance only."""
+
+    def cached(example: Example) -> Example:
+        reads = {TEACHER.name: 0, STUDENT.name: None, GUIDED.name: 45}[example.setting]
+        return msgspec.structs.replace(example, teacher_cached_tokens=reads)
+
+    made = section(read_run(run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=10, change=cached)), seed=1)
+    (table,) = (one for one in section_tables(made) if one.title == "Prompt cache")
+    assert [tuple(cell.replace("\u00a0", " ") for cell in cells) for cells in table.rows] == [
+        ("teacher alone", "0.0 % of 60.0", "-"),
+        ("student alone", "-", "not reported"),
+        ("cutoff, m=40", "75.0 % of 60.0", "not reported"),
+    ]
+    (report,) = (path for path in write_report([made], tmp_path / "out", 1) if path.suffix == ".json")
+    (run,) = json.loads(report.read_text())["runs"]
+    assert [one["prompt_cache_hits"] for group in run["groups"] for one in group["settings"]] == [
+        {"teacher": 0.0}, {"student": None}, {"teacher": 0.75, "student": None}
+    ]  # fmt: skip
 
 
 def test_no_gap_is_reported_if_the_teacher_may_not_be_better(tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ async def test_settings_outside_of_the_current_session_are_kept(tmp_path: Path, 
 async def test_examples_are_recomputed_without_a_model(tmp_path: Path, engines: LocalStack) -> None:
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
+    found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
+    # llama.cpp reports its cache reads, and TGI's protocol has no field for them.
+    assert {one.teacher_cached_tokens for one in found} == {None}
+    assert all((one.student_cached_tokens is None) == (one.student_input_tokens == 0) for one in found)
+    assert any(one.student_cached_tokens for one in found)
     (tmp_path / EXAMPLES).unlink()
     nowhere = ConfiguredPair(settings_for("http://127.0.0.1:9", "http://127.0.0.1:9"), "big", "small")
     await staged(tmp_path, nowhere, SETTINGS[:3], QUESTIONS[:3], rescore=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
 import pytest
 from msgspec import structs
 
-from gateway.errors import StartupError
-from gateway.evaluation.record import Question
-from gateway.evaluation.setting import AutoLength, Setting
-from gateway.evaluation.staged import check_staged, teacher_request
+from gateway.evaluation.setting import Setting, with_first_exemplars
+from gateway.evaluation.staged import teacher_request
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import AutoRule, ProbeRule
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
 from gateway.policy.projection_shapes import ENGLISH
-from gateway.policy.projections import CUTOFF, SkipRule
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS
+from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS
 
 (QUESTION, *_) = QUESTIONS
@@ -48,6 +46,65 @@ def test_greedy_guidance_is_the_beginning_of_the_teachers_answer() -> None:
         assert structs.replace(guided, max_tokens=300) == alone
 
 
+MANY = tuple(Exemplar(f"How many are {number} + 1?", f"{number} + 1 = {number + 1}.") for number in range(8))
+COUNTS = (1, 2, 4, 8)
+PRIMED_BY_MANY = replace(PRIMED, exemplars=MANY)
+
+
+def prompts(setting: Setting, chat: tuple[tuple[str, str], ...] = ()) -> list[bytes]:
+    """Return the teacher's prompts for two questions, a chat as JSON without its end. `chat` precedes the questions."""
+    found = []
+    for question in QUESTIONS[:2]:
+        asked = replace(question, messages=(*chat, ("user", question.text))) if chat else question
+        request = teacher_request(setting, asked, MANY)
+        assert request is not None
+        found.append((request.prompt or "").encode() or orjson.dumps(request.messages).removesuffix(b"]"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [Setting(mode="guided", tokens=20, projection=with_first_exemplars(PRIMED_BY_MANY, count)) for count in COUNTS],
+        *(
+            [Setting(mode=mode, form=form, tokens=20 * (mode == "guided"), shots=count) for count in COUNTS]
+            for mode in ("teacher", "guided")
+            for form in ("chat", "completion")
+        ),
+    ],
+    ids=["guided primed", "teacher chat", "teacher completion", "guided chat", "guided completion"],
+)
+def test_exemplars_stand_first_and_a_prompt_with_fewer_begins_those_with_more(settings: list[Setting]) -> None:
+    """A prefix cache hits only on equal bytes from the beginning of the prompt."""
+    ends = [QUESTIONS[0].text.encode(), QUESTIONS[1].text.encode()]
+    shared = []
+    for setting in settings:
+        found = prompts(setting)
+        starts = {prompt[: prompt.index(end)] for prompt, end in zip(found, ends, strict=True)}
+        assert len(starts) == 1, "all before the question is equal"
+        shared.append(starts.pop())
+    for count, start in zip(COUNTS, shared, strict=True):
+        assert [one.question.encode() in start for one in MANY] == [place < count for place in range(len(MANY))]
+        last = MANY[count - 1].answer.encode()
+        assert shared[-1].startswith(start[: start.index(last) + len(last)])
+
+
+def test_exemplars_follow_the_callers_system_message() -> None:
+    """A policy's exemplars are shared by the callers with the same system message."""
+    first, second = prompts(
+        Setting(mode="guided", tokens=20, projection=PRIMED_BY_MANY), (("system", "Answer in one line."),)
+    )
+    assert first[: first.index(QUESTIONS[0].text.encode())] == second[: second.index(QUESTIONS[1].text.encode())]
+    assert first.index(b"Answer in one line.") < first.index(MANY[0].question.encode())
+
+
+def test_primed_guidance_has_the_prompt_of_the_teacher_with_the_same_exemplars() -> None:
+    """The run uses the same stored text of the teacher for both."""
+    for count in COUNTS:
+        guided = Setting(mode="guided", tokens=20, projection=with_first_exemplars(PRIMED_BY_MANY, count))
+        assert prompts(guided) == prompts(Setting(mode="teacher", shots=count))
+
+
 def test_tokens_that_a_projection_may_drop_are_requested_additionally() -> None:
     skipping = replace(CUTOFF, name="direct", skip=SkipRule(tuple(map(to_pattern, ENGLISH)), 24))
     request = teacher_request(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
@@ -57,27 +114,3 @@ def test_tokens_that_a_projection_may_drop_are_requested_additionally() -> None:
 
 def test_a_student_alone_needs_no_teacher() -> None:
     assert teacher_request(Setting(mode="student"), QUESTION, ()) is None
-
-
-def auto(rule: AutoRule, **more: int) -> Setting:
-    return Setting(mode="guided", auto=AutoLength(rule, {}), **more)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("max_tokens", "limit"), [(300, 80), (100, 50)])
-def test_the_teacher_is_requested_with_the_maximum_of_the_rule(max_tokens: int, limit: int) -> None:
-    """The longest m of the rule: 60, and at most half of an answer."""
-    request = teacher_request(auto(AutoRule(), max_tokens=max_tokens), QUESTION, ())
-    assert request is not None
-    assert request.max_tokens == limit
-
-
-def test_a_question_for_the_student_alone_calls_no_teacher() -> None:
-    greeting = Question("hello", "Hello there!", "x", "exact")
-    assert teacher_request(auto(AutoRule()), greeting, ()) is None
-    assert teacher_request(auto(AutoRule(), max_tokens=12), QUESTION, ()) is None, "half of it is too little"
-
-
-def test_a_probe_is_for_a_live_run() -> None:
-    check_staged([Setting(mode="student"), auto(AutoRule())])
-    with pytest.raises(StartupError, match=r"m=auto: its rule has a probe.*--live"):
-        check_staged([auto(AutoRule(probe=ProbeRule()))])

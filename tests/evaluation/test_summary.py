@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from gateway.evaluation.record import Example, read_run
-from gateway.evaluation.summary import reference, summaries, summarize
+from gateway.evaluation.summary import cache_hits, reference, roles_with_cache_reads, summaries, summarize
 from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
@@ -30,20 +30,6 @@ def one(question: str, **fields: Any) -> Example:
         "baseline_usd": "0.0009",
     }
     return msgspec.convert(facts | fields, Example)
-
-
-def test_chosen_lengths_are_counted_by_rule() -> None:
-    maths = {"by": "rule", "prompt": "maths", "rule": "maths"}
-    found = summarize(
-        GUIDED.as_dict(),
-        [
-            one("a", length=maths, chosen_tokens=60),
-            one("b", length=maths, chosen_tokens=60),
-            one("c", length={"by": "default", "prompt": "other"}, chosen_tokens=40),
-            one("d", error="engine_timeout"),
-        ],
-    )
-    assert found.lengths == {("rule maths", 60): 2, ("default", 40): 1}
 
 
 def test_a_summary_adds_up_its_examples() -> None:
@@ -102,3 +88,14 @@ def test_a_reference_has_the_same_prompt_format(tmp_path: Path) -> None:
         assert other is not None
         assert (other.mode, other.setting["shots"], other.setting["form"]) == (mode, 8, "completion")
     assert reference(guided, "teacher", [guided]) is None
+
+
+def test_cache_reads_that_an_engine_never_reports_differ_from_0() -> None:
+    """vLLM omits the number if it is 0, so the other answers of an engine that reports some count as 0."""
+    silent = one("a", teacher_input_tokens=100, student_input_tokens=10)
+    told = one("b", teacher_input_tokens=100, student_input_tokens=10, teacher_cached_tokens=60)
+    none = one("c", student_input_tokens=10, student_cached_tokens=0)
+    assert roles_with_cache_reads([silent]) == frozenset()
+    assert cache_hits([silent, told], roles_with_cache_reads([silent, told])) == {"teacher": 0.3, "student": None}
+    assert cache_hits([silent], roles_with_cache_reads([silent, told])) == {"teacher": 0.0, "student": None}
+    assert cache_hits([none], roles_with_cache_reads([none])) == {"student": 0.0}

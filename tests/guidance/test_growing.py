@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.guidance.growing import GrowingTrim
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import TrimmedText, trim
-from gateway.policy.schema import Boundary
+from gateway.policy.guidance_rule import Boundary
 from tests.guidance.hidden_text_student import TEXTS, HiddenTextStudent, chunks, play
 from tests.guidance.test_trim import stops, texts
 

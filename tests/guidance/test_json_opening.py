@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.guidance.json_opening import JsonOpening
 from gateway.guidance.trim import trim
-from gateway.policy.schema import Boundary
+from gateway.policy.guidance_rule import Boundary
 
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 boundaries = st.sampled_from(BOUNDARIES)

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.guidance.trim import LONGEST_WORD_CHARS, TrimmedText, fences, open_reasoning, trim, without_begun
-from gateway.policy.schema import Boundary
+from gateway.policy.guidance_rule import Boundary
 from tests.guidance.hidden_text_student import TEXTS
 
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)

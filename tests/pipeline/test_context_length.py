@@ -18,7 +18,6 @@ from gateway.errors import InvalidRequest
 from gateway.pipeline.completion import Completions
 from gateway.pipeline.context_length import drop_too_small, least_tokens, may_be_too_long, may_be_too_small
 from gateway.pipeline.stream import StreamRelay
-from gateway.policy.length import LengthChoice, ProbeRule
 from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.reply import ReplyHead
@@ -142,14 +141,11 @@ async def test_the_guidance_is_planned_for_the_first_student_that_is_left(
     assert guided.guidance is not None
     students = StudentPlan("small", Continuation(first)), StudentPlan("large", second and Continuation(second))
     guidance = msgspec.structs.replace(guided.guidance, stream=True, warm_student=True)
-    length = LengthChoice(40, "default", "", 8, "none", ProbeRule())
-    one = builder(msgspec.structs.replace(guided, students=students, guidance=guidance, length=length))
+    one = builder(msgspec.structs.replace(guided, students=students, guidance=guidance))
     await drop_too_small(chat(words(500)), one, engines(small=100, large=1000), {})
     assert one.plan.guidance is not None
-    assert one.plan.length is not None
     left = one.plan.guidance
     assert (left.placement, left.stream, left.warm_student) == expected
-    assert one.plan.length.probe is None
 
 
 async def test_the_guidance_is_as_planned_while_the_first_student_is_left() -> None:
@@ -172,7 +168,7 @@ async def test_a_stream_names_the_first_student_that_is_left() -> None:
         engines=engines(small=100, large=1000), encodings={}, check_available=lambda _: None, stream=guidance
     )
     unused: Any = None
-    completions = Completions(calls, calls, unused, unused, unused, unused)
+    completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused)
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=False)
     async with aclosing(completions._chunks(chat(words(500)), relay, one)) as groups:
         [shown] = await anext(groups)

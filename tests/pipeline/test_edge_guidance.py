@@ -228,7 +228,7 @@ def test_guidance_is_batched_cached_and_limited_like_a_chats(world: World) -> No
     body = {"model": "chat-kept", "messages": [{"role": "user", "content": f"How many rolls? {uuid.uuid4()}"}]}
     first, again, refused = (world.post("", body, OTHER_KEY) for _ in range(3))
     assert (first.headers["x-gkt-batch-size"], "x-gkt-shared" in first.headers) == ("1", False)
-    assert again.headers["x-gkt-shared"] == "cache"
+    assert again.headers["x-gkt-shared"] in ("cache", "flight")  # the cache is written after the first reply
     assert again.json()["guidance"] == first.json()["guidance"]
     assert len(world.teacher.requests) == 1
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,8 +20,7 @@ from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance, build_teacher_request, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall, _dedupe_key
 from gateway.policy.conditions import to_pattern
-from gateway.policy.length import AutoRule, choose_length
-from gateway.policy.projections import CUTOFF, SkipRule
+from gateway.policy.projections import SkipRule
 from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
@@ -166,68 +164,15 @@ async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charg
     assert one.unguided == (None if num_retries else "teacher_failed")
 
 
-def plan_until_sentence(tokens: int, min_tokens: int, skip: SkipRule | None = SKIP) -> Plan:
-    guided = plan()
-    assert guided.guidance is not None
-    length = choose_length(AutoRule(min=min_tokens, stop_at="sentence"), CHAT, None, {})
-    guidance = structs.replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
-    return structs.replace(guided, guidance=guidance, length=length)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("tokens", "min_tokens", "text", "ended"),
-    [
-        (40, 4, "First we add 2.5 and 3.", "sentence"),
-        (40, 8, "First we add 2.5 and 3. That is 5.5 in all.", "sentence"),
-        (4, 4, "First we add", None),  # the fourth token is a number that may continue
-    ],
-)
-async def test_guidance_ends_at_its_sentence_after_skipped_boilerplate(
-    tokens: int, min_tokens: int, text: str, ended: str | None, *, stream: bool
-) -> None:
-    """The receipt has the sentence end only if the guidance ended there."""
-    teacher = WordTeacher(CHATTY)
-    teacher_call = teacher_call_of(teacher, OwnFlight())
-    guided = plan_until_sentence(tokens, min_tokens)
-    assert guided.guidance is not None
-    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
-    one = builder(guided)
-    async with aclosing(teacher_call.stream(CHAT, one)) as parts:
-        pieces = [part async for part in parts]
-    guidance = pieces.pop()
-    assert isinstance(guidance, Guidance)
-    assert guidance.text == text
-    assert guidance.text.startswith("".join(map(str, pieces)))
-    assert one.ended_at == ended
-    assert (teacher.sent_words < len(teacher.words)) == (ended is not None)
-    assert one.teacher is not None
-    assert (one.teacher.usage is None) == (ended is not None)
-
-
-@pytest.mark.parametrize(("stops_within_s", "lost"), [(None, 400), (0.1, 100)])
-async def test_a_canceled_teacher_is_charged_at_its_bound(stops_within_s: float | None, lost: int) -> None:
-    """A teacher that is not known to stop may generate up to its limit."""
-    teacher = WordTeacher("The answer is short. And then it goes on and on")
-    teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
-    teacher_call = teacher_call_of(teacher, OwnFlight())
-    guided = plan_until_sentence(400, 2, skip=None)
-    one = builder(guided)
-    await teacher_call.open(CHAT, one)
-    assert one.ended_at == "sentence"
-    assert one.teacher is not None
-    assert (one.teacher.usage, one.teacher.lost_tokens, one.teacher.limit_tokens) == (None, lost, 400)
-
-
 def test_estimated_guidance_tokens_are_limited_by_the_request() -> None:
     """Long words have more than four bytes per token. The student must still get the rest of the limit."""
-    guided = plan_until_sentence(8, 4, skip=None)
+    guided = plan()
+    assert guided.guidance is not None
+    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, tokens=8))
     assert guided.guidance is not None
     one = builder(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
-    guidance = guidance_from_reply(
-        guided, guided.guidance, CHAT, one, TeacherReply(text + "Then", "length", None, len(text))
-    )
+    guidance = guidance_from_reply(guided, guided.guidance, CHAT, one, TeacherReply(text + "Then", "length", None))
     assert isinstance(guidance, Guidance)
     assert guidance.tokens == one.kept_tokens == 8
 
@@ -322,9 +267,9 @@ def test_requests_with_different_constraints_share_no_guidance() -> None:
         TeacherRequest(40, messages=CHAT.messages, constraints=constraints)
         for constraints in (None, {"min_tokens": 5}, {"min_tokens": 6}, {"bad_words": ["x"]}, {"bad_words": ["y"]})
     ]
-    keys = [_dedupe_key("acme", engine, request, "id", None) for request in requests]
+    keys = [_dedupe_key("acme", engine, request, "id") for request in requests]
     assert len(set(keys)) == len(keys)
-    assert keys == [_dedupe_key("acme", engine, request, "id", None) for request in requests]
+    assert keys == [_dedupe_key("acme", engine, request, "id") for request in requests]
 
 
 @pytest.mark.parametrize("constraint", [{"min_tokens": 5}, {"ignore_eos": True}])

@@ -7,11 +7,15 @@ import re
 import threading
 import time
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.capabilities.anthropic import MessagesFields, answering, messages_fields
 from gateway.local.redis import EmbeddedRedis
+from gateway.pipeline.quality_sampler import QualitySampler
+from gateway.protocol.chat import parse_chat
 from tests.fakes import says
 from tests.gateway_process import guided, model, running_gateway
 from tests.quality_world import ADMIN_KEY, ALL, Guarded, Held, World, fails, goes_on, is_opening, opens, running_world
@@ -41,6 +45,23 @@ def world(running: World) -> World:
     for engine in (running.teacher, running.student, running.judge):
         engine.requests.clear()
     return running
+
+
+async def test_a_judge_gets_no_fields_of_the_callers_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thinking budget above the judge's limit would be rejected."""
+    seen = []
+
+    async def run(*_: Any) -> str:
+        seen.append(messages_fields())
+        return "0.75"
+
+    monkeypatch.setattr(QualitySampler, "_run", run)
+    request = parse_chat(b'{"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}')
+    sample: Any = SimpleNamespace(request=request, quality=SimpleNamespace(rule=None, judge="a plan"))
+    with answering(MessagesFields({"anthropic-beta": "x"}, {"thinking": {"type": "enabled"}})):
+        assert await QualitySampler._agreement(object.__new__(QualitySampler), sample, "A", "B", "guided") == 0.75
+        assert messages_fields() is not None
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -204,7 +204,6 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("cached", warm_student=True),
                     guided("context", placement="context", **warm),
                     guided("cannot", student="other", **warm),
-                    guided("probed", tokens="auto", auto={"probe": {"confident": 1.0}}, **warm),
                     guided("stalled-json", student="small-a", **warm),
                     guided("stalled-stream", student="small-b", **warm),
                     guided("hurried", student="small-c", deadline="100ms", **warm),
@@ -249,15 +248,12 @@ def test_a_raw_prompt_is_warmed_too(world: World) -> None:
     assert sorted(one.get("max_tokens") == 1 for one in world.student.requests) == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("route", "mode"), [("cold", "guided"), ("context", "guided"), ("cannot", "guided"), ("probed", "guided")]
-)
+@pytest.mark.parametrize(("route", "mode"), [("cold", "guided"), ("context", "guided"), ("cannot", "guided")])
 def test_routes_that_do_not_warm_their_student(world: World, route: str, mode: str) -> None:
     """The switch is off, no prefix is continued, or the probe has warmed the student already."""
     status, receipt, warmups = world.ask(route)
     assert (status, receipt["mode"], receipt["warmup"]) == (200, mode, None)
-    assert len(warmups) == (1 if route == "probed" else 0)
-    assert (receipt["probe"] is not None) is (route == "probed")
+    assert warmups == []
 
 
 def test_guidance_from_the_cache_warms_nothing(world: World) -> None:

@@ -149,6 +149,18 @@ def test_the_start_and_the_end_of_a_long_text_are_read_in_bounded_time() -> None
     assert took["long"] < took["short"] + 0.001, "hashing 8 million characters takes about 10 ms"
 
 
+def test_the_first_texts_of_many_are_read_in_bounded_time() -> None:
+    """2 million characters in 1,024 parts would take some milliseconds."""
+    parts = [{"type": "text", "text": "x" * 2000}] * 32
+    many = [{"role": "system", "content": parts}] * 32
+    request = parse_chat(orjson.dumps({"model": "chat", "messages": [*many, {"role": "user", "content": "Why?"}]}))
+    began = time.perf_counter()
+    for _ in range(100):
+        key(request)
+    assert (time.perf_counter() - began) / 100 < 0.002
+    assert key(chat(parts[:15], system=parts[:16])) != key(chat(parts[:14], system=parts[:16]))
+
+
 def test_conversations_are_shared_by_weight() -> None:
     """Each bound is more than four standard deviations away."""
     for weights in (REPLICAS, {"a": 3.0, "b": 1.0}, {"a": 0.5, "b": 0.25, "c": 0.25}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from gateway.policy.resolve import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans
+from gateway.policy.plan_variants import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans
 from tests.accounting.receipt_builders import plan
 
 

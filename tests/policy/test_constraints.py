@@ -191,13 +191,11 @@ def test_a_user_message_that_is_to_be_continued_is_not_guided() -> None:
     assert plan({"messages": MESSAGES, "add_generation_prompt": False}).unguided == "caller_prefill"
 
 
-@pytest.mark.parametrize("tokens", [40, "auto"])
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
-def test_an_answer_of_one_token_calls_no_teacher(request_: Any, placement: str, tokens: Any) -> None:
-    """No length is chosen, and no confidence probe is planned."""
-    found = plan({**request_, "max_tokens": 1}, placement=placement, tokens=tokens, auto={"probe": {}})
-    assert (found.unguided, found.guidance, found.length) == ("token_limit", None, None)
+def test_an_answer_of_one_token_calls_no_teacher(request_: Any, placement: str) -> None:
+    found = plan({**request_, "max_tokens": 1}, placement=placement)
+    assert (found.unguided, found.guidance) == ("token_limit", None)
 
 
 def test_the_routes_own_limit_counts_where_the_caller_sends_none() -> None:

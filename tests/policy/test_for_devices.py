@@ -33,6 +33,10 @@ def test_the_routes_placement_does_not_depend_on_the_gateways_student(placement:
     assert plan.guidance.placement == placement
 
 
+def test_requests_of_devices_are_not_collected() -> None:
+    assert planned(GUIDED | {"collect": {"sample": 1}}).collect is None
+
+
 @pytest.mark.parametrize(
     ("route", "mode"),
     [
@@ -81,11 +85,9 @@ def test_an_allowed_length_override_applies_and_another_mode_has_no_guidance() -
         planned(GUIDED, {"x-gkt-mode": "student"})
 
 
-def test_plans_for_devices_have_no_confidence_probe_warmup_shadow_or_sample() -> None:
-    auto = {"tokens": "auto", "auto": {"probe": "on"}}
-    plan = planned(GUIDED | {"guidance": auto, "quality": {"sample": 1, "compare": "words"}}, max_tokens=200)
-    assert plan.length is not None
-    assert (plan.length.probe, plan.quality, plan.shadow) == (None, None, None)
+def test_plans_for_devices_have_no_warmup_shadow_or_sample() -> None:
+    plan = planned(GUIDED | {"quality": {"sample": 1, "compare": "words"}}, max_tokens=200)
+    assert (plan.quality, plan.shadow) == (None, None)
     plan = planned(GUIDED | {"guidance": {"warm_student": True}})
     assert plan.guidance is not None
     assert not plan.guidance.warm_student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -46,13 +47,16 @@ def source_of(text: str, folder: Path) -> YamlSource:
     return source
 
 
+schema_of = functools.cache(json_schema)
+
+
 def mistakes_of(which: str, data: Any) -> list[str]:
-    found = jsonschema.Draft7Validator(json_schema(which)).iter_errors(plain(data))
+    found = jsonschema.Draft7Validator(schema_of(which)).iter_errors(plain(data))
     return [f"{error.json_path}: {error.message}" for error in found]
 
 
 def parts(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    whole = json_schema(which)
+    whole = schema_of(which)
     yield which, whole
     yield from whole["$defs"].items()
 
@@ -85,7 +89,7 @@ def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(
 
 @pytest.mark.parametrize("which", SCHEMAS)
 def test_a_schema_is_valid_and_describes_each_key(which: str) -> None:
-    jsonschema.Draft7Validator.check_schema(json_schema(which))
+    jsonschema.Draft7Validator.check_schema(schema_of(which))
     for name, part in parts(which):
         assert part["description"], name
         assert part["additionalProperties"] is False, name

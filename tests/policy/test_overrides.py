@@ -122,7 +122,6 @@ def test_the_maximum_length_of_a_teacher_includes_overrides() -> None:
     assert most(mode="student") == most(mode="teacher", overrides={"modes": ["student"]}) == 0
     assert most(mode="student", overrides={"modes": ["guided"], "guidance_tokens": 80}) == 80
     assert most(mode="shadow") == 40
-    assert most(guidance={"tokens": "auto", "auto": {"max": 64}}) == 64
 
 
 def test_tokens_that_a_projection_skips_are_requested_additionally() -> None:
@@ -160,18 +159,6 @@ def test_omitted_fields_of_an_operator_are_the_routes() -> None:
     assert changed is not None
     assert (changed.tokens, changed.projection.name, changed.placement) == (5, "hint", "context")
     assert changed.temperature == 0.5
-
-
-@pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
-def test_auto_is_available_only_if_the_route_has_it(mode: Any) -> None:
-    """The error is raised in other modes too, so that no override is ignored."""
-    plan = override(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
-    assert plan.guidance is not None
-    assert plan.length is not None
-    assert (plan.guidance.tokens, plan.length.by) == (24, "default")
-    with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy has tokens: 30") as caught:
-        override(RouteOverride(mode, "auto"), guidance={"tokens": 30})
-    assert caught.value.param == "guidance.tokens"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from gateway.policy import book
 from gateway.policy.policies import Policies
 from gateway.policy.reload import ConfigEdit, EditDebounce, PolicyFiles, Reloader, ReloadInterval
 from gateway.telemetry.metrics import Metrics
-from tests.policy.test_length_model import FILE as FITTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -347,42 +345,3 @@ async def test_exemplars_and_projections_are_followed_as_policies_are(folder: Pa
     changes = [line["changed"] for line in seen.lines_of("policies_loaded")]
     assert changes == [["acme"], [], ["acme"]]
     assert "canary" not in str(seen.log)
-
-
-async def test_learned_lengths_are_followed_as_policies_are(folder: Path) -> None:
-    shelf = folder / "policies"
-    file = shelf / "lengths" / "chat.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(FITTED))
-    auto = "guidance: {tokens: auto, auto: {model: lengths/chat.json}}"
-    route = f"routes: [{{model: chat, mode: guided, teacher: big, student: small, {auto}}}]\n"
-    (shelf / "acme.yaml").write_text(f"tenant: acme\n{route}")
-
-    def learned() -> str:
-        policy = seen.policies.policy_set.policy_of("acme")
-        assert policy is not None
-        model = policy.routes[0].guidance.auto.length_model
-        assert model is not None
-        return model.name
-
-    async with following(folder) as seen:
-        assert learned() == "chat.1"
-        file.write_text(json.dumps(FITTED | {"name": "chat.2"}))
-        await seen.until(lambda: learned() == "chat.2")
-        file.write_text(json.dumps(FITTED | {"name": "chat.3", "usd_for_right": 0}))
-        await seen.until(lambda: seen.policies.issues)
-        assert seen.policies.issues[0].startswith("policies/lengths/chat.json: is no file of `eval fit`: usd_for_rig")
-        assert (learned(), seen.counted("gkt_policy_stale")) == ("chat.2", 1)
-        file.unlink()
-        await seen.until(lambda: "lengths/chat.json cannot be read" in str(seen.policies.issues))
-        assert seen.policies.issues[0].startswith("policies/acme.yaml:2: routes[0].guidance.auto.model: ")
-        assert learned() == "chat.2"
-        whole = file.with_name(".new")
-        whole.write_text(json.dumps(FITTED | {"name": "chat.4"}))
-        whole.replace(file)
-        await seen.until(lambda: learned() == "chat.4")
-        assert (seen.policies.issues, seen.counted("gkt_policy_stale")) == ((), 0)
-    assert [line["changed"] for line in seen.lines_of("policies_loaded")] == [["acme"], ["acme"]]
-    assert [line["issues"][0].partition(":")[0] for line in seen.lines_of("policies_refused")] == [
-        "policies/lengths/chat.json", "policies/acme.yaml",
-    ]  # fmt: skip

@@ -12,6 +12,7 @@ from gateway.capabilities.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, StudentPlan
 from gateway.policy.resolve import RAW, resolve, resolve_embeddings
+from gateway.policy.route_rules import CollectRule
 from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
@@ -70,14 +71,10 @@ def test_a_student_whose_mode_drops_parts_of_the_chat_gets_the_guidance_as_conte
         ({}, Continuation("instruct"), True),
         ({}, None, False),
         ({"placement": "context"}, Continuation("trailing"), False),
-        ({"tokens": "auto"}, Continuation("trailing"), True),
-        ({"tokens": "auto", "auto": {"probe": "on"}}, Continuation("trailing"), False),
         ({"warm_student": False}, Continuation("trailing"), False),
     ],
 )
-def test_a_student_that_continues_a_prefix_is_warmed_unless_it_is_probed(
-    rule: dict[str, Any], known: Known, *, warm: bool
-) -> None:
+def test_a_student_that_continues_a_prefix_is_warmed(rule: dict[str, Any], known: Known, *, warm: bool) -> None:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     route |= {"guidance": {"warm_student": True} | rule}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
@@ -315,6 +312,15 @@ def test_only_guided_answers_are_compared_and_none_of_an_operators_trial() -> No
     assert compared(mode="shadow").quality is None
     plan = compared(override=RouteOverride("guided"))
     assert (plan.guidance is not None, plan.quality) == (True, None)
+
+
+@pytest.mark.parametrize("mode", ["guided", "student", "teacher", "shadow"])
+def test_a_part_of_the_requests_is_collected_if_the_route_consents(mode: str) -> None:
+    assert compared(mode=mode).collect is None
+    plan = compared(mode=mode, collect={"sample": 0.2}, random_value=0.1)
+    assert plan.collect == CollectRule(sample=0.2)
+    assert compared(mode=mode, collect={"sample": 0.2}, random_value=0.2).collect is None, "beyond the sample"
+    assert compared(collect={"sample": 1}, override=RouteOverride("student")).collect is None, "an operator's trial"
 
 
 def test_a_teacher_that_takes_no_prompts_is_compared_with_on_none() -> None:

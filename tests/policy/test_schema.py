@@ -147,7 +147,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
                 (
                     "4: routes[0].nonsense: unknown key; known here: model, mode, when, teacher, students, student, "
                     "affinity, retries, baseline, show_cost, reply_model, default_max_tokens, guidance, shadow, "
-                    "quality, overrides"
+                    "quality, collect, split, overrides"
                 ),
             ],
         ),
@@ -174,6 +174,17 @@ def test_a_route_knows_every_engine_it_names() -> None:
         (
             "model: x, mode: embeddings, student: b, overrides: {modes: [student]}",
             ["4: routes[0].overrides: does not apply to mode embeddings: remove it"],
+        ),
+        (
+            "model: x, mode: embeddings, student: b, collect: {}",
+            ["4: routes[0].collect: does not apply to mode embeddings: remove it"],
+        ),
+        (
+            "model: x, mode: student, student: b, collect: {max_total: 1kB, ttl: 1y}",
+            [
+                "4: routes[0].collect.max_total: must be between 200kB and 1GB",
+                "4: routes[0].collect.ttl: must be a duration: a number with ms, s, m, h or d, like 250ms or 30s",
+            ],
         ),
     ],
 )
@@ -216,6 +227,11 @@ def test_an_impossible_route_is_an_issue(folder: Path, route: str, lines: list[s
         ("cache_ttl: 31d", "cache_ttl: must be between 0s and 30d"),
         ("share: everybody", "share: must be tenant or all"),
         ("max_tokens: 40", "max_tokens: unknown key. Did you mean 'tokens'?"),
+        (
+            "tokens: auto",
+            "tokens: must be a whole number: auto was removed, because no rule was better than a fixed length",
+        ),
+        ("auto: {max: 80}", "auto: unknown key: removed: set `tokens` to a number, and delete this key"),
     ],
 )
 def test_impossible_guidance_is_an_issue(folder: Path, rule: str, line: str) -> None:

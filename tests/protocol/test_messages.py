@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol.messages import only_text, text_of, with_text
+from gateway.protocol.messages import generated_text, only_text, text_of, with_text
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
 TEXT = {"type": "text", "text": "Why?"}
@@ -62,3 +62,12 @@ def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bo
 def test_text_of_content(content: Any, text: str | None) -> None:
     """In one part or several; other parts are skipped."""
     assert text_of(content) == text
+
+
+@pytest.mark.parametrize("arguments", ['{"a":1}', {"a": 1}])
+def test_all_generated_text_is_charged(arguments: Any) -> None:
+    """Arguments of a call too, which some engines send as an object. Other types are no text."""
+    call = {"function": {"name": "f", "arguments": arguments}}
+    message = {"content": "a", "reasoning": "b", "refusal": "c", "tool_calls": [call, "g"], "function_call": None}
+    assert generated_text(message) == 'abcf{"a":1}'
+    assert generated_text({"content": "a", "reasoning": ["b"], "tool_calls": {}}) == "a"

@@ -87,11 +87,27 @@ def test_a_body_without_content_names_the_endpoint_of_its_content(
         (parse_chat, {"messages": [{"content": "Why?"}], "input": "Why?"}, "'messages[0].role' is required."),
         (parse_chat, {"messages": [USER], "prompt": "Why?", "n": 0}, "'n': expected an integer >= 1."),
         (parse_responses, {}, "'input' is required: a string or a list of items."),
+        (parse_responses, {"input": [USER, "Why?"]}, "'input[1]': expected an object, got a string."),
+        (parse_responses, {"input": [], "top_p": 2}, "'top_p': expected a number <= 1.0."),
+        (parse_responses, {"input": [USER], "top_p": 2}, "'top_p': expected a number <= 1.0."),
+        (parse_embeddings, {"input": ["Why?"], "dimensions": 0}, "'dimensions': expected an integer >= 1."),
         (parse_edge_usage, {"messages": [USER]}, "'input_tokens' is required."),
     ],
 )
 def test_other_errors_name_no_endpoint(parse: Parse, body: dict[str, Any], message: str) -> None:
     assert rejection(parse, body)[1] == message
+
+
+@pytest.mark.parametrize(
+    ("parse", "entries", "message"),
+    [
+        (parse_responses, ["Why?", "How?"], "'input[0]' must be an object. A list of texts goes to /v1/embeddings."),
+        (parse_responses, [[1, 2]], "'input[0]' must be an object. A list of texts goes to /v1/embeddings."),
+        (parse_embeddings, [USER, USER], "'input[0]' must be a text. A list of items goes to /v1/responses."),
+    ],
+)
+def test_an_input_of_another_endpoint_names_it(parse: Parse, entries: list[Any], message: str) -> None:
+    assert rejection(parse, {"input": entries}) == ("input[0]", message)
 
 
 def test_the_content_of_another_endpoint_beside_its_own_is_an_unknown_field() -> None:

@@ -26,6 +26,7 @@ KEYS = RedisKeys("gkt")
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
         ([KEYS.ended_session("1f")], redis_keys.SESSION),
         (list(KEYS.stored_response("acme", "resp_1")), redis_keys.STORED_RESPONSE),
+        (list(KEYS.collected("acme", "chat")), redis_keys.COLLECTED),
     ],
 )
 def test_a_key_name_contains_its_layout_version(names: list[str], layout: int) -> None:
@@ -46,9 +47,11 @@ def test_the_deployment_page_lists_the_layouts() -> None:
         redis_keys.TENANT,
         redis_keys.RECEIPT,
         redis_keys.KEYRING,
+        redis_keys.KEYRING,  # switched-off guidance is next to the keys
         redis_keys.HEARTBEAT,
         redis_keys.SESSION,
         redis_keys.STORED_RESPONSE,
+        redis_keys.COLLECTED,
         "Alembic's migrations",
         FORMAT,
     ]

@@ -22,6 +22,8 @@ def named(text: str) -> str | None:
         ("The answer is c.", "c"),
         ("Answer: C", "c"),
         ("The answer is C because boats are elsewhere.", "c"),
+        ("(B) because it drives on roads. A harbour is for boats.", "b"),
+        ("(b) bus, because it drives on roads; (a) does not.", "b"),
         ("The correct answer is **(d) attic**.", "d"),
         ("The correct answer is:\n\n**d) attic**", "d"),
         ("The most fitting choice is option (b).", "b"),

@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import FakeEngine, reply, says
-from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
 from tests.readiness import detail
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 def two_workers(folder: Path, engine: FakeEngine, redis_url: str, **config: Any) -> Iterator[GatewayProcess]:
     with running_gateway(
         folder,
+        entry=COMMAND,
         **{
             "models": [model("big", "tgi", engine.url), model("small", "openai", f"{engine.url}/v1")],
             "routes": [STUDENT_ONLY],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
@@ -117,12 +119,14 @@ async def test_a_response_expires_and_its_size_is_free_at_the_next_save(world: W
     assert 0 < await world.total() == await world.sum_of_sizes() < 2_000
 
 
-async def test_after_the_last_response_expired_redis_has_no_key_of_the_tenant(world: World) -> None:
-    await world.save("resp_1", rule=rule(ttl=2.0))
-    await world.save("resp_2", rule=rule(ttl=2.0))
-    assert len(await world.names_in_redis()) == 4
-    await asyncio.sleep(2.1)
-    assert await world.names_in_redis() == set()
+async def test_each_key_of_a_tenant_expires_with_its_last_response(world: World) -> None:
+    await world.save("resp_1", rule=rule(ttl=600.0))
+    await world.save("resp_2", rule=rule(ttl=900.0))
+    left_ms = {name: await world.redis.pttl(name) for name in await world.names_in_redis()}
+    first = left_ms.pop(world.names.stored_response("acme", "resp_1").response)
+    assert 500_000 < first <= 600_000
+    assert len(left_ms) == 3
+    assert all(800_000 < left <= 900_000 for left in left_ms.values()), left_ms
 
 
 async def test_the_oldest_responses_make_room_for_a_new_one(world: World) -> None:
@@ -202,6 +206,40 @@ async def test_stored_responses_leave_a_fifth_of_redis_memory_free() -> None:
         assert await world.store.delete("acme", "resp_0")
         await redis.config_set("maxmemory", used)
         assert await world.save("resp_small") == "full"
+
+
+async def test_a_full_redis_deletes_no_response_for_one_that_is_not_stored() -> None:
+    """Others fill Redis. A tenant at its limit keeps its responses, and still replaces them while there is room."""
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:
+        world, small = World(redis), rule(max_response=45_000, max_total=90_000)  # five responses of 17,000 bytes
+        ids = [f"resp_{number}" for number in range(9)]
+        for number in range(5):
+            await world.save(ids[number], noise(22_000, number), rule=small)
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory", used)
+        for number in range(5, 8):
+            assert await world.save(ids[number], noise(22_000, number), rule=small) == "full"
+        assert await world.held(*ids) == ids[:5]
+        await redis.config_set("maxmemory", round((used + 100_000) / 0.8))
+        assert await world.save(ids[8], noise(22_000, 8), rule=small) == "stored"
+        assert await world.held(*ids) == [*ids[1:5], ids[8]]
+
+
+async def test_the_documented_pattern_matches_the_stored_responses_of_one_tenant_alone() -> None:
+    """The pattern is that of the redis-cli command in docs/policies.md."""
+    page = Path(__file__).parents[2].joinpath("docs/policies.md").read_text("utf-8")
+    (pattern,) = re.findall(r"redis-cli --scan --pattern '([^']+)' \| xargs -r redis-cli unlink", page)
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:
+        names = RedisKeys("gkt")
+        store = RedisResponses(redis, names)
+        for tenant in ("acme", "acme2", "globex"):
+            for number in range(3):
+                await store.save(tenant, f"resp_x-_{number}", stored("x"), RULE)
+        others = [names.outbox("acme"), names.receipt("acme", "req_1"), *names.scope("acme", "key:a:stored_response")]
+        await redis.mset(dict.fromkeys(others, "x"))
+        matched = {name.decode() async for name in redis.scan_iter(pattern)}
+        keys = names.stored_response("acme", "")
+        assert matched == {keys.ends, keys.total, *(f"{keys.response}resp_x-_{number}" for number in range(3))}
 
 
 def test_the_total_size_must_hold_several_responses() -> None:

@@ -80,10 +80,19 @@ class SamplerInCall:
         self.ledger, self.book, student = OpenLedger(), OpenBook(), NoEnd()
         self.called = student.called
         ledger: Any = self.ledger
-        others: Any = (student, self.book, SimpleNamespace(up=True))
+        others: Any = (student, self.book, SimpleNamespace(up=True), None)
         self.admission = Admission(4, ledger, self.metrics)
         self._guard = QualitySampler(
-            others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, max_in_flight=1
+            others[0],
+            self.admission,
+            ledger,
+            others[1],
+            others[2],
+            self.metrics,
+            self.tasks,
+            1,
+            others[3],
+            lambda _: None,
         )
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ The clients are the unmodified OpenAI SDK; the engines are real models behind ll
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class CountingClient:
 
 @pytest.fixture
 def caller(gateway: GatewayProcess) -> Iterator[CountingClient]:
+    time.sleep(0.5)  # evidence from other calls is gathered in the background, for one failure at a time
     client = CountingClient(gateway.url, KEY)
     with client.sdk:
         yield client

@@ -24,7 +24,7 @@ from gateway.accounting.local_limits import KNOWN_AFTER_S
 from gateway.local.redis import EmbeddedRedis
 from load_tests.hostile_bodies import MAX_BYTES, list_body, text_body
 from tests.fakes import FakeEngine, reply
-from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model
+from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model, redis_prefix
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Load:
         return GatewayProcess(
             self._folder / name,
             redis_url=self._redis_url,
+            redis={"prefix": redis_prefix(self._folder)},  # the gateways share budgets
             entry=entry,
             server={"port": port},
             models=[model("small", "openai", f"{self.engine.url}/v1", continuation="none")],

@@ -20,7 +20,7 @@ from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, 
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.fakes import Handler
 
@@ -41,7 +41,9 @@ class World:
     def client(self, **options: Any) -> Anthropic:
         return Anthropic(base_url=self.gateway.url, **{"api_key": KEY, "max_retries": 0, **options})
 
-    def post(self, path: str = "/v1/messages", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+    def post(
+        self, path: str = "/v1/messages", headers: Mapping[str, str | bytes] | None = None, **body: Any
+    ) -> httpx.Response:
         sent = {"model": "chat-student", "max_tokens": 20, "messages": ASKED, **body}
         headers = {"x-api-key": KEY} if headers is None else headers
         return httpx.post(f"{self.gateway.url}{path}", headers=headers, json=sent, timeout=20)
@@ -321,6 +323,25 @@ def test_an_error_after_the_head_ends_the_stream(world: World) -> None:
     assert "message_stop" not in events
 
 
+def test_the_receipt_of_a_stream_that_cannot_be_written_has_the_error(world: World) -> None:
+    """Not a disconnect of the caller. Anthropic's format has no place for more arguments of a call that ended."""
+    parts = [(0, "{}"), (1, "{}"), (0, "}")]
+    world.student.behave = writes(
+        *(
+            chunk(
+                {"tool_calls": [{"index": index, "id": f"call_{index}", "function": {"name": "f", "arguments": text}}]}
+            )
+            for index, text in parts
+        ),
+        chunk({}, "tool_calls"),
+        usage={"prompt_tokens": 3, "completion_tokens": 4},
+    )
+    raw = world.post(stream=True)
+    assert raw.text.count("event: error") == 1
+    receipt = world.gateway.wait_for_log("request", id=raw.headers["request-id"])
+    assert receipt["status"] == "engine_protocol_error"
+
+
 def test_a_key_may_come_in_either_header_but_not_two(world: World) -> None:
     bearer = {"Authorization": f"Bearer {KEY}"}
     for headers in (
@@ -341,6 +362,10 @@ def test_a_key_may_come_in_either_header_but_not_two(world: World) -> None:
         refused = world.post(headers=headers)
         assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
         assert words in refused.json()["error"]["message"]
+    for headers in ({"x-api-key": b"\xff", "Authorization": f"Bearer {KEY}"},
+                    {"x-api-key": KEY, "Authorization": b"Bearer \xff"},
+                    {"x-api-key": b"\xff", "Authorization": b"Bearer \xff"}):  # fmt: skip
+        assert world.post(headers=headers).status_code == 401, headers
     twice = httpx.post(f"{world.gateway.url}/v1/messages", headers=[("x-api-key", KEY), ("x-api-key", KEY)], json={})
     assert "2 x-api-key headers" in twice.json()["error"]["message"]
 

@@ -119,7 +119,7 @@ def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: d
         asyncio.run(load(gateway, next(parts), statuses))
         return all(total(gateway, name) > value for name, value in before.items())
 
-    until(grown, "no answer of the teacher's is counted", limit_s=120)  # a cooldown takes up to 30 s
+    until(grown, "no answer of the teacher's is counted", limit_s=120)
 
 
 def _wait_for_scrape(server: Prometheus, gateway: GatewayProcess) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.fakes import begin_events, chunk, event, says, says_with_odds
+from tests.fakes import begin_events, chunk, event, says
 from tests.gateway_process import KEY
 from tests.quality_world import World, fails, goes_on, opens, running_world
 
@@ -49,25 +49,6 @@ def test_a_route_without_a_rule_and_an_answer_without_guidance_have_no_guard(wor
     for answer in (plain, tools, several, alone):
         assert answer.status_code == 200
         assert world.runs_beside(answer) == []
-    assert world.counted() == before | {"made": before["made"] + 1}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_its_student_was_sure_of_has_no_guard(world: World, *, stream: bool) -> None:
-    """The request was sampled before the probe. The probe made it unguided, so there is nothing to compare."""
-    before = world.counted()
-    world.student.behave = says_with_odds("Yes, indeed.", 0.97)
-    sure = world.ask("chat-auto", stream=stream)
-    served = world.gateway.wait_for_log("request", id=sure.headers["x-request-id"])
-    assert (served["mode"], served["unguided"]) == ("student", "student_confident")
-    world.student.behave = says_with_odds("Yes, indeed.", 0.4)
-    unsure = world.compared("made", "chat-auto", stream=stream)
-    assert world.runs_beside(sure) == []
-    assert sorted(world.runs_beside(unsure)) == ["student", "teacher"]
-    # These have neither a chosen length nor a probe.
-    for name in ("teacher", "student"):
-        run = world.run_of(unsure, name)
-        assert (run["length"], run["probe"]) == (None, None)
     assert world.counted() == before | {"made": before["made"] + 1}
 
 

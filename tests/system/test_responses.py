@@ -53,6 +53,9 @@ async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
         return await _call_tools(request, stream=bool(body.get("stream")))
     if body["messages"][0]["content"] == "break":  # also if the gateway continues the answer
         return await _break_off(request)
+    if asked.startswith("reject "):
+        error = {"message": "No.", "type": "invalid_request_error", "param": asked.removeprefix("reject ")}
+        return web.json_response({"error": error}, status=400)
     if asked == "think":
         return await _think(request, stream=bool(body.get("stream")))
     if body.get("response_format"):
@@ -299,3 +302,24 @@ def test_errors_have_openais_form(
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
         assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("rejected", "param"),
+    [
+        ("max_tokens", "max_output_tokens"),
+        ("messages[0].content", "input"),
+        ("response_format.json_schema", "text.format"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("temperature", "temperature"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_an_error_of_the_engine_names_the_callers_field(gate: GatewayProcess, rejected: str, param: str) -> None:
+    """The engine names a field of the chat that it got."""
+    fields = {"max_output_tokens": 16, "temperature": 1, "reasoning": {"effort": "low"}}
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    body = {"model": "chat-student", "input": f"reject {rejected}", "text": {"format": schema}, **fields}
+    for stream in (False, True):
+        answer = post(gate, {**body, "stream": stream})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

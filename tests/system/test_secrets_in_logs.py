@@ -41,6 +41,11 @@ def test_secret_patterns_are_redacted_in_logs(form: str) -> None:
         ]
 
 
+@pytest.mark.parametrize("header", ["x-api-key: ", "X-Api-Key: ", "Authorization: Bearer "])
+def test_keys_in_headers_are_redacted_whatever_their_form(header: str) -> None:
+    assert without_secrets(f"{header}canary-9876") == f"{header}(hidden)"
+
+
 @pytest.mark.parametrize(
     "line",
     [

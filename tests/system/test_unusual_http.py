@@ -179,6 +179,7 @@ def test_the_routes_are_the_reviewed_ones() -> None:
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model:.+}"),
         ("GET", "/v1/receipts/{id}"),
+        ("POST", "/v1/receipts/{id}/feedback"),
         ("GET", "/v1/limits"),
         ("GET", "/v1/usage"),
         ("GET", "/healthz"),

@@ -20,6 +20,7 @@ from gateway.config.database_url import sqlalchemy_url
 from gateway.usage.queries import UsageQueries
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
+from tests.gateway_process import COMMAND
 from tests.postgres import new_database, running_postgres
 from tests.previous_code import extract_previous
 from tests.upgrade_world import CAP, KEYS, World, world
@@ -56,7 +57,7 @@ async def test_receipts_of_both_versions_count_once_forth_and_back(
 
     No request fails. Then `usage-db migrate` finds no difference, and the database has each answer once.
     """
-    old: dict[str, Any] = {"environ": previous, "usage": None, "archive": {"url": url}}
+    old: dict[str, Any] = {"entry": COMMAND, "environ": previous, "usage": None, "archive": {"url": url}}
     new: dict[str, Any] = {"usage": {"run": "host", "url": url}}
     async with world(tmp_path) as here:
         first = [await here.start(**old) for _ in range(2)]

@@ -373,15 +373,22 @@ def test_a_follower_is_linked_to_the_call_of_its_leader(world: World) -> None:
     assert wait.attributes["gkt.shared"] == trace.root.attributes["gkt.shared"] == "flight"
 
 
-def test_a_response_has_the_spans_of_a_chat(world: World) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": QUESTION}),
+        ("/v1/messages", {"max_tokens": 40, "messages": [{"role": "user", "content": QUESTION}]}),
+    ],
+)
+def test_other_apis_have_the_spans_of_a_chat(world: World, path: str, body: dict[str, Any]) -> None:
     """With the route that the caller used."""
-    answer = world.post("/v1/responses", {"model": "chat", "input": QUESTION})
+    answer = world.post(path, {"model": "chat", **body})
     assert answer.status_code == 200
     trace = world.collector.trace_of(answer.headers["x-request-id"])
     assert trace.tree() == TREE
-    assert trace.root.name == "POST /v1/responses"
+    assert trace.root.name == f"POST {path}"
     assert facts(trace.root, "http.route", "gen_ai.operation.name") == {
-        "http.route": "/v1/responses", "gen_ai.operation.name": "chat"
+        "http.route": path, "gen_ai.operation.name": "chat"
     }  # fmt: skip
 
 
@@ -499,7 +506,7 @@ def test_probes_and_pages_of_operators_are_no_spans(world: World) -> None:
     answer = world.ask()
     world.collector.trace_of(answer.headers["x-request-id"])
     assert {one.name for one in world.collector.spans if not one.parent} <= {
-        "POST /v1/chat/completions", "POST /v1/responses", "POST /v1/embeddings"
+        "POST /v1/chat/completions", "POST /v1/responses", "POST /v1/messages", "POST /v1/embeddings"
     }  # fmt: skip
 
 

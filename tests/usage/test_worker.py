@@ -18,12 +18,15 @@ from structlog.testing import capture_logs
 from gateway.errors import StartupError
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
+from gateway.quality.feedback import FeedbackStore
+from gateway.quality.outcome import Outcome
+from gateway.redis.keys import OUTCOMES
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.queries import UsageQueries
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
-from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
+from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
 from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
@@ -269,10 +272,32 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     await outboxes.check(settled)
     with outboxes.store.engine.reading() as connection:
         rows = connection.execute(COMPARISONS.select()).mappings().all()
-    assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
+    fields = {name: value for name, value in msgspec.structs.asdict(one).items() if name not in ("variant", "unit")}
+    assert [{**row} for row in rows] == [{**fields, "day": one.created // DAY_S}]
     assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
     assert await outboxes.lengths() == {"acme": 0}
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
+
+
+async def test_outcomes_are_written_once(outboxes: Outboxes) -> None:
+    """Callers repeat a score, and workers get an entry twice. An unreadable outcome is stored as unreadable."""
+    one = Outcome("req_1", int(time.time()), "acme", "chat", "long", "u", "feedback", 7500)
+    feedback = FeedbackStore(outboxes.redis, outboxes.keys, 60)
+    assert await feedback.score("acme", "req_1") is None
+    assert await feedback.add(one) == 0.75
+    assert await feedback.add(msgspec.structs.replace(one, score=1)) == 0.75, "the first score counts"
+    assert await feedback.score("acme", "req_1") == 0.75
+    assert await feedback.score("globex", "req_1") is None
+    assert 60 < await outboxes.redis.ttl(outboxes.keys.feedback("acme", "req_1")) <= 120
+    assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTCOMES)) == 1
+    await outboxes.redis.xadd(outboxes.keys.outbox(OUTCOMES), {"outcome": one.to_json()})
+    await outboxes.redis.xadd(outboxes.keys.outbox(OUTCOMES), {"outcome": b'{"id": "newer"}'})
+    await (await outboxes.worker()).round()
+    with outboxes.store.engine.reading() as connection:
+        rows = connection.execute(OUTCOME_ROWS.select()).mappings().all()
+    assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
+    assert await outboxes.store.read(UsageQueries.count_unreadable) == 1
+    assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTCOMES)) == 0
 
 
 async def test_a_comparison_rejected_by_the_database_blocks_no_others(outboxes: Outboxes) -> None:

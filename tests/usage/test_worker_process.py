@@ -245,6 +245,7 @@ def test_a_failed_start_states_the_reason(
     tmp_path: Path, content: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GKT_REDIS_URL", raising=False)
+    monkeypatch.setattr("gateway.server.usage_worker.set_up_logs", lambda *_, **__: None)
     file = tmp_path / "config.yaml"
     if content is not None:
         YAML().dump(content, file)

@@ -111,7 +111,7 @@ export function tiles(box) {
     errors(whole(failed), failed ? `${share(failed, live.requests)}, ${mostFrequent(live.errors)}` : "in the last minutes", failed ? "bad" : "");
     const unavailable = today.savings_classes?.teacher_unavailable;
     away(whole(unavailable?.requests ?? 0), unavailable ? `requests, cost ${money(unavailable.cost_usd)}, no savings` : "requests", unavailable ? "bad" : "");
-    measuring(money(today.measuring_usd), "shadows, quality samples, probes");
+    measuring(money(today.measuring_usd), "shadows, quality samples");
     cost(money(today.cost_usd), `teacher alone ${money(today.baseline_usd)}`);
     savings(saved, today, (part) => `${part} of the teacher alone`);
     savings(month, overview.month, (part) => `${part} of the teacher alone, ${money(overview.month.baseline_usd)}; spent ${money(overview.month.cost_usd)}`);

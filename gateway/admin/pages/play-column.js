@@ -2,7 +2,6 @@
 import { h } from "./dom.js";
 import { fetchJson, RequestError } from "./fetching.js";
 import { duration, money, savedKind, savedText, share, tokens } from "./format.js";
-import { chosenLength } from "./play-length.js";
 import { start } from "./play-stream.js";
 
 const TITLES = { teacher: "Teacher alone", student: "Student alone", guided: "Guided" };
@@ -21,10 +20,6 @@ const UNGUIDED = {
   guidance_empty: "the teacher returned no text",
   guidance_boilerplate: "the projection skipped all of the teacher's text",
   student_started_anew: "the student started the answer again",
-  auto_short: "a short answer needs no guidance",
-  auto_rule: "a policy rule disables guidance for such prompts",
-  auto_model: "the policy's model predicts the best value for the student alone",
-  student_confident: "the student was confident of its first token",
   student_not_probed: "the student's way of continuing an answer is not known yet",
 };
 
@@ -193,18 +188,16 @@ export class Column {
     const timings = receipt?.timings ?? {};
     const both = (part) => `${tokens(part.input_tokens)} in, ${tokens(part.output_tokens)} out`;
     const saved = receipt ? Number(receipt.savings_usd) : 0;
-    const shares = [["teacher", receipt?.teacher], ["student", receipt?.student], ["probe", receipt?.probe], ["warm-up", receipt?.warmup]];
+    const shares = [["teacher", receipt?.teacher], ["student", receipt?.student], ["warm-up", receipt?.warmup]];
     const counts = receipt ? tokens(shares.reduce((sum, [, part]) => sum + (part?.output_tokens ?? 0), 0)) : "-";
     const roles = shares.filter(([, part]) => part).map(([role, part]) => h("small", {}, `${role}: ${both(part)}${part.estimated ? " (estimate)" : ""}`));
     const estimate = receipt?.baseline_estimated ? " (estimate)" : "";
-    const length = chosenLength(receipt);
     this.figures.replaceChildren(
       figure("First token", duration(timings.first_token_ms)),
       ...(timings.handover_ms === undefined ? [] : [figure("Hand-over", duration(timings.handover_ms))]),
       figure("Total", duration(timings.total_ms)),
       figure("Tokens written", counts, roles),
       figure("Cost", money(receipt?.cost_usd), receipt ? [h("small", {}, `${receipt.baseline_model} alone: ${money(receipt.baseline_usd)}${estimate}`)] : []),
-      ...(length ? [figure("Length of the guidance", length.value, length.more.map((line) => h("small", {}, line)), { wide: true })] : []),
       figure(receipt ? `Saved against ${receipt.baseline_model} alone` : "Saved", receipt ? savedText(receipt) : "-",
         saved ? [h("small", {}, receipt.savings_about_zero ? `${money(saved)} \u00b1 ${money(receipt.baseline_error_usd)}` : share(saved, receipt.baseline_usd))] : [],
         { wide: true, sign: { good: "gain", bad: "loss" }[receipt ? savedKind(receipt) : ""] ?? null }),

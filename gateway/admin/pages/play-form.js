@@ -80,28 +80,13 @@ export class Form {
   }
 
   _value(name) {
-    const text = this._text(name);
-    return name === "tokens" && text !== "auto" ? Number(text) : text;
-  }
-
-  /** Return a setting as text, as in the form and in the URL. */
-  _text(name) {
-    return name === "tokens" && byId("auto").checked ? "auto" : byId(name).value;
+    const text = byId(name).value;
+    return name === "tokens" ? Number(text) : text;
   }
 
   _set(name, value) {
-    if (name === "tokens") this._length(value);
-    else byId(name).value = value;
-  }
-
-  /** Set the length: a number, or `auto` if the route offers it. */
-  _length(value) {
-    const own = this.route?.auto;
-    const number = value === "auto" ? (own?.default ?? "") : value;
-    byId("auto-choice").hidden = !own;
-    byId("auto").checked = value === "auto" && Boolean(own);
-    byId("tokens").value = number;
-    this._slide();
+    byId(name).value = value;
+    if (name === "tokens") this._slide();
   }
 
   _listen() {
@@ -109,7 +94,6 @@ export class Form {
     byId("model").addEventListener("change", () => this._reset());
     byId("slider").addEventListener("input", () => { byId("tokens").value = byId("slider").value; this._write(); });
     byId("tokens").addEventListener("input", () => { this._slide(); this._write(); });
-    byId("auto").addEventListener("change", () => { this._slide(); this._write(); });
     byId("projection").addEventListener("change", () => {
       byId("placement").value = this.options.projections.find((one) => one.name === byId("projection").value).placement;
       this._write();
@@ -130,9 +114,6 @@ export class Form {
     const tokens = Number(byId("tokens").value) || 1;
     byId("slider").max = Math.max(SLIDER_MAX, Math.min(tokens, this.options.max_guidance_tokens));
     byId("slider").value = tokens;
-    const auto = byId("auto").checked;
-    for (const id of ["slider", "tokens"]) byId(id).disabled = auto;
-    byId("length-help").textContent = auto ? `The policy chooses the length for each question: ${this.route.auto.min} to ${this.route.auto.max} tokens, or no guidance.` : "";
   }
 
   _routes() {
@@ -146,9 +127,8 @@ export class Form {
     this._chosen(this.route);
   }
 
-  _put({ tokens = byId("tokens").value, ...rest }) {
-    this._length(tokens);
-    for (const [name, value] of Object.entries(rest)) byId(name).value = value;
+  _put(values) {
+    for (const [name, value] of Object.entries(values)) this._set(name, value);
   }
 
   /** Read settings from the URL. Invalid settings are ignored and listed in the status line. */
@@ -170,7 +150,7 @@ export class Form {
     for (const name of ["tokens", ...SAMPLING]) {
       const value = parameters.get(name);
       if (value === null) continue;
-      const before = this._text(name);
+      const before = byId(name).value;
       this._set(name, value);
       if (byId(name).value === "" || !byId(name).validity.valid) {
         this._set(name, before);
@@ -189,7 +169,7 @@ export class Form {
     const changed = [];
     for (const name of GUIDANCE) {
       if (!this.route || String(this._value(name)) === String(this.route.guidance[name])) continue;
-      parameters.set(name, this._text(name));
+      parameters.set(name, byId(name).value);
       changed.push({ tokens: "length" }[name] ?? name);
     }
     for (const name of SAMPLING) {
@@ -199,7 +179,7 @@ export class Form {
     }
     if (updateUrl) history.replaceState(null, "", `#${parameters}`);
     byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "Settings of the route";
-    byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("auto").checked ? "length auto" : `${byId("tokens").value} tokens`}`;
+    byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("tokens").value} tokens`;
     byId("reset").disabled = changed.length === 0;
     byId("projection-help").textContent = PROJECTIONS[byId("projection").value] ?? "See the file in policies/projections.";
     byId("placement-help").textContent = PLACEMENTS[byId("placement").value] ?? "";

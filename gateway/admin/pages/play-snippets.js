@@ -16,7 +16,7 @@ export function asCaller(mode, settings, route) {
     const { tokens, projection, placement } = settings.guidance;
     if (tokens !== undefined && tokens !== own.tokens) {
       if (allowed.guidance_tokens !== null && tokens <= allowed.guidance_tokens) headers["x-gkt-guidance-tokens"] = String(tokens);
-      else notes.push(`callers get ${own.tokens === "auto" ? "the length that the policy chooses (guidance.tokens: auto)" : `${own.tokens} tokens of guidance`}: the policy does not allow ${tokens} (overrides.guidance_tokens)`);
+      else notes.push(`callers get ${own.tokens} tokens of guidance: the policy does not allow ${tokens} (overrides.guidance_tokens)`);
     }
     if (projection !== undefined && projection !== own.projection) notes.push(`callers cannot choose projection ${projection}; they get ${own.projection}`);
     if (placement !== undefined && placement !== own.placement) notes.push(`callers cannot choose placement ${placement}; they get ${own.placement}`);

@@ -20,6 +20,12 @@ function difference(row) {
 
 const interval = (row) => (row.low === null ? "too few" : `${points(row.low)} to ${points(row.high)}`);
 
+/** Describe a switch: its scope, and who switched it off. */
+function scope(off) {
+  const name = off.tenant === null ? "everything" : off.route === null ? off.tenant : `${off.route} of ${off.tenant}`;
+  return `${name} (by ${off.by === "quality" ? "quality.min_agreement" : off.actor || "an operator"})`;
+}
+
 /** Create the table in `box`, and show its period in `note`. Return a function that shows a reply of GET /quality. */
 export function quality(box, note) {
   const view = table(box, {
@@ -38,9 +44,10 @@ export function quality(box, note) {
       { key: "interval", title: "95 % interval", number: true, value: (row) => row.low, show: interval },
     ],
   });
-  return ({ rows, since, until, spent_today: spent }) => {
+  return ({ rows, since, until, spent_today: spent, guidance_off: off }) => {
     const usd = spent.reduce((all, one) => all + Number(one.usd), 0);
-    note.textContent = `Days from ${since} to ${until} (UTC). Comparisons cost ${money(usd)} today.`;
+    const switches = off.length ? ` Guidance is switched off: ${off.map(scope).join("; ")}.` : "";
+    note.textContent = `Days from ${since} to ${until} (UTC). Comparisons cost ${money(usd)} today.${switches}`;
     view.rows(rows);
   };
 }

@@ -21,7 +21,8 @@ from gateway.api.openapi.rules import RULES, UNKNOWN
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
+from gateway.policy.schema import OverrideMode
 from gateway.protocol.anthropic.errors import OVERLOADED, anthropic_status
 from gateway.protocol.anthropic.request import MAX_HEADER_CHARS
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER

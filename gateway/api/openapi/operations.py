@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway import errors
 from gateway.accounting.receipt import Receipt
 from gateway.api.completions import chat_completions, embeddings, text_completions
+from gateway.api.feedback import FeedbackBody, add_feedback
 from gateway.api.guidance import guidance, guidance_usage, offline_usage
 from gateway.api.limits import show_limits
 from gateway.api.lookups import openapi_json, show_receipt
@@ -202,6 +203,13 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         reply=shapes.ShownReceipt,
         errors=(errors.NotFound, errors.StoreUnavailable),
     ),
+    add_feedback: Operation(
+        "Report the outcome of a request, once and while Redis has its receipt. The first score counts.",
+        "Receipts",
+        body=FeedbackBody,
+        reply=shapes.Feedback,
+        errors=(errors.NotFound, errors.FeedbackGiven, *_BUSY),
+    ),
     show_limits: Operation(
         "Return the limits of the key and its tenant, and their current use. The request counts toward no limit.",
         "Limits",
@@ -233,13 +241,16 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
 
 FACTS = {
     "mode": "How the request was answered: guided, teacher_complete, student, teacher, embeddings or guidance.",
+    "variant": "Variant of a split route that served the request. Absent: the route is not split.",
     "unguided": "Reason for an answer without guidance on a guided route.",
     "hint": "The policy setting to change and its value, if the route's guidance is often late.",
     "teacher": "Name of the teacher.",
     "student": "Name of the student.",
     "teacher_tokens": "Input and output tokens of the teacher, as in 120+40.",
     "student_tokens": "Input and output tokens of the student, as in 120+40.",
+    "student_probability": "Probability of the student's first token, if it decided who writes a turn with tools.",
     "placement": "Placement of the guidance: context, in the student's prompt. Absent: at the start of the answer.",
+    "plan": "Source of a plan for tools: fresh, renewed (after a failed call) or cached. Absent: not a plan.",
     "guidance_tokens": "Number of guidance tokens in the answer.",
     "shared": "Source of shared guidance: flight, a concurrent identical request; or cache. Absent: not shared.",
     "budget": "soft: the soft limit of a budget is exceeded. Absent: no soft limit is exceeded.",

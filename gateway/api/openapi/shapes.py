@@ -151,10 +151,19 @@ class GuidanceReply(Struct):
 
 
 class ShownReceipt(Receipt, frozen=True):
-    """A receipt. In mode guidance, `edge` is the state of the device's report."""
+    """A receipt. In mode guidance, `edge` is the state of the device's report. `feedback` is the caller's score."""
 
     edge: Literal["open", "closed", "never_closed"] | None = None
     savings_about_zero: bool | None = None
+    feedback: float | None = None
+
+
+class Feedback(Struct):
+    """The score of a request, from 0 to 1."""
+
+    object: Literal["feedback"]
+    receipt: str
+    score: float
 
 
 class Embedding(Struct):
@@ -288,6 +297,15 @@ class SavingsClassSum(Struct):
     savings_usd: Decimal
 
 
+class VariantSums(Struct):
+    """Sums of one variant of a split route: requests, and how many of them were guided or failed."""
+
+    requests: Count
+    guided: Count
+    errors: Count
+    cost_usd: Decimal | None = None
+
+
 class Figures(Struct):
     """Sums of receipts. Amounts are text in US dollars, and absent if receipts hide them."""
 
@@ -298,6 +316,7 @@ class Figures(Struct):
     teacher_token_share: float | None
     batches: Batches
     latency_ms: Latencies
+    variants: dict[str, VariantSums] | None = None
     cost_usd: Decimal | None = None
     teacher_cost_usd: Decimal | None = None
     student_cost_usd: Decimal | None = None

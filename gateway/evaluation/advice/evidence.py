@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msgspec import structs
-
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
+from gateway.evaluation.advice.repricing import PromptCaching, Repricing, repriced
+from gateway.evaluation.setting import SAMPLING
 from gateway.evaluation.summary import summarize
-from gateway.pricing import Price, cost_usd, total_usd
+from gateway.pricing import Price
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from gateway.evaluation.record import Example, Manifest, RunRecords
+    from gateway.evaluation.record import Manifest, RunRecords
     from gateway.evaluation.summary import SettingSummary
 
 # Settings with less than this part of the questions are left out, since only common questions count.
@@ -22,10 +22,14 @@ _MIN_SHARE = 0.5
 
 
 class Evidence(NamedTuple):
-    """k settings with equal request forms on the same n questions, from folders (`sources`) with their manifests.
+    """k settings on the same n questions, from folders (`sources`) with their manifests.
 
-    `request_form` has form, shots and sampling of requests, which a policy does not choose. `teacher` and `student` are
-    the indices of the two alone among the candidates. `notes` are sentences about excluded records.
+    Attributes:
+        request_form: Form, shots and sampling of requests, which a policy does not choose.
+        candidates: The settings with this request form, and the teacher alone with other forms.
+        teacher, student: Indices of the two alone with this request form.
+        teachers: Indices of all configurations of the teacher alone. Guidance is compared with each.
+        notes: Sentences about excluded records.
     """
 
     sources: tuple[str, ...]
@@ -35,23 +39,38 @@ class Evidence(NamedTuple):
     candidates: tuple[SettingSummary, ...]
     teacher: int
     student: int
+    teachers: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    def is_selectable(self, index: int) -> bool:
+        """Return whether a policy can have the setting: it cannot change the form of requests."""
+        return request_form_of(self.candidates[index].setting) == self.request_form
 
 
 def evidence_of(
-    run: RunRecords, request_form: str | None = None, prices: Mapping[str, Price] | None = None
+    run: RunRecords,
+    request_form: str | None = None,
+    prices: Mapping[str, Price] | None = None,
+    caching: PromptCaching = PromptCaching(),  # noqa: B008  immutable
 ) -> Evidence:
     """Return the settings with one request form (`request_form_of`; None: the only one), on their common questions.
 
-    `prices` by role replace those of the run; all costs are then computed from the tokens. The teacher's input beyond
-    that of the teacher alone (exemplars and projection) is equal for all requests and counts as cached.
+    The teacher alone with other forms and exemplars is a candidate, too. It is a baseline.
+
+    `prices` by role replace those of the run; all costs are then computed from the tokens. Input beyond that of the
+    teacher alone without exemplars is equal for all requests: `caching` determines what it costs.
 
     Raises StartupError if there are several forms and none is chosen, or the teacher or the student alone is missing.
+    Measured cache reads that are needed and missing are also one.
     """
+    run.require_accuracy()
     settings = _settings_with(run, request_form)
     form, path = request_form_of(settings[0]), display_path(run.path)
+    requested = {one["mode"] for one in settings}
+    max_questions = max(len(run.by_setting.get(one["name"], ())) for one in settings)
+    others = (one for one in run.manifest.settings if one["mode"] == "teacher" and one not in settings)
+    settings += [one for one in others if all(one[name] == settings[0][name] for name in SAMPLING)]
     counts = {one["name"]: len(run.by_setting.get(one["name"], ())) for one in settings}
-    max_questions = max(counts.values())
     notes = []
     if missing := [name for name, count in counts.items() if not count]:
         notes.append(f"left out without answers: {'; '.join(missing)}")
@@ -69,14 +88,16 @@ def evidence_of(
     ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
-    teacher, student = _references(candidates, path, form, requested={one["mode"] for one in settings})
+    teacher, student, teachers = _references(candidates, path, form, requested)
     if prices:
         by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
         if missing := [role for role in ("teacher", "student") if role not in by_role]:
             raise StartupError(f"{path} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT")
-        alone = candidates[teacher].examples
-        candidates = [summarize(one.setting, list(_repriced(one.examples, by_role, alone))) for one in candidates]
-    return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes))
+        plain = min(teachers, key=lambda index: (candidates[index].setting["shots"], index != teacher))
+        repricing = Repricing(by_role, caching, candidates[plain], candidates[teacher])
+        candidates, cache_notes = repriced(candidates, repricing, path)
+        notes += cache_notes
+    return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, teachers, tuple(notes))
 
 
 def combine(several: Sequence[Evidence]) -> Evidence:
@@ -84,24 +105,19 @@ def combine(several: Sequence[Evidence]) -> Evidence:
     by_name = [{one.name: one for one in evidence.candidates} for evidence in several]
     shared = [one for one in several[0].candidates if all(one.name in found for found in by_name)]
     dropped = sorted({name for found in by_name for name in found} - {one.name for one in shared})
-    rules = {one.name: {repr(found[one.name].setting.get("auto")) for found in by_name} for one in shared}
     notes = [note for evidence in several for note in evidence.notes]
     if dropped:
         notes.append(f"left out, because some folders lack them: {'; '.join(dropped)}")
-    if differing := [name for name, blocks in rules.items() if len(blocks) > 1]:
-        notes.append(f"left out, because each folder has another rule: {'; '.join(differing)}")
     candidates = [
-        summarize(one.setting, [example for found in by_name for example in found[one.name].examples])
-        for one in shared
-        if one.name not in differing
+        summarize(one.setting, [example for found in by_name for example in found[one.name].examples]) for one in shared
     ]
-    teacher, student = _references(candidates, "the settings that all folders share", several[0].request_form)
+    references = _references(candidates, "the settings that all folders share", several[0].request_form)
     return Evidence(
         tuple(source for evidence in several for source in evidence.sources),
         tuple(manifest for evidence in several for manifest in evidence.manifests),
         several[0].request_form,
         tuple(name for evidence in several for name in evidence.questions),
-        *(tuple(candidates), teacher, student, tuple(notes)),
+        *(tuple(candidates), *references, tuple(notes)),
     )
 
 
@@ -125,22 +141,16 @@ def _settings_with(run: RunRecords, request_form: str | None) -> list[dict[str, 
     return forms[request_form if request_form is not None else next(iter(forms))]
 
 
-def _repriced(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> Iterator[Example]:
-    """Yield the examples at other prices. `alone` are those of the teacher alone for the same questions."""
-    for one, by_teacher in zip(examples, alone, strict=True):
-        cached_tokens = max(0, one.teacher_input_tokens - by_teacher.teacher_input_tokens)
-        teacher_usd = cost_usd(prices["teacher"], one.teacher_input_tokens, one.teacher_output_tokens, cached_tokens)
-        student_usd = cost_usd(prices["student"], one.student_input_tokens, one.student_output_tokens)
-        yield structs.replace(one, cost_usd=total_usd(teacher_usd, student_usd), teacher_usd=teacher_usd)
-
-
 def _references(
     candidates: Sequence[SettingSummary], where: str, form: str, requested: Collection[str] = ()
-) -> tuple[int, int]:
-    """Return the indices of teacher and student alone, at their largest common limit. `requested`: modes of the run."""
+) -> tuple[int, int, tuple[int, ...]]:
+    """Return the indices of teacher and student alone, at their largest common limit, and of all teachers alone.
+
+    The two have the request form `form`. `requested`: modes of the run.
+    """
     limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
     for index, one in enumerate(candidates):
-        if not one.guided:
+        if not one.guided and request_form_of(one.setting) == form:
             limits[one.setting["mode"]][one.setting["max_tokens"]] = index
     if role := next((role for role, found in limits.items() if not found), None):
         if role in requested:
@@ -154,4 +164,4 @@ def _references(
         )
     common_limits = limits["teacher"].keys() & limits["student"].keys()
     teacher, student = (found[max(common_limits or found)] for found in limits.values())
-    return teacher, student
+    return teacher, student, tuple(index for index, one in enumerate(candidates) if one.mode == "teacher")

@@ -17,25 +17,26 @@ from gateway.errors import StartupError
 from gateway.evaluation.advice.target import percent
 from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.data import exemplars
-from gateway.evaluation.setting import REQUEST_PARAMETERS, AutoLength, RunLibrary, Setting
+from gateway.evaluation.setting import REQUEST_PARAMETERS, RunLibrary, Setting, with_first_exemplars
+from gateway.evaluation.summary import COST_NOTE
 from gateway.policy.files import PROJECTIONS_FOLDER
-from gateway.policy.length import AutoRule
-from gateway.policy.length_model import lengths_of
 from gateway.policy.library import ENDINGS
-from gateway.policy.projections import PROJECTIONS
+from gateway.policy.projections import PROJECTIONS, TOOL_PLAN
 from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.advice.recommend import HeldOutResult, Recommendation
+    from gateway.evaluation.advice.recommend import Benefit, HeldOutResult, Recommendation
     from gateway.evaluation.summary import SettingSummary
+    from gateway.policy.projections import Exemplar, Projection
 
 # Keys of a setting that belong to the caller or to the route, or that name sources of the measurement. The other keys
 # are those of a policy's guidance.
-_NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "auto_file", "route"}
+_NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "route", "exemplar_count"}
 _WIDTH = 108
+_ROUNDING = 1e-9  # of differences of accuracies
 # Default deadline of guidance in a policy.
 _DEADLINE_S = 2.0
 _SLOW = 0.95
@@ -86,19 +87,37 @@ def policy_text(
 
 
 def comments(recommendation: Recommendation) -> Iterator[str]:
-    """Yield the expected results, their source and cautions, in a sentence or two each."""
-    evidence = recommendation.evidence
+    """Yield the expected results, their source, risk and cautions, in a sentence or two each."""
+    evidence, benefit = recommendation.evidence, recommendation.benefit
     yield f"Target: {recommendation.target}. Result: {recommendation.reason}."
     for source, manifest in zip(evidence.sources, evidence.manifests, strict=True):
         when = datetime.fromtimestamp(manifest.created, UTC)
         yield (
             f"Source: {source} of {when:%Y-%m-%d}: {manifest.data}, {manifest.teacher} and {manifest.student}, "
-            f"requests as {evidence.request_form}."
+            f"requests as {evidence.request_form}. {COST_NOTE}"
+        )
+    teacher, student = evidence.candidates[recommendation.best_teacher], evidence.candidates[evidence.student]
+    is_better = teacher.accuracy >= student.accuracy
+    if not is_better:
+        yield (
+            f"The teacher alone is less accurate than the student alone: {percent(teacher.accuracy)} and "
+            f"{percent(student.accuracy)} right. There is no accuracy to keep."
         )
     if recommendation.setting is not None:
-        yield _expected(recommendation.setting, evidence.candidates[evidence.teacher])
+        yield f"Expected from {recommendation.setting.n} questions: {_figures(recommendation.setting)}."
+    if benefit is not None:
+        if benefit.setting != recommendation.chosen:
+            best = evidence.candidates[benefit.setting]
+            yield f"Nearest guided setting: {best.name}: {_figures(best)}."
+        yield from _answers(recommendation, benefit)
+    for index in evidence.teachers:
+        if not evidence.is_selectable(index):
+            yield (
+                f"{evidence.candidates[index].name} is a baseline only: a policy does not choose the form and the "
+                "exemplars of requests."
+            )
     if recommendation.held_out is not None:
-        yield _held_out(recommendation.held_out, guided=recommendation.verdict == "guided")
+        yield _held_out(recommendation.held_out, recommendation, with_ratio=is_better)
     yield from evidence.notes
     yield from cautions(recommendation)
 
@@ -116,11 +135,6 @@ def cautions(recommendation: Recommendation) -> Iterator[str]:
         )
     setting = recommendation.setting.setting
     name = setting["projection"]
-    if "route" in setting and setting["tokens"] == "auto":
-        yield (
-            "The measured gateway chooses the guidance length by its own rule, which receipts do not contain: copy its "
-            "guidance.auto here."
-        )
     if "route" in setting and (name not in PROJECTIONS or PROJECTIONS[name].exemplars):
         yield (
             f"The measured gateway used its own files for projection {name}: copy its projection, or its exemplars "
@@ -130,26 +144,66 @@ def cautions(recommendation: Recommendation) -> Iterator[str]:
         yield "Measured in two stages, not through a gateway: late or missing guidance is not included in the figures."
 
 
-def _expected(one: SettingSummary, teacher: SettingSummary) -> str:
-    comparison = share = ""
-    if one is not teacher:
-        comparison = f", the teacher alone {percent(teacher.accuracy)}"
-        share = f", {percent(float(one.cost_usd / teacher.cost_usd), 0)} of the teacher's" if teacher.cost_usd else ""
+def _figures(one: SettingSummary) -> str:
     return (
-        f"Expected from {one.n} questions: {percent(one.accuracy)} right{_interval(one.interval)}"
-        f"{comparison}; {usd_per_1k(one.cost_per_answer)} USD per 1000 answers{share}; each answer has "
-        f"{one.teacher_output_tokens / one.n:.0f} teacher tokens and {one.student_output_tokens / one.n:.0f} student "
-        "tokens."
+        f"{percent(one.accuracy)} right{_interval(one.interval)}; {usd_per_1k(one.cost_per_answer)} USD per 1000 "
+        f"answers; each answer has {one.teacher_output_tokens / one.n:.0f} teacher tokens and "
+        f"{one.student_output_tokens / one.n:.0f} student tokens"
     )
 
 
-def _held_out(held: HeldOutResult, *, guided: bool) -> str:
-    kept = f", of which {percent(held.accuracy / held.teacher_accuracy)} is kept" if held.teacher_accuracy else ""
-    advice = " Expect this result: the best of many settings looks better on the questions that selected it."
+def _answers(recommendation: Recommendation, benefit: Benefit) -> Iterator[str]:
+    """Yield three answers about a guided setting: advantage over the mixture, loss of accuracy, and savings."""
+    candidates, advantage = recommendation.evidence.candidates, benefit.advantage
+    against, best = candidates[advantage.teacher], candidates[benefit.best_teacher]
+    point, bound = (f"{one * 100:+.1f}" for one in (advantage.claim.point, advantage.claim.bound))
+    yield (
+        f"Better than a student-teacher mixture at its cost: {advantage.answer} with "
+        f"{percent(recommendation.confidence, 0)} confidence, {point} points (at least {bound}). The teacher of the "
+        f"mixture is {against.name}."
+    )
+    loss = benefit.loss
+    low, high = (f"{one * 100:.1f}" for one in loss.interval)
+    yield (
+        f"Loss of accuracy: {loss.value * 100:.1f} points (95 %: {low} to {high}) compared with {best.name}, which has "
+        f"{percent(best.accuracy)} right. {_risk(recommendation, benefit)}"
+    )
+    share = benefit.saved_share
+    saved = "" if share is None else f"{percent(share.value, 0)}{_interval(share.interval)}, "
+    yield f"Savings: {saved}{usd_per_1k(benefit.saved_usd)} USD per 1000 answers, compared with {against.name}."
+
+
+def _risk(recommendation: Recommendation, benefit: Benefit) -> str:
+    n, (_, high) = len(recommendation.evidence.questions), benefit.loss.interval
+    accuracy = recommendation.evidence.candidates[benefit.best_teacher].accuracy
+    allowed = recommendation.target.allowed_loss(accuracy)
+    limit = "" if allowed is None else f", and the target allows {allowed * 100:.1f}"
+    if allowed is not None and not recommendation.results[benefit.setting].reaches:
+        return f"The target allows {allowed * 100:.1f}."
+    risk = f"The loss may be up to {high * 100:.1f} points{limit}"
+    if allowed is not None and high <= allowed:
+        return f"{risk}."
+    narrowed = (benefit.loss.value + high) / 2  # four times as many questions halve the interval
+    return f"{risk}; {3 * n:,} questions in addition to these {n:,} would narrow it to {narrowed * 100:.1f}."
+
+
+def incomplete(one: SettingSummary) -> str:
+    """Return how many answers of a setting were truncated or failed."""
+    failed = sum(one.errors.values())
+    return f"{one.cut} of {one.n} answers truncated at {one.setting['max_tokens']} tokens, {failed} failed"
+
+
+def _held_out(held: HeldOutResult, recommendation: Recommendation, *, with_ratio: bool) -> str:
+    ratio = held.accuracy / held.teacher_accuracy if held.teacher_accuracy and with_ratio else None
+    kept = "" if ratio is None else f", of which {percent(ratio)} is kept"
+    allowed = recommendation.target.allowed_loss(held.teacher_accuracy)
+    missed = allowed is not None and held.teacher_accuracy - held.accuracy > allowed + _ROUNDING
+    advice = f" Expect this result{', which misses the target' if missed else ''}: the best of many settings looks "
+    advice += "better on the questions that selected it."
     return (
         f"Selected and measured on different questions ({held.folds} folds): {percent(held.accuracy)} right"
         f"{_interval(held.interval)} at {usd_per_1k(held.cost_usd)} USD per 1000 answers; the teacher alone "
-        f"{percent(held.teacher_accuracy)}{kept}.{advice if guided else ''}"
+        f"{percent(held.teacher_accuracy)}{kept}.{advice if recommendation.verdict == 'guided' else ''}"
     )
 
 
@@ -173,7 +227,13 @@ def _route(name: str, engines: Mapping[str, str], one: SettingSummary, more: Map
         guidance = {
             key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])
         }
-        if "exemplars" in guidance:
+        if setting.get("projection") == TOOL_PLAN.name:
+            guidance = {"tools": "plan", "tool_plan_tokens": setting["tokens"]}
+        elif "switch" in setting:
+            guidance = {"tools": "switch", "switch": setting["switch"]}
+        elif "exemplar_count" in setting and "projection" not in more:
+            guidance["exemplars"] = _first_exemplars_path(setting)
+        elif "exemplars" in guidance:
             guidance["exemplars"] = exemplars_path(guidance["exemplars"])
         route["guidance"] = deepcopy(guidance | dict(more))  # a value shared by two routes would become a YAML alias
     return route
@@ -188,10 +248,6 @@ def _wrapped(sentences: Iterable[str]) -> str:
 def _check(text: str) -> None:
     source, issues = parse(text.encode(), "the policy")
     if source is not None and not issues:
-        for route in source.data["routes"]:
-            # The model file was read during the run, and is written next to the policy later.
-            if isinstance(auto := route.get("guidance", {}).get("auto"), dict):
-                auto.pop("model", None)
         issues = source.check(TenantPolicy)[1]
     if issues:
         raise StartupError(
@@ -205,11 +261,28 @@ def exemplars_path(file: str) -> str:
     return f"exemplars/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
 
 
+def _first_exemplars_path(setting: Mapping[str, Any]) -> str:
+    """Return the policy's path of the first exemplars of a setting, which get a file of their own."""
+    stem = Path(setting.get("exemplars", setting["projection"])).stem
+    return f"exemplars/{stem}-first-{setting['exemplar_count']}.yaml"
+
+
+def _contents(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str, bytes]]:
+    """Yield each file of a setting with its path under policies and its contents there. Raises OSError."""
+    count, own = setting.get("exemplar_count"), setting.get("exemplars")
+    for file, name in files_of(setting):
+        if count is None or str(file) != own:
+            yield file, name, file.read_bytes()
+    if count is not None:
+        yaml, output = YAML(), StringIO()
+        yaml.width = _WIDTH
+        projection, _ = _measured(setting)
+        yaml.dump([{"question": one.question, "answer": one.answer} for one in projection.exemplars], output)
+        yield Path(own or setting["projection"]), _first_exemplars_path(setting), output.getvalue().encode()
+
+
 def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """Yield each file of a setting (as `Setting.as_dict`, `projection` is optional) and its path under policies."""
-    auto, auto_file = setting.get("auto"), setting.get("auto_file")
-    if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
-        yield Path(auto_file).parent / model, model
     exemplars_file = setting.get("exemplars")
     if exemplars_file is not None and Path(exemplars_file).is_absolute():
         yield Path(exemplars_file), exemplars_path(exemplars_file)
@@ -229,16 +302,19 @@ def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force
     at its path and `force` is not set.
     """
     found: dict[Path, bytes] = {}
-    for file, name in (pair for setting in settings for pair in files_of(setting)):
+    try:
+        contents = [
+            (file, name, content, (folder / name).read_bytes() if (folder / name).exists() else None)
+            for setting in settings
+            for file, name, content in _contents(setting)
+        ]
+    except OSError as error:
+        raise StartupError(
+            f"{display_path(Path(error.filename))} cannot be read ({(error.strerror or 'error').lower()}): the run "
+            "used it, so restore it, or name other exemplars with --guidance exemplars=FILE"
+        ) from error
+    for file, name, content, existing in contents:
         target = folder / name
-        try:
-            content = file.read_bytes()
-            existing = target.read_bytes() if target.exists() else None
-        except OSError as error:
-            raise StartupError(
-                f"{display_path(Path(error.filename))} cannot be read ({(error.strerror or 'error').lower()}): the run "
-                "used it, so restore it, or name other exemplars with --guidance exemplars=FILE"
-            ) from error
         if found.get(target, content) != content:
             raise StartupError(f"two routes need different files with the path {name}: rename one, and repeat its run")
         if existing is not None and existing != content and not force:
@@ -249,6 +325,22 @@ def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force
         if existing != content:
             found[target] = content
     return found
+
+
+def reader_of(policy: Path) -> Path | None:
+    """Return a file that shows that a gateway may read a new policy: a config.yaml of its folder, or another policy.
+
+    A config.yaml may be in the working directory or above the folder. Blocks.
+    """
+    folder = policy.parent
+    for place in (Path(), folder.resolve().parent):
+        config = place / "config.yaml"
+        source = read(config)[0] if config.is_file() else None
+        named = None if source is None else source.get("policies") or "policies"
+        if isinstance(named, str) and (place / named).resolve() == folder.resolve():
+            return config
+    others = sorted(file for file in (*folder.glob("*.yaml"), *folder.glob("*.yml")) if file.name != policy.name)
+    return next((file for file in others if (found := read(file)[0]) is not None and found.get("tenant")), None)
 
 
 def write_files(files: Mapping[Path, bytes], *, new: Path | None = None) -> None:
@@ -284,13 +376,16 @@ def edited_files(setting: Mapping[str, Any]) -> tuple[Path, ...]:
 
 
 def _current_hash(setting: Mapping[str, Any]) -> str:
+    projection, listed = _measured(setting)
+    return shown_hash(Setting(mode="guided", shots=setting["shots"], projection=projection), listed)
+
+
+def _measured(setting: Mapping[str, Any]) -> tuple[Projection, Sequence[Exemplar]]:
+    """Return a setting's projection as its files have it now, and the exemplars of its own file, if any."""
     sources = (setting.get(name) for name in ("exemplars", "policies"))
     exemplars_file, policies = (None if source is None else Path(source) for source in sources)
     listed = () if exemplars_file is None else exemplars(exemplars_file)
     projection = RunLibrary.read(policies, exemplars_file, listed).find(setting["projection"])
-    auto = learned = None
-    if (block := setting.get("auto")) is not None:
-        if (model := block.get("model")) is not None and "auto_file" in setting:
-            learned = lengths_of((Path(setting["auto_file"]).parent / model).read_bytes())
-        auto = AutoLength(AutoRule(), block, learned=learned)
-    return shown_hash(Setting(mode="guided", shots=setting["shots"], projection=projection, auto=auto), listed)
+    if (count := setting.get("exemplar_count")) is not None:
+        projection = with_first_exemplars(projection, count)
+    return projection, listed

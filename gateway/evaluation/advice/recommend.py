@@ -1,9 +1,9 @@
 """The recommended setting of a route: selection, tests, and evaluation on questions outside the selection.
 
-A guided setting is recommended if two claims are shown: it reaches the target, and it pays. The claims hold at the
-given confidence, simultaneously for all settings (`target.claims`). A setting pays if it is more often correct than a
-random mixture of student and teacher at the same cost (`AnswerPanel.over_mixture`). Otherwise the student alone, the
-teacher alone or no setting is recommended.
+A guided setting is recommended if it is shown to pay, and its estimate reaches the target. It pays if it is more often
+correct than a random mixture of student and teacher at the same cost. It must beat the mixtures with all configurations
+of the teacher alone (`target.advantages`). The claims hold at the given confidence, simultaneously for all pairs of a
+setting and a teacher. Otherwise the student alone, the teacher alone or no setting is recommended.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from gateway.evaluation.advice.target import AnswerPanel, BoundedMean, claims, percent
-from gateway.evaluation.statistics import MIN_QUESTIONS, Interval, paired_bootstrap
+from gateway.evaluation.advice.target import AnswerPanel, advantages, percent
+from gateway.evaluation.statistics import MIN_QUESTIONS, Interval, agresti_min, paired_bootstrap
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
@@ -22,34 +22,83 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.evaluation.advice.evidence import Evidence
-    from gateway.evaluation.advice.target import RecommendationTarget
+    from gateway.evaluation.advice.target import Advantage, RecommendationTarget
     from gateway.evaluation.summary import SettingSummary
 
 Verdict = Literal["guided", "none_pays", "too_few"]
 
 
 class SettingResult(NamedTuple):
-    """Tests of one setting: that it reaches the target, and that it beats a mixture; None for the two alone."""
+    """Results of one setting.
 
-    within: BoundedMean
-    pays: BoundedMean | None
+    Attributes:
+        margin: Measured margin to the target (`RecommendationTarget.margin`).
+        enough: Whether the questions suffice to compare the setting with the target.
+        pays: The advantage over a mixture; None for the two alone.
+        selectable: Whether a policy can have the setting.
+    """
+
+    margin: float
+    enough: bool
+    pays: Advantage | None
+    selectable: bool
+
+    @property
+    def reaches(self) -> bool:
+        """Return whether the estimate reaches the target."""
+        return self.margin >= 0
 
     @property
     def shown(self) -> bool:
         """Return whether the setting may be recommended."""
-        return self.within.shown and (self.pays is None or self.pays.shown)
+        return self.likely and self.enough and (self.pays is None or self.pays.shown)
 
     @property
     def likely(self) -> bool:
         """Return whether the setting would be recommended if the measured values were exact."""
-        return self.within.likely and (self.pays is None or self.pays.point > 0)
+        return self.selectable and self.reaches and (self.pays is None or self.pays.claim.point > 0)
+
+
+class Loss(NamedTuple):
+    """A difference of two accuracies with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+class SavedShare(NamedTuple):
+    """A part of costs with its 95 % interval; None if the costs of questions do not differ."""
+
+    value: float
+    interval: Interval | None
+
+
+class Benefit(NamedTuple):
+    """The three answers about a guided setting.
+
+    Attributes:
+        setting: Index of the setting.
+        advantage: Whether it beats a mixture of student and teacher.
+        loss: The teacher's accuracy minus the setting's, for the most accurate configuration of the teacher.
+        best_teacher: Index of that configuration.
+        saved_usd: Savings of an answer, against the configuration of `advantage`.
+        saved_share: The savings as a part of its costs; None if it costs nothing.
+    """
+
+    setting: int
+    advantage: Advantage
+    loss: Loss
+    best_teacher: int
+    saved_usd: Decimal
+    saved_share: SavedShare | None
 
 
 class HeldOutResult(NamedTuple):
     """Cross-validated result of the procedure: each fold is answered by the setting that the other folds select.
 
-    The questions are those of folds with a selection. `teacher_*` are results of the teacher alone on them. Costs are
-    means of an answer. Intervals come from a bootstrap over the questions (95 %). `chosen` counts folds by setting.
+    The questions are those of folds with a selection. `teacher_*` are results of the teacher alone on them, in its most
+    accurate configuration. Costs are means of an answer. Intervals come from a bootstrap over the questions (95 %).
+    `chosen` counts folds by setting.
     """
 
     folds: int
@@ -71,7 +120,9 @@ class Recommendation(NamedTuple):
             student alone, or None if neither reaches the target. too_few: as none_pays for now, but `favorite` would be
             chosen if the measured values were exact, and about `more` questions would show it; None: cannot be
             estimated.
-        results: Tests of the candidates, in their order.
+        results, losses: Results of the candidates, and their losses of accuracy.
+        best_teacher: The most accurate configuration of the teacher alone.
+        benefit: The three answers about the guided setting that is chosen, or nearest to it; None without guidance.
         held_out: The cross-validated result; None for too few questions.
     """
 
@@ -80,9 +131,12 @@ class Recommendation(NamedTuple):
     confidence: float
     verdict: Verdict
     results: tuple[SettingResult, ...]
+    losses: tuple[Loss, ...]
+    best_teacher: int
     chosen: int | None
     favorite: int | None
     more: int | None
+    benefit: Benefit | None
     held_out: HeldOutResult | None
 
     @property
@@ -99,42 +153,42 @@ class Recommendation(NamedTuple):
         confidence, evidence = percent(self.confidence, 0), self.evidence
         guided = [one for one in self.results if one.pays is not None]
         if self.verdict == "guided":
-            shown = "it reaches the target and beats a student-teacher mixture at its cost"
-            return f"{shown}, each with {confidence} confidence"
+            shown = f"it beats a student-teacher mixture at its cost with {confidence} confidence"
+            return f"{shown}, and its estimate reaches the target"
         if self.verdict == "too_few":
-            return f"no guided setting is shown to reach the target and to pay yet: {self._missing_evidence()}"
+            return (
+                "no guided setting that reaches the target is shown to beat a student-teacher mixture yet: "
+                f"{self._missing_evidence()}"
+            )
         if not guided:
             return "the run has no guided setting: add some to the grid of `gkt-gateway eval run`"
         cheapest, favorite = self.target.minimizes_cost, self.favorite_setting
-        if cheapest and favorite is None and not evidence.candidates[evidence.teacher].correct:
+        if cheapest and favorite is None and not evidence.candidates[self.best_teacher].correct:
             return "none pays: the teacher answered no question correctly, so it has no accuracy to keep"
-        reach = [one for one in guided if one.within.likely]
+        reach = [one for one in guided if one.reaches]
         if not reach:
             return f"none pays: none of the {len(guided)} guided settings reaches the target"
-        best = max(one.pays.point for one in reach if one.pays is not None)
+        best = max(one.pays.claim.point for one in reach if one.pays is not None)
         if best <= 0:
             return (
                 f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, but none beats a mixture "
                 f"of student and teacher at the same cost; the best is {abs(best) * 100:.1f} points below"
             )
         assert favorite is not None, "a setting that reaches the target and beats the mixture would be the favorite"
-        is_chosen = self.favorite == self.chosen
-        doubt = "" if is_chosen else f" (as measured; not shown with {confidence} confidence)"
         return (
-            f"none pays: the {favorite.setting['mode']} alone reaches the target{doubt}, and is "
+            f"none pays: the {favorite.setting['mode']} alone reaches the target, and is "
             f"{'cheaper' if cheapest else 'better'} than every guided setting that reaches it and beats a mixture of "
             "student and teacher"
         )
 
     def _missing_evidence(self) -> str:
         n, more, favorite = len(self.evidence.questions), self.more, self.favorite_setting
-        needed = "" if more is None else f"about {more:,} questions in addition to these {n} would show it"
         if favorite is None or not favorite.guided:
-            return needed or f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
+            return f"nothing is claimed with fewer than {MIN_QUESTIONS} questions, and these are {n}"
         chosen = f"as measured {favorite.name} would be chosen"
         if more is None:
             return f"{chosen}, but it is too close to the limit for a reasonable number of questions"
-        return f"{chosen}; {needed}"
+        return f"{chosen}; about {more:,} questions in addition to these {n} would show it"
 
 
 def recommend(
@@ -144,6 +198,7 @@ def recommend(
     panel = AnswerPanel.of(evidence)
     results = check_settings(panel, target, confidence, seed)
     chosen, favorite = choice(panel, target, results), choice(panel, target, results, exact=True)
+    guided = [column for column, is_guided in enumerate(panel.guided) if is_guided]
     enough = len(evidence.questions) >= MIN_QUESTIONS
     verdict: Verdict = "none_pays"
     if chosen is not None and panel.guided[chosen]:
@@ -152,28 +207,60 @@ def recommend(
         verdict = "too_few"
     more = _more(evidence, results, favorite) if verdict == "too_few" else 0
     held_out = _held_out(evidence, panel, target, confidence, folds, seed) if enough else None
-    return Recommendation(evidence, target, confidence, verdict, results, chosen, favorite, more, held_out)
+    best = next((one for one in (chosen, favorite) if one in guided), None)
+    if best is None and guided:
+        best = max(guided, key=lambda column: _nearly(results[column]))
+    losses = tuple(loss_of(panel, column) for column in range(len(results)))
+    benefit = None if best is None else _benefit(evidence, panel, best, results[best], seed)
+    return Recommendation(
+        evidence=evidence,
+        target=target,
+        confidence=confidence,
+        verdict=verdict,
+        results=results,
+        losses=losses,
+        best_teacher=panel.best_teacher,
+        chosen=chosen,
+        favorite=favorite,
+        more=more,
+        benefit=benefit,
+        held_out=held_out,
+    )
 
 
 def check_settings(
     panel: AnswerPanel, target: RecommendationTarget, confidence: float, seed: int
 ) -> tuple[SettingResult, ...]:
-    columns = range(len(panel.guided))
-    guided = [column for column in columns if panel.guided[column]]
-    # The teacher equals its own accuracy, so it needs no test.
-    tested = [column for column in columns if not (target.minimizes_cost and column == panel.teacher)]
-    margins = {column: target.margin(panel, column) for column in columns}
-    within = dict(zip(tested, claims([margins[column] for column in tested], confidence, seed), strict=True))
-    own_margin = margins[panel.teacher].point
-    within.setdefault(panel.teacher, BoundedMean(own_margin, own_margin, True, 0))
-    advantages = [panel.over_mixture(column) for column in guided]
-    pays = dict(zip(guided, claims(advantages, confidence, seed), strict=True))
-    if len(panel.correct) < MIN_QUESTIONS:
-        within = {
-            column: claim._replace(shown=target.minimizes_cost and column == panel.teacher)
-            for column, claim in within.items()
-        }
-    return tuple(SettingResult(within[column], pays.get(column)) for column in columns)
+    pays = advantages(panel, confidence, seed)
+    enough = len(panel.correct) >= MIN_QUESTIONS
+    # The best teacher has its own accuracy, for any number of questions.
+    known = panel.best_teacher if target.minimizes_cost else None
+    return tuple(
+        SettingResult(target.margin(panel, column), enough or column == known, pays.get(column), is_selectable)
+        for column, is_selectable in enumerate(panel.selectable)
+    )
+
+
+def loss_of(panel: AnswerPanel, column: int) -> Loss:
+    """Return the loss of accuracy compared with the most accurate configuration of the teacher alone."""
+    difference = panel.correct[:, panel.best_teacher] - panel.correct[:, column]
+    return Loss(float(difference.mean()), agresti_min(difference.tolist()))
+
+
+def _nearly(one: SettingResult) -> tuple[bool, float]:
+    assert one.pays is not None, "of a guided setting"
+    return one.reaches, one.pays.claim.point
+
+
+def _benefit(evidence: Evidence, panel: AnswerPanel, column: int, result: SettingResult, seed: int) -> Benefit:
+    assert result.pays is not None, "of a guided setting"
+    own, alone = (evidence.candidates[index].cost_per_answer for index in (column, result.pays.teacher))
+    share = None
+    if alone:
+        costs = (panel.cost[:, index].tolist() for index in (column, result.pays.teacher))
+        interval = paired_bootstrap(lambda cost, whole: 1 - cost / whole, *costs, seed=seed)
+        share = SavedShare(float(1 - own / alone), interval)
+    return Benefit(column, result.pays, loss_of(panel, column), panel.best_teacher, alone - own, share)
 
 
 def choice(
@@ -184,7 +271,7 @@ def choice(
     Ties are resolved by the other one of cost and accuracy, then by order. Returns None if the target is relative to a
     teacher's accuracy of 0, which the cheapest setting would always keep.
     """
-    if target.minimizes_cost and not panel.correct[:, panel.teacher].any():
+    if target.minimizes_cost and not panel.correct[:, panel.best_teacher].any():
         return None
     fit = [column for column, one in enumerate(results) if (one.likely if exact else one.shown)]
     accuracy, cost = panel.correct.mean(axis=0), panel.cost.mean(axis=0)
@@ -201,10 +288,10 @@ def _more(evidence: Evidence, results: Sequence[SettingResult], favorite: int | 
     missing = max(0, MIN_QUESTIONS - len(evidence.questions))
     if favorite is None:
         return missing
-    one = results[favorite]
-    needed = [claim.more for claim in (one.within, one.pays) if claim is not None]
-    estimates = [more for more in needed if more is not None]
-    return max(missing, *estimates) if len(estimates) == len(needed) else None
+    pays = results[favorite].pays
+    if pays is None:
+        return missing
+    return None if pays.claim.more is None else max(missing, pays.claim.more)
 
 
 def _held_out(
@@ -223,9 +310,9 @@ def _held_out(
     if not cells:
         return None
     right = [float(panel.correct[row, column]) for row, column in cells]
-    teacher = [float(panel.correct[row, panel.teacher]) for row, _ in cells]
+    teacher = [float(panel.correct[row, panel.best_teacher]) for row, _ in cells]
     costs = [evidence.candidates[column].examples[row].cost_usd for row, column in cells]
-    alone = [evidence.candidates[panel.teacher].examples[row].cost_usd for row, _ in cells]
+    alone = [evidence.candidates[panel.best_teacher].examples[row].cost_usd for row, _ in cells]
     return HeldOutResult(
         folds=folds,
         questions=len(cells),

@@ -1,7 +1,7 @@
-"""Targets of a recommendation: a part of the teacher's accuracy, or the best accuracy within a budget.
+"""Targets of a recommendation, and the advantage of guidance over a mixture of student and teacher.
 
-A target yields contrasts: one value per question, whose mean should be above 0. Examples are the remaining allowed loss
-of a setting, and its advantage over a reference. `claims` returns simultaneous one-sided bounds of many means.
+A contrast has one value per question, whose mean should be above 0, such as the advantage of a setting over a
+reference. `claims` returns simultaneous one-sided bounds of many means.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.evaluation.advice.sample_size import POWER
+from gateway.evaluation.statistics import MIN_QUESTIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from gateway.evaluation.advice.evidence import Evidence
 
 Numbers = NDArray[np.float64]
-POWER = 0.8
-"""Probability of detecting a difference with the estimated number of questions."""
 _DRAWS = 10_000
 _PSEUDO = 2.0
 _ROUNDING = 1e-9
@@ -45,6 +46,9 @@ class Contrast(NamedTuple):
 
     values: Numbers
     cells: Numbers = np.empty(0)
+
+    def __neg__(self) -> Contrast:
+        return Contrast(-self.values, -self.cells)
 
     @property
     def point(self) -> float:
@@ -92,18 +96,13 @@ class BoundedMean(NamedTuple):
     shown: bool
     more: int | None
 
-    @property
-    def likely(self) -> bool:
-        """Return whether the claim holds as measured."""
-        return self.point >= 0
-
 
 def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[BoundedMean]:
-    """Return the simultaneous claims: at this one-sided confidence none of the shown ones is false.
+    """Return the simultaneous claims: at this one-sided confidence all bounds hold, and no shown claim is false.
 
-    Uses Romano and Wolf's step-down (2005) with the maximum of k normals that are correlated as the contrasts are.
-    Settings err together on the same questions, so the correction is smaller than Bonferroni's. Contrasts far below 0
-    are left out of the correction (Hansen 2005). `seed` is that of the normal samples.
+    The bounds use the maximum of k normals that are correlated as the contrasts are. Settings err together on the same
+    questions, so the correction is smaller than Bonferroni's. Contrasts far below 0 are left out of the correction
+    (Hansen 2005). `seed` is that of the normal samples.
     """
     if not contrasts:
         return []
@@ -112,24 +111,15 @@ def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[
     fixed = errors == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.where(fixed, np.where(means >= 0, np.inf, -np.inf), means / errors)
-    draws = _samples(contrasts, seed)
-    normal_quantile = NormalDist().inv_cdf(confidence)
-    shown = np.zeros(len(contrasts), bool)
-    while True:
-        open_claims = ~shown & ~fixed & (scores > _MIN_SCORE)
-        critical = (
-            max(normal_quantile, float(np.quantile(draws[:, open_claims].max(axis=1), confidence)))
-            if open_claims.any()
-            else normal_quantile
-        )
-        next_shown = scores > critical
-        if (next_shown == shown).all():
-            break
-        shown = next_shown
-    bounds = [one.mean - critical * one.error for one in contrasts]
+    critical = NormalDist().inv_cdf(confidence)
+    corrected = ~fixed & (scores > _MIN_SCORE)
+    if corrected.any():
+        draws = _samples(contrasts, seed)[:, corrected]
+        critical = max(critical, float(np.quantile(draws.max(axis=1), confidence)))
+    shown = [bool(score > critical) for score in scores]
     return [
-        BoundedMean(one.point, bound, bool(is_shown), 0 if is_shown else _needed(one, critical))
-        for one, bound, is_shown in zip(contrasts, bounds, shown, strict=True)
+        BoundedMean(one.point, one.mean - critical * one.error, is_shown, 0 if is_shown else _needed(one, critical))
+        for one, is_shown in zip(contrasts, shown, strict=True)
     ]
 
 
@@ -157,13 +147,17 @@ def _samples(contrasts: Sequence[Contrast], seed: int) -> Numbers:
 
 
 class AnswerPanel(NamedTuple):
-    """Results of k settings on n questions: arrays of shape (n, k), with 1 or 0, and USD; the columns of both alone."""
+    """Results of k settings on n questions: arrays of shape (n, k), with 1 or 0, and USD.
+
+    `teachers` and `student` are the columns of the two alone. A policy can have the `selectable` settings.
+    """
 
     correct: Numbers
     cost: Numbers
-    teacher: int
+    teachers: tuple[int, ...]
     student: int
     guided: tuple[bool, ...]
+    selectable: tuple[bool, ...]
 
     @classmethod
     def of(cls, evidence: Evidence) -> AnswerPanel:
@@ -171,12 +165,28 @@ class AnswerPanel(NamedTuple):
         correct = np.array([[example.correct for example in one.examples] for one in every], float).T
         # Displayed costs are summed from Decimals instead.
         cost = np.array([[float(example.cost_usd) for example in one.examples] for one in every], float).T
-        return cls(correct, cost, evidence.teacher, evidence.student, tuple(one.guided for one in every))
+        guided = tuple(one.guided for one in every)
+        selectable = tuple(evidence.is_selectable(index) for index in range(len(every)))
+        return cls(correct, cost, evidence.teachers, evidence.student, guided, selectable)
 
     def rows_of(self, rows: NDArray[np.intp]) -> AnswerPanel:
-        return AnswerPanel(self.correct[rows], self.cost[rows], self.teacher, self.student, self.guided)
+        return self._replace(correct=self.correct[rows], cost=self.cost[rows])
 
-    def over_mixture(self, column: int) -> Contrast:
+    @property
+    def best_teacher(self) -> int:
+        """Return the most accurate configuration of the teacher alone; of equals the cheaper one."""
+        return self._best_of(self.teachers)
+
+    @property
+    def own_teacher(self) -> int:
+        """Return the most accurate configuration of the teacher alone that a policy can have."""
+        return self._best_of([one for one in self.teachers if self.selectable[one]])
+
+    def _best_of(self, columns: Sequence[int]) -> int:
+        right, usd = self.correct.mean(axis=0), self.cost.mean(axis=0)
+        return min(columns, key=lambda one: (-float(right[one]), float(usd[one])))
+
+    def over_mixture(self, column: int, teacher: int) -> Contrast:
         """Return by how much a setting is more often correct than a random mixture of student and teacher at its cost.
 
         The mixture uses the dearer one with probability p = (cost - cheaper) / (dearer - cheaper). It needs no
@@ -188,7 +198,7 @@ class AnswerPanel(NamedTuple):
         line's slope is included (delta method).
         """
         correct, cost = self.correct.T, self.cost.T
-        cheaper, dearer = sorted((self.student, self.teacher), key=lambda alone: float(cost[alone].mean()))
+        cheaper, dearer = sorted((self.student, teacher), key=lambda alone: float(cost[alone].mean()))
         gain = float(correct[dearer].mean() - correct[cheaper].mean())
         spread = float(cost[dearer].mean() - cost[cheaper].mean())
         if gain <= 0:
@@ -204,8 +214,64 @@ class AnswerPanel(NamedTuple):
         return Contrast(values, cells)
 
 
+Dominance = Literal["shown", "not shown", "contradicted"]
+
+
+class Advantage(NamedTuple):
+    """The smallest advantage of a guided setting over a mixture of the student and one configuration of the teacher.
+
+    Attributes:
+        teacher: The column of that configuration.
+        claim: The advantage, with a bound for all guided settings and configurations together. It is shown if the
+            advantage over the mixture with each configuration is.
+        answer: Whether the setting is shown to beat the mixture with each configuration, or shown not to beat it.
+    """
+
+    teacher: int
+    claim: BoundedMean
+    answer: Dominance
+
+    @property
+    def shown(self) -> bool:
+        return self.answer == "shown"
+
+
+def advantages(panel: AnswerPanel, confidence: float, seed: int) -> dict[int, Advantage]:
+    """Return the smallest advantage of each guided setting over the mixtures, by column.
+
+    The claims about all pairs of a setting and a teacher are simultaneous. Separate claims for each teacher would err
+    too often, since each setting may fail against another teacher.
+    """
+    guided = [column for column, is_guided in enumerate(panel.guided) if is_guided]
+    pairs = [(column, teacher) for column in guided for teacher in panel.teachers]
+    over = [panel.over_mixture(*pair) for pair in pairs]
+    better = claims(over, confidence, seed)
+    worse = claims([-contrast for contrast in over], confidence, seed)
+    advantage = {}
+    for column in guided:
+        places = [place for place, pair in enumerate(pairs) if pair[0] == column]
+        smallest = min(places, key=lambda place: (better[place].point > 0, better[place].bound))
+        more = [better[place].more for place in places]
+        claim = better[smallest]._replace(
+            shown=all(better[place].shown for place in places),
+            more=None if None in more else max(one for one in more if one is not None),
+        )
+        is_contradicted = any(worse[place].shown and worse[place].point > 0 for place in places)
+        teacher = pairs[smallest][1]
+        advantage[column] = _advantage(teacher, claim, len(panel.correct), is_contradicted=is_contradicted)
+    return advantage
+
+
+def _advantage(teacher: int, claim: BoundedMean, n: int, *, is_contradicted: bool) -> Advantage:
+    if n < MIN_QUESTIONS:
+        return Advantage(teacher, claim._replace(shown=False), "not shown")
+    return Advantage(teacher, claim, "shown" if claim.shown else "contradicted" if is_contradicted else "not shown")
+
+
 class RecommendationTarget(NamedTuple):
     """A target: the limit that a setting must observe. The `kind` determines what `amount` limits.
+
+    The teacher is its most accurate configuration; for `share` the most accurate one that a policy can have.
 
     keep      minimum accuracy, as a part of the teacher's
     loss      maximum difference from the teacher's accuracy, from 0 to 1
@@ -232,20 +298,30 @@ class RecommendationTarget(NamedTuple):
             case "share":
                 return f"the best for {_plain(self.amount * 100)} % of the teacher's cost"
 
-    def margin(self, panel: AnswerPanel, column: int) -> Contrast:
-        """Return the margin of a setting to the limit, in accuracy or USD per answer; negative values miss it."""
-        amount = float(self.amount)
-        right, teacher = panel.correct[:, column], panel.correct[:, panel.teacher]
-        cost = panel.cost[:, column]
+    def margin(self, panel: AnswerPanel, column: int) -> float:
+        """Return the measured margin of a setting to the limit: accuracy or USD per answer; negative values miss it."""
+        amount, teacher = float(self.amount), panel.best_teacher
+        right, cost = panel.correct[:, column], panel.cost[:, column]
         match self.kind:
             case "keep":
-                return Contrast(right - amount * teacher, _ONE - amount * _OTHER)
+                margin = Contrast(right - amount * panel.correct[:, teacher])
             case "loss":
-                return Contrast(right - teacher + amount, _ONE - _OTHER + amount)
+                margin = Contrast(right - panel.correct[:, teacher] + amount)
             case "budget":
-                return Contrast(amount - cost)
+                margin = Contrast(amount - cost)
             case "share":
-                return Contrast(amount * panel.cost[:, panel.teacher] - cost)
+                margin = Contrast(amount * panel.cost[:, panel.own_teacher] - cost)
+        return margin.point
+
+    def allowed_loss(self, accuracy: float) -> float | None:
+        """Return the loss of accuracy that the target allows, for the teacher's accuracy; None if it limits costs."""
+        match self.kind:
+            case "keep":
+                return float(1 - self.amount) * accuracy
+            case "loss":
+                return float(self.amount)
+            case _:
+                return None
 
 
 def percent(part: float, digits: int = 1) -> str:

@@ -163,6 +163,7 @@ def load(
     scorer: str | None = None,
     exemplars_file: Path | None = None,
     skip_bad: bool = False,
+    only_chats: bool = True,
 ) -> LoadedData:
     """Load the questions of `spec`: one of `NAMES`, or the path of a file with one JSON object per line.
 
@@ -171,6 +172,7 @@ def load(
         scorer: Scorer of all questions, overriding the data: a name, or `package.module:function`.
         exemplars_file: YAML or JSON, a list of {question, answer}; None: the shipped exemplars.
         skip_bad: Skip invalid lines.
+        only_chats: Whether no setting sends raw prompts: questions with turns are invalid lines otherwise.
 
     Raises:
         ConfigError: Invalid lines (the first of them with their numbers), or invalid exemplars.
@@ -181,7 +183,7 @@ def load(
         plug_in(scorer)
     elif scorer is not None and (issue := check_name(scorer)) is not None:
         raise StartupError(f"--scorer: {issue}")
-    name, all_questions, skipped = _all(spec, count, seed, scorer, skip_bad)
+    name, all_questions, skipped = _all(spec, count, seed, scorer, skip_bad, only_chats=only_chats)
     part = part or QuestionRange()
     questions = part.of(all_questions)
     if not questions:
@@ -193,7 +195,7 @@ def load(
 
 
 def _all(
-    spec: str, count: int, seed: int, scorer: str | None, skip_bad: bool
+    spec: str, count: int, seed: int, scorer: str | None, skip_bad: bool, *, only_chats: bool
 ) -> tuple[str, list[Question], tuple[ConfigIssue, ...]]:
     if spec in {GENERATED, GENERATED_CHOICES}:
         made = problems(count, seed) if spec == GENERATED else choice_problems(count, seed)
@@ -206,7 +208,7 @@ def _all(
     if not path.is_file():
         hint = suggestion(spec, NAMES)
         raise StartupError(f"--data {spec}: neither a file nor a data set ({', '.join(NAMES)}).{hint}")
-    return path.stem, *_questions(_lines(path), display_path(path), scorer, skip_bad)
+    return path.stem, *_questions(_lines(path), display_path(path), scorer, skip_bad, only_chats=only_chats)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
@@ -240,7 +242,7 @@ def _no_number(name: str) -> Any:
 
 
 def _questions(
-    lines: Iterable[tuple[int, Any, str]], file: str, scorer: str | None, skip_bad: bool
+    lines: Iterable[tuple[int, Any, str]], file: str, scorer: str | None, skip_bad: bool, *, only_chats: bool = True
 ) -> tuple[list[Question], tuple[ConfigIssue, ...]]:
     found: dict[str, Question] = {}
     line_numbers: dict[str, int] = {}
@@ -249,7 +251,7 @@ def _questions(
         try:
             if isinstance(line, InvalidLine):
                 raise line
-            question = question_of(line, default_id, scorer)
+            question = question_of(line, default_id, scorer, only_chats=only_chats)
             if question.id in found:
                 raise InvalidLine(
                     "id", f"'{question.id}' is a duplicate of line {line_numbers[question.id]}: ids must differ"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import re2
 
 from gateway.evaluation.record import Question
-from gateway.evaluation.scoring import KNOWN, check_name, is_plug_in
+from gateway.evaluation.scoring import JUDGE, KNOWN, PREFERENCE, check_name, is_plug_in
+from gateway.protocol.messages import RULES
 from gateway.scoring import numbers
 
 if TYPE_CHECKING:
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 
     from gateway.protocol.body import Json
 
-_FIELDS = ("question", "answer", "answerKey", "id", "scorer", "choices", "pattern", "tolerance")
+_FIELDS = ("question", "messages", "answer", "answerKey", "id", "scorer", "choices", "pattern", "tolerance")
 _GSM8K_MARK = "####"
 _MIN_CHOICES = 2
+_ROLES = (*sorted(RULES), "user", "assistant")
 
 
 class InvalidLine(Exception):
@@ -37,15 +40,22 @@ def with_choices(question: str, choices: Mapping[str, str]) -> str:
     return f"{question} Answer Choices: {' '.join(f'({letter}) {text}' for letter, text in choices.items())}"
 
 
-def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
-    """Return the question of a parsed line. `default_id` is for a line without an id. Raises InvalidLine."""
+def question_of(line: object, default_id: str, scorer: str | None = None, *, only_chats: bool = True) -> Question:
+    """Return the question of a parsed line. Raises InvalidLine.
+
+    Args:
+        default_id: for a line without an id.
+        only_chats: whether no setting sends raw prompts, which have no turns.
+    """
     if not isinstance(line, dict):
-        raise InvalidLine("", "must be an object with 'question' and 'answer'")
+        raise InvalidLine("", "must be an object with 'question' and 'answer', or with 'messages'")
     for name in line:
         # Other fields are allowed, but a misspelled one must not be ignored silently.
         close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
         if close:
             raise InvalidLine(name, f"unknown field. Did you mean '{close[0]}'?")
+    if "messages" in line:
+        return _chat(line, default_id, scorer, only_chats=only_chats)
     text, choices = _text(line, "question"), _choices(line)
     # CSQA on the hub uses `answerKey`.
     answer = _answer(line, "answerKey" if "answerKey" in line and "answer" not in line else "answer")
@@ -53,6 +63,42 @@ def question_of(line: object, default_id: str, scorer: str | None = None) -> Que
         return _build(line, text, answer.rpartition(_GSM8K_MARK)[2].strip(), {}, default_id, scorer or "numeric")
     scorer_name = scorer or _scorer(line, answer, choices)
     return _build(line, text, answer, choices, default_id, scorer_name)
+
+
+def _chat(line: Json, default_id: str, scorer: str | None, *, only_chats: bool) -> Question:
+    """Return the question of a line with a chat's messages. A judge scores it if it has no answer."""
+    if not only_chats:
+        raise InvalidLine("messages", "a raw prompt has no turns: use --form chat for these questions")
+    for field in ("question", "choices"):
+        if field in line:
+            raise InvalidLine(field, "conflicts with 'messages': put it into the text of the last message")
+    messages = _messages(line["messages"])
+    text = messages[0][1] if len(messages) == 1 else "\n\n".join(f"{role}: {text}" for role, text in messages)
+    if line.get("answer") is not None:
+        answer = _answer(line, "answer")
+        question = _build(line, text, answer, {}, default_id, scorer or _scorer(line, answer, {}))
+    else:
+        name = scorer or (PREFERENCE if line.get("scorer") is None else _scorer(line, "", {}))
+        if name in KNOWN and name not in {JUDGE, PREFERENCE}:
+            raise InvalidLine("answer", f"missing: the scorer {name} needs it; preference and judge do not")
+        question = Question(_id(line, default_id), text, "", name)
+    return replace(question, messages=messages)
+
+
+def _messages(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise InvalidLine("messages", "must be a list of messages with 'role' and 'content'")
+    messages = []
+    for index, one in enumerate(value):
+        at = f"messages[{index}]"
+        if not isinstance(one, dict) or one.get("role") not in _ROLES:
+            raise InvalidLine(f"{at}.role", f"must be one of {', '.join(_ROLES)}")
+        if not isinstance(one.get("content"), str):
+            raise InvalidLine(f"{at}.content", "must be text")
+        messages.append((one["role"], one["content"]))
+    if messages[-1][0] != "user":
+        raise InvalidLine("messages", "the last one must be of role user: models answer it")
+    return tuple(messages)
 
 
 def _build(line: Json, text: str, answer: str, choices: Mapping[str, str], default_id: str, scorer: str) -> Question:

@@ -60,9 +60,18 @@ def compare(one: Mapping[str, Example], other: Mapping[str, Example]) -> Setting
     )
 
 
-def kept_share(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) -> ShareInterval | None:
-    """Return the accuracy as a share of the teacher's (the paper's 95.00 %); None for a teacher's accuracy of 0."""
+def kept_share(
+    one: Mapping[str, Example], teacher: Mapping[str, Example], student: Mapping[str, Example] | None, seed: int
+) -> ShareInterval | None:
+    """Return the accuracy as a share of the teacher's (the paper's 95.00 %).
+
+    Return None if the teacher answers no question correctly, or fewer than the student: there is nothing to keep.
+    """
     first, second = _right(one, teacher)
+    if student is not None:
+        by_teacher, alone = _right(teacher, student)
+        if sum(by_teacher) < sum(alone):
+            return None
     if not sum(second):
         return None
     share = paired_bootstrap(lambda kept, whole: kept / whole, first, second, seed=seed)

@@ -33,11 +33,16 @@ def figures(section: ReportSection, prefix: str) -> Iterator[Figure | OmittedFig
     has_groups = len(section.groups) > 1
     for number, group in enumerate(section.groups, 1):
         name, suffix = f"{prefix}-{number}" if has_groups else prefix, f" ({group.title})" if has_groups else ""
+        if section.is_preference:
+            yield OmittedFigure("Accuracy", "the scores are preferences over the teacher's answers")
+            yield trace(group, f"{name}-trace", f"Time per stage{suffix}")
+            continue
         yield frontier(group, f"{name}-frontier", f"Accuracy against cost{suffix}")
         yield by_guidance(group, f"{name}-guidance", f"Accuracy by length of guidance{suffix}")
         yield by_length(group, section, f"{name}-length", f"Accuracy by length of answer{suffix}")
         yield trace(group, f"{name}-trace", f"Time per stage{suffix}")
-    yield by_exemplars(section, f"{prefix}-exemplars", "Accuracy by number of exemplars")
+    if not section.is_preference:
+        yield by_exemplars(section, f"{prefix}-exemplars", "Accuracy by number of exemplars")
 
 
 def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
@@ -88,8 +93,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
 
 def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     """Plot accuracy against m with a line for each kind of guidance, and the student and the teacher as levels."""
-    # A length chosen for each question has no position on the axis; the table has it.
-    guided = [row for row in group.comparable if row.guided and row.summary.setting["tokens"] != "auto"]
+    guided = [row for row in group.comparable if row.guided]
     kinds: dict[str, list[ReportRow]] = {}
     for row in guided:
         kinds.setdefault(d.kind_of(row, group.rows), []).append(row)

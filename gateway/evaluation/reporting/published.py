@@ -186,7 +186,7 @@ def compare_with_paper(section: ReportSection) -> PublishedComparison | None:
     if data is None:
         return None
     guided = [row.summary.setting for row in section.rows if row.guided]
-    lengths = {setting["tokens"] for setting in guided if setting["tokens"] != "auto"}
+    lengths = {setting["tokens"] for setting in guided}
     measured = [_measured(section, group, row) for group in section.groups for row in group.guided]
     accuracies = ("student", "teacher", "guidance alone", "guided", "above the student")
     table = ReportTable(

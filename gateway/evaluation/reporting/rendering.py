@@ -14,12 +14,13 @@ from markupsafe import Markup
 from gateway.errors import StartupError
 from gateway.evaluation.reporting import drawing
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.comparison import hull, pareto
+from gateway.evaluation.reporting.comparison import ShareInterval, hull, pareto
 from gateway.evaluation.reporting.drawing import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.published import CAVEAT, compare_with_paper
 from gateway.evaluation.reporting.report import stage_times
 from gateway.evaluation.reporting.tables import flips, overview, section_tables
+from gateway.evaluation.setting import SAMPLING
 from gateway.evaluation.statistics import MIN_QUESTIONS
 from gateway.version import __version__
 
@@ -96,12 +97,12 @@ def _chapter(section: ReportSection, number: int) -> dict[str, Any]:
         "title": f"{manifest.data}: {manifest.teacher} over {manifest.student}",
         "facts": list(_facts(section)),
         "remarks": section.run.remarks,
-        "headline": list(_headline(section)),
+        "headline": list(_preferences(section) if section.is_preference else _headline(section)),
         "tables": section_tables(section),
         "figures": [one for one in drawn if isinstance(one, Figure)],
         "omitted": [one for one in drawn if isinstance(one, OmittedFigure)],
         "flips": list(flips(section)),
-        "paper": compare_with_paper(section),
+        "paper": None if section.is_preference else compare_with_paper(section),
     }
 
 
@@ -129,7 +130,39 @@ def _headline(section: ReportSection) -> Iterator[str]:
             f"{row.short_label} {w.percent(group.on_common(row).accuracy)}" for row in group.rows if not row.guided
         ]
         title = f"{group.title[0].upper()}{group.title[1:]}"
-        yield " ".join([f"{title}: {', '.join(alone) or 'only guided settings'}.", *_best(group)])
+        text = " ".join([f"{title}: {', '.join(alone) or 'only guided settings'}.", *_best(group)])
+        yield " ".join([text, *_better_teacher(group, section)])
+
+
+def _better_teacher(group: ReportGroup, section: ReportSection) -> Iterator[str]:
+    """Yield a sentence if the teacher alone is more accurate with other requests than with those of the group."""
+    own = group.alone("teacher")
+    if own is None or not group.guided:
+        return
+    teachers = [(one, row) for one in section.groups if (row := one.alone("teacher")) is not None]
+    comparable = [(one, row) for one, row in teachers if _sampling(row) == _sampling(own)]
+    best, row = max(comparable, key=lambda one: one[0].on_common(one[1]).accuracy)
+    accuracy = best.on_common(row).accuracy
+    if accuracy > group.on_common(own).accuracy:
+        yield (
+            f"The teacher alone is more accurate with other requests ({best.title}): {w.percent(accuracy)}. "
+            "`eval recommend` compares with it, too."
+        )
+
+
+def _sampling(row: ReportRow) -> list[Any]:
+    return [row.summary.setting.get(name) for name in SAMPLING]
+
+
+def _preferences(section: ReportSection) -> Iterator[str]:
+    for row in section.rows:
+        if row.summary.mode != "teacher":
+            found = row.summary.preference
+            share = w.part(None if found.share is None else ShareInterval(found.share, found.interval))
+            yield (
+                f"{row.label}: preferred to the teacher's answer in {share} of {found.n:,} comparisons, at "
+                f"{w.percent(row.cost_share)} of its cost. 50\u00a0% is as good as the teacher."
+            )
 
 
 def _best(group: ReportGroup) -> Iterator[str]:
@@ -164,6 +197,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
     """Return a run for the JSON file, with unrounded numbers and money as exact text."""
     manifest = msgspec.to_builtins(section.run.manifest)
     manifest.pop("settings")
+    preference = section.is_preference
     prices = section.run.manifest.prices
     manifest["prices"] = {role: [w.plain(one) for one in usd] for role, usd in prices.items()}
     return {
@@ -174,10 +208,10 @@ def _section(section: ReportSection) -> dict[str, Any]:
             {
                 "asked": group.title,
                 "common_questions": group.questions,
-                "settings": [_row(row) for row in group.rows],
-                "pareto": [one.name for one in pareto(group.common.values())],
-                "hull": [one.name for one in hull(group.common.values())],
-                "best": None if group.best is None else group.best._asdict(),
+                "settings": [_preference_row(row) if preference else _row(row) for row in group.rows],
+                "pareto": [] if preference else [one.name for one in pareto(group.common.values())],
+                "hull": [] if preference else [one.name for one in hull(group.common.values())],
+                "best": None if group.best is None or preference else group.best._asdict(),
             }
             for group in section.groups
         ],
@@ -189,6 +223,17 @@ def _section(section: ReportSection) -> dict[str, Any]:
         ],
         "flips": [msgspec.to_builtins(one) for one in flips(section)],
     }
+
+
+_OF_ACCURACY = ("correct", "accuracy", "accuracy_interval", "score", "opening_accuracy", "against_student",
+                "against_teacher", "kept", "gap_closed")  # fmt: skip
+
+
+def _preference_row(row: ReportRow) -> dict[str, Any]:
+    """Return the fields of `_row` with the preferences in place of the accuracies."""
+    plain = {name: value for name, value in _row(row).items() if name not in _OF_ACCURACY}
+    found = None if row.summary.mode == "teacher" else row.summary.preference
+    return plain | {"preference": found and found._asdict() | {"interval": list(found.interval)}}
 
 
 def _row(row: ReportRow) -> dict[str, Any]:
@@ -212,6 +257,7 @@ def _row(row: ReportRow) -> dict[str, Any]:
             "student": {"input": own.student_input_tokens, "output": own.student_output_tokens},
             "kept": own.kept_tokens,
         },
+        "prompt_cache_hits": dict(row.cache_hits),
         "teacher_token_share": {"of_teacher_alone": row.token_share, "of_all_output": own.teacher_token_share},
         "cost_usd": w.plain(own.cost_usd),
         "teacher_usd": w.plain(own.teacher_usd),
@@ -244,7 +290,6 @@ def _row(row: ReportRow) -> dict[str, Any]:
         "unguided": dict(own.unguided),
         "errors": dict(own.errors),
         "cut_for_length": own.cut,
-        "lengths": [{"by": by, "tokens": m, "questions": count} for (by, m), count in sorted(own.lengths.items())],
     }
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway.evaluation.reporting.comparison import SettingComparison, best, compare, gap_closed, kept_share
 from gateway.evaluation.reporting.wording import answered_by, label, request_in_words
 from gateway.evaluation.statistics import holm
-from gateway.evaluation.summary import reference, request_key, summaries, summarize
+from gateway.evaluation.summary import (
+    cache_hits,
+    reference,
+    request_key,
+    roles_with_cache_reads,
+    summaries,
+    summarize,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -139,12 +146,14 @@ class ReportRow(NamedTuple):
 
     `label` is unique in the run; `short_label` omits the request form. `*_p` are p-values adjusted by Holm's method.
     `kept` is the accuracy as a share of the teacher's, `gap` the closed part of the gap between student and teacher.
+    `cache_hits` are the parts of the input that each model read from its prompt cache; None: not reported.
     """
 
     summary: SettingSummary
     label: str
     short_label: str
     times: QuestionTimes
+    cache_hits: Mapping[str, float | None]
     student: SettingComparison | None = None
     teacher: SettingComparison | None = None
     student_p: float | None = None
@@ -216,6 +225,11 @@ class ReportSection(NamedTuple):
     def rows(self) -> list[ReportRow]:
         return [row for group in self.groups for row in group.rows]
 
+    @property
+    def is_preference(self) -> bool:
+        """Return whether the scores are preferences, so that no answer is correct or wrong."""
+        return self.run.manifest.metric == "preference"
+
 
 def section(run: RunRecords, seed: int) -> ReportSection:
     """Compare all settings of a run. Intervals are reproducible for a seed."""
@@ -231,6 +245,7 @@ def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecor
         label=label(summary.setting, plain),
         short_label=answered_by(summary.setting, plain),
         times=times(summary, run.stages),
+        cache_hits=cache_hits(summary.examples, roles_with_cache_reads(run.examples)),
     )
     own = run.by_setting[summary.name]
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
@@ -238,7 +253,8 @@ def _row(summary: SettingSummary, among: Sequence[SettingSummary], run: RunRecor
         row = row._replace(student=compare(own, run.by_setting[student.name]))
     if summary.mode != "teacher" and teacher is not None:
         by_teacher = run.by_setting[teacher.name]
-        kept, measured = kept_share(own, by_teacher, seed), _measured(summary, teacher, run)
+        by_student = None if student is None else run.by_setting[student.name]
+        kept, measured = kept_share(own, by_teacher, by_student, seed), _measured(summary, teacher, run)
         row = row._replace(teacher=compare(own, by_teacher), kept=kept, measured=measured)
         if row.guided and student is not None:
             row = row._replace(gap=gap_closed(own, run.by_setting[student.name], by_teacher, seed))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.evaluation.reporting import wording as w
 from gateway.evaluation.reporting.report import stage_times
+from gateway.evaluation.summary import COST_NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,20 @@ _ACCURACY = _SettingTable(
     "Gap closed: (guided - student) / (teacher - student), only if the teacher is significantly better. In "
     "parentheses: paired bootstrap, 95 %; omitted if no question distinguishes the two.",
 )
+_PREFERENCE = _SettingTable(
+    "Preference over the teacher's answer",
+    {
+        "n": lambda row: f"{row.summary.preference.n:,}",
+        "preferred": lambda row: f"{row.summary.preference.preferred:,}",
+        "tie": lambda row: f"{row.summary.preference.ties:,}",
+        "share preferred": lambda row: w.percent(row.summary.preference.share),
+        "95 %": lambda row: w.percents(row.summary.preference.interval),
+    },
+    "A judge model compared each answer with that of the teacher alone, in both orders; contradictory verdicts are a "
+    "tie. Share preferred: the mean of both orders, where a tie counts as half, so 50 % is as good as the teacher. It "
+    "is no accuracy. 95 %: Agresti and Min's interval for pairs. A missing answer is not preferred; comparisons that "
+    "failed are left out.",
+)
 _TOKENS = _SettingTable(
     "Tokens",
     {
@@ -72,6 +87,16 @@ _TOKENS = _SettingTable(
     "relative to the teacher alone, which the paper calls cost (52 %). Part of all output: relative to the output of "
     "both models. Neither is the cost, which the next table has.",
 )
+_CACHE = _SettingTable(
+    "Prompt cache",
+    {
+        "teacher": lambda row: _cache_hits(row, "teacher"),
+        "student": lambda row: _cache_hits(row, "student"),
+    },
+    "Part of the input tokens that the engine read from its prompt cache, and the mean input of an answer. A run "
+    "repeats questions and prompts, so other traffic has other parts. Not reported: the engine sent no number, not "
+    "even 0 (TGI; vLLM without --enable-prompt-tokens-details).",
+)
 _COST = _SettingTable(
     "Cost in USD per 1,000 answers",
     {
@@ -84,9 +109,9 @@ _COST = _SettingTable(
         "savings, this answer": lambda row: w.per_thousand(row.summary.savings_usd / row.summary.n),
         "cost share, this answer": lambda row: w.percent(row.summary.cost_share),
     },
-    "Prompts and answers of both models. Measured: cost of the teacher alone for the same questions with its own "
-    "answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the whole cost "
-    "relative to either one.",
+    f"{COST_NOTE} Prompts and answers of both models count. Measured: cost of the teacher alone for the same questions "
+    "with its own answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the "
+    "whole cost relative to either one.",
 )
 _SECONDS = _SettingTable(
     "Seconds per answer",
@@ -103,6 +128,7 @@ _SECONDS = _SettingTable(
     "number of concurrent requests, which is the engine time of one answer. Speed-up: time of the teacher alone "
     "divided by that of the setting, for whole answers in a live run, else for both stages.",
 )
+_ERRORS_ARE_WRONG = "An error counts as a wrong answer. "
 _OUTCOMES = _SettingTable(
     "Outcomes",
     {
@@ -111,8 +137,7 @@ _OUTCOMES = _SettingTable(
         "errors": lambda row: w.counted(row.summary.errors),
         "truncated": lambda row: f"{row.summary.cut:,}",
     },
-    "With the values of receipts. An error counts as a wrong answer. Truncated: answers that ended at their token "
-    "limit.",
+    f"With the values of receipts. {_ERRORS_ARE_WRONG}Truncated: answers that ended at their token limit.",
 )
 
 
@@ -120,16 +145,19 @@ def section_tables(section: ReportSection) -> list[ReportTable]:
     """Return the tables of a run that have rows."""
     rows = section.rows
     timed = any((row.times.teacher_wait_s, row.times.student_wait_s, row.times.total_s) != (None,) * 3 for row in rows)
+    quality, outcomes = [_ACCURACY.of(rows), _comparisons(rows)], _OUTCOMES
+    if section.is_preference:
+        quality = [_PREFERENCE.of([row for row in rows if row.summary.mode != "teacher"])]
+        outcomes = _OUTCOMES._replace(note=_OUTCOMES.note.replace(_ERRORS_ARE_WRONG, ""))
     found = (
-        _ACCURACY.of(rows),
-        _comparisons(rows),
+        *quality,
         _TOKENS.of(rows),
-        _lengths(rows),
+        _CACHE.of(rows),
         _guidance(rows),
         _COST.of(rows),
         _SECONDS.of(rows if timed else ()),
         _stages(section),
-        _OUTCOMES.of(rows),
+        outcomes.of(rows),
     )
     return [table for table in found if table.rows]
 
@@ -152,19 +180,6 @@ def _comparisons(rows: Sequence[ReportRow]) -> ReportTable:
         "On common questions, in percentage points. p is McNemar's, exact and two-sided, from the questions that only "
         "one of the two answers correctly. p (Holm) is adjusted for all guided settings of the run that are compared "
         "with a student, or with a teacher. 95 %: Agresti and Min's interval for pairs.",
-    )
-
-
-def _lengths(rows: Sequence[ReportRow]) -> ReportTable:
-    return ReportTable(
-        "Chosen lengths",
-        ("setting", "chosen by", "m", "questions"),
-        tuple(
-            (row.label, by, str(m) if m else "none", f"{count:,}")
-            for row in rows
-            for (by, m), count in sorted(row.summary.lengths.items())
-        ),
-        "For m=auto. None: the question was answered without guidance, for a reason listed under Outcomes.",
     )
 
 
@@ -206,8 +221,11 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
     found = []
     for section in sections:
         for group in section.groups:
-            alone = {row.summary.mode: group.on_common(row).accuracy for row in group.rows if not row.guided}
             run = f"{section.run.manifest.data} ({section.run.path.name}): {group.title}"
+            if section.is_preference:
+                found.append((run, *(w.NONE,) * 2, "preferences: see the chapter", *(w.NONE,) * 5))
+                continue
+            alone = {row.summary.mode: group.on_common(row).accuracy for row in group.rows if not row.guided}
             best = (w.NONE,) * 5
             if (row := group.best_row) is not None:
                 shares = (w.part(row.kept), w.part(row.gap), w.percent(row.token_share), w.percent(row.cost_share))
@@ -220,13 +238,21 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
         ("run", "student", "teacher", *best_columns, "part of the teacher's output", "cost share"),
         tuple(found),
         "Best: the cheapest guided setting that keeps 95 % of the teacher's accuracy, else the most accurate one that "
-        "is cheaper than the teacher and better than the student. The selection uses the same questions.",
+        f"is cheaper than the teacher and better than the student. The selection uses the same questions. {COST_NOTE}",
     )
 
 
 def _tokens(row: ReportRow, role: str) -> str:
     read, written = (getattr(row.summary, f"{role}_{way}_tokens") for way in ("input", "output"))
     return f"{w.mean(read, row.summary.n)} + {w.mean(written, row.summary.n)}" if read or written else w.NONE
+
+
+def _cache_hits(row: ReportRow, role: str) -> str:
+    if role not in row.cache_hits:
+        return w.NONE
+    hits = row.cache_hits[role]
+    read = w.mean(getattr(row.summary, f"{role}_input_tokens"), row.summary.n)
+    return "not reported" if hits is None else f"{w.percent(hits)} of {read}"
 
 
 def _if_guided(row: ReportRow, cell: str) -> str:
@@ -267,7 +293,12 @@ class Flips:
 
 
 def flips(section: ReportSection) -> Iterator[Flips]:
-    """Yield the flips of the best guided setting of each group; if none pays, of the most accurate one."""
+    """Yield the flips of the best guided setting of each group; if none pays, of the most accurate one.
+
+    Preferences have none.
+    """
+    if section.is_preference:
+        return
     for group in section.groups:
         row = group.best_row or max(group.guided, key=lambda one: one.summary.accuracy, default=None)
         if row is None:

@@ -119,6 +119,8 @@ def line(setting: Plain, others: Sequence[Plain]) -> str:
     """Return the kind of guidance without its length, as joined by a line of a figure."""
     guided = [one for one in others if one["mode"] == "guided"]
     words = [setting["projection"]]
+    if (count := setting.get("exemplar_count")) is not None:
+        words.append(f"with {count} exemplar{'' if count == 1 else 's'}")
     if _differ("placement", guided):
         words.append(f"as {setting['placement']}")
     if _differ("boundary", guided):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -10,6 +10,14 @@ Json: TypeAlias = dict[str, Any]
 
 
 class TextBlock(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+    cache_control: Json | None = None
+
+
+class SoleTextBlock(Struct, frozen=True):
+    """A text block where no block has another type. msgspec requires the tag of a struct in a union only."""
+
+    type: Literal["text"]
     text: str
     cache_control: Json | None = None
 
@@ -37,7 +45,7 @@ class DocumentBlock(Struct, frozen=True, tag_field="type", tag="document"):
 
 
 class SearchResultBlock(Struct, frozen=True, tag_field="type", tag="search_result"):
-    content: list[TextBlock]
+    content: list[SoleTextBlock]
     source: str
     title: str
     cache_control: Json | None = None
@@ -67,7 +75,7 @@ class ToolReferenceBlock(Struct, frozen=True, tag_field="type", tag="tool_refere
 class SystemBlock(Struct, frozen=True, tag_field="type", tag="mid_conv_system"):
     """Instructions within the conversation."""
 
-    content: list[TextBlock]
+    content: list[SoleTextBlock]
     cache_control: Json | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import orjson
@@ -12,6 +14,7 @@ from gateway.protocol.anthropic.blocks import (
     ImageBlock,
     RedactedThinkingBlock,
     SearchResultBlock,
+    SoleTextBlock,
     SystemBlock,
     TextBlock,
     ThinkingBlock,
@@ -19,6 +22,7 @@ from gateway.protocol.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from gateway.protocol.messages import TOOL_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,51 +40,48 @@ class MessagesChat:
     """The messages of one chat, built from Anthropic's.
 
     Attributes:
-        messages: the chat so far.
         non_text_parts: the number of images.
         is_marked: whether a message has fields that only some engines read: `cache_control`, `reasoning_content` and
             `thinking_blocks`.
     """
 
     def __init__(self) -> None:
-        self.messages: list[Json] = []
+        self._messages: list[Json] = []
         self.non_text_parts = 0
         self.is_marked = False
 
-    def add_system(self, system: str | Sequence[TextBlock]) -> None:
+    def messages(self) -> list[Json]:
+        """Return the chat. Anthropic's models read consecutive messages of the user, or of the assistant, as one."""
+        merged: list[Json] = []
+        for role, group in groupby(self._messages, itemgetter("role")):
+            messages = list(group)
+            if len(messages) == 1 or role not in ("user", "assistant"):
+                merged += messages
+            else:
+                merged.append(_merged(role, messages))
+        return merged
+
+    def add_system(self, system: str | Sequence[SoleTextBlock]) -> None:
         """Add the system prompt."""
         if isinstance(system, str):
             content: str | list[Json] = system
         else:
             content = self._plain([block for block in system if not block.text.startswith(_BILLING)], _GAP)
         if content:
-            self.messages.append({"role": "system", "content": content})
+            self._messages.append({"role": "system", "content": content})
 
     def add(self, role: str, content: str | Sequence[ContentBlock], at: str) -> None:
         """Add a message. `at` is its path, for errors."""
         if role == "system":
-            self.messages.append({"role": "system", "content": self._system_content(content, at)})
+            self._messages.append({"role": "system", "content": self._system_content(content, at)})
         elif isinstance(content, str):
-            if role == "user":
-                self._add_user(content)
-            else:
-                self.messages.append({"role": role, "content": content})
+            self._messages.append({"role": role, "content": content})
         elif role == "assistant":
             self._add_assistant(content, at)
         elif not content:
             raise InvalidRequest(f"'{at}.content' is an empty list. Send text or one block.", param=f"{at}.content")
         else:
             self._add_blocks(content, at)
-
-    def _add_user(self, content: str | list[Json]) -> None:
-        """Add a user's content. Anthropic's models read consecutive messages of the user as one."""
-        last = self.messages[-1] if self.messages else None
-        if last is None or last["role"] != "user":
-            self.messages.append({"role": "user", "content": content})
-        elif isinstance(content, str) and isinstance(last["content"], str):
-            last["content"] += _GAP + content
-        else:
-            last["content"] = [*_parts(last["content"]), *_parts(content)]
 
     def _add_blocks(self, blocks: Sequence[ContentBlock], at: str) -> None:
         """Add a user's blocks. Results of tools come first: they must follow the assistant's message."""
@@ -98,9 +99,9 @@ class MessagesChat:
             else:
                 parts += self._readable(block, here)
         if parts:
-            only = parts[0] if len(parts) == 1 else None
-            self._add_user(only["text"] if only is not None and only.keys() == {"type", "text"} else parts)
-        self.messages += rules
+            is_plain = len(parts) == 1 and parts[0].keys() == {"type", "text"}
+            self._messages.append({"role": "user", "content": parts[0]["text"] if is_plain else parts})
+        self._messages += rules
 
     def _add_tool_result(self, block: ToolResultBlock, at: str) -> list[Json]:
         """Add the result of a tool. Return its images, which a tool's message cannot have."""
@@ -113,11 +114,11 @@ class MessagesChat:
                 parts += self._readable(inner, f"{at}.content[{index}]")
         texts = [part for part in parts if part["type"] == "text"]
         if block.is_error:
-            texts.insert(0, {"type": "text", "text": "The tool failed:"})
+            texts.insert(0, {"type": "text", "text": TOOL_FAILED})
         message: Json = {"role": "tool", "tool_call_id": block.tool_use_id, "content": _joined(texts, "\n")}
         if block.cache_control is not None:
             message["cache_control"], self.is_marked = block.cache_control, True
-        self.messages.append(message)
+        self._messages.append(message)
         return [part for part in parts if part["type"] != "text"]
 
     def _add_assistant(self, blocks: Sequence[ContentBlock], at: str) -> None:
@@ -149,7 +150,7 @@ class MessagesChat:
             if reasoning := "".join(thought.get("thinking", "") for thought in thoughts):
                 message["reasoning_content"] = reasoning
             message["thinking_blocks"] = thoughts
-        self.messages.append(message)
+        self._messages.append(message)
 
     def _tool_call(self, block: ToolUseBlock) -> Json:
         given = block.input
@@ -209,7 +210,7 @@ class MessagesChat:
             )
         return [self._marked({"type": "text", "text": "\n".join([*lead, body])}, block.cache_control)]
 
-    def _text(self, block: TextBlock) -> Json:
+    def _text(self, block: SoleTextBlock | TextBlock) -> Json:
         return self._marked({"type": "text", "text": block.text}, block.cache_control)
 
     def _marked(self, part: Json, cache_control: Json | None) -> Json:
@@ -217,7 +218,7 @@ class MessagesChat:
             part["cache_control"], self.is_marked = cache_control, True
         return part
 
-    def _plain(self, blocks: Sequence[TextBlock], gap: str) -> str | list[Json]:
+    def _plain(self, blocks: Sequence[SoleTextBlock | TextBlock], gap: str) -> str | list[Json]:
         return _joined([self._text(block) for block in blocks], gap)
 
 
@@ -228,8 +229,25 @@ def _joined(texts: list[Json], gap: str) -> str | list[Json]:
     return gap.join(part["text"] for part in texts)
 
 
-def _parts(content: str | list[Json]) -> list[Json]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+def _merged(role: str, messages: list[Json]) -> Json:
+    """Return several messages of a role as one."""
+    merged: Json = {"role": role, "content": _merged_content([message["content"] for message in messages])}
+    for name in ("tool_calls", "thinking_blocks"):
+        if values := list(chain.from_iterable(message.get(name, ()) for message in messages)):
+            merged[name] = values
+    if reasoning := "".join(message.get("reasoning_content", "") for message in messages):
+        merged["reasoning_content"] = reasoning
+    return merged
+
+
+def _merged_content(contents: list[str | list[Json] | None]) -> str | list[Json] | None:
+    """Return contents as one: a text if all are texts, else parts; None if there is none."""
+    given = [content for content in contents if content]
+    texts = [content for content in given if isinstance(content, str)]
+    if len(texts) == len(given):
+        return _GAP.join(texts) if given or None not in contents else None
+    parts = ([{"type": "text", "text": content}] if isinstance(content, str) else content for content in given)
+    return list(chain.from_iterable(parts))
 
 
 def _image_url(source: BlockSource, at: str) -> str:

@@ -10,16 +10,14 @@ from gateway.errors import EngineProtocolError
 from gateway.protocol.anthropic.errors import anthropic_error
 from gateway.protocol.anthropic.output import (
     MessageStop,
-    function_of,
     message_head,
     message_of,
-    reasoning_of,
-    tool_calls_of,
+    thinking_parts,
     tool_id,
     usage_of,
 )
 from gateway.protocol.content_run import ContentRun
-from gateway.protocol.messages import text_of
+from gateway.protocol.messages import function_of, reasoning_of, text_of, tool_calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,8 +139,7 @@ class MessagesWriter:
         events.append(self._before + orjson.dumps(text) + _DELTA_END)
 
     def _reasoning(self, events: list[bytes], delta: Json) -> None:
-        blocks = delta.get("thinking_blocks")
-        reasoning = reasoning_of(delta)
+        blocks, reasoning = thinking_parts(delta), reasoning_of(delta)
         if not blocks and not reasoning:
             return
         if not self._shows_thinking:
@@ -150,13 +147,13 @@ class MessagesWriter:
             return
         if not blocks:
             self._thinking(events, b"thinking", reasoning)
-        for block in blocks or ():
-            if block.get("type") == "redacted_thinking":
-                self._open(events, "thinking", {"type": "redacted_thinking", "data": block.get("data", "")})
+        for block in blocks:
+            if block["type"] == "redacted_thinking":
+                self._open(events, "thinking", block)
                 self._close(events)
                 continue
-            self._thinking(events, b"thinking", block.get("thinking"))
-            if block.get("signature"):
+            self._thinking(events, b"thinking", block["thinking"])
+            if block["signature"]:
                 self._thinking(events, b"signature", block["signature"])
                 self._close(events)
 
@@ -170,7 +167,8 @@ class MessagesWriter:
     def _tool_call(self, events: list[bytes], delta: Json) -> None:
         """Write a part of a call. The first one has its name, and usually its id."""
         name, arguments = function_of(delta)
-        index, given_id = delta.get("index", 0), delta.get("id")
+        number, given_id = delta.get("index"), delta.get("id")
+        index = number if isinstance(number, int) else 0  # some engines send none
         call = self._calls.get(index)
         if call is None or (given_id and call.id and given_id != call.id):  # some engines number each call 0
             call = self._calls[index] = _Call()
@@ -198,7 +196,9 @@ class MessagesWriter:
         if call is not self._call:
             if call.held.isspace():
                 return
-            raise EngineProtocolError("The engine continued a tool call that was complete.", engine=self._model or "")
+            raise EngineProtocolError(
+                "The engine continued a tool call after another block had begun.", engine=self._model or ""
+            )
         events.append(self._before + orjson.dumps(call.held) + _DELTA_END)
         call.written, call.held = call.written + call.held, ""
 

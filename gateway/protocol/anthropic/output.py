@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from gateway.protocol.anthropic.content import UNPARSED
-from gateway.protocol.messages import text_of
+from gateway.protocol.messages import function_of, reasoning_of, text_of, tool_calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,10 @@ _REASONS = {
 }
 # The stop string that an engine reports: vLLM and SGLang. Either may be a token id instead.
 _MATCHES = ("stop_reason", "matched_stop")
+
+
+_ENCODABLE_BRACKETS = 200  # fewer than the levels that orjson encodes
+_LONG_NUMBER = re.compile(r"\d{16}")  # orjson rounds integers beyond 64 bits
 
 
 class MessageStop(NamedTuple):
@@ -87,40 +92,28 @@ def thinking_blocks(message: Json) -> list[Json]:
     A reply that was collected from a stream has the parts of its blocks.
     """
     blocks: list[Json] = []
-    for part in message.get("thinking_blocks") or ():
-        if part.get("type") != "thinking":
+    for part in thinking_parts(message):
+        if part["type"] != "thinking":
             blocks.append(part)
             continue
         if not blocks or blocks[-1].get("signature") != "":
             blocks.append({"type": "thinking", "thinking": "", "signature": ""})
-        blocks[-1]["thinking"] += part.get("thinking") or ""
-        blocks[-1]["signature"] = part.get("signature") or ""
+        blocks[-1]["thinking"] += part["thinking"]
+        blocks[-1]["signature"] = part["signature"]
     if not blocks and (reasoning := reasoning_of(message)):
         blocks.append({"type": "thinking", "thinking": reasoning, "signature": ""})
     return blocks
 
 
-def reasoning_of(message: Json) -> str:
-    """Return the reasoning of a message or a delta, in the field of the engine."""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return reasoning if isinstance(reasoning, str) else ""
-
-
-def tool_calls_of(message: Json) -> list[Json]:
-    """Return the tool calls of a message or a delta."""
-    calls = message.get("tool_calls")
-    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-
-
-def function_of(call: Json) -> tuple[str, str]:
-    """Return the name and the arguments of a tool call, or the parts of them in a delta."""
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return "", ""
-    arguments = function.get("arguments") or ""
-    if not isinstance(arguments, str):  # some engines send an object
-        arguments = orjson.dumps(arguments).decode()
-    return str(function.get("name") or ""), arguments
+def thinking_parts(message: Json) -> list[Json]:
+    """Return the blocks of a message, or the parts of them in a delta. They are empty where an engine sends no text."""
+    fields = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+    blocks = message.get("thinking_blocks")
+    return [
+        {"type": kind, **{name: text if isinstance(text := block.get(name), str) else "" for name in names}}
+        for block in (blocks if isinstance(blocks, list) else ())
+        if isinstance(block, dict) and (names := fields.get(kind := str(block.get("type")))) is not None
+    ]
 
 
 def _tool_use(call: Json, default_id: str) -> Json:
@@ -128,13 +121,19 @@ def _tool_use(call: Json, default_id: str) -> Json:
     return {"type": "tool_use", "id": call.get("id") or default_id, "name": name, "input": _input(arguments or "{}")}
 
 
-def _input(arguments: str) -> Json:
-    """Return the input of a tool. A text that is no JSON object, such as one that was cut, is kept as a text."""
+def _input(arguments: str) -> Json | orjson.Fragment:
+    """Return the input of a tool. A text that is no JSON object, such as one that was cut, is kept as a text.
+
+    An object stays as the model wrote it if encoding it again could fail or change a number.
+    """
     try:
         given = orjson.loads(arguments)
     except orjson.JSONDecodeError:
         given = None
-    return given if isinstance(given, dict) else {UNPARSED: arguments}
+    if not isinstance(given, dict):
+        return {UNPARSED: arguments}
+    is_deep = arguments.count("{") + arguments.count("[") > _ENCODABLE_BRACKETS
+    return orjson.Fragment(arguments) if is_deep or _LONG_NUMBER.search(arguments) else given
 
 
 def usage_of(usage: Json) -> Json:

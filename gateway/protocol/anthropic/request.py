@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.anthropic.blocks import BLOCK_TYPES, ContentBlock, Json, TextBlock
+from gateway.protocol.anthropic.blocks import BLOCK_TYPES, ContentBlock, Json, SoleTextBlock
 from gateway.protocol.anthropic.content import MessagesChat
 from gateway.protocol.anthropic.errors import THREAD_UNSUPPORTED
 from gateway.protocol.anthropic.tools import (
@@ -48,7 +48,7 @@ class CountTokensBody(Struct, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    system: str | list[TextBlock] | None = None
+    system: str | list[SoleTextBlock] | None = None
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Any = None
@@ -119,11 +119,12 @@ def _request(body: Json, known: CountTokensBody, raw: bytes) -> MessagesRequest:
             at = f"messages[{index}].role"
             raise InvalidRequest(f"'{at}': there is no such role. Use user or assistant.", param=at)
         chat.add(message.role, message.content, f"messages[{index}]")
-    sent: Json = {"model": known.model, "messages": chat.messages}
+    sent: Json = {"model": known.model, "messages": chat.messages()}
     if known.tools:
         sent["tools"] = chat_tools(known.tools, body["tools"])
-    if known.tool_choice is not None and known.tools:
-        sent |= chat_tool_choice(known.tool_choice)
+    if known.tool_choice is not None:
+        choice = chat_tool_choice(known.tool_choice)
+        sent |= choice if known.tools else {}
     if (form := _response_format(known)) is not None:
         sent["response_format"] = form
     thinking = _thinking_type(known.thinking)

@@ -40,6 +40,8 @@ class CustomInput:
         self._arguments.append(arguments)
         if self._ended:
             return ""
+        if not self._started and arguments.isspace() and self._tail[-1:].isspace():
+            return ""  # one space is like many
         self._tail += arguments
         if not self._started:
             if (start := _START.match(self._tail)) is None:

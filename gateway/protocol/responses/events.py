@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway.errors import EngineOverloaded, EngineRejected, QueueFull, RateLimited, RequestError
 from gateway.protocol.content_run import ContentRun
-from gateway.protocol.messages import text_of
+from gateway.protocol.messages import function_of, reasoning_of, text_of, tool_calls_of
 from gateway.protocol.responses.custom_input import decode_custom_input
 from gateway.protocol.responses.open_items import EventLog, OpenCall, OpenItem, OpenMessage, OpenReasoning
 from gateway.protocol.responses.output import (
     INDEX_DIGITS,
+    NO_ARGUMENTS,
     call_item,
     incomplete_reason,
     logprobs_of,
@@ -64,6 +65,8 @@ class ResponseWriter:
         self._current: OpenItem | None = None  # the message or reasoning item that is being written
         self._calls: dict[int, OpenCall] = {}  # the last one of each number
         self._finish_reason: str | None = None
+        self._wants_logprobs = request.wants_logprobs
+        self._logprobs: list[Any] = []  # of tokens whose text has not arrived
 
     @property
     def response(self) -> Json:
@@ -144,7 +147,7 @@ class ResponseWriter:
     def _add_response(self, kind: str) -> None:
         state = orjson.dumps(self._state)[:-1]
         before = b'event: %b\ndata: {"type":"%b","sequence_number":' % (kind.encode(), kind.encode())
-        self._log.add_encoded(before, b',"response":%b,%b' % (state, self._encoded_echo))
+        self._log.add_large(before, b',"response":', state, b",", self._encoded_echo)
 
     def _read_head(self, chunk: Json) -> None:
         for name in ("model", "service_tier"):
@@ -172,32 +175,42 @@ class ResponseWriter:
 
     def _write_texts(self, texts: list[str]) -> None:
         if texts:
-            self._message().add_text(texts[0] if len(texts) == 1 else "".join(texts))
+            self._write_text(texts[0] if len(texts) == 1 else "".join(texts))
             texts.clear()
 
+    def _write_text(self, text: str) -> None:
+        logprobs, self._logprobs = self._logprobs, []
+        self._message().add_text(text, logprobs)
+
     def _write_delta(self, choice: Json, delta: Json) -> None:
-        if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
+        reasoning, calls = reasoning_of(delta), tool_calls_of(delta)
+        if reasoning:
             self._reasoning().add_text(reasoning)
-        logprobs = logprobs_of(choice) if self._request.wants_logprobs else []
-        if (content := text_of(delta.get("content")) or "") or logprobs:
-            self._message().add_text(content, logprobs)
-        if refusal := delta.get("refusal"):
+        if self._wants_logprobs:
+            self._logprobs += logprobs_of(choice)
+        content = text_of(delta.get("content")) or ""
+        if not content and (reasoning or calls):
+            self._logprobs = []  # of tokens of the reasoning or the call: an item for them has no place for these
+        if content or (self._logprobs and isinstance(self._current, OpenMessage)):
+            self._write_text(content)
+        if (refusal := delta.get("refusal")) and isinstance(refusal, str):
             self._message().add_refusal(refusal)
-        for call in delta.get("tool_calls") or ():
+        for call in calls:
             self._write_call(call)
         if (finish_reason := choice.get("finish_reason")) is not None:
             self._finish_reason = finish_reason
             self._end_items()
 
     def _write_call(self, call: Json) -> None:
-        index, function = call.get("index") or 0, call.get("function") or {}
+        number, (name, arguments) = call.get("index"), function_of(call)
+        index, call_id = number if isinstance(number, int) else 0, _id_of(call)
         item = self._calls.get(index)
-        if item is None or _is_other(call, function, item):
-            item = self._calls[index] = self._open_call(call.get("id"), function.get("name") or "")
-        if (arguments := function.get("arguments")) and item.final is None:
+        if item is None or _is_other(call_id, name, item):
+            item = self._calls[index] = self._open_call(call_id, name)
+        if arguments and item.final is None:
             item.add(arguments)
 
-    def _open_call(self, call_id: str | None, name: str) -> OpenCall:
+    def _open_call(self, call_id: str, name: str) -> OpenCall:
         tool = self._request.toolbox.called(name)
         item_id, index = self._next_item(_CALL_PREFIXES[tool.kind])
         item = OpenCall(self._log, item_id, index, call_id or self._item_id("call", index), tool)
@@ -260,7 +273,7 @@ class ResponseWriter:
         """Return the items of a complete reply. `status` is the last item's."""
         message, request = choice["message"], self._request
         output: list[Json] = []
-        if reasoning := message.get("reasoning_content") or message.get("reasoning"):
+        if reasoning := reasoning_of(message):
             item = reasoning_item(
                 self._item_id("rs", 0),
                 reasoning,
@@ -271,28 +284,35 @@ class ResponseWriter:
             output.append(item)
         parts: list[Json] = []
         if text := text_of(message.get("content")):
-            parts.append(text_part(text, logprobs_of(choice) if request.wants_logprobs else []))
-        if refusal := message.get("refusal"):
+            parts.append(text_part(text, logprobs_of(choice) if self._wants_logprobs else []))
+        if (refusal := message.get("refusal")) and isinstance(refusal, str):
             parts.append(refusal_part(refusal))
-        calls = message.get("tool_calls") or ()
+        calls = tool_calls_of(message)
         if parts or not (output or calls or status == "incomplete"):
             output.append(message_item(self._item_id("msg", len(output)), parts, "completed"))
         for call in calls:
-            function, index = call.get("function") or {}, len(output)
-            tool = request.toolbox.called(function.get("name") or "")
-            value = function.get("arguments") or ""
+            (name, value), index = function_of(call), len(output)
+            tool = request.toolbox.called(name)
             if tool.kind == "custom":
                 value = decode_custom_input(value)
+            elif not value and not (status == "incomplete" and call is calls[-1]):
+                value = NO_ARGUMENTS
             item_id = self._item_id(_CALL_PREFIXES[tool.kind], index)
-            output.append(call_item(item_id, call.get("id") or self._item_id("call", index), tool, value, "completed"))
+            output.append(call_item(item_id, _id_of(call) or self._item_id("call", index), tool, value, "completed"))
         if output:
             output[-1]["status"] = status
         return output
 
 
-def _is_other(call: Json, function: Json, item: OpenCall) -> bool:
+def _id_of(call: Json) -> str:
+    """Return the id of a call; an empty one if the engine gave none."""
+    call_id = call.get("id")
+    return call_id if isinstance(call_id, str) else ""
+
+
+def _is_other(call_id: str, name: str, item: OpenCall) -> bool:
     """Return whether a part of a call begins another one. Some engines number all calls 0."""
-    return bool(function.get("name")) and call.get("id") not in (None, "", item.call_id)
+    return bool(name) and call_id not in ("", item.call_id)
 
 
 def _encoded_fields(fields: Json) -> bytes:

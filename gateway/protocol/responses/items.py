@@ -26,7 +26,8 @@ _HOSTED_CALLS = frozenset(
 )
 TEXT_TYPES = ("input_text", "output_text", "summary_text", "reasoning_text")
 _REFERENCE = "item_reference"
-_MAX_ID_CHARS = 64  # of an id in an error
+MAX_ID_CHARS = 64
+"""Longest part of an id in an error."""
 _ENCODED = "gkt1."  # the beginning of `encrypted_content` that the gateway wrote
 
 
@@ -39,7 +40,7 @@ def is_reference(item: Json) -> bool:
 def unknown_item(item_id: object, param: str = "input") -> NotFound:
     """Return the error for a reference to an item that is not stored."""
     return NotFound(
-        f"Item '{str(item_id)[:_MAX_ID_CHARS]}' not found: no stored response has it. Send the item itself, as clients "
+        f"Item '{str(item_id)[:MAX_ID_CHARS]}' not found: no stored response has it. Send the item itself, as clients "
         "do with 'store': false.",
         param=param,
     )
@@ -67,6 +68,7 @@ class _Turn:
     message: Json
     outputs: list[Json] = field(default_factory=list)
     images: list[Json] = field(default_factory=list)  # parts of the outputs that tool messages cannot have
+    reasoning: list[str] = field(default_factory=list)
 
 
 class ChatMessages:
@@ -77,9 +79,10 @@ class ChatMessages:
         self._toolbox = toolbox
         self._turns: list[_Turn] = []
         self._calls: dict[str, _Turn] = {}
-        self._reasoning = ""
+        self._rules: list[str] = []  # the texts of the system message at the beginning
+        self._reasoning: list[str] = []
         if instructions:
-            self._turns.append(_Turn({"role": "system", "content": instructions}))
+            self._rules.append(instructions)
 
     def add(self, items: Sequence[Json], first: int = 0) -> None:
         """Add items. The first has the index `first` in `input`. Raises InvalidRequest with the path."""
@@ -89,7 +92,11 @@ class ChatMessages:
     def messages(self) -> list[Json]:
         """Return the chat's messages."""
         messages: list[Json] = []
+        if self._rules:
+            messages.append({"role": "system", "content": "\n\n".join(self._rules)})
         for turn in self._turns:
+            if turn.reasoning:
+                turn.message["reasoning_content"] = "".join(turn.reasoning)
             messages += (turn.message, *turn.outputs)
             if turn.images:
                 messages.append({"role": "user", "content": turn.images})
@@ -127,7 +134,8 @@ class ChatMessages:
             self._add_output({**item, "output": f"Loaded tools: {names or 'none'}"}, at)
 
     def _read_reasoning(self, item: Json, at: str) -> None:
-        self._reasoning += _reasoning_text(item, at)
+        if text := _reasoning_text(item, at):
+            self._reasoning.append(text)
 
     def _reject_reference(self, item: Json, at: str) -> None:
         raise unknown_item(item.get("id"), f"{at}.id")
@@ -137,7 +145,7 @@ class ChatMessages:
         for tool in tools:
             if tool["type"] == "namespace":
                 names += [self._toolbox.name_of(part["name"], tool["name"]) for part in tool["tools"]]
-            elif "name" in tool:
+            elif tool["type"] in ("function", "custom"):
                 names.append(self._toolbox.name_of(tool["name"]))
         return names
 
@@ -151,13 +159,13 @@ class ChatMessages:
             return
         content = self._content(item.get("content"), f"{at}.content")
         if role == "user":
-            self._reasoning = ""
+            self._reasoning = []
             self._turns.append(_Turn({"role": "user", "content": content}))
             return
         # Templates accept one system message, at the beginning.
-        before = self._turns[-1].message if len(self._turns) == 1 else None
-        if before is not None and before["role"] == "system" and isinstance(content, str):
-            before["content"] = f"{before['content']}\n\n{content}"
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+        if not self._turns and (isinstance(content, str) or len(texts) == len(content)):
+            self._rules += texts
         else:
             self._turns.append(_Turn({"role": "system", "content": content}))
 
@@ -201,9 +209,8 @@ class ChatMessages:
     def _add_reasoning(self) -> None:
         """Move the reasoning that was read to the message that it led to."""
         if self._reasoning:
-            message = self._turns[-1].message
-            message["reasoning_content"] = message.get("reasoning_content", "") + self._reasoning
-            self._reasoning = ""
+            self._turns[-1].reasoning += self._reasoning
+            self._reasoning = []
 
     def _add_output(self, item: Json, at: str) -> None:
         call_id = _required(item, "call_id", at)

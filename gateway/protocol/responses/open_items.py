@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.protocol.responses.custom_input import CustomInput
-from gateway.protocol.responses.output import call_item, message_item, reasoning_item, refusal_part, text_part
+from gateway.protocol.responses.output import (
+    NO_ARGUMENTS,
+    call_item,
+    message_item,
+    reasoning_item,
+    refusal_part,
+    text_part,
+)
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -22,7 +29,7 @@ class EventLog:
     __slots__ = ("_events", "_next")
 
     def __init__(self) -> None:
-        self._events: list[bytes] = []
+        self._events: list[bytes] = []  # whole events, and parts of large ones
         self._next = 0
 
     def add(self, kind: str, fields: Json) -> None:
@@ -33,6 +40,11 @@ class EventLog:
     def add_encoded(self, before: bytes, value: bytes) -> None:
         """Add an event from its JSON before the number, and the JSON of its last field after the field's name."""
         self._events.append(b"%b%d%b}\n\n" % (before, self._next, value))
+        self._next += 1
+
+    def add_large(self, before: bytes, *parts: bytes) -> None:
+        """Add an event as `add_encoded` does. Its value is copied once: copies of a large request take long."""
+        self._events += (b"%b%d" % (before, self._next), *parts, b"}\n\n")
         self._next += 1
 
     def take(self) -> bytes:
@@ -202,6 +214,11 @@ class OpenCall(OpenItem):
             self._input_delta(self._custom.feed(arguments))
         elif self._tool.kind == "function":
             self._add("response.function_call_arguments.delta", {"delta": arguments})
+
+    def done(self, status: ItemStatus) -> None:
+        if self.final is None and status == "completed" and self._tool.kind == "function" and not self._arguments:
+            self.add(NO_ARGUMENTS)
+        super().done(status)
 
     def done_if_complete(self) -> None:
         """End the call if its arguments are complete. Some engines write several calls at the same time."""

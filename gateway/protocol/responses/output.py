@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
+from msgspec import Raw, Struct
+from msgspec.json import Decoder
 
 from gateway.protocol.responses.items import encode_reasoning
 
@@ -17,12 +19,18 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 INDEX_DIGITS = 4
 """Digits at the end of an item's id, which contains the response's id. The index of the item has at most this many."""
 
-_INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+NO_ARGUMENTS = "{}"
+"""The arguments of a complete call for which an engine wrote none. Clients parse them as JSON."""
+
+# `finish_reason` of a complete answer; the last two are TGI's.
+_COMPLETE = frozenset({"stop", "tool_calls", "function_call", "eos_token", "stop_sequence"})
 
 
 def incomplete_reason(finish_reason: str | None) -> str | None:
-    """Return why an answer is incomplete; None: it is complete."""
-    return _INCOMPLETE_REASONS.get(finish_reason or "")
+    """Return why an answer is incomplete; None: it is complete. An engine's unknown reason counts as a cut."""
+    if not finish_reason or finish_reason in _COMPLETE:
+        return None
+    return "content_filter" if finish_reason == "content_filter" else "max_output_tokens"
 
 
 def text_part(text: str, logprobs: list[Json]) -> Json:
@@ -86,11 +94,25 @@ def usage_object(usage: Json) -> Json:
     }
 
 
-def logprobs_of(choice: Json) -> list[Json]:
-    """Return the log probabilities of a choice's content, with all fields."""
+def logprobs_of(choice: Json) -> list[Any]:
+    """Return the log probabilities of a choice's content, with all fields.
+
+    Those of a large reply arrive as JSON and stay JSON: as objects they would need many times its memory. That takes up
+    to 0.3 s, so convert large replies in a thread.
+    """
     logprobs = choice.get("logprobs")
+    if isinstance(logprobs, orjson.Fragment):
+        encoded = _ENCODED.decode(orjson.dumps(logprobs)).content or ()
+        return [orjson.Fragment(orjson.dumps(_logprob(orjson.loads(bytes(entry))))) for entry in encoded]
     entries = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [_logprob(entry) for entry in entries or ()]
+
+
+class _Logprobs(Struct):
+    content: list[Raw] | None = None
+
+
+_ENCODED = Decoder(_Logprobs)
 
 
 def _logprob(entry: Json) -> Json:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.body import MAX_TOKENS, Json, read_known_fields
+from gateway.protocol.body import MAX_TOKENS, DecodedInt, Json, read_known_fields
 from gateway.protocol.chat import MAX_MESSAGES, ChatRequest
 from gateway.protocol.other_endpoint import missing_content
 from gateway.protocol.responses.items import ChatMessages, add_tools, is_reference
@@ -19,6 +20,14 @@ MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 """Limits of `metadata`."""
 _LOGPROBS = "message.output_text.logprobs"
 _ENCRYPTED = "reasoning.encrypted_content"
+_CALLER_FIELDS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "reasoning_effort": "reasoning.effort",
+}
 _MODES = ("auto", "none", "required")
 _TIERS = (None, "auto", "default")
 
@@ -47,7 +56,7 @@ class ResponsesBody(Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: DecodedInt | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     include: list[str] | None = None
@@ -147,6 +156,7 @@ class ResponsesRequest(Record, frozen=True):
             size_bytes=self.size_bytes,
             non_text_parts=self.non_text_parts,
             cache_key=known.prompt_cache_key,
+            may_store=self.store,
         )
 
     def _tool_fields(self) -> Json:
@@ -173,7 +183,7 @@ class ResponsesRequest(Record, frozen=True):
         """Return the chat's `tool_choice` and the tools that it allows."""
         tools, kind = self.toolbox.chat_tools, choice.get("type")
         if kind in ("function", "custom"):
-            name = self._chosen_names(choice, "tool_choice")[0]
+            name = self._chosen_name(choice, "tool_choice")
             return {"type": "function", "function": {"name": name}}, tools
         if kind == "allowed_tools":
             allowed, mode = choice.get("tools"), choice.get("mode", "auto")
@@ -183,28 +193,44 @@ class ResponsesRequest(Record, frozen=True):
                 text = f"'tool_choice.tools' is required: a list of at most {MAX_TOOLS} tools."
                 raise InvalidRequest(text, param="tool_choice.tools")
             chosen: set[str] = set()
+            namespaces: set[str | None] = set()
             for index, tool in enumerate(allowed):
-                chosen.update(self._chosen_names(tool, f"tool_choice.tools[{index}]"))
-            return mode, {name: tools[name] for name in tools if name in chosen}
+                if (namespace := self._chosen_namespace(tool)) is not None:
+                    namespaces.add(namespace)
+                else:
+                    chosen.add(self._chosen_name(tool, f"tool_choice.tools[{index}]"))
+            called = self.toolbox.called
+            return mode, {
+                name: tool for name, tool in tools.items() if name in chosen or called(name).namespace in namespaces
+            }
         text = f"'tool_choice.type': '{kind}' is not supported. Use function, custom or allowed_tools."
         raise InvalidRequest(text, param="tool_choice.type")
 
-    def _chosen_names(self, choice: Any, at: str) -> list[str]:
-        """Return the chat names of a chosen tool or namespace."""
+    def _chosen_namespace(self, choice: Any) -> str | None:
+        """Return the name of a chosen namespace; None if a tool is chosen."""
+        if isinstance(choice, dict) and choice.get("type") == "namespace":
+            name = choice.get("name")
+            return name if isinstance(name, str) and name in self.toolbox.namespaces else None
+        return None
+
+    def _chosen_name(self, choice: Any, at: str) -> str:
+        """Return the chat name of a chosen tool."""
         if isinstance(choice, dict):
             name, namespace = choice.get("name"), choice.get("namespace")
             if choice.get("type") == "tool_search":
                 name = SEARCH_NAME
-            if (
-                choice.get("type") == "namespace"
-                and isinstance(name, str)
-                and (names := self.toolbox.names_within(name))
-            ):
-                return names
             namespace = namespace if isinstance(namespace, str) else None
             if isinstance(name, str) and self.toolbox.is_declared(name, namespace):
-                return [self.toolbox.name_of(name, namespace)]
+                return self.toolbox.name_of(name, namespace)
         raise InvalidRequest(f"'{at}': there is no such tool in 'tools'.", param="tool_choice")
+
+
+def caller_field(field: str | None) -> str | None:
+    """Return the caller's name of a field of the chat that an engine rejected. Positions within it are the chat's."""
+    if field is None:
+        return None
+    name = re.split(r"[.\[]", field, maxsplit=1)[0]
+    return _CALLER_FIELDS.get(name, name)
 
 
 def parse_responses(raw: bytes) -> ResponsesRequest:
@@ -238,7 +264,7 @@ def _convert(known: ResponsesBody, items: list[Json], first: int, size_bytes: in
     messages = chat.messages()
     if not messages:
         raise InvalidRequest("'input' has no message. Send at least one.", param="input")
-    return ResponsesRequest(known, items, toolbox, messages, size_bytes, chat.non_text_parts)
+    return ResponsesRequest(known, items, toolbox, messages, size_bytes + toolbox.added_bytes, chat.non_text_parts)
 
 
 def _check_unsupported(known: ResponsesBody) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.responses.items import is_reference, unknown_item
+from gateway.protocol.responses.items import MAX_ID_CHARS, is_reference, unknown_item
 from gateway.protocol.responses.output import INDEX_DIGITS
 from gateway.runtime.record import Record
 
@@ -34,7 +34,7 @@ class ItemPage(Record, frozen=True):
 def read_page(query: Mapping[str, str]) -> ItemPage:
     """Return the page of a query string. Raises InvalidRequest with the parameter."""
     limit, order = query.get("limit", str(_DEFAULT_PAGE)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:_MAX_DIGITS]) <= MAX_PAGE):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= _MAX_DIGITS and 1 <= int(limit) <= MAX_PAGE):
         raise InvalidRequest(f"'limit' must be a number from 1 to {MAX_PAGE}.", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order' must be asc or desc.", param="order")
@@ -45,7 +45,8 @@ class StoredInput:
     """Completes the input of a request with stored responses, which the caller reads one after another.
 
     The first is the previous response, if the request has one. References are resolved from the last one on: the
-    response with that item usually has all earlier ones in its conversation.
+    response with that item usually has all earlier ones in its conversation. Raises InvalidRequest for two references
+    to one item.
     """
 
     def __init__(self, request: ResponsesRequest) -> None:
@@ -55,6 +56,7 @@ class StoredInput:
         self._size = request.size_bytes
         self._read_bytes = 0
         self._references = [item.get("id") for item in request.items if is_reference(item)]
+        _check_unique(self._references)
         self._found: dict[str, Json] = {}
 
     @property
@@ -69,7 +71,7 @@ class StoredInput:
         """
         self._read_bytes += len(raw)
         if self._read_bytes > _MAX_READ_BYTES:
-            raise InvalidRequest("The input refers to too many stored responses. Send the items.", param="input")
+            raise too_many_responses()
         missing, conversation = self.missing, _conversation(raw)
         self._found |= {item["id"]: item for item in conversation if isinstance(item.get("id"), str)}
         if self._previous:
@@ -93,10 +95,27 @@ class StoredInput:
         return isinstance(item_id, str) and item_id in self._found
 
 
+def too_many_responses() -> InvalidRequest:
+    """Return the error for input that refers to more stored responses than the gateway reads for a request."""
+    return InvalidRequest("The input refers to too many stored responses. Send the items.", param="input")
+
+
 def response_of_item(item_id: object) -> str:
     """Return the id of the response that has an output item, which the item's id contains; else an invalid id."""
     suffix = item_id.partition("_")[2] if isinstance(item_id, str) else ""
     return f"resp_{suffix[:-INDEX_DIGITS]}"
+
+
+def _check_unique(references: list[object]) -> None:
+    """Reject a second reference to an item, as OpenAI does. Otherwise a small request could become a huge chat."""
+    seen: set[str] = set()
+    for item_id in references:
+        if isinstance(item_id, str):
+            if item_id in seen:
+                shown = item_id[:MAX_ID_CHARS]
+                text = f"Duplicate item found with id {shown}. Remove duplicate items from your input and try again."
+                raise InvalidRequest(text, param="input")
+            seen.add(item_id)
 
 
 def _conversation(raw: bytes) -> list[Json]:
@@ -109,7 +128,7 @@ def item_list(items: bytes, response_id: str, page: ItemPage) -> bytes:
     """Return a page of a stored response's input items as OpenAI's list. Raises InvalidRequest."""
     stored: list[Json] = orjson.loads(items)
     suffix = response_id.partition("_")[2]
-    ids = [item.get("id") or f"{_prefix(item)}_{suffix}_{index}" for index, item in enumerate(stored)]
+    ids = _page_ids(stored, suffix)
     order = list(range(len(stored)))
     if page.newest_first:
         order.reverse()
@@ -129,6 +148,17 @@ def item_list(items: bytes, response_id: str, page: ItemPage) -> bytes:
             "has_more": len(order) > page.limit,
         }
     )
+
+
+def _page_ids(stored: list[Json], suffix: str) -> list[str]:
+    """Return an id for each item: its own, unless it has none or an earlier item has the same."""
+    ids: list[str] = []
+    seen: set[str] = set()
+    for index, item in enumerate(stored):
+        own = item.get("id")
+        ids.append(own if own and isinstance(own, str) and own not in seen else f"{_prefix(item)}_{suffix}_{index}")
+        seen.add(ids[-1])
+    return ids
 
 
 def _kind(item: Json) -> str:

@@ -6,6 +6,8 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
+import orjson
+
 from gateway.errors import InvalidRequest
 from gateway.runtime.record import Record
 
@@ -28,6 +30,14 @@ SEARCH_NAME = "tool_search"
 """The name and type of the tool with which Codex loads more tools."""
 INPUT_FIELD = "input"
 """The only argument of the function that stands for a custom tool."""
+_NO_PARAMETERS: Json = {"type": "object", "properties": {}}
+_INPUT_PARAMETERS: Json = {
+    "type": "object",
+    "properties": {INPUT_FIELD: {"type": "string", "description": "The tool's input, as plain text."}},
+    "required": [INPUT_FIELD],
+    "additionalProperties": False,
+}
+_INPUT_BYTES, _NO_PARAMETERS_BYTES = (len(orjson.dumps(schema)) for schema in (_INPUT_PARAMETERS, _NO_PARAMETERS))
 
 
 class CalledTool(Record, frozen=True):
@@ -48,7 +58,7 @@ def chat_name(name: str, namespace: str | None) -> str:
 
 def _hashed(joined: str, name: str, namespace: str | None) -> str:
     digest = sha256(f"{namespace}\0{name}".encode()).hexdigest()[:_DIGEST_CHARS]
-    return f"{_INVALID_CHARS.sub('_', joined)[: _MAX_NAME_CHARS - _DIGEST_CHARS - 1]}_{digest}"
+    return f"{_INVALID_CHARS.sub('_', joined[: _MAX_NAME_CHARS - _DIGEST_CHARS - 1])}_{digest}"
 
 
 class Toolbox:
@@ -57,6 +67,8 @@ class Toolbox:
     def __init__(self) -> None:
         self.chat_tools: dict[str, Json] = {}  # by their chat names
         self.declared: list[Json] = []  # of the request's `tools`, those that the model gets
+        self.namespaces: set[str] = set()
+        self.added_bytes = 0  # of names and schemas that the request lacks and the chat has
         self._called: dict[str, CalledTool] = {}
         self._chat_names: dict[tuple[str, str | None], str] = {}
 
@@ -98,16 +110,13 @@ class Toolbox:
     def is_declared(self, name: str, namespace: str | None = None) -> bool:
         return (name, namespace) in self._chat_names
 
-    def names_within(self, namespace: str) -> list[str]:
-        """Return the chat names of all tools of a namespace."""
-        return [chat for (_, within), chat in self._chat_names.items() if within == namespace]
-
     def called(self, name: str) -> CalledTool:
         """Return the tool of a call by its chat name. A name that the model made up is a function's."""
         return self._called.get(name) or CalledTool("function", name)
 
     def _add_namespace(self, tool: Json, path: str) -> Json:
         namespace = _text(tool, "name", path)
+        self.namespaces.add(namespace)
         tools = tool.get("tools")
         if not isinstance(tools, list) or not tools:
             text = f"'{path}.tools' is required: a list of function and custom tools."
@@ -126,16 +135,14 @@ class Toolbox:
     def _add_called(self, tool: Json, path: str, namespace: str | None, about: str) -> Json:
         name = _text(tool, "name", path)
         description = tool.get("description")
+        if namespace is not None:
+            self.added_bytes += _MAX_NAME_CHARS
         texts = [about, description if isinstance(description, str) else ""]
         function: Json = {}
         if tool["type"] == "custom":
             texts.append(_grammar(tool.get("format")))
-            function["parameters"] = {
-                "type": "object",
-                "properties": {INPUT_FIELD: {"type": "string", "description": "The tool's input, as plain text."}},
-                "required": [INPUT_FIELD],
-                "additionalProperties": False,
-            }
+            function["parameters"] = _INPUT_PARAMETERS
+            self.added_bytes += _INPUT_BYTES
             complete = tool
             called = CalledTool("custom", name, namespace)
         else:
@@ -143,7 +150,9 @@ class Toolbox:
             if parameters is not None and not isinstance(parameters, dict):
                 text = f"'{path}.parameters' must be a JSON schema: an object."
                 raise InvalidRequest(text, param=f"{path}.parameters")
-            function["parameters"] = parameters or {"type": "object", "properties": {}}
+            function["parameters"] = parameters or _NO_PARAMETERS
+            if not parameters:
+                self.added_bytes += _NO_PARAMETERS_BYTES
             if isinstance(strict, bool):
                 function["strict"] = strict
             complete = {"description": None, **tool, "parameters": parameters, "strict": bool(strict)}

@@ -84,6 +84,7 @@ def test_every_error_is_documented_with_status_and_retry() -> None:
     refusals = operations()["post", "/v1/chat/completions"]["responses"]
     never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}
     never |= {"route_without_guidance", "edge_version", "edge_closed", "edge_expired"}  # a device meets these
+    never.add("feedback_given")  # of feedback
     never.add("previous_response_not_found")  # of /v1/responses
     for error in (*family(RequestError), *family(ServiceError), *family(EngineError), GatewayError):
         if error.label in never:

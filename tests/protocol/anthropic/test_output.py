@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_blocks_have_anthropics_order_and_the_engines_ids() -> None:
     assert reply["stop_reason"] == "tool_use"
 
 
+def test_inputs_are_as_the_model_wrote_them() -> None:
+    """Deeper and larger than orjson can encode."""
+    for arguments in ('{"a":' + "[" * 300 + "]" * 300 + "}", '{"wei":123456789012345678901234567890}'):
+        calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+        reply = orjson.dumps(message({"content": None, "tool_calls": calls}, "tool_calls"))
+        assert json.loads(reply)["content"][0]["input"] == json.loads(arguments)
+
+
+@pytest.mark.parametrize("blocks", ["R", ["R"], [{"type": "thinking", "thinking": 5}]])
+def test_blocks_in_an_unknown_form_are_ignored(blocks: Any) -> None:
+    fields = {"content": "B", "reasoning_content": "R", "thinking_blocks": blocks}
+    text = {"type": "text", "text": "B"}
+    assert message(fields)["content"][-1] == text
+    assert blocks_of(streamed(chunk(fields, "stop")))[-1] == text
+
+
 def test_signed_blocks_are_kept_and_parts_of_them_joined() -> None:
     hidden = {"type": "redacted_thinking", "data": "zz"}
     parts = [{"type": "thinking", "thinking": text, "signature": sign} for text, sign in (("Ray", ""), ("leigh", "s1"))]
@@ -214,6 +231,14 @@ def test_calls_of_a_stream() -> None:
         {"type": "tool_use", "id": "c", "name": "now", "input": {"z": 1}},
     ]
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+def test_a_call_without_a_number_is_the_first_one() -> None:
+    for number in (None, [0]):
+        call = {"index": number, "id": "a", "function": {"name": "f", "arguments": "{}"}}
+        assert blocks_of(streamed(chunk({"tool_calls": [call]}))) == [
+            {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+        ]
 
 
 def test_calls_that_an_engine_writes_at_the_same_time_follow_each_other() -> None:

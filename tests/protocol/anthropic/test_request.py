@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from gateway.protocol.anthropic.request import (
     parse_count_tokens,
     parse_messages,
 )
+from gateway.protocol.chat import parse_chat
 
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Why?"}]}
 CACHED = {"type": "ephemeral", "ttl": "1h"}
@@ -141,6 +143,35 @@ def test_consecutive_messages_of_the_user_are_one() -> None:
         {"role": "user", "content": "A\n\nB"}
     ]
     assert chat(user(text("A"), text("B")), {"role": "user", "content": "C"}) == [user(text("A"), text("B"), text("C"))]
+
+
+def test_consecutive_messages_of_the_assistant_are_one() -> None:
+    """Some templates reject two of them. Anthropic's API combines them."""
+    thought = {"type": "thinking", "thinking": "Hm", "signature": "s1"}
+    turns = [{"role": "assistant", "content": content} for content in ([thought, text("A")], "B", [CALL])]
+    assistant = chat(*BODY["messages"], *turns)[1]
+    assert (assistant["role"], assistant["content"]) == ("assistant", "A\n\nB")
+    assert [call["id"] for call in assistant["tool_calls"]] == ["toolu_1"]
+    assert (assistant["reasoning_content"], assistant["thinking_blocks"]) == ("Hm", [thought])
+    calls = [{"role": "assistant", "content": [{**CALL, "id": name}]} for name in ("1", "2")]
+    both = chat(*BODY["messages"], *calls)[1]
+    assert both["content"] is None
+    assert [call["id"] for call in both["tool_calls"]] == ["1", "2"]
+    marked = text("A", cache_control=CACHED)
+    assert chat({"role": "assistant", "content": [marked]}, {"role": "assistant", "content": "B"}) == [
+        {"role": "assistant", "content": [marked, text("B")]}
+    ]
+
+
+def test_many_messages_of_the_user_cost_little_more_than_a_chat() -> None:
+    """All tenants share the thread that decodes large bodies."""
+    raw = orjson.dumps({**BODY, "messages": [{"role": "user", "content": "x" * 750}] * 10_000})
+    times = []
+    for parse in (parse_chat, parse_messages):
+        began = time.process_time()
+        parse(raw)
+        times.append(time.process_time() - began)
+    assert times[1] < 10 * times[0]
 
 
 def test_reasoning_keeps_its_signature() -> None:
@@ -294,6 +325,8 @@ def test_other_fields_are_neither_refused_nor_in_the_chat() -> None:
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"system": [{"text": "Hi"}]}, "system[0].type"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_refused_by_its_path(fields: dict[str, Any], param: str) -> None:

@@ -149,6 +149,21 @@ def test_parameters_become_those_of_a_chat(fields: dict[str, Any], expected: dic
             [said("developer", "a"), said("system", "b"), said("user", "c"), said("developer", "d")],
             [said("system", "a\n\nb"), said("user", "c"), said("system", "d")],
         ),
+        (
+            [
+                {"role": "developer", "content": [{"type": "input_text", "text": t} for t in "ab"]},
+                said("developer", "c"),
+                said("user", "d"),
+            ],
+            [said("system", "a\n\nb\n\nc"), said("user", "d")],
+        ),
+        (
+            [{"role": "developer", "content": [{"type": "input_image", "image_url": PIXEL}]}, said("developer", "b")],
+            [
+                {"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]},
+                said("system", "b"),
+            ],
+        ),
         # An answer and its calls are one message, and outputs follow it directly.
         (
             [said("assistant", "a"), call("1"), call("2"), output("2", "two"), output("1", "one")],
@@ -251,6 +266,20 @@ def test_parameters_become_those_of_a_chat(fields: dict[str, Any], expected: dic
             [
                 {"role": "assistant", "content": None, "tool_calls": [called("1", "tool_search", '{"query":"q"}')]},
                 told("1", "Loaded tools: weather"),
+            ],
+        ),
+        (
+            [
+                {"type": "tool_search_call", "call_id": "1", "execution": "client", "arguments": {}},
+                {
+                    "type": "tool_search_output",
+                    "call_id": "1",
+                    "tools": [PATCH, {"type": "image_generation", "name": 5}],
+                },
+            ],
+            [
+                {"role": "assistant", "content": None, "tool_calls": [called("1", "tool_search")]},
+                told("1", "Loaded tools: apply_patch"),
             ],
         ),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 import pytest
 from hypothesis import given
@@ -60,3 +62,13 @@ def test_input_that_was_cut_off_is_a_beginning(text: str, size: int) -> None:
 def test_other_arguments_lose_nothing(arguments: str, text: str) -> None:
     """A model may not follow the declared form."""
     assert decode_custom_input(arguments) == text
+
+
+def test_white_space_without_end_takes_linear_time() -> None:
+    """Models write it when they lose their way in JSON. It is read on the event loop."""
+    decoder, began = CustomInput(), time.thread_time()
+    decoder.feed("{")
+    for _ in range(30_000):
+        assert decoder.feed(" \n ") == ""
+    assert time.thread_time() - began < 0.5
+    assert decoder.feed('"input":') + decoder.feed(" ") + decoder.feed(' "a  b') + decoder.feed(" ") == "a  b "

@@ -22,8 +22,8 @@ ITEMS: list[dict[str, Any]] = [
 ]
 
 
-def listed(page: ItemPage) -> dict[str, Any]:
-    decoded: dict[str, Any] = orjson.loads(item_list(orjson.dumps(ITEMS), "resp_7f", page))
+def listed(page: ItemPage, items: list[dict[str, Any]] = ITEMS) -> dict[str, Any]:
+    decoded: dict[str, Any] = orjson.loads(item_list(orjson.dumps(items), "resp_7f", page))
     return decoded
 
 
@@ -57,6 +57,20 @@ def test_pages_cover_all_items_once() -> None:
         assert seen == everything[:: -1 if newest_first else 1]
 
 
+@pytest.mark.parametrize("item_id", ["msg_1", 7])
+def test_pages_of_items_with_the_same_id_end(item_id: object) -> None:
+    """A client chooses the ids of its own items. Pages of an id that is not unique would never end."""
+    items = [{"role": "user", "content": str(number), "id": item_id} for number in range(5)]
+    seen: list[str] = []
+    after = None
+    for _ in items:
+        page = listed(ItemPage(1, newest_first=False, after=after), items)
+        seen += [item["content"][0]["text"] for item in page["data"]]
+        after = page["last_id"]
+    assert seen == ["0", "1", "2", "3", "4"]
+    assert not page["has_more"]
+
+
 def test_the_page_after_the_last_item_is_empty() -> None:
     page = listed(ItemPage(after="msg_7f_0"))
     assert page == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
@@ -67,7 +81,7 @@ def test_a_page_is_read_from_the_query() -> None:
     assert read_page({"limit": "100", "order": "asc", "after": "x"}) == ItemPage(100, newest_first=False, after="x")
 
 
-@pytest.mark.parametrize("limit", ["0", "101", "-1", "", "1e1", "\u0661", "1" * 5000])
+@pytest.mark.parametrize("limit", ["0", "101", "-1", "", "1e1", "\u0661", "1" * 5000, "00019999", "0001" + "9" * 5000])
 def test_a_limit_out_of_range_is_rejected(limit: str) -> None:
     with pytest.raises(InvalidRequest, match="from 1 to 100"):
         read_page({"limit": limit})
@@ -123,6 +137,16 @@ def test_references_are_resolved_from_the_last_response_and_those_before_it() ->
     assert texts(at_once) == ["one", "earlier", "later", "two"]
     assert at_once is not None
     assert at_once.size_bytes > request.size_bytes + 2 * len(orjson.dumps(message("msg_1", "")))
+
+
+@pytest.mark.parametrize("previous", [None, "resp_1"])
+def test_a_second_reference_to_an_item_is_rejected(previous: str | None) -> None:
+    """10,000 references to one item of 1 MB would be a chat of 10 GB. The message is OpenAI's."""
+    references = [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_2"}, {"id": "msg_1"}]
+    request = parsed(input=references, previous_response_id=previous)
+    with pytest.raises(InvalidRequest, match="Duplicate item found with id msg_1") as error:
+        StoredInput(request)
+    assert error.value.param == "input"
 
 
 def test_a_reference_to_no_stored_item_is_a_404() -> None:

@@ -252,3 +252,10 @@ def test_a_call_cannot_be_required_without_tools() -> None:
     with pytest.raises(InvalidRequest, match="there is no tool"):
         parse([], tool_choice="required").chat()
     assert "tool_choice" not in parse([], tool_choice="none").chat().body
+
+
+def test_bytes_that_tools_get_on_the_way_to_the_engine_are_counted() -> None:
+    """Limits and budgets reserve a token for each byte of a request."""
+    space = {"type": "namespace", "name": "n" * 56, "tools": [{"type": "function", "name": f"f{n}"} for n in range(50)]}
+    request = parse([space, *({"type": "custom", "name": f"c{n}"} for n in range(50))]).chat()
+    assert request.size_bytes >= sum(len(orjson.dumps(tool["function"])) for tool in request.body["tools"])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.engines.reply_json import decode
 from gateway.errors import EngineFailed, EngineRejected, GatewayError, InvalidRequest, NeverFits, QueueFull
 from gateway.protocol.content_run import ContentRun, template_of
 from gateway.protocol.responses.events import ResponseWriter
@@ -202,6 +203,43 @@ def test_a_call_without_id_gets_one() -> None:
     assert writer.response["output"][0]["call_id"] == "call_01230000"
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "patch", "arguments": {"input": "x"}}}]},
+        {"tool_calls": [{"index": 0, "id": "1", "function": None}]},
+        {"tool_calls": [{"index": {"a": 1}, "id": 5, "function": {"name": "f", "arguments": "{}"}}]},
+        {"tool_calls": ["f"], "content": "a"},
+        {"tool_calls": {}, "content": "a"},
+        {"reasoning": [{"text": "h"}], "content": "a"},
+        {"reasoning_content": {"text": "h"}, "content": "a"},
+        {"refusal": ["No."], "content": "a"},
+    ],
+)
+def test_fields_of_unusual_types_break_no_reply(message: dict[str, Any]) -> None:
+    """Arguments that an engine sends as an object are text. A stream that breaks afterwards still ends."""
+    writer = new_writer()
+    streamed(writer, chunk(message), chunk({}, "stop"))
+    assert new_writer().reply(completion(message))["output"] == writer.response["output"]
+    values = [item.get("arguments", item.get("input")) for item in writer.response["output"]]
+    assert all(value is None or isinstance(value, str) for value in values)
+    assert all(isinstance(item.get("call_id", ""), str) for item in writer.response["output"])
+    broken = new_writer()
+    check(events_of(broken.events([chunk(message)]) + broken.failed(GatewayError("broken"))))
+
+
+@pytest.mark.parametrize(("finish_reason", "arguments"), [("tool_calls", "{}"), ("length", "")])
+@pytest.mark.parametrize("written", ["", None])
+def test_a_call_without_arguments_has_an_empty_object(finish_reason: str, arguments: str, written: str | None) -> None:
+    """Clients parse the arguments. A call that was cut has those that the model wrote."""
+    writer = new_writer()
+    streamed(writer, call_chunk(0, written, name="f"), chunk({}, finish_reason))
+    assert writer.response["output"][0]["arguments"] == arguments
+    calls = [{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": written}}]
+    assert new_writer().reply(completion({"tool_calls": calls}, finish_reason))["output"] == writer.response["output"]
+
+
 def test_a_refusal_is_a_part_of_the_message() -> None:
     """It follows the text."""
     writer = new_writer()
@@ -229,11 +267,61 @@ def test_log_probabilities_are_in_events_and_items() -> None:
     assert reply["output"][0]["content"][0]["logprobs"] == [shown]
 
 
+def test_log_probabilities_of_other_tokens_begin_no_item() -> None:
+    """Some engines send those of reasoning and calls too. Those of a token without text belong to the text after it."""
+
+    def odds(token: str) -> dict[str, Any]:
+        return {"content": [{"token": token, "logprob": -1, "bytes": [97], "top_logprobs": []}]}
+
+    def part(arguments: str, **function: Any) -> dict[str, Any]:
+        one = call_chunk(0, arguments, **function)
+        one["choices"][0]["logprobs"] = odds("call")
+        return one
+
+    writer = new_writer(top_logprobs=1)
+    streamed(
+        writer,
+        chunk({"role": "assistant"}, logprobs=odds("begin")),
+        chunk({"reasoning": "h"}, logprobs=odds("think")),
+        chunk({"reasoning": "m"}, logprobs=odds("think")),
+        chunk({"content": ""}, logprobs=odds("half")),
+        [chunk({"content": "a"}, logprobs=odds("a")), chunk({"content": "b"}, logprobs=odds("b"))],
+        chunk({"content": ""}, logprobs=odds("end")),
+        part("", name="f"),
+        part('{"a"'),
+        part(":1}"),
+        chunk({}, "tool_calls", logprobs=odds("call")),
+        usage_chunk(),
+    )
+    reasoning, message, call = writer.response["output"]
+    assert (reasoning["content"][0]["text"], call["arguments"]) == ("hm", '{"a":1}')
+    assert message["content"][0]["text"] == "ab"
+    assert [one["token"] for one in message["content"][0]["logprobs"]] == ["half", "a", "b", "end"]
+
+
+def test_log_probabilities_of_a_large_reply_are_kept() -> None:
+    """They arrive as JSON, because their objects would need much memory."""
+    top = [{"token": "a", "logprob": -1, "bytes": None}, {"token": "b", "logprob": -2}]
+    engines = {"content": [{"token": "é", "logprob": -0.5, "top_logprobs": top}] * 5000, "refusal": None}
+    whole = completion({"content": "é" * 5000}, logprobs=engines)
+    large = decode(orjson.dumps(whole))
+    assert type(large["choices"][0]["logprobs"]) is orjson.Fragment
+    output = orjson.loads(orjson.dumps(new_writer(top_logprobs=2).reply(large)["output"]))
+    assert output == new_writer(top_logprobs=2).reply(whole)["output"]
+    assert len(output[0]["content"][0]["logprobs"]) == 5000
+
+
 @pytest.mark.parametrize(
-    ("finish_reason", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
+    ("finish_reason", "reason"),
+    [
+        ("length", "max_output_tokens"),
+        ("content_filter", "content_filter"),
+        ("model_length", "max_output_tokens"),
+        ("insufficient_system_resource", "max_output_tokens"),
+    ],
 )
 def test_an_answer_that_was_cut_is_incomplete(finish_reason: str, reason: str) -> None:
-    """So is its last item."""
+    """So is its last item. Mistral and DeepSeek have more reasons than OpenAI."""
     writer = new_writer()
     events = streamed(
         writer, chunk({"reasoning": "h"}), chunk({"content": "a"}), chunk({}, finish_reason), usage_chunk()
