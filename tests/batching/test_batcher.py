@@ -644,11 +644,18 @@ def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
                         one = ticket(deadline_s=0.2 if number < 60 else 10.0, dedupe_key=f"w{number}")
                         await flights.join(queue, one, _nobody, _nobody, deadline)
 
+            async def waiting() -> int:
+                return (await queue.view()).waiting
+
             async def one_waits() -> bool:
-                return (await queue.view()).waiting == 1
+                return await waiting() == 1
+
+            async def none_waits() -> bool:
+                return await waiting() == 0
 
             await asyncio.gather(*(request(number) for number in range(60)))
             assert (_ended(metrics, "expired"), _ended(metrics, "withdrawn")) == (60, 0)
+            await until(none_waits)  # the last expired ticket may still be in Redis
             leaves = asyncio.ensure_future(request(60))  # noqa: TID251
             await until(one_waits)
             leaves.cancel()
