@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from gateway.accounting.estimate import can_count, count_text, recount_error, texts_of
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
 from gateway.policy.plan_variants import with_students
+from gateway.policy.tool_switch import TOO_LONG
 from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
 
@@ -52,7 +55,10 @@ async def drop_too_small(
     engines: Mapping[str, GuardedEngine],
     encodings: Mapping[str, Encoding],
 ) -> None:
-    """Drop the students that would reject the prompt. Raises InvalidRequest if none is left."""
+    """Drop the students that would reject the prompt. Raises InvalidRequest if none is left.
+
+    If the teacher can answer the turn instead, it does, and the students stay.
+    """
     students, limit, tokens = [], 0, 0
     for student in builder.plan.students:
         own_limit = engines[student.engine].state.max_prompt_tokens
@@ -62,6 +68,10 @@ async def drop_too_small(
                 limit, tokens = max((limit, tokens), (own_limit, least))
                 continue
         students.append(student)
+    if not students and (turn := builder.plan.turn) is not None:
+        turn = structs.replace(turn, at_once=turn.at_once or TOO_LONG)
+        builder.plan = structs.replace(builder.plan, turn=turn)
+        return
     if not students:
         field = "prompt" if isinstance(request, TextRequest) else "messages"
         raise InvalidRequest(

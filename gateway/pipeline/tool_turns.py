@@ -21,7 +21,7 @@ from gateway.engines.replies import first_choice
 from gateway.errors import EngineError, EngineRejected, GatewayError, GuidanceUnavailable
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.student_warmup import one_token_body, prompt_messages
-from gateway.policy.tool_switch import STUDENT_UNSURE, TurnChoice, choose_by_probability
+from gateway.policy.tool_switch import STUDENT_UNSURE, TOO_LONG, TurnChoice, choose_by_probability
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -100,13 +100,19 @@ class ToolTurns:
         if turn.at_once is not None:
             choice = TurnChoice("teacher", turn.at_once)
         else:
-            builder.student_probability = await self._probability(request, builder, turn)
-            previous: TurnEngine = "teacher" if self._follows_teacher(builder, turn.signals) else "student"
-            choice = choose_by_probability(turn.rule, previous, builder.student_probability)
+            choice = await self._ask_student(request, builder, turn)
         chosen = plan
         if choice.engine == "teacher":
             chosen = structs.replace(turn.teacher, max_tokens=plan.max_tokens, split=plan.split)
         builder.plan, builder.unguided = structs.replace(chosen, unguided=choice.reason), choice.reason
+
+    async def _ask_student(self, request: CompletionRequest, builder: ReceiptBuilder, turn: TurnPlan) -> TurnChoice:
+        try:
+            builder.student_probability = await self._probability(request, builder, turn)
+        except EngineRejected:
+            return TurnChoice("teacher", TOO_LONG)
+        previous: TurnEngine = "teacher" if self._follows_teacher(builder, turn.signals) else "student"
+        return choose_by_probability(turn.rule, previous, builder.student_probability)
 
     def _follows_teacher(self, builder: ReceiptBuilder, signals: TurnSignals) -> bool:
         turns = self._unsure.get(builder.tenant, {})
@@ -124,7 +130,8 @@ class ToolTurns:
     async def _probability(self, request: CompletionRequest, builder: ReceiptBuilder, turn: TurnPlan) -> float | None:
         """Return the probability of the student's most likely first token; None: the engine did not report it in time.
 
-        The receipt contains the cost of the call.
+        The receipt contains the cost of the call. Raises EngineRejected if the prompt exceeds the
+        context of the only student.
         """
         student = builder.plan.students[0]
         engine, key = self._students.engines[student.engine], (student.engine, builder.tenant)
@@ -152,6 +159,8 @@ class ToolTurns:
                 builder.warmup = None
             if _rejects_logprobs(error):
                 self._skipped[key] = 0
+            if isinstance(error, EngineRejected) and error.exceeds_context and len(builder.plan.students) == 1:
+                raise
             return None
         finally:
             builder.running = None

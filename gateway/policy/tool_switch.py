@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TurnEngine: TypeAlias = Literal["teacher", "student"]
 FIRST_TURN, TOOL_ERROR, STUDENT_UNSURE = "switch_first_turn", "switch_tool_error", "switch_unsure"
+TOO_LONG = "switch_too_long"
 """Reasons for the teacher, as in `unguided` of a receipt."""
 STUDENT_CONFIDENT, NO_PROBABILITY = "switch_confident", "switch_no_probability"
 """Reasons for the student."""

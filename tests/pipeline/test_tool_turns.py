@@ -19,6 +19,7 @@ from gateway.engines.guard import GuardedEngine
 from gateway.engines.refusal import read_error, refusal
 from gateway.engines.replies import unsupported
 from gateway.errors import EngineOverloaded, EngineTimeout, GatewayError, GuidanceUnavailable, InvalidRequest
+from gateway.pipeline.context_length import drop_too_small, may_be_too_small
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import StudentCall
 from gateway.pipeline.tool_turns import ASK_EVERY, MAX_TURNS_PER_TENANT, ToolTurns, read_probability
@@ -93,10 +94,10 @@ class World:
         self.policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
         self.big, self.small = Engine("big"), Engine("small")
         metrics = Metrics()
-        engines = {
+        self.engines = {
             one.name: GuardedEngine(one, Breaker(BreakerRule(50, 1.0, 5.0)), metrics) for one in (self.big, self.small)
         }
-        self.turns = ToolTurns(StudentCall(engines, metrics))
+        self.turns = ToolTurns(StudentCall(self.engines, metrics))
         self.text = ""
 
     async def answer(
@@ -109,6 +110,8 @@ class World:
         one = builder(plan, request=request, reserved=worst_case(plan, request, PRICES))
         one.tenant, self.text = tenant, ""
         error = None
+        if may_be_too_small(request, plan, self.engines):
+            await drop_too_small(request, one, self.engines, {})
         try:
             if form == "json":
                 reply = await self.turns.complete(request, one)
@@ -255,6 +258,32 @@ async def test_a_failed_question_is_no_signal(error: Any, *, charged: bool) -> N
     assert (raised, world.text, receipt.unguided) == (None, "by small", "switch_no_probability")
     assert (receipt.warmup is not None) == charged
     assert receipt.estimated == charged
+
+
+TOO_LONG_BODY = {"error": {"code": "context_length_exceeded", "message": "The prompt has 900 tokens."}}
+
+
+@FORMS
+async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its_engine(form: Form) -> None:
+    world = World()
+    world.small.asking_error = refusal("small", 400, read_error(TOO_LONG_BODY), None)
+    receipt, error = await world.answer(SECOND, form)
+    assert (error, world.text, facts(receipt)) == (None, "by big", ("teacher", "switch_too_long", None))
+    assert (world.small.answers, receipt.warmup) == (0, None)
+
+
+@FORMS
+@pytest.mark.parametrize(("messages", "reason"), [(SECOND, "switch_too_long"), (FIRST, "switch_first_turn")])
+async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its_words(
+    messages: Any, reason: str, form: Form
+) -> None:
+    """The student gets no call."""
+    world = World()
+    world.small.state.max_prompt_tokens = 100
+    long = [{"role": "system", "content": "word " * 500}, *messages]
+    receipt, error = await world.answer(long, form)
+    assert (error, world.text, facts(receipt)) == (None, "by big", ("teacher", reason, None))
+    assert world.small.bodies == []
 
 
 @pytest.mark.parametrize(
