@@ -13,6 +13,7 @@ from gateway.collected.redis_sample import RedisSamples
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.route_rules import CollectRule
 from gateway.redis.keys import RedisKeys
+from tests.batching.process import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,13 +113,21 @@ async def test_no_tenant_and_no_route_displaces_requests_of_another(world: World
 
 
 async def test_a_sample_expires_as_a_whole_and_the_next_one_begins(world: World) -> None:
-    short = CollectRule(ttl_s=1.0)
+    short = CollectRule(ttl_s=3.0)
     await world.add("first", b"first", rule=short)
-    await asyncio.sleep(0.6)
-    await world.add("second", b"second", rule=short)  # does not prolong the sample
-    assert len(await world.held()) == 2
-    await asyncio.sleep(0.6)
-    assert await world.names_in_redis() == set()
+    (begun,) = await world.samples.routes("acme")
+    assert begun.ends_s - begun.since_s == 3
+    await asyncio.sleep(0.05)  # a new end would differ
+    await world.add("second", b"second", rule=short)
+    (sample,) = await world.samples.routes("acme")
+    assert (sample.kept, sample.ends_s) == (2, begun.ends_s), "the second request does not prolong the sample"
+
+    async def expired() -> bool:
+        return await world.names_in_redis() == set()
+
+    await until(expired, 10)
+    seconds, micros = await world.redis.time()
+    assert seconds + micros / 1e6 >= begun.ends_s
     assert await world.samples.routes("acme") == []
     await world.add("third", b"third", rule=short)
     assert await world.held() == [b"third"]

@@ -37,7 +37,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
     routes = [
         ROUTE | {"model": "kept", "collect": ALL},
         ROUTE | {"model": "few", "collect": ALL | {"max_requests": 3}},
-        ROUTE | {"model": "short", "collect": ALL | {"ttl": "1s"}},
+        ROUTE | {"model": "short", "collect": ALL | {"ttl": "3s"}},
         ROUTE | {"model": "plain"},
     ]
     with (
