@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,11 +27,15 @@ _TAKES_S = 0.2
 
 @dataclass
 class Limited:
-    """An engine that rejects calls above its limit, as TGI does, and records the callers in order of their calls."""
+    """An engine that rejects calls above its limit, as TGI does, and records the callers in order of their calls.
+
+    It delays all answers while `free` is not set.
+    """
 
     in_flight: int = 0
     most: int = 0
     callers: list[str] = field(default_factory=list)
+    free: threading.Event = field(default_factory=threading.Event)
 
     async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.in_flight >= LIMIT:
@@ -40,6 +45,8 @@ class Limited:
         if "messages" in body:
             self.callers.append(body["messages"][0]["content"])
         try:
+            while not self.free.is_set():
+                await asyncio.sleep(0.01)
             await asyncio.sleep(_TAKES_S)
             return await says("Well.")(request, body)
         finally:
@@ -56,14 +63,23 @@ class World:
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=30)
 
-    def metric(self, name: str) -> float:
+    def wait_until_waiting(self, calls: int) -> None:
+        """Wait until exactly so many calls wait for a slot, and the engine has as many others as it takes."""
+        give_up = time.monotonic() + 25
+        while (seen := (self._waiting(), self.engine.in_flight)) != (calls, LIMIT):
+            assert time.monotonic() < give_up, seen
+            time.sleep(0.05)
+
+    def _waiting(self) -> float:
         lines = httpx.get(f"{self.gateway.admin_url}/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name}{{")).split()[-1])
+        (line,) = [line for line in lines if line.startswith('gkt_engine_waiting{engine="small"}')]
+        return float(line.split()[-1])
 
 
 @pytest.fixture(scope="module")
 def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     limited = Limited()
+    limited.free.set()
     with ExitStack() as stack:
         engine = stack.enter_context(FakeEngine(limited).running())
         other = stack.enter_context(FakeEngine(says("Well.")).running())
@@ -98,14 +114,20 @@ def test_more_parallel_requests_than_the_engine_takes_are_all_answered(world: Wo
 
 
 def test_another_tenant_does_not_wait_for_a_tenants_queue(world: World) -> None:
+    """The tenant's call arrives last, and is among the first calls that get a slot."""
     world.engine.callers.clear()
     requests = 10 * LIMIT
     with ThreadPoolExecutor(requests + 1) as pool:
-        flood = [pool.submit(world.ask, "flood") for _ in range(requests)]
-        while world.metric("gkt_engine_waiting") < 1:
-            time.sleep(0.05)
-        before = len(world.engine.callers)
-        assert pool.submit(world.ask, "other", key=OTHER_KEY).result().status_code == 200
+        world.engine.free.clear()
+        try:
+            flood = [pool.submit(world.ask, "flood") for _ in range(requests)]
+            world.wait_until_waiting(requests - LIMIT)
+            other = pool.submit(world.ask, "other", key=OTHER_KEY)
+            world.wait_until_waiting(requests - LIMIT + 1)
+            assert world.engine.callers == ["flood"] * LIMIT
+        finally:
+            world.engine.free.set()
+        assert other.result().status_code == 200
         assert [one.result().status_code for one in flood] == [200] * requests
-    assert world.engine.callers.index("other") - before <= 2 * LIMIT
+    assert "other" in world.engine.callers[LIMIT : 2 * LIMIT]
     assert world.engine.most == LIMIT
