@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
             routes=[guided(), STUDENT_ONLY],
         ) as process,
     ):
+        wait_until_looked_at(process.admin_url)
         yield process
 
 
