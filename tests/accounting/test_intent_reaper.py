@@ -210,11 +210,9 @@ async def test_an_outage_of_redis_declares_no_process_dead(keys: RedisKeys) -> N
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
 
 
-async def test_a_redis_that_lost_its_data_between_heartbeats_gets_all_intents_again(
-    redis_url: str, keys: RedisKeys
-) -> None:
+async def test_a_redis_that_lost_its_data_between_heartbeats_gets_all_intents_again(keys: RedisKeys) -> None:
     """No request used Redis meanwhile, so only the heartbeat can detect it."""
-    async with process(redis_url, keys, "ann") as ann:
+    async with EmbeddedRedis() as server, process(server.url, keys, "ann") as ann:
         one = intent()
         await ann.admit(one)
         await ann.redis.flushdb()

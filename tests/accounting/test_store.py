@@ -467,9 +467,9 @@ async def test_during_an_outage_half_of_the_remaining_budget_is_usable_and_charg
                 await asyncio.sleep(0.1)
 
 
-async def test_a_redis_that_lost_its_data_gets_all_intents_again(redis_url: str) -> None:
+async def test_a_redis_that_lost_its_data_gets_all_intents_again() -> None:
     """All requests under way are sent, in as many exchanges as needed. Requests with receipts are not."""
-    async with kept(redis_url) as part:
+    async with EmbeddedRedis() as server, kept(server.url) as part:
         intents = [intent() for _ in range(450)]
         await asyncio.gather(*(part.admit(one) for one in intents))
         part.store.put(receipt_of(intents[0]))
@@ -483,9 +483,9 @@ async def test_a_redis_that_lost_its_data_gets_all_intents_again(redis_url: str)
         await until(all_told)
 
 
-async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_seconds(redis_url: str) -> None:
+async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_seconds() -> None:
     """A process that was not scheduled may use another Redis before its watch has checked the run id."""
-    async with kept(redis_url, running=False) as part:
+    async with EmbeddedRedis() as server, kept(server.url, running=False) as part:
 
         async def settle() -> Receipt:
             one = receipt_of(intent())
