@@ -78,11 +78,13 @@ async def exchanges(redis: Redis) -> int:
     return sum(one["calls"] for name, one in stats.items() if name == "cmdstat_evalsha")
 
 
-async def test_a_returned_permit_shares_the_exchange_of_the_next_ticket(
-    redis_url: str, redis: Redis, keys: RedisKeys
-) -> None:
+async def test_a_returned_permit_shares_the_exchange_of_the_next_ticket(keys: RedisKeys) -> None:
     """Ten calls in turn at an idle teacher take one exchange each. The last permit is returned soon."""
-    async with process(redis_url, keys, LIMITS, times=NO_HEARTBEAT._replace(linger_s=0.5)) as queue:
+    async with (
+        EmbeddedRedis() as server,  # a Redis without script calls of other processes
+        Redis.from_url(server.url) as redis,
+        process(server.url, keys, LIMITS, times=NO_HEARTBEAT._replace(linger_s=0.5)) as queue,
+    ):
         await Meter().call(queue, 0)
         before = await exchanges(redis)
         for _ in range(10):
