@@ -133,9 +133,9 @@ def test_a_keys_limits_apply_to_all_processes_and_survive_a_rotation(two: Two) -
 
 def test_a_key_expires_on_time(two: Two) -> None:
     one, other = two
-    made = create(one, expires="1s")
-    assert within(0.9, lambda: ask(other, made["key"]).status_code == 200)
-    assert within(2, lambda: ask(one, made["key"]).status_code == ask(other, made["key"]).status_code == 401)
+    made = create(one, expires="5s")
+    assert within(4, lambda: ask(other, made["key"]).status_code == 200)
+    assert within(10, lambda: ask(one, made["key"]).status_code == ask(other, made["key"]).status_code == 401)
     assert "This API key expired on " in ask(one, made["key"]).json()["error"]["message"]
     dated = create(one, expires="2999-12-31")
     assert dated["expires"] == "3000-01-01T00:00:00Z"
@@ -144,7 +144,7 @@ def test_a_key_expires_on_time(two: Two) -> None:
 def test_a_rotated_key_keeps_its_id_and_the_old_one_holds_for_its_grace_time(two: Two) -> None:
     one, other = two
     old = create(one, id="rotated", limits={"rpm_limit": 600}, budget={"max_budget": 2.5})
-    answer = admin(one, "POST", "/keys/acme/rotated/rotate", {"grace": "1500ms"})
+    answer = admin(one, "POST", "/keys/acme/rotated/rotate", {"grace": "5s"})
     assert answer.status_code == 201
     new = answer.json()
     assert (new["id"], new["replaces"], new["limits"]) == ("rotated", "rotated.1", {"rpm_limit": 600})
@@ -152,11 +152,11 @@ def test_a_rotated_key_keeps_its_id_and_the_old_one_holds_for_its_grace_time(two
     assert (new["replaced"]["id"], new["replaced"]["status"]) == ("rotated.1", "grace")
     assert new["key"] != old["key"]
     for process in two:
-        assert within(1, lambda process=process: ask(process, new["key"]).status_code == 200)  # type: ignore[misc]
+        assert within(2, lambda process=process: ask(process, new["key"]).status_code == 200)  # type: ignore[misc]
     assert ask(one, old["key"]).status_code == ask(other, old["key"]).status_code == 200
     line = one.wait_for_log("request", key="rotated.1")
     assert line["tenant"] == "acme"
-    assert within(3, lambda: ask(one, old["key"]).status_code == ask(other, old["key"]).status_code == 401)
+    assert within(10, lambda: ask(one, old["key"]).status_code == ask(other, old["key"]).status_code == 401)
     assert "was rotated" in ask(other, old["key"]).json()["error"]["message"]
     assert ask(other, new["key"]).status_code == 200
     at_once = admin(other, "POST", "/keys/acme/rotated/rotate", {"grace": "0s"}).json()
