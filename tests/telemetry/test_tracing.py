@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from aiohttp import web
 from tests.collector import Collector, Trace
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
-from tests.readiness import wait_until_looked_at
+from tests.readiness import detail, wait_until_looked_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,12 @@ class World:
         text = httpx.get(f"{self.gateway.admin_url}/metrics").text
         found = re.search(rf'^gkt_spans_total\{{outcome="{outcome}"\}} (\S+)$', text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+    def wait_until_in_flight(self, requests: int) -> None:
+        give_up = time.monotonic() + 20
+        while (seen := detail(self.gateway.admin_url)["in_flight"]) != requests:
+            assert time.monotonic() < give_up, f"{seen} requests in flight"
+            time.sleep(0.02)
 
 
 def start(folder: Path, redis_url: str, engines: list[FakeEngine], tracing: dict[str, Any], **more: Any) -> Any:
@@ -346,24 +353,23 @@ def test_comparison_runs_are_sibling_spans_below_the_request(world: World) -> No
 
 def test_a_follower_is_linked_to_the_call_of_its_leader(world: World) -> None:
     """Two identical requests at once: one call is paid, and the other request's wait links to it."""
-    both = threading.Barrier(2, timeout=20)
-    begun = threading.Event()
+    begun, both_in_flight = threading.Event(), threading.Event()
 
-    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    async def waits(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         begun.set()
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(both_in_flight.wait, 20)
+        await asyncio.sleep(0.5)  # between its slot and the shared call, the second request awaits nothing slow
         return await says(OPENING, "length")(request, body)
 
-    world.teacher.behave = slowly
-
-    def ask(after: bool) -> httpx.Response:
-        both.wait()
-        if after:
-            assert begun.wait(20)
-        return world.ask()
-
+    world.teacher.behave = waits
     with ThreadPoolExecutor(2) as pool:
-        paid, shared = pool.map(ask, (False, True))
+        leader = pool.submit(world.ask)
+        assert begun.wait(20)
+        world.wait_until_in_flight(1)
+        follower = pool.submit(world.ask)
+        world.wait_until_in_flight(2)
+        both_in_flight.set()
+        paid, shared = leader.result(), follower.result()
     assert shared.headers["x-gkt-shared"] == "flight"
     made = world.collector.trace_of(paid.headers["x-request-id"]).named("chat big-1")
     trace = world.collector.trace_of(shared.headers["x-request-id"])
