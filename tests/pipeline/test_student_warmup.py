@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,15 +124,27 @@ def is_warmup(body: dict[str, Any]) -> bool:
     return body.get("max_tokens") == 1 and (body.get("messages") or [{"role": "user"}])[-1]["role"] == "user"
 
 
-def student_that(warmup: str) -> Any:
-    """Return a student that answers, and does this with a warm-up: ok, fail, refuse or stall."""
+def student_that(warmup: str, handled: threading.Event) -> Any:
+    """Return a student that answers, and does this with a warm-up: ok, fail, refuse or stall.
+
+    `handled` is set when a warm-up was answered, or received where it stalls.
+    """
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if is_warmup(body) and warmup == "stall":
+        if not is_warmup(body):
+            return await says(" and" if body.get("max_tokens") == 1 else " and so on.")(request, body)
+        if warmup == "stall":
+            handled.set()
             await asyncio.sleep(30)
-        if is_warmup(body) and warmup in {"fail", "refuse"}:
-            return web.json_response({"error": {"message": "no"}}, status=500 if warmup == "fail" else 400)
-        return await says(" and" if body.get("max_tokens") == 1 else " and so on.")(request, body)
+        answer: web.StreamResponse
+        if warmup in {"fail", "refuse"}:
+            answer = web.json_response({"error": {"message": "no"}}, status=500 if warmup == "fail" else 400)
+        else:
+            answer = await says(" and")(request, body)
+        await answer.prepare(request)
+        await answer.write_eof()
+        handled.set()
+        return answer
 
     return behave
 
@@ -146,6 +159,20 @@ def slow_teacher(after_s: float, status: int = 200) -> Any:
     return behave
 
 
+def teacher_after(warmup_handled: threading.Event, status: int = 200) -> Any:
+    """Return a teacher that answers after the student handled a warm-up, or after 10 s."""
+    answers = slow_teacher(0.3, status)  # meanwhile, the gateway reads the reply to the warm-up
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while not warmup_handled.is_set():
+                    await asyncio.sleep(0.01)
+        return await answers(request, body)
+
+    return behave
+
+
 @dataclass
 class World:
     """A gateway between a fake teacher and a fake student."""
@@ -153,6 +180,12 @@ class World:
     teacher: FakeEngine
     student: FakeEngine
     gateway: GatewayProcess
+    warmup_handled: threading.Event = field(default_factory=threading.Event)
+
+    def answer_after_warmup(self, status: int = 200) -> None:
+        """Let the teacher answer after the student handled the warm-up of the next request."""
+        self.warmup_handled.clear()
+        self.teacher.behave = teacher_after(self.warmup_handled, status)
 
     def ask(
         self, route: str = "chat", *, question: str | None = None, path: str = "chat/completions", **more: Any
@@ -178,7 +211,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     warm = {"warm_student": True, "cache_ttl": "0s"}
     with ExitStack() as stack:
         teacher = stack.enter_context(FakeEngine(slow_teacher(0.3)).running())
-        student = stack.enter_context(FakeEngine(student_that("ok")).running())
+        student = stack.enter_context(FakeEngine(student_that("ok", threading.Event())).running())
         gateway = stack.enter_context(
             running_gateway(
                 tmp_path_factory.mktemp("warming"),
@@ -206,7 +239,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("cannot", student="other", **warm),
                     guided("stalled-json", student="small-a", **warm),
                     guided("stalled-stream", student="small-b", **warm),
-                    guided("hurried", student="small-c", deadline="100ms", **warm),
+                    guided("hurried", student="small-c", deadline="1s", **warm),
                     guided("broken", student="small-d", **warm),
                     guided("unread", student="small-e", **warm),
                     guided("unlucky", student="small-f", **warm),
@@ -227,13 +260,14 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    running.teacher.behave, running.student.behave = slow_teacher(0.3), student_that("ok")
+    running.teacher.behave, running.student.behave = slow_teacher(0.3), student_that("ok", running.warmup_handled)
     return running
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ["chat", "second"])
 def test_the_first_student_is_warmed_and_the_receipt_has_its_share(world: World, route: str, *, stream: bool) -> None:
+    world.answer_after_warmup()
     status, receipt, warmups = world.ask(route, stream=stream)
     assert (status, receipt["mode"], len(warmups)) == (200, "guided", 1)
     share = receipt["warmup"]
@@ -243,6 +277,7 @@ def test_the_first_student_is_warmed_and_the_receipt_has_its_share(world: World,
 
 
 def test_a_raw_prompt_is_warmed_too(world: World) -> None:
+    world.answer_after_warmup()
     status, receipt, _ = world.ask(path="completions")
     assert (status, receipt["mode"], receipt["warmup"]["output_tokens"]) == (200, "guided", 1)
     assert sorted(one.get("max_tokens") == 1 for one in world.student.requests) == [False, True]
@@ -257,6 +292,7 @@ def test_routes_that_do_not_warm_their_student(world: World, route: str, mode: s
 
 
 def test_guidance_from_the_cache_warms_nothing(world: World) -> None:
+    world.answer_after_warmup()
     first, second = (world.ask("cached", question="Why is it so on Sundays?") for _ in range(2))
     assert (len(first[2]), first[1]["warmup"] is None) == (1, False)
     assert (second[1]["teacher"]["shared"], second[1]["warmup"], second[2]) == ("cache", None, [])
@@ -276,7 +312,8 @@ async def test_of_identical_requests_only_the_one_that_pays_warms(world: World) 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failed_warmup_changes_only_the_receipt(world: World, warmup: str, *, stream: bool) -> None:
     """An engine that failed may have read the prompt, which is charged. One that rejected the call has not."""
-    world.student.behave = student_that(warmup)
+    world.student.behave = student_that(warmup, world.warmup_handled)
+    world.answer_after_warmup()
     status, receipt, warmups = world.ask(stream=stream)
     assert (status, receipt["status"], receipt["mode"], len(warmups)) == (200, "ok", "guided", 1)
     assert (receipt["attempts"], receipt["unguided"]) == ([], None)
@@ -287,8 +324,9 @@ def test_a_failed_warmup_changes_only_the_receipt(world: World, warmup: str, *, 
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_request_waits_for_its_warmup(world: World, *, stream: bool) -> None:
     """It is canceled when the guidance is complete, and charged its upper bound."""
-    world.student.behave = student_that("stall")
+    world.student.behave = student_that("stall", world.warmup_handled)
     world.student.cancelled.clear()
+    world.answer_after_warmup()
     route = "stalled-stream" if stream else "stalled-json"
     status, receipt, warmups = world.ask(route, stream=stream)
     assert (status, receipt["mode"], len(warmups)) == (200, "guided", 1)
@@ -297,27 +335,34 @@ def test_no_request_waits_for_its_warmup(world: World, *, stream: bool) -> None:
     assert receipt["warmup"]["estimated"]
     assert receipt["warmup"]["output_tokens"] == 1
     assert receipt["warmup"]["input_tokens"] >= 8
+    world.teacher.behave = slow_teacher(0.3)
     status, receipt, warmups = world.ask(route, stream=stream, question="What do people do on every single day?")
     assert (status, receipt["mode"], receipt["warmup"], warmups) == (200, "guided", None, [])
 
 
 @pytest.mark.parametrize(("route", "status_sent"), [("hurried", 200), ("broken", 503)])
 def test_without_guidance_the_student_answers_alone(world: World, route: str, status_sent: int) -> None:
-    world.teacher.behave = slow_teacher(0.5, status_sent)
+    if status_sent == 200:
+        world.teacher.behave = slow_teacher(30)
+    else:
+        world.answer_after_warmup(status_sent)
     status, receipt, warmups = world.ask(route)
     assert (status, receipt["mode"], len(warmups)) == (200, "student", 1)
     assert receipt["unguided"].startswith("teacher_")
 
 
 def test_a_student_that_reads_longer_than_the_teacher_writes_is_not_warmed_again(world: World) -> None:
-    world.student.behave = student_that("stall")
+    world.student.behave = student_that("stall", world.warmup_handled)
+    world.answer_after_warmup()
     assert len(world.ask("unread")[2]) == 1
+    world.teacher.behave = slow_teacher(0.3)
     assert world.ask("unread")[2] == []
 
 
 def test_a_failed_teacher_is_no_evidence_against_the_students_reading(world: World) -> None:
     """The warm-up was canceled because the teacher failed at once. The next request warms the student."""
-    world.student.behave, world.teacher.behave = student_that("stall"), slow_teacher(0.2, status=400)
+    world.student.behave = student_that("stall", world.warmup_handled)
+    world.answer_after_warmup(status=400)
     assert len(world.ask("unlucky")[2]) == 1
-    world.teacher.behave = slow_teacher(0.3)
+    world.answer_after_warmup()
     assert len(world.ask("unlucky")[2]) == 1
