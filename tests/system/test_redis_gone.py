@@ -12,6 +12,7 @@ import pytest
 from gateway.local.redis import EmbeddedRedis
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,9 +47,10 @@ async def _receipt(client: httpx.AsyncClient, answer: httpx.Response) -> dict[st
 
 
 def _client(process: GatewayProcess) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=process.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
+    return httpx.AsyncClient(base_url=process.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
 
 
+@pytest.mark.timeout(240)  # includes the start of a gateway, of 15 s and more on a busy machine
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
 async def test_without_redis_requests_are_answered_or_rejected_as_configured(tmp_path: Path, on_failure: str) -> None:
     """degrade: the process batches alone and writes its receipts when Redis is back. reject: 503."""
@@ -57,13 +59,14 @@ async def test_without_redis_requests_are_answered_or_rejected_as_configured(tmp
             with running_gateway(
                 tmp_path,
                 redis_url=redis.url,
-                redis={"on_failure": on_failure, "timeout": "300ms"},
+                redis={"on_failure": on_failure, "timeout": "2s"},
                 models=[
                     model("big", "tgi", engine.url),
                     model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),
                 ],
-                routes=[guided(deadline="3s")],
+                routes=[guided(deadline="20s")],
             ) as process:
+                await asyncio.to_thread(wait_until_looked_at, process.admin_url)
                 async with _client(process) as client:
                     before = await _ask(client)
                     assert (await _receipt(client, before))["batch"]["id"] == "b1"
@@ -86,11 +89,12 @@ async def test_without_redis_requests_are_answered_or_rejected_as_configured(tmp
                     assert (await client.get("/readyz")).status_code == 200
                     assert (await client.get("/readyz")).text == "degraded\n"
                     late = await _ask(client)  # when the process knows that Redis is away
+                    process.log.clear()  # only a later line counts
                     await redis.start()
-                    await asyncio.sleep(1.5)
+                    await asyncio.to_thread(process.wait_for_log, "fleet_rejoined", 30)
                     after = await _ask(client)
                     assert after.status_code == 200
-                    assert after.headers["x-gkt-batch"].startswith("b")
+                    assert after.headers["x-gkt-batch"].startswith("b"), process.raw_log
                     if on_failure == "reject":
                         # Where Redis was asked for the first ones, it may have reserved for them.
                         unreserved = _refused(process)
