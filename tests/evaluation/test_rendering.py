@@ -15,6 +15,7 @@ from gateway.evaluation.record import read_run
 from gateway.evaluation.reporting.rendering import markdown, write_report
 from gateway.evaluation.reporting.report import section
 from gateway.evaluation.summary import COST_NOTE
+from gateway.policy.projections import CONCISE
 from tests.evaluation.known_truth import Truth, folder_of
 from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
 
@@ -170,6 +171,15 @@ def test_each_table_of_costs_states_that_prices_are_assigned(whole: Path, tmp_pa
     assert COST_NOTE in text.partition("Cost in USD per 1,000 answers")[2].partition("##")[0]
     both = written(whole.parent, whole.parent, out=tmp_path)
     assert COST_NOTE in (both / "report.md").read_text("utf-8").partition("## Run")[0]
+
+
+def test_numbers_of_a_projections_exemplars_are_a_figure(tmp_path: Path) -> None:
+    few = [replace(GUIDED, projection=CONCISE, exemplar_count=count) for count in (1, 2, 4)]
+    folder = run_folder(tmp_path, (TEACHER, STUDENT, *few, GUIDED), n=20)
+    text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    figure = text.partition("## Accuracy by number of exemplars")[2].partition("##")[0]
+    for count in (1, 2, 4):
+        assert re.search(rf"concise, m=40, {count} exemplars: accuracy [^;]*, points per 1,000 of them \d", figure)
 
 
 def test_omitted_parts_have_a_reason(tmp_path: Path) -> None:

@@ -210,32 +210,51 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
 
 
 def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
-    """Plot accuracy against the number of exemplars, a line for each setting that is otherwise equal."""
+    """Plot accuracy against the number of exemplars, a line for each setting that is otherwise equal.
+
+    The exemplars are those of the caller's prompt, or the first ones of a projection (`exemplar_count`).
+    """
     same: dict[tuple[object, ...], list[ReportRow]] = {}
     for row in section.rows:
         setting = row.summary.setting
-        rest = tuple(repr(value) for part, value in setting.items() if part not in {"name", "shots", "shown"})
+        varied = {"name", "shown", "shots" if setting.get("exemplar_count") is None else "exemplar_count"}
+        rest = tuple((part, repr(value)) for part, value in setting.items() if part not in varied)
         same.setdefault(rest, []).append(row)
-    found = [some for some in same.values() if len({row.summary.setting["shots"] for row in some}) > 1]
+    found = [some for some in same.values() if len({_exemplars(row) for row in some}) > 1]
     if not found:
         return OmittedFigure(title, "it needs a setting with two numbers of exemplars")
     rows = [row for some in found for row in some]
     with d.sheet(name, 2.8) as (sheet, axes):
         d.percent_axis(axes, (row.summary.interval for row in rows))
         kept = found[: _MAX_LINES + 2]
-        styles = d.styles(some[0].short_label for some in kept)
-        for index, some in enumerate(kept):
-            some.sort(key=lambda row: int(row.summary.setting["shots"]))
-            xs = [row.summary.setting["shots"] + (index - (len(kept) - 1) / 2) * 0.08 for row in some]
-            label, dash = some[0].short_label, "-" if some[0].guided else "--"
-            _curve(axes, xs, [row.summary for row in some], styles[label], dash, label)
-        axes.set_xticks(sorted({row.summary.setting["shots"] for row in rows}))
+        labels = [w.without_exemplars(some[0].short_label) for some in kept]
+        styles = d.styles(labels)
+        for index, (label, some) in enumerate(zip(labels, kept, strict=True)):
+            some.sort(key=_exemplars)
+            xs = [_exemplars(row) + (index - (len(kept) - 1) / 2) * 0.08 for row in some]
+            _curve(axes, xs, [row.summary for row in some], styles[label], "-" if some[0].guided else "--", label)
+        axes.set_xticks(sorted({_exemplars(row) for row in rows}))
         axes.set_xlabel("exemplars in the prompt")
         svg = d.svg(sheet, axes, name)
-    named = ((f"{row.short_label}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
-    cells = tuple(d.accuracy(label, summary) for label, summary in named)
+    cells = tuple(
+        (*d.accuracy(f"{w.without_exemplars(row.short_label)}, {_exemplars(row)} exemplars", row.summary), *_read(row))
+        for row in rows
+    )
     caption = "As the paper's Figure 5. Bars are Wilson's 95 %." + (_PARTIAL if len(kept) < len(found) else "")
-    return Figure(name, title, caption, svg, ReportTable(title, ("setting", "accuracy", "95 %"), cells))
+    columns = ("setting", "accuracy", "95 %", "tokens that the teacher reads", "points per 1,000 of them")
+    return Figure(name, title, caption, svg, ReportTable(title, columns, cells))
+
+
+def _exemplars(row: ReportRow) -> int:
+    setting = row.summary.setting
+    count = setting.get("exemplar_count")
+    return int(setting["shots"] if count is None else count)
+
+
+def _read(row: ReportRow) -> tuple[str, str]:
+    """Return the tokens that the teacher reads for an answer, and the points of accuracy for 1,000 of them."""
+    read = row.summary.teacher_input_tokens / row.summary.n
+    return (f"{read:.0f}", f"{row.summary.accuracy * 100_000 / read:.1f}") if read else ("", "")
 
 
 def _frontier_caption(group: ReportGroup) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ def answered_by(setting: Plain, others: Sequence[Plain]) -> str:
     if setting["mode"] != "guided":
         return f"{setting['mode']} alone"
     return f"{line(setting, others)}, m={setting['tokens']}"
+
+
+def without_exemplars(label: str) -> str:
+    """Return the label of a setting without its number of exemplars."""
+    return re.sub(r" with \d+ exemplars?", "", label)
 
 
 def line(setting: Plain, others: Sequence[Plain]) -> str:
