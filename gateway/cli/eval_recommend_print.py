@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gateway.cli.tables import console_for, plain_table
 from gateway.evaluation.advice.evidence import request_form_of
-from gateway.evaluation.advice.policy_file import comments, incomplete, usd_per_1k
+from gateway.evaluation.advice.explanation import comments, incomplete, usd_per_1k
 from gateway.evaluation.advice.target import percent
 
 if TYPE_CHECKING:
@@ -44,10 +44,13 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
             console.print(text, soft_wrap=True, markup=False, highlight=False)
         if one.benefit is not None:
             guided = one.evidence.candidates[one.benefit.setting]
-            text = f"Best guided setting: {percent(guided.accuracy)} right, {incomplete(guided)} ({guided.name})"
+            which = "Recommended" if one.benefit.setting == one.chosen else "Nearest"
+            text = f"{which} guided setting: {percent(guided.accuracy)} right, {incomplete(guided)} ({guided.name})"
             console.print(text, soft_wrap=True, markup=False, highlight=False)
         console.print(_table(one))
         verdict, color = _VERDICTS[one.verdict]
+        if one.verdict == "too_few" and one.more is None:
+            verdict = "cannot tell"
         name = "nothing" if one.setting is None else one.setting.name
         console.print(Text(f"{verdict}: {name}", f"bold {color}"), soft_wrap=True)
         lines = list(comments(one))
@@ -73,7 +76,9 @@ def _table(recommendation: Recommendation) -> Table:
             percent(one.accuracy),
             f"{one.interval.low * 100:.1f} to {one.interval.high * 100:.1f}",
             usd_per_1k(one.cost_per_answer),
-            _saves(one, None if result.pays is None else evidence.candidates[result.pays.teacher]),
+            _saves(
+                one, None if result.pays is None else evidence.candidates[result.pays.teacher], len(evidence.teachers)
+            ),
             "" if index == recommendation.best_teacher else f"{loss.value * 100:+.1f} ({low} to {high})",
             "reached" if result.reaches else "missed",
             "" if result.pays is None else _pays(result.pays),
@@ -92,10 +97,12 @@ def _short(one: SettingSummary, recommendation: Recommendation) -> str:
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
 
-def _saves(one: SettingSummary, against: SettingSummary | None) -> str:
+def _saves(one: SettingSummary, against: SettingSummary | None, teachers: int) -> str:
+    """Return the savings compared with the teacher of the mixture, which is named if there are several."""
     if against is None or not against.cost_usd:
         return ""
-    return f"{(1 - one.cost_usd / against.cost_usd) * 100:z.0f} %"
+    which = f" ({request_form_of(against.setting)})" if teachers > 1 else ""
+    return f"{(1 - one.cost_usd / against.cost_usd) * 100:z.0f} %{which}"
 
 
 def _pays(one: Advantage) -> str:

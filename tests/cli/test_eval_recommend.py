@@ -83,17 +83,39 @@ def test_the_check_accepts_the_written_policy_without_a_warning(
     assert "tenant: default" in policy.read_text()
 
 
-def test_a_folder_with_another_policy_needs_apply(tmp_path: Path) -> None:
+def test_a_folder_with_a_policy_needs_apply(tmp_path: Path) -> None:
     folder_of(tmp_path / "run", PAYS, 400, exactly=True)
     (tmp_path / "new" / "projections").mkdir(parents=True)
     (tmp_path / "new" / "notes.yaml").write_text("text: not a policy\n")
     policy = tmp_path / "new" / "acme.yaml"
     assert run(tmp_path / "run", "--out", policy).returncode == 0
-    assert run(tmp_path / "run", "--out", policy, "--force").returncode == 0
-    refused = run(tmp_path / "run", "--out", policy.with_name("other.yaml"))
+    for target in (policy, policy.with_name("other.yaml")):
+        refused = run(tmp_path / "run", "--out", target, "--force")
+        assert refused.returncode == 1
+        assert f"(see {policy})" in refused.stderr
+        assert run(tmp_path / "run", "--apply", "--out", target, "--force").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "policies"), [("gateway.yaml", "policies"), ("config.yml", "conf/policies"), ("config.yaml", "a/b/c")]
+)
+def test_an_empty_folder_that_a_configuration_names_needs_apply(tmp_path: Path, config: str, policies: str) -> None:
+    """The configuration has any name, and lies in any folder above."""
+    folder_of(tmp_path / "run", PAYS, 400, exactly=True)
+    (tmp_path / config).write_text(CONFIG.replace("policies: policies/", f"policies: {policies}"))
+    policy = tmp_path / policies / "acme.yaml"
+    refused = run(tmp_path / "run", "--out", policy)
+    assert (refused.returncode, policy.exists()) == (1, False)
+    assert f"(see {tmp_path / config})" in refused.stderr
+    assert run(tmp_path / "run", "--out", tmp_path / "elsewhere" / "acme.yaml").returncode == 0
+
+
+def test_the_folder_of_the_environment_needs_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "run", PAYS, 400, exactly=True)
+    monkeypatch.setenv("GKT_POLICIES", str(tmp_path / "live"))
+    refused = run(tmp_path / "run", "--out", tmp_path / "live" / "acme.yaml")
     assert refused.returncode == 1
-    assert f"(see {policy})" in refused.stderr
-    assert run(tmp_path / "run", "--apply", "--out", policy.with_name("other.yaml")).returncode == 0
+    assert f"(see {tmp_path / 'live'})" in refused.stderr
 
 
 def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: Path) -> None:
@@ -249,7 +271,7 @@ def test_a_baseline_that_no_policy_can_have_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Teacher alone (completion, 8 shots; a baseline only): 82.0 % right" in done.stdout
     assert "teacher, completion, 8 shots, 300 tokens is a baseline only: a policy does not choose" in done.stdout
-    assert "Loss of accuracy: 2.0 points" in done.stdout
+    assert "Loss of accuracy with this setting: 2.0 points" in done.stdout
     assert COST_NOTE in done.stdout
 
 

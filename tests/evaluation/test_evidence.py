@@ -13,6 +13,7 @@ from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, combine, evidence_of
 from gateway.evaluation.advice.target import AnswerPanel
 from gateway.evaluation.record import EXAMPLES, Example, read_run, write_lines
+from gateway.policy.projections import PRIMED
 from gateway.pricing import Price
 from tests.evaluation.known_truth import ALONE, M20, M40, STUDENT, TEACHER, Truth, folder_of
 from tests.evaluation.run_folders import read_lines
@@ -71,6 +72,28 @@ def test_a_setting_that_was_not_run_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED, OTHER), 40)
     keep_only(tmp_path, lambda one: one.setting != M20.name)
     assert evidence_of(read_run(tmp_path)).notes == (f"left out without answers: {M20.name}",)
+
+
+@pytest.mark.parametrize(("truncated", "weak"), [(2, False), (3, True)])
+def test_a_teacher_with_truncated_answers_is_a_weak_baseline(tmp_path: Path, truncated: int, weak: bool) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED), 100)
+    examples = [
+        structs.replace(one, finish="length")
+        if one.setting == TEACHER.name and one.question < f"q{truncated:04d}"
+        else one
+        for one in read_lines(tmp_path / EXAMPLES, Example)
+    ]
+    write_lines(tmp_path / EXAMPLES, examples)
+    notes = evidence_of(read_run(tmp_path)).notes
+    assert [note.partition(" answers")[0] for note in notes] == ["weak baseline: 3 of 100"] * weak
+
+
+@pytest.mark.parametrize(("shots", "missing"), [(0, True), (1, False)])
+def test_a_run_needs_a_teacher_with_the_exemplars_of_its_guidance(tmp_path: Path, shots: int, missing: bool) -> None:
+    primed = Truth(replace(M40, projection=PRIMED), 0.7, 40, 120)
+    teacher = Truth(replace(TEACHER, shots=shots, max_tokens=TEACHER.max_tokens + 1), 0.8, 200, 0)
+    notes = evidence_of(read_run(folder_of(tmp_path, (*ALONE, primed, teacher), 40)), "chat").notes
+    assert [note.partition(":")[0] for note in notes] == ["missing baseline"] * missing
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

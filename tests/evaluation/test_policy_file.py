@@ -12,7 +12,8 @@ import pytest
 from gateway.config.yaml_source import parse
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import evidence_of
-from gateway.evaluation.advice.policy_file import cautions, policy_text
+from gateway.evaluation.advice.explanation import cautions
+from gateway.evaluation.advice.policy_file import policy_text
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import RecommendationTarget
 from gateway.evaluation.record import read_run
@@ -141,11 +142,12 @@ def test_comments_of_the_file_state_expected_results_and_source(tmp_path: Path) 
         "Costs are the tokens of these models at assigned prices, not bills.",
         "Expected from 400 questions: 80.0 % right (95 %: 75.8 % to 83.6 %); 0.07000 USD per 1000 answers;",
         "each answer has 60 teacher tokens and 100 student tokens.",
-        "Better than a student-teacher mixture at its cost: shown with 80 % confidence, +28.9 points (at least",
+        "Advantage of this setting over a student-teacher mixture at its cost: shown with 80 % confidence, ",
+        "+28.9 points (at least",
         "The teacher of the mixture is teacher, chat, 300 tokens.",
-        "Loss of accuracy: 0.0 points (95 %: -0.5 to 0.5) compared with teacher, chat, 300 tokens,",
+        "Loss of accuracy with this setting: 0.0 points (95 %: -0.5 to 0.5) compared with teacher, chat, 300 tokens,",
         "which has 80.0 % right. The loss may be up to 0.5 points, and the target allows 8.0.",
-        "Savings: 65 %, 0.1300 USD per 1000 answers, compared with teacher, chat, 300 tokens.",
+        "Savings with this setting: 65 %, 0.1300 USD per 1000 answers, compared with teacher, chat, 300 tokens.",
         "Selected and measured on different questions (5 folds): 80.0 % right",
         "the teacher took up to 3.0 s for guidance, with concurrent requests; a gateway waits 2 s",
         "Measured in two stages, not through a gateway",

@@ -7,5 +7,6 @@ target.py          the target of a recommendation, the comparison with a random 
 recommend.py       the recommended setting of a route, or that no setting pays
 price_sheets.py    the results of a run at the list prices of other models
 sample_size.py     the questions that a target needs
+explanation.py     a recommendation in sentences
 policy_file.py     the policy file of a recommendation, and the files that it needs
 """

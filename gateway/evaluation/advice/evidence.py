@@ -9,16 +9,19 @@ from gateway.errors import StartupError
 from gateway.evaluation.advice.repricing import PromptCaching, Repricing, repriced
 from gateway.evaluation.setting import SAMPLING
 from gateway.evaluation.summary import summarize
+from gateway.policy.projections import PROJECTIONS
 from gateway.pricing import Price
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from gateway.evaluation.record import Manifest, RunRecords
     from gateway.evaluation.summary import SettingSummary
 
 # Settings with less than this part of the questions are left out, since only common questions count.
 _MIN_SHARE = 0.5
+# With more truncated answers, the teacher alone is a weak baseline.
+_MAX_TRUNCATED = 0.02
 
 
 class Evidence(NamedTuple):
@@ -97,6 +100,7 @@ def evidence_of(
         repricing = Repricing(by_role, caching, candidates[plain], candidates[teacher])
         candidates, cache_notes = repriced(candidates, repricing, path)
         notes += cache_notes
+    notes += _weak_baselines(candidates, teachers)
     return Evidence((path,), (run.manifest,), form, common, tuple(candidates), teacher, student, teachers, tuple(notes))
 
 
@@ -119,6 +123,26 @@ def combine(several: Sequence[Evidence]) -> Evidence:
         tuple(name for evidence in several for name in evidence.questions),
         *(tuple(candidates), *references, tuple(notes)),
     )
+
+
+def _weak_baselines(candidates: Sequence[SettingSummary], teachers: Collection[int]) -> Iterator[str]:
+    """Yield sentences about configurations of the teacher alone that are weak or missing, which favors guidance."""
+    for one in (candidates[index] for index in teachers):
+        if one.cut > _MAX_TRUNCATED * one.n:
+            yield (
+                f"weak baseline: {one.cut} of {one.n} answers of '{one.name}' are truncated, more than "
+                f"{_MAX_TRUNCATED:.0%}: measure the teacher with a larger --max-tokens"
+            )
+    if any(_has_exemplars(one) for one in candidates) and not any(candidates[at].setting["shots"] for at in teachers):
+        yield (
+            "missing baseline: guidance has exemplars, and no teacher alone has them in its prompt: measure it with "
+            "--mode teacher --shots N"
+        )
+
+
+def _has_exemplars(one: SettingSummary) -> bool:
+    shipped = PROJECTIONS.get(one.setting.get("projection", ""))
+    return one.guided and bool(one.setting.get("exemplars") or (shipped and shipped.exemplars))
 
 
 def request_form_of(setting: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from copy import deepcopy
-from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,21 +14,19 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.config.yaml_source import display_path, parse, read
 from gateway.errors import StartupError
-from gateway.evaluation.advice.target import percent
+from gateway.evaluation.advice.explanation import comments
 from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.data import exemplars
 from gateway.evaluation.setting import REQUEST_PARAMETERS, RunLibrary, Setting, with_first_exemplars
-from gateway.evaluation.summary import COST_NOTE
 from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.library import ENDINGS
-from gateway.policy.projections import PROJECTIONS, TOOL_PLAN
+from gateway.policy.projections import TOOL_PLAN
 from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from decimal import Decimal
 
-    from gateway.evaluation.advice.recommend import Benefit, HeldOutResult, Recommendation
+    from gateway.evaluation.advice.recommend import Recommendation
     from gateway.evaluation.summary import SettingSummary
     from gateway.policy.projections import Exemplar, Projection
 
@@ -36,10 +34,8 @@ if TYPE_CHECKING:
 # are those of a policy's guidance.
 _NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "route", "exemplar_count"}
 _WIDTH = 108
-_ROUNDING = 1e-9  # of differences of accuracies
-# Default deadline of guidance in a policy.
-_DEADLINE_S = 2.0
-_SLOW = 0.95
+_POLICIES_VARIABLE = "GKT_POLICIES"  # of `gateway/config/settings.py`
+_MAX_CONFIG_BYTES = 1_000_000
 
 
 def policy_text(
@@ -84,137 +80,6 @@ def policy_text(
     text = output.getvalue()
     _check(text)
     return text
-
-
-def comments(recommendation: Recommendation) -> Iterator[str]:
-    """Yield the expected results, their source, risk and cautions, in a sentence or two each."""
-    evidence, benefit = recommendation.evidence, recommendation.benefit
-    yield f"Target: {recommendation.target}. Result: {recommendation.reason}."
-    for source, manifest in zip(evidence.sources, evidence.manifests, strict=True):
-        when = datetime.fromtimestamp(manifest.created, UTC)
-        yield (
-            f"Source: {source} of {when:%Y-%m-%d}: {manifest.data}, {manifest.teacher} and {manifest.student}, "
-            f"requests as {evidence.request_form}. {COST_NOTE}"
-        )
-    teacher, student = evidence.candidates[recommendation.best_teacher], evidence.candidates[evidence.student]
-    is_better = teacher.accuracy >= student.accuracy
-    if not is_better:
-        yield (
-            f"The teacher alone is less accurate than the student alone: {percent(teacher.accuracy)} and "
-            f"{percent(student.accuracy)} right. There is no accuracy to keep."
-        )
-    if recommendation.setting is not None:
-        yield f"Expected from {recommendation.setting.n} questions: {_figures(recommendation.setting)}."
-    if benefit is not None:
-        if benefit.setting != recommendation.chosen:
-            best = evidence.candidates[benefit.setting]
-            yield f"Nearest guided setting: {best.name}: {_figures(best)}."
-        yield from _answers(recommendation, benefit)
-    for index in evidence.teachers:
-        if not evidence.is_selectable(index):
-            yield (
-                f"{evidence.candidates[index].name} is a baseline only: a policy does not choose the form and the "
-                "exemplars of requests."
-            )
-    if recommendation.held_out is not None:
-        yield _held_out(recommendation.held_out, recommendation, with_ratio=is_better)
-    yield from evidence.notes
-    yield from cautions(recommendation)
-
-
-def cautions(recommendation: Recommendation) -> Iterator[str]:
-    """Yield the limits of the figures."""
-    if recommendation.setting is None or not recommendation.setting.guided:
-        return
-    times = sorted(one.teacher_s for one in recommendation.setting.examples if one.teacher_s is not None)
-    slow = times[int(_SLOW * (len(times) - 1))] if times else 0.0
-    if slow > _DEADLINE_S:
-        yield (
-            f"In the run the teacher took up to {slow:.1f} s for guidance, with concurrent requests; a gateway waits "
-            f"{_DEADLINE_S:g} s unless guidance.deadline is set."
-        )
-    setting = recommendation.setting.setting
-    name = setting["projection"]
-    if "route" in setting and (name not in PROJECTIONS or PROJECTIONS[name].exemplars):
-        yield (
-            f"The measured gateway used its own files for projection {name}: copy its projection, or its exemplars "
-            "(guidance.exemplars), next to this policy."
-        )
-    if not all(manifest.live for manifest in recommendation.evidence.manifests):
-        yield "Measured in two stages, not through a gateway: late or missing guidance is not included in the figures."
-
-
-def _figures(one: SettingSummary) -> str:
-    return (
-        f"{percent(one.accuracy)} right{_interval(one.interval)}; {usd_per_1k(one.cost_per_answer)} USD per 1000 "
-        f"answers; each answer has {one.teacher_output_tokens / one.n:.0f} teacher tokens and "
-        f"{one.student_output_tokens / one.n:.0f} student tokens"
-    )
-
-
-def _answers(recommendation: Recommendation, benefit: Benefit) -> Iterator[str]:
-    """Yield three answers about a guided setting: advantage over the mixture, loss of accuracy, and savings."""
-    candidates, advantage = recommendation.evidence.candidates, benefit.advantage
-    against, best = candidates[advantage.teacher], candidates[benefit.best_teacher]
-    point, bound = (f"{one * 100:+.1f}" for one in (advantage.claim.point, advantage.claim.bound))
-    yield (
-        f"Better than a student-teacher mixture at its cost: {advantage.answer} with "
-        f"{percent(recommendation.confidence, 0)} confidence, {point} points (at least {bound}). The teacher of the "
-        f"mixture is {against.name}."
-    )
-    loss = benefit.loss
-    low, high = (f"{one * 100:.1f}" for one in loss.interval)
-    yield (
-        f"Loss of accuracy: {loss.value * 100:.1f} points (95 %: {low} to {high}) compared with {best.name}, which has "
-        f"{percent(best.accuracy)} right. {_risk(recommendation, benefit)}"
-    )
-    share = benefit.saved_share
-    saved = "" if share is None else f"{percent(share.value, 0)}{_interval(share.interval)}, "
-    yield f"Savings: {saved}{usd_per_1k(benefit.saved_usd)} USD per 1000 answers, compared with {against.name}."
-
-
-def _risk(recommendation: Recommendation, benefit: Benefit) -> str:
-    n, (_, high) = len(recommendation.evidence.questions), benefit.loss.interval
-    accuracy = recommendation.evidence.candidates[benefit.best_teacher].accuracy
-    allowed = recommendation.target.allowed_loss(accuracy)
-    limit = "" if allowed is None else f", and the target allows {allowed * 100:.1f}"
-    if allowed is not None and not recommendation.results[benefit.setting].reaches:
-        return f"The target allows {allowed * 100:.1f}."
-    risk = f"The loss may be up to {high * 100:.1f} points{limit}"
-    if allowed is not None and high <= allowed:
-        return f"{risk}."
-    narrowed = (benefit.loss.value + high) / 2  # four times as many questions halve the interval
-    return f"{risk}; {3 * n:,} questions in addition to these {n:,} would narrow it to {narrowed * 100:.1f}."
-
-
-def incomplete(one: SettingSummary) -> str:
-    """Return how many answers of a setting were truncated or failed."""
-    failed = sum(one.errors.values())
-    return f"{one.cut} of {one.n} answers truncated at {one.setting['max_tokens']} tokens, {failed} failed"
-
-
-def _held_out(held: HeldOutResult, recommendation: Recommendation, *, with_ratio: bool) -> str:
-    ratio = held.accuracy / held.teacher_accuracy if held.teacher_accuracy and with_ratio else None
-    kept = "" if ratio is None else f", of which {percent(ratio)} is kept"
-    allowed = recommendation.target.allowed_loss(held.teacher_accuracy)
-    missed = allowed is not None and held.teacher_accuracy - held.accuracy > allowed + _ROUNDING
-    advice = f" Expect this result{', which misses the target' if missed else ''}: the best of many settings looks "
-    advice += "better on the questions that selected it."
-    return (
-        f"Selected and measured on different questions ({held.folds} folds): {percent(held.accuracy)} right"
-        f"{_interval(held.interval)} at {usd_per_1k(held.cost_usd)} USD per 1000 answers; the teacher alone "
-        f"{percent(held.teacher_accuracy)}{kept}.{advice if recommendation.verdict == 'guided' else ''}"
-    )
-
-
-def usd_per_1k(usd: Decimal) -> str:
-    """Return the cost of 1000 answers with four significant digits."""
-    amount = usd * 1000
-    return f"{amount:.{max(2, 3 - amount.adjusted())}f}" if amount else "0"
-
-
-def _interval(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f" (95 %: {percent(found[0])} to {percent(found[1])})"
 
 
 def _route(name: str, engines: Mapping[str, str], one: SettingSummary, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,19 +193,31 @@ def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force
 
 
 def reader_of(policy: Path) -> Path | None:
-    """Return a file that shows that a gateway may read a new policy: a config.yaml of its folder, or another policy.
+    """Return a file or folder that shows that a gateway may read a new policy; None: there is none.
 
-    A config.yaml may be in the working directory or above the folder. Blocks.
+    That is a configuration that names the policy's folder, or a policy in it, also the one to overwrite. Configurations
+    are sought in the working directory and in all folders above the policy's. Blocks.
     """
     folder = policy.parent
-    for place in (Path(), folder.resolve().parent):
-        config = place / "config.yaml"
-        source = read(config)[0] if config.is_file() else None
-        named = None if source is None else source.get("policies") or "policies"
-        if isinstance(named, str) and (place / named).resolve() == folder.resolve():
-            return config
-    others = sorted(file for file in (*folder.glob("*.yaml"), *folder.glob("*.yml")) if file.name != policy.name)
-    return next((file for file in others if (found := read(file)[0]) is not None and found.get("tenant")), None)
+    own = folder.resolve()
+    if (named := os.environ.get(_POLICIES_VARIABLE)) and Path(named).resolve() == own:
+        return Path(named)
+    for place in (Path(), *own.parents):
+        for config in _yaml_files(place):
+            source = read(config)[0]
+            named = None if source is None or not source.get("models") else source.get("policies") or "policies"
+            if isinstance(named, str) and (place / named).resolve() == own:
+                return config
+    return next((file for file in _yaml_files(folder) if (found := read(file)[0]) and found.get("tenant")), None)
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    """Return the YAML files of a folder that may be a configuration or a policy; none of a folder without access."""
+    try:
+        files = [file for file in folder.iterdir() if file.suffix in {".yaml", ".yml"} and file.is_file()]
+        return sorted(file for file in files if file.stat().st_size <= _MAX_CONFIG_BYTES)
+    except OSError:
+        return []
 
 
 def write_files(files: Mapping[Path, bytes], *, new: Path | None = None) -> None:

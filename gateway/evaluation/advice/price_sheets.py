@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date as Date  # noqa: N812  a field has the name; pydantic reads the annotation
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.evaluation.advice.target import Advantage
     from gateway.evaluation.record import RunRecords
 
+CacheTtl: TypeAlias = Literal["5m", "1h"]
+"""How long a prompt cache keeps what is written to it, where a provider has a price for each."""
 SHIPPED = Path(__file__).with_name("price_sheets.yaml")
 
 
@@ -36,12 +38,16 @@ class ListPrice(StrictModel):
     output_per_1m: Usd
     cached_input_per_1m: Usd | None = None
     cache_write_per_1m: Usd | None = None
+    cache_write_1h_per_1m: Usd | None = None
     min_cached_tokens: Annotated[Whole, Field(ge=0)] = 0
     """Prompts with a shorter common beginning are not cached."""
 
-    @property
-    def price(self) -> Price:
-        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m)
+    def price(self, ttl: CacheTtl = "5m") -> Price:
+        """Return the prices with those of cache writes for a time to live."""
+        write = self.cache_write_per_1m
+        if ttl == "1h" and self.cache_write_1h_per_1m is not None:
+            write = self.cache_write_1h_per_1m
+        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, write)
 
 
 class TeacherPrice(ListPrice):
@@ -104,6 +110,7 @@ def at_list_prices(
     cache_hits: Decimal | None,
     confidence: float,
     seed: int,
+    cache_ttl: CacheTtl = "5m",
 ) -> Iterator[SheetResult]:
     """Yield the results of a run under each sheet. Raises the errors of `evidence_of`.
 
@@ -111,7 +118,7 @@ def at_list_prices(
     """
     for teacher in sheets.teachers:
         student = teacher.student or sheets.student
-        prices = {"teacher": teacher.price, "student": student.price}
+        prices = {"teacher": teacher.price(cache_ttl), "student": student.price(cache_ttl)}
         caching = PromptCaching(cache_hits, teacher.min_cached_tokens, student.min_cached_tokens)
         evidence = evidence_of(run, request_form, prices, caching)
         ratio = float(teacher.output_per_1m / student.output_per_1m) if student.output_per_1m else float("inf")

@@ -68,8 +68,9 @@ class Repricing:
         if missing := [role for role in needed if role not in reported]:
             raise StartupError(
                 f"{path}: the engine of the {missing[0]} reported no cache reads, so there is no measured rate: give "
-                "one like --cache-hits 95%, or measure with an engine that reports them (llama.cpp; vLLM with "
-                "--enable-prompt-tokens-details). `gkt-gateway eval run --rescore` adds those of an earlier version"
+                "one like --cache-hits 95%, or measure with --config and an engine of protocol openai that reports "
+                "them (llama.cpp; vLLM with --enable-prompt-tokens-details). A teacher of protocol tgi, as without "
+                "--config, does not. `gkt-gateway eval run --rescore` adds those of an earlier version"
             )
 
     def notes(self, among: Sequence[SettingSummary]) -> Iterator[str]:
@@ -90,6 +91,11 @@ class Repricing:
         elif hits is not None:
             verb = "read" if self._request_is_shared else "reads"
             yield f"assumed: {whose} {verb} {hits:.0%} of {what} from {where}"
+            if not self.caching.min_tokens and (tokens := self._longest_shared(among)):
+                yield (
+                    f"these are {tokens:.0f} tokens: some providers cache no prompt of less than 1,024 or 4,096 tokens "
+                    "(`gkt-gateway eval prices` has such limits): then use --cache-hits 0%"
+                )
         else:
             roles = ("teacher", "student") if self._request_is_shared else ("teacher",)
             answers = [(role, one.examples) for role in roles for one in among]
@@ -115,6 +121,10 @@ class Repricing:
             whole = own if role == "teacher" else alone.teacher_input_tokens
             added = whole - plain.teacher_input_tokens if plain.error is None else 0
             yield min(own, max(0, added))
+
+    def _longest_shared(self, among: Sequence[SettingSummary]) -> float:
+        """Return the shared tokens of the teacher's input, the mean of the setting with the most."""
+        return max((sum(self._shared_tokens("teacher", one.examples)) / one.n for one in among), default=0.0)
 
     def _measured_reads(self, role: str, of: Sequence[Example]) -> Iterator[int]:
         """Yield the shared tokens that the engine read from its cache for each answer.
