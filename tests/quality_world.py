@@ -115,13 +115,18 @@ class Guarded:
         return answer
 
     def quality(self, **query: Any) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        found: dict[str, Any] = httpx.get(f"{self.gateway.admin_url}/quality", headers=headers, params=query).json()
+        """Return the reply of /quality. Retry while the gateway replies 503 because it imports its database library."""
+        url, headers = f"{self.gateway.admin_url}/quality", {"Authorization": f"Bearer {ADMIN_KEY}"}
+        give_up = time.monotonic() + 20
+        while (reply := httpx.get(url, headers=headers, params=query, timeout=30)).status_code == 503:
+            assert time.monotonic() < give_up, reply.text
+            time.sleep(0.05)
+        found: dict[str, Any] = reply.json()
         return found
 
     def metrics(self) -> str:
         """The metrics."""
-        return httpx.get(f"{self.gateway.admin_url}/metrics").text
+        return httpx.get(f"{self.gateway.admin_url}/metrics", timeout=30).text
 
     def rows(self, route: str) -> dict[str, dict[str, Any]]:
         """Return the rows of a route by length, when a usage worker has written all comparisons that were made."""
