@@ -39,7 +39,7 @@ COLUMNS = (
 )  # fmt: skip
 UNGUIDED_COLUMNS = ("student", "student stream", "json of two", "stream of two")
 GUIDANCE = trim(TEXT, cut=True).text
-PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
+PATIENT = {"connect": "30s", "first_token": "30s", "idle": "30s", "total": "60s"}
 SHORT = {
     "first_token": {"first_token": "2s"},
     "idle": {"idle": "2s"},

@@ -50,12 +50,14 @@ async def _answers(request: web.Request, body: dict[str, Any]) -> web.StreamResp
 class World:
     """Gateways with one Redis, and an engine that they share."""
 
-    def __init__(self, gateways: list[GatewayProcess], engine: FakeEngine, redis_url: str) -> None:
-        self.gateways, self.engine, self.redis_url = gateways, engine, redis_url
+    def __init__(self, gateways: list[GatewayProcess], engine: FakeEngine, redis_url: str, clients: ExitStack) -> None:
+        self.gateways, self.engine, self.redis_url, self.clients = gateways, engine, redis_url, clients
         self.acme = self.client(KEY)
 
     def client(self, key: str, gateway: int = 0) -> OpenAI:
-        return OpenAI(base_url=f"{self.gateways[gateway].url}/v1", api_key=key, max_retries=0)
+        """Return a client that is closed at the end."""
+        url = f"{self.gateways[gateway].url}/v1"
+        return self.clients.enter_context(OpenAI(base_url=url, api_key=key, max_retries=0))
 
     def get(self, path: str, key: str = KEY, **query: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
@@ -80,7 +82,7 @@ def started(folder: Path, redis_url: str, gateways: int, prefix: str = "gkt", **
             )
             for number in range(gateways)
         ]
-        yield World(processes, engine, redis_url)
+        yield World(processes, engine, redis_url, stack)
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,12 @@ class World:
     teacher: FakeEngine
     student: FakeEngine
     gateway: GatewayProcess
+    clients: ExitStack
 
     def client(self, **options: Any) -> Anthropic:
-        return Anthropic(base_url=self.gateway.url, **{"api_key": KEY, "max_retries": 0, **options})
+        """Return a client that is closed at the end."""
+        options = {"api_key": KEY, "max_retries": 0, **options}
+        return self.clients.enter_context(Anthropic(base_url=self.gateway.url, **options))
 
     def post(
         self, path: str = "/v1/messages", headers: Mapping[str, str | bytes] | None = None, **body: Any
@@ -70,7 +73,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             )
         )
         wait_until_looked_at(gateway.admin_url)
-        yield World(teacher, student, gateway)
+        yield World(teacher, student, gateway, stack)
 
 
 @pytest.fixture
