@@ -19,8 +19,8 @@ from tests.readiness import wait_until_up
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOTAL_S = 1.5
-_SILENT_S = 0.3
+TOTAL_S = 3.0
+_SILENT_S = 0.1
 _HANG_S = 30.0
 
 
@@ -44,7 +44,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    timeouts = {"connect": "1s", "first_token": "1500ms", "total": "1500ms"}
+    timeouts = {"connect": "1s", "first_token": "3s", "total": "3s"}
     patient = {"num_retries": 10, "backoff": "10ms", "floor": 10_000}
     with ExitStack() as stack:
         engine = stack.enter_context(FakeEngine(drops, drops).running())
@@ -91,7 +91,7 @@ def test_all_attempts_together_last_no_longer_than_one_call_may(
         answer = world.post("chat/completions", chat)
     took_s = time.monotonic() - started
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "engine_timeout")
-    assert "the request's deadline of 1.5 s" in answer.json()["error"]["message"]
+    assert "the request's deadline of 3 s" in answer.json()["error"]["message"]
     assert len(world.engine.requests) == 3
     assert TOTAL_S <= took_s + 0.1 < _HANG_S / 2
     receipt = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
