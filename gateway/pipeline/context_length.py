@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.guard import GuardedEngine
-    from gateway.policy.plan import Plan
+    from gateway.policy.plan import Plan, StudentPlan
     from gateway.protocol.requests import CompletionRequest
 
 _BYTES_PER_TOKEN = 2  # at least: a word and a space, or a token id and a comma
@@ -59,19 +59,15 @@ async def drop_too_small(
 
     If the teacher can answer the turn instead, it does, and the students stay.
     """
-    students, limit, tokens = [], 0, 0
-    for student in builder.plan.students:
-        own_limit = engines[student.engine].state.max_prompt_tokens
-        if own_limit is not None:
-            least = await least_tokens(request, own_limit, encodings.get(student.engine))
-            if least > own_limit:
-                limit, tokens = max((limit, tokens), (own_limit, least))
-                continue
-        students.append(student)
-    if not students and (turn := builder.plan.turn) is not None:
-        turn = structs.replace(turn, at_once=turn.at_once or TOO_LONG)
-        builder.plan = structs.replace(builder.plan, turn=turn)
-        return
+    plan = builder.plan
+    students, limit, tokens = await _fitting(request, plan.students, engines, encodings)
+    if not students and (turn := plan.turn) is not None:
+        teachers, own_limit, own_tokens = await _fitting(request, turn.teacher.students, engines, encodings)
+        if teachers:
+            turn = structs.replace(turn, at_once=turn.at_once or TOO_LONG, student_fits=False)
+            builder.plan = structs.replace(plan, turn=turn)
+            return
+        limit, tokens = max((limit, tokens), (own_limit, own_tokens))
     if not students:
         field = "prompt" if isinstance(request, TextRequest) else "messages"
         raise InvalidRequest(
@@ -80,7 +76,26 @@ async def drop_too_small(
             param=field,
             code=CONTEXT_EXCEEDED,
         )
-    builder.plan = with_students(builder.plan, tuple(students))
+    builder.plan = with_students(plan, students)
+
+
+async def _fitting(
+    request: CompletionRequest,
+    students: tuple[StudentPlan, ...],
+    engines: Mapping[str, GuardedEngine],
+    encodings: Mapping[str, Encoding],
+) -> tuple[tuple[StudentPlan, ...], int, int]:
+    """Return the engines that may accept the prompt, the largest limit of the others, and the tokens counted for it."""
+    fitting, limit, tokens = [], 0, 0
+    for student in students:
+        own_limit = engines[student.engine].state.max_prompt_tokens
+        if own_limit is not None:
+            least = await least_tokens(request, own_limit, encodings.get(student.engine))
+            if least > own_limit:
+                limit, tokens = max((limit, tokens), (own_limit, least))
+                continue
+        fitting.append(student)
+    return tuple(fitting), limit, tokens
 
 
 async def least_tokens(request: CompletionRequest, limit: int, encoding: Encoding | None = None) -> int:

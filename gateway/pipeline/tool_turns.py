@@ -63,7 +63,7 @@ class ToolTurns:
         try:
             reply = await self._students.complete(request, UNGUIDED, builder)
         except GatewayError as error:
-            _replace_teacher(builder, planned, error)
+            _replace_engine(builder, planned, error)
         else:
             self._remember_unsure(builder, planned)
             return reply
@@ -72,7 +72,7 @@ class ToolTurns:
     async def stream(
         self, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[ChunkGroup, None]:
-        """Yield the chunks of the chosen engine, as `StudentCall.stream`. A teacher that fails is replaced only before
+        """Yield the chunks of the chosen engine, as `StudentCall.stream`. An engine that fails is replaced only before
         its first chunk."""
         planned, has_output = builder.plan, False
         await self._choose(request, builder)
@@ -86,7 +86,7 @@ class ToolTurns:
         except GatewayError as error:
             if has_output:
                 raise
-            _replace_teacher(builder, planned, error)
+            _replace_engine(builder, planned, error)
         else:
             return
         async with aclosing(self._students.stream(request, UNGUIDED, relay, builder)) as groups:
@@ -100,19 +100,13 @@ class ToolTurns:
         if turn.at_once is not None:
             choice = TurnChoice("teacher", turn.at_once)
         else:
-            choice = await self._ask_student(request, builder, turn)
-        chosen = plan
-        if choice.engine == "teacher":
-            chosen = structs.replace(turn.teacher, max_tokens=plan.max_tokens, split=plan.split)
-        builder.plan, builder.unguided = structs.replace(chosen, unguided=choice.reason), choice.reason
-
-    async def _ask_student(self, request: CompletionRequest, builder: ReceiptBuilder, turn: TurnPlan) -> TurnChoice:
-        try:
             builder.student_probability = await self._probability(request, builder, turn)
-        except EngineRejected:
-            return TurnChoice("teacher", TOO_LONG)
-        previous: TurnEngine = "teacher" if self._follows_teacher(builder, turn.signals) else "student"
-        return choose_by_probability(turn.rule, previous, builder.student_probability)
+            previous: TurnEngine = "teacher" if self._follows_teacher(builder, turn.signals) else "student"
+            choice = choose_by_probability(turn.rule, previous, builder.student_probability)
+        if choice.engine == "teacher":
+            _plan_teacher(builder, turn, choice.reason)
+        else:
+            builder.plan, builder.unguided = structs.replace(plan, unguided=choice.reason), choice.reason
 
     def _follows_teacher(self, builder: ReceiptBuilder, signals: TurnSignals) -> bool:
         turns = self._unsure.get(builder.tenant, {})
@@ -130,8 +124,7 @@ class ToolTurns:
     async def _probability(self, request: CompletionRequest, builder: ReceiptBuilder, turn: TurnPlan) -> float | None:
         """Return the probability of the student's most likely first token; None: the engine did not report it in time.
 
-        The receipt contains the cost of the call. Raises EngineRejected if the prompt exceeds the
-        context of the only student.
+        The receipt contains the cost of the call.
         """
         student = builder.plan.students[0]
         engine, key = self._students.engines[student.engine], (student.engine, builder.tenant)
@@ -159,8 +152,6 @@ class ToolTurns:
                 builder.warmup = None
             if _rejects_logprobs(error):
                 self._skipped[key] = 0
-            if isinstance(error, EngineRejected) and error.exceeds_context and len(builder.plan.students) == 1:
-                raise
             return None
         finally:
             builder.running = None
@@ -189,11 +180,21 @@ def read_probability(logprobs: Any) -> float | None:
     return round(math.exp(min(0.0, value)), 4)
 
 
-def _replace_teacher(builder: ReceiptBuilder, planned: Plan, error: GatewayError) -> None:
-    """Plan the student's answer instead of a teacher's that failed with `error`. Raise an error where that is not
-    possible."""
+def _replace_engine(builder: ReceiptBuilder, planned: Plan, error: GatewayError) -> None:
+    """Plan the answer of the other engine after `error`. Raise an error where that is not possible.
+
+    The student replaces a teacher that failed. The teacher replaces students whose context is too small.
+    """
     turn, cause = planned.turn, error if isinstance(error, EngineError) else error.__cause__
-    if builder.plan.mode != "teacher" or turn is None or not isinstance(cause, EngineError) or builder.caller_left:
+    if turn is None or not isinstance(cause, EngineError) or builder.caller_left:
+        raise error
+    if builder.plan.mode != "teacher":
+        if not (isinstance(cause, EngineRejected) and cause.exceeds_context):
+            raise error
+        builder.record_failure(cause)
+        _plan_teacher(builder, turn, TOO_LONG)
+        return
+    if not turn.student_fits:
         raise error
     reason = "teacher_" + cause.label.removeprefix("engine_")
     if turn.required:
@@ -206,3 +207,8 @@ def _replace_teacher(builder: ReceiptBuilder, planned: Plan, error: GatewayError
     builder.record_failure(cause)
     builder.plan = structs.replace(planned, unguided=reason)
     builder.unguided = reason
+
+
+def _plan_teacher(builder: ReceiptBuilder, turn: TurnPlan, reason: str) -> None:
+    plan = structs.replace(turn.teacher, max_tokens=builder.plan.max_tokens, split=builder.plan.split)
+    builder.plan, builder.unguided = structs.replace(plan, unguided=reason), reason

@@ -112,6 +112,7 @@ class TurnPlan(Record, frozen=True):
         at_once: the reason for the teacher without a question to the student; None: the student's first token decides.
         deadline_s: the longest wait for that token's probability.
         asks_student: False where nothing is reserved for the question to the first student.
+        student_fits: False if the prompt is too long for every student, so that none can replace the teacher.
     """
 
     teacher: Plan
@@ -121,6 +122,7 @@ class TurnPlan(Record, frozen=True):
     at_once: str | None
     deadline_s: float
     asks_student: bool = True
+    student_fits: bool = True
 
 
 class QualityPlan(Record, frozen=True):

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 TurnEngine: TypeAlias = Literal["teacher", "student"]
-FIRST_TURN, TOOL_ERROR, STUDENT_UNSURE = "switch_first_turn", "switch_tool_error", "switch_unsure"
-TOO_LONG = "switch_too_long"
+FIRST_TURN, TOOL_ERROR, STUDENT_UNSURE, TOO_LONG = (
+    "switch_first_turn", "switch_tool_error", "switch_unsure", "switch_too_long",
+)  # fmt: skip
 """Reasons for the teacher, as in `unguided` of a receipt."""
 STUDENT_CONFIDENT, NO_PROBABILITY = "switch_confident", "switch_no_probability"
 """Reasons for the student."""

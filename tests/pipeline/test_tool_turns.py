@@ -261,15 +261,30 @@ async def test_a_failed_question_is_no_signal(error: Any, *, charged: bool) -> N
 
 
 TOO_LONG_BODY = {"error": {"code": "context_length_exceeded", "message": "The prompt has 900 tokens."}}
+LONG = [{"role": "system", "content": "word " * 500}]
 
 
 @FORMS
-async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its_engine(form: Form) -> None:
+@pytest.mark.parametrize("asks", [False, True])
+async def test_the_teacher_writes_a_turn_that_the_students_engine_finds_too_long(form: Form, asks: bool) -> None:
+    """The one-token question may fit where the answer does not."""
     world = World()
-    world.small.asking_error = refusal("small", 400, read_error(TOO_LONG_BODY), None)
+    world.small.error = refusal("small", 400, read_error(TOO_LONG_BODY), None)
+    world.small.asking_error = None if asks else world.small.error
     receipt, error = await world.answer(SECOND, form)
-    assert (error, world.text, facts(receipt)) == (None, "by big", ("teacher", "switch_too_long", None))
-    assert (world.small.answers, receipt.warmup) == (0, None)
+    assert (error, world.text, facts(receipt)[:2]) == (None, "by big", ("teacher", "switch_too_long"))
+    assert (world.small.answers, world.big.answers, len(receipt.attempts)) == (1, 1, 1)
+    assert (receipt.warmup is not None) == asks
+
+
+@FORMS
+async def test_other_rejections_of_the_student_are_the_callers(form: Form) -> None:
+    world = World()
+    world.small.error = refusal("small", 400, read_error({"error": {"message": "No such role."}}), None)
+    receipt, error = await world.answer(SECOND, form)
+    assert isinstance(error, GatewayError)
+    assert world.big.bodies == []
+    assert receipt.mode == "student"
 
 
 @FORMS
@@ -277,13 +292,23 @@ async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its
 async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its_words(
     messages: Any, reason: str, form: Form
 ) -> None:
-    """The student gets no call."""
+    """The student gets no call, also if the teacher fails."""
     world = World()
     world.small.state.max_prompt_tokens = 100
-    long = [{"role": "system", "content": "word " * 500}, *messages]
-    receipt, error = await world.answer(long, form)
+    receipt, error = await world.answer([*LONG, *messages], form)
     assert (error, world.text, facts(receipt)) == (None, "by big", ("teacher", reason, None))
+    world.big.error = EngineOverloaded("busy", engine="big")
+    receipt, error = await world.answer([*LONG, *messages], form)
+    assert isinstance(error, EngineOverloaded)
     assert world.small.bodies == []
+
+
+async def test_a_turn_that_is_too_long_for_both_is_rejected_without_a_call() -> None:
+    world = World()
+    world.small.state.max_prompt_tokens, world.big.state.max_prompt_tokens = 100, 200
+    with pytest.raises(InvalidRequest, match="maximum context length is 200 tokens"):
+        await world.answer([*LONG, *SECOND])
+    assert world.small.bodies == world.big.bodies == []
 
 
 @pytest.mark.parametrize(
