@@ -79,7 +79,10 @@ def recommend(
     one: Annotated[bool, typer.Option("--one", help="Recommend one setting for all folders together.")] = False,
     out: Annotated[Path | None, _policy("--out", "-o", help="Policy file to write.", metavar="FILE")] = None,
     force: Annotated[
-        bool, _policy("--force", help="Overwrite existing files, and accept files that were edited since the run.")
+        bool,
+        _policy(
+            "--force", help="Overwrite existing files (a policy: with --apply), and accept files edited since the run."
+        ),
     ] = False,
     apply: Annotated[
         bool, _policy("--apply", help="Write into a policies folder that a gateway reads. The policy applies at once.")

@@ -50,7 +50,7 @@ def print_recommendations(recommendation: Sequence[tuple[str, Recommendation]]) 
         console.print(_table(one))
         verdict, color = _VERDICTS[one.verdict]
         if one.verdict == "too_few" and one.more is None:
-            verdict = "cannot tell"
+            verdict = "undecided"
         name = "nothing" if one.setting is None else one.setting.name
         console.print(Text(f"{verdict}: {name}", f"bold {color}"), soft_wrap=True)
         lines = list(comments(one))

@@ -110,6 +110,22 @@ def test_an_empty_folder_that_a_configuration_names_needs_apply(tmp_path: Path, 
     assert run(tmp_path / "run", "--out", tmp_path / "elsewhere" / "acme.yaml").returncode == 0
 
 
+def test_links_to_a_live_folder_need_apply(tmp_path: Path) -> None:
+    folder_of(tmp_path / "run", PAYS, 400, exactly=True)
+    for name in ("config", "volume/live", "scratch"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "config" / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config" / "policies").symlink_to(tmp_path / "volume" / "live")
+    (tmp_path / "volume" / "live" / "old.yaml").write_text("tenant: acme\n  routes: [\n")
+    (tmp_path / "scratch" / "acme.yaml").symlink_to(tmp_path / "volume" / "live" / "acme.yaml")
+    for out, seen in (("config/policies", "config/config.yaml"), ("scratch", "volume/live/old.yaml")):
+        refused = run(tmp_path / "run", "--out", tmp_path / out / "acme.yaml", "--force")
+        assert refused.returncode == 1
+        assert f"(see {tmp_path / seen})" in refused.stderr
+    (tmp_path / "scratch" / "odd.yaml").write_text('models: [a]\npolicies: "a\\0b"\n')
+    assert run(tmp_path / "run", "--out", tmp_path / "scratch" / "new" / "acme.yaml").returncode == 0
+
+
 def test_the_folder_of_the_environment_needs_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path / "run", PAYS, 400, exactly=True)
     monkeypatch.setenv("GKT_POLICIES", str(tmp_path / "live"))

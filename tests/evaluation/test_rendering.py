@@ -179,7 +179,9 @@ def test_numbers_of_a_projections_exemplars_are_a_figure(tmp_path: Path) -> None
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
     figure = text.partition("## Accuracy by number of exemplars")[2].partition("##")[0]
     for count in (1, 2, 4):
-        assert re.search(rf"concise, m=40, {count} exemplars: accuracy [^;]*, points per 1,000 of them \d", figure)
+        assert re.search(
+            rf"concise, m=40, {count} exemplars: accuracy [^;]*, points / 1,000 of these tokens \d", figure
+        )
 
 
 def test_omitted_parts_have_a_reason(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from contextlib import suppress
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _NOT_GUIDANCE = {*REQUEST_PARAMETERS, "name", "mode", "shown", "policies", "route", "exemplar_count"}
 _WIDTH = 108
 _POLICIES_VARIABLE = "GKT_POLICIES"  # of `gateway/config/settings.py`
-_MAX_CONFIG_BYTES = 1_000_000
+_MAX_CONFIG_BYTES = 300_000  # parsing takes seconds for 100 KB
 
 
 def policy_text(
@@ -196,28 +197,40 @@ def reader_of(policy: Path) -> Path | None:
     """Return a file or folder that shows that a gateway may read a new policy; None: there is none.
 
     That is a configuration that names the policy's folder, or a policy in it, also the one to overwrite. Configurations
-    are sought in the working directory and in all folders above the policy's. Blocks.
+    are sought in the working directory and in all folders above the policy's. Links are followed. Blocks.
     """
-    folder = policy.parent
-    own = folder.resolve()
-    if (named := os.environ.get(_POLICIES_VARIABLE)) and Path(named).resolve() == own:
-        return Path(named)
-    for place in (Path(), *own.parents):
-        for config in _yaml_files(place):
+    folders = {policy.parent.absolute(): None, _resolved(policy.parent): None, _resolved(policy).parent: None}
+    live = set(map(_resolved, folders))
+    variable = os.environ.get(_POLICIES_VARIABLE)
+    if variable and _resolved(Path(variable)) in live:
+        return Path(variable)
+    for place in dict.fromkeys((Path(), *(above for folder in folders for above in folder.parents))):
+        for config in _yaml_files(place, b"models"):
             source = read(config)[0]
-            named = None if source is None or not source.get("models") else source.get("policies") or "policies"
-            if isinstance(named, str) and (place / named).resolve() == own:
-                return config
-    return next((file for file in _yaml_files(folder) if (found := read(file)[0]) and found.get("tenant")), None)
+            if source is None or not source.get("models"):
+                continue
+            for named in (source.get("policies") or "policies", variable):
+                if isinstance(named, str) and _resolved(place / named) in live:
+                    return config
+    policies = (file for folder in folders for file in _yaml_files(folder, b"tenant"))
+    return next((file for file in policies if (found := read(file)[0]) is None or found.get("tenant")), None)
 
 
-def _yaml_files(folder: Path) -> list[Path]:
-    """Return the YAML files of a folder that may be a configuration or a policy; none of a folder without access."""
+def _resolved(path: Path) -> Path:
     try:
-        files = [file for file in folder.iterdir() if file.suffix in {".yaml", ".yml"} and file.is_file()]
-        return sorted(file for file in files if file.stat().st_size <= _MAX_CONFIG_BYTES)
-    except OSError:
-        return []
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte
+        return path.absolute()
+
+
+def _yaml_files(folder: Path, word: bytes) -> list[Path]:
+    """Return the YAML files of a folder that contain a word: to parse all files would take long."""
+    found = []
+    for file in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
+        with suppress(OSError):
+            if file.is_file() and file.stat().st_size <= _MAX_CONFIG_BYTES and word in file.read_bytes():
+                found.append(file)
+    return found
 
 
 def write_files(files: Mapping[Path, bytes], *, new: Path | None = None) -> None:

@@ -241,7 +241,7 @@ def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | Omit
         for row in rows
     )
     caption = "As the paper's Figure 5. Bars are Wilson's 95 %." + (_PARTIAL if len(kept) < len(found) else "")
-    columns = ("setting", "accuracy", "95 %", "tokens that the teacher reads", "points per 1,000 of them")
+    columns = ("setting", "accuracy", "95 %", "tokens that the teacher reads", "points / 1,000 of these tokens")
     return Figure(name, title, caption, svg, ReportTable(title, columns, cells))
 
 
