@@ -91,7 +91,7 @@ async def test_without_redis_requests_are_answered_or_rejected_as_configured(tmp
                     late = await _ask(client)  # when the process knows that Redis is away
                     process.log.clear()  # only a later line counts
                     await redis.start()
-                    await asyncio.to_thread(process.wait_for_log, "fleet_rejoined", 30)
+                    await asyncio.to_thread(process.wait_for_log, "fleet_rejoined", 30, teacher="big")
                     after = await _ask(client)
                     assert after.status_code == 200
                     assert after.headers["x-gkt-batch"].startswith("b"), process.raw_log
