@@ -189,8 +189,11 @@ def with_plain_teacher(run: RunRecords) -> RunRecords:
     Prices need its input, which shows the number of the exemplars' tokens. The student reads the same, with the same
     tokenizer.
     """
-    plain = next(one for one in run.manifest.settings if one["mode"] == "teacher" and not one["shots"])
-    student = next(one for one in run.manifest.settings if one["mode"] == "student")
+    settings = run.manifest.settings
+    plain = next((one for one in settings if one["mode"] == "teacher" and not one["shots"]), None)
+    student = next((one for one in settings if one["mode"] == "student"), None)
+    if plain is None or student is None:
+        raise click.ClickException("the run needs the settings of teacher and student alone without exemplars")
     if run.by_setting.get(plain["name"]):
         return run
     added = [

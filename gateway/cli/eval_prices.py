@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ from gateway.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.evaluation.advice.price_sheets import CacheTtl, PricedSetting, SheetResult
+    from gateway.evaluation.advice.price_sheets import PricedSetting, SheetResult
     from gateway.evaluation.record import Manifest
     from gateway.evaluation.summary import SettingSummary
 
@@ -40,7 +40,7 @@ def prices(
         ),
     ] = None,
     cache_ttl: Annotated[
-        str, typer.Option(help="Time to live of cache writes: 5m or 1h, where a sheet has a price for each.")
+        Literal["5m", "1h"], typer.Option(help="Time to live of cache writes, where a sheet has a price for each.")
     ] = "5m",
     confidence: Annotated[
         str, typer.Option(help="Simultaneous confidence of the claims for all settings.", metavar="80%")
@@ -66,17 +66,14 @@ def prices(
 
     run, known = read_run(folder), read_price_sheets(sheets)
     hits = known.cache_hits if cache_hits is None else eval_options.cache_hits(cache_hits)
-    if cache_ttl not in ("5m", "1h"):
-        raise typer.BadParameter("must be 5m or 1h", param_hint="--cache-ttl")
-    ttl: CacheTtl = "1h" if cache_ttl == "1h" else "5m"
-    results = list(at_list_prices(run, known, request_form, hits, confidence_level(confidence), seed, ttl))
+    results = list(at_list_prices(run, known, request_form, hits, confidence_level(confidence), seed, cache_ttl))
     if not results[0].settings:
         raise StartupError(f"{folder} has no guided setting: add some to the grid of `gkt-gateway eval run`")
     if as_json:
         facts = {
             "date": known.date.isoformat(),
             "cache_hits": "measured" if hits is None else hits,
-            "cache_ttl": ttl,
+            "cache_ttl": cache_ttl,
         }
         typer.echo(in_json({**facts, "sheets": [_plain(one) for one in results]}))
         return

@@ -194,8 +194,6 @@ def _replace_engine(builder: ReceiptBuilder, planned: Plan, error: GatewayError)
         builder.record_failure(cause)
         _plan_teacher(builder, turn, TOO_LONG)
         return
-    if not turn.student_fits:
-        raise error
     reason = "teacher_" + cause.label.removeprefix("engine_")
     if turn.required:
         if not isinstance(error, EngineError):  # the caller's request is wrong, in its own terms
@@ -204,6 +202,8 @@ def _replace_engine(builder: ReceiptBuilder, planned: Plan, error: GatewayError)
             f"The teacher did not answer this turn ({reason}), and this route's policy forbids answers of the student.",
             retry_after_s=cause.retry_after_s or 1.0,
         ) from cause
+    if not turn.student_fits:
+        raise error
     builder.record_failure(cause)
     builder.plan = structs.replace(planned, unguided=reason)
     builder.unguided = reason

@@ -83,15 +83,27 @@ def _cost(sheet: dict[str, Any], name: str) -> float:
     return usd
 
 
+def test_cache_writes_for_one_hour_cost_more_where_a_sheet_has_their_price() -> None:
+    costs = {}
+    for ttl in ("5m", "1h"):
+        report = json.loads(run("--json", "--cache-ttl", ttl).stdout)
+        assert report["cache_ttl"] == ttl
+        opus, _, gpt = report["sheets"][:3]
+        costs[ttl] = [_cost(sheet, PRIMED) for sheet in (opus, gpt)]
+    assert costs["1h"][0] > costs["5m"][0]
+    assert costs["1h"][1] == costs["5m"][1]
+
+
 def test_a_run_without_guidance_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="has no guided setting: add some to the grid"):
         prices(folder_of(tmp_path, ALONE, 30))
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--cache-hits", "101%"), ("--cache-hits", "most"), ("--confidence", "50%")]
+    ("option", "value"),
+    [("--cache-hits", "101%"), ("--cache-hits", "most"), ("--confidence", "50%"), ("--cache-ttl", "2h")],
 )
-def test_an_invalid_share_is_rejected(option: str, value: str) -> None:
+def test_an_invalid_value_is_rejected(option: str, value: str) -> None:
     done = run(option, value)
     assert done.returncode == 2
     assert option in done.stderr

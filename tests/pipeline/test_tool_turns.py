@@ -303,6 +303,15 @@ async def test_the_teacher_writes_a_turn_that_is_too_long_for_the_student_by_its
     assert world.small.bodies == []
 
 
+async def test_a_policy_that_forbids_the_student_rejects_a_turn_that_is_too_long_for_it() -> None:
+    world = World(on_failure="reject")
+    world.small.state.max_prompt_tokens = 100
+    world.big.error = EngineTimeout("late", engine="big")
+    _, error = await world.answer([*LONG, *SECOND])
+    assert isinstance(error, GuidanceUnavailable)
+    assert world.small.bodies == []
+
+
 async def test_a_turn_that_is_too_long_for_both_is_rejected_without_a_call() -> None:
     world = World()
     world.small.state.max_prompt_tokens, world.big.state.max_prompt_tokens = 100, 200

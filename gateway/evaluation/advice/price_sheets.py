@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.record import RunRecords
 
 CacheTtl: TypeAlias = Literal["5m", "1h"]
-"""How long a prompt cache keeps what is written to it, where a provider has a price for each."""
+"""Time to live of entries in a prompt cache. Some providers have a price for each."""
 SHIPPED = Path(__file__).with_name("price_sheets.yaml")
 
 
