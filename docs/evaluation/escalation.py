@@ -3,13 +3,13 @@
     .venv/bin/python docs/evaluation/escalation.py RECORDS
     .venv/bin/python docs/evaluation/escalation.py RECORDS --calibration OTHER_RECORDS
 
-Both folders need the teacher alone with exemplars, the student alone, and guidance measured with `--answer-logprobs`.
-Without `--calibration`, scores and thresholds of each fifth of the questions come from the other four.
+Both folders need the teacher alone with and without exemplars, the student alone, and guidance measured with
+`--answer-logprobs`. Without `--calibration`, scores and thresholds of each fifth of the questions come from the other
+four.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from statistics import NormalDist
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import numpy as np
-from msgspec import structs
 from scipy.optimize import minimize
 
 from gateway.evaluation.advice.evidence import evidence_of
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.advice.evidence import Evidence
     from gateway.evaluation.advice.price_sheets import PriceSheets, TeacherPrice
-    from gateway.evaluation.record import Example, RunRecords
+    from gateway.evaluation.record import Example
     from gateway.evaluation.summary import SettingSummary
 
     Numbers = NDArray[np.float64]
@@ -183,39 +182,10 @@ def primed(evidence: Evidence, tokens: int) -> SettingSummary:
     raise click.ClickException(f"the run has no guidance `primed` with m = {tokens}")
 
 
-def with_plain_teacher(run: RunRecords) -> RunRecords:
-    """Return the run with a teacher without exemplars, if it lacks one: always wrong, so that no mixture has it.
-
-    Prices need its input, which shows the number of the exemplars' tokens. The student reads the same, with the same
-    tokenizer.
-    """
-    settings = run.manifest.settings
-    plain = next((one for one in settings if one["mode"] == "teacher" and not one["shots"]), None)
-    student = next((one for one in settings if one["mode"] == "student"), None)
-    if plain is None or student is None:
-        raise click.ClickException("the run needs the settings of teacher and student alone without exemplars")
-    if run.by_setting.get(plain["name"]):
-        return run
-    added = [
-        structs.replace(
-            one,
-            setting=plain["name"],
-            mode="teacher",
-            score=0.0,
-            teacher_input_tokens=one.student_input_tokens,
-            teacher_output_tokens=one.student_output_tokens,
-        )
-        for one in run.by_setting[student["name"]].values()
-    ]
-    return replace(run, examples=(*run.examples, *added))
-
-
 def evidence_at(folder: Path, sheets: PriceSheets, sheet: TeacherPrice) -> Evidence:
     """Return the settings of a folder at a sheet's prices."""
     prices = {"teacher": sheet.price(), "student": (sheet.student or sheets.student).price()}
-    return evidence_of(
-        with_plain_teacher(read_run(folder)), "chat", prices, PromptCaching(sheets.cache_hits, sheet.min_cached_tokens)
-    )
+    return evidence_of(read_run(folder), "chat", prices, PromptCaching(sheets.cache_hits, sheet.min_cached_tokens))
 
 
 @click.command(help=__doc__)
