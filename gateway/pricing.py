@@ -184,6 +184,24 @@ def litellm_providers() -> frozenset[str]:
     return frozenset(name for name in _litellm_file(_PROVIDERS).get("providers", ()) if "/" not in name)
 
 
+class ListedModel(NamedTuple):
+    """Provider and mode of a model in LiteLLM's bundled table, such as `openai` and `image_generation`."""
+
+    provider: str
+    mode: str
+
+
+def litellm_listed(model: str) -> ListedModel | None:
+    """Return provider and mode of a model, also of one without a price per token; None if unknown."""
+    return _listed_models().get(model)
+
+
+@cache
+def _listed_models() -> dict[str, ListedModel]:
+    rows = _litellm_file(_TABLE).items()
+    return {name: ListedModel(str(row.get("litellm_provider", "")), str(row.get("mode", ""))) for name, row in rows}
+
+
 class _Row(NamedTuple):
     provider: str = ""
     price: Price | None = None
