@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +26,8 @@ config_option = partial(typer.Option, "--config", "-c")
 class LazyGroup(TyperGroup):
     """A group that lists its commands without importing their modules.
 
-    A command's module is `prefix` and its name with _ for -. The module's attribute of that name is a function or a
-    Typer.
+    A command's module is `prefix` and its name with _ for -, and with _ at its end if it is a word of Python. The
+    module's attribute of that name is a function or a Typer.
     """
 
     summaries: ClassVar[dict[str, str]]
@@ -49,7 +50,7 @@ class LazyGroup(TyperGroup):
 
 
 def _import_command(prefix: str, name: str) -> Any:
-    attribute = name.replace("-", "_")
+    attribute = f"{name}_" if iskeyword(name) else name.replace("-", "_")
     command = getattr(import_module(prefix + attribute), attribute)
     if isinstance(command, typer.Typer):
         return typer.main.get_command(command)
