@@ -26,6 +26,7 @@ Off the path:
     admin/       serves the dashboard and the operators' API from these sums and from live state
     quality/     compares a sample of the answers with each engine's own, and switches guidance off
     backup/      copies all state to one file
+    migration/   converts configurations of other gateways
     evaluation/  measures the path on data sets
     planning/    estimates the GPUs for a load
 

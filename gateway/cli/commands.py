@@ -14,6 +14,7 @@ COMMANDS = {
     "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
     "check": "Validate the configuration and all policies. Print every issue with its file and line.",
     "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",
+    "import": "Convert the configuration of another gateway to config.yaml and a policy.",
     "schema": "Print a JSON Schema, for completion and validation in editors.",
     "keys": "Create, list, rotate and revoke API keys.",
     "budgets": "List the budgets of tenants and keys, and raise one temporarily.",

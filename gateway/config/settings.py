@@ -105,7 +105,7 @@ class Settings(StrictModel):
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     """Engines. A policy assigns them the roles teacher and student."""
     key_hints: ClassVar[Mapping[str, str]] = {
-        "model_list": "use models",
+        "model_list": "use models. `gkt-gateway import litellm` converts LiteLLM's file",
         "general_settings": "put its settings under server, admin and redis",
         "router_settings": "put routes into the policy files",
         "litellm_settings": "put its settings into the policy files",

@@ -213,7 +213,7 @@ def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Pat
     [
         ("", "1: models: missing: add it"),
         ("models: []\n", "1: models: must have at least 1 entry"),
-        ("model_list: []\n" + BIG, "1: model_list: unknown key: use models"),
+        ("model_list: []\n" + BIG, "1: model_list: unknown key: use models. `gkt-gateway import litellm` converts "),
         (f"include: [a.yaml]\n{BIG}", "1: include: unknown key: remove it: every file in the policies folder is read"),
         (
             f"environment_variables: {{}}\n{BIG}",

@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.cli.check import DEVELOPMENT_KEY, warnings_of
+from gateway.migration.litellm import convert_litellm
 from gateway.policy.book import check_all
 from tests.clients.environments import node_modules
 from tests.clients.programs import run
@@ -64,6 +65,13 @@ def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) ->
     _, _, issues = check_all(written(page, tmp_path) / "litellm.yaml")
     shown = re.findall(r"^litellm\.yaml:.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
     assert [str(issue).removeprefix(f"{tmp_path}/") for issue in issues] == shown
+
+
+def test_the_guides_conversion_lists_what_it_shows(tmp_path: Path) -> None:
+    page = "docs/litellm.md"
+    notices = convert_litellm(written(page, tmp_path) / "litellm.yaml", {}).notices
+    shown = re.findall(r"^  (litellm\.yaml:.*)$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    assert [str(one).removeprefix(f"{tmp_path}/") for one in notices] == shown
 
 
 def test_of_the_guides_configuration_check_warns_for_its_well_known_key_alone(tmp_path: Path) -> None:
