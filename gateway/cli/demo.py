@@ -10,24 +10,15 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import aiohttp
-import orjson
 import typer
 import uvloop
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from gateway.accounting.savings import ABOUT_ZERO
-from gateway.admin.playground import MARK
+from gateway.cli.guided_answer import MAX_TOKENS, QUESTION, curl_command, print_answer, probed_gateway
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.cli.tables import TEACHER_STYLE, MarkedText
 from gateway.config.settings import Settings
-from gateway.engines.sse import SseDecoder
-from gateway.errors import StartupError
 from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
@@ -35,35 +26,26 @@ from gateway.policy.book import PolicySet
 from gateway.policy.guidance_rule import GuidanceRule
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import TenantPolicy
-from gateway.server.in_process import gateway_in_process, wait_until_probed
 from gateway.server.ports import reserved_port
 from gateway.server.usage_worker import usage_worker_in_process
 from gateway.telemetry.logs import set_up_logs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
-
-    from gateway.policy.projections import Placement
     from gateway.server import GatewayAddresses
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"
 KEY = "gk-demo"
-QUESTION = (
-    "A baker sells 24 rolls in the morning and half as many in the afternoon. "
-    "Each roll costs 3 dollars. How much money does the baker take in?"
-)
 
 # On a slow CPU the demo waits, so that the answer is guided.
 _GUIDANCE_DEADLINE_S = 120.0
 _PORT = 8080
-_MAX_TOKENS = 400
 _MODELS = f"{', '.join(weights.CATALOGUE)}, or the path of a .gguf file."
 
 
 def demo(
     ask: Annotated[str | None, typer.Option(help="Answer this question and exit.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=_MAX_TOKENS, help="Tokens of guidance.")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, max=MAX_TOKENS, help="Tokens of guidance.")] = 40,
     projection: Annotated[Shipped, typer.Option(help="Projection of the guidance.")] = "cutoff",
     teacher: Annotated[str, typer.Option(help=_MODELS)] = TEACHER,
     student: Annotated[str, typer.Option(help=_MODELS)] = STUDENT,
@@ -132,7 +114,7 @@ class _Setup:
     def book(self) -> PolicySet:
         guidance = {"tokens": self.tokens, "projection": self.projection, "deadline": _GUIDANCE_DEADLINE_S}
         # Allows API requests with the settings of the playground.
-        overrides = {"modes": ["teacher", "student"], "guidance_tokens": _MAX_TOKENS}
+        overrides = {"modes": ["teacher", "student"], "guidance_tokens": MAX_TOKENS}
         chat = {"model": "chat", "mode": "guided", "teacher": "teacher", "student": "student"}
         routes = [
             chat | {"guidance": guidance, "overrides": overrides},
@@ -152,12 +134,7 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             folder = exits.enter_context(TemporaryDirectory(prefix="gkt-demo-", ignore_cleanup_errors=True))
             settings = setup.settings(stack, Path(folder))
             await exits.enter_async_context(usage_worker_in_process(settings, redis.url))
-            at = await exits.enter_async_context(gateway_in_process(settings, setup.book(), redis.url))
-            session = await exits.enter_async_context(
-                aiohttp.ClientSession(headers={"Authorization": f"Bearer {setup.admin_key}"})
-            )
-            status.update("probing the engines")
-            await wait_until_probed(session, at.admin)
+            at, session = await exits.enter_async_context(probed_gateway(settings, setup.book(), redis.url, status))
         if ask is None:
             print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement
@@ -169,107 +146,6 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             print_how_to_call(console, at.public, KEY)
             console.print("\nThe gateway is running. [bold]Ctrl-C[/] stops it and everything it started.")
             await asyncio.Event().wait()
-
-
-_GUIDED = {"guided", "teacher_complete"}
-
-
-async def print_answer(
-    console: Console,
-    session: aiohttp.ClientSession,
-    admin: str,
-    question: str,
-    *,
-    placement: Placement,
-    models: Mapping[str, str],
-) -> None:
-    """Send the question, print the answer while it streams, then its receipt.
-
-    The request goes with the admin key through the playground's endpoint, which marks the teacher's text. Only guidance
-    that the route's placement puts in front of the answer is part of the output. Raises StartupError if the gateway
-    returned no complete answer.
-    """
-    console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
-    receipt: dict[str, Any] | None = None
-    run = {"tenant": "demo", "model": "chat", "mode": "guided", "prompt": question, "temperature": 0, "max_tokens": 400}
-    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run)) as reply:
-        if not reply.ok:
-            raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
-        mode, unguided = reply.headers["x-gkt-mode"], reply.headers.get("x-gkt-unguided")
-        marked = placement == "prefix" and mode in _GUIDED
-        console.print(Text.assemble("Answer   ", *_authors(mode, unguided, marked=marked), "\n"), soft_wrap=True)
-        answer = MarkedText(console)
-        async for event in _events(reply):
-            if "choices" not in event:
-                receipt = event
-                continue
-            for choice in event["choices"]:
-                text, guidance = choice["delta"].get("content") or "", event.get(MARK, {}).get("opening", "")
-                answer.print(text[: len(guidance)], by_teacher=True)
-                answer.print(text[len(guidance) :], by_teacher=False)
-        answer.end()
-    if receipt is None:
-        raise StartupError("The answer ended before its receipt.")
-    console.print("\n")
-    table, facts = _receipt_table(receipt, models)
-    console.print(table)
-    console.print(facts, soft_wrap=True, highlight=False)
-
-
-def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | tuple[str, str]]:
-    teacher = ("the teacher", TEACHER_STYLE)
-    if mode == "teacher_complete" and marked:
-        return "by ", teacher, " to the end"
-    if marked:
-        return "by ", teacher, ", then the student"
-    if mode in _GUIDED:
-        return ("by the student, after a hint by the teacher that is not shown",)
-    reason = f": unguided, {unguided} (see docs/reference/receipts.md)" if unguided else ""
-    return (f"by the {'teacher' if mode == 'teacher' else 'student'} alone{reason}",)
-
-
-async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    decoder = SseDecoder()
-    async for received in reply.content.iter_any():
-        for data in decoder.feed(received):
-            if data == b"[DONE]":
-                return
-            event: dict[str, Any] = orjson.loads(data)
-            if "error" in event:
-                raise StartupError(f"The answer failed: {event['error']['message']}")
-            yield event
-
-
-def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[Table, str]:
-    """Return a table of tokens and cost, and a line with the other facts."""
-    heads, title = ("", "input tokens", "output tokens", "cost, USD"), f"Receipt {receipt['id']}"
-    table = Table(*heads, title=title, title_justify="left", box=box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for role in ("teacher", "student"):
-        share = receipt[role]
-        if share is not None:
-            tokens = str(share["input_tokens"]), str(share["output_tokens"])
-            name = Text.assemble(f"{role} ", (models[role], "dim"))
-            table.add_row(name, *tokens, _usd(share["cost_usd"]))
-    table.add_row("total", "", "", _usd(receipt["cost_usd"]))
-    about = " (estimate)" if receipt["baseline_estimated"] else ""
-    table.add_row(f"the teacher alone{about}", "", "", _usd(receipt["baseline_usd"]))
-    saved = ABOUT_ZERO if receipt.get("savings_about_zero") else _usd(receipt["savings_usd"])
-    table.add_row("saved (negative: it cost more)", "", "", saved)
-    timings = receipt["timings"]
-    batch = receipt["batch"] or {"id": "none", "size": 0}
-    facts = [f"mode {receipt['mode']}", f"batch {batch['id']} of {batch['size']}"]
-    stages = ("batch_wait", "teacher", "first_token", "handover", "total")
-    spent_ms = {stage.replace("_", " "): timings[f"{stage}_ms"] for stage in stages if f"{stage}_ms" in timings}
-    facts += [f"{stage} {ms / 1000:.2f} s" for stage, ms in spent_ms.items()]
-    if receipt["unguided"]:
-        facts.append(f"unguided: {receipt['unguided']}")
-    return table, ", ".join(facts)
-
-
-def _usd(amount: str) -> str:
-    return f"{Decimal(amount):.7f}"
 
 
 def print_where(console: Console, gateway: GatewayAddresses, engines: LocalStack, admin_key: str) -> None:
@@ -288,8 +164,7 @@ def print_how_to_call(console: Console, base_url: str, key: str) -> None:
     console.print(
         f"""
 [bold]curl[/]
-curl {base_url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
-  -d '{{"model": "chat", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+{curl_command(base_url, key, "chat")}
 
 [bold]OpenAI SDK[/] (pip install openai, or .venv/bin/python)
 from openai import OpenAI

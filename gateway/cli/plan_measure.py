@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
 from ipaddress import ip_address
@@ -23,6 +22,7 @@ from gateway.cli.admin_client import usd_of
 from gateway.cli.interrupts import until_interrupted
 from gateway.cli.lazy import CONFIG, config_option
 from gateway.cli.tables import in_json
+from gateway.cli.timed_stream import time_stream
 from gateway.config.models import ModelSettings
 from gateway.config.settings import check_settings
 from gateway.errors import ConfigError, EngineError, StartupError
@@ -39,7 +39,6 @@ from gateway.planning.curve import (
     prefill_of,
     step_of,
 )
-from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +51,6 @@ MAX_BATCHES = 16
 MAX_BATCH_SIZE = 1024
 _READS = 3
 _SAMPLES = 3  # measurements of a batch size before it is left out, since one may be disturbed
-_WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "market", "winter", "bridge", "music")
-_COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
 
 def measure(
@@ -238,27 +235,13 @@ class _Measurement:
 
     async def _ask(self, engine: Engine, words: int, tokens: int) -> StreamTiming:
         """Send one streamed request and return its times. Raises EngineError, or TimeoutError at the time limit."""
-        text = " ".join(self._random.choice(_WORDS) for _ in range(words))
-        body: Json = {
-            "model": self._model.model,
-            "messages": [{"role": "user", "content": f"{self._random.getrandbits(64):x} {text}\n\n{_COUNT}"}],
-            "max_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        events: list[float] = []
-        usage: Json = {}
-        sent_s = time.perf_counter()
-        async with asyncio.timeout(max(0.0, self._ends_s - time.monotonic())), aclosing(engine.stream(body)) as groups:
-            async for chunks in groups:
-                now = time.perf_counter()
-                for chunk in each_chunk(chunks):
-                    usage = chunk.get("usage") or usage
-                    events += [now for choice in chunk.get("choices", ()) if choice.get("delta", {}).get("content")]
-        if not events or not usage:
+        async with asyncio.timeout(max(0.0, self._ends_s - time.monotonic())):
+            timed = await time_stream(engine, self._random, words, tokens)
+        usage = timed.usage
+        if not timed.events_s or not usage:
             raise StartupError("The engine returned no text or no token counts in a stream: it cannot be measured.")
-        return StreamTiming(sent_s, tuple(events), int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"])))
+        counts = int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"]))
+        return StreamTiming(timed.started_s, timed.events_s, *counts)
 
     def curve(self, gpu: str | None, gpus_per_replica: int, usd_per_hour: Decimal | None) -> Curve:
         """Return the curve. Raises StartupError if there are too few measurements."""

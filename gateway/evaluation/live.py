@@ -234,7 +234,7 @@ async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -
         )
         at = await stack.enter_async_context(gateway_in_process(settings, _policies(routes, key), redis.url))
         session = await stack.enter_async_context(_session(key))
-        await wait_until_probed(session, at.admin)
+        await wait_until_probed(session, at.admin, engines.models)
         yield GatewayClient(session, at.public)
 
 

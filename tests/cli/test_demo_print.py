@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from gateway.cli.demo import print_answer
+from gateway.cli.guided_answer import print_answer
 from tests.fakes import chunk, event, served
 
 if TYPE_CHECKING:
