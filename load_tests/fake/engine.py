@@ -35,8 +35,9 @@ _TGI_CLIENT_BATCH = 4  # its default
 class FakeEngine:
     """A modelled engine. It answers while it is `serving`.
 
-    Each dialect has the chats and completions of OpenAI, and /generate, /info and /health of TGI. The profile's dialect
-    selects the format of errors, chats and completions. TGI's /generate_stream and /tokenize are missing.
+    Each dialect has the chats and completions of OpenAI, and /generate and /health of TGI. Only TGI's has its /info.
+    The profile's dialect selects the format of errors, chats and completions. TGI's /generate_stream and /tokenize are
+    missing.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -60,9 +61,10 @@ class FakeEngine:
         }
         self._facts = {
             b"GET /health": reply(b""),
-            b"GET /info": reply(orjson.dumps(_info(profile))),
             b"GET /v1/models": reply(orjson.dumps(_models(profile))),
         }
+        if self._tgi:
+            self._facts[b"GET /info"] = reply(orjson.dumps(_info(profile)))
 
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[str]:
