@@ -11,6 +11,7 @@ from gateway.cli.lazy import SETTINGS, LazyGroup
 COMMANDS = {
     "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
     "demo": "Start Redis, a teacher, a student and the gateway on this machine, and answer a question.",
+    "init": "Write config.yaml and a policy for two running engines, and ask a first guided question.",
     "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
     "check": "Validate the configuration and all policies. Print every issue with its file and line.",
     "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",
@@ -44,8 +45,9 @@ app = typer.Typer(
     cls=_Commands,
     help=(
         "A gateway with OpenAI's API. A large teacher model begins each answer, and a small student model completes "
-        "it.\n\nStart with `gkt-gateway demo`, which runs real models on this machine. Then write config.yaml and "
-        "policies/, validate them with `gkt-gateway check`, and run `gkt-gateway serve`."
+        "it.\n\nStart with `gkt-gateway demo`, which runs real models on this machine. Then `gkt-gateway init` writes "
+        "config.yaml and policies/ for your own engines. Validate changes with `gkt-gateway check`, and run "
+        "`gkt-gateway serve`."
     ),
     **SETTINGS,
 )

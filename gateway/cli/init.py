@@ -1,0 +1,233 @@
+"""`gkt-gateway init`: write a configuration for two running engines, and ask them a first guided question."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+import uvloop
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from rich.console import Console
+
+from gateway.cli import init_engines, init_files
+from gateway.cli.guided_answer import QUESTION, curl_command, print_answer, probed_gateway
+from gateway.cli.init_answers import Answers, EngineOptions
+from gateway.cli.init_files import NewGateway, Ports
+from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.config.scalars import Label, Name
+from gateway.config.yaml_source import display_path
+from gateway.errors import StartupError
+from gateway.keys.token import new_token
+from gateway.local.redis import EmbeddedRedis
+from gateway.pipeline.guidance_deadlines import as_duration
+from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
+from gateway.server.ports import reserved_port
+from gateway.telemetry.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.cli.init_engines import ChosenEngine, MeasuredEngine
+    from gateway.config.settings import Settings
+    from gateway.policy.book import PolicySet
+
+_DOCS = "docs/quickstart.md#your-own-engines"
+_ENGINE = "URL of the {}: TGI, vLLM, llama.cpp or another OpenAI-compatible server; or provider/model of LiteLLM."
+_KEY = "Key of the {}, as the name of an environment variable. Default: none."
+_PRICE = "USD per 1M input, output and cached input tokens of the {}; 0,0: free. Default: LiteLLM's list price."
+_MODEL = "Name of the model at the {}. Default: the only one that it serves."
+
+
+def init(
+    teacher: Annotated[str | None, typer.Option(help=_ENGINE.format("teacher"), metavar="URL|PROVIDER/MODEL")] = None,
+    student: Annotated[str | None, typer.Option(help=_ENGINE.format("student"), metavar="URL|PROVIDER/MODEL")] = None,
+    teacher_model: Annotated[str | None, typer.Option(help=_MODEL.format("teacher"), metavar="NAME")] = None,
+    student_model: Annotated[str | None, typer.Option(help=_MODEL.format("student"), metavar="NAME")] = None,
+    teacher_key: Annotated[str | None, typer.Option(help=_KEY.format("teacher"), metavar="env:NAME")] = None,
+    student_key: Annotated[str | None, typer.Option(help=_KEY.format("student"), metavar="env:NAME")] = None,
+    teacher_price: Annotated[str | None, typer.Option(help=_PRICE.format("teacher"), metavar="IN,OUT[,CACHED]")] = None,
+    student_price: Annotated[str | None, typer.Option(help=_PRICE.format("student"), metavar="IN,OUT[,CACHED]")] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            help="embedded, a URL, or env:NAME of a URL with a password. Default: embedded if the extra `local` or a "
+            "Redis server is installed, else redis://127.0.0.1:6379.",
+            metavar="URL",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MAX_GUIDANCE_TOKENS, help="Tokens of guidance.")
+    ] = init_engines.DEFAULT_TOKENS,
+    tenant: Annotated[str, typer.Option("--tenant", "-t", help="Tenant of the policy.")] = "default",
+    model_name: Annotated[str, typer.Option(help="Route: the value of `model` in requests.")] = "chat",
+    out: Annotated[Path, typer.Option(help="Folder of the files.", metavar="DIR")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    no_question: Annotated[bool, typer.Option("--no-question", help="Do not ask a question at the end.")] = False,
+) -> None:
+    """Write config.yaml and a policy for two running engines, and ask a first guided question.
+
+    `gkt-gateway init --teacher http://127.0.0.1:8090 --teacher-price 0.90,0.90 --student http://127.0.0.1:8000
+    --student-price 0.10,0.10`
+
+    On a terminal, missing options are asked for. The engines are called: for their API and models, whether the student
+    continues a text, and the time of one answer. The deadline of guidance follows from the teacher's time. Keys of
+    engines are only read from the environment.
+
+    The new API key is printed once; the policy has its SHA-256. Files are written at the end, so that Ctrl-C or an
+    error before leaves none. See docs/quickstart.md.
+    """
+    set_up_logs("error", "auto")
+    _check_name("--tenant", tenant, TypeAdapter(Label))
+    _check_name("--model-name", model_name, TypeAdapter(Name))
+    init_files.require_new(out, tenant, force=force)
+    console = Console()
+    with _nothing_written():
+        answers = Answers.of_terminal(console, out.absolute())
+        chosen = answers.engines(
+            EngineOptions(teacher, teacher_model, teacher_key, teacher_price),
+            EngineOptions(student, student_model, student_key, student_price),
+        )
+        redis_url = answers.redis(redis)
+        measured = uvloop.run(until_interrupted(_measured(console, chosen, tokens, out.absolute()), "init"))
+        deadline_s = init_engines.deadline_of(measured[0].guidance_s)
+        plan = NewGateway(
+            tenant,
+            model_name,
+            redis_url,
+            _free_ports(chosen),
+            tokens,
+            deadline_s,
+            init_engines.lease_of(deadline_s),
+            (
+                (init_engines.with_measured_keys(chosen[0], measured[0]), measured[0]),
+                (init_engines.with_measured_keys(chosen[1], measured[1]), measured[1]),
+            ),
+            new_token(),
+        )
+        files = plan.files()
+        settings, book = init_files.checked(files, out.absolute())
+        init_files.require_new(out, tenant, force=force)
+        init_files.write(files, out)
+    _say(
+        console, f"written  {' and '.join(display_path(out / path) for path in files)}, which pass `gkt-gateway check`"
+    )
+    try:
+        if not no_question:
+            uvloop.run(until_interrupted(_ask(console, plan, settings, book), "question"))
+    except StartupError as error:
+        raise StartupError(f"The files are written, but the question failed: {error.message}") from error
+    finally:
+        _print_next(console, plan, out)
+
+
+def _check_name(option: str, value: str, kind: TypeAdapter[str]) -> None:
+    try:
+        kind.validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(message, param_hint=option) from None
+
+
+@contextmanager
+def _nothing_written() -> Iterator[None]:
+    """Exit with 130 and a message after Ctrl-C, or after the end of the input."""
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError, typer.Exit):
+        typer.echo("\nStopped. Nothing was written.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+async def _measured(
+    console: Console, chosen: tuple[ChosenEngine, ChosenEngine], tokens: int, folder: Path
+) -> tuple[MeasuredEngine, MeasuredEngine]:
+    """Measure both engines one after the other, and print the facts. Raises StartupError."""
+    with console.status("") as status:
+        results = []
+        for engine in chosen:
+            status.update(f"measuring an answer of the {engine.role}: {tokens} tokens")
+            found = await init_engines.measure_engine(engine, tokens, folder)
+            _say(console, f"{engine.role:8} {init_files.speed_of(found)}")
+            results.append(found)
+    teacher, student = results
+    if student.placement == "prefix" and student.continuation is not None:
+        _say(console, f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
+    else:
+        _say(
+            console,
+            f"student  does not continue a text: the guidance goes into its prompt (placement {student.placement})",
+        )
+    _say(
+        console,
+        f"guidance {tokens} tokens of the teacher begin each answer. More tokens: an answer closer to the teacher's, "
+        "at a higher cost",
+    )
+    _say(
+        console,
+        f"         deadline {as_duration(init_engines.deadline_of(teacher.guidance_s))}, since these tokens took "
+        f"{teacher.guidance_s:.2g} s. Without them in time, the student answers alone",
+    )
+    return teacher, student
+
+
+def _free_ports(engines: tuple[ChosenEngine, ...]) -> Ports:
+    """Return the default ports, or the next pair if one of them is in use, or an engine's."""
+    taken = {urlsplit(engine.keys.get("api_base", "")).port for engine in engines}
+    for step in range(0, 100, 10):
+        ports = Ports(Ports().server + step, Ports().admin + step)
+        if taken.intersection(ports):
+            continue
+        try:
+            with reserved_port("0.0.0.0", ports.server, "server.port"), reserved_port("127.0.0.1", ports.admin, ""):  # noqa: S104
+                return ports
+        except StartupError:
+            continue
+    return Ports()
+
+
+async def _ask(console: Console, plan: NewGateway, settings: Settings, book: PolicySet) -> None:
+    """Ask a question through a gateway in this process, on free ports, with the written configuration."""
+    (teacher, _), (student, measured) = plan.engines
+    async with AsyncExitStack() as exits:
+        with console.status("starting the gateway") as status:
+            redis_url = settings.redis.url.get_secret_value()
+            if redis_url == "embedded":
+                redis_url = (await exits.enter_async_context(EmbeddedRedis())).url
+            folder = exits.enter_context(TemporaryDirectory(prefix="gkt-init-", ignore_cleanup_errors=True))
+            admin = settings.admin.model_copy(update={"port": 0, "key": SecretStr(secrets.token_urlsafe(24))})
+            server = settings.server.model_copy(update={"host": "127.0.0.1", "port": 0})
+            temporary = settings.model_copy(update={"server": server, "admin": admin, "data": Path(folder)})
+            at, session = await exits.enter_async_context(probed_gateway(temporary, book, redis_url, status))
+        await print_answer(
+            console,
+            session,
+            at.admin,
+            QUESTION,
+            placement=measured.placement,
+            models={"teacher": teacher.shown, "student": student.shown},
+            tenant=plan.tenant,
+            route=plan.route,
+            temperature=measured.temperature,
+        )
+
+
+def _print_next(console: Console, plan: NewGateway, out: Path) -> None:
+    folder = "" if out == Path() else f"cd {out} && "
+    curl = curl_command(f"http://127.0.0.1:{plan.ports.server}", plan.key, plan.route)
+    policy = display_path(out / init_files.policy_path(plan.tenant))
+    if names := init_files.overriding():
+        _say(console, f"\nIn this shell, {', '.join(names)} would override config.yaml.")
+    _say(
+        console,
+        f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen, in another terminal. This command has the new API key. The key "
+        f"is shown only this once; {policy} has its SHA-256:\n\n{curl}\n\nDocumentation: {_DOCS}",
+    )

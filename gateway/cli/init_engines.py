@@ -1,0 +1,333 @@
+"""Engines for `init`: their API and models, how they continue a text, their speed, and the settings that follow."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from gateway.cli.timed_stream import time_stream
+from gateway.config.models import ModelSettings, TimeoutSettings
+from gateway.config.scalars import ValueOrigin
+from gateway.config.sections import RedisSettings
+from gateway.config.settings import environment
+from gateway.engines.http import EngineDeadlines, EngineHttp
+from gateway.engines.refusal import BLAMES_CREDENTIALS
+from gateway.engines.replies import listed_model
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineProtocolError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+    StartupError,
+)
+from gateway.evaluation.pair import built
+from gateway.pipeline.guidance_deadlines import recommended_s
+from gateway.policy.guidance_rule import GuidanceRule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.capabilities.continuation import Continuation
+    from gateway.capabilities.reasoning import Reasoning
+    from gateway.cli.timed_stream import TimedStream
+    from gateway.policy.projections import Placement
+    from gateway.protocol.body import Json
+
+Role = Literal["teacher", "student"]
+NAMES = {"teacher": "big", "student": "small"}
+"""Names of the two models in config.yaml, as in the documentation's examples."""
+PROTOCOLS = {
+    "tgi": "Text Generation Inference",
+    "openai": "an OpenAI-compatible server",
+    "litellm": "a provider through LiteLLM",
+}
+
+DEADLINE_FACTOR = 4.0
+"""Factor between the measured time of guidance and the deadline: a busy teacher and long prompts take longer."""
+MIN_DEADLINE_S = 2.0
+MAX_DEADLINE_S = 60.0
+_LONGEST_DEADLINE_S = 600.0  # of a policy
+_FIRST_TOKEN_FACTOR = 10.0
+_ANSWER_TOKENS = 1000  # an answer of this length must end within timeouts.total
+
+_CALL_LIMITS = EngineDeadlines(connect_s=5.0, first_token_s=15.0, idle_s=15.0, total_s=30.0)
+_MEASURING: Json = {"connect": "5s", "first_token": "2m", "idle": "1m", "total": "5m"}
+_WARM_UP = (8, 4)  # words of the prompt, tokens of the answer
+_WORDS = 150
+_MOST_NAMES = 20
+# A URL is the base of routes. People copy it with one.
+_ROUTES = ("/chat/completions", "/completions", "/models", "/generate_stream", "/generate", "/info")
+
+
+class EngineApi(NamedTuple):
+    """The API of a running engine, and the names of the models that it lists."""
+
+    protocol: Literal["tgi", "openai"]
+    api_base: str
+    served: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenEngine:
+    """An engine with its keys of config.yaml. `shown` is its model's name for people."""
+
+    role: Role
+    shown: str
+    keys: Json
+
+    @property
+    def place(self) -> str:
+        """The role and the address of the engine, for messages."""
+        return f"{self.role} {self.keys.get('api_base', self.shown)}"
+
+    def settings(self, folder: Path, **more: object) -> ModelSettings:
+        """Return the validated settings. References are resolved. Raises StartupError, which names the option."""
+        try:
+            return ModelSettings.model_validate(
+                {**self.keys, **more}, context=ValueOrigin(environment(), folder), by_alias=True, by_name=False
+            )
+        except ValidationError as error:
+            detail = error.errors()[0]
+            option = {"api_key": "-key", "price": "-price", "price_rule": "-price"}.get(str(detail["loc"][0]), "")
+            if detail["loc"][0] == "model" and self.keys["protocol"] != "litellm":
+                option = "-model"
+            message = detail["msg"].removeprefix("Value error, ")
+            raise StartupError(f"--{self.role}{option}: {message}") from None
+
+
+class MeasuredEngine(NamedTuple):
+    """Facts of an engine from probes and one measured answer. Times are in seconds."""
+
+    continuation: Continuation | None  # None: not supported, or the engine is a teacher
+    reasoning: Reasoning
+    temperature: float  # 0, or 1 for a model that accepts no other value
+    first_s: float | None  # to the first text; None: the model only reasons
+    guidance_s: float  # of an answer with as many tokens as the guidance
+    tokens_per_s: float | None  # None: the answer arrived at once
+
+    @property
+    def placement(self) -> Placement:
+        """The placement of guidance for this student."""
+        return "context" if self.continuation is None or self.reasoning == "always" else "prefix"
+
+
+def without_route(url: str) -> str:
+    """Return the base of an engine's URL. A missing http:// and routes at the end are corrected."""
+    base = url.strip().rstrip("/")
+    host, _, port = base.partition("/")[0].partition(":")
+    if "://" not in base and host and port.isdigit():
+        base = f"http://{base}"
+    route = next((route for route in _ROUTES if base.endswith(route)), "")
+    return base.removesuffix(route)
+
+
+async def find_api(role: Role, url: str, api_key: str | None) -> EngineApi:
+    """Detect the API of the engine at `url`, and its models. Raises EngineError and StartupError."""
+    root = url.removesuffix("/v1")
+    info = await _tgi_info(role, root, api_key)
+    if info is not None:
+        return EngineApi("tgi", root, (info,))
+    with_version = f"{root}/v1"
+    bases = (url, with_version) if urlsplit(root).path else (with_version, root)
+    reasons = []
+    for base in dict.fromkeys(bases):
+        try:
+            body = await _get(role, base, "/models", api_key)
+        except (EngineRejected, EngineProtocolError) as error:
+            if rejects_key(error):
+                raise
+            reasons.append(str(error.status_sent) if isinstance(error, EngineRejected) else "no JSON")
+            continue
+        served = (entry.get("id") for entry in listed_model(body, None)[1])
+        # Other characters could control the terminal.
+        return EngineApi("openai", base, tuple(one for one in served if isinstance(one, str) and one.isprintable()))
+    raise StartupError(
+        f"{role} {url} has neither TGI's /info nor OpenAI's /models ({', '.join(dict.fromkeys(reasons))}): correct the "
+        "URL, or write provider/model for a provider of LiteLLM"
+    )
+
+
+async def _tgi_info(role: Role, root: str, api_key: str | None) -> str | None:
+    """Return the model of a TGI server; None for any other server."""
+    try:
+        info = await _get(role, root, "/info", api_key)
+    except (EngineRejected, EngineFailed, EngineProtocolError):
+        return None
+    # text-embeddings-inference has an /info with `model_type`.
+    if not isinstance(info, dict) or "model_type" in info or "max_total_tokens" not in info:
+        return None
+    return model if isinstance(model := info.get("model_id"), str) and model.isprintable() else None
+
+
+async def _get(role: Role, base: str, path: str, api_key: str | None) -> Any:
+    http = EngineHttp(role, base, api_key=api_key, deadlines=_CALL_LIMITS)
+    try:
+        return (await http.get(path)).body
+    finally:
+        await http.close()
+
+
+def rejects_key(error: EngineError) -> bool:
+    """Return whether the engine requires another key."""
+    return isinstance(error, EngineRejected) and error.status_sent in BLAMES_CREDENTIALS
+
+
+def explained(error: EngineError, role: Role, place: str, key: str | None) -> StartupError:
+    """Return the error of a call to an engine with its remedy. `key` is the reference to the engine's key."""
+    if isinstance(error, EngineRejected) and rejects_key(error):
+        problem = f"requires a key ({error.status_sent}): name its environment variable with --{role}-key env:NAME"
+        if key is not None:
+            problem = f"rejects the key in {key} ({error.status_sent}): correct the variable, or --{role}-key"
+    elif isinstance(error, EngineUnreachable):
+        problem = f"is not reachable ({_reason(error)}): start the engine, or correct the URL"
+    elif isinstance(error, EngineTimeout):
+        problem = "accepts connections, but does not answer in time: wait until the engine has loaded its model"
+    else:
+        problem = f"cannot be used: {error.message}"
+    return StartupError(f"{place} {problem}")
+
+
+def _reason(error: EngineError) -> str:
+    system = getattr(error.__cause__, "os_error", error.__cause__)
+    if isinstance(system, ConnectionRefusedError):
+        return "connection refused"
+    text = getattr(system, "strerror", None)
+    return str(text).lower() if text else "no connection"
+
+
+def chosen_model(api: EngineApi, role: Role, given: str | None) -> str | None:
+    """Return the name of the model at the engine; None if one of several must be chosen. Raises StartupError."""
+    if api.protocol == "tgi":
+        return "tgi" if given is None or given in api.served else given  # another name is a LoRA adapter
+    if given is None:
+        return api.served[0] if len(api.served) == 1 else None
+    if api.served and given not in api.served:
+        raise StartupError(f"{role} {api.api_base} has no model {given}. Its models: {names_of(api)}")
+    return given
+
+
+def names_of(api: EngineApi) -> str:
+    """Return the models that an engine lists as text, at most the first 20."""
+    more = len(api.served) - _MOST_NAMES
+    return ", ".join(api.served[:_MOST_NAMES]) + (f" or one of {more} more" if more > 0 else "")
+
+
+async def measure_engine(engine: ChosenEngine, tokens: int, folder: Path) -> MeasuredEngine:
+    """Probe an engine, and measure one answer of `tokens` tokens. Raises StartupError with a remedy.
+
+    A model that reasons before it answers is measured again with its reasoning switched off.
+    """
+    teaches = engine.role == "teacher"
+    switchable: tuple[Reasoning, ...] = () if engine.keys["protocol"] == "tgi" else ("switchable",)
+    measured: MeasuredEngine | None = None
+    # A teacher continues no text, and its probes would take time.
+    more: Json = {"continuation": "none" if teaches else "auto", "timeouts": _MEASURING}
+    for reasoning in ("none", *switchable):
+        settings = engine.settings(folder, reasoning=reasoning, **more)
+        try:
+            found, is_reasoning = await _measure(settings, tokens)
+        except EngineError as error:
+            if measured is not None and isinstance(error, EngineRejected) and error.blames_request:
+                break  # the engine has no such switch
+            raise explained(error, engine.role, engine.place, engine.keys.get("api_key")) from error
+        if not is_reasoning:
+            return found
+        measured = found
+    assert measured is not None
+    if teaches:
+        raise StartupError(
+            f"{engine.place} reasons before it answers, or writes no text: its first tokens are no guidance. "
+            "Switch its reasoning off at the server, or use another teacher"
+        )
+    return measured._replace(reasoning="always")
+
+
+async def _measure(settings: ModelSettings, tokens: int) -> tuple[MeasuredEngine, bool]:
+    """Return the facts of an engine, and whether its answer has only reasoning. Raises EngineError."""
+    generator = random.Random()  # noqa: S311  another text each time, no secret
+    temperature = 0.0
+    async with built(settings) as engine:
+        timed_stream = partial(time_stream, engine, generator, reasoning=settings.reasoning)
+        await engine.probe()
+        try:
+            await timed_stream(*_WARM_UP)
+        except EngineRejected as error:
+            if "temperature" not in error.message.lower():
+                raise
+            temperature = 1.0
+            await timed_stream(*_WARM_UP, temperature=temperature)
+        timed = await timed_stream(_WORDS, tokens, temperature=temperature)
+        known = engine.state.continuation
+        assert known != "not_probed"
+        return _facts(timed, tokens, known, settings.reasoning, temperature), timed.is_reasoning
+
+
+def _facts(
+    timed: TimedStream, tokens: int, continuation: Continuation | None, reasoning: Reasoning, temperature: float
+) -> MeasuredEngine:
+    if not timed.events_s:
+        return MeasuredEngine(continuation, reasoning, temperature, None, 0.0, None)
+    first_s, last_s = (moment - timed.started_s for moment in (timed.events_s[0], timed.events_s[-1]))
+    count = timed.usage.get("completion_tokens") or len(timed.events_s)
+    rate = (count - 1) / (last_s - first_s) if count > 1 and last_s > first_s else None
+    missing = max(0, tokens - count)  # the model ended its answer before the limit
+    guidance_s = last_s + (missing / rate if rate is not None else 0.0)
+    return MeasuredEngine(continuation, reasoning, temperature, first_s, guidance_s, rate)
+
+
+def deadline_of(guidance_s: float) -> float:
+    """Return the deadline for guidance that took `guidance_s`. Raises StartupError for a teacher that is too slow.
+
+    A slow teacher gets at least the headroom that the gateway recommends.
+    """
+    least_s = recommended_s(guidance_s)
+    if least_s > _LONGEST_DEADLINE_S:
+        raise StartupError(f"guidance takes the teacher {guidance_s:.0f} s, which is too slow: reduce --tokens")
+    wanted_s = min(MAX_DEADLINE_S, recommended_s(guidance_s, DEADLINE_FACTOR))
+    return max(MIN_DEADLINE_S, wanted_s, least_s)
+
+
+def lease_of(deadline_s: float) -> float:
+    """Return the lease of Redis: the default, or the deadline if that is longer."""
+    return max(RedisSettings().lease_s, float(math.ceil(deadline_s)))
+
+
+def timeouts_of(measured: MeasuredEngine) -> dict[str, float]:
+    """Return the timeouts in seconds that a slow engine needs in place of the defaults, by their key."""
+    defaults, needed = TimeoutSettings(), {}
+    first_s = float(math.ceil(_FIRST_TOKEN_FACTOR * (measured.first_s or 0.0)))
+    if first_s > defaults.first_token_s:
+        needed["first_token"] = first_s
+    answer_s = _ANSWER_TOKENS / measured.tokens_per_s if measured.tokens_per_s is not None else 0.0
+    total_s = max(first_s, float(math.ceil((measured.first_s or 0.0) + answer_s)))
+    if total_s > defaults.total_s:
+        needed["total"] = total_s
+    return needed
+
+
+def with_measured_keys(engine: ChosenEngine, measured: MeasuredEngine) -> ChosenEngine:
+    """Return the engine with the keys of config.yaml that follow from its measurement."""
+    keys = dict(engine.keys)
+    if engine.role == "student" and measured.continuation is None:
+        keys["continuation"] = "none"
+    elif keys["protocol"] == "litellm":
+        # `auto` would make a paid call at each start.
+        keys["continuation"] = measured.continuation.mode if measured.continuation is not None else "none"
+    elif keys["protocol"] == "tgi" and measured.continuation is not None and measured.continuation.mode != "trailing":
+        keys["continuation"] = measured.continuation.mode
+    if measured.reasoning != "none":
+        keys["reasoning"] = measured.reasoning
+    if timeouts := timeouts_of(measured):
+        keys["timeouts"] = {name: f"{seconds:g}s" for name, seconds in timeouts.items()}
+    return replace(engine, keys=keys)
+
+
+DEFAULT_TOKENS = GuidanceRule().tokens

@@ -1,0 +1,213 @@
+"""The files of `init`: config.yaml and one policy, checked before they replace anything."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.cli.init_engines import DEADLINE_FACTOR, MAX_DEADLINE_S, MIN_DEADLINE_S, NAMES, PROTOCOLS
+from gateway.config.sections import AdminSettings, RedisSettings, ServerSettings
+from gateway.config.settings import OVERRIDES, check_settings, environment
+from gateway.config.yaml_source import display_path
+from gateway.errors import ConfigError, StartupError
+from gateway.keys.token import digest_of
+from gateway.migration.yaml_text import yaml_text
+from gateway.pipeline.guidance_deadlines import as_duration
+from gateway.policy.book import check_book
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gateway.cli.init_engines import ChosenEngine, MeasuredEngine
+    from gateway.config.settings import Settings
+    from gateway.config.yaml_messages import Loc
+    from gateway.policy.book import PolicySet
+    from gateway.protocol.body import Json
+
+CONFIG = Path("config.yaml")
+KEY_ID = "first"
+_POLICIES = Path("policies")
+_CONFIG_HEAD = """\
+Written by `gkt-gateway init`. docs/reference/configuration.md lists all settings and their defaults.
+Changes need a restart. `gkt-gateway check` reports every issue with its line.
+For the dashboard, the playground, keys and budgets, set admin.key to env:GKT_ADMIN_KEY: docs/operations.md.
+"""
+_POLICY_HEAD = """\
+Written by `gkt-gateway init`. docs/reference/policy.md lists all settings and their defaults.
+Changes take effect at once in a running gateway.
+"""
+
+
+class Ports(NamedTuple):
+    """The ports of the gateway: for callers, and for operators."""
+
+    server: int = ServerSettings().port
+    admin: int = AdminSettings().port
+
+
+@dataclass(frozen=True, slots=True)
+class NewGateway:
+    """Contents of the files to write."""
+
+    tenant: str
+    route: str
+    redis: str  # as in config.yaml: embedded, a URL or a reference
+    ports: Ports
+    tokens: int
+    deadline_s: float
+    lease_s: float
+    engines: tuple[tuple[ChosenEngine, MeasuredEngine], tuple[ChosenEngine, MeasuredEngine]]  # teacher, student
+    key: str  # the API key; only its SHA-256 is written
+
+    def files(self) -> dict[Path, str]:
+        """Return the files by their path."""
+        return {CONFIG: self._config(), policy_path(self.tenant): self._policy()}
+
+    def _config(self) -> str:
+        redis = {"url": self.redis}
+        comments: dict[Loc, str] = {}
+        if self.redis == "embedded":
+            comments["redis", "url"] = "for one replica; its data is lost at shutdown. Replicas share one: redis://..."
+        if self.lease_s != RedisSettings().lease_s:
+            redis["lease"] = as_duration(self.lease_s)
+            comments["redis", "lease"] = "at least the guidance deadline of the policy"
+        data: Json = {"redis": redis, "models": [engine.keys for engine, _ in self.engines]}
+        if self.ports != Ports():
+            data = {"server": {"port": self.ports.server}, "admin": {"port": self.ports.admin}, **data}
+            comments["server", "port"] = f"{Ports().server} or {Ports().admin} was in use"
+        for index, (engine, measured) in enumerate(self.engines):
+            comments |= {("models", index, name): text for name, text in _comments(engine, measured)}
+        return yaml_text(data, comments, _CONFIG_HEAD)
+
+    def _policy(self) -> str:
+        (_, teacher), (_, student) = self.engines
+        took_s, bounds = float(f"{teacher.guidance_s:.2g}"), (MIN_DEADLINE_S, MAX_DEADLINE_S)
+        guidance: Json = {"tokens": self.tokens, "deadline": as_duration(self.deadline_s)}
+        comments = {
+            "tokens": "the teacher's part of an answer. More tokens: closer to its own answer, at a higher cost",
+            "deadline": (
+                f"longest wait for it: {DEADLINE_FACTOR:g} times the measured {as_duration(took_s)}, from "
+                f"{' to '.join(map(as_duration, bounds))}"
+            ),
+        }
+        if student.placement != "prefix":
+            guidance["placement"] = student.placement
+            why = "reasons before it answers" if student.reasoning == "always" else "continues no text"
+            comments["placement"] = f"{NAMES['student']} {why}: the guidance goes into its prompt"
+        if teacher.temperature:
+            guidance["temperature"] = int(teacher.temperature)
+            comments["temperature"] = f"{NAMES['teacher']} accepts no other value"
+        route = {"model": self.route, "mode": "guided", **NAMES, "guidance": guidance}
+        located: dict[Loc, str] = {("routes", 0, "guidance", name): text for name, text in comments.items()}
+        located["routes", 0, "model"] = "`model` of requests"
+        located["routes", 0, "mode"] = "the teacher begins the answer, the student completes it"
+        keys = [{"id": KEY_ID, "sha256": digest_of(self.key)}]
+        return yaml_text({"tenant": self.tenant, "keys": keys, "routes": [route]}, located, _POLICY_HEAD)
+
+
+def policy_path(tenant: str) -> Path:
+    """Return the path of a tenant's policy, relative to the folder of config.yaml."""
+    return _POLICIES / f"{tenant}.yaml"
+
+
+def _comments(engine: ChosenEngine, measured: MeasuredEngine) -> Iterator[tuple[str, str]]:
+    """Yield the comments of a model's keys."""
+    yield "name", f"measured: {speed_of(measured)}"
+    if engine.keys["protocol"] == "tgi":
+        yield "protocol", f"{PROTOCOLS['tgi']}: {engine.shown}"
+        yield "model", "an adapter"
+    elif "price" not in engine.keys:
+        yield "model", "with LiteLLM's list price. Another one: price: {input_per_1m: 0.90, output_per_1m: 0.90}"
+    if engine.role == "teacher":
+        yield "continuation", "auto, for a student, makes a paid call at each start"
+    else:
+        yield "continuation", "continues no text" if measured.continuation is None else "as probed"
+
+
+def speed_of(measured: MeasuredEngine) -> str:
+    """Return the measured speed as text."""
+    if measured.first_s is None:
+        return "no text, only reasoning"
+    rate = "the answer arrived at once" if measured.tokens_per_s is None else f"{measured.tokens_per_s:.3g} tokens/s"
+    return f"first token {measured.first_s:.2f} s, {rate}"
+
+
+def checked(files: Mapping[Path, str], folder: Path) -> tuple[Settings, PolicySet]:
+    """Return the settings and the policies of the files for a gateway in `folder`. Nothing is written there.
+
+    Environment variables that override config.yaml are ignored. Raises ConfigError with every issue.
+    """
+    environ = {name: value for name, value in environment().items() if name not in OVERRIDES}
+    with TemporaryDirectory(prefix="gkt-init-") as staging:
+        for path, text in files.items():
+            target = Path(staging, path)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        settings, _, issues = check_settings(Path(staging, CONFIG), environ)
+        if settings is None:
+            raise ConfigError(issues)
+        protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
+        book, issues = check_book(settings.policies, list(protocols), protocols)
+        if book is None:
+            raise ConfigError(issues)
+    return settings.model_copy(update={"data": folder / "data", "policies": folder / _POLICIES}), book
+
+
+def overriding() -> list[str]:
+    """Return the environment variables that override config.yaml in this shell."""
+    environ = environment()
+    return [name for name in OVERRIDES if environ.get(name, "").strip()]
+
+
+def require_new(folder: Path, tenant: str, *, force: bool) -> None:
+    """Raise StartupError if a file exists that `write` would replace, or if other policies would not fit."""
+    existing = [folder / path for path in (CONFIG, policy_path(tenant)) if (folder / path).exists()]
+    if existing and not force:
+        names = " and ".join(map(display_path, existing))
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise StartupError(f"{names} {verb}: overwrite with --force, or choose another folder with --out")
+    policies = folder / _POLICIES
+    if policies.is_dir() and (others := sorted({*policies.glob("*.yaml")} - {folder / policy_path(tenant)})):
+        raise StartupError(
+            f"{display_path(others[0])} exists, and may name models that the new config.yaml lacks: "
+            "choose another folder with --out"
+        )
+
+
+def write(files: Mapping[Path, str], folder: Path) -> None:
+    """Write all files, or none: each gets its content by a rename. Raises StartupError."""
+    token = secrets.token_hex(4)
+    targets = {folder / path: text for path, text in files.items()}
+    created = [
+        parent for target in targets for parent in (target.parent, *target.parent.parents) if not parent.exists()
+    ]
+    before = {target: target.read_bytes() if target.exists() else None for target in targets}
+    unfinished = {target: target.with_name(f".{target.name}.{token}") for target in targets}
+    replaced: list[Path] = []
+    try:
+        for target, text in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished[target].write_text(text, encoding="utf-8")
+        for target in targets:
+            replaced.append(target)
+            unfinished[target].replace(target)
+    except BaseException as error:
+        for target in replaced:
+            content = before[target]
+            if content is None:
+                target.unlink(missing_ok=True)
+            else:
+                target.write_bytes(content)
+        for file in unfinished.values():
+            file.unlink(missing_ok=True)
+        for parent in sorted(set(created), key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            where = display_path(Path(error.filename or folder))
+            raise StartupError(f"{where} cannot be written: {(error.strerror or 'error').lower()}") from error
+        raise

@@ -1,0 +1,195 @@
+"""Values that `init` derives from measured times, the text of its files, and their replacement."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.capabilities.continuation import Continuation
+from gateway.cli.init_engines import (
+    ChosenEngine,
+    EngineApi,
+    MeasuredEngine,
+    chosen_model,
+    deadline_of,
+    lease_of,
+    timeouts_of,
+    with_measured_keys,
+    without_route,
+)
+from gateway.cli.init_files import NewGateway, Ports, checked, write
+from gateway.errors import ConfigError, StartupError
+
+ROOT = Path(__file__).parents[2]
+QUICK = MeasuredEngine(None, "none", 0, 0.21, 1.18, 40.2)
+TEACHER = ChosenEngine(
+    "teacher",
+    "Qwen/Qwen2.5-72B-Instruct",
+    {
+        "name": "big",
+        "protocol": "tgi",
+        "api_base": "http://127.0.0.1:8090",
+        "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
+    },
+)
+STUDENT = ChosenEngine(
+    "student",
+    "Qwen/Qwen2.5-7B-Instruct",
+    {
+        "name": "small",
+        "protocol": "openai",
+        "api_base": "http://127.0.0.1:8000/v1",
+        "model": "Qwen/Qwen2.5-7B-Instruct",
+        "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
+    },
+)
+CONTINUES = MeasuredEngine(Continuation("vllm", echo=False), "none", 0, 0.06, 0.41, 112)
+
+
+def gateway(**more: Any) -> NewGateway:
+    known = {"tenant": "default", "route": "chat", "redis": "embedded", "ports": Ports(), "tokens": 40}
+    known |= {"deadline_s": 4.8, "lease_s": 10.0, "engines": ((TEACHER, QUICK), (STUDENT, CONTINUES)), "key": "gk-dev"}
+    return NewGateway(**{**known, **more})
+
+
+@pytest.mark.parametrize(
+    ("guidance_s", "deadline_s"),
+    [
+        (0.01, 2.0),  # the floor
+        (0.5, 2.0),
+        (1.18, 4.8),  # four times, rounded up to two digits
+        (2.8, 12.0),
+        (15.0, 60.0),  # the ceiling
+        (40.0, 60.0),
+        (64.0, 80.0),  # a very slow teacher has a quarter more than it took
+        (480.0, 600.0),
+    ],
+)
+def test_the_deadline_is_a_multiple_of_the_measured_time(guidance_s: float, deadline_s: float) -> None:
+    assert deadline_of(guidance_s) == deadline_s
+    assert lease_of(deadline_s) == max(10.0, deadline_s)
+
+
+def test_a_teacher_that_is_too_slow_for_any_deadline_is_an_error() -> None:
+    with pytest.raises(StartupError, match="guidance takes the teacher 481 s, which is too slow: reduce --tokens"):
+        deadline_of(481)
+
+
+@pytest.mark.parametrize(
+    ("first_s", "tokens_per_s", "timeouts"),
+    [
+        (0.2, 40.0, {}),
+        (3.0, None, {}),
+        (4.0, 20.0, {"first_token": 40.0}),
+        (0.2, 2.0, {"total": 501.0}),
+        (40.0, 20.0, {"first_token": 400.0, "total": 400.0}),
+        (None, None, {}),
+    ],
+)
+def test_a_slow_engine_gets_longer_timeouts(
+    first_s: float | None, tokens_per_s: float | None, timeouts: dict[str, float]
+) -> None:
+    measured = QUICK._replace(first_s=first_s, tokens_per_s=tokens_per_s)
+    assert timeouts_of(measured) == timeouts
+    keys = with_measured_keys(TEACHER, measured).keys
+    assert keys.get("timeouts", {}) == {name: f"{seconds:g}s" for name, seconds in timeouts.items()}
+    files = gateway(engines=((with_measured_keys(TEACHER, measured), measured), (STUDENT, CONTINUES))).files()
+    assert checked(files, Path())[0].by_name["big"].timeouts.first_token_s == timeouts.get("first_token", 30)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode", "continuation"),
+    [
+        ({"protocol": "openai"}, "vllm", None),  # probed at each start
+        ({"protocol": "openai"}, None, "none"),
+        ({"protocol": "tgi"}, "trailing", None),
+        ({"protocol": "tgi"}, "completions", "completions"),  # the default is not probed
+        ({"protocol": "litellm"}, "trailing", "trailing"),  # a probe costs money
+        ({"protocol": "litellm"}, None, "none"),
+    ],
+)
+def test_continuation_is_written_where_the_gateway_would_not_find_it(
+    keys: dict[str, str], mode: Any, continuation: str | None
+) -> None:
+    measured = CONTINUES._replace(continuation=None if mode is None else Continuation(mode))
+    assert with_measured_keys(ChosenEngine("student", "it", keys), measured).keys.get("continuation") == continuation
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://host:8000/", "http://host:8000"),
+        (" https://host/openai/v1/chat/completions ", "https://host/openai/v1"),
+        ("http://host/generate", "http://host"),
+        ("localhost:8000/v1", "http://localhost:8000/v1"),
+        ("anthropic/claude-sonnet-4-5", "anthropic/claude-sonnet-4-5"),
+    ],
+)
+def test_a_url_is_the_base_of_the_routes(url: str, base: str) -> None:
+    assert without_route(url) == base
+
+
+def test_the_only_model_is_chosen_and_another_name_of_tgi_is_an_adapter() -> None:
+    listed = EngineApi("openai", "http://host/v1", ("one",))
+    assert chosen_model(listed, "student", None) == "one"
+    assert chosen_model(listed._replace(served=()), "student", "any") == "any"
+    assert chosen_model(listed._replace(served=("one", "two")), "student", None) is None
+    tgi = EngineApi("tgi", "http://host", ("org/one",))
+    assert [chosen_model(tgi, "teacher", name) for name in (None, "org/one", "adapter")] == ["tgi", "tgi", "adapter"]
+
+
+def test_the_quickstart_shows_the_written_files() -> None:
+    page = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    shown = dict(re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, re.DOTALL))
+    assert shown == {str(path): text for path, text in gateway().files().items()}
+
+
+def test_names_with_any_characters_are_quoted() -> None:
+    name = 'a: "b" #\\ yes'
+    student = ChosenEngine("student", name, {**STUDENT.keys, "model": name})
+    adapter = ChosenEngine("teacher", "large\n- evil: 1", {**TEACHER.keys, "model": "yes"})
+    files = gateway(
+        engines=((adapter, QUICK), (student, CONTINUES)), tenant="on", route="no", redis="redis://127.0.0.1:6379/0"
+    ).files()
+    settings, book = checked(files, Path())
+    assert (settings.by_name["small"].model, settings.by_name["big"].model) == (name, "yes")
+    assert settings.redis.url.get_secret_value() == "redis://127.0.0.1:6379/0"
+    assert (book.policies[0].tenant, book.policies[0].routes[0].model) == ("on", "no")
+
+
+def test_other_ports_and_a_longer_lease_are_written() -> None:
+    settings, book = checked(gateway(ports=Ports(8100, 8101), deadline_s=24.0, lease_s=24.0).files(), Path())
+    assert (settings.server.port, settings.admin.port, settings.redis.lease_s) == (8100, 8101, 24.0)
+    assert book.policies[0].routes[0].guidance.deadline == 24.0
+
+
+def test_files_with_an_issue_are_an_error() -> None:
+    own_address = ChosenEngine("teacher", "it", {**TEACHER.keys, "api_base": "http://127.0.0.1:8080"})
+    with pytest.raises(ConfigError, match="is the address of this gateway itself"):
+        checked(gateway(engines=((own_address, QUICK), (STUDENT, CONTINUES))).files(), Path())
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failure_while_files_are_replaced_restores_the_folder(
+    existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    if existing:
+        (folder / "policies").mkdir(parents=True)
+        (folder / "config.yaml").write_text("mine")
+    before = {path: path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")}
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if "default" in target.name:
+            raise PermissionError(13, "Permission denied", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(StartupError, match=r"default\.yaml cannot be written: permission denied"):
+        write(gateway().files(), folder)
+    assert {path: path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")} == before
