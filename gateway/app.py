@@ -16,7 +16,8 @@ from aiohttp import web
 from gateway import wiring
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
-from gateway.accounting.estimate import FALLBACK, Encoding, load
+from gateway.accounting.engine_set import CurrentEngines, EngineSet
+from gateway.accounting.estimate import load
 from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
@@ -36,7 +37,6 @@ from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.cors import allow_origins
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
-from gateway.api.disconnects import DISCONNECTS, Disconnects
 from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.api.openapi.document import document
@@ -160,10 +160,8 @@ async def gateway(
         usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
         uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings))
-        encodings = {
-            model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
-            for model in settings.models
-        }
+        engine_set = EngineSet.of(settings.models, engines)
+        current, encodings = CurrentEngines(engine_set), engine_set.encodings
         # Load tokenizers before the gateway listens: some block the whole process while they load.
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
@@ -177,18 +175,13 @@ async def gateway(
             redis, in_redis, store, settings.data / "spool" / settings.redis.prefix, receipts.spool_bytes, metrics
         )
         stack.push_async_callback(spooler.close)
-        prices = {model.name: model.price for model in settings.models}
-        max_output = wiring.max_output_of(settings.models, engines)
         ledger = Ledger(
             store,
-            prices=prices,
-            encodings=encodings,
             process_id=process_id,
             metrics=metrics,
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
             spans=spans,
-            max_output=max_output,
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(process_id), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
@@ -203,12 +196,9 @@ async def gateway(
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
-        max_calls = {model.name: model.max_concurrency for model in settings.models}
-        warmup = StudentWarmup(engines, max_calls, metrics, tasks)
-        guide = TeacherCall(
-            engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup, encodings
-        )
-        student = StudentCall(engines, metrics, retry_budgets, encodings)
+        warmup = StudentWarmup(metrics, tasks)
+        guide = TeacherCall(batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup)
+        student = StudentCall(metrics, retry_budgets)
         quality = QualityStore(redis.commands, redis_keys)
         samples = RedisSamples(redis.queries, redis_keys)
         switches = GuidanceSwitches()
@@ -263,18 +253,15 @@ async def gateway(
         allow_origins(admin, settings.admin.cors)
         admin[keys.ENDPOINTS] = Endpoints(ADMIN_ROUTES)
         admin[SESSIONS] = sessions
-        admin[OVERVIEW] = Overview(usage.database, {model.name: model.batch.max_size for model in settings.models})
+        admin[OVERVIEW] = Overview(usage.database)
         admin[QUALITY] = quality
         admin[SAMPLES] = samples
         admin[GUIDANCE] = switch_follower
         admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets)
-        public[DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
         public[BODY_DECODER] = BodyDecoder()
-        public[keys.EMBEDDINGS] = Embeddings(
-            engines=engines, admission=admission, ledger=ledger, metrics=metrics, budgets=retry_budgets
-        )
+        public[keys.EMBEDDINGS] = Embeddings(admission, ledger, metrics, retry_budgets)
         public[keys.HANDOVER] = EdgeGuidancePipeline(
             teacher_call=guide,
             admission=admission,
@@ -291,13 +278,11 @@ async def gateway(
             reads,
             metrics,
             tasks,
-            prices=prices,
             within_s=receipts.ttl_s,
-            max_output=max_output,
         )
         public[keys.READS] = reads
         public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
-        public[keys.TOKEN_COUNTER] = TokenCounter(encodings)
+        public[keys.TOKEN_COUNTER] = TokenCounter(current)
         public[keys.STORED_RESPONSES] = StoredResponses(
             redis, RedisResponses(redis.queries, redis_keys), reads, metrics
         )
@@ -327,7 +312,7 @@ async def gateway(
             app[keys.USAGE] = usage.reader()
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
-            app[keys.ENGINES] = engines
+            app[keys.ENGINES] = current
             app[keys.REDIS] = redis
             app[STARTUP] = startup
 

@@ -7,18 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from gateway.accounting.shares import UsageError
-from gateway.accounting.worst_case import engine_maxima
 from gateway.batching.ticket import TeacherLimits
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from decimal import Decimal
 
     from aiohttp.typedefs import Middleware
 
     from gateway.accounting.spans import ReceiptSpans
-    from gateway.accounting.worst_case import MaxOutputOf
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
     from gateway.engines.base import Engine
@@ -151,17 +149,3 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
         return last
 
     return current
-
-
-def max_output_of(models: Iterable[ModelSettings], engines: Mapping[str, Engine] | None = None) -> MaxOutputOf:
-    """Return the maximum answer lengths of all engines; without `engines`, only those in config.yaml."""
-    known = {model.name: model for model in models}
-
-    def reported(name: str) -> int | None:
-        return None if engines is None or name not in engines else engines[name].state.context_tokens
-
-    return engine_maxima(
-        {name: model.max_output_tokens for name, model in known.items()},
-        {name: model.listed_max_output for name, model in known.items()},
-        reported,
-    )

@@ -174,7 +174,7 @@ async def measured(reads: Reads, times: int) -> list[tuple[str, str]]:
         await lines.usage(f"chart of one tenant, {name}", length_s, granularity, tenant="tenant-000")
     for name, (length_s, _) in _RANGES.items():
         await lines.usage(f"table by tenant, {name}", length_s, None, "tenant")
-    await lines.add("overview", lambda: Overview(sums, {}).sums())
+    await lines.add("overview", lambda: Overview(sums).sums())
     await lines.add("50 newest receipts", lambda: sums.latest(50))
     await lines.add("50 newest receipts of a large tenant", lambda: sums.latest(50, "tenant-000"))
     await lines.add("50 newest receipts of a small tenant", lambda: sums.latest(50, "tenant-199"))

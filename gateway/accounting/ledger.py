@@ -14,7 +14,7 @@ import structlog
 from gateway.accounting.intent import intend
 from gateway.accounting.receipt_counters import ReceiptCounters
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
-from gateway.accounting.worst_case import budget_max_tokens, unknown_max_output, worst_case
+from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.accounting.content import LoggedContent
-    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import Receipt
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.request_log import LogSample
     from gateway.accounting.scopes import Scope
     from gateway.accounting.spans import ReceiptSpans
     from gateway.accounting.store import Admitted, ReceiptStore
-    from gateway.accounting.worst_case import MaxCost, MaxOutputOf
+    from gateway.accounting.worst_case import MaxCost
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.plan import Plan
-    from gateway.pricing import Price
     from gateway.protocol.requests import AnyRequest
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
@@ -44,8 +42,6 @@ class Ledger:
     """Admit requests, build their receipts and publish them.
 
     Args:
-        prices: USD per token, by model.
-        encodings: the tokenizer, by model.
         spans: adds receipts to traces; None where tracing is off.
         max_estimates: requests whose missing usage is counted at the same time. Further requests are bounded by their
             size in bytes.
@@ -56,19 +52,15 @@ class Ledger:
         self,
         store: ReceiptStore,
         *,
-        prices: Mapping[str, Price],
-        encodings: Mapping[str, Encoding],
         process_id: str,
         metrics: Metrics,
         tasks: BackgroundTasks,
         sample: LogSample,
         spans: ReceiptSpans | None = None,
-        max_output: MaxOutputOf = unknown_max_output,
         max_estimates: int = 64,
         max_recounts: int = 256,
     ) -> None:
         self._store, self._sample, self._spans = store, sample, spans
-        self._prices, self._encodings, self._max_output = prices, encodings, max_output
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
         self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
@@ -85,10 +77,11 @@ class Ledger:
     ) -> Admitted:
         """Reserve what the request may spend, and set it in `builder`. `ReceiptStore.admit` has the other facts.
         `plans`: the possible plans by kind, the most expensive first."""
+        engines = builder.engine_set
         max_costs: dict[int, MaxCost] = {}
         variants = []
         for kind, plan in plans.items():
-            max_costs[kind] = max_cost = worst_case(plan, request, self._prices, self._max_output)
+            max_costs[kind] = max_cost = worst_case(plan, request, engines.prices, engines.max_output)
             variants.append(Variant(kind, intend(builder, plan, max_cost, self._process_id, scopes)))
         # The reservation bounds the charge of each call, so it must not change after admission.
         builder.request, builder.reserved = request, max_costs[variants[0].kind]
@@ -101,13 +94,13 @@ class Ledger:
             builder.reserved = max_costs[admitted[0].variant]
         return admitted
 
-    def max_usd(self, plan: Plan, request: AnyRequest) -> Decimal:
-        """Return the most that a request may cost under `plan`, in USD."""
-        return worst_case(plan, request, self._prices, self._max_output).usd
+    def max_usd(self, builder: ReceiptBuilder, request: AnyRequest) -> Decimal:
+        """Return the most that a request may cost under its plan, in USD."""
+        return worst_case(builder.plan, request, builder.engine_set.prices, builder.engine_set.max_output).usd
 
-    def budget_max_tokens(self, plan: Plan) -> int:
+    def budget_max_tokens(self, builder: ReceiptBuilder) -> int:
         """Return the `max_tokens` that the gateway sends under a budget where neither caller nor route sets one."""
-        return budget_max_tokens(plan, self._max_output)
+        return budget_max_tokens(builder.plan, builder.engine_set.max_output)
 
     async def close(self, builder: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
         """Return the receipt for a reply. Count tokens in a thread, not on the event loop. If the baseline is not
@@ -116,13 +109,14 @@ class Ledger:
             return builder.receipt
         if builder.caller_left:
             status = "client_gone"
+        prices, encodings = builder.engine_set.prices, builder.engine_set.encodings
         if builder.needs_estimate:
             if self._estimating >= self._max_estimates:
-                receipt = builder.build_receipt(status, self._prices, None)
+                receipt = builder.build_receipt(status, prices, None)
             else:
                 self._estimating += 1
                 try:
-                    receipt = await asyncio.to_thread(builder.build_counted, status, self._prices, self._encodings)
+                    receipt = await asyncio.to_thread(builder.build_counted, status, prices, encodings)
                 finally:
                     self._estimating -= 1
         else:
@@ -133,7 +127,7 @@ class Ledger:
                     return receipt
                 self._recounting += 1
                 try:
-                    receipt = await asyncio.to_thread(builder.recount, receipt, self._prices, self._encodings)
+                    receipt = await asyncio.to_thread(builder.recount, receipt, prices, encodings)
                 finally:
                     self._recounting -= 1
         # The thread continues when the caller disconnects. `settle` may have fixed a receipt in the meantime.
@@ -143,13 +137,14 @@ class Ledger:
 
     def _should_recount(self, builder: ReceiptBuilder, receipt: Receipt) -> bool:
         """Return whether to count the baseline now. It stays an estimate while too many baselines are being counted."""
-        return self._recounting < self._max_recounts and builder.needs_recount(receipt, self._encodings)
+        return self._recounting < self._max_recounts and builder.needs_recount(receipt, builder.engine_set.encodings)
 
     def _preliminary_or_built(self, builder: ReceiptBuilder, status: str) -> Receipt:
         """Return the preliminary receipt if its status still holds. Otherwise build a receipt, from exact usage."""
         if builder.preliminary is not None and builder.preliminary.status == status:
             return builder.preliminary
-        return builder.build_receipt(status, self._prices, self._encodings, exact=True)
+        engines = builder.engine_set
+        return builder.build_receipt(status, engines.prices, engines.encodings, exact=True)
 
     def settle(self, builder: ReceiptBuilder, status: str) -> None:
         """Settle in the background. Each request calls this exactly once, however it ended."""

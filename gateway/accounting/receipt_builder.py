@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from gateway.accounting.baseline import baseline
 from gateway.accounting.content import LoggedContent
+from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.receipt import (
     Attempt,
     BatchFacts,
@@ -60,6 +61,7 @@ class ReceiptBuilder(msgspec.Struct):
     stream: bool
     started: float
     plan: Plan
+    engine_set: EngineSet  # the engines of the request, with the prices of its receipt
     admitted: float | None = None
     granted: float | None = None
     guidance_requested: float | None = None
@@ -111,6 +113,7 @@ class ReceiptBuilder(msgspec.Struct):
             stream=False,
             started=time.perf_counter(),
             plan=plan,
+            engine_set=self.engine_set,
             shadow_of=self.id,
         )
 
@@ -242,14 +245,13 @@ class ReceiptBuilder(msgspec.Struct):
 
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
-        warmup = None if self.warmup is None else shares_of(self.warmup)[0]
+        warmup = shares_of(self.warmup)[0]
         attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
         calls = (teacher, student, warmup, *[attempt.share for attempt in attempts])
         shares = [one for one in calls if one is not None]
-        cost = total_cost(shares)
+        cost, price = total_cost(shares), prices[self.plan.baseline]
         # Savings use likely shares. With upper bounds, savings would grow with unknown usage.
         self.likely = likely_teacher, likely_student
-        price = prices[self.plan.baseline]
         estimate = baseline(self, *self.likely, price, None)
         measured = None
         if self.measures is not None and status == "ok":
@@ -309,17 +311,17 @@ class ReceiptBuilder(msgspec.Struct):
         request, usage = self.request, call.usage
         if request is None or bound is None or usage is None or _is_usual(usage, call, bound):
             return ""
-        repeats_prompt = isinstance(request, TextRequest) and bool(request.body.get("echo"))
-        shown = max(call.prefix_bytes, len(self.guidance_text) if call is self.student else 0)
-        shown_chars = None if repeats_prompt else shown
-        return usage_error(call, bound, choices=request.generated_choices, shown_chars=shown_chars)
+        shown: int | None = max(call.prefix_bytes, len(self.guidance_text) if call is self.student else 0)
+        if isinstance(request, TextRequest) and request.body.get("echo"):
+            shown = None  # the engine repeats the prompt
+        return usage_error(call, bound, choices=request.generated_choices, shown_chars=shown)
 
     def facts(self) -> Json:
         """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""
         facts = first_facts(self.mode, self.plan.split, self.unguided, self.hint)
         if self.student_probability is not None:
             facts["student_probability"] = self.student_probability
-        shared = None if self.teacher is None else self.teacher.shared
+        shared = self.teacher.shared if self.teacher else None
         add_call_facts(facts, shared, self.budget, len(self.failed), self.batch)
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
@@ -347,9 +349,8 @@ class ReceiptBuilder(msgspec.Struct):
         return "renewed" if scope.renewed else "fresh"
 
     def _timings(self) -> Timings:
-        began, first, student_began = self.started, self.first_token, self.student_began
-        first_ms = None if first is None else _ms(began, first)
-        handover_ms = None
+        began, student_began, handover_ms = self.started, self.student_began, None
+        first_ms = None if self.first_token is None else _ms(began, self.first_token)
         if student_began is not None and self.guided is not None and self.unguided is None:
             handover_ms = _ms(self.guided, student_began)
         return Timings(_ms(began, time.perf_counter()), *self._stages_ms(), first_ms, handover_ms)

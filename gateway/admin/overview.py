@@ -25,7 +25,7 @@ from gateway.usage.sums import Period, periods
 from gateway.usage.usage import figures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gateway.policy.schema import TenantPolicy
     from gateway.usage.database_reader import DatabaseReader
@@ -46,13 +46,10 @@ class _Past(NamedTuple):
 class Overview:
     """Sums of the last minutes, of today and of the month. Concurrent requests share one read.
 
-    `max_batch` has the maximum batch size of each model; `clock` returns Unix seconds.
+    `clock` returns Unix seconds.
     """
 
-    def __init__(
-        self, database: DatabaseReader, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time
-    ) -> None:
-        self.max_batch = max_batch
+    def __init__(self, database: DatabaseReader, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
         self._reading = asyncio.Lock()
@@ -104,6 +101,7 @@ async def show_overview(request: web.Request) -> web.Response:
     with suppress(RedisError, OSError, UsageUnavailable):
         async with asyncio.timeout(_LIMIT_S):
             sums = await app[OVERVIEW].sums()
+    engines = app[ENGINES].engine_set
     return json_reply(
         {
             "object": "overview",
@@ -116,7 +114,7 @@ async def show_overview(request: web.Request) -> web.Response:
             "usage": {"answered": sums["live"] is not None},
             **sums,
             "max_batch_size": max(
-                (app[OVERVIEW].max_batch.get(name, 0) for name in app[POLICIES].policy_set.teachers()), default=None
+                (engines.models[name].batch.max_size for name in app[POLICIES].policy_set.teachers()), default=None
             ),
             "engines": [
                 {
@@ -127,7 +125,7 @@ async def show_overview(request: web.Request) -> web.Response:
                     "in_flight": engine.calls,
                     "warnings": warnings_of(app, name),
                 }
-                for name, engine in app[ENGINES].items()
+                for name, engine in engines.by_name.items()
             ],
             "policies": policies_shown(app[POLICIES]),
             "config": config_shown(app.get(RELOADER)),

@@ -60,7 +60,7 @@ async def show_options(request: web.Request) -> web.Response:
     """GET /playground/options: the choices of the form."""
     only_query(request)
     app = request.app
-    engines = [_engine(one) for one in app[keys.ENGINES].values()]
+    engines = [_engine(one) for one in app[keys.ENGINES].engine_set.by_name.values()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
     shown = await asyncio.to_thread(_options, app[keys.POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
@@ -77,6 +77,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[keys.INFO].started,
         NO_HEADERS,
+        request[keys.INFO].use_engines(request.app[keys.ENGINES].engine_set),
         route_override=run.route_override(request.app[keys.POLICIES].policy_set.projections),
     )
     parts = request.app[keys.COMPLETIONS].stream(context, chat, MarkedRelay)

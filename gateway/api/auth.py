@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.api.connection import connection_of
 from gateway.api.headers import is_messages
-from gateway.api.keys import CALLERS
+from gateway.api.keys import CALLERS, ENGINES, INFO
 from gateway.errors import NotAuthenticated
 from gateway.telemetry.logs import allow_content_in_logs
 
@@ -75,6 +75,8 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 def authenticate(request: web.Request) -> Caller:
     """Return the caller of a request by its key. Raises NotAuthenticated; the message never contains the key."""
     caller = request.app[CALLERS].authenticate(caller_key(request))
+    # In the same step as the policy, so that the set contains all engines that the policy names.
+    request[INFO].use_engines(request.app[ENGINES].engine_set)
     connection_of(request).authenticated(caller.policy)
     if caller.policy.log_content:
         allow_content_in_logs(allowed=True)

@@ -15,10 +15,8 @@ from gateway.api.keys import INFO
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.pricing import Price
 
 READ_ON_S = 2.0
 """Seconds for which a call is read on. An engine sends its usage within milliseconds of the last token."""
@@ -26,28 +24,22 @@ MAX_REST_USD = Decimal("0.001")
 """Largest cost of the tokens that may still be generated; above it the call is canceled."""
 
 
-class Disconnects:
-    """Decide what happens to a request whose caller disconnects. `prices` are those of each engine."""
+def read_on_s(builder: ReceiptBuilder | None) -> float:
+    """Return for how many seconds a request may continue whose caller disconnected; 0: cancel it now.
 
-    def __init__(self, prices: Mapping[str, Price]) -> None:
-        self._prices = prices
-
-    def read_on_s(self, builder: ReceiptBuilder | None) -> float:
-        """Return for how many seconds the request may continue; 0: cancel it now. Mark a request that continues."""
-        if builder is None or (call := builder.running) is None:
-            return 0.0
-        if call.ended:
-            read_on = call.usage is None
-        elif call.limit_tokens is None:
-            read_on = False
-        else:
-            rest_tokens = max(0, call.limit_tokens - call.seen_tokens)
-            read_on = rest_tokens * self._prices[call.model].output_usd <= MAX_REST_USD
-        builder.caller_left = builder.caller_left or read_on
-        return READ_ON_S if read_on else 0.0
-
-
-DISCONNECTS = web.AppKey("disconnects", Disconnects)
+    Mark a request that continues.
+    """
+    if builder is None or (call := builder.running) is None:
+        return 0.0
+    if call.ended:
+        read_on = call.usage is None
+    elif call.limit_tokens is None:
+        read_on = False
+    else:
+        rest_tokens = max(0, call.limit_tokens - call.seen_tokens)
+        read_on = rest_tokens * builder.engine_set.prices[call.model].output_usd <= MAX_REST_USD
+    builder.caller_left = builder.caller_left or read_on
+    return READ_ON_S if read_on else 0.0
 
 
 class DetachedHandlers:
@@ -64,7 +56,7 @@ class DetachedHandlers:
         info = request.get(INFO)
         if info is None or (state := info.state) is None:
             return False
-        if (seconds := request.app[DISCONNECTS].read_on_s(state.builder)) <= 0:
+        if (seconds := read_on_s(state.builder)) <= 0:
             return False
         self._count += 1
         timer = task.get_loop().call_later(seconds, task.cancel)

@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.api.auth import authenticate
 from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
-from gateway.api.keys import EDGE_ACCOUNTS, HANDOVER
+from gateway.api.keys import EDGE_ACCOUNTS, HANDOVER, engine_set_of
 from gateway.api.lookups import shows_cost
 from gateway.errors import EdgeVersion
 from gateway.protocol.chat import parse_chat
@@ -35,14 +35,14 @@ async def guidance_usage(request: web.Request) -> web.Response:
     caller = _device(request)
     usage = await read_parsed(request, caller, parse_edge_usage)
     accounts = request.app[EDGE_ACCOUNTS]
-    return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage))
+    return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage, engine_set_of(request)))
 
 
 async def offline_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/usage"""
     caller = _device(request)
     report = await read_parsed(request, caller, parse_offline_usage)
-    return _reply(caller, await request.app[EDGE_ACCOUNTS].add_offline(caller, report))
+    return _reply(caller, await request.app[EDGE_ACCOUNTS].add_offline(caller, report, engine_set_of(request)))
 
 
 def _device(request: web.Request) -> Caller:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from gateway.accounting.budgets import Budgets, LimitUsage
+from gateway.accounting.engine_set import CurrentEngines, EngineSet
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
 from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
 from gateway.config.sections import Defaults
-from gateway.engines.guard import GuardedEngine
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
@@ -65,6 +65,19 @@ class RequestInfo:
     client_id: str | None = None  # X-Client-Request-Id
     allowance: Allowance | None = None  # the remainder of the caller's limits; None: the caller is not known yet
     state: RequestState | None = None  # decides whether a request continues after a disconnect
+    engine_set: EngineSet | None = None  # set with the caller's policy, which names its engines
+
+    def use_engines(self, engine_set: EngineSet) -> EngineSet:
+        """Keep the engines open until the end of the request."""
+        assert self.engine_set is None, "a request has one set"
+        engine_set.hold()
+        self.engine_set = engine_set
+        return engine_set
+
+    def release_engines(self) -> None:
+        """Release the engines at the end of the request, if it uses any."""
+        if self.engine_set is not None:
+            self.engine_set.release()
 
 
 POLICIES = web.AppKey("policies", Policies)
@@ -96,10 +109,17 @@ STORED_RESPONSES = web.AppKey("stored_responses", StoredResponses)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
-ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
+ENGINES = web.AppKey("engines", CurrentEngines)
 WORKER = web.AppKey("worker", int)
 PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
 ENDPOINTS = web.AppKey("endpoints", Endpoints)  # of this listener
 BATCHER = web.AppKey("batcher", Batcher)
 
 INFO = web.RequestKey("info", RequestInfo)
+
+
+def engine_set_of(request: web.Request) -> EngineSet:
+    """Return the engines of a request whose caller is authenticated."""
+    engine_set = request[INFO].engine_set
+    assert engine_set is not None, "authenticate() sets it"
+    return engine_set

@@ -71,7 +71,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     """GET /readyz on the admin listener: the status of one worker, with details."""
     status = status_of(request.app)
     engines = {}
-    for name, engine in request.app[keys.ENGINES].items():
+    for name, engine in request.app[keys.ENGINES].engine_set.by_name.items():
         state, known = engine.state, engine.state.continuation
         engines[name] = {
             "up": state.up,
@@ -100,7 +100,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
 
 def warnings_of(app: web.Application, engine: str) -> list[str]:
     """Return the warnings of an engine, and the routes that miss its guidance too often."""
-    return [*app[keys.ENGINES][engine].state.warnings, *app[keys.DEADLINES].warnings(engine)]
+    return [*app[keys.ENGINES].engine_set.by_name[engine].state.warnings, *app[keys.DEADLINES].warnings(engine)]
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
@@ -132,5 +132,5 @@ def status_of(app: web.Application) -> str:
         return "draining"
     if not app[STARTUP].done:
         return "starting"
-    down = any(engine.state.up is False for engine in app[keys.ENGINES].values())
+    down = any(engine.state.up is False for engine in app[keys.ENGINES].engine_set.by_name.values())
     return "degraded" if down or not app[keys.REDIS].up else "ready"

@@ -33,23 +33,22 @@ class FlightResult(Record, frozen=True):
 
 
 class _Participant:
-    """A request in a shared call. `on_grant` is called before the teacher is called in its name."""
+    """A request in a shared call. If it pays, `on_grant` and then `call` are called."""
 
-    __slots__ = ("on_grant", "pays")
+    __slots__ = ("call", "on_grant", "pays")
 
-    def __init__(self, on_grant: Callable[[Grant], None]) -> None:
-        self.on_grant = on_grant
+    def __init__(self, call: Callable[[Grant], Awaitable[TeacherReply]], on_grant: Callable[[Grant], None]) -> None:
+        self.call, self.on_grant = call, on_grant
         self.pays = False
 
 
 class _SharedCall:
     """A ticket and at most one call, for all its participants."""
 
-    __slots__ = ("_call", "participants", "task", "tenant", "waiter")
+    __slots__ = ("participants", "task", "tenant", "waiter")
 
-    def __init__(self, waiter: PermitWaiter, call: Callable[[Grant], Awaitable[TeacherReply]]) -> None:
+    def __init__(self, waiter: PermitWaiter) -> None:
         self.waiter = waiter
-        self._call = call
         self.tenant = waiter.ticket.tenant
         self.participants: list[_Participant] = []
         self.task: asyncio.Task[FlightResult | Exception]
@@ -64,7 +63,7 @@ class _SharedCall:
                 payer = self.participants[0]
                 payer.pays = True
                 payer.on_grant(outcome)
-                reply = await self._call(outcome)
+                reply = await payer.call(outcome)
                 stored = _StoredReply(reply.text, reply.finish, reply.usage, token_ends=reply.token_ends)
                 waiter.finish(msgspec.json.encode(stored).decode())
                 return FlightResult(reply, "")
@@ -83,8 +82,8 @@ class SingleFlight:
         self,
         queue: TeacherQueue,
         ticket: Ticket,
-        call: Callable[[Grant], Awaitable[TeacherReply]],  # calls the teacher; the first participant's is used
-        on_grant: Callable[[Grant], None],  # called before the teacher is called in this request's name
+        call: Callable[[Grant], Awaitable[TeacherReply]],  # calls the teacher in this request's name
+        on_grant: Callable[[Grant], None],  # called before `call`
         deadline: float | None = None,  # the ticket's deadline on the loop's clock, if it began to run before now
     ) -> FlightResult:
         """Join the shared call with the ticket's dedupe key, or start one. Cancellation leaves it.
@@ -96,10 +95,10 @@ class SingleFlight:
         while True:
             shared = self._calls.get(ticket.dedupe_key)
             if shared is None:
-                shared = self._start(queue, ticket, deadline, call)
+                shared = self._start(queue, ticket, deadline)
             else:
                 shared.waiter.extend_deadline(deadline)
-            participant = _Participant(on_grant)
+            participant = _Participant(call, on_grant)
             shared.participants.append(participant)
             try:
                 result = await asyncio.shield(shared.task)
@@ -118,10 +117,8 @@ class SingleFlight:
                 raise result
             return result if participant.pays or result.shared else FlightResult(result.reply, "flight")
 
-    def _start(
-        self, queue: TeacherQueue, ticket: Ticket, deadline: float, call: Callable[[Grant], Awaitable[TeacherReply]]
-    ) -> _SharedCall:
-        shared = _SharedCall(queue.acquire(ticket, deadline), call)
+    def _start(self, queue: TeacherQueue, ticket: Ticket, deadline: float) -> _SharedCall:
+        shared = _SharedCall(queue.acquire(ticket, deadline))
         self._calls[ticket.dedupe_key] = shared
         shared.task = self._tasks.spawn("flight", shared.run())
         shared.task.add_done_callback(lambda _: self._remove(ticket.dedupe_key, shared))

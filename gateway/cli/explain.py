@@ -15,6 +15,7 @@ from msgspec import structs
 from multidict import CIMultiDict
 from rich.console import Console
 
+from gateway.accounting.engine_set import max_output_of
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.cli.explain_print import as_json, as_text
@@ -32,7 +33,6 @@ from gateway.policy.tool_plan import is_planned
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 from gateway.protocol.text import TextRequest, parse_text_completion
-from gateway.wiring import max_output_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

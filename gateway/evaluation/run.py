@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from gateway.accounting.engine_set import EngineSet
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.errors import EngineError, GatewayError, StartupError
@@ -162,6 +163,8 @@ class StagedRun:
         self._prices = self.pair.prices
         self._storage = Generations(self.folder.generations)
         self._teacher = self._recorded(TEACHER)
+        self._metrics = Metrics(None, 1)
+        self._student_call = StudentCall(self._metrics)
         self._saved_at = time.monotonic()
 
     async def run(self) -> None:
@@ -232,11 +235,11 @@ class StagedRun:
         self, state: dict[str, object] | None, items: Sequence[tuple[Setting, Question]]
     ) -> list[tuple[Setting, Question]]:
         """Compute the examples whose texts are stored, and return the others; without `state` those of students."""
-        student_call = self._student_call(self._recorded(STUDENT, state=state))
+        engine_set = self._engine_set(self._recorded(STUDENT, state=state))
         remaining = []
         for setting, question in items:
             known = state is not None or setting.mode == "teacher"
-            if not known or not await self._answer(setting, question, student_call):
+            if not known or not await self._answer(setting, question, engine_set):
                 remaining.append((setting, question))
             await asyncio.sleep(0)  # allow an interrupt between two items
         return remaining
@@ -244,11 +247,11 @@ class StagedRun:
     async def _run_student(self, remaining: Sequence[tuple[Setting, Question]], student: Engine) -> None:
         recorded = self._recorded(STUDENT, student)
         recorded.scores_guidance, recorded.scores_answers = self.scores_guidance, self.scores_answers
-        student_call = self._student_call(recorded)
+        engine_set = self._engine_set(recorded)
         retries = StageRetries(self.pauses_s)
 
         async def run_one(pair: tuple[Setting, Question]) -> None:
-            await self._answer(*pair, student_call, retries)
+            await self._answer(*pair, engine_set, retries)
             self.progress.step(self.folder.examples[pair[0].name, pair[1].id].student_output_tokens)
             if time.monotonic() > self._saved_at + _SAVE_INTERVAL_S:
                 self.write()
@@ -256,7 +259,7 @@ class StagedRun:
         await self._run_stage("student", remaining, run_one, recorded, retries)
 
     async def _answer(
-        self, setting: Setting, question: Question, student_call: StudentCall, retries: StageRetries | None = None
+        self, setting: Setting, question: Question, engine_set: EngineSet, retries: StageRetries | None = None
     ) -> bool:
         """Compute one example. Returns False if a text is missing and may not be requested."""
         request = staged.teacher_request(setting, question, self.work.exemplars)
@@ -267,7 +270,8 @@ class StagedRun:
             return label is not None
 
         def answering() -> Awaitable[staged.QuestionAnswer]:
-            return staged.answer(setting, question, self.work.exemplars, self._teacher, student_call, self._prices)
+            exemplars, student_call = self.work.exemplars, self._student_call
+            return staged.answer(setting, question, exemplars, self._teacher, student_call, engine_set)
 
         try:
             answered = await (answering() if retries is None else retries.call(answering))
@@ -290,11 +294,10 @@ class StagedRun:
     ) -> RecordingEngine:
         return RecordingEngine(running, self._storage, self.pair.names[role], role, stored_state(state))
 
-    @staticmethod
-    def _student_call(student: RecordingEngine) -> StudentCall:
-        metrics = Metrics(None, 1)
+    def _engine_set(self, student: RecordingEngine) -> EngineSet:
         # The circuit breaker is disabled, since the run retries calls itself.
-        return StudentCall({STUDENT: GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), metrics)}, metrics)
+        guarded = GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), self._metrics)
+        return EngineSet({STUDENT: guarded}, self._prices.prices, self._prices.encodings)
 
     async def _run_stage(
         self,

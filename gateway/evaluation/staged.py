@@ -32,6 +32,7 @@ from gateway.policy.projections import CUTOFF
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt import Receipt
     from gateway.engines.base import TeacherRequest
@@ -83,17 +84,25 @@ async def answer(
     exemplars: Sequence[Exemplar],
     teacher: RecordingEngine,
     student_call: StudentCall,
-    prices: TokenPrices,
+    engine_set: EngineSet,
 ) -> QuestionAnswer:
     """Compute an answer in the second stage. Raises EngineErrors; KeyError if the teacher's text is missing."""
     request = setting.request(question, exemplars)
-    plan = setting.plan(request, student_call.engine_snapshot if setting.mode != "teacher" else _any_student)
+    plan = setting.plan(request, engine_set.snapshot if setting.mode != "teacher" else _any_student)
     started = time.perf_counter()
     builder = ReceiptBuilder(
-        id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
+        id=question.id,
+        created=0,
+        tenant="eval",
+        key="eval",
+        route="eval",
+        stream=False,
+        started=started,
+        plan=plan,
+        engine_set=engine_set,
     )
     # No budget applies, but the reservation bounds the receipt's charge for unknown usage.
-    builder.request, builder.reserved = request, worst_case(plan, request, prices.prices)
+    builder.request, builder.reserved = request, worst_case(plan, request, engine_set.prices)
     teacher_s = student_s = guidance_logprob = answer_logprobs = None
     guidance = UNGUIDED
     text = ""
@@ -128,7 +137,7 @@ async def answer(
             student_s, guidance_logprob = finished["seconds"], finished.get("guidance_logprob")
             if scores := finished.get("answer_logprobs"):
                 answer_logprobs = (scores[0], scores[1])
-    receipt = builder.close("ok", prices.prices, prices.encodings)
+    receipt = builder.close("ok", engine_set.prices, engine_set.encodings)
     calls = ((TEACHER, builder.teacher), (STUDENT, builder.student))
     no_reads = frozenset(role for role, call in calls if call and call.usage and call.usage.no_cache_reads)
     return QuestionAnswer(

@@ -105,7 +105,7 @@ class Admission:
         writes = builder.plan.max_tokens is None and bool(builder.plan.students)
         if writes and any(scope.budget is not None for scope in scopes):
             # Reserving the engine's maximum would exceed nearly every budget.
-            builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder.plan))
+            builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder))
         plans = cheaper_plans(builder.plan) if any(map(_may_reduce_cost, scopes)) else {AS_PLANNED: builder.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
         admitted = await self._ledger.admit(builder, request, plans, scopes, on_failure=on_failure)

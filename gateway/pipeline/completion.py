@@ -31,6 +31,7 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping
 
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
     from gateway.pipeline.admission import Admission
@@ -76,6 +77,7 @@ class RequestContext(Record, frozen=True):
     created: int  # Unix seconds
     started: float  # time.perf_counter() seconds
     headers: Mapping[str, str]  # a route may select by them
+    engine_set: EngineSet  # the engines of config.yaml, as they were when the caller was authenticated
     allowance: Allowance = msgspec.field(default_factory=Allowance)  # the caller's remaining limits, after admission
     route_override: RouteOverride | None = None  # an operator's choice, instead of the caller's headers
     state: RequestState = msgspec.field(default_factory=RequestState)
@@ -99,6 +101,7 @@ class RequestContext(Record, frozen=True):
             stream=stream,
             started=self.started,
             plan=plan,
+            engine_set=self.engine_set,
             allowance=self.allowance,
         )
         return builder
@@ -135,8 +138,8 @@ class Completions:
             if (step := context.next_step()) is not None:
                 await step
             students = self.student_call
-            if may_be_too_small(request, builder.plan, students.engines):
-                await drop_too_small(request, builder, students.engines, students.encodings)
+            if may_be_too_small(request, builder):
+                await drop_too_small(request, builder)
             students.check_available(builder)
             guidance = UNGUIDED
             if builder.plan.guidance is None:
@@ -206,8 +209,8 @@ class Completions:
     ) -> AsyncGenerator[ChunkGroup, None]:
         """Yield groups of chunks that arrived together: the guidance, the student's text and the end."""
         guidance, students = UNGUIDED, self.student_call
-        if may_be_too_small(request, builder.plan, students.engines):
-            await drop_too_small(request, builder, students.engines, students.encodings)
+        if may_be_too_small(request, builder):
+            await drop_too_small(request, builder)
         students.check_available(builder)
         if builder.plan.names_engine:
             relay.name_model(builder.plan.student)
@@ -257,17 +260,16 @@ class Completions:
             self.quality_sampler.start(builder, request, caller, answer_buffer)
 
     async def _new_builder(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
-        policy, headers = context.caller.policy, context.headers
+        policy, headers, engines = context.caller.policy, context.headers, context.engine_set
         route = first_route(context.caller, request.model) or await find_route(context.caller, request, headers)
-        snapshot = partial(self.student_call.engine_snapshot, tenant=policy.tenant)
         plan = resolve(
             policy,
             route,
             request,
-            snapshot,
+            partial(engines.snapshot, tenant=policy.tenant),
             headers=headers,
             override=context.route_override,
-            load_of=self.student_call.engine_load,
+            load_of=engines.load,
             key_id=context.caller.key.id,
             off=self.switches.find(policy.tenant, request.model),
         )

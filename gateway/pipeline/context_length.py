@@ -22,12 +22,12 @@ from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.engines.guard import GuardedEngine
-    from gateway.policy.plan import Plan, StudentPlan
+    from gateway.policy.plan import StudentPlan
     from gateway.protocol.requests import CompletionRequest
 
 _BYTES_PER_TOKEN = 2  # at least: a word and a space, or a token id and a comma
@@ -41,28 +41,24 @@ def may_be_too_long(request: CompletionRequest, max_prompt_tokens: int | None) -
     return max_prompt_tokens is not None and request.size_bytes > _BYTES_PER_TOKEN * max_prompt_tokens
 
 
-def may_be_too_small(request: CompletionRequest, plan: Plan, engines: Mapping[str, GuardedEngine]) -> bool:
+def may_be_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> bool:
     """Return whether `drop_too_small` may drop a student."""
-    for student in plan.students:  # noqa: SIM110  a generator takes longer, and each request runs this
+    engines = builder.engine_set.by_name
+    for student in builder.plan.students:
         if may_be_too_long(request, engines[student.engine].state.max_prompt_tokens):
             return True
     return False
 
 
-async def drop_too_small(
-    request: CompletionRequest,
-    builder: ReceiptBuilder,
-    engines: Mapping[str, GuardedEngine],
-    encodings: Mapping[str, Encoding],
-) -> None:
+async def drop_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> None:
     """Drop the students that would reject the prompt. Raises InvalidRequest if none is left.
 
     If the teacher can answer the turn instead, it does, and the students stay.
     """
-    plan = builder.plan
-    students, limit, tokens = await _fitting(request, plan.students, engines, encodings)
+    plan, engines = builder.plan, builder.engine_set
+    students, limit, tokens = await _fitting(request, plan.students, engines)
     if not students and (turn := plan.turn) is not None:
-        teachers, own_limit, own_tokens = await _fitting(request, turn.teacher.students, engines, encodings)
+        teachers, own_limit, own_tokens = await _fitting(request, turn.teacher.students, engines)
         if teachers:
             turn = structs.replace(turn, at_once=turn.at_once or TOO_LONG, student_fits=False)
             builder.plan = structs.replace(plan, turn=turn)
@@ -80,17 +76,14 @@ async def drop_too_small(
 
 
 async def _fitting(
-    request: CompletionRequest,
-    students: tuple[StudentPlan, ...],
-    engines: Mapping[str, GuardedEngine],
-    encodings: Mapping[str, Encoding],
+    request: CompletionRequest, students: tuple[StudentPlan, ...], engines: EngineSet
 ) -> tuple[tuple[StudentPlan, ...], int, int]:
     """Return the engines that may accept the prompt, the largest limit of the others, and the tokens counted for it."""
     fitting, limit, tokens = [], 0, 0
     for student in students:
-        own_limit = engines[student.engine].state.max_prompt_tokens
+        own_limit = engines.by_name[student.engine].state.max_prompt_tokens
         if own_limit is not None:
-            least = await least_tokens(request, own_limit, encodings.get(student.engine))
+            least = await least_tokens(request, own_limit, engines.encodings.get(student.engine))
             if least > own_limit:
                 limit, tokens = max((limit, tokens), (own_limit, least))
                 continue

@@ -14,7 +14,6 @@ from redis.exceptions import RedisError
 
 from gateway.accounting.edge import GUIDANCE, check_report, closing_id, closing_receipt, offline_receipt, state_of
 from gateway.accounting.receipt import REQUEST_ID, Receipt
-from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import (
     EdgeClosed,
     EdgeExpired,
@@ -28,17 +27,16 @@ from gateway.policy.resolve import route_without_guidance
 from gateway.policy.routing import models_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gateway.accounting.edge import State
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.redis_ledger import EdgeBook, Outcome
     from gateway.accounting.store import ReceiptStore
-    from gateway.accounting.worst_case import MaxOutputOf
     from gateway.pipeline.admission import Admission, Slots
     from gateway.policy.book import Caller
     from gateway.policy.schema import Route, TenantPolicy
-    from gateway.pricing import Price
     from gateway.protocol.edge import OfflineBody, UsageBody
     from gateway.redis.client import RedisClient
     from gateway.runtime.tasks import BackgroundTasks
@@ -69,12 +67,10 @@ class EdgeReports:
     reads: Slots
     metrics: Metrics
     tasks: BackgroundTasks
-    prices: Mapping[str, Price]
     within_s: float
-    max_output: MaxOutputOf = unknown_max_output
     clock: Callable[[], float] = time.time
 
-    async def close(self, caller: Caller, receipt_id: str, usage: UsageBody) -> Receipt:
+    async def close(self, caller: Caller, receipt_id: str, usage: UsageBody, engines: EngineSet) -> Receipt:
         """Store the receipt of what a device generated after guidance of its tenant, and return it.
 
         Raises:
@@ -91,7 +87,7 @@ class EdgeReports:
                     "There is no guidance with this id. Send the `receipt` of the guidance's reply.", param="receipt"
                 )
             try:
-                check_report(guidance, usage, self.max_output)
+                check_report(guidance, usage, engines.max_output)
             except EdgeClosed:
                 self.metrics.edge_closings.labels("closed_twice").inc()
                 raise
@@ -99,11 +95,11 @@ class EdgeReports:
                 self.metrics.edge_closings.labels("too_many_tokens").inc()
                 raise
             assert guidance.close is not None, "check_report() requires it"
-            receipt = closing_receipt(guidance, usage, self.prices.get(guidance.baseline_model))
+            receipt = closing_receipt(guidance, usage, engines.prices.get(guidance.baseline_model))
             await self._write(caller.policy, receipt, guidance.close.by, "closed")
             return receipt
 
-    async def add_offline(self, caller: Caller, report: OfflineBody) -> Receipt:
+    async def add_offline(self, caller: Caller, report: OfflineBody, engines: EngineSet) -> Receipt:
         """Store the receipt of an answer that a device made alone, and return it.
 
         Raises:
@@ -114,7 +110,7 @@ class EdgeReports:
         """
         with self.admission.slot(caller):
             policy, route, now = caller.policy, _route(caller, report.model), self.clock()
-            price, limits = self.prices[route.baseline], (self.within_s, self.max_output)
+            price, limits = engines.prices[route.baseline], (self.within_s, engines.max_output)
             try:
                 receipt = offline_receipt(policy.tenant, caller.key.id, route, report, price, now, *limits)
             except EdgeExpired:

@@ -16,13 +16,10 @@ from gateway.policy.resolve import resolve_embeddings
 from gateway.policy.routing import find_route
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.base import EngineEmbeddings
-    from gateway.engines.guard import GuardedEngine
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.completion import RequestContext
@@ -44,7 +41,6 @@ class EmbeddingsAnswer:
 class Embeddings:
     """Answer embeddings requests with the given components."""
 
-    engines: Mapping[str, GuardedEngine]
     admission: Admission
     ledger: Ledger
     metrics: Metrics
@@ -53,9 +49,9 @@ class Embeddings:
     async def answer(self, context: RequestContext, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         """Return the engine's reply under the caller's name of the model. Raises GatewayErrors."""
         route = await find_route(context.caller, request, context.headers)
-        tenant = context.caller.policy.tenant
+        tenant, engines = context.caller.policy.tenant, context.engine_set.by_name
         plan = resolve_embeddings(
-            route, lambda engine: self.engines[engine].in_cooldown_for(tenant), headers=context.headers
+            route, lambda engine: engines[engine].in_cooldown_for(tenant), headers=context.headers
         )
         builder = context.new_receipt(plan, request.model, stream=False)
         with self.admission.slot(context.caller), self.admission.settled(builder):
@@ -70,12 +66,12 @@ class Embeddings:
         retries = Retries(builder.plan.students, builder.plan.retries, request_retries)
         deadline: RequestDeadline | None = None  # set once a call failed
         while True:
-            engine = self.engines[retries.student.engine]
+            engine = builder.engine_set.by_name[retries.student.engine]
             try:
                 if engine.is_full:
                     await engine.wait_for_slot(left_s(deadline))
             except EngineError as error:
-                deadline = deadline or RequestDeadline.of(builder, self.engines)
+                deadline = deadline or RequestDeadline.of(builder)
                 await retry_or_raise(retries, error, builder, self.metrics, deadline)
                 continue
             builder.student = builder.running = call = _call(engine.name, request.inputs)
@@ -87,7 +83,7 @@ class Embeddings:
                 record_failure(error, builder.id, self.metrics)
                 if not error.may_have_run:
                     builder.student = None  # the failed call cost nothing
-                deadline = deadline or RequestDeadline.of(builder, self.engines)
+                deadline = deadline or RequestDeadline.of(builder)
                 await retry_or_raise(retries, error, builder, self.metrics, deadline)
             finally:
                 builder.running = None

@@ -31,6 +31,7 @@ from gateway.scoring.agreement import agreement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.admission import Admission
@@ -129,11 +130,13 @@ class QualitySampler:
             self._count("refused")  # the rest of a budget past its soft threshold is for callers
         else:
             self._in_flight[route] += 1
+            source.engine_set.hold()
             sample = _Sample(source, without_streaming(request), caller, answer, quality)
             task = self.tasks.spawn(f"{source.id}-quality", self._run_counted(sample))
-            task.add_done_callback(lambda _: self._release(route))
+            task.add_done_callback(lambda _: self._release(route, source.engine_set))
 
-    def _release(self, route: tuple[str, str]) -> None:
+    def _release(self, route: tuple[str, str], engine_set: EngineSet) -> None:
+        engine_set.release()
         self._in_flight[route] -= 1
         if not self._in_flight[route]:
             del self._in_flight[route]
@@ -235,7 +238,7 @@ class QualitySampler:
     ) -> str:
         """Return an engine's answer, with a receipt of its own, within the route's daily budget."""
         builder = sample.source.child_receipt(_single_bounded_call(plan, request), name)
-        max_cost_usd = spent = self.ledger.max_usd(builder.plan, request)
+        max_cost_usd = spent = self.ledger.max_usd(builder, request)
         max_budget = sample.quality.rule.max_budget
         with self._convert_redis_errors():
             reservation = await self.book.take(builder.tenant, builder.route, max_cost_usd, max_budget)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 from gateway.errors import EngineTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.engines.guard import GuardedEngine
 
 _T = TypeVar("_T")
 
@@ -26,8 +25,9 @@ class RequestDeadline(NamedTuple):
     total_s: float
 
     @classmethod
-    def of(cls, builder: ReceiptBuilder, engines: Mapping[str, GuardedEngine]) -> Self:
+    def of(cls, builder: ReceiptBuilder) -> Self:
         """Return the deadline: the largest `timeouts.total` of the plan's engines."""
+        engines = builder.engine_set.by_name
         total_s = max(engines[student.engine].total_s for student in builder.plan.students)
         return cls(asyncio.get_running_loop().time() + total_s - (time.perf_counter() - builder.started), total_s)
 

@@ -62,7 +62,7 @@ class StreamedAnswer:
                 builder.mark_first_token()
                 yield opened
             try:
-                engine = self._students.engines[self._student.engine]
+                engine = builder.engine_set.by_name[self._student.engine]
                 if engine.is_full:
                     await engine.wait_for_slot(left_s(self._deadline))
                 stream, generation, student_request = self._begin(self._student)
@@ -118,9 +118,9 @@ class StreamedAnswer:
     async def _recover(self, error: EngineError) -> None:
         """Return when the next attempt is due. Raise the error, in the caller's terms, if there is none."""
         builder, retries, relay = self._builder, self._retries, self._relay
-        self._deadline = deadline = self._deadline or RequestDeadline.of(builder, self._students.engines)
+        self._deadline = deadline = self._deadline or RequestDeadline.of(builder)
         self._count_continued("failed")
-        larger = self._students.keep_larger(retries, error)
+        larger = self._students.keep_larger(builder, retries, error)
         if self._has_output:
             if (longer := await self._continuation(error, deadline)) is not None:
                 self._broken = longer
@@ -146,13 +146,16 @@ class StreamedAnswer:
             broken = BrokenAnswer(first, tokens_before(plan, student, self._guidance), in_prompt)
         if (sent := sent_text(broken.sent, generation.text, seam, reasoning_filter)) is None:
             return None
-        tokens = await written_tokens(generation, self._students.encodings.get(student.engine, DEFAULT_ENCODING))
+        encoding = builder.engine_set.encodings.get(student.engine, DEFAULT_ENCODING)
+        tokens = await written_tokens(generation, encoding)
         longer = broken.longer(sent, tokens, request)
         if plan.max_tokens is not None and longer.max_tokens >= plan.max_tokens:
             return None
 
+        engines = builder.engine_set.by_name
+
         def can_continue(one: StudentPlan) -> bool:
-            return longer.suits(one) and self._students.engines[one.engine].refusal(builder.tenant) is None
+            return longer.suits(one) and engines[one.engine].refusal(builder.tenant) is None
 
         if deadline.left_s <= 0 or (pause_s := self._retries.continuation_pause_s(error, can_continue)) is None:
             return None

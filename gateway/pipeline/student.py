@@ -57,7 +57,7 @@ class StudentCall(StudentEngines):
         """
         plan = builder.plan
         student, retries = plan.students[0], None
-        streams = self.engines[student.engine].always_streams and _may_be_streamed(request)
+        streams = builder.engine_set.by_name[student.engine].always_streams and _may_be_streamed(request)
         if not streams and ends_within_stop(guidance.text, request.stop):
             streams = continuation_of(plan, student, guidance) is not None
         if streams:
@@ -69,9 +69,9 @@ class StudentCall(StudentEngines):
                 break
             except EngineError as error:
                 retries = retries or self.new_retries(builder)
-                deadline = deadline or RequestDeadline.of(builder, self.engines)
+                deadline = deadline or RequestDeadline.of(builder)
                 placed = continuation_of(plan, student, guidance) is not None
-                larger = self.keep_larger(retries, error)
+                larger = self.keep_larger(builder, retries, error)
                 if placed and not larger and may_refuse_prefix(error):
                     guidance = drop_prefix(builder, error)
                 else:
@@ -108,7 +108,7 @@ class StudentCall(StudentEngines):
         builder: ReceiptBuilder,
         deadline: RequestDeadline | None,
     ) -> Json:
-        if (engine := self.engines[student.engine]).is_full:
+        if (engine := builder.engine_set.by_name[student.engine]).is_full:
             await engine.wait_for_slot(left_s(deadline))
         student_request = build_student_request(builder.plan, student, request, guidance)
         generation = self.begin(student, request, guidance, builder, student_request)

@@ -16,16 +16,11 @@ from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.retries import RequestRetries, Retries
 from gateway.pipeline.student_request import continuation_of, text_before
-from gateway.policy.affinity import EngineLoad
-from gateway.policy.plan import EngineSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
 
-    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.engines.guard import GuardedEngine
     from gateway.pipeline.broken_answer import BrokenAnswer
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.student_request import StudentRequest
@@ -45,32 +40,10 @@ _TEMPLATE_FIELDS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class StudentEngines:
-    """The engines of all models, by name."""
+    """Calls of the engines that complete answers, common to whole replies and streams."""
 
-    engines: Mapping[str, GuardedEngine]
     metrics: Metrics
     budgets: RetryBudgets = field(default_factory=RetryBudgets)
-    encodings: Mapping[str, Encoding] = field(default_factory=dict)  # the tokenizer, by model
-
-    def engine_snapshot(self, engine: str, tenant: str = "") -> EngineSnapshot:
-        """Return the current state of an engine for a tenant."""
-        guarded, state = self.engines[engine], self.engines[engine].state
-        cooldown = guarded.in_cooldown_for(tenant)
-        return EngineSnapshot(
-            state.continuation,
-            cooldown,
-            state.reasoning,
-            state.takes_prompts,
-            state.revision,
-            state.tokenizer,
-            state.constraints,
-            state.counts_chunks,
-        )
-
-    def engine_load(self, engine: str) -> EngineLoad:
-        """Return the calls of an engine in this process."""
-        guarded = self.engines[engine]
-        return EngineLoad(guarded.calls, guarded.is_full)
 
     def check_available(self, builder: ReceiptBuilder) -> None:
         """Raise CircuitOpen if the request has a guidance plan and every student rejects the tenant's calls now."""
@@ -78,7 +51,7 @@ class StudentEngines:
             return
         refusals = []
         for student in builder.plan.students:
-            if (refusal := self.engines[student.engine].refusal(builder.tenant)) is None:
+            if (refusal := builder.engine_set.by_name[student.engine].refusal(builder.tenant)) is None:
                 return
             refusals.append(refusal)
         for refusal in refusals:
@@ -86,14 +59,16 @@ class StudentEngines:
         if refusals:
             raise min(refusals, key=lambda one: one.retry_after_s or 0.0)
 
-    def keep_larger(self, retries: Retries, error: EngineError) -> bool:
+    @staticmethod
+    def keep_larger(builder: ReceiptBuilder, retries: Retries, error: EngineError) -> bool:
         """Drop students that cannot read a request which was too long. Return whether another student may read it."""
         if not isinstance(error, EngineRejected) or not error.exceeds_context:
             return False
-        too_small = self.engines[error.engine].state.context_tokens
+        engines = builder.engine_set.by_name
+        too_small = engines[error.engine].state.context_tokens
 
         def is_larger(one: StudentPlan) -> bool:
-            context_tokens = self.engines[one.engine].state.context_tokens
+            context_tokens = engines[one.engine].state.context_tokens
             return context_tokens is None or too_small is None or context_tokens > too_small
 
         return retries.keep_only(is_larger)
@@ -125,20 +100,22 @@ class StudentEngines:
             limit=student_request.body.get(request.limit_field),
             choices=request.choices,
             generated_choices=request.generated_choices,
-            stops_within_s=self.engines[student.engine].state.stops_within_s,
+            stops_within_s=builder.engine_set.by_name[student.engine].state.stops_within_s,
             preface=text_before(student, request, student_request),
             now=time.perf_counter(),
         )
 
-    def _read_same(self, student: StudentPlan, request: CompletionRequest, builder: ReceiptBuilder) -> bool:
+    @staticmethod
+    def _read_same(student: StudentPlan, request: CompletionRequest, builder: ReceiptBuilder) -> bool:
         """Return whether one model reads the caller's prompt, as the teacher and before the guidance as the student."""
         plan = builder.plan.guidance
         if plan is None or builder.rewritten or added_bytes(plan.projection, request):
             return False
         if not _TEMPLATE_FIELDS.isdisjoint(request.body):
             return False
-        teacher = self.engines.get(plan.teacher)
-        return teacher is not None and is_same_model(teacher, self.engines[student.engine])
+        engines = builder.engine_set.by_name
+        teacher = engines.get(plan.teacher)
+        return teacher is not None and is_same_model(teacher, engines[student.engine])
 
     def new_retries(self, builder: ReceiptBuilder) -> Retries:
         request_retries = RequestRetries(builder, self.budgets, self.metrics)

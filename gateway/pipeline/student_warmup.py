@@ -19,7 +19,7 @@ from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.capabilities.reasoning import Reasoning
@@ -56,21 +56,11 @@ class _UnfinishedPrompt(NamedTuple):
 class StudentWarmup:
     """Warm the prefix cache of students.
 
-    Args:
-        max_calls: the calls in flight at which an engine is not warmed any more, by engine.
-        clock: returns seconds.
+    `clock` returns seconds. An engine with `max_concurrency` calls in flight is not warmed.
     """
 
-    def __init__(
-        self,
-        engines: Mapping[str, GuardedEngine],
-        max_calls: Mapping[str, int],
-        metrics: Metrics,
-        tasks: BackgroundTasks,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._engines, self._max_calls, self._metrics, self._tasks = engines, max_calls, metrics, tasks
-        self._clock = clock
+    def __init__(self, metrics: Metrics, tasks: BackgroundTasks, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics, self._tasks, self._clock = metrics, tasks, clock
         self._unfinished: dict[tuple[str, str], _UnfinishedPrompt] = {}  # by engine and tenant
 
     def start(self, request: CompletionRequest, builder: ReceiptBuilder) -> asyncio.Task[None] | None:
@@ -83,10 +73,10 @@ class StudentWarmup:
         if plan.guidance is None or not plan.guidance.warm_student or builder.caller_left:
             return None
         student = plan.students[0]
-        engine = self._engines[student.engine]
+        engine = builder.engine_set.by_name[student.engine]
         if engine.breaker != "closed" or engine.in_cooldown_for(builder.tenant):
             return None  # the trial of an open circuit is left to the answer
-        max_calls = self._max_calls[engine.name]
+        max_calls = builder.engine_set.models[engine.name].max_concurrency
         if engine.calls >= min(max_calls, engine.state.max_concurrency or max_calls):
             return None
         unfinished = self._unfinished.get((engine.name, builder.tenant))

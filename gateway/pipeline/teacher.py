@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,9 +50,9 @@ from gateway.pipeline.retries import RequestRetries
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from gateway.accounting.estimate import Encoding
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.batching.batcher import Batcher
     from gateway.batching.single_flight import SingleFlight
@@ -76,7 +76,6 @@ _INLINE_HASH_BYTES = 256_000
 class TeacherCall:
     """Call teachers for guidance. Each call has a permit of the teacher's batch, and identical calls are made once."""
 
-    engines: Mapping[str, Engine]
     batcher: Batcher
     flights: SingleFlight
     metrics: Metrics
@@ -84,7 +83,6 @@ class TeacherCall:
     deadlines: GuidanceDeadlines
     budgets: RetryBudgets
     warmup: StudentWarmup | None = None  # None: students are not warmed
-    encodings: Mapping[str, Encoding] = field(default_factory=dict)  # the tokenizer, by model
 
     async def stream(self, request: CompletionRequest, builder: ReceiptBuilder) -> AsyncGenerator[str | Guidance, None]:
         """Yield the guidance while it is generated: pieces that may be shown at once, then all of it.
@@ -100,7 +98,7 @@ class TeacherCall:
         stream = GuidanceStream(
             GrowingKeep(skip, guidance_plan.tokens, boundary=guidance_plan.boundary, stop=request.stop),
             sends_lead=isinstance(request, TextRequest),
-            sends_tokens=self.engines[guidance_plan.teacher].state.sends_tokens,
+            sends_tokens=builder.engine_set.by_name[guidance_plan.teacher].state.sends_tokens,
         )
         # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
         task = self.tasks.spawn("guidance", self._open_or_error(request, builder, stream))
@@ -144,10 +142,10 @@ class TeacherCall:
         deadline_s = self.deadlines.deadline_s(guidance_plan)
         deadline = asyncio.get_running_loop().time() + deadline_s
         try:
-            limit = self.engines[guidance_plan.teacher].state.max_prompt_tokens
+            limit = builder.engine_set.by_name[guidance_plan.teacher].state.max_prompt_tokens
             # For a plan, the teacher reads only a part of the request.
             if guidance_plan.tool_plan is None and may_be_too_long(request, limit):
-                await self._check_length(guidance_plan.teacher, request)
+                await _check_length(guidance_plan.teacher, request, builder.engine_set)
             async with asyncio.timeout_at(deadline):
                 reply = await self._ask(guidance_plan, request, builder, deadline, deadline_s, stream)
         except TimeoutError:
@@ -169,23 +167,9 @@ class TeacherCall:
                 builder.teacher = None
             reason = "teacher_" + error.label.removeprefix("engine_")
             return self._without(guidance_plan, builder, reason, error, stream)
-        guidance = guidance_from_reply(
-            plan, guidance_plan, request, builder, reply, stream, self._counter(guidance_plan.teacher)
-        )
+        counter = _counter(guidance_plan.teacher, builder.engine_set)
+        guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream, counter)
         return self._without(guidance_plan, builder, guidance, None) if isinstance(guidance, str) else guidance
-
-    async def _check_length(self, teacher: str, request: CompletionRequest) -> None:
-        """Raise EngineUnsupported if the teacher would reject the prompt as too long."""
-        limit = self.engines[teacher].state.max_prompt_tokens
-        if limit is not None and await least_tokens(request, limit, self.encodings.get(teacher)) > limit:
-            error = unsupported(teacher, f"has a context of {limit} tokens, and the prompt has more.", status=400)
-            error.engine_code = CONTEXT_EXCEEDED
-            raise error
-
-    def _counter(self, teacher: str) -> Callable[[str], int] | None:
-        """Return a function that counts tokens with the teacher's own tokenizer; None: config.yaml names none."""
-        encoding = self.encodings.get(teacher)
-        return partial(count_text, encoding.name) if encoding is not None and encoding.own else None
 
     async def _ask(
         self,
@@ -196,7 +180,7 @@ class TeacherCall:
         deadline_s: float,
         stream: GuidanceStream | None,
     ) -> TeacherReply:
-        engine, plan = self.engines[guidance_plan.teacher], builder.plan
+        engine, plan = builder.engine_set.by_name[guidance_plan.teacher], builder.plan
         in_thread = request.size_bytes > _INLINE_HASH_BYTES
         if in_thread and guidance_plan.tool_plan is not None:
             teacher_request = await asyncio.to_thread(build_teacher_request, guidance_plan, request)
@@ -263,7 +247,7 @@ class TeacherCall:
         builder.guidance_requested = time.perf_counter()
         queue = self.batcher.queue(guidance_plan.teacher)
         try:
-            flight = await self.flights.join(queue, ticket, ask, granted, deadline)
+            flight = await self.flights.join(queue, ticket, _holding(builder.engine_set, ask), granted, deadline)
             if warmup is not None and warming is not None and not warming.done():
                 warmup.outlasted(request, builder)
         finally:
@@ -320,6 +304,33 @@ class TeacherCall:
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
             ) from cause
         return UNGUIDED
+
+
+def _holding(
+    engine_set: EngineSet, call: Callable[[Grant], Awaitable[TeacherReply]]
+) -> Callable[[Grant], Awaitable[TeacherReply]]:
+    """Return a call that holds the set of its engine: it outlasts its own request if others share it."""
+
+    async def held(grant: Grant) -> TeacherReply:
+        with engine_set.held():
+            return await call(grant)
+
+    return held
+
+
+async def _check_length(teacher: str, request: CompletionRequest, engines: EngineSet) -> None:
+    """Raise EngineUnsupported if the teacher would reject the prompt as too long."""
+    limit = engines.by_name[teacher].state.max_prompt_tokens
+    if limit is not None and await least_tokens(request, limit, engines.encodings.get(teacher)) > limit:
+        error = unsupported(teacher, f"has a context of {limit} tokens, and the prompt has more.", status=400)
+        error.engine_code = CONTEXT_EXCEEDED
+        raise error
+
+
+def _counter(teacher: str, engines: EngineSet) -> Callable[[str], int] | None:
+    """Return a function that counts tokens with the teacher's own tokenizer; None: config.yaml names none."""
+    encoding = engines.encodings.get(teacher)
+    return partial(count_text, encoding.name) if encoding is not None and encoding.own else None
 
 
 def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream) -> Guidance:

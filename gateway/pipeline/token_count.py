@@ -25,8 +25,9 @@ from gateway.protocol.messages import generated_text
 from gateway.runtime.fair_share import FairSemaphore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from gateway.accounting.engine_set import CurrentEngines
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
@@ -40,8 +41,8 @@ class TokenCounter:
     In the event loop's own threads, the counts of one tenant would delay the requests of all tenants.
     """
 
-    def __init__(self, encodings: Mapping[str, Encoding]) -> None:
-        self._encodings = encodings
+    def __init__(self, engines: CurrentEngines) -> None:
+        self._engines = engines
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="count-tokens")
         self._turns = FairSemaphore(1)
 
@@ -52,7 +53,7 @@ class TokenCounter:
         """
         students = route.all_students
         model = students[0].model if students else route.teacher
-        encoding = self._encodings.get(model or "", Encoding(FALLBACK))
+        encoding = self._engines.engine_set.encodings.get(model or "", Encoding(FALLBACK))
         async with self._turns.hold(tenant):
             counting = asyncio.get_running_loop().run_in_executor(self._thread, _bound, chat, encoding)
             try:

@@ -127,7 +127,7 @@ class ToolTurns:
         The receipt contains the cost of the call.
         """
         student = builder.plan.students[0]
-        engine, key = self._students.engines[student.engine], (student.engine, builder.tenant)
+        engine, key = builder.engine_set.by_name[student.engine], (student.engine, builder.tenant)
         if not turn.asks_student or builder.caller_left:
             return None
         if key in self._skipped:

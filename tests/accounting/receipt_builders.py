@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.estimate import Encoding
 from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
@@ -23,12 +24,16 @@ from gateway.policy.projections import PROJECTIONS
 from gateway.pricing import Price
 from gateway.protocol.chat import ChatRequest
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PRICES = {
     "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
     "small": Price.of_tokens(Decimal("0.2"), Decimal("0.5")),
     "huge": Price.of_tokens(Decimal(20), Decimal(100), cache_write_per_1m=Decimal(25)),
 }
 ENCODINGS = dict.fromkeys(PRICES, Encoding("cl100k_base"))
+NO_ENGINES = EngineSet({}, PRICES, ENCODINGS)
 MESSAGES = [{"role": "user", "content": "Write a story about a ship."}]
 _ids = itertools.count()
 
@@ -66,6 +71,11 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
 
 
+def engine_set(by_name: Mapping[str, Any], **more: Any) -> EngineSet:
+    """Return a set of these engines, or of fakes in their place."""
+    return EngineSet(by_name, PRICES, ENCODINGS, **more)
+
+
 def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> EngineCall:
     """Return a call. With `read` None, the engine reported no usage."""
     usage = None if read is None else TokenUsage(read, written, cached, cache_write_input_tokens=stored)
@@ -73,7 +83,12 @@ def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored
 
 
 def builder(
-    plan: Plan, *, teacher: EngineCall | None = None, student: EngineCall | None = None, **more: Any
+    plan: Plan,
+    *,
+    teacher: EngineCall | None = None,
+    student: EngineCall | None = None,
+    engine_set: EngineSet = NO_ENGINES,
+    **more: Any,
 ) -> ReceiptBuilder:
     return ReceiptBuilder(
         id=f"req-{next(_ids)}",
@@ -84,6 +99,7 @@ def builder(
         stream=False,
         started=time.perf_counter(),
         plan=plan,
+        engine_set=engine_set,
         teacher=teacher,
         student=student,
         **more,

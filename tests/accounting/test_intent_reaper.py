@@ -25,7 +25,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import ENCODINGS, PRICES, UNREACHED, candidate, closed, guided, intent
+from tests.accounting.receipt_builders import UNREACHED, candidate, closed, guided, intent
 from tests.batching.process import until
 from tests.redis_faults import paused
 
@@ -57,8 +57,6 @@ class Process:
         )
         self.ledger = Ledger(
             self.store,
-            prices=PRICES,
-            encodings=ENCODINGS,
             process_id=process_id,
             metrics=self.metrics,
             tasks=self.tasks,

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from gateway.accounting import baseline as baseline_module
 from gateway.accounting import receipt_builder as draft_module
 from gateway.accounting import shares as shares_module
+from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.estimate import Encoding
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.request_log import LogSample
@@ -25,8 +26,6 @@ from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, call, chat, closed, guided, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.accounting.receipt import Receipt
 
 
@@ -43,14 +42,12 @@ class ListStore:
 class Books:
     """A ledger with its store, log and metrics."""
 
-    def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS, **limits: int) -> None:
+    def __init__(self, **limits: int) -> None:
         self.store = ListStore()
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
         self.ledger = Ledger(
             self.store,
-            prices=PRICES,
-            encodings=encodings,
             process_id="ann",
             metrics=self.metrics,
             tasks=self.tasks,
@@ -124,21 +121,20 @@ def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return threads
 
 
-def tokenizing(**limits: int) -> Books:
-    """Return a ledger with the tokenizer of `big`."""
-    return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)}, **limits)
+TOKENIZING = EngineSet({}, PRICES, ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
+"""The set has the tokenizer of `big`."""
 
 
 def written() -> draft_module.ReceiptBuilder:
     return guided(
         teacher=call("big", 100, 4), student=call("small", 150, 5, text=StringIO(" sailed far away.")),
-        kept_tokens=4, guidance_text="Once a ship",
+        kept_tokens=4, guidance_text="Once a ship", engine_set=TOKENIZING,
     )  # fmt: skip
 
 
 async def test_a_baseline_is_counted_after_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
     """A reply without a baseline does not wait for the count. All other fields equal the preliminary receipt."""
-    books, one = tokenizing(), written()
+    books, one = Books(), written()
     preliminary = await books.ledger.close(one, shown=False)
     assert (one.receipt, recounting, preliminary.baseline_basis) == (None, [], "estimate")
     books.ledger.settle(one, "ok")
@@ -157,7 +153,7 @@ async def test_a_baseline_is_counted_after_the_reply_and_off_the_event_loop(reco
 
 async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: list[int]) -> None:
     """The reply and the receipt agree, and the answer is counted once."""
-    books, one = tokenizing(), written()
+    books, one = Books(), written()
     shown = await books.ledger.close(one)
     assert shown.baseline_basis == "tokenizer"
     times = len(recounting)
@@ -170,7 +166,7 @@ async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: lis
 
 async def test_a_failure_after_the_reply_is_on_the_receipt() -> None:
     """The preliminary receipt is discarded."""
-    books, one = tokenizing(), written()
+    books, one = Books(), written()
     await books.ledger.close(one, shown=False)
     books.ledger.settle(one, "internal")
     await books.tasks.drain(5)
@@ -182,7 +178,7 @@ async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
     recounting: list[int], *, shown: bool
 ) -> None:
     """The number of parallel counts is limited. Further receipts keep their estimate."""
-    books, one = tokenizing(max_recounts=0), written()
+    books, one = Books(max_recounts=0), written()
     await books.ledger.close(one, shown=shown)
     books.ledger.settle(one, "ok")
     await asyncio.sleep(0)
@@ -200,7 +196,7 @@ async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: 
         return count(encoding, text)
 
     monkeypatch.setattr(baseline_module, "count_text", slow)
-    books = tokenizing(max_recounts=3)
+    books = Books(max_recounts=3)
     for _ in range(8):
         books.ledger.settle(written(), "ok")
     while len(books.store.receipts) < 5:
@@ -215,8 +211,8 @@ async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: 
 
 
 async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -> None:
-    books = tokenizing()
-    books.ledger.settle(builder(plan("teacher"), teacher=call("big", 100, 200)), "ok")
+    books = Books()
+    books.ledger.settle(builder(plan("teacher"), teacher=call("big", 100, 200), engine_set=TOKENIZING), "ok")
     await asyncio.sleep(0)
     assert [receipt.baseline_basis for receipt in books.store.receipts] == ["engine"]
     assert recounting == []

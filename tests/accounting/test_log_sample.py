@@ -17,7 +17,7 @@ from gateway.accounting.request_log import EXPECTED_REASONS, LogSample
 from gateway.errors import EngineTimeout
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 
 ROOT = Path(__file__).parents[2]
 NONE = LogSample(0.0, 10.0)
@@ -111,8 +111,6 @@ async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> N
     metrics, store = Metrics(), Nowhere()
     ledger = Ledger(
         store,  # type: ignore[arg-type]
-        prices=PRICES,
-        encodings=ENCODINGS,
         process_id="ann",
         metrics=metrics,
         tasks=BackgroundTasks(),

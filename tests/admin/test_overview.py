@@ -77,7 +77,7 @@ async def test_each_receipt_counts_in_the_period_of_its_arrival(sums: Counted) -
     first, midnight = month_start(clock.now), Period.of("day", clock.now).start
     moments = [clock.now, clock.now - 30, clock.now - 600, midnight, first, first - 1]
     sums.add(*moments)
-    found = await Overview(sums, {}, clock).sums()
+    found = await Overview(sums, clock).sums()
     recent = Period.of("minute", clock.now - 60).start
     assert found["live"]["requests"] == sum(int(one) >= recent for one in moments)
     assert found["today"]["requests"] == sum(int(one) >= midnight for one in moments)
@@ -91,19 +91,19 @@ async def test_each_receipt_counts_in_the_period_of_its_arrival(sums: Counted) -
 async def test_savings_may_be_negative(sums: Counted) -> None:
     clock = Clock()
     sums.add(clock.now, baseline="0.0004")
-    found = await Overview(sums, {}, clock).sums()
+    found = await Overview(sums, clock).sums()
     assert found["today"]["savings_usd"] == "-0.0006"
 
 
 async def test_nothing_yet_is_zero_and_latencies_are_unknown(sums: Counted) -> None:
-    found = await Overview(sums, {}, Clock()).sums()
+    found = await Overview(sums, Clock()).sums()
     assert (found["live"]["requests"], found["month"]["cost_usd"]) == (0, "0")
     assert found["live"]["latency_ms"]["total"]["p95"] is None
     assert found["live"]["batches"]["mean_size"] is None
 
 
 async def test_concurrent_requests_share_one_database_read(sums: Counted) -> None:
-    overview = Overview(sums, {}, Clock())
+    overview = Overview(sums, Clock())
     both = await asyncio.gather(*(overview.sums() for _ in range(20)))
     assert all(one == both[0] for one in both)
     days = datetime.now(UTC).day
@@ -112,7 +112,7 @@ async def test_concurrent_requests_share_one_database_read(sums: Counted) -> Non
 
 async def test_days_that_are_over_are_read_again_only_now_and_then(sums: Counted) -> None:
     clock = Clock()
-    overview = Overview(sums, {}, clock)
+    overview = Overview(sums, clock)
     await overview.sums()
     sums.read = 0
     clock.now += 1
@@ -122,7 +122,7 @@ async def test_days_that_are_over_are_read_again_only_now_and_then(sums: Counted
 
 async def test_a_new_month_begins_at_nothing(sums: Counted) -> None:
     clock = Clock()
-    overview = Overview(sums, {}, clock)
+    overview = Overview(sums, clock)
     sums.add(clock.now)
     assert (await overview.sums())["month"]["requests"] == 1
     clock.now = month_start(month_start(clock.now) + 40 * 86_400) + 5

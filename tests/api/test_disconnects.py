@@ -15,8 +15,9 @@ import aiohttp
 import httpx
 import pytest
 
+from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.shares import EngineCall
-from gateway.api.disconnects import MAX_REST_USD, Disconnects
+from gateway.api.disconnects import MAX_REST_USD, read_on_s
 from gateway.pricing import Price
 from tests.accounting.receipt_builders import builder, plan
 from tests.counting_engine import Books, CountingEngine
@@ -222,7 +223,7 @@ def test_a_shutdown_waits_for_calls_that_are_read_on(redis_url: str, tmp_path: P
 def test_calls_are_read_on_only_below_the_cost_bound() -> None:
     """A call whose usage alone is missing is read on as well. Requests that continue are marked."""
     output_usd = Decimal("0.0001")
-    disconnects = Disconnects({"small": Price.of_tokens(Decimal(0), output_usd * 1_000_000)})
+    priced = EngineSet({}, {"small": Price.of_tokens(Decimal(0), output_usd * 1_000_000)})
     max_tokens = int(MAX_REST_USD / output_usd)
     for call, reads_on in (
         (EngineCall("small", (), limit_tokens=max_tokens), True),
@@ -232,7 +233,7 @@ def test_calls_are_read_on_only_below_the_cost_bound() -> None:
         (EngineCall("small", (), ended=True), True),
         (None, False),
     ):
-        one = builder(plan("student"))
+        one = builder(plan("student"), engine_set=priced)
         one.running = call
-        assert (disconnects.read_on_s(one) > 0, one.caller_left) == (reads_on, reads_on)
-    assert disconnects.read_on_s(None) == 0
+        assert (read_on_s(one) > 0, one.caller_left) == (reads_on, reads_on)
+    assert read_on_s(None) == 0

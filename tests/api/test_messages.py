@@ -8,12 +8,14 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from gateway.accounting.engine_set import CurrentEngines
 from gateway.api import messages
 from gateway.api.keys import READS, TOKEN_COUNTER
 from gateway.pipeline import token_count
 from gateway.pipeline.admission import Slots
 from gateway.pipeline.token_count import TokenCounter
 from gateway.telemetry.metrics import Metrics
+from tests.accounting.receipt_builders import NO_ENGINES
 
 if TYPE_CHECKING:
     import pytest
@@ -28,7 +30,7 @@ class World:
         self.slots = Slots(4 * MANY, "reads", Metrics())
         self.end = threading.Event()
         self.counted: list[Any] = []
-        app = {READS: self.slots, TOKEN_COUNTER: TokenCounter({})}
+        app = {READS: self.slots, TOKEN_COUNTER: TokenCounter(CurrentEngines(NO_ENGINES))}
         self._request = SimpleNamespace(app=app, headers={})
 
         async def route(*_: Any) -> Any:

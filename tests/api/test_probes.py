@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from gateway.accounting.engine_set import CurrentEngines, EngineSet
 from gateway.api import keys
 from gateway.api.probes import STARTUP, Readiness, readyz
 from gateway.engines.base import EngineState
@@ -54,7 +55,7 @@ async def ready(
     app[keys.ADMISSION] = admission = Admission(1, None, Metrics())  # type: ignore[arg-type]
     admission.draining = draining
     engines, client = probed(*ups), Redis(up=redis)
-    app[keys.ENGINES] = engines
+    app[keys.ENGINES] = CurrentEngines(EngineSet(engines))
     app[STARTUP] = await started(client, engines, first_probes_s)
     client.up = client.up and up_later
     app[keys.REDIS] = client  # type: ignore[assignment]

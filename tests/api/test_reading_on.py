@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from gateway.api import keys
-from gateway.api.disconnects import DISCONNECTS
+from gateway.api import disconnects, keys
 from gateway.api.runner import Runner
 from gateway.pipeline.completion import RequestState
 from gateway.telemetry.metrics import Metrics
@@ -33,7 +32,7 @@ class Stage:
     port: int = 0
 
     def read_on_s(self, _: Any) -> float:
-        """Replace the method of `Disconnects`."""
+        """Replace the function of disconnects.py."""
         return self.seconds
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -67,17 +66,18 @@ class Stage:
 async def staged(seconds: float) -> AsyncIterator[Stage]:
     stage = Stage(seconds)
     app = web.Application()
-    app[DISCONNECTS] = stage  # type: ignore[misc]
     app.router.add_get("/", stage.handle)
     runner = Runner(app, metrics=Metrics(), listener="public", max_connections=100, max_detached=MOST,
                     access_log=None, handler_cancellation=True, shutdown_timeout=0.1)  # fmt: skip
     await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        stage.port = runner.addresses[0][1]
-        yield stage
-    finally:
-        await runner.cleanup()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(disconnects, "read_on_s", stage.read_on_s)
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            stage.port = runner.addresses[0][1]
+            yield stage
+        finally:
+            await runner.cleanup()
 
 
 async def test_a_detached_handler_ends_by_itself() -> None:

@@ -25,7 +25,7 @@ from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import builder, plan
+from tests.accounting.receipt_builders import builder, engine_set, plan
 from tests.batching.process import nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
@@ -157,9 +157,10 @@ async def test_a_disconnect_before_the_grant_is_free_and_the_next_request_pays(
 ) -> None:
     """The ticket of the first request stays in the queue for the others."""
     async with flying(redis_url, keys, ONE) as (flights, queue):
-        teacher = Teacher()
+        teacher, other = Teacher(), Teacher()
         async with queue.acquire(ticket()):
-            first, second, third = (Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(3))
+            first = Request(flights, queue, other, ticket(dedupe_key="w"))
+            second, third = (Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(2))
             await until(lambda: redis.zcard(keys.teacher("big").queue))
             await first.leave()
         await called(teacher, second, third)
@@ -167,6 +168,7 @@ async def test_a_disconnect_before_the_grant_is_free_and_the_next_request_pays(
         assert await second.result == FlightResult(REPLY, "")
         assert await third.result == FlightResult(REPLY, "flight")
         assert [len(request.grants) for request in (first, second, third)] == [0, 1, 0]
+        assert (teacher.calls, other.calls) == (1, 0), "the call is that of the request that pays"
         await nothing_left(redis, keys, queue)
 
 
@@ -358,11 +360,8 @@ class Room:
 
     def __init__(self, flights: SingleFlight, queue: TeacherQueue) -> None:
         self.engine, self.metrics, self._queue = ScriptedEngine(), Metrics(), queue
-        engines: Any = {"big": self.engine}
         here: Any = self
-        self._guide = TeacherCall(
-            engines, here, flights, self.metrics, BackgroundTasks(), GuidanceDeadlines(), RetryBudgets()
-        )
+        self._guide = TeacherCall(here, flights, self.metrics, BackgroundTasks(), GuidanceDeadlines(), RetryBudgets())
 
     def queue(self, _: str) -> TeacherQueue:
         return self._queue
@@ -372,7 +371,7 @@ class Room:
         guided = plan()
         assert guided.guidance is not None
         guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule))
-        one = builder(guided)
+        one = builder(guided, engine_set=engine_set({"big": self.engine}))
         return await self._guide.open(chat(), one), one
 
 

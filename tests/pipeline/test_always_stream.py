@@ -18,7 +18,7 @@ from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import builder, plan
+from tests.accounting.receipt_builders import builder, engine_set, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -71,7 +71,11 @@ async def test_a_request_that_engines_reject_in_a_stream_is_not_streamed(
 ) -> None:
     engine, metrics = Engine(), Metrics()
     guarded = GuardedEngine(engine, Breaker(BreakerRule()), metrics, always_streams=True)
-    one = builder(msgspec.structs.replace(plan("student"), students=(StudentPlan("small", None),)), request=request_)
-    reply = await StudentCall({"small": guarded}, metrics).complete(request_, UNGUIDED, one)
+    one = builder(
+        msgspec.structs.replace(plan("student"), students=(StudentPlan("small", None),)),
+        request=request_,
+        engine_set=engine_set({"small": guarded}),
+    )
+    reply = await StudentCall(metrics).complete(request_, UNGUIDED, one)
     assert reply["choices"][0]["message"]["content"] == "Blue."
     assert engine.calls == [called]

@@ -31,7 +31,7 @@ from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead
 from gateway.protocol.text import parse_text_completion
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, plan
+from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, engine_set, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -185,6 +185,7 @@ async def answer(
             retries=retries or RetryRule(num_retries=2, backoff_s=0.001),
         ),
         request=request,
+        engine_set=engine_set(guarded),
     )
     one.reserved = worst_case(one.plan, request, PRICES)
     if guidance.text:
@@ -192,7 +193,7 @@ async def answer(
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=request.wants_usage)
     chunks: list[Any] = []
     caught: EngineError | None = None
-    students = StudentCall(guarded, metrics, encodings=ENCODINGS)
+    students = StudentCall(metrics)
     try:
         if as_json:
             reply = await students.complete(request, guidance, one)

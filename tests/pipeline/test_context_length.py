@@ -22,11 +22,12 @@ from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.reply import ReplyHead
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.receipt_builders import builder, plan
+from tests.accounting.receipt_builders import builder, engine_set, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.protocol.requests import CompletionRequest
 
@@ -100,13 +101,14 @@ async def test_the_bound_is_never_above_the_tokens(texts: list[str], limit: int)
         assert await least_tokens(chat(*texts), limit, encoding) <= counted
 
 
-def planned(*students: str) -> ReceiptBuilder:
-    plans = tuple(StudentPlan(name, None) for name in students)
-    return builder(msgspec.structs.replace(plan("student"), students=plans))
+def engines(**limits: int | None) -> EngineSet:
+    states = {name: SimpleNamespace(max_prompt_tokens=limit) for name, limit in limits.items()}
+    return engine_set({name: SimpleNamespace(state=state) for name, state in states.items()})
 
 
-def engines(**limits: int | None) -> Any:
-    return {name: SimpleNamespace(state=SimpleNamespace(max_prompt_tokens=limit)) for name, limit in limits.items()}
+def planned(**limits: int | None) -> ReceiptBuilder:
+    plans = tuple(StudentPlan(name, None) for name in limits)
+    return builder(msgspec.structs.replace(plan("student"), students=plans), engine_set=engines(**limits))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +120,9 @@ def engines(**limits: int | None) -> Any:
     ],
 )
 async def test_students_that_are_too_small_are_dropped(limits: dict[str, int | None], kept: list[str]) -> None:
-    request, one, known = chat(words(500)), planned(*limits), engines(**limits)
-    assert may_be_too_small(request, one.plan, known)
-    await drop_too_small(request, one, known, {})
+    request, one = chat(words(500)), planned(**limits)
+    assert may_be_too_small(request, one)
+    await drop_too_small(request, one)
     assert [student.engine for student in one.plan.students] == kept
 
 
@@ -141,8 +143,9 @@ async def test_the_guidance_is_planned_for_the_first_student_that_is_left(
     assert guided.guidance is not None
     students = StudentPlan("small", Continuation(first)), StudentPlan("large", second and Continuation(second))
     guidance = msgspec.structs.replace(guided.guidance, stream=True, warm_student=True)
-    one = builder(msgspec.structs.replace(guided, students=students, guidance=guidance))
-    await drop_too_small(chat(words(500)), one, engines(small=100, large=1000), {})
+    guided = msgspec.structs.replace(guided, students=students, guidance=guidance)
+    one = builder(guided, engine_set=engines(small=100, large=1000))
+    await drop_too_small(chat(words(500)), one)
     assert one.plan.guidance is not None
     left = one.plan.guidance
     assert (left.placement, left.stream, left.warm_student) == expected
@@ -151,22 +154,22 @@ async def test_the_guidance_is_planned_for_the_first_student_that_is_left(
 async def test_the_guidance_is_as_planned_while_the_first_student_is_left() -> None:
     guided = plan("guided")
     students = StudentPlan("large", Continuation("vllm")), StudentPlan("small", None)
-    one = builder(msgspec.structs.replace(guided, students=students))
-    await drop_too_small(chat(words(500)), one, engines(small=100, large=1000), {})
+    known = engines(small=100, large=1000)
+    one = builder(msgspec.structs.replace(guided, students=students), engine_set=known)
+    await drop_too_small(chat(words(500)), one)
     assert one.plan == msgspec.structs.replace(guided, students=students[:1])
 
 
 async def test_a_stream_names_the_first_student_that_is_left() -> None:
     """The guidance is sent before the student is called, in chunks with the name of the student."""
     students = StudentPlan("small", Continuation("vllm")), StudentPlan("large", Continuation("vllm"))
-    one = builder(msgspec.structs.replace(plan("guided"), students=students, names_engine=True))
+    guided = msgspec.structs.replace(plan("guided"), students=students, names_engine=True)
+    one = builder(guided, engine_set=engines(small=100, large=1000))
 
     async def guidance(*_: object) -> AsyncGenerator[str, None]:
         yield "The sky"
 
-    calls: Any = SimpleNamespace(
-        engines=engines(small=100, large=1000), encodings={}, check_available=lambda _: None, stream=guidance
-    )
+    calls: Any = SimpleNamespace(check_available=lambda _: None, stream=guidance)
     unused: Any = None
     completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused)
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=False)
@@ -176,16 +179,15 @@ async def test_a_stream_names_the_first_student_that_is_left() -> None:
 
 
 async def test_a_prompt_that_is_too_long_for_all_students_is_the_callers_error() -> None:
-    known = engines(small=100, smaller=50)
     with pytest.raises(InvalidRequest) as caught:
-        await drop_too_small(chat(words(500)), planned("small", "smaller"), known, {})
+        await drop_too_small(chat(words(500)), planned(small=100, smaller=50))
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
     assert "maximum context length is 100 tokens" in caught.value.message
     with pytest.raises(InvalidRequest) as caught:
-        await drop_too_small(raw([7] * 200), planned("small"), known, {})
+        await drop_too_small(raw([7] * 200), planned(small=100))
     assert caught.value.param == "prompt"
     assert "at least 200 tokens" in caught.value.message
 
 
 def test_a_usual_prompt_is_not_examined() -> None:
-    assert not may_be_too_small(chat(words(20)), planned("small").plan, engines(small=100))
+    assert not may_be_too_small(chat(words(20)), planned(small=100))

@@ -16,6 +16,7 @@ from gateway.pipeline.admission import Slots
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
+from tests.accounting.receipt_builders import NO_ENGINES
 from tests.accounting.test_edge import USAGE
 from tests.batching.process import until
 
@@ -40,7 +41,7 @@ async def test_invalid_ids_are_not_read_from_the_store(receipt_id: str) -> None:
     """PostgreSQL, for example, fails at a NUL, which would be a 503."""
     store = Store()
     with pytest.raises(NotFound):
-        await _reports(store).close(CALLER, receipt_id, structs.replace(USAGE, at=NOW))
+        await _reports(store).close(CALLER, receipt_id, structs.replace(USAGE, at=NOW), NO_ENGINES)
     assert store.requested == []
 
 
@@ -58,7 +59,7 @@ async def test_recent_unknown_guidance_is_a_temporary_error(at: float | None, re
     """Only the process that gave guidance while Redis was unavailable knows it, and another may get the report."""
     store, metrics = Store(), Metrics()
     with pytest.raises(refused):
-        await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, structs.replace(USAGE, at=at))
+        await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, structs.replace(USAGE, at=at), NO_ENGINES)
     assert len(store.requested) == 3
     counted = 'gkt_edge_closings_total{outcome="unknown"} 1.0' in metrics.render().decode()
     assert counted == (refused is NotFound)
@@ -86,7 +87,7 @@ async def test_a_report_holds_its_read_slot_until_it_is_stored() -> None:
     await asyncio.wait([writing])
     assert slots.held == 1
     for call in (
-        reports.close(CALLER, "req_" + "0" * 24, USAGE),
+        reports.close(CALLER, "req_" + "0" * 24, USAGE, NO_ENGINES),
         reports._write(CALLER.policy, receipt, None, "offline"),
     ):
         with pytest.raises(Overloaded, match="1 reads, its limit"):
@@ -110,4 +111,4 @@ def _reports(
     metrics = metrics or Metrics()
     redis, admission = SimpleNamespace(up=True), SimpleNamespace(slot=nullcontext)
     parts: Any = (redis, book, store, None, admission, reads or Slots(100, "reads", metrics), metrics, tasks)
-    return EdgeReports(*parts, prices={}, within_s=60.0, clock=lambda: NOW)
+    return EdgeReports(*parts, within_s=60.0, clock=lambda: NOW)

@@ -25,7 +25,7 @@ from gateway.protocol.chat import parse_chat
 from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import builder, plan
+from tests.accounting.receipt_builders import builder, engine_set, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -78,10 +78,14 @@ async def answer(*engines: Engine, form: str, guided: bool) -> str | GatewayErro
     students = tuple([StudentPlan(name, Continuation("trailing", echo=False)) for name in guarded])
     request = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
     base = plan("guided" if guided else "student")
-    one = builder(msgspec.structs.replace(base, students=students, retries=RetryRule(num_retries=0)), request=request)
+    one = builder(
+        msgspec.structs.replace(base, students=students, retries=RetryRule(num_retries=0)),
+        request=request,
+        engine_set=engine_set(guarded),
+    )
     guidance = GUIDANCE if guided else UNGUIDED
     one.kept_tokens, one.guidance_text = guidance.tokens, guidance.text
-    calls = StudentCall(guarded, metrics)
+    calls = StudentCall(metrics)
     try:
         if form != "sse":
             reply = await calls.complete(request, guidance, one)

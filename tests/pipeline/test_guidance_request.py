@@ -25,7 +25,7 @@ from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import builder, call, closed, plan
+from tests.accounting.receipt_builders import builder, call, closed, engine_set, plan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,29 +72,19 @@ class Batcher:
         return None
 
 
-def teacher_call_of(teacher: Any, flight: Any) -> TeacherCall:
+def teacher_call_of(flight: Any) -> TeacherCall:
     batcher: Any = Batcher()
-    return TeacherCall(
-        {"big": teacher}, batcher, flight, Metrics(), BackgroundTasks(), GuidanceDeadlines(), RetryBudgets()
-    )
+    return TeacherCall(batcher, flight, Metrics(), BackgroundTasks(), GuidanceDeadlines(), RetryBudgets())
 
 
 async def test_text_of_a_shared_teacher_after_the_deadline_is_not_shown() -> None:
     """The student continues from the text that was shown before the deadline."""
     teacher = Teacher()
-    teacher_call = TeacherCall(
-        {"big": teacher},
-        Batcher(),
-        SharedFlight(teacher),
-        Metrics(),
-        BackgroundTasks(),
-        GuidanceDeadlines(),
-        RetryBudgets(),
-    )  # type: ignore[dict-item, arg-type]
+    teacher_call = teacher_call_of(SharedFlight(teacher))
     guided = plan()
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
-    async with aclosing(teacher_call.stream(CHAT, builder(guided))) as parts:
+    async with aclosing(teacher_call.stream(CHAT, builder(guided, engine_set=engine_set({"big": teacher})))) as parts:
         pieces = [part async for part in parts]
     guidance = pieces.pop()
     assert isinstance(guidance, Guidance)
@@ -155,9 +145,9 @@ async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charg
     num_retries: int, batches: list[str | None]
 ) -> None:
     teacher = FailsBatches()
-    teacher_call = teacher_call_of(teacher, OwnFlight())
+    teacher_call = teacher_call_of(OwnFlight())
     guided = structs.replace(plan(), retries=RetryRule(num_retries=num_retries, backoff_s=0.001))
-    one = builder(guided)
+    one = builder(guided, engine_set=engine_set({"big": teacher}))
     await teacher_call.open(CHAT, one)
     assert teacher.batches == batches
     assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)

@@ -8,7 +8,8 @@ import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from gateway.engines.base import EngineState
 from gateway.pipeline.student_warmup import RETRY_AFTER_S, StudentWarmup
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import MESSAGES, builder, chat, plan
+from tests.accounting.receipt_builders import MESSAGES, builder, chat, engine_set, plan
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_probed
@@ -27,7 +28,7 @@ from tests.readiness import wait_until_probed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.engines.guard import GuardedEngine
+    from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.plan import Plan
     from gateway.protocol.body import Json
 
@@ -58,9 +59,13 @@ class Student:
         return {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 1}}
 
 
-def warming(student: Student) -> StudentWarmup:
-    engines = {"small": cast("GuardedEngine", student)}
-    return StudentWarmup(engines, {"small": BUSY_AT}, Metrics(), BackgroundTasks())
+def warming() -> StudentWarmup:
+    return StudentWarmup(Metrics(), BackgroundTasks())
+
+
+def request_of(student: Student, plan: Plan, **more: Any) -> ReceiptBuilder:
+    models: Any = {"small": SimpleNamespace(max_concurrency=BUSY_AT)}
+    return builder(plan, engine_set=engine_set({"small": student}, models=models), **more)
 
 
 def warm_plan(*, warm: bool = True) -> Plan:
@@ -71,10 +76,11 @@ def warm_plan(*, warm: bool = True) -> Plan:
 
 async def test_the_warmup_requests_one_token_of_the_callers_prompt() -> None:
     """Fields that change only the answer are not sent."""
-    student, one = Student(), builder(warm_plan())
+    student = Student()
+    one = request_of(student, warm_plan())
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = chat(body={"tools": tools, "n": 2, "stop": ["x"], "logprobs": True, "stream": True, "max_tokens": 90})
-    task = warming(student).start(request, one)
+    task = warming().start(request, one)
     assert task is not None
     await task
     body = {"messages": MESSAGES, "tools": tools, request.limit_field: 1, "temperature": 0}
@@ -95,29 +101,32 @@ async def test_the_warmup_requests_one_token_of_the_callers_prompt() -> None:
     ],
 )
 async def test_an_engine_in_cooldown_or_at_its_limit_is_not_warmed(state: dict[str, Any]) -> None:
-    student, one = Student(**state), builder(warm_plan())
-    assert warming(student).start(chat(), one) is None
+    one = request_of(Student(**state), warm_plan())
+    assert warming().start(chat(), one) is None
     assert one.warmup is None
 
 
 async def test_a_caller_that_left_and_a_policy_without_it_warm_nothing() -> None:
-    for one in (builder(warm_plan(), caller_left=True), builder(warm_plan(warm=False)), builder(plan("student"))):
-        assert warming(Student()).start(chat(), one) is None
+    for one in (
+        request_of(Student(), warm_plan(), caller_left=True),
+        request_of(Student(), warm_plan(warm=False)),
+        request_of(Student(), plan("student")),
+    ):
+        assert warming().start(chat(), one) is None
         assert one.warmup is None
 
 
 async def test_an_engine_is_not_warmed_for_prompts_that_it_does_not_read_in_time() -> None:
     """Shorter prompts are still read. After a minute, a long one is tried again."""
     now = 1000.0
-    engines = {"small": cast("GuardedEngine", Student())}
-    warmup = StudentWarmup(engines, {"small": BUSY_AT}, Metrics(), BackgroundTasks(), clock=lambda: now)
-    warmup.outlasted(chat(size_bytes=400), builder(warm_plan()))
-    other = structs.replace(builder(warm_plan()), tenant="globex")
+    student, warmup = Student(), StudentWarmup(Metrics(), BackgroundTasks(), clock=lambda: now)
+    warmup.outlasted(chat(size_bytes=400), request_of(student, warm_plan()))
+    other = structs.replace(request_of(student, warm_plan()), tenant="globex")
     assert warmup.start(chat(size_bytes=400), other) is not None
     for size_bytes, warm in ((399, True), (400, False), (4000, False)):
-        assert (warmup.start(chat(size_bytes=size_bytes), builder(warm_plan())) is not None) == warm
+        assert (warmup.start(chat(size_bytes=size_bytes), request_of(student, warm_plan())) is not None) == warm
     now += RETRY_AFTER_S
-    assert warmup.start(chat(size_bytes=400), builder(warm_plan())) is not None
+    assert warmup.start(chat(size_bytes=400), request_of(student, warm_plan())) is not None
 
 
 def is_warmup(body: dict[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from gateway.protocol.chat import parse_chat
 from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder
+from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, engine_set
 from tests.policy.test_tool_switch import FAILED, TOOLS, called, user
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ class World:
         self.policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
         self.big, self.small = Engine("big"), Engine("small")
         metrics = Metrics()
-        self.engines = {
-            one.name: GuardedEngine(one, Breaker(BreakerRule(50, 1.0, 5.0)), metrics) for one in (self.big, self.small)
-        }
-        self.turns = ToolTurns(StudentCall(self.engines, metrics))
+        breaker = BreakerRule(50, 1.0, 5.0)
+        self.engine_set = engine_set({
+            one.name: GuardedEngine(one, Breaker(breaker), metrics) for one in (self.big, self.small)
+        })  # fmt: skip
+        self.turns = ToolTurns(StudentCall(metrics))
         self.text = ""
 
     async def answer(
@@ -107,11 +108,11 @@ class World:
         body = {"model": "chat", "messages": messages, "tools": TOOLS, "max_tokens": 50, "stream": form == "sse"}
         request = parse_chat(orjson.dumps(body | more))
         plan = resolve(self.policy, self.policy.routes[0], request, lambda _: EngineSnapshot(None))
-        one = builder(plan, request=request, reserved=worst_case(plan, request, PRICES))
+        one = builder(plan, request=request, reserved=worst_case(plan, request, PRICES), engine_set=self.engine_set)
         one.tenant, self.text = tenant, ""
         error = None
-        if may_be_too_small(request, plan, self.engines):
-            await drop_too_small(request, one, self.engines, {})
+        if may_be_too_small(request, one):
+            await drop_too_small(request, one)
         try:
             if form == "json":
                 reply = await self.turns.complete(request, one)
