@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from gateway.config.settings import environment
+from gateway.config.settings import OVERRIDES, SUPERVISED_VARIABLE, environment
 from gateway.errors import StartupError
 from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
 from gateway.runtime.tasks import BackgroundTasks
@@ -64,7 +64,7 @@ class Supervisor:
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> bool:
         """Keep the workers running until `stop` is set. Then drain them. Return whether all ended regularly in time.
 
-        Each time `reload` is set, send SIGHUP to the workers, so that they read their policies again.
+        Each time `reload` is set, send SIGHUP to the workers, so that they read their files again.
 
         Raises StartupError if a port is in use, or if a worker cannot start before any worker has started.
         """
@@ -78,6 +78,7 @@ class Supervisor:
                 "GKT_ADMIN_PORT": str(stack.enter_context(reserved_port(admin.host, admin.port, "admin.port"))),
                 MULTIPROCESS_FOLDER: stack.enter_context(_shared_folder()),
             }
+            environ[SUPERVISED_VARIABLE] = ",".join(OVERRIDES.keys() & environ.keys() - environment().keys())
             forwarding = self._tasks.spawn("reload", self._forward_reload(reload))
             stack.callback(forwarding.cancel)
             await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
@@ -128,7 +129,7 @@ class Supervisor:
         while True:
             await reload.wait()
             reload.clear()
-            for process in self._serving:  # SIGHUP would end a starting worker, which reads the policies anyway
+            for process in self._serving:  # SIGHUP would end a starting worker, which reads the files anyway
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGHUP)
 
