@@ -67,10 +67,15 @@ class Uptime:
         self._client = client
         self._redis = client.commands
         self._keys = keys.ledger()
-        self._hourly_usd = hourly_usd
+        self._hourly_usd, self._rates = hourly_usd, dict(hourly_usd)
         self.clock = clock
         self._unwritten: dict[int, dict[str, UptimeMinutes]] = {}
         self._changed = asyncio.Event()
+
+    def use_prices(self, hourly_usd: Mapping[str, Decimal]) -> None:
+        """Record the engines with these prices from now on."""
+        self._hourly_usd = hourly_usd
+        self._rates |= hourly_usd  # unwritten minutes may be of an engine that is no longer paid by the hour
 
     def record(self, engine: str, up: bool) -> None:
         """Record that an engine was checked now, and whether it is up."""
@@ -125,5 +130,5 @@ class Uptime:
                 if of_key:
                     pipe.expireat(key, expires_at)
         rates = self._keys.rates(day)
-        pipe.hset(rates, mapping={engine: str(self._hourly_usd[engine]) for engine in engines})
+        pipe.hset(rates, mapping={engine: str(self._rates[engine]) for engine in engines})
         pipe.expireat(rates, expires_at)

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config.settings import OVERRIDES, Settings, check_settings
+from gateway.config.settings import (
+    OVERRIDES,
+    SUPERVISED_VARIABLE,
+    Settings,
+    check_settings,
+    environment,
+    operator_environment,
+)
 from gateway.errors import ConfigError
 from gateway.pricing import Price, litellm_table
 
@@ -482,3 +489,11 @@ def test_loading_reports_all_issues_together(folder: Path) -> None:
 def test_a_missing_file_is_an_issue(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read: no such file or directory"):
         load_settings(folder / "config.yaml")
+
+
+def test_variables_that_the_supervisor_sets_are_not_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker compares the operator's settings with config.yaml, not the ports that the supervisor reserved."""
+    for name, value in {"GKT_PORT": "40001", "GKT_ADMIN_PORT": "40002", "GKT_HOST": "::"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SUPERVISED_VARIABLE, "GKT_PORT,GKT_ADMIN_PORT")
+    assert environment().keys() - operator_environment().keys() == {"GKT_PORT", "GKT_ADMIN_PORT"}

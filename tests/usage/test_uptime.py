@@ -104,6 +104,22 @@ async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fl
     assert await fleet.redis.keys(f"*{fleet.keys.prefix}*") == []
 
 
+async def test_prices_follow_an_edit_of_config_yaml(fleet: Fleet) -> None:
+    """Unwritten minutes of an engine that is no longer paid by the hour are still written."""
+    for engine in ("small", "big"):
+        fleet.ann.record(engine, up=True)
+    fleet.ann.use_prices({"big": Decimal(9), "new": Decimal(1)})
+    fleet.clock.now += 60
+    for engine in ("small", "big", "new"):
+        fleet.ann.record(engine, up=True)
+    await fleet.ann.flush()
+    assert await fleet.read() == {
+        "small": EngineUptime(Decimal("1.20"), 1, 1),
+        "big": EngineUptime(Decimal(9), 2, 2),
+        "new": EngineUptime(Decimal(1), 1, 1),
+    }
+
+
 async def test_a_day_takes_a_few_hundred_bytes_and_expires(fleet: Fleet) -> None:
     """Each engine has two bitmaps of 180 bytes and a price."""
     for minute in range(1_440):
