@@ -16,13 +16,10 @@ from aiohttp import web
 from gateway import wiring
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
-from gateway.accounting.engine_set import CurrentEngines, EngineSet
-from gateway.accounting.estimate import load
 from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
-from gateway.accounting.request_log import LogSample
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.admin.assets import ASSETS, Assets
@@ -45,14 +42,14 @@ from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
 from gateway.collected.redis_sample import RedisSamples
-from gateway.engines.build import build
 from gateway.engines.retry_budget import RetryBudgets
-from gateway.engines.watch import publish_calls, watch
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import RedisKeyring
+from gateway.live.engines import LiveEngines
+from gateway.live.settings import RunningSettings, log_sample_of
 from gateway.pipeline.admission import Admission, Slots
 from gateway.pipeline.completion import Completions
 from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
@@ -89,7 +86,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
-    from gateway.policy.reload import PolicyFiles
+    from gateway.policy.config_files import ConfigFiles
 
 log = structlog.get_logger()
 
@@ -111,7 +108,7 @@ class Gateway(NamedTuple):
 class WatchedFiles(NamedTuple):
     """The configuration and policy files that the process reloads. The event `now` triggers a reload at once."""
 
-    files: PolicyFiles
+    files: ConfigFiles
     now: asyncio.Event
 
 
@@ -127,10 +124,10 @@ async def gateway(
     async with AsyncExitStack() as stack:
         metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = BackgroundTasks()
-        policies = Policies(book, watched.files.edition() if watched is not None else None)
+        edition = watched.files.edition() if watched is not None else None
+        policies = Policies(book, edition, settings.defaults)
         wiring.name_series(metrics, policies.policy_set)
         policies.on_change(partial(wiring.name_series, metrics))
-        wiring.init_engine_series(metrics, (model.name for model in settings.models))
         wiring.set_deadlines(metrics, policies.policy_set)
         policies.on_change(partial(wiring.set_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
@@ -142,15 +139,18 @@ async def gateway(
         if tracing is not None:
             stack.push_async_callback(tracing.close)
         retry_budgets = RetryBudgets()
-        engines = await build(settings.models, policies, metrics, tracing, retry_budgets)
-        for engine in engines.values():
-            stack.push_async_callback(engine.close)
-        lease_of = wiring.leases_of(settings.redis.lease_s, policies)
+        live_engines = LiveEngines(policies, metrics, tasks, tracing, retry_budgets)
+        stack.push_async_callback(live_engines.close)
+        await live_engines.open(settings.models)
+        engines = live_engines.engines
+        limits_of = partial(
+            wiring.limits_of, engines=engines, lease_of=wiring.leases_of(settings.redis.lease_s, policies)
+        )
         batcher = Batcher(
             redis,
             redis_keys,
             process_id=process_id,
-            limits={model.name: wiring.limits_of(model, engines[model.name], lease_of) for model in settings.models},
+            limits={model.name: limits_of(model.name) for model in settings.models},
             on_failure="reject" if settings.redis.on_failure == "reject" else "degrade",
             metrics=metrics,
         )
@@ -159,11 +159,7 @@ async def gateway(
         in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
         usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
-        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings))
-        engine_set = EngineSet.of(settings.models, engines)
-        current, encodings = CurrentEngines(engine_set), engine_set.encodings
-        # Load tokenizers before the gateway listens: some block the whole process while they load.
-        await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
+        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models))
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         local_limits = LocalLimits(batcher.processes, batcher.joined_s)
@@ -180,7 +176,7 @@ async def gateway(
             process_id=process_id,
             metrics=metrics,
             tasks=tasks,
-            sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
+            sample=log_sample_of(settings),
             spans=spans,
         )
         heartbeat = Heartbeat(
@@ -282,7 +278,7 @@ async def gateway(
         )
         public[keys.READS] = reads
         public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
-        public[keys.TOKEN_COUNTER] = TokenCounter(current)
+        public[keys.TOKEN_COUNTER] = TokenCounter(engines)
         public[keys.STORED_RESPONSES] = StoredResponses(
             redis, RedisResponses(redis.queries, redis_keys), reads, metrics
         )
@@ -301,25 +297,24 @@ async def gateway(
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
-        startup = Readiness(redis, engines.values())
+        startup = Readiness(redis, engines.engine_set.by_name.values())
         for app in (public, admin):
             app[keys.POLICIES] = policies
             app[keys.COMPLETIONS] = completions
             app[keys.RECEIPTS] = store
-            app[keys.DEFAULTS] = settings.defaults
             app[keys.USAGE_DATABASE] = usage.database
             # One reader for each listener, so that callers' queries do not delay operators.
             app[keys.USAGE] = usage.reader()
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
-            app[keys.ENGINES] = current
+            app[keys.ENGINES] = engines
             app[keys.REDIS] = redis
             app[STARTUP] = startup
 
-        role_changed = wiring.when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
         if watched is not None:
-            reloader = Reloader(watched.files, policies, metrics, watched.now)
+            running = RunningSettings(settings, live_engines, policies, admission, ledger, alarm)
+            reloader = Reloader(watched.files, policies, running, metrics, watched.now)
             admin[keys.RELOADER] = reloader
             tasks.keep("reload", reloader.run())
         batcher.start(tasks)
@@ -330,7 +325,7 @@ async def gateway(
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("usage_board", usage.workers.follow(redis))
         tasks.keep("outbox_trimmer", usage.trimmer.run())
-        watch_budgets = BudgetMonitor(redis, budgets, policies, settings.defaults, metrics, local_limits)
+        watch_budgets = BudgetMonitor(redis, budgets, policies, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())
         signs = ProcessMetrics(metrics)
         tasks.keep("vitals", signs.run())
@@ -342,10 +337,6 @@ async def gateway(
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
         tasks.keep("guidance_switches", switch_follower.follow())
-        tasks.keep("calls", publish_calls(engines.values(), metrics, batcher.processes))
-        for engine in engines.values():
-            probe_now = role_changed[engine.name]
-            engine.on_lost(probe_now.set)
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, probe_now=probe_now, on_probe=uptime.record))
+        live_engines.start(batcher, uptime, limits_of)
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from gateway.accounting.shares import UsageError
@@ -16,10 +14,10 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
+    from gateway.accounting.engine_set import CurrentEngines
     from gateway.accounting.spans import ReceiptSpans
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
-    from gateway.engines.base import Engine
     from gateway.policy.book import PolicySet
     from gateway.policy.policies import Policies
     from gateway.telemetry.metrics import Metrics
@@ -81,30 +79,15 @@ def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
     metrics.set_deadlines(shortest)
 
 
-def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
-    """Return an event for each engine, which is set when a policy makes it serve only embeddings, or no longer does."""
-    only_embeds = {name: policies.policy_set.only_embeds(name) for name in engines}
-    events = {name: asyncio.Event() for name in only_embeds}
-
-    def update(book: PolicySet) -> None:
-        for name, event in events.items():
-            if (current := book.only_embeds(name)) != only_embeds[name]:
-                only_embeds[name] = current
-                event.set()
-
-    policies.on_change(update)
-    return events
-
-
 def webhook_of(settings: Settings) -> tuple[str | None, str | None]:
     """Return the URL and the secret of the alert webhook."""
     url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
     return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
 
 
-def hourly_of(settings: Settings) -> dict[str, Decimal]:
+def hourly_of(models: Iterable[ModelSettings]) -> dict[str, Decimal]:
     """Return the hourly prices in USD of the engines that are priced by the hour."""
-    priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
+    priced = {model.name: model.price_rule.hourly_usd for model in models if model.price_rule is not None}
     return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
@@ -128,24 +111,32 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     return lambda teacher: leases.get(teacher, lease_s)
 
 
-def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
-    """Return a function that returns a teacher's current limits, capped by the engine's own limit."""
-    configured = TeacherLimits(
-        max_in_flight=model.max_concurrency,
-        max_size=model.batch.max_size,
-        max_prompt_tokens=model.batch.max_prompt_tokens,
-        low_water=model.batch.low_water,
-        max_queue=model.batch.max_queue,
-        max_cache_bytes=model.guidance_cache_bytes,
-    )
-    last = configured
+def limits_of(name: str, engines: CurrentEngines, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
+    """Return a function that returns a teacher's current limits, capped by the engine's own limit.
+
+    A teacher that config.yaml no longer has keeps its last limits for its last requests.
+    """
+    model: ModelSettings | None = None
+    last = TeacherLimits(max_in_flight=1, max_size=1, max_prompt_tokens=1)
 
     def current() -> TeacherLimits:
-        nonlocal last
-        own, lease_s = engine.state.max_concurrency, lease_of(model.name)
-        cap = configured.max_in_flight if own is None else min(own, configured.max_in_flight)
-        if (cap, lease_s) != (last.max_in_flight, last.lease_s):
-            last = replace(configured, max_in_flight=cap, lease_s=lease_s)
+        nonlocal last, model
+        engine_set = engines.engine_set
+        if (configured := engine_set.models.get(name)) is None:
+            return last
+        own, lease_s = engine_set.by_name[name].state.max_concurrency, lease_of(name)
+        cap = configured.max_concurrency if own is None else min(own, configured.max_concurrency)
+        if configured is not model or (cap, lease_s) != (last.max_in_flight, last.lease_s):
+            model = configured
+            last = TeacherLimits(
+                max_in_flight=cap,
+                max_size=model.batch.max_size,
+                max_prompt_tokens=model.batch.max_prompt_tokens,
+                low_water=model.batch.low_water,
+                max_queue=model.batch.max_queue,
+                max_cache_bytes=model.guidance_cache_bytes,
+                lease_s=lease_s,
+            )
         return last
 
     return current

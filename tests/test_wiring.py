@@ -9,33 +9,13 @@ from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies, PolicyEdition
 from gateway.policy.schema import TenantPolicy
 from gateway.telemetry.metrics import Metrics
-from gateway.wiring import leases_of, set_deadlines, when_role_changes
+from gateway.wiring import leases_of, set_deadlines
 
-EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}
-CHATS = {"model": "c", "mode": "teacher", "teacher": "big"}
 EDITION = PolicyEdition("1", 1, 0.0)
 
 
 def book(*routes: dict[str, Any]) -> PolicySet:
     return PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})])
-
-
-def test_an_engine_is_probed_again_when_an_edit_changes_its_purpose() -> None:
-    """Other policy changes have no effect."""
-    policies = Policies(book(EMBEDS, CHATS))
-    changed = when_role_changes(["big", "small"], policies)
-
-    def result_of(*routes: dict[str, str]) -> list[str]:
-        policies.put(book(*routes), EDITION)
-        names = [name for name, event in changed.items() if event.is_set()]
-        for event in changed.values():
-            event.clear()
-        return names
-
-    assert result_of(CHATS, EMBEDS) == []
-    assert result_of(CHATS, EMBEDS, {"model": "s", "mode": "student", "student": "small"}) == ["small"]
-    assert result_of(CHATS) == []
-    assert result_of(CHATS, EMBEDS) == ["small"]
 
 
 def test_a_teachers_lease_is_no_shorter_than_its_longest_deadline_and_follows_edits() -> None:

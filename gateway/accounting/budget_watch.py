@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from gateway.accounting.budgets import Balance, Budgets
     from gateway.accounting.local_limits import LocalLimits
     from gateway.accounting.redis_ledger import TenantEvent
-    from gateway.config.sections import Defaults
     from gateway.policy.policies import Policies
     from gateway.policy.schema import TenantPolicy
     from gateway.redis.client import RedisClient
@@ -51,7 +50,6 @@ class BudgetMonitor:
     client: RedisClient
     budgets: Budgets
     policies: Policies
-    defaults: Defaults
     metrics: Metrics
     local: LocalLimits
 
@@ -93,7 +91,7 @@ class BudgetMonitor:
 
     def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
         tenants = (policy for policy in policies if self.metrics.has_own_series(policy.tenant))
-        scopes = ((policy.tenant, tenant_scope(policy, self.defaults)) for policy in tenants)
+        scopes = ((policy.tenant, tenant_scope(policy, self.policies.defaults)) for policy in tenants)
         return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]
 
 
@@ -109,6 +107,10 @@ class BudgetAlerts:
         self._webhook, self._secret, self._metrics, self._tasks = webhook, secret, metrics, tasks
         self._session: aiohttp.ClientSession | None = None
         self._posting = 0
+
+    def use(self, webhook: str | None, secret: str | None) -> None:
+        """Post later events to another webhook."""
+        self._webhook, self._secret = webhook, secret
 
     def send(self, tenant_event: TenantEvent) -> None:
         """Log and count an event, and post it to the webhook in the background."""

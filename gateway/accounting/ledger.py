@@ -42,6 +42,7 @@ class Ledger:
     """Admit requests, build their receipts and publish them.
 
     Args:
+        sample: the requests to log. It may be replaced.
         spans: adds receipts to traces; None where tracing is off.
         max_estimates: requests whose missing usage is counted at the same time. Further requests are bounded by their
             size in bytes.
@@ -60,7 +61,7 @@ class Ledger:
         max_estimates: int = 64,
         max_recounts: int = 256,
     ) -> None:
-        self._store, self._sample, self._spans = store, sample, spans
+        self.sample, self._store, self._spans = sample, store, spans
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
         self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
@@ -187,7 +188,7 @@ class Ledger:
     def _log(self, receipt: Receipt, content: LoggedContent | None) -> None:
         if not log.is_enabled_for(logging.INFO):
             return
-        if not self._sample.includes(receipt):
+        if not self.sample.includes(receipt):
             self._metrics.lines_left_out.inc()
         else:
             logged = {} if content is None else {"content": content.as_dict()}

@@ -14,7 +14,7 @@ from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
 from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
-from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
+from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES
 from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
@@ -84,7 +84,7 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
     page, following = await asyncio.to_thread(
         _page_of,
         _owners(request.app[POLICIES].policy_set.policies, list(ring.all()), ring.now()),
-        request.app[DEFAULTS],
+        request.app[POLICIES].defaults,
         tenant=tenant,
         after=request.query.get("after", ""),
         limit=limit,
@@ -149,7 +149,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
         raise NotFound(
             f"Tenant '{policy.tenant}' has no valid key '{key_id}'.{close} GET /keys lists them.", param="id"
         )
-    account = owner.account(request.app[DEFAULTS])
+    account = owner.account(request.app[POLICIES].defaults)
     if account is None:
         owner_text = f"Tenant '{policy.tenant}'" if key_id is None else f"Key '{key_id}' of tenant '{policy.tenant}'"
         where = "budget" if key_id is None else "key_budget"

@@ -13,7 +13,6 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
 from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
-from gateway.config.sections import Defaults
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
@@ -94,7 +93,6 @@ USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
 TOKEN_COUNTER = web.AppKey("token_counter", TokenCounter)
 SPEEDS = web.AppKey("speeds", LimitUsage)
-DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", StaticDocument)

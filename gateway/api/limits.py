@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.budgets import Account, RecentUsage
 from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.api.auth import authenticate
-from gateway.api.keys import BUDGETS, DEFAULTS, READS, REDIS, SPEEDS
+from gateway.api.keys import BUDGETS, POLICIES, READS, REDIS, SPEEDS
 from gateway.errors import StoreUnavailable
 from gateway.policy.routing import models_of
 
@@ -27,7 +27,7 @@ _UNUSED = RecentUsage(0, 0, 0)
 async def show_limits(request: web.Request) -> web.Response:
     """GET /v1/limits. The request counts against no limit."""
     caller = authenticate(request)
-    defaults = request.app[DEFAULTS]
+    defaults = request.app[POLICIES].defaults
     tenant = tenant_scope(caller.policy, defaults)
     key = key_scope(caller.policy, caller.key, defaults)
     shows_money = _shows_money(caller)

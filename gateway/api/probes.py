@@ -7,7 +7,6 @@ complete. Before, the gateway does not know whether a student continues answers,
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,8 @@ from aiohttp import web
 
 from gateway.api import keys
 from gateway.capabilities.continuation import Continuation
-from gateway.policy.reload import ConfigEdit
+from gateway.engines.watch import wait_until_probed
+from gateway.policy.reload import ConfigState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +31,6 @@ _NOT_READY = frozenset({"starting", "draining"})
 _MAX_ISSUES = 50
 _FIRST_PROBES_S = 5.0
 """An engine that does not answer its first probe delays readiness by no more than this."""
-_POLL_S = 0.02
 
 
 class Readiness:
@@ -45,10 +44,7 @@ class Readiness:
 
     async def run(self, first_probes_s: float = _FIRST_PROBES_S) -> None:
         """Wait until the startup is complete. An unavailable Redis delays it."""
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + first_probes_s
-        while any(engine.state.up is None for engine in self._engines) and loop.time() < give_up:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
+        await wait_until_probed(self._engines, first_probes_s)
         await self._redis.wait_answered()
         self.done = True
 
@@ -108,7 +104,7 @@ def policies_shown(policies: Policies) -> dict[str, object]:
     edition = policies.edition
     return {
         "version": edition.version,
-        "loaded_at": datetime.fromtimestamp(edition.loaded_at, UTC).isoformat(timespec="milliseconds"),
+        "loaded_at": _time_shown(edition.loaded_at),
         "files": edition.files,
         "stale": bool(policies.issues),
         "error": _first(policies.issues),
@@ -116,9 +112,20 @@ def policies_shown(policies: Policies) -> dict[str, object]:
 
 
 def config_shown(reloader: Reloader | None) -> dict[str, object]:
-    """Return whether config.yaml changed since the start of the process."""
-    edit = reloader.config if reloader is not None else ConfigEdit()
-    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _first(edit.issues)}
+    """Return the version of config.yaml in use, and the parts of the current file that are not in use."""
+    state = reloader.config if reloader is not None else ConfigState()
+    return {
+        "version": state.version or None,
+        "loaded_at": _time_shown(state.loaded_at) if state.version else None,
+        "changed": state.is_stale,
+        "needs": "a restart" if state.restart else None,
+        "restart": _first(state.restart),
+        "error": _first(state.issues),
+    }
+
+
+def _time_shown(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
 
 
 def _first(issues: Sequence[str]) -> list[str]:

@@ -38,8 +38,12 @@ class Batcher:
     ) -> None:
         self._subscriber = redis.listening
         self._channel = keys.wakeups(process_id)
-        create = partial(TeacherQueue, redis, keys, process_id=process_id, on_failure=on_failure, metrics=metrics)
-        self._queues = {name: create(teacher=name, limits=read, times=times) for name, read in limits.items()}
+        self._create = partial(
+            TeacherQueue, redis, keys, process_id=process_id, on_failure=on_failure, metrics=metrics, times=times
+        )
+        self._queues = {name: self._create(teacher=name, limits=read) for name, read in limits.items()}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._tasks: BackgroundTasks
 
     def queue(self, teacher: str) -> TeacherQueue:
         return self._queues[teacher]
@@ -58,9 +62,25 @@ class Batcher:
         return min((queue.membership.joined_s for queue in self._queues.values()), default=math.inf)
 
     def start(self, tasks: BackgroundTasks) -> None:
-        for teacher, queue in self._queues.items():
-            tasks.keep(f"batches:{teacher}", queue.run())
+        self._tasks = tasks
+        for teacher in self._queues:
+            self._run(teacher)
         tasks.keep("wakeups", listen_for_wakeups(self._subscriber, self._channel, self._on_wakeup, self._on_missed))
+
+    def add(self, teacher: str, limits: Callable[[], TeacherLimits]) -> None:
+        """Add a teacher after `start`. A teacher that was not removed yet keeps its queue."""
+        if teacher not in self._queues:
+            self._queues[teacher] = self._create(teacher=teacher, limits=limits)
+            self._run(teacher)
+
+    async def remove(self, teacher: str) -> None:
+        """Remove a teacher, if it is known, and leave its fleet. Call it when no request waits for the teacher."""
+        if (queue := self._queues.pop(teacher, None)) is not None:
+            await queue.leave_fleet()
+            self._loops.pop(teacher).cancel()
+
+    def _run(self, teacher: str) -> None:
+        self._loops[teacher] = self._tasks.keep(f"batches:{teacher}", self._queues[teacher].run())
 
     async def stop(self) -> None:
         """Leave the fleet. Call it when no request waits."""

@@ -14,7 +14,7 @@ from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.cli.lazy import CONFIG, config_option
 from gateway.config.sections import MAX_WORKERS
-from gateway.policy.reload import PolicyFiles
+from gateway.policy.config_files import ConfigFiles
 from gateway.server.listeners import serve as serve_gateway
 from gateway.server.stopping import reload_on_sighup, stop_on_signals
 from gateway.server.supervisor import Supervisor
@@ -38,19 +38,19 @@ def serve(
 ) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.
 
-    Valid changes of policy files take effect at once; SIGHUP reloads the files immediately. Changes of config.yaml
-    need a restart.
+    Valid changes of policy files take effect at once, and so do changes of models, defaults, alerts and log.requests
+    in config.yaml. Other settings need a restart. SIGHUP reloads the files immediately.
 
     GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST, GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override the
     configuration file.
     """
-    settings, book, files = PolicyFiles.open(config)
+    settings, book, files = ConfigFiles.open(config)
     set_up_logs(settings.log.level, settings.log.format, console_processor=shorten_request_event)
     if not uvloop.run(run(settings, book, files, config, workers or settings.server.workers)):
         raise typer.Exit(1)
 
 
-async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: Path, workers: int) -> bool:
+async def run(settings: Settings, book: PolicySet, files: ConfigFiles, config: Path, workers: int) -> bool:
     """Serve until a signal. Return whether all workers stopped in order."""
     stop = stop_on_signals()
     reload = reload_on_sighup(stop)

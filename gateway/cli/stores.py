@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from gateway.cli.lazy import config_option
 from gateway.errors import StartupError
-from gateway.policy.reload import PolicyFiles
+from gateway.policy.config_files import ConfigFiles
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
@@ -41,7 +41,7 @@ def settings_of(config: Path) -> Settings:
     """Return the settings. Raises ConfigError, and StartupError where the file does not exist."""
     if not config.exists():
         raise StartupError(f"There is no {config}. Name the configuration file with --config.")
-    return PolicyFiles.open(config)[0]
+    return ConfigFiles.open(config)[0]
 
 
 @asynccontextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from gateway.engines.breaker import Breaker, BreakerRule
@@ -20,14 +22,20 @@ if TYPE_CHECKING:
     from gateway.engines.litellm_library import LiteLLMLibrary
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.policy.book import PolicySet
-    from gateway.policy.policies import Policies
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
 
 
+class HasPolicySet(Protocol):
+    """The policies that use the engines. They may change."""
+
+    @property
+    def policy_set(self) -> PolicySet: ...
+
+
 async def build(
     models: Sequence[ModelSettings],
-    policies: Policies,
+    policies: HasPolicySet,
     metrics: Metrics,
     tracing: Tracing | None = None,
     budgets: RetryBudgets | None = None,
@@ -38,6 +46,9 @@ async def build(
         from gateway.engines.litellm_library import load  # here: the import takes seconds
 
         library = await load(through_litellm)
+    if any(model.protocol == "tgi" for model in models):
+        # In a thread: the module imports huggingface_hub, which takes tenths of a second.
+        await asyncio.to_thread(import_module, "gateway.engines.tgi")
     engines = {}
     for model in models:
         engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
@@ -61,6 +72,7 @@ async def build(
             slots=slots,
             total_s=model.timeouts.total_s,
             always_streams=model.always_stream,
+            address=model.api_base,
         )
     return engines
 
@@ -84,7 +96,7 @@ def _traced(engine: Engine, model: ModelSettings) -> Engine:
 
 def _engine(
     model: ModelSettings,
-    policies: Policies,
+    policies: HasPolicySet,
     library: LiteLLMLibrary | None,
     outgoing: Callable[[], Mapping[str, str] | None] | None,
 ) -> Engine:
@@ -111,7 +123,7 @@ def _engine(
     assert model.api_base is not None, "only protocol litellm goes without"
     http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines, outgoing=outgoing)
     if model.protocol == "tgi":
-        from gateway.engines.tgi import TGIEngine  # here: it imports huggingface_hub
+        from gateway.engines.tgi import TGIEngine
 
         return TGIEngine(
             model.name,

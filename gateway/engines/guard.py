@@ -72,8 +72,9 @@ class GuardedEngine:
         slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
         total_s: float = math.inf,  # the longest duration of a call
         always_streams: bool = False,  # whether calls for JSON callers are streamed too
+        address: str | None = None,  # the base URL; None: a provider's own
     ) -> None:
-        self.total_s, self.always_streams = total_s, always_streams
+        self.total_s, self.always_streams, self.address = total_s, always_streams, address
         self.name, self.state = engine.name, engine.state
         self._engine = engine
         self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s)
@@ -114,9 +115,12 @@ class GuardedEngine:
             record_failure(error, request_id, self._guard.metrics)
             raise
 
-    def update_limit(self, processes: int) -> None:
-        """Follow the engine's own limit on calls in flight, and the number of processes that share it."""
-        self._guard.slots.update(self.state.max_concurrency, processes)
+    def update_limit(self, processes: int, others: int = 0) -> None:
+        """Follow the engine's own limit on calls in flight, and the number of processes that share it.
+
+        `others` are calls of this process to the server by an earlier engine.
+        """
+        self._guard.slots.update(self.state.max_concurrency, processes, others)
 
     def in_cooldown_for(self, tenant: str) -> bool:
         """Return whether calls of the tenant are refused now."""

@@ -1,4 +1,4 @@
-"""Probe engines and publish their calls in the background. The gateway starts, and stays ready, without engines."""
+"""Probe engines in the background. The gateway starts, and stays ready, without engines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gateway.engines.base import Engine
-    from gateway.engines.guard import GuardedEngine
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-_GAUGE_INTERVAL_S = 0.5
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +73,9 @@ async def watch(
         probe_now.clear()
 
 
-async def publish_calls(
-    engines: Iterable[GuardedEngine], metrics: Metrics, processes: Callable[[], int] = lambda: 1
-) -> None:
-    """Publish the calls of each engine, and update its limit, every half second, until canceled.
-
-    `processes` returns the number of processes that share the limits.
-    """
-    in_flight, waiting = metrics.engine_in_flight.labels, metrics.engine_waiting.labels
-    gauges = [(in_flight(engine.name), waiting(engine.name), engine) for engine in engines]
-    while True:
-        for calls, waits, engine in gauges:
-            engine.update_limit(processes())
-            calls.set(engine.calls)
-            waits.set(engine.waiting)
-        await asyncio.sleep(_GAUGE_INTERVAL_S)
+async def wait_until_probed(engines: Iterable[Engine], within_s: float) -> None:
+    """Wait until each engine was probed once, whether or not it is up, for at most `within_s`."""
+    engines, loop = list(engines), asyncio.get_running_loop()
+    give_up = loop.time() + within_s
+    while any(engine.state.up is None for engine in engines) and loop.time() < give_up:  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)

@@ -16,10 +16,10 @@ from msgspec import structs
 from gateway.accounting.content import LoggedContent
 from gateway.accounting.scopes import Scopes
 from gateway.accounting.verdict import refusal_error
-from gateway.config.sections import Defaults
 from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
 from gateway.policy.plan_variants import AS_PLANNED, cheaper_plans
+from gateway.policy.policies import NO_DEFAULTS
 from gateway.runtime.fair_share import FairShare
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.scopes import Scope
     from gateway.config.limits import OnRedisFailure
+    from gateway.config.sections import Defaults
     from gateway.policy.book import Caller
     from gateway.policy.schema import TenantPolicy
     from gateway.protocol.requests import AnyRequest
     from gateway.telemetry.metrics import Metrics
 
-NO_DEFAULTS = Defaults()
 _DISCONNECTS = (asyncio.CancelledError, GeneratorExit, ConnectionError)
 
 
@@ -67,6 +67,10 @@ class Admission:
         self._cancellable: set[_CancelOnDrain] = set()
         self.draining = False
         self.cancelling = False
+
+    def use_defaults(self, defaults: Defaults) -> None:
+        """Use other defaults for new requests."""
+        self._scopes = Scopes(defaults)
 
     @property
     def in_flight(self) -> int:

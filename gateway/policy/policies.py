@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.config.sections import Defaults
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.config.limits import BudgetRule, LimitsRule
-    from gateway.config.sections import Defaults
     from gateway.policy.book import PolicySet
     from gateway.policy.schema import KeyEntry, TenantPolicy
 
 _MAX_FORMER = 10_000
+NO_DEFAULTS = Defaults()
 
 
 class PolicyEdition(NamedTuple):
@@ -28,12 +30,15 @@ class Policies:
     """Hold the policy set for new requests. A request reads it once and uses it until its end.
 
     Attributes:
+        defaults: limits and budgets of tenants and keys whose policy sets none.
         edition: the version of the folder that they come from.
         issues: issues of the current folder, which therefore was not loaded; empty if there are none.
     """
 
-    def __init__(self, policy_set: PolicySet, edition: PolicyEdition | None = None) -> None:
-        self.policy_set = policy_set
+    def __init__(
+        self, policy_set: PolicySet, edition: PolicyEdition | None = None, defaults: Defaults = NO_DEFAULTS
+    ) -> None:
+        self.policy_set, self.defaults = policy_set, defaults
         self.edition = edition or PolicyEdition(None, 0, time.time())
         self.issues: tuple[str, ...] = ()
         self._former: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Reload policy files while the gateway runs: valid edits apply to new requests, invalid ones change nothing.
+"""Reload config.yaml and the policies while the gateway runs: valid edits apply to new requests, invalid ones do not.
 
 The names, times and sizes of the files are polled: 1,000 files take six milliseconds of a thread. Events of inotify are
 missing on NFS, and a user has 128 instances. On Kubernetes, edits replace links, so a watched file does not change.
@@ -7,27 +7,25 @@ missing on NFS, and a user has 128 instances. On Kubernetes, edits replace links
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from gateway.policy.book import PolicyFileCache, check_all, check_book, load_all
-from gateway.policy.files import PROJECTIONS_FOLDER
-from gateway.policy.policies import PolicyEdition
+from gateway.config.changes import ModelChanges
+from gateway.errors import StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from prometheus_client import Counter, Gauge
 
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
+    from gateway.policy.config_files import ConfigFiles, ConfigReading, Signature
     from gateway.policy.policies import Policies
 
 log = structlog.get_logger()
@@ -36,78 +34,6 @@ _T = TypeVar("_T")
 
 _MAX_LOGGED = 50
 """Maximum issues and tenants in one log line. `gkt-gateway check` lists all."""
-
-
-Signature = tuple[object, ...]
-"""Names, inodes, times and sizes of the files; it changes when a file does."""
-
-
-class PolicyFiles:
-    """Read the policy files of a running process and detect changes of config.yaml.
-
-    All methods block, so call them in a thread. Invalid file content raises no error after `open`.
-    """
-
-    def __init__(self, config: Path, digest: str, settings: Settings, cache: PolicyFileCache) -> None:
-        self._config, self._digest, self._cache = config, digest, cache
-        self._folder = settings.policies
-        self._protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
-
-    @classmethod
-    def open(cls, config: Path) -> tuple[Settings, PolicySet, PolicyFiles]:
-        """Load config.yaml and its policies, and watch them. Raises ConfigError with every issue of both."""
-        cache, digest = PolicyFileCache(), _digest(config)
-        settings, policy_set = load_all(config, cache)
-        return settings, policy_set, cls(config, digest, settings, cache)
-
-    def signature(self) -> Signature:
-        """Return a signature of the files without reading them; a change of any file changes it. Symbolic links are
-        followed, since Kubernetes updates a ConfigMap by replacing a link."""
-        named = [_stamp(self._folder / name) for name in self._cache.registry.named]
-        projections = _stamps(self._folder / PROJECTIONS_FOLDER)
-        return (_stamp(self._config), *_stamps(self._folder), "projections", *projections, "named", *named)
-
-    def config_is_unchanged(self) -> bool:
-        """Return whether config.yaml has its content of the start. Files that it names are not compared."""
-        return _digest(self._config) == self._digest
-
-    def config_issues(self) -> tuple[str, ...]:
-        """Return the issues that a restart would find in config.yaml and its policies."""
-        return tuple(str(issue) for issue in check_all(self._config, self._cache)[2])
-
-    def read(self) -> tuple[PolicySet | None, tuple[str, ...], PolicyEdition]:
-        """Check the policies against the configuration of the process. Return them, or None with their issues."""
-        policy_set, issues = check_book(self._folder, list(self._protocols), self._protocols, self._cache)
-        return policy_set, tuple(map(str, issues)), self.edition()
-
-    def edition(self) -> PolicyEdition:
-        """Return the version of the last reading."""
-        return PolicyEdition(self._cache.version, self._cache.files, time())
-
-
-def _digest(config: Path) -> str:
-    try:
-        return sha256(config.read_bytes()).hexdigest()
-    except OSError:
-        return ""
-
-
-def _stamps(folder: Path) -> list[tuple[object, ...]]:
-    try:
-        with os.scandir(folder) as entries:
-            files = (entry for entry in entries if not entry.name.startswith("."))
-            return sorted(_stamp(file) for file in files if file.name.endswith((".yaml", ".yml")))
-    except OSError as error:
-        return [(type(error).__name__,)]
-
-
-def _stamp(file: Path | os.DirEntry[str]) -> tuple[object, ...]:
-    try:
-        stat = file.stat()
-    except OSError as error:
-        return (file.name, type(error).__name__)
-    # The inode detects a rename, and ctime a tool that resets mtime.
-    return (file.name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +46,18 @@ class ReloadInterval:
     error_pause_s: float = 5.0
 
 
-class ConfigEdit(NamedTuple):
-    """Changes of config.yaml since the process was started."""
+class ConfigState(NamedTuple):
+    """The version of config.yaml in use, and the parts of the current file that are not."""
 
-    changed: bool = False
-    issues: tuple[str, ...] = ()
+    version: str = ""
+    loaded_at: float = 0.0  # Unix seconds
+    issues: tuple[str, ...] = ()  # of a newer file, which therefore is not used
+    restart: tuple[str, ...] = ()  # changed settings that need a restart, with their lines
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether a part of the current file is not in use."""
+        return bool(self.issues or self.restart)
 
 
 class EditDebounce:
@@ -155,35 +88,60 @@ class EditDebounce:
 class ReloadMetrics(Protocol):
     """Metrics that a reload changes; see telemetry/metrics.py."""
 
+    config_reloads: Counter
     config_stale: Gauge
     policy_loaded: Gauge
     policy_reloads: Counter
     policy_stale: Gauge
 
 
+class SettingsChange(NamedTuple):
+    """Names of the models and settings that an edit of config.yaml changed in the running process."""
+
+    models: ModelChanges = ModelChanges()
+    settings: tuple[str, ...] = ()  # names of other settings
+
+    @property
+    def is_empty(self) -> bool:
+        return not (any(self.models) or self.settings)
+
+
+class LiveSettings(Protocol):
+    """The settings of the running process."""
+
+    async def apply(self, settings: Settings, policy_set: PolicySet, commit: Callable[[], None]) -> SettingsChange:
+        """Prepare the new settings, then put them into effect and call `commit` in one step of the event loop.
+
+        Raises StartupError if the process cannot use them. Then they have no effect.
+        """
+        ...
+
+
 class Reloader:
-    """Reload the policies after each edit.
+    """Reload config.yaml and the policies after each edit.
 
     Args:
+        live: receives each valid config.yaml.
         now: set it to read the files at once, changed or not.
 
     Attributes:
-        config: changes of config.yaml since the start.
+        config: the state of config.yaml.
     """
 
     def __init__(
         self,
-        files: PolicyFiles,
+        files: ConfigFiles,
         policies: Policies,
+        live: LiveSettings,
         metrics: ReloadMetrics,
         now: asyncio.Event,
         pace: ReloadInterval = ReloadInterval(),
     ) -> None:
-        self._files, self._policies, self._metrics = files, policies, metrics
+        self._files, self._policies, self._live, self._metrics = files, policies, live, metrics
         self._now, self._pace = now, pace
         self._debounce = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
-        self.config = ConfigEdit()
+        self.config = ConfigState(files.version, time())
         metrics.policy_stale.set(0)
         metrics.config_stale.set(0)
         metrics.policy_loaded.set(policies.edition.loaded_at)
@@ -198,7 +156,7 @@ class Reloader:
                 await self._poll()
             except TimeoutError:
                 self._debounce = EditDebounce(self._pace.latest_s)  # the signature last read is unknown
-                self._refuse((f"the disk has not answered for {self._pace.disk_limit_s:g} s",))
+                self._refuse_policies((f"the disk has not answered for {self._pace.disk_limit_s:g} s",))
             except Exception:
                 # The loop must survive any error to see the next edit.
                 log.exception("reload_failed", retry_in_s=self._pace.error_pause_s)
@@ -210,17 +168,29 @@ class Reloader:
         seen = await self._in_thread(self._files.signature)
         if not self._debounce.is_complete(seen, asyncio.get_running_loop().time()) and not requested:
             return
-        reading = await self._in_thread(self._files.read)
+        reading = await self._in_thread(partial(self._files.read, fresh=requested))
+        try:
+            await self._apply(reading, requested=requested)
+        except StartupError as error:
+            self._files.refuse(error.message)
+            await self._apply(await self._in_thread(self._files.read), requested=requested)
         self._debounce.mark_read(seen)
-        self._apply(*reading, requested=requested)
-        await self._check_config()
 
-    def _apply(
-        self, policy_set: PolicySet | None, issues: tuple[str, ...], edition: PolicyEdition, *, requested: bool
-    ) -> None:
-        policies = self._policies
+    async def _apply(self, reading: ConfigReading, *, requested: bool) -> None:
+        put = partial(self._put_policies, reading, requested=requested)
+        if reading.settings is not None and reading.policy_set is not None:
+            change = await self._live.apply(reading.settings, reading.policy_set, put)
+            self._files.accept(reading.settings)
+            self._record_config(reading, change)
+        else:
+            put()
+            self._record_issues(reading)
+        self._metrics.config_stale.set(int(self.config.is_stale))
+
+    def _put_policies(self, reading: ConfigReading, *, requested: bool) -> None:
+        policies, policy_set, edition = self._policies, reading.policy_set, reading.edition
         if policy_set is None:
-            self._refuse(issues)
+            self._refuse_policies(reading.policy_issues)
         elif edition.version != policies.edition.version:
             changes = _changes(policies.policy_set, policy_set)
             policies.put(policy_set, edition)
@@ -234,28 +204,36 @@ class Reloader:
             log.info("policies_unchanged", version=edition.version, files=edition.files)
         self._metrics.policy_stale.set(int(bool(policies.issues)))
 
-    def _refuse(self, issues: tuple[str, ...]) -> None:
+    def _refuse_policies(self, issues: tuple[str, ...]) -> None:
         if issues == self._policies.issues:
             return
         self._policies.issues = issues
         self._metrics.policy_reloads.labels("refused").inc()
         self._metrics.policy_stale.set(1)
-        more = max(0, len(issues) - _MAX_LOGGED)
-        log.error("policies_refused", holds=self._policies.edition.version, issues=issues[:_MAX_LOGGED], more=more)
+        _log_issues("policies_refused", self._policies.edition.version, issues)
 
-    async def _check_config(self) -> None:
-        if await self._in_thread(self._files.config_is_unchanged):
-            if self.config.changed:
-                log.info("config_edit_reverted")
-            self.config = ConfigEdit()
-            self._metrics.config_stale.set(0)
-            return
-        edit = ConfigEdit(changed=True, issues=await self._in_thread(self._files.config_issues))
-        if edit != self.config:
-            then = "restart to apply it; a restart would fail now" if edit.issues else "restart to apply it"
-            log.warning("config_changed", then=then, issues=edit.issues[:_MAX_LOGGED])
-        self.config = edit
-        self._metrics.config_stale.set(1)
+    def _record_config(self, reading: ConfigReading, change: SettingsChange) -> None:
+        """Record that the current config.yaml is in use."""
+        before = self.config
+        if reading.version != before.version or not change.is_empty:
+            models = {f"models_{kind}": list(names) for kind, names in change.models._asdict().items()}
+            log.info("config_loaded", version=reading.version, settings=list(change.settings), **models)
+            self._metrics.config_reloads.labels("loaded").inc()
+            self.config = ConfigState(reading.version, time(), restart=reading.restart)
+        else:
+            self.config = before._replace(issues=(), restart=reading.restart)
+            if before.issues:
+                log.info("config_valid_again", version=reading.version)
+        if reading.restart and reading.restart != before.restart:
+            log.warning("config_needs_restart", settings=reading.restart[:_MAX_LOGGED])
+
+    def _record_issues(self, reading: ConfigReading) -> None:
+        """Record why the current config.yaml is not in use; nothing if only the policies have issues."""
+        issues = reading.config_issues
+        if issues and issues != self.config.issues:
+            self._metrics.config_reloads.labels("refused").inc()
+            _log_issues("config_refused", self.config.version, issues)
+        self.config = self.config._replace(issues=issues)
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Run a blocking function in a thread. Raises TimeoutError if the disk hangs, which blocks one thread only."""
@@ -269,6 +247,10 @@ class Reloader:
             finally:
                 if running.done():
                     self._on_disk = None
+
+
+def _log_issues(event: str, holds: str | None, issues: tuple[str, ...]) -> None:
+    log.error(event, holds=holds, issues=issues[:_MAX_LOGGED], more=max(0, len(issues) - _MAX_LOGGED))
 
 
 def _changes(before: PolicySet, after: PolicySet) -> dict[str, list[str]]:

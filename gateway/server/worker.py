@@ -19,7 +19,7 @@ import uvloop
 from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.errors import StartupError
-from gateway.policy.reload import PolicyFiles
+from gateway.policy.config_files import ConfigFiles
 from gateway.server import WorkerStarted
 from gateway.server.listeners import serve
 from gateway.server.stopping import reload_on_sighup, stop_at_end_of_stdin, stop_on_signals
@@ -36,7 +36,7 @@ def main(config: Path, number: int) -> int:
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            settings, book, files = PolicyFiles.open(config)
+            settings, book, files = ConfigFiles.open(config)
             set_up_logs(settings.log.level, settings.log.format, worker=number, console_processor=shorten_request_event)
             uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
@@ -45,7 +45,7 @@ def main(config: Path, number: int) -> int:
     return 0
 
 
-async def _work(settings: Settings, book: PolicySet, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
+async def _work(settings: Settings, book: PolicySet, files: ConfigFiles, number: int, supervisor: BinaryIO) -> None:
     stop = stop_on_signals()
     stop_at_end_of_stdin(stop)
     await serve(

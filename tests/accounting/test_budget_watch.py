@@ -52,8 +52,7 @@ def watch(
     return BudgetMonitor(
         client,
         budgets,
-        Policies(PolicySet.of(policies)),
-        defaults or Defaults(),
+        Policies(PolicySet.of(policies), defaults=defaults or Defaults()),
         metrics,
         local or LocalLimits(lambda: 1, lambda: 0.0),
     )

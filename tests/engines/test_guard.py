@@ -14,7 +14,6 @@ from gateway.engines.base import EngineState, set_origin
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.control_call import CONTROL_CHAT
 from gateway.engines.guard import GuardedEngine
-from gateway.engines.watch import publish_calls
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -211,17 +210,6 @@ async def test_calls_in_flight_are_counted_however_they_end() -> None:
         assert isinstance(await world.call(), EngineFailed)
     assert isinstance(await world.call(), CircuitOpen)
     assert world.engine.calls == 0
-
-
-async def test_the_metric_shows_the_calls_in_flight() -> None:
-    world = World([WORD, WORD])
-    gauge = world.metrics.engine_in_flight.labels("small")._value
-    async with aclosing(world.engine.stream({})) as one:
-        await anext(one)
-        showing = asyncio.get_running_loop().create_task(publish_calls([world.engine], world.metrics))
-        while gauge.get() != 1:
-            await asyncio.sleep(0)
-        showing.cancel()
 
 
 # Failures that the request causes.

@@ -13,14 +13,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.settings import OVERRIDES
+from gateway.errors import StartupError
 from gateway.policy import book
+from gateway.policy.config_files import ConfigFiles
 from gateway.policy.policies import Policies
-from gateway.policy.reload import ConfigEdit, EditDebounce, PolicyFiles, Reloader, ReloadInterval
+from gateway.policy.reload import EditDebounce, Reloader, ReloadInterval, SettingsChange
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from gateway.config.settings import Settings
+    from gateway.policy.book import PolicySet
 
 LIMIT_S = 20.0
 FAST = ReloadInterval(poll_every_s=0.01, latest_s=0.2)
@@ -53,11 +58,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class Live:
+    """Settings that apply at once, unless the process `lacks` something for them."""
+
+    def __init__(self) -> None:
+        self.models: list[list[str]] = []
+        self.lacks = ""
+
+    async def apply(self, settings: Settings, _: PolicySet, commit: Callable[[], None]) -> SettingsChange:
+        if self.lacks:
+            raise StartupError(self.lacks)
+        self.models.append([model.name for model in settings.models])
+        commit()
+        return SettingsChange()
+
+
 @dataclass
 class Following:
     policies: Policies
     metrics: Metrics
     reloader: Reloader
+    live: Live
     now: asyncio.Event
     log: list[Any]
 
@@ -79,13 +100,13 @@ class Following:
 
 @asynccontextmanager
 async def following(folder: Path, pace: ReloadInterval = FAST) -> AsyncIterator[Following]:
-    _, policy_set, files = PolicyFiles.open(folder / "config.yaml")
-    policies, metrics, now = Policies(policy_set, files.edition()), Metrics(), asyncio.Event()
-    reloader = Reloader(files, policies, metrics, now, pace)
+    _, policy_set, files = ConfigFiles.open(folder / "config.yaml")
+    policies, metrics, now, live = Policies(policy_set, files.edition()), Metrics(), asyncio.Event(), Live()
+    reloader = Reloader(files, policies, live, metrics, now, pace)
     with capture_logs() as log:
         running = asyncio.create_task(reloader.run())  # noqa: TID251
         try:
-            yield Following(policies, metrics, reloader, now, log)
+            yield Following(policies, metrics, reloader, live, now, log)
         finally:
             running.cancel()
             await asyncio.wait({running})
@@ -231,26 +252,99 @@ async def test_only_changed_files_are_parsed_again(folder: Path, monkeypatch: py
         assert seen.policies.policy_set.policies[1] is untouched
 
 
-async def test_an_edit_of_config_yaml_is_checked_and_reported_but_not_applied(folder: Path) -> None:
-    """Policies are checked against the models of the running process."""
+TINY = CONFIG.replace("name: small", "name: tiny")
+
+
+async def test_config_yaml_and_policies_apply_together(folder: Path) -> None:
+    """Whichever is written first is refused until the other fits."""
     config, shelf = folder / "config.yaml", folder / "policies"
     async with following(folder) as seen:
-        config.write_text(CONFIG.replace("name: small", "name: tiny"))
-        await seen.until(lambda: seen.reloader.config.changed)
-        assert seen.counted("gkt_config_stale") == 1
+        before = seen.reloader.config.version
+        config.write_text(TINY)
+        await seen.until(lambda: seen.reloader.config.issues)
         assert {one.split(" ")[0] for one in seen.reloader.config.issues} == {
             "policies/acme.yaml:3:", "policies/globex.yaml:3:",
         }  # fmt: skip
-        assert not seen.policies.issues
-        (shelf / "acme.yaml").write_text(policy("acme", "other"))
-        await seen.until(lambda: seen.models()["acme"] == ["other"])
-        (shelf / "acme.yaml").write_text(policy("acme", student="tiny"))
+        assert seen.counted("gkt_config_stale") == 1
+        assert (seen.reloader.config.version, seen.live.models[1:]) == (before, [])
+        assert not seen.policies.issues, "the policies fit the models in use"
+        for tenant in ("acme", "globex"):
+            (shelf / f"{tenant}.yaml").write_text(policy(tenant, "other", student="tiny"))
+        await seen.until(lambda: seen.reloader.config.version != before)
+        assert seen.live.models[-1] == ["big", "tiny"]
+        assert seen.models() == {"acme": ["other"], "globex": ["other"]}
+        assert (seen.counted("gkt_config_stale"), seen.reloader.config.issues) == (0, ())
+        (shelf / "acme.yaml").write_text(policy("acme"))
         await seen.until(lambda: seen.policies.issues)
+        (shelf / "globex.yaml").write_text(policy("globex"))
         config.write_text(CONFIG)
-        await seen.until(lambda: seen.reloader.config == ConfigEdit())
-        assert seen.counted("gkt_config_stale") == 0
-    assert seen.lines_of("config_changed")[0]["then"] == "restart to apply it; a restart would fail now"
-    assert seen.lines_of("config_edit_reverted")
+        await seen.until(lambda: seen.reloader.config.version == before)
+        assert seen.models() == {"acme": ["chat"], "globex": ["chat"]}
+        assert not seen.policies.issues
+    assert [line["version"] for line in seen.lines_of("config_loaded")][-1] == before
+    assert seen.counted("gkt_config_reloads_total", result="loaded") == 2
+    assert seen.counted("gkt_config_reloads_total", result="refused") == 1
+
+
+async def test_policies_follow_their_edits_while_config_yaml_is_invalid(folder: Path) -> None:
+    async with following(folder) as seen:
+        (folder / "config.yaml").write_text("models: 1\n")
+        await seen.until(lambda: seen.reloader.config.issues)
+        assert seen.reloader.config.issues == ("config.yaml:1: models: must be a list: one '- ...' per entry",)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        (folder / "config.yaml").write_text(CONFIG)
+        await seen.until(lambda: not seen.reloader.config.issues)
+    assert len(seen.lines_of("config_refused")) == 1
+    assert seen.lines_of("config_valid_again")
+
+
+async def test_config_yaml_waits_for_valid_policies(folder: Path) -> None:
+    async with following(folder) as seen:
+        (folder / "policies" / "acme.yaml").write_text("tenant: [\n")
+        await seen.until(lambda: seen.policies.issues)
+        assert seen.reloader.config.issues == ()
+        (folder / "config.yaml").write_text(CONFIG + "log: {level: debug}\n")
+        await seen.until(lambda: seen.reloader.config.issues)
+        assert seen.reloader.config.issues == ("config.yaml: not used while the policies have issues",)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme"))
+        await seen.until(lambda: seen.reloader.config.restart)
+        assert seen.reloader.config.restart == ("config.yaml:4: log.level: restart the gateway to apply it",)
+
+
+async def test_settings_that_the_process_cannot_use_are_refused(folder: Path) -> None:
+    """Policies still follow their edits."""
+    async with following(folder) as seen:
+        seen.live.lacks = "LiteLLM is not installed"
+        (folder / "config.yaml").write_text(CONFIG + "# edited\n")
+        await seen.until(lambda: seen.reloader.config.issues)
+        assert seen.reloader.config.issues == ("config.yaml: LiteLLM is not installed",)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        seen.live.lacks = ""
+        seen.now.set()
+        await seen.until(lambda: not seen.reloader.config.issues)
+
+
+async def test_a_request_to_reload_reads_the_secrets_again(folder: Path) -> None:
+    """config.yaml names their files, whose changes are not watched."""
+    secret = folder / "key"
+    secret.write_text("first-secret")
+    (folder / "config.yaml").write_text(CONFIG.replace("name: big,", f"name: big, api_key: 'file:{secret}',"))
+    keys: list[str] = []
+    async with following(folder) as seen:
+
+        async def noting(settings: Settings, _: PolicySet, commit: Callable[[], None]) -> SettingsChange:
+            key = settings.by_name["big"].api_key
+            keys.append(key.get_secret_value() if key is not None else "")
+            commit()
+            return SettingsChange()
+
+        seen.live.apply = noting  # type: ignore[method-assign]
+        secret.write_text("second-secret")
+        seen.now.set()
+        await seen.until(lambda: keys and keys[-1] == "second-secret")
+    assert "second-secret" not in str(seen.log)
 
 
 async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:
@@ -268,7 +362,7 @@ async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:
 async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with following(folder, replace(FAST, error_pause_s=0.01)) as seen:
         with monkeypatch.context() as broken:
-            broken.setattr(PolicyFiles, "read", lambda _: 1 / 0)
+            broken.setattr(ConfigFiles, "read", lambda *_, **__: 1 / 0)
             (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
             await seen.until(lambda: seen.lines_of("reload_failed"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
@@ -281,14 +375,14 @@ async def test_a_hanging_disk_is_reported_and_occupies_one_thread(
 
     hangs, calls = threading.Event(), []
 
-    def signature(_: PolicyFiles) -> tuple[object, ...]:
+    def signature(_: ConfigFiles) -> tuple[object, ...]:
         calls.append(1)
         hangs.wait(LIMIT_S)
         return ()
 
     async with following(folder, replace(FAST, disk_limit_s=0.2)) as seen:
         with monkeypatch.context() as hung:
-            hung.setattr(PolicyFiles, "signature", signature)
+            hung.setattr(ConfigFiles, "signature", signature)
             await seen.until(lambda: seen.policies.issues)
             assert seen.policies.issues == ("the disk has not answered for 0.2 s",)
             await asyncio.sleep(0.6)

@@ -58,8 +58,9 @@ export function policies(box) {
     const line = byId("policies-state");
     const summary = `${whole(loaded.files)} ${loaded.files === 1 ? "file" : "files"}, loaded ${moment(loaded.loaded_at)}`;
     line.replaceChildren(loaded.stale ? badge(`The policy folder has an error. The policies loaded before stay in use: ${summary}.`, "bad") : badge(`Policies of the folder are in use: ${summary}.`, "good"));
-    if (config.changed) line.append(" ", badge("config.yaml has changed. Restart the gateway to apply it.", "warn"));
-    const errors = [...loaded.error, ...config.error];
+    if (config.error.length) line.append(" ", badge("config.yaml has an error. The settings loaded before stay in use.", "bad"));
+    if (config.restart.length) line.append(" ", badge("Settings in config.yaml have changed. Restart the gateway to apply them.", "warn"));
+    const errors = [...loaded.error, ...config.error, ...config.restart];
     const list = byId("policies-errors");
     list.hidden = errors.length === 0;
     list.replaceChildren(...errors.map((one) => h("li", {}, one)));

@@ -1,0 +1,175 @@
+"""Read config.yaml and the policies of a running process together, and detect changes of these files."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from time import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.config.changes import needs_restart
+from gateway.config.settings import check_settings, environment, operator_environment
+from gateway.config.yaml_source import display_path
+from gateway.errors import ConfigIssue
+from gateway.policy.book import PolicyFileCache, check_book, load_all
+from gateway.policy.files import PROJECTIONS_FOLDER
+from gateway.policy.policies import PolicyEdition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from gateway.config.models import ModelSettings
+    from gateway.config.settings import Settings
+    from gateway.config.yaml_source import YamlSource
+    from gateway.policy.book import PolicySet
+
+Signature = tuple[object, ...]
+"""Names, inodes, times and sizes of the files; it changes when a file does."""
+
+
+class ConfigReading(NamedTuple):
+    """The result of one reading of all files.
+
+    The policies are valid with the models of `settings`, or with those in use where `settings` is None.
+    """
+
+    version: str  # a hash of config.yaml
+    edition: PolicyEdition
+    settings: Settings | None  # None: config.yaml has issues, alone or together with the policies
+    policy_set: PolicySet | None  # None: the policies have issues, also with the models in use
+    config_issues: tuple[str, ...] = ()
+    policy_issues: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()  # changed settings that need a restart, with their lines
+
+
+class _Checked(NamedTuple):
+    """A valid config.yaml. It is read again if its hash changes."""
+
+    digest: str
+    settings: Settings
+    source: YamlSource | None = None  # None: the file of the start, which needs no restart
+
+
+class ConfigFiles:
+    """Read the files of a running process and detect their changes.
+
+    All methods block, so call them in a thread. Invalid file content raises no error after `open`.
+    """
+
+    def __init__(self, config: Path, started: _Checked, settings: Settings, cache: PolicyFileCache) -> None:
+        self._config, self._cache = config, cache
+        self._started, self._checked = started.settings, started
+        self._folder, self._models = settings.policies, settings.models
+        self._used = started.digest
+        self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
+
+    @classmethod
+    def open(cls, config: Path) -> tuple[Settings, PolicySet, ConfigFiles]:
+        """Load config.yaml and its policies, and watch them. Raises ConfigError with every issue of both."""
+        cache, digest = PolicyFileCache(), _digest(config)
+        settings, policy_set = load_all(config, cache)
+        configured: Settings | None = settings
+        if (environ := operator_environment()) != environment():
+            configured, _, _ = check_settings(config, environ)
+        return settings, policy_set, cls(config, _Checked(digest, configured or settings), settings, cache)
+
+    def signature(self) -> Signature:
+        """Return a signature of the files without reading them; a change of any file changes it. Symbolic links are
+        followed, since Kubernetes updates a ConfigMap by replacing a link."""
+        named = [_stamp(self._folder / name) for name in self._cache.registry.named]
+        projections = _stamps(self._folder / PROJECTIONS_FOLDER)
+        return (_stamp(self._config), *_stamps(self._folder), "projections", *projections, "named", *named)
+
+    def read(self, *, fresh: bool = False) -> ConfigReading:
+        """Check config.yaml and the policies together; if both are not valid, the policies with the models in use.
+
+        With `fresh`, also read an unchanged config.yaml again, for the secrets in the files that it names.
+        """
+        digest = _digest(self._config)
+        checked, found = self._check_config(digest, fresh=fresh)
+        if checked is not None:
+            policy_set, issues = self._check_policies(checked.settings.models)
+            if policy_set is not None:
+                source = checked.source
+                restart = [] if source is None else needs_restart(self._started, checked.settings, source)
+                restart += self._issues_of_new_folder(checked.settings)
+                lines = tuple(map(str, restart))
+                return ConfigReading(_short(digest), self.edition(), checked.settings, policy_set, restart=lines)
+            found = issues
+        policy_set, issues = self._check_policies(self._models)
+        config_issues = [str(issue) for issue in found if issue not in issues]
+        if not config_issues and digest != self._used:
+            config_issues.append(f"{display_path(self._config)}: not used while the policies have issues")
+        return ConfigReading(
+            _short(digest), self.edition(), None, policy_set, tuple(config_issues), tuple(map(str, issues))
+        )
+
+    def accept(self, settings: Settings) -> None:
+        """Check later policies against these models, which are in use now."""
+        self._models, self._used = settings.models, self._checked.digest
+
+    def refuse(self, reason: str) -> None:
+        """Treat the last valid config.yaml as invalid: the process cannot use it."""
+        self._refused = self._checked.digest, reason
+
+    def edition(self) -> PolicyEdition:
+        """Return the version of the policies at the last reading."""
+        return PolicyEdition(self._cache.version, self._cache.files, time())
+
+    @property
+    def version(self) -> str:
+        """Return a hash of config.yaml as it was last valid."""
+        return _short(self._checked.digest)
+
+    def _check_config(self, digest: str, *, fresh: bool) -> tuple[_Checked | None, list[ConfigIssue]]:
+        if self._refused is not None and self._refused[0] == digest and not fresh:
+            return None, [ConfigIssue(display_path(self._config), 0, 0, "", self._refused[1])]
+        if digest == self._checked.digest and not fresh:
+            return self._checked, []
+        settings, source, issues = check_settings(self._config, operator_environment())
+        if settings is None or source is None:
+            return None, issues
+        source.root = None  # `issue` parses the text again when it needs a line
+        self._checked = _Checked(digest, settings, source)
+        return self._checked, []
+
+    def _check_policies(self, models: Sequence[ModelSettings]) -> tuple[PolicySet | None, list[ConfigIssue]]:
+        protocols: dict[str, str] = {model.name: model.protocol for model in models}
+        return check_book(self._folder, list(protocols), protocols, self._cache)
+
+    def _issues_of_new_folder(self, settings: Settings) -> Iterable[ConfigIssue]:
+        """Return the issues that a restart would find in another folder of policies."""
+        if settings.policies == self._folder:
+            return ()
+        protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
+        return check_book(settings.policies, list(protocols), protocols)[1]
+
+
+def _digest(config: Path) -> str:
+    try:
+        return sha256(config.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _short(digest: str) -> str:
+    return digest[:16]
+
+
+def _stamps(folder: Path) -> list[tuple[object, ...]]:
+    try:
+        with os.scandir(folder) as entries:
+            files = (entry for entry in entries if not entry.name.startswith("."))
+            return sorted(_stamp(file) for file in files if file.name.endswith((".yaml", ".yml")))
+    except OSError as error:
+        return [(type(error).__name__,)]
+
+
+def _stamp(file: Path | os.DirEntry[str]) -> tuple[object, ...]:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return (file.name, type(error).__name__)
+    # The inode detects a rename, and ctime a tool that resets mtime.
+    return (file.name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
