@@ -204,8 +204,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Files that wait",
-            "policies: the files are invalid, earlier ones are in effect. config.yaml: it differs from the "
-            "running configuration.",
+            "policies: the files are invalid, earlier ones are in effect. config.yaml: a part of it is not in use.",
             "short",
             (
                 Query("max by (instance) (gkt_policy_stale)", "policies, {{instance}}"),
