@@ -119,7 +119,7 @@ class SectionConverter:
         host = fields.get("redis_host")
         values = {name: str(field.value) for name, field in fields.items()}
         is_plain = set(fields) <= {"redis_host", "redis_port"} and host is not None
-        if is_plain and not any("/" in value for value in values.values()):
+        if is_plain and not any({"/", "@"} & set(value) for value in values.values()):
             url = f"redis://{values['redis_host']}:{values.get('redis_port', '6379')}"
         else:
             url = context.need(REDIS_VARIABLE, _REDIS_EXAMPLE)

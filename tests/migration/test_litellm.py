@@ -489,6 +489,7 @@ def test_budget_periods_are_converted_or_listed(written: str, expected: dict[str
     [
         ("{redis_host: redis, redis_port: 6380}", "redis://redis:6380", []),
         ("{redis_host: redis, redis_password: literal}", "env:GKT_REDIS_URL", ["GKT_REDIS_URL"]),
+        ("{redis_host: 'user:literal@redis'}", "env:GKT_REDIS_URL", ["GKT_REDIS_URL"]),
         ("{redis_host: os.environ/REDIS_HOST}", "env:GKT_REDIS_URL", ["GKT_REDIS_URL"]),
     ],
 )
