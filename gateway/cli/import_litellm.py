@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +95,8 @@ def _print_summary(result: Conversion, files: Mapping[Path, str], *, is_guided: 
         lines += [f"written: {config} ({result.models} models)", f"written: {policy} ({len(result.modes)} routes)"]
         others = sorted({*Path(policy).parent.glob("*.yaml")} - {Path(policy)})
         lines += [f"read by the gateway, too: {one}" for one in others]
+    if result.left_out:
+        lines.append(f"entries not imported, see the notices: {', '.join(result.left_out)}")
     if result.missing:
         lines.append(f"fill in: {', '.join(result.missing)}")
     if result.variables:
@@ -103,6 +106,7 @@ def _print_summary(result: Conversion, files: Mapping[Path, str], *, is_guided: 
     else:
         guided = [route for route, mode in result.modes.items() if mode == "guided"]
         lines.append(f"guided routes: {', '.join(guided) or 'none'}")
+    config, policy = shlex.quote(config), shlex.quote(policy)
     lines += [
         "not read: LiteLLM's database, with its virtual keys, teams and spend",
         "then:",

@@ -49,6 +49,7 @@ class Conversion:
         variables: environment variables to set before the gateway starts.
         missing: values to fill in.
         models: number of models in config.yaml.
+        left_out: each model_name of model_list with an entry that is not imported.
         modes: modes of the routes, by route.
     """
 
@@ -57,6 +58,7 @@ class Conversion:
     variables: Sequence[str]
     missing: Sequence[str]
     models: int
+    left_out: Sequence[str]
     modes: Mapping[str, str]
 
 
@@ -101,7 +103,16 @@ def convert_litellm(path: Path, environ: Mapping[str, str], guidance: RequestedG
     }
     notices = dict.fromkeys([*file.notices, *context.notices])
     modes = {route["model"]: route["mode"] for route in policy.data["routes"]}
-    return Conversion(texts, _in_order(notices), sorted(context.variables), context.missing, len(deployments), modes)
+    left_out = [_group(entry) for entry, one in zip(entries, found, strict=True) if one is None]
+    return Conversion(
+        texts,
+        _in_order(notices),
+        sorted(context.variables),
+        context.missing,
+        len(deployments),
+        list(dict.fromkeys(left_out)),
+        modes,
+    )
 
 
 def _in_order(notices: Iterable[ConfigIssue]) -> list[ConfigIssue]:

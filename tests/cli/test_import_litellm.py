@@ -136,6 +136,16 @@ def test_a_dry_run_prints_both_files_and_writes_none(folder: Path) -> None:
     assert policy.strip() == (folder / "policies" / "default.yaml").read_text().strip()
 
 
+def test_entries_that_are_not_imported_are_in_the_summary(folder: Path) -> None:
+    wildcard = "  - {model_name: 'any/*', litellm_params: {model: 'anthropic/*'}}\n"
+    (folder / "litellm.yaml").write_text(SAMPLE.replace("router_settings", f"{wildcard}router_settings", 1))
+    assert "entries not imported, see the notices: any/*\n" in convert().stdout
+
+
+def test_the_printed_commands_quote_the_folder() -> None:
+    assert "gkt-gateway check --config 'new folder/config.yaml'" in convert("--out", "new folder").stdout
+
+
 def test_other_policies_in_the_folder_are_named(folder: Path) -> None:
     (folder / "policies").mkdir()
     (folder / "policies" / "acme.yaml").write_text("tenant: acme\n")
