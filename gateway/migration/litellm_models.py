@@ -106,6 +106,7 @@ class DeploymentConverter:
         self._defaults = defaults
         self._credentials = credentials
         self._names: set[str] = set()
+        self._group_names: dict[str, str] = {}  # model_name by group
         self.used_credentials: set[str] = set()
 
     def convert(self, field: SourceField, *, is_alone: bool) -> Deployment | None:
@@ -148,7 +149,10 @@ class DeploymentConverter:
             context.notice(field, "not imported: a wildcard. Add an entry for each model, and import again")
             return None
         group = route_name(str(group_field.value))
-        if group != str(group_field.value):
+        if (other := self._group_names.setdefault(group, str(group_field.value))) != str(group_field.value):
+            context.notice(group_field, f"not imported: '{other}' has the route {group} too. Rename one of them")
+            return None
+        if group != other:
             context.notice(group_field, f"callers must send {group}: {NAME_RULE}")
         provider = _provider(written, None if custom is None else str(custom.value))
         if provider is None:

@@ -78,11 +78,11 @@ class RouteConverter:
         guidance = self._guidance
         if guidance is None or group not in self._guided_groups(guidance):
             mode = "embeddings" if self._groups[group][0].embeds else "student"
-            route.data |= {"mode": mode, **self._students(group, self._fallbacks_of(group))}
+            route.data |= {"mode": mode, **self._students(group, self._fallbacks_of(name, group))}
         else:
             teacher = self._groups[guidance.teacher][0].name
             if guidance.student is None:
-                students = self._students(group, self._fallbacks_of(group), teacher)
+                students = self._students(group, self._fallbacks_of(name, group), teacher)
             else:
                 students = self._students(guidance.student, [guidance.teacher], teacher)
             route.data |= {"mode": "guided", "teacher": teacher, **students, "guidance": {"deadline": "auto"}}
@@ -96,11 +96,14 @@ class RouteConverter:
             return {guidance.teacher}
         return {name for name, group in self._groups.items() if name != guidance.teacher and not group[0].embeds}
 
-    def _fallbacks_of(self, group: str) -> list[str]:
-        """Return the fallback groups of a group, which also make embeddings, or also do not."""
-        targets = self._fallbacks.get(group, self._default_fallbacks)
-        embeds = self._groups[group][0].embeds
-        return [one for one in targets if one != group and self._groups[one][0].embeds == embeds]
+    def _fallbacks_of(self, name: str, group: str) -> list[str]:
+        """Return the fallback groups of a route: its own, those of its group, or the default ones."""
+        targets = self._fallbacks.get(name, self._fallbacks.get(group, self._default_fallbacks))
+        return [one for one in targets if one != group and self._have_one_mode(one, group)]
+
+    def _have_one_mode(self, group: str, other: str) -> bool:
+        """Return whether both groups make embeddings, or neither does."""
+        return self._groups[group][0].embeds == self._groups[other][0].embeds
 
     def _common(self, route: DataBuilder, group: str) -> None:
         """Add retries and the default of max_tokens."""
@@ -174,24 +177,36 @@ class RouteConverter:
         return aliases
 
     def _read_fallbacks(self) -> dict[str, list[str]]:
-        """Return the fallback groups by group. The key `*` stands for all groups without their own."""
+        """Return the fallback groups by group or alias. The key `*` stands for all groups without their own."""
         found: dict[str, list[str]] = {}
         for entry in self._settings.fallbacks:
             if isinstance(entry.value, str):
                 self._default_fallbacks += self._target(entry)
                 continue
             for targets in self._context.entries(entry, dict):
-                group = self._aliases.get(route_name(targets.name), route_name(targets.name))
+                name = route_name(targets.name)
+                group = self._aliases.get(name, name)
                 if targets.name == "*":
                     self._default_fallbacks += self._targets(targets)
-                elif group in self._groups:
-                    found[group] = self._targets(targets)
-                else:
+                elif group not in self._groups:
                     self._context.notice(targets, f"not imported: no imported model is called {targets.name}")
+                elif name in found:
+                    self._context.notice(targets, f"not imported: the first fallbacks of {name} apply, as in LiteLLM")
+                else:
+                    found[name] = self._targets(targets, group)
         return found
 
-    def _targets(self, field: SourceField | None) -> list[str]:
-        return [name for one in self._context.entries(field, list) for name in self._target(one)]
+    def _targets(self, field: SourceField | None, group: str | None = None) -> list[str]:
+        """Return the groups that a list names. A notice states one that cannot be a fallback of `group`."""
+        found = []
+        for one in self._context.entries(field, list):
+            for target in self._target(one):
+                if group is None or self._have_one_mode(target, group):
+                    found.append(target)
+                else:
+                    embedding = target if self._groups[target][0].embeds else group
+                    self._context.notice(one, f"not imported: only {embedding} makes embeddings")
+        return found
 
     def _target(self, field: SourceField) -> list[str]:
         name = route_name(field.value) if isinstance(field.value, str) else ""

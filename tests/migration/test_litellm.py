@@ -440,6 +440,41 @@ def test_unknown_targets_are_listed_and_aliases_get_routes() -> None:
     ]
 
 
+def test_the_first_fallbacks_of_a_name_apply_and_an_alias_may_have_its_own() -> None:
+    settings = (
+        "router_settings: {model_group_alias: {a: m, b: m}, "
+        "fallbacks: [{m: [other]}, {a: [third]}, {m: [third]}, {a: [other]}]}"
+    )
+    third = "  - {model_name: third, litellm_params: {model: openai/t, api_base: 'http://h/v1'}}\n"
+    result = convert(group("", settings=third + settings))
+    students = {one["model"]: one.get("students") for one in policy(result)["routes"]}
+    assert (students["m"], students["a"], students["b"]) == (["m", "other"], ["m", "third"], ["m", "other"])
+    listed = {one.field: one.message for one in result.notices if one.field.startswith("router")}
+    assert listed == {
+        "router_settings.fallbacks[2].m": "not imported: the first fallbacks of m apply, as in LiteLLM",
+        "router_settings.fallbacks[3].a": "not imported: the first fallbacks of a apply, as in LiteLLM",
+    }
+
+
+def test_a_fallback_of_the_other_mode_is_listed() -> None:
+    fallbacks = "litellm_settings: {fallbacks: [{claude: [embeddings, llama]}, {embeddings: [claude]}]}\n"
+    result = convert(SAMPLE.partition("router_settings")[0] + fallbacks)
+    routes = {one["model"]: one for one in policy(result)["routes"]}
+    assert (routes["claude"]["students"], routes["embeddings"]["student"]) == (["claude", "llama"], "embeddings")
+    for field in ("fallbacks[0].claude[0]", "fallbacks[1].embeddings[0]"):
+        assert messages(result, f"litellm_settings.{field}") == ["not imported: only embeddings makes embeddings"]
+
+
+def test_names_that_would_share_a_route_are_not_merged() -> None:
+    text = deployment("model: gpt-4o", name="a b") + deployment("model: gpt-4o-mini", name="a-b").partition("\n")[2]
+    result = convert(text)
+    assert [one["model"] for one in models(result)] == ["gpt-4o"]
+    assert messages(result, "model_list[1].model_name") == [
+        "not imported: 'a b' has the route a-b too. Rename one of them"
+    ]
+    assert result.left_out == ["a-b"]
+
+
 def test_names_that_routes_cannot_have_are_changed_and_listed() -> None:
     result = convert(deployment("model: gpt-4o", name="'GPT 4o (eu)'"))
     assert policy(result)["routes"][0]["model"] == "GPT-4o-eu-"
