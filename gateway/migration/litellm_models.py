@@ -299,6 +299,8 @@ class DeploymentConverter:
         total, stream = context.number(total_field), context.number(stream_field)
         if total_field is not None and total is not None:
             total = context.clamped(total_field, total, "0.01", "86400")
+            if total < _DEFAULT_TOTAL_S:
+                context.notice(total_field, "ends streams, too: raise timeouts.total if answers take longer")
         if stream_field is not None and stream is not None:
             stream = context.clamped(stream_field, stream, "0.01", _MAX_FIRST_S)
             total = max(total or Decimal(_DEFAULT_TOTAL_S), stream)

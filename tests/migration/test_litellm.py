@@ -267,6 +267,13 @@ def test_a_deployment_becomes_a_model(params: str, expected: dict[str, Any]) -> 
     assert {name: one.get(name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(("params", "count"), [("timeout: 60", 1), ("timeout: 600", 0), ("stream_timeout: 60", 0)])
+def test_a_timeout_that_ends_streams_early_is_listed(params: str, count: int) -> None:
+    result = convert(deployment(f"model: openai/m, {params}"))
+    found = messages(result, f"model_list[0].litellm_params.{params.partition(':')[0]}")
+    assert found == ["ends streams, too: raise timeouts.total if answers take longer"] * count
+
+
 def test_an_address_to_fill_in_is_named() -> None:
     result = convert(deployment("model: openai/m, api_base: os.environ/VLLM_URL"))
     assert result.missing == ["api_base of m", "price of m"]
