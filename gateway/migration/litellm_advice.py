@@ -26,6 +26,7 @@ _HEALTH = "engines are probed all the time (docs/engines.md): GET /readyz of the
 _ANSWER_CACHE = "no cache of answers; guidance.cache_ttl caches guidance"
 _RETRIES = "one number of retries for all errors: retries of a route"
 _LOGIN = "no single sign-on and no roles: one admin key (admin.key)"
+_PRICES = "a model has one price for each kind of token (docs/cost.md#prices)"
 _MODES = "only chats, texts and embeddings are served"
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
@@ -191,6 +192,7 @@ TOP: Mapping[str, str] = MappingProxyType(
 """Top-level keys."""
 
 _PREFIXES = {
+    **dict.fromkeys(("input_cost_per_", "output_cost_per_", "cache_read_", "cache_creation_"), _PRICES),
     "supports_": "information for LiteLLM's clients only",
     "aws_": "AWS's own settings apply: set them in the gateway's environment (AWS_PROFILE, AWS_REGION, ...)",
     "azure_": "set it in the gateway's environment, where LiteLLM reads it",

@@ -375,6 +375,12 @@ def test_a_list_price_is_that_of_the_table() -> None:
     assert one["price"]["cached_input_per_1m"] == float(price.cached_input_usd * 1_000_000)
 
 
+def test_a_price_of_a_tier_is_listed_as_a_price() -> None:
+    name = "input_cost_per_token_above_200k_tokens"
+    result = convert(deployment("model: gpt-4o", f"model_info: {{{name}: 1}}"))
+    assert "docs/cost.md#prices" in messages(result, f"model_list[0].model_info.{name}")[0]
+
+
 def test_an_unknown_price_is_a_line_to_fill_in() -> None:
     result = convert(deployment("model: openai/mine, api_base: 'http://h/v1'"))
     assert "price: {input_per_1m: 0, output_per_1m: 0}  # fill in: USD per 1M tokens" in result.files[CONFIG_FILE]
