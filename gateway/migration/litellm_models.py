@@ -120,18 +120,23 @@ class DeploymentConverter:
         entry = self._entry(field, keys, is_alone=is_alone)
         if entry is None:
             return None
-        needed = dict(self._context.variables), list(self._context.missing)
+        context = self._context
+        before = dict(context.variables), list(context.missing), list(context.notices)
         model = self._model(entry)
         if model is None:
-            self._context.notice(field, "not imported: embeddings need an OpenAI-compatible server (protocol openai)")
+            context.notice(field, "not imported: embeddings need an OpenAI-compatible server (protocol openai)")
             return None
         deployment = self._deployment(entry, model)
         for rest in (*keys.rest(), *entry.params.rest(), *entry.info.rest()):
-            self._context.notice(rest, self._advice(rest))
-        issue = model.validate(ModelSettings, self._context, self._context.origin(Path()))
-        if issue is not None:
-            self._context.variables, self._context.missing = needed
-            self._context.notice(field, f"not imported: {issue.field}: {issue.message}")
+            context.notice(rest, self._advice(rest))
+        had_base, checked = "api_base" in model.data, len(context.notices)
+        issue = model.validate(ModelSettings, context, context.origin(Path()))
+        if issue is not None or (had_base and "api_base" not in model.data):
+            why = "its api_base is not valid" if issue is None else f"{issue.field}: {issue.message}"
+            reasons = context.notices[checked:]
+            context.variables, context.missing, context.notices = before
+            context.notices += reasons
+            context.notice(field, f"not imported: {why}")
             return None
         self._names.add(deployment.name)
         return deployment

@@ -320,6 +320,7 @@ def test_a_placeholder_is_no_key() -> None:
         ("model: whisper-1", "", "mode audio_transcription"),
         ("model: azure/ada", "model_info: {mode: embedding}", "embeddings need an OpenAI-compatible server"),
         ("model: openai/m, api_base: no-address", "", "api_base: missing"),
+        ("model: anthropic/m, api_base: 'https://user:x@h'", "", "its api_base is not valid"),
     ],
 )
 def test_a_deployment_that_the_gateway_cannot_call_is_left_out_with_the_reason(
@@ -328,6 +329,13 @@ def test_a_deployment_that_the_gateway_cannot_call_is_left_out_with_the_reason(
     result = convert(deployment(params, more) + deployment("model: gpt-4o", name="ok").removeprefix("model_list:\n"))
     assert [one["name"] for one in models(result)] == ["ok"]
     assert [one for one in messages(result, "model_list[0]") if "not imported" in one and reason in one]
+    assert result.left_out == ["m"]
+
+
+def test_a_deployment_that_is_left_out_needs_nothing_else() -> None:
+    broken = deployment("model: openai/m, api_base: no-address, api_key: literal, rpm: 1")
+    result = convert(broken + deployment("model: gpt-4o", name="ok").removeprefix("model_list:\n"))
+    assert sorted(one.field for one in result.notices) == ["model_list[0]", "model_list[0].litellm_params.api_base"]
 
 
 def test_nothing_is_to_fill_in_or_to_set_for_a_deployment_that_is_left_out() -> None:
