@@ -6,22 +6,22 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.capabilities.continuation import Mode
 from gateway.capabilities.kinds import TGI
 from gateway.capabilities.reasoning import Reasoning
+from gateway.config.price_rule import PriceRule
+from gateway.config.providers import completed, why_not_derived
 from gateway.config.scalars import (
     Duration,
     HttpBase,
     InvalidValue,
     Name,
-    Rate,
     Secret,
     Size,
-    Usd,
     Whole,
     duration_between,
     origin,
@@ -30,69 +30,6 @@ from gateway.config.scalars import (
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_providers, litellm_table
-
-if TYPE_CHECKING:
-    from decimal import Decimal
-
-
-_SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and write it as "
-
-
-class PriceRule(StrictModel):
-    """A price in YAML: per 1M tokens, or per hour of the engine together with its token rates."""
-
-    input_per_1m: Usd | None = None
-    """USD per 1,000,000 input tokens."""
-    output_per_1m: Usd | None = None
-    """USD per 1,000,000 output tokens."""
-    cached_input_per_1m: Usd | None = None
-    """USD per 1,000,000 input tokens read from the engine's prompt cache. Default: input_per_1m."""
-    cache_write_per_1m: Usd | None = None
-    """USD per 1,000,000 input tokens written to the engine's prompt cache. Default: input_per_1m."""
-    cache_write_1h_per_1m: Usd | None = None
-    """USD per 1,000,000 input tokens written to that cache for one hour. Default: cache_write_per_1m."""
-    gpu_usd_per_hour: Usd | None = None
-    """USD per hour of the engine, or of each of its `gpus`."""
-    input_tokens_per_s: Rate | None = None
-    """Input tokens per second, over all concurrent requests."""
-    output_tokens_per_s: Rate | None = None
-    """Output tokens per second, over all concurrent requests."""
-    gpus: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
-    """Number of GPUs of the engine. Default: 1."""
-    key_hints: ClassVar[Mapping[str, str]] = {
-        "input_cost_per_token": _SCALE + "input_per_1m",
-        "output_cost_per_token": _SCALE + "output_per_1m",
-        "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
-        "cache_creation_input_token_cost": _SCALE + "cache_write_per_1m",
-        "cache_creation_input_token_cost_above_1hr": _SCALE + "cache_write_1h_per_1m",
-    }
-
-    def problem(self) -> str | None:
-        """Return why this is not one complete price, or None."""
-        by_token = {"input_per_1m", "output_per_1m"}
-        by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        hourly = given & (by_hour | {"gpus"})
-        if hourly and given - hourly:
-            return "has prices per 1M tokens and per GPU hour: keep one of the two"
-        required = by_hour if hourly else by_token
-        if missing := [name for name in type(self).model_fields if name in required - given]:
-            return f"needs {' and '.join(missing)} too"
-        return None
-
-    def price(self) -> Price:
-        """Return the price per token. The rule must have no `problem()`."""
-        if self.hourly_usd is not None and self.input_tokens_per_s is not None and self.output_tokens_per_s is not None:
-            return Price.of_gpu_hour(self.hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s)
-        assert self.input_per_1m is not None
-        assert self.output_per_1m is not None
-        cache_writes = self.cache_write_per_1m, self.cache_write_1h_per_1m
-        return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, *cache_writes)
-
-    @property
-    def hourly_usd(self) -> Decimal | None:
-        """USD per hour of the whole engine; None where the price is per token."""
-        return None if self.gpu_usd_per_hour is None else self.gpu_usd_per_hour * (self.gpus or 1)
 
 
 class BatchSettings(StrictModel):
@@ -215,19 +152,21 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 class ModelSettings(StrictModel):
     """An engine and the model that it serves. A policy assigns the roles teacher and student."""
 
-    name: Name
-    """Name of the model in policies."""
-    protocol: Literal["tgi", "openai", "litellm"]
-    """API of the engine: Text Generation Inference's, OpenAI's, or a provider's through LiteLLM."""
+    # `_complete` sets the first two keys, or their issues. Their defaults make them optional in the JSON Schema.
+    name: Name = Field(default_factory=str)
+    """Name of the model in policies. Default: the last part of `model`."""
+    protocol: Literal["tgi", "openai", "litellm"] = Field(default_factory=lambda: "openai")
+    """API of the engine: Text Generation Inference's, OpenAI's, or a provider's through LiteLLM. Default: openai if
+    `model` is openai/name; litellm if it names another provider that LiteLLM knows."""
     api_base: HttpBase | None = Field(None, validate_default=True)
-    """Base URL of the engine. Optional with protocol litellm. Default there: the provider's own URL."""
+    """Base URL of the engine. Default with protocol litellm, or without `protocol`: the provider's own URL."""
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(
         default_factory=lambda data: "tgi" if data.get("protocol") == "tgi" else str(data.get("name", "")),
         validate_default=True,
     )
-    """Name of the model at the engine; with protocol litellm `provider/name`."""
+    """Name of the model at the engine; with protocol litellm, or without `protocol`, `provider/name`."""
     api_key: Secret | None = None
-    """Key of the engine. Default with protocol litellm: the provider's own environment variables."""
+    """Key of the engine. Default for a provider without `api_base`: the provider's own environment variables."""
     api_version: Option | None = None
     """API version, for protocol litellm and a model of azure."""
     aws_region_name: Option | None = None
@@ -249,7 +188,8 @@ class ModelSettings(StrictModel):
     continuation: Literal["auto", Mode, "none"] = Field(
         default_factory=lambda data: "trailing" if data.get("protocol") == "tgi" else "auto"
     )
-    """Request fields that make the engine continue an answer that another model began."""
+    """Request fields that make the engine continue an answer that another model began. Default: auto; trailing with
+    protocol tgi; none for a provider in `model` without `protocol`."""
     echo: Literal["auto", True, False] = "auto"
     """Whether the engine repeats the text that it continues in its answer."""
     reasoning: Reasoning = "none"
@@ -292,6 +232,23 @@ class ModelSettings(StrictModel):
     def options(self) -> dict[str, str]:
         """Options of LiteLLM's call in addition to address and key."""
         return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        entry = {"name": InvalidValue(MISSING), **completed(entry)}
+        return (
+            entry if "protocol" in entry else {**entry, "protocol": InvalidValue(why_not_derived(entry.get("model")))}
+        )
+
+    @field_validator("name", "protocol", mode="before")
+    @classmethod
+    def _is_given(cls, value: object) -> object:
+        if isinstance(value, InvalidValue):
+            raise value
+        return value
 
     @field_validator("api_base")
     @classmethod

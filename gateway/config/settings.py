@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationEr
 
 from gateway.config import sections
 from gateway.config.models import ModelSettings
+from gateway.config.providers import completed
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
 from gateway.config.sections import MAX_WORKERS, AdminSettings, ServerSettings
 from gateway.config.yaml_source import StrictModel, YamlSource, in_file_order, read
@@ -229,9 +230,10 @@ def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
     if server and admin and server[1] == admin[1] != 0 and (server[0] == admin[0] or {server[0], admin[0]} & _ANY):
         yield source.issue(("admin", "port"), f"server already listens on port {admin[1]}: use another port")
     seen: dict[str, int] = {}
-    for index, model in enumerate(source.items("models")):
-        if not isinstance(model, dict):
+    for index, entry in enumerate(source.items("models")):
+        if not isinstance(entry, dict):
             continue
+        model = completed(entry)
         name = model.get("name")
         if isinstance(name, str) and seen.setdefault(name, index) != index:
             yield source.issue(

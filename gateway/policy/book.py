@@ -7,6 +7,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.config.providers import completed
 from gateway.config.settings import check_settings
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import YamlSource, display_path, in_file_order, parse
@@ -283,7 +284,7 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
 
 def _protocols(source: YamlSource | None) -> dict[str, str]:
     """Return the protocol of each model by name, also of a config.yaml with issues; "openai" for an invalid one."""
-    models = [model for model in (source.items("models") if source else ()) if isinstance(model, dict)]
+    models = [completed(model) for model in (source.items("models") if source else ()) if isinstance(model, dict)]
     named = ((model.get("name"), model.get("protocol")) for model in models)
     return {
         name: protocol if isinstance(protocol, str) else "openai" for name, protocol in named if isinstance(name, str)
