@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import orjson
 import typer
 
-from gateway.reference import json_schema, reference
+from gateway.reference import editor_schema, reference
 
 
 def schema(
@@ -38,4 +38,4 @@ def schema(
 
 def schema_json(which: str) -> str:
     """Return a schema as JSON text, as in docs/schema."""
-    return orjson.dumps(json_schema(which), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    return orjson.dumps(editor_schema(which), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

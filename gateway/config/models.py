@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from gateway.capabilities.continuation import Mode
 from gateway.capabilities.kinds import TGI
@@ -27,6 +27,7 @@ from gateway.config.scalars import (
     origin,
     size_between,
 )
+from gateway.config.variables import plain
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_providers, litellm_table
@@ -190,7 +191,7 @@ class ModelSettings(StrictModel):
     )
     """Request fields that make the engine continue an answer that another model began. Default: auto; trailing with
     protocol tgi; none for a provider in `model` without `protocol`."""
-    echo: Literal["auto", True, False] = "auto"
+    echo: Annotated[Literal["auto", True, False], BeforeValidator(plain)] = "auto"
     """Whether the engine repeats the text that it continues in its answer."""
     reasoning: Reasoning = "none"
     """Whether the model reasons before it answers, and whether a request can turn that off."""

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationInfo
 
+from gateway.config.variables import Substituted, plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -31,6 +33,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MAX_USD = Decimal(1_000_000)
 _MAX_RATE = Decimal(1_000_000_000)
 _MAX_DIGITS = 24
+_VARIABLE_REFERENCES = ("env:", "os.environ/")
+_REFERENCES = (*_VARIABLE_REFERENCES, "file:")
 # An unencoded password ends at its first / ? or #, and the rest is misread as another part of the URL.
 PERCENT_ENCODE = "percent-encode special characters in the password: / is %2F, ? is %3F, # is %23, @ is %40"
 
@@ -93,6 +97,7 @@ def _size(value: object, info: ValidationInfo) -> int:
 
 
 def _number(value: object) -> float:
+    value = plain(value)
     with suppress(OverflowError):
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and isfinite(value):
             return float(value)
@@ -115,6 +120,7 @@ def _rate(value: object) -> Decimal:
 
 def _exact(value: object, message: str) -> Decimal:
     """Return the number exactly as written. Binary floats are rejected: they have lost the written digits."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         raise InvalidValue(message)
     number = Decimal(value)
@@ -142,8 +148,11 @@ size_between = partial(_between, size_bytes)
 
 def dereference(value: str, source: ValueOrigin) -> str | None:
     """Return the secret that `value` refers to, or None if it is not a reference. Raises InvalidValue, which contains
-    the reference only, if it cannot be resolved."""
-    for prefix in ("env:", "os.environ/"):
+    the reference only, if it cannot be resolved. A text with the value of a variable is a secret from the environment,
+    unless the file itself has a reference there, like file:${FOLDER}/key."""
+    if isinstance(value, Substituted) and not value.written.startswith(_REFERENCES):
+        return str(value) if value.values else None
+    for prefix in _VARIABLE_REFERENCES:
         if value.startswith(prefix):
             return _from_environment(value.removeprefix(prefix), source)
     if not value.startswith("file:"):
@@ -195,7 +204,7 @@ def _secret_or_text(value: object, info: ValidationInfo) -> SecretStr:
     if not isinstance(value, str):
         raise InvalidValue("must be text, or a reference: env:NAME or file:/path")
     source = origin(info)
-    return SecretStr((dereference(value, source) if source else None) or value)
+    return SecretStr((dereference(value, source) if source else None) or str(value))
 
 
 def _name(value: str) -> str:
@@ -262,8 +271,8 @@ Usd: TypeAlias = Annotated[Decimal, BeforeValidator(_usd, json_schema_input_type
 Rate: TypeAlias = Annotated[Decimal, BeforeValidator(_rate, json_schema_input_type=_PerSecond)]
 """Tokens per second; more than 0."""
 Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
-Whole: TypeAlias = Annotated[int, Strict()]
-Flag: TypeAlias = Annotated[bool, Strict()]
+Whole: TypeAlias = Annotated[int, Strict(), BeforeValidator(plain)]
+Flag: TypeAlias = Annotated[bool, Strict(), BeforeValidator(plain)]
 Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_input_type=Reference)]
 """A secret; in YAML only as a reference. It is never printed."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]

@@ -137,7 +137,8 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     """Return host and port of the admin listener, for clients. Raises ConfigError where they are invalid. Issues in
     other sections are ignored: an operator's environment need not contain the engines' secrets."""
     _, source, issues = check_settings(path, environ)
-    listener = None if source is None else _listener(source, "admin", AdminSettings)
+    unusable = source is None or not {("admin", "host"), ("admin", "port")}.isdisjoint(source.unusable)
+    listener = None if source is None or unusable else _listener(source, "admin", AdminSettings)
     if listener is None:
         raise ConfigError([issue for issue in issues if issue.field.startswith(("admin", "GKT_ADMIN"))] or issues)
     return listener
@@ -147,7 +148,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     """Return the sections that a usage worker needs. Raises ConfigError where one of them is invalid. Issues in other
     sections are ignored: the worker's environment need not contain the engines' secrets."""
     environ = environment() if environ is None else environ
-    source, issues = read(path)
+    source, issues = read(path, environ=environ)
     if source is None:
         raise ConfigError(issues)
     names = (*WorkerSettings.model_fields, *_RENAMED)
@@ -165,7 +166,9 @@ def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr
     if environ.get(ADMIN_KEY_VARIABLE, "").strip():
         source = YamlSource("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"})
     else:
-        file, _ = read(path)
+        file, issues = read(path, environ=environ)
+        if unresolved := [issue for issue in issues if issue.field == "admin.key"]:
+            raise ConfigError(unresolved)
         if file is None or (reference := file.get("admin", "key")) is None:
             return None
         source = YamlSource(file.file, {"key": reference})
@@ -192,7 +195,7 @@ def check_settings(
 ) -> tuple[Settings | None, YamlSource | None, list[ConfigIssue]]:
     """Return the settings, the file as read, and all issues. The settings are None if there is an issue."""
     environ = environment() if environ is None else environ
-    source, issues = read(path)
+    source, issues = read(path, environ=environ)
     if source is None:
         return None, None, issues
     issues += override(source, environ)

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from gateway.config.variables import hide, substitute
 from gateway.config.yaml_messages import (
     MUST_BE,
     field_path,
@@ -74,6 +75,7 @@ class YamlSource:
     root: Node | None = None
     broken: frozenset[Loc] = frozenset()  # locations without a usable value, which `read` has reported
     overridden: dict[Loc, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)  # whose values messages must not contain
 
     def get(self, *loc: str | int) -> Any:
         """Return the raw value at `loc`, or None. The file need not be valid."""
@@ -84,6 +86,11 @@ class YamlSource:
             except (KeyError, IndexError, TypeError):
                 return None
         return value
+
+    @property
+    def unusable(self) -> frozenset[Loc]:
+        """Return the locations of values that `read` has reported and no environment variable replaces."""
+        return self.broken - self.overridden.keys()
 
     def items(self, *loc: str | int) -> list[Any]:
         """Return the raw list at `loc`, or an empty list."""
@@ -109,6 +116,8 @@ class YamlSource:
 
     def issue(self, loc: Loc, message: str, suggestion: str | None = None) -> ConfigIssue:
         """Return an issue at `loc`, or at its nearest parent that is in the file."""
+        message = hide(message, self.variables)
+        suggestion = None if suggestion is None else hide(suggestion, self.variables)
         if loc in self.overridden:
             return ConfigIssue("environment", 0, 0, self.overridden[loc], message, suggestion)
         if self.root is None and self.text:
@@ -165,17 +174,19 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
-def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[YamlSource | None, list[ConfigIssue]]:
+def read(
+    path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict, environ: Mapping[str, str] | None = None
+) -> tuple[YamlSource | None, list[ConfigIssue]]:
     """Read a YAML file whose content has the type `of`, keys or a list. Return it with its issues.
 
-    The source is None if the file cannot be read, is not YAML, or is not of that type. A source that comes with issues,
-    such as a duplicate key, can still be checked.
+    With `environ`, variables in texts are replaced (variables.py). The source is None if the file cannot be read, is
+    not YAML, or is not of that type. A source that comes with issues, such as a duplicate key, can still be checked.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         return None, [unreadable(path, error)]
-    return parse(raw, display_path(path), of)
+    return parse(raw, display_path(path), of, environ)
 
 
 def unreadable(path: Path, error: OSError) -> ConfigIssue:
@@ -200,13 +211,16 @@ def read_bytes(path: Path, max_bytes: int | None = None) -> bytes | ConfigIssue:
 
 
 def parse(
-    raw: bytes, file: str, of: type[dict[str, Any]] | type[list[Any]] = dict
+    raw: bytes,
+    file: str,
+    of: type[dict[str, Any]] | type[list[Any]] = dict,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[YamlSource | None, list[ConfigIssue]]:
     """Parse the bytes of a YAML file. Arguments and result are those of `read`; `file` is the name for messages."""
     try:
         text = raw.decode("utf-8-sig")
         root = _compose(text)
-        builder = _Builder(file)
+        builder = _Builder(file, environ)
         data = builder.value(root, ()) if root is not None else of()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -217,7 +231,8 @@ def parse(
         return None, [ConfigIssue(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, of):
         return None, [ConfigIssue(file, 1, 1, "", MUST_BE[of])]
-    return YamlSource(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.issues)
+    source = YamlSource(file, data, text, root, frozenset(builder.broken), variables=builder.variables)
+    return source, in_file_order(builder.issues)
 
 
 def load(path: Path, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
@@ -285,8 +300,10 @@ def _position(root: Node | None, loc: Loc) -> tuple[int, int]:
 class _Builder:
     """Converts YAML nodes to plain data. YAML features that a configuration must not use are recorded as issues."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, environ: Mapping[str, str] | None) -> None:
         self.file = file
+        self.variables: dict[str, str] = {}
+        self._environ = environ
         self.issues: list[ConfigIssue] = []
         self.broken: set[Loc] = set()
         self._done: dict[int, Any] = {}
@@ -330,12 +347,20 @@ class _Builder:
         except (ValueError, InvalidOperation):
             return self._broken(node, loc, "not a number")
         if kind in {"str", "timestamp", "value"}:
-            return text
+            return text if self._environ is None or "${" not in text else self._substituted(node, loc, self._environ)
         if kind == "bool":
             return text.lower() == "true"
         if kind == "null":
             return None
         return self._broken(node, loc, "YAML tags ('!...') are not supported: remove it")
+
+    def _substituted(self, node: Node, loc: Loc, environ: Mapping[str, str]) -> Any:
+        try:
+            text = substitute(str(node.value), environ)
+        except ValueError as error:
+            return self._broken(node, loc, str(error))
+        self.variables |= text.values
+        return text
 
     def _broken(self, node: Node, loc: Loc, message: str) -> None:
         self.broken.add(loc)

@@ -206,7 +206,7 @@ def reader_of(policy: Path) -> Path | None:
         return Path(variable)
     for place in dict.fromkeys((Path(), *(above for folder in folders for above in folder.parents))):
         for config in _yaml_files(place, b"models"):
-            source = read(config)[0]
+            source = read(config, environ=os.environ)[0]
             if source is None or not source.get("models"):
                 continue
             for named in (source.get("policies") or "policies", variable):
