@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ import uvloop
 from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.cli.lazy import CONFIG, config_option
-from gateway.config.sections import MAX_WORKERS
+from gateway.config.sections import MAX_PORT, MAX_WORKERS
 from gateway.policy.config_files import ConfigFiles
 from gateway.server.listeners import serve as serve_gateway
 from gateway.server.stopping import reload_on_sighup, stop_on_signals
@@ -35,6 +36,12 @@ def serve(
         int | None,
         typer.Option(min=1, max=MAX_WORKERS, help="Number of processes that share the ports. Default: server.workers."),
     ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=MAX_PORT, help="Public port; 0: any free port. Default: server.port.")
+    ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=MAX_PORT, help="Admin port; 0: any free port. Default: admin.port.")
+    ] = None,
 ) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.
 
@@ -42,8 +49,12 @@ def serve(
     in config.yaml. Other settings need a restart. SIGHUP reloads the files immediately.
 
     GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST, GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override the
-    configuration file.
+    configuration file. --workers, --port and --admin-port override both.
     """
+    # Variables apply in child processes, and whenever the configuration is read again.
+    for variable, given in (("GKT_PORT", port), ("GKT_ADMIN_PORT", admin_port)):
+        if given is not None:
+            os.environ[variable] = str(given)
     settings, book, files = ConfigFiles.open(config)
     set_up_logs(settings.log.level, settings.log.format, console_processor=shorten_request_event)
     if not uvloop.run(run(settings, book, files, config, workers or settings.server.workers)):

@@ -38,6 +38,7 @@ from gateway.config.scalars import (
 from gateway.config.yaml_source import StrictModel
 
 MAX_WORKERS = 256
+MAX_PORT = 65535
 _MIN_KEY_LENGTH = 16
 _LEASE_TIMEOUTS = 4
 _SCHEMES = ("redis://", "rediss://", "unix://")
@@ -85,7 +86,7 @@ def _client_accepts(url: str) -> bool:
     return False
 
 
-Port = Annotated[Whole, Field(ge=0, le=65535)]
+Port = Annotated[Whole, Field(ge=0, le=MAX_PORT)]
 
 
 def _host(value: str) -> str:

@@ -64,6 +64,32 @@ def test_a_port_that_is_taken(tmp_path: Path, redis_url: str, workers: str) -> N
     assert "server.port" in line
 
 
+@pytest.mark.parametrize(("workers", "option"), [("1", "--port"), ("2", "--port"), ("1", "--admin-port")])
+def test_a_port_of_the_command_line_overrides_the_others(
+    tmp_path: Path, redis_url: str, workers: str, option: str
+) -> None:
+    """The file and the environment have free ports, in the workers, too."""
+    free = {"GKT_PORT": "0", "GKT_ADMIN_PORT": "0"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        config = _config(tmp_path, redis_url=redis_url, server={"port": 0}, admin={"port": 0})
+        line = _one_line(_run("serve", "--config", config, "--workers", workers, option, port, **free))
+    assert f"127.0.0.1:{port} is already in use" in line
+
+
+def test_ports_of_the_command_line_are_checked_as_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("GKT_PORT", "GKT_ADMIN_PORT"):  # restored after the command, which sets them
+        monkeypatch.setenv(variable, "0")
+    done = run("serve", "--config", _config(tmp_path), "--port", "65536")
+    assert done.returncode == 2
+    assert "Invalid value for '--port'" in done.stderr
+    done = run("serve", "--config", _config(tmp_path), "--port", "8080", "--admin-port", "8080")
+    assert done.returncode == 1
+    assert "GKT_ADMIN_PORT: server already listens on port 8080: use another port" in done.stderr
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.long
 def test_a_port_that_another_gateways_workers_share(tmp_path: Path, redis_url: str, workers: str) -> None:
