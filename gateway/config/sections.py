@@ -214,8 +214,8 @@ class UsageSettings(StrictModel):
     """Usage database: receipts and their sums. `gkt-gateway usage-worker` writes it."""
 
     url: SecretOrText = SecretStr("sqlite")
-    """`sqlite` (a file in the folder data), or a URL like postgresql://host/name. For a URL with a password write
-    env:NAME."""
+    """`sqlite` (a file in the folder data, for a trial or one machine), or a URL like postgresql://host/name, for
+    production. For a URL with a password write env:NAME."""
     keep_s: Annotated[Duration, duration_between("1d", "3660d")] | None = Field(400 * 86_400.0, alias="keep")
     """Retention of receipts; null: no limit."""
     minutes_s: Annotated[Duration, duration_between("1h", "2d")] = Field(6 * 3600.0, alias="minutes")
