@@ -119,7 +119,7 @@ def test_tgi_is_selected_by_its_protocol() -> None:
 def test_the_documented_configurations_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine of docs/engines.md with a price loads, and its address selects the kind with its name."""
     section = page("docs/engines.md").partition("## Configurations")[2]
-    block = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
+    block = next(one for one in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL) if "protocol:" in one)
     for name in re.findall(r"env:(\w+)", block):
         monkeypatch.setenv(name, "sk-test")
     priced = re.sub(r"(    protocol: )", r"    price: {input_per_1m: 0, output_per_1m: 0}\n\1", block)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import contextmanager
@@ -121,11 +124,12 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    """Make the pseudo terminal that of the new session, so that it sends Ctrl-C as a signal."""
-    import fcntl
-    import termios
+    """Make the pseudo terminal that of the new session, so that it sends Ctrl-C as a signal.
 
+    A shell starts background commands, such as the tests, with SIGINT ignored, and children inherit that.
+    """
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
