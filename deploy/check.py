@@ -1,8 +1,11 @@
 """Validate compose.yaml and the manifests against their published schemas, and against ranges that schemas do not have.
 
     python -m deploy.check [FILE...]
+    helm template gkt deploy/helm/gkt-gateway | python -m deploy.check /dev/stdin
+    kubectl kustomize deploy/kubernetes | python -m deploy.check /dev/stdin
 
-For a compose file, it also reports services with more replicas than the slots in deploy/compose/haproxy.cfg.
+For a compose file, it also reports services with more replicas than the slots in deploy/compose/haproxy.cfg. Without
+FILE, it checks the files of deploy/, and that copies in ConfigMaps equal their sources.
 
 No network is used: the schemas come with packages of the extra `dev`. Each issue is a line with its file, its field and
 the reason. The exit status is 1 if there are issues.
@@ -31,7 +34,14 @@ HERE = Path(__file__).parent
 KUBERNETES = "1.37"
 """Version of the schemas."""
 BALANCER = HERE / "compose" / "haproxy.cfg"
-EVERYTHING = (HERE / "compose.yaml", *sorted((HERE / "kubernetes").glob("*.yaml")))
+KUSTOMIZATION = "kustomization.yaml"
+"""Name of an input of Kustomize, which is no manifest."""
+EVERYTHING = (
+    HERE / "compose.yaml",
+    *(path for path in sorted((HERE / "kubernetes").glob("*.yaml")) if path.name != KUSTOMIZATION),
+)
+FOREIGN = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
+"""API groups of custom resources, whose schemas are not part of Kubernetes. Their objects are not validated."""
 
 # Contents of ConfigMaps, and the files that they are copies of.
 COPIES: Mapping[tuple[str, str], Path] = MappingProxyType(
@@ -119,8 +129,12 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in YAML(typ="safe").load_all(path.read_text("utf-8")) if document is not None]
 
 
-def issues_in(path: Path) -> Iterator[ManifestIssue]:
-    """Yield the issues of a file: a compose file if it has `services`, else manifests."""
+def issues_in(path: Path, *, compare_copies: bool = True) -> Iterator[ManifestIssue]:
+    """Yield the issues of a file: a compose file if it has `services`, else manifests.
+
+    Args:
+        compare_copies: whether ConfigMaps with the names of COPIES must equal the sources.
+    """
     try:
         found = documents(path)
     except (MarkedYAMLError, OSError) as error:
@@ -134,7 +148,10 @@ def issues_in(path: Path) -> Iterator[ManifestIssue]:
         else:
             metadata = document.get("metadata")
             kind = f"{document.get('kind', '?')} {metadata.get('name', '?') if isinstance(metadata, dict) else '?'}"
-            yield from (ManifestIssue(path, (kind, *place), what) for place, what in _in_manifest(document))
+            found_here = [*_in_manifest(document)]
+            if compare_copies and not found_here and document["kind"] == "ConfigMap":
+                found_here = [*_of_copies(document)]
+            yield from (ManifestIssue(path, (kind, *place), what) for place, what in found_here)
 
 
 def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[ManifestIssue]:
@@ -195,6 +212,8 @@ def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     if not {"apiVersion", "kind"} <= document.keys():
         yield (), "has no apiVersion or kind"
         return
+    if str(document["apiVersion"]).startswith(FOREIGN):
+        return
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
@@ -213,8 +232,6 @@ def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
             yield place, what
         if key == "resources" and isinstance(value, dict):
             yield from (((*place, *way), what) for way, what in _of_resources(value))
-    if document["kind"] == "ConfigMap":
-        yield from _of_copies(document)
     yield from _of_pairs(document)
 
 
@@ -312,7 +329,7 @@ def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
 def main(arguments: list[str]) -> int:
     """Run the command. Return the exit status."""
     paths = [Path(argument) for argument in arguments] or EVERYTHING
-    found = [issue for path in paths for issue in issues_in(path)]
+    found = [issue for path in paths for issue in issues_in(path, compare_copies=not arguments)]
     for issue in found:
         sys.stderr.write(f"{issue}\n")
     sys.stdout.write(f"Files: {len(paths)}, issues: {len(found)}\n")

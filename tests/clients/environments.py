@@ -68,7 +68,7 @@ def python_environment(name: str) -> Path:
         run_installer(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return _built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
+    return built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
 
 
 def node_modules(client: str = "node") -> Path:
@@ -91,12 +91,13 @@ def node_modules(client: str = "node") -> Path:
         run_installer("npm", "ci", *soon, "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
 
     contents = tuple((HERE / client / name).read_bytes() for name in names)
-    return _built(client, contents, install) / "node_modules"
+    return built(client, contents, install) / "node_modules"
 
 
-def _built(name: str, inputs: tuple[bytes, ...], install: Callable[[Path], None]) -> Path:
+def built(name: str, inputs: tuple[bytes, ...], install: Callable[[Path], None], *, group: str = "clients") -> Path:
+    """Return a folder of the cache that `install` filled once for these inputs."""
     digest = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
-    folder = cache_folder().parent / "clients" / f"{name}-{digest}"
+    folder = cache_folder().parent / group / f"{name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / ".lock"):
         done = folder / ".installed"

@@ -133,6 +133,22 @@ def test_fields_omitted_for_an_autoscaler_are_no_issue(tmp_path: Path) -> None:
     assert list(issues_in(path)) == []
 
 
+def test_custom_resources_are_not_validated(tmp_path: Path) -> None:
+    path = tmp_path / "monitor.yaml"
+    path.write_text("apiVersion: monitoring.coreos.com/v1\nkind: ServiceMonitor\nmetadata: {name: it}\n", "utf-8")
+    assert list(issues_in(path)) == []
+    path.write_text("apiVersion: monitoring.example/v1\nkind: ServiceMonitor\nmetadata: {name: it}\n", "utf-8")
+    (issue,) = issues_in(path)
+    assert issue.what == "Kubernetes 1.37 has no ServiceMonitor in monitoring.example/v1"
+
+
+def test_a_configuration_of_ones_own_may_differ_from_the_copies(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text((DEPLOY / "kubernetes/config.yaml").read_text("utf-8").replace("deadline: 2s", "deadline: 3s"))
+    assert main([str(path)]) == 0
+    assert [issue.place[-1] for issue in issues_in(path)] == ["default.yaml"]
+
+
 def test_invalid_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("kind: [Service\n", "utf-8")

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.check import documents
+from deploy.check import EVERYTHING, documents
 from gateway.policy.book import check_all
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 (COMPOSE,) = documents(DEPLOY / "compose.yaml")
-MANIFESTS = [one for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) for one in documents(path)]
+MANIFESTS = [one for path in EVERYTHING[1:] for one in documents(path)]
 SITES = ("gateway", "gateway-vllm", "gateway-cpu")
 AFTER_DRAIN_S = 5
 """What a gateway may take beyond server.drain_timeout: handlers that are cut, receipts that are flushed."""
