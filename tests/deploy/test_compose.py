@@ -16,8 +16,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from gateway.api.routes import ROUTES
 from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
+from gateway.config.database_url import is_postgres
 from gateway.config.settings import worker_settings
 from gateway.local.redis import find_server
+from gateway.policy.book import check_all
 from gateway.version import __version__
 from tests.deploy.written import AFTER_DRAIN_S, COMPOSE, DEPLOY, ROOT, SITES, made_secrets, seconds, secrets_of, site
 from tests.installed import program
@@ -190,7 +192,7 @@ def test_all_mounted_files_exist(service: str) -> None:
 def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, name: str) -> None:
     lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    assert given["COMPOSE_PROFILES"] == profile
+    assert given["COMPOSE_PROFILES"] == f"{profile},postgres,monitoring"
     assert given["GKT_SITE"] == f"./{name}"
     options = {
         variable
@@ -199,6 +201,33 @@ def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, n
         for variable in re.findall(r"\$\{(\w+)", str(service))
     }
     assert set(given) - {"COMPOSE_PROFILES"} == options
+
+
+def test_without_profiles_the_gateway_runs_with_its_store_alone() -> None:
+    """Own engines, SQLite and no monitoring: no required service has a profile, and nothing else needs a variable."""
+    text = (DEPLOY / "compose" / "gateway.env").read_text("utf-8")
+    given = dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    assert given == {"COMPOSE_PROFILES": "", "GKT_SITE": "./site"}
+    always = {name: service for name, service in SERVICES.items() if "profiles" not in service}
+    assert set(always) == {"lb", "gateway", "usage-worker", "valkey"}
+    assert {variable for service in always.values() for variable in re.findall(r"\$\{(\w+)", str(service))} == {
+        "GKT_SITE"
+    }
+    for service in always.values():
+        for needed, condition in service.get("depends_on", {}).items():
+            assert needed in always or condition["required"] is False
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
+    assert profiles == {*PROFILES, "postgres", "monitoring"}
+
+
+def test_the_secret_of_the_database_may_select_sqlite(tmp_path: Path) -> None:
+    """Without the profile `postgres`. The worker has the volume of the file."""
+    site("gateway", tmp_path)
+    (tmp_path / "secrets" / "usage_url").write_text("sqlite\n", "utf-8")
+    settings, _, issues = check_all(tmp_path / "gateway" / "config.yaml")
+    assert list(issues) == []
+    assert settings is not None
+    assert not is_postgres(settings.usage.url.get_secret_value())
 
 
 def test_the_load_balancer_has_slots_for_the_replicas_and_uses_the_health_route(tmp_path: Path) -> None:
