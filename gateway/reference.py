@@ -92,6 +92,7 @@ _PATTERNS = (
     ("[0-9a-fA-F]{64}", "64 hex digits"),
     ("{2}-[0-9]{2}([T ]", "date or time"),
     ("{2}(-[0-9]{2})?$", "day or month, like `2026-07-01` or `2026-07`"),
+    (r"\*|", "`*`, or 1 to 128 letters, digits or any of `. _ : / -`"),
     (" ?%$", "percentage, like `1%`"),
 )
 _PLAIN = re.compile(r"\^\(?\[A-Za-z0-9(?P<marks>[._:/-]+)\](\{1,(?P<limit>\d+)\}|\+)\)?\$")

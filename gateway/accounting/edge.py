@@ -140,7 +140,7 @@ def offline_receipt(
             f"'at': the answer ended more than {within_s:g} s ago. Reports are accepted until then.", param="at"
         )
     # The device chooses the report's id, a UUID.
-    origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, report.model
+    origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, route.model
     alone_usd = charge_usd(price, report.input_tokens, report.output_tokens)
     return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE)
 

@@ -18,8 +18,8 @@ from gateway.config.scalars import (
     InvalidValue,
     Label,
     Moment,
-    Name,
     Number,
+    RouteName,
     Whole,
     duration_between,
     duration_s,
@@ -90,7 +90,7 @@ class NewKey(StrictModel):
     tenant: Label
     id: KeyId
     expires: ExpiryText = NEVER
-    models: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)] | None = None
+    models: Annotated[tuple[RouteName, ...], Field(min_length=1, max_length=1000)] | None = None
     limits: LimitsRule | None = None
     budget: BudgetRule | None = None
     key_hints: ClassVar[Mapping[str, str]] = {
@@ -124,7 +124,7 @@ class PlaygroundRun(StrictModel):
     """POST /playground/run. The question is a `prompt` with an optional `system` message, or `messages`."""
 
     tenant: Label
-    model: Name
+    model: RouteName
     mode: OverrideMode
     system: str | None = None
     messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None

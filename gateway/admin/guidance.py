@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import ReasonText, actor_of, only_query, read_shape
 from gateway.admin.replies import json_reply, needs_redis, time_shown
 from gateway.api.keys import POLICIES
-from gateway.config.scalars import Flag, InvalidValue, Label, Name
+from gateway.config.scalars import Flag, InvalidValue, Label, RouteName
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
@@ -35,7 +35,7 @@ class SwitchOn(StrictModel):
     all: Flag = False
     """Everything: all tenants and routes."""
     tenant: Label | None = Field(None, validate_default=True)
-    route: Name | None = None
+    route: RouteName | None = None
     """The `model` of requests."""
 
     @field_validator("tenant")
@@ -135,6 +135,8 @@ def _check_exists(request: web.Request, scope: GuidanceScope) -> None:
     named = policy.routes_of.get(scope.route)
     if named is None:
         close = suggestion(scope.route, policy.routes_of)
+        if scope.route in policy.routes_by_name:
+            close = f" It is an alias of route '{policy.routes_by_name[scope.route][0][1].model}': send that name."
         raise NotFound(f"Tenant '{scope.tenant}' has no route '{scope.route}'.{close}", param="route")
     served = [one for _, route in named for one in (route, *(variant.route for variant in route.variants))]
     if not any(map(policy.max_guidance_tokens, served)):

@@ -43,8 +43,8 @@ async def create_key(request: web.Request) -> web.Response:
     if any(key.id == new.id for key in policy.keys):
         raise Conflict(f"The policy file of tenant '{new.tenant}' has a key '{new.id}': use another id.")
     for model in new.models or ():
-        if model not in policy.routes_of:
-            close = suggestion(model, policy.routes_of)
+        if model not in policy.routes_by_name:
+            close = suggestion(model, policy.routes_by_name)
             raise InvalidRequest(f"'models': tenant '{new.tenant}' has no route '{model}'.{close}", param="models")
     token = new_token()
     terms = KeyTerms(hint_of(token), actor, new.models, policy_fields(new.limits), policy_fields(new.budget))

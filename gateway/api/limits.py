@@ -13,7 +13,7 @@ from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.api.auth import authenticate
 from gateway.api.keys import BUDGETS, POLICIES, READS, REDIS, SPEEDS
 from gateway.errors import StoreUnavailable
-from gateway.policy.routing import models_of
+from gateway.policy.routing import routes_for
 
 if TYPE_CHECKING:
     from gateway.accounting.budgets import Balance
@@ -44,8 +44,8 @@ async def show_limits(request: web.Request) -> web.Response:
 
 def _shows_money(caller: Caller) -> bool:
     """Return whether receipts of any of the key's models show costs. Otherwise a budget would reveal them."""
-    routes_of = caller.policy.routes_of
-    return any(all(route.show_cost for _, route in routes_of[name]) for name in models_of(caller))
+    routes = [routes_for(caller, name) for name in caller.policy.routes_by_name]
+    return any(same and all(route.show_cost for _, route in same) for same in routes)
 
 
 async def _read(

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.api.auth import authenticate
 from gateway.errors import InvalidRequest, ModelNotFound
-from gateway.policy.routing import models_of
+from gateway.policy.routing import models_of, routes_for
 from gateway.usage.span import rfc3339
 from gateway.version import STARTED
 
@@ -39,7 +39,7 @@ async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
     caller = authenticate(request)
     name = request.match_info["model"]
-    if name not in models_of(caller):
+    if not routes_for(caller, name):
         raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
     return _json(_anthropic_model(name) if ANTHROPIC_VERSION in request.headers else _model(name))
 

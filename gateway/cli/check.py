@@ -210,7 +210,7 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
 def _unserved(policy: TenantPolicy) -> Iterator[str]:
     for key in policy.keys:
         for name in key.models or ():
-            if name not in policy.routes_of:
+            if not policy.routes_named(name):
                 yield f"key {key.id}: no route of the tenant has model {name}: correct or remove the name"
 
 

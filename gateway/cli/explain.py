@@ -162,7 +162,7 @@ def _locations(folder: Path, policy: TenantPolicy) -> list[str]:
 def _routes(caller: Caller, model: str, explanation: Explanation, locations: list[str]) -> Iterator[Json]:
     """Yield every route of the model's name. `why` is the reason it does not match; None: an earlier route matches."""
     passed, taken = dict(explanation.choice.passed), explanation.choice.index
-    for index, _ in caller.policy.routes_of.get(model, ()):
+    for index, _ in caller.policy.routes_named(model):
         why = passed.get(index, "this key may not use the model" if taken is None else None)
         yield {"index": index, "place": locations[index], "takes": index == taken, "why": why}
 

@@ -31,7 +31,7 @@ class Uncollectable(Exception):
         self.reason = reason
 
 
-def request_line(request: CompletionRequest, request_id: str, created: int) -> bytes:
+def request_line(request: CompletionRequest, route: str, request_id: str, created: int) -> bytes:
     """Return the request as a line of `gkt-gateway eval collect`. `created`: Unix seconds.
 
     Raises:
@@ -48,7 +48,7 @@ def request_line(request: CompletionRequest, request_id: str, created: int) -> b
     # Before any work: a body may have megabytes, or thousands of empty messages.
     if request.size_bytes > 2 * MAX_REQUEST_BYTES or len(request.messages) * _MIN_MESSAGE_BYTES > MAX_REQUEST_BYTES:
         raise Uncollectable("too_large")
-    line: dict[str, Any] = {"id": request_id, "route": request.model, "created": created}
+    line: dict[str, Any] = {"id": request_id, "route": route, "created": created}
     line["messages"] = [_message(message) for message in request.messages]
     if line["messages"][-1]["role"] != "user" or request.non_text_parts or not only_text(request.messages):
         raise Uncollectable("not_text")

@@ -29,6 +29,8 @@ _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 _SIZE_UNITS = {unit.lower(): factor for unit, factor in _BYTES.items()}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}", re.ASCII)
+ANY_NAME = "*"
+"""Name of a route for all models that no other route names."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MAX_USD = Decimal(1_000_000)
 _MAX_RATE = Decimal(1_000_000_000)
@@ -213,6 +215,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _route_name(value: str) -> str:
+    if value != ANY_NAME and not _NAME.fullmatch(value):
+        raise InvalidValue("must be 1 to 128 letters, digits or any of . _ : / -, or '*' for every other model")
+    return value
+
+
 def _moment(value: object) -> float:
     """Return the Unix seconds of a date and time, or of the end of a date in UTC."""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -279,6 +287,8 @@ SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, 
 """A secret as a reference or as plain text. It is never printed."""
 Name: TypeAlias = Annotated[str, AfterValidator(_name), text_pattern(_NAME.pattern)]
 """Name of a model or a route: 1 to 128 of [A-Za-z0-9._:/-]."""
+RouteName: TypeAlias = Annotated[str, AfterValidator(_route_name), text_pattern(rf"\*|{_NAME.pattern}")]
+"""Name of a route: a Name, or * for every other model."""
 HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), text_pattern("https?://[^?#@ ]+")]
 """http(s) URL without user, query, fragment or trailing slash."""
 _MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]

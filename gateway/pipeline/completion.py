@@ -271,9 +271,9 @@ class Completions:
             override=context.route_override,
             load_of=engines.load,
             key_id=context.caller.key.id,
-            off=self.switches.find(policy.tenant, request.model),
+            off=self.switches.find(policy.tenant, route.model),
         )
-        return context.new_receipt(plan, request.model, stream=request.stream)
+        return context.new_receipt(plan, route.model, stream=request.stream)
 
 
 def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:

@@ -84,9 +84,9 @@ class EdgeGuidancePipeline:
     async def _new_builder(self, context: RequestContext, request: ChatRequest) -> ReceiptBuilder:
         route = await find_route(context.caller, request, context.headers)
         policy = context.caller.policy
-        off = self.switches.find(policy.tenant, request.model)
+        off = self.switches.find(policy.tenant, route.model)
         plan = resolve_guidance(policy, route, request, context.headers, off)
-        builder = context.new_receipt(plan, request.model, stream=request.stream)
+        builder = context.new_receipt(plan, route.model, stream=request.stream)
         # Set before the call: if this process dies after its reply, the device may still report.
         builder.terms = self._terms(builder, request)
         return builder

@@ -18,13 +18,12 @@ from gateway.errors import (
     EdgeClosed,
     EdgeExpired,
     InvalidRequest,
-    ModelNotFound,
     NotFound,
     RateLimited,
     StoreUnavailable,
 )
 from gateway.policy.resolve import route_without_guidance
-from gateway.policy.routing import models_of
+from gateway.policy.routing import not_found, routes_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,10 +183,9 @@ class EdgeReports:
 
 def _route(caller: Caller, model: str) -> Route:
     """Return the first guided route of that name. A route's `when` is ignored, because its input is unknown here."""
-    if model not in models_of(caller):
-        names = ", ".join(f"'{name}'" for name in models_of(caller))
-        raise ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
-    routes = [route for _, route in caller.policy.routes_of[model]]
+    routes = [route for _, route in routes_for(caller, model)]
+    if not routes:
+        raise not_found(caller, model)
     for route in routes:
         if route.mode == "guided":
             return route

@@ -56,7 +56,7 @@ class RequestCollector:
         tenant, route, request_id = builder.tenant, builder.route, builder.id
         content, reason = b"", ""
         try:
-            content = request_line(request, request_id, builder.created)
+            content = request_line(request, route, request_id, builder.created)
         except Uncollectable as error:
             reason = error.reason
         # A body may have megabytes. Only the bounded line waits for Redis.

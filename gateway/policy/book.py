@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.settings import Settings
+    from gateway.config.yaml_messages import Loc
     from gateway.policy.projections import Projection
     from gateway.policy.schema import KeyEntry
 
@@ -218,9 +219,8 @@ def _routes(source: YamlSource, known_models: list[str] | None, protocols: Mappi
     for index, route in enumerate(source.items("routes")):
         if not isinstance(route, dict):
             continue
-        name = route.get("model")
-        if isinstance(name, str):
-            yield from _conflicts(source, name, index, route, before.setdefault(name, []))
+        for where, name in _names(route):
+            yield from _conflicts(source, name, ("routes", index, *where), route, before.setdefault(name, []))
             before[name].append((index, route))
         for where, engine in _engines(route):
             loc, protocol = ("routes", index, *where), protocols.get(engine, "openai")
@@ -234,24 +234,30 @@ def _routes(source: YamlSource, known_models: list[str] | None, protocols: Mappi
                 yield source.issue(loc, f"{message}openai{tei}")
 
 
+def _names(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield the names of a route, each once, with their locations. Its own check reports names that occur twice."""
+    aliases = route.get("aliases")
+    named: list[tuple[tuple[str | int, ...], Any]] = [(("model",), route.get("model"))]
+    named += [(("aliases", index), name) for index, name in enumerate(aliases if isinstance(aliases, list) else ())]
+    once = {name: where for where, name in reversed(named) if isinstance(name, str)}
+    yield from ((where, name) for name, where in reversed(once.items()))
+
+
 def _conflicts(
-    source: YamlSource, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
+    source: YamlSource, name: str, loc: Loc, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
 ) -> Iterator[ConfigIssue]:
-    """Yield the issues of a route with earlier routes of the same name."""
+    """Yield the issues of a route with earlier routes of the same name. `loc` is the location of the name."""
     for other, earlier in before:
         if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
-            yield source.issue(
-                ("routes", index, "model"),
-                f"routes[{other}] has this name too, and only one of the two makes embeddings: name them apart",
-            )
+            message = f"routes[{other}] has this name too, and only one of the two makes embeddings: name them apart"
+            yield source.issue(loc, message)
             return
         if "when" not in earlier and not nearest("when", earlier):
-            message = f"never reached: routes[{other}] takes every request for {name}"
-            yield source.issue(("routes", index, "model"), message)
+            yield source.issue(loc, f"never reached: routes[{other}] takes every request for {name}")
             return
         if "when" in earlier and _equal_conditions(source, earlier, route):
             message = f"never reached: routes[{other}] takes these requests for {name} already"
-            yield source.issue(("routes", index, "when"), message)
+            yield source.issue((*loc[:2], "when"), message)
             return
 
 

@@ -9,6 +9,7 @@ import asyncio
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.config.scalars import ANY_NAME
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.policy.conditions import RequestFacts
 from gateway.policy.split import assign
@@ -41,16 +42,18 @@ class RouteChoice(Record, frozen=True):
 
 
 def models_of(caller: Caller) -> list[str]:
-    """Return the model names that this key may use, in the order of its tenant's file."""
-    allowed = caller.key.models
-    return [name for name in caller.policy.routes_of if allowed is None or name in allowed]
+    """Return the model names that this key may use, aliases included, in the order of its tenant's file.
+
+    `*` is not among them, since it stands for names that are not known.
+    """
+    return [name for name in caller.policy.routes_by_name if name != ANY_NAME and routes_for(caller, name)]
 
 
 def choose(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> RouteChoice:
     """Return the first route of the requested model that matches."""
     passed: list[tuple[int, str]] = []
     facts: RequestFacts | None = None
-    for index, route in _routes(caller, request.model):
+    for index, route in routes_for(caller, request.model):
         if route.when is None:
             return RouteChoice(route, index, tuple(passed))
         facts = facts or RequestFacts(request, headers)
@@ -71,22 +74,22 @@ def require_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str
 
 def first_route(caller: Caller, model: str) -> Route | None:
     """Return the first route of a model if it takes every request, else None. Most models have one such route."""
-    routes = _routes(caller, model)
+    routes = routes_for(caller, model)
     return routes[0][1] if routes and routes[0][1].when is None else None
 
 
 async def find_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
     """Return the matching route as `require_route`; long texts are matched in a thread."""
     if request.size_bytes > _MAX_INLINE_BYTES and any(
-        route.when is not None and route.when.reads_text for _, route in _routes(caller, request.model)
+        route.when is not None and route.when.reads_text for _, route in routes_for(caller, request.model)
     ):
         return await asyncio.to_thread(require_route, caller, request, headers)
     return require_route(caller, request, headers)
 
 
-def not_found(caller: Caller, model: str, choice: RouteChoice) -> ModelNotFound:
+def not_found(caller: Caller, model: str, choice: RouteChoice | None = None) -> ModelNotFound:
     """Return the error of a request without a route. It contains no request text and no header value."""
-    if choice.passed:
+    if choice is not None and choice.passed:
         reasons = [f"routes[{index}]: {reason}" for index, reason in choice.passed[:_MAX_LISTED]]
         more = len(choice.passed) - len(reasons)
         rest = f"; and {more} more" if more else ""
@@ -95,10 +98,15 @@ def not_found(caller: Caller, model: str, choice: RouteChoice) -> ModelNotFound:
     return ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
 
 
-def _routes(caller: Caller, model: str) -> tuple[tuple[int, Route], ...]:
-    if caller.key.models is not None and model not in caller.key.models:
-        return ()
-    return caller.policy.routes_of.get(model, ())
+def routes_for(caller: Caller, model: str) -> tuple[tuple[int, Route], ...]:
+    """Return the routes of a requested model that this key may use, in order, each with its index in the file.
+
+    A key that may use a route may use its aliases. A key may also name aliases alone.
+    """
+    routes, allowed = caller.policy.routes_named(model), caller.key.models
+    if allowed is None or model in allowed:
+        return routes
+    return tuple([(index, route) for index, route in routes if route.model in allowed])
 
 
 class RouteOverride(NamedTuple):
@@ -147,7 +155,7 @@ def served_route(
     if route.split is None or key_id is None or overridden.mode != route.mode or TOKENS in headers:
         return overridden, None
     shares = [(variant.name, variant.share) for variant in route.variants]
-    split = assign(route.split.by, shares, policy.tenant, key_id, request, headers)
+    split = assign(route.split.by, shares, policy.tenant, route.model, key_id, request, headers)
     return next(variant.route for variant in route.variants if variant.name == split.variant), split
 
 

@@ -19,7 +19,17 @@ from pydantic import (
 )
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import Flag, InvalidValue, Label, Moment, Name, Number, Whole, text_pattern
+from gateway.config.scalars import (
+    ANY_NAME,
+    Flag,
+    InvalidValue,
+    Label,
+    Moment,
+    Number,
+    RouteName,
+    Whole,
+    text_pattern,
+)
 from gateway.config.yaml_messages import follows_from_another, yaml_loc
 from gateway.config.yaml_source import StrictModel, issue_message
 from gateway.policy.conditions import RouteCondition
@@ -38,7 +48,7 @@ from gateway.policy.split import SplitRule, complete_routes
 from gateway.policy.stored_responses import StoredResponsesRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pydantic_core import InitErrorDetails
 
@@ -50,6 +60,8 @@ OverrideMode = Literal["guided", "student", "teacher"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
 
+MAX_NAME_CHARS = 256
+"""Longest name of a model for which a route `*` is used."""
 PLAYGROUND = "playground"
 """Key name of playground requests in receipts. No key may have this name."""
 
@@ -66,8 +78,8 @@ class KeyEntry(StrictModel):
     """SHA-256 of the key, 64 hex digits."""
     expires: Moment | None = None
     """Expiry of the key: a date, valid until its end in UTC, or a time."""
-    models: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
-    """Models that the key may use; None: all models of the tenant."""
+    models: Annotated[tuple[RouteName, ...], Field(min_length=1)] | None = None
+    """Models that the key may use, with their aliases; None: all models of the tenant."""
     limits: LimitsRule | None = None
     """Limits of this key, in addition to the tenant's; None: the tenant's `key_limits`."""
     budget: BudgetRule | None = None
@@ -114,8 +126,11 @@ class Route(StrictModel):
     A route may name engines that its mode does not use, so that changing `mode` alone disables guidance.
     """
 
-    model: Name
-    """Value of `model` in requests."""
+    model: RouteName
+    """Value of `model` in requests, and name of the route in receipts, metrics and usage. `*`: every model that is no
+    other route's name or alias."""
+    aliases: Annotated[tuple[RouteName, ...], Field(max_length=100)] = ()
+    """Other values of `model` in requests."""
     mode: Mode
     """Which engines answer."""
     when: RouteCondition | None = None
@@ -154,9 +169,18 @@ class Route(StrictModel):
     _variants: tuple[RouteVariant, ...] = PrivateAttr(())
     key_hints: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called model",
+        "model_group_alias": "write the other names of the route under aliases",
         "fallbacks": "write students: each is called after those before it failed",
         "num_retries": "write it under retries",
     }
+
+    @field_validator("aliases")
+    @classmethod
+    def _differ(cls, aliases: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        names = [info.data.get("model"), *aliases]
+        if repeated := next((name for name in aliases if names.count(name) > 1), None):
+            raise InvalidValue(f"names {repeated} twice, or repeats model: remove one of the two")
+        return aliases
 
     @field_validator("when", mode="before")
     @classmethod
@@ -269,6 +293,11 @@ class Route(StrictModel):
         return self.mode != "embeddings" and all(has[role] for role, modes in _NEEDED_IN.items() if mode in modes)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return the values of `model` in requests: `model` and `aliases`."""
+        return self.model, *self.aliases
+
+    @property
     def engines(self) -> frozenset[str]:
         """Return every model of config.yaml that this route names."""
         judge = self.quality.judge if self.quality is not None else None
@@ -289,6 +318,16 @@ def _variant_issue(variant: VariantKeys, detail: Any) -> InitErrorDetails:
     error = InvalidValue(*issue_message(detail, Route))
     loc = variant.loc(*yaml_loc(Route, detail))
     return {"type": "value_error", "loc": loc, "input": detail["input"], "ctx": {"error": error}}
+
+
+def _by_name(
+    routes: Sequence[Route], names: Callable[[Route], tuple[str, ...]]
+) -> dict[str, tuple[tuple[int, Route], ...]]:
+    by_name: dict[str, list[tuple[int, Route]]] = {}
+    for index, route in enumerate(routes):
+        for name in names(route):
+            by_name.setdefault(name, []).append((index, route))
+    return {name: tuple(found) for name, found in by_name.items()}
 
 
 def _first_student(data: dict[str, Any]) -> str | None:
@@ -326,11 +365,21 @@ class TenantPolicy(StrictModel):
 
     @cached_property
     def routes_of(self) -> dict[str, tuple[tuple[int, Route], ...]]:
-        """Return the routes by model name, in order, each with its index in the file."""
-        by_model: dict[str, list[tuple[int, Route]]] = {}
-        for index, route in enumerate(self.routes):
-            by_model.setdefault(route.model, []).append((index, route))
-        return {name: tuple(routes) for name, routes in by_model.items()}
+        """Return the routes by `model`, without aliases, in order, each with its index in the file."""
+        return _by_name(self.routes, lambda route: (route.model,))
+
+    @cached_property
+    def routes_by_name(self) -> dict[str, tuple[tuple[int, Route], ...]]:
+        """Return the routes by `model` and alias, in order, each with its index in the file."""
+        return _by_name(self.routes, lambda route: route.names)
+
+    def routes_named(self, name: str) -> tuple[tuple[int, Route], ...]:
+        """Return the routes of a request with this `model`: those of that name, else those of `*`.
+
+        A reply repeats the name, so a long one has no route.
+        """
+        found = self.routes_by_name.get(name, ())
+        return found if found or len(name) > MAX_NAME_CHARS else self.routes_by_name.get(ANY_NAME, ())
 
     @property
     def all_routes(self) -> tuple[Route, ...]:

@@ -118,6 +118,7 @@ def assign(
     by: Literal["caller", "conversation"],
     shares: Iterable[tuple[str, float]],
     tenant: str,
+    route: str,
     key_id: str,
     request: CompletionRequest,
     headers: Mapping[str, str],
@@ -127,6 +128,7 @@ def assign(
     Args:
         by: the part that keeps its variant; without a conversation, as in a raw prompt, the caller keeps it.
         shares: names and shares of the variants.
+        route: name of the route. Requests under its aliases have the same variant.
         key_id: the API key, which is the caller where the request names no end user.
         headers: the caller's headers, which may identify the conversation.
     """
@@ -141,7 +143,7 @@ def assign(
         identity = caller.encode("utf-8", "replace")
     # A field of fixed size before each text: no two pairs of tenant, route and identity have the same bytes.
     hashed = blake2b(digest_size=16)
-    for part in (tenant.encode(), request.model.encode(), identity):
+    for part in (tenant.encode(), route.encode(), identity):
         hashed.update(b"%d:" % len(part) + part)
     unit = hashed.digest()
     variant = min((_wait(unit, name) / share, name) for name, share in shares if share)[1]

@@ -18,7 +18,7 @@ USER = {"role": "user", "content": "Why is the sky blue?"}
 
 def line_of(**body: Any) -> dict[str, Any]:
     raw = orjson.dumps({"model": "chat", "messages": [USER], **body})
-    found: dict[str, Any] = orjson.loads(request_line(parse_chat(raw), "req_1", 1_780_000_000))
+    found: dict[str, Any] = orjson.loads(request_line(parse_chat(raw), "chat", "req_1", 1_780_000_000))
     return found
 
 
@@ -81,7 +81,7 @@ def test_store_true_and_no_store_are_collected() -> None:
 def test_a_raw_prompt_is_skipped() -> None:
     request = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Once"}))
     with pytest.raises(Uncollectable, match="not_text"):
-        request_line(request, "req_1", 0)
+        request_line(request, "chat", "req_1", 0)
 
 
 def test_requests_of_the_other_apis_are_collected_as_chats() -> None:
@@ -92,8 +92,8 @@ def test_requests_of_the_other_apis_are_collected_as_chats() -> None:
         parse_messages(orjson.dumps(anthropic)).chat,
         parse_responses(orjson.dumps(responses)).chat(),
     ):
-        found = orjson.loads(request_line(request, "req_1", 0))["messages"]
+        found = orjson.loads(request_line(request, "chat", "req_1", 0))["messages"]
         assert [one | {"role": one["role"].replace("developer", "system")} for one in found] == expected
     unstored = parse_responses(orjson.dumps(responses | {"store": False})).chat()
     with pytest.raises(Uncollectable, match="opted_out"):
-        request_line(unstored, "req_1", 0)
+        request_line(unstored, "chat", "req_1", 0)

@@ -131,7 +131,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ("mode: student, student: b", ["4: routes[0].model: missing: add it"]),
         (
             "model: 'a b', mode: student, student: b",
-            ["4: routes[0].model: must be 1 to 128 letters, digits or any of . _ : / -"],
+            ["4: routes[0].model: must be 1 to 128 letters, digits or any of . _ : / -, or '*' for every other model"],
         ),
         (
             "model: x, mode: student, student: b, show_cost: 1",
@@ -145,9 +145,9 @@ def test_a_route_knows_every_engine_it_names() -> None:
             "model: x, mode: student, student: b, nonsense: {}",
             [
                 (
-                    "4: routes[0].nonsense: unknown key; known here: model, mode, when, teacher, students, student, "
-                    "affinity, retries, baseline, show_cost, reply_model, default_max_tokens, guidance, shadow, "
-                    "quality, collect, split, overrides"
+                    "4: routes[0].nonsense: unknown key; known here: model, aliases, mode, when, teacher, students, "
+                    "student, affinity, retries, baseline, show_cost, reply_model, default_max_tokens, guidance, "
+                    "shadow, quality, collect, split, overrides"
                 ),
             ],
         ),

@@ -190,7 +190,7 @@ def test_shares_are_kept_and_a_conversation_keeps_its_variant() -> None:
 def test_a_changed_share_moves_no_more_than_necessary() -> None:
     def variants(*shares: float) -> list[str]:
         named = list(zip(("a", "b", "c"), shares, strict=True))
-        return [assign("caller", named, "acme", str(key), chat(), {}).variant for key in range(3000)]
+        return [assign("caller", named, "acme", "chat", str(key), chat(), {}).variant for key in range(3000)]
 
     before, after = variants(0.4, 0.3, 0.3), variants(0.2, 0.4, 0.4)
     moved = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
@@ -205,7 +205,7 @@ def test_a_changed_share_moves_no_more_than_necessary() -> None:
 
 def test_a_long_name_of_a_caller_counts_by_both_ends() -> None:
     def unit(user: str) -> str:
-        return assign("caller", [("a", 1.0)], "acme", "key", chat(user=user), {}).unit
+        return assign("caller", [("a", 1.0)], "acme", "chat", "key", chat(user=user), {}).unit
 
     long = "x" * 5_000
     assert unit(long) == unit("x" * 6_000)
@@ -236,7 +236,7 @@ def test_tenants_and_routes_are_split_independently() -> None:
     other = parse_chat(orjson.dumps({"model": "other", "messages": [{"role": "user", "content": "Why?"}]}))
 
     def drawn(tenant: str, request: ChatRequest) -> list[str]:
-        return [assign("caller", shares, tenant, str(key), request, {}).variant for key in range(400)]
+        return [assign("caller", shares, tenant, request.model, str(key), request, {}).variant for key in range(400)]
 
     for one in (drawn("globex", chat()), drawn("acme", other)):
         same = sum(map(str.__eq__, drawn("acme", chat()), one))
