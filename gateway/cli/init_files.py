@@ -13,6 +13,7 @@ from gateway.cli.init_engines import DEADLINE_FACTOR, MAX_DEADLINE_S, MIN_DEADLI
 from gateway.config.sections import AdminSettings, RedisSettings, ServerSettings
 from gateway.config.settings import OVERRIDES, check_settings, environment
 from gateway.config.yaml_source import display_path
+from gateway.config.variables import escaped
 from gateway.errors import ConfigError, StartupError
 from gateway.keys.token import digest_of
 from gateway.migration.yaml_text import yaml_text
@@ -33,7 +34,7 @@ KEY_ID = "first"
 _POLICIES = Path("policies")
 _CONFIG_HEAD = """\
 Written by `gkt-gateway init`. docs/reference/configuration.md lists all settings and their defaults.
-Changes need a restart. `gkt-gateway check` reports every issue with its line.
+Edits of models apply without a restart: docs/operations.md#edit-configyaml. `gkt-gateway check` validates them.
 For the dashboard, the playground, keys and budgets, set admin.key to env:GKT_ADMIN_KEY: docs/operations.md.
 """
 _POLICY_HEAD = """\
@@ -68,14 +69,15 @@ class NewGateway:
         return {CONFIG: self._config(), policy_path(self.tenant): self._policy()}
 
     def _config(self) -> str:
-        redis = {"url": self.redis}
+        redis = {"url": escaped(self.redis)}
         comments: dict[Loc, str] = {}
         if self.redis == "embedded":
             comments["redis", "url"] = "for one replica; its data is lost at shutdown. Replicas share one: redis://..."
         if self.lease_s != RedisSettings().lease_s:
             redis["lease"] = as_duration(self.lease_s)
             comments["redis", "lease"] = "at least the guidance deadline of the policy"
-        data: Json = {"redis": redis, "models": [engine.keys for engine, _ in self.engines]}
+        models = [{name: escaped(value) for name, value in engine.keys.items()} for engine, _ in self.engines]
+        data: Json = {"redis": redis, "models": models}
         if self.ports != Ports():
             data = {"server": {"port": self.ports.server}, "admin": {"port": self.ports.admin}, **data}
             comments["server", "port"] = f"{Ports().server} or {Ports().admin} was in use"

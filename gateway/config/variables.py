@@ -71,6 +71,11 @@ def substitute(text: str, environ: Mapping[str, str]) -> Substituted:
     return result
 
 
+def escaped(value: object) -> object:
+    """Return a text for config.yaml that `substitute` turns back into `value`; other values unchanged."""
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
 def plain(value: object) -> object:
     """Return the number, `true` or `false` of a text from variables; other values unchanged."""
     return value.plain if isinstance(value, Substituted) else value

@@ -149,7 +149,7 @@ def test_the_quickstart_shows_the_written_files() -> None:
 
 
 def test_names_with_any_characters_are_quoted() -> None:
-    name = 'a: "b" #\\ yes'
+    name = 'a: "b" #\\ yes ${HOME} $${HOME}'
     student = ChosenEngine("student", name, {**STUDENT.keys, "model": name})
     adapter = ChosenEngine("teacher", "large\n- evil: 1", {**TEACHER.keys, "model": "yes"})
     files = gateway(
