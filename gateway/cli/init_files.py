@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,7 +167,12 @@ def overriding() -> list[str]:
 
 
 def require_new(folder: Path, tenant: str, *, force: bool) -> None:
-    """Raise StartupError if a file exists that `write` would replace, or if other policies would not fit."""
+    """Raise StartupError if `write` would fail or replace a file, or if other policies would not fit."""
+    lowest = next(one for one in (folder, *folder.parents) if one.exists())
+    if not lowest.is_dir():
+        raise StartupError(f"--out: {lowest} is not a folder")
+    if not os.access(lowest, os.W_OK | os.X_OK):
+        raise StartupError(f"--out: the folder {lowest} is not writable")
     existing = [folder / path for path in (CONFIG, policy_path(tenant)) if (folder / path).exists()]
     if existing and not force:
         names = " and ".join(map(display_path, existing))
@@ -184,32 +190,24 @@ def write(files: Mapping[Path, str], folder: Path) -> None:
     """Write all files, or none: each gets its content by a rename. Raises StartupError."""
     token = secrets.token_hex(4)
     targets = {folder / path: text for path, text in files.items()}
-    created = [
-        parent for target in targets for parent in (target.parent, *target.parent.parents) if not parent.exists()
-    ]
-    before = {target: target.read_bytes() if target.exists() else None for target in targets}
     unfinished = {target: target.with_name(f".{target.name}.{token}") for target in targets}
     replaced: list[Path] = []
     try:
-        for target, text in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished[target].write_text(text, encoding="utf-8")
-        for target in targets:
-            replaced.append(target)
-            unfinished[target].replace(target)
-    except BaseException as error:
-        for target in replaced:
-            content = before[target]
-            if content is None:
-                target.unlink(missing_ok=True)
-            else:
-                target.write_bytes(content)
-        for file in unfinished.values():
-            file.unlink(missing_ok=True)
-        for parent in sorted(set(created), key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError):
-            where = display_path(Path(error.filename or folder))
-            raise StartupError(f"{where} cannot be written: {(error.strerror or 'error').lower()}") from error
-        raise
+        with ExitStack() as undo:
+            for target, text in targets.items():
+                missing = [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
+                for parent in reversed(missing):
+                    parent.mkdir()
+                    undo.callback(parent.rmdir)
+                undo.callback(unfinished[target].unlink, missing_ok=True)
+                unfinished[target].write_text(text, encoding="utf-8")
+            for target in targets:
+                if target.exists():
+                    undo.callback(target.write_bytes, target.read_bytes())
+                else:
+                    undo.callback(target.unlink, missing_ok=True)
+                unfinished[target].replace(target)
+            undo.pop_all()
+    except OSError as error:
+        where = display_path(Path(error.filename or folder))
+        raise StartupError(f"{where} cannot be written: {(error.strerror or 'error').lower()}") from error

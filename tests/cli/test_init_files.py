@@ -193,3 +193,10 @@ def test_a_failure_while_files_are_replaced_restores_the_folder(
     with pytest.raises(StartupError, match=r"default\.yaml cannot be written: permission denied"):
         write(gateway().files(), folder)
     assert {path: path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "policies" / "default.yaml").mkdir(parents=True)
+    with pytest.raises(StartupError, match=r"policies/default\.yaml cannot be written: is a directory"):
+        write(gateway().files(), tmp_path)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "policies", tmp_path / "policies" / "default.yaml"]
