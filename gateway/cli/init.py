@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,10 +114,9 @@ def init(
         settings, book = init_files.checked(files, out.absolute())
         init_files.require_new(out, tenant, force=force)
         init_files.write(files, out)
-    _say(
-        console, f"written  {' and '.join(display_path(out / path) for path in files)}, which pass `gkt-gateway check`"
-    )
     try:
+        names = " and ".join(display_path(out / path) for path in files)
+        _say(console, f"written  {names}, which pass `gkt-gateway check`")
         if not no_question:
             uvloop.run(until_interrupted(_ask(console, plan, settings, book), "question"))
     except StartupError as error:
@@ -174,7 +174,7 @@ async def _measured(
     _say(
         console,
         f"         deadline {as_duration(init_engines.deadline_of(teacher.guidance_s))}, since these tokens took "
-        f"{teacher.guidance_s:.2g} s. Without them in time, the student answers alone",
+        f"{teacher.guidance_s:.3g} s. Without them in time, the student answers alone",
     )
     return teacher, student
 
@@ -221,13 +221,13 @@ async def _ask(console: Console, plan: NewGateway, settings: Settings, book: Pol
 
 
 def _print_next(console: Console, plan: NewGateway, out: Path) -> None:
-    folder = "" if out == Path() else f"cd {out} && "
+    folder = "" if out == Path() else f"cd {shlex.quote(str(out))} && "
     curl = curl_command(f"http://127.0.0.1:{plan.ports.server}", plan.key, plan.route)
     policy = display_path(out / init_files.policy_path(plan.tenant))
     if names := init_files.overriding():
         _say(console, f"\nIn this shell, {', '.join(names)} would override config.yaml.")
     _say(
         console,
-        f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen, in another terminal. This command has the new API key. The key "
-        f"is shown only this once; {policy} has its SHA-256:\n\n{curl}\n\nDocumentation: {_DOCS}",
+        f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen call the gateway from another terminal. The command has the new "
+        f"API key, which is shown only once; {policy} has its SHA-256:\n\n{curl}\n\nDocumentation: {_DOCS}",
     )

@@ -108,7 +108,7 @@ class Answers:
                 check_redis_url(url)
         except InvalidValue as error:
             raise StartupError(f"--redis: {error}") from None
-        if url == text and "@" in url:
+        if url == text and ("@" in url or "password=" in url):
             raise StartupError("--redis has a password: put the URL into an environment variable, and write env:NAME")
         if url != "embedded":
             with self.console.status("connecting to Redis"):
@@ -133,8 +133,7 @@ class Answers:
         """Return the parsed option, or the parsed answer on a terminal, which is asked for until it is valid."""
         if given is not None or not self.interactive:
             text = given if given is not None else default
-            if text is None:
-                raise typer.BadParameter("needed, since standard input is not a terminal", param_hint=option)
+            assert text is not None, f"{option} is required before"
             return parse(text)
         while True:
             # Without a default, rich passes an empty answer on.

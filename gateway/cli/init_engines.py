@@ -50,6 +50,7 @@ PROTOCOLS = {
     "litellm": "a provider through LiteLLM",
 }
 
+DEFAULT_TOKENS = GuidanceRule().tokens
 DEADLINE_FACTOR = 4.0
 """Factor between the measured time of guidance and the deadline: a busy teacher and long prompts take longer."""
 MIN_DEADLINE_S = 2.0
@@ -123,7 +124,8 @@ def without_route(url: str) -> str:
     """Return the base of an engine's URL. A missing http:// and routes at the end are corrected."""
     base = url.strip().rstrip("/")
     host, _, port = base.partition("/")[0].partition(":")
-    if "://" not in base and host and port.isdigit():
+    # No provider of LiteLLM has a dot in its name.
+    if "://" not in base and host and (port.isdigit() or "." in host):
         base = f"http://{base}"
     route = next((route for route in _ROUTES if base.endswith(route)), "")
     return base.removesuffix(route)
@@ -191,7 +193,9 @@ def explained(error: EngineError, role: Role, place: str, key: str | None) -> St
     elif isinstance(error, EngineTimeout):
         problem = "accepts connections, but does not answer in time: wait until the engine has loaded its model"
     else:
-        problem = f"cannot be used: {error.message}"
+        problem = f"cannot be used: {error.message.removesuffix('.')}"
+        if "://" not in place and key is None:  # LiteLLM reports a missing key in many ways
+            problem += f". If the provider requires a key, name its environment variable with --{role}-key env:NAME"
     return StartupError(f"{place} {problem}")
 
 
@@ -229,7 +233,7 @@ async def measure_engine(engine: ChosenEngine, tokens: int, folder: Path) -> Mea
     switchable: tuple[Reasoning, ...] = () if engine.keys["protocol"] == "tgi" else ("switchable",)
     measured: MeasuredEngine | None = None
     # A teacher continues no text, and its probes would take time.
-    more: Json = {"continuation": "none" if teaches else "auto", "timeouts": _MEASURING}
+    more: Json = {"continuation": "none" if teaches else "auto", "timeouts": _MEASURING, "name": engine.role}
     for reasoning in ("none", *switchable):
         settings = engine.settings(folder, reasoning=reasoning, **more)
         try:
@@ -328,6 +332,3 @@ def with_measured_keys(engine: ChosenEngine, measured: MeasuredEngine) -> Chosen
     if timeouts := timeouts_of(measured):
         keys["timeouts"] = {name: f"{seconds:g}s" for name, seconds in timeouts.items()}
     return replace(engine, keys=keys)
-
-
-DEFAULT_TOKENS = GuidanceRule().tokens

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway.cli.init_engines import DEADLINE_FACTOR, MAX_DEADLINE_S, MIN_DEADLINE_S, NAMES, PROTOCOLS
 from gateway.config.sections import AdminSettings, RedisSettings, ServerSettings
 from gateway.config.settings import OVERRIDES, check_settings, environment
-from gateway.config.yaml_source import display_path
 from gateway.config.variables import escaped
+from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigError, StartupError
 from gateway.keys.token import digest_of
 from gateway.migration.yaml_text import yaml_text
@@ -88,7 +88,7 @@ class NewGateway:
 
     def _policy(self) -> str:
         (_, teacher), (_, student) = self.engines
-        took_s, bounds = float(f"{teacher.guidance_s:.2g}"), (MIN_DEADLINE_S, MAX_DEADLINE_S)
+        took_s, bounds = float(f"{teacher.guidance_s:.3g}"), (MIN_DEADLINE_S, MAX_DEADLINE_S)
         guidance: Json = {"tokens": self.tokens, "deadline": as_duration(self.deadline_s)}
         comments = {
             "tokens": "the teacher's part of an answer. More tokens: closer to its own answer, at a higher cost",
@@ -191,7 +191,6 @@ def write(files: Mapping[Path, str], folder: Path) -> None:
     token = secrets.token_hex(4)
     targets = {folder / path: text for path, text in files.items()}
     unfinished = {target: target.with_name(f".{target.name}.{token}") for target in targets}
-    replaced: list[Path] = []
     try:
         with ExitStack() as undo:
             for target, text in targets.items():

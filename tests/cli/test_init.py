@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import re
 import socket
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 
 from gateway.cli import init as init_command
 from gateway.cli.check import warnings_of
+from gateway.cli.guided_answer import QUESTION
 from gateway.cli.init_engines import ChosenEngine
 from gateway.cli.init_files import Ports
 from gateway.config.scalars import duration_s
@@ -202,6 +204,7 @@ def test_without_a_terminal_a_missing_option_is_named(
             "teacher http://127.0.0.1:9 is not reachable (connection refused): start",
         ),
         (("--teacher", "127.0.0.1:9/v1"), "teacher http://127.0.0.1:9/v1 is not reachable (connection refused)"),
+        (("--teacher", "engine.invalid/v1"), "teacher http://engine.invalid/v1 is not reachable"),
         (("--teacher", "ftp://host"), "--teacher: must be an address like http://host:8080"),
         (("--teacher", "http://me:secret@host"), "--teacher: must not contain a user name or a password"),
         (("--teacher", "large"), "--teacher must be a URL like http://127.0.0.1:8000, or provider/model of LiteLLM"),
@@ -211,6 +214,7 @@ def test_without_a_terminal_a_missing_option_is_named(
         (("--teacher-price", "cheap"), "--teacher-price must be IN,OUT or IN,OUT,CACHED in USD per 1M tokens"),
         (("--teacher-price", "2000000,1"), "--teacher-price: must be between 0 and 1000000 USD"),
         (("--redis", "redis://:secret@127.0.0.1"), "--redis has a password: put the URL into an environment variable"),
+        (("--redis", "redis://127.0.0.1/0?password=secret"), "--redis has a password: put the URL into"),
         (("--redis", "redis://127.0.0.1:9"), "--redis: Redis at 127.0.0.1:9 does not answer (ConnectionError)"),
         (("--redis", "127.0.0.1"), "--redis: must be embedded, or a URL that starts with redis://"),
     ],
@@ -298,9 +302,49 @@ def test_an_engine_that_fails_during_the_measurement_is_reported(vllm: str, tmp_
 
     with FakeEngine(behave).running() as engine:
         done = init(tmp_path, "--teacher", engine.url, "--student", vllm, *PRICES)
-        assert f"teacher {engine.url}/v1 cannot be used: Engine 'big' answered 500: out of memory" in done.stderr
+        assert f"teacher {engine.url}/v1 cannot be used: Engine 'teacher' answered 500: out of memory" in done.stderr
     assert done.returncode == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_provider_that_fails_without_a_key_is_reported(vllm: str, tmp_path: Path) -> None:
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no project"}}, status=400)
+
+    with FakeEngine(behave).running() as engine:
+        arguments = ("--teacher", "openai/gpt-4.1", "--student", vllm, *PRICES)
+        done = init(tmp_path, *arguments, OPENAI_API_BASE=f"{engine.url}/v1", OPENAI_API_KEY="secret")
+    assert done.returncode == 1
+    assert "If the provider requires a key, name its environment variable with --teacher-key env:NAME" in done.stderr
+    assert "teacher openai/gpt-4.1 cannot be used: Engine 'teacher' answered 400: no project. If" in done.stderr
+
+
+def test_a_question_that_fails_leaves_the_files_and_prints_the_key(tgi: str, tmp_path: Path) -> None:
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if QUESTION in str(body["messages"]):
+            return web.json_response({"error": {"message": "out of memory"}}, status=500)
+        return await says("One two three", "length")(request, body)
+
+    with FakeEngine(behave).running() as engine:
+        done = init(tmp_path, "--teacher", tgi, "--student", engine.url, *PRICES, question=True)
+    assert done.returncode == 1
+    assert "The files are written, but the question failed: The " in done.stderr
+    (key,) = re.findall(r"gk-[\w-]{43}", done.stdout)
+    assert hashlib.sha256(key.encode()).hexdigest() in (tmp_path / "policies" / "default.yaml").read_text()
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder"])
+def test_a_folder_that_cannot_exist_is_reported_before_the_engines_are_called(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = init(tmp_path / out, "--teacher", "http://127.0.0.1:9", "--student", "http://127.0.0.1:9", *PRICES)
+    assert done.returncode == 1
+    assert f"--out: {tmp_path / 'file'} is not a folder" in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_next_command_quotes_the_folder(tgi: str, vllm: str, tmp_path: Path) -> None:
+    done = init(tmp_path / "my gateway", "--teacher", tgi, "--student", vllm, *PRICES)
+    assert f"\ncd '{tmp_path}/my gateway' && gkt-gateway serve\n" in done.stdout
 
 
 def test_existing_files_are_replaced_only_with_force(tgi: str, vllm: str, tmp_path: Path) -> None:

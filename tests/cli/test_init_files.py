@@ -126,6 +126,7 @@ def test_continuation_is_written_where_the_gateway_would_not_find_it(
         (" https://host/openai/v1/chat/completions ", "https://host/openai/v1"),
         ("http://host/generate", "http://host"),
         ("localhost:8000/v1", "http://localhost:8000/v1"),
+        ("engine.internal/v1", "http://engine.internal/v1"),
         ("anthropic/claude-sonnet-4-5", "anthropic/claude-sonnet-4-5"),
     ],
 )
