@@ -19,6 +19,7 @@ RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --only-binary :all: -r scripts/build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
+COPY docs docs
 RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
     && pip --python /opt/gkt install --no-index --no-deps /dist/gkt_gateway-*.whl \
     && python -m compileall -q -j 0 /opt/gkt/lib

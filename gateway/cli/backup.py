@@ -29,7 +29,7 @@ def backup(
 
     It reads Redis and then the usage database that config.yaml names. The file has only hashes of keys, and no text of
     prompts or answers, no admin key and no password. Policies and config.yaml are not included: back them up
-    separately. See docs/deployment.md#backups.
+    separately. See `gkt-gateway docs deployment#backups`.
     """
     result_of(_backup(settings_of(config), file, receipts=not without_usage, overwrite=overwrite))
     size = file.stat().st_size

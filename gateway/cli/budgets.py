@@ -23,7 +23,7 @@ budgets = typer.Typer(
         "and keys. A raise is added to a budget, takes effect with the next request in every process, and ends by "
         "itself. These commands call the admin listener of a running gateway, at admin.host and admin.port of "
         "config.yaml or at --url. They send the admin key from the environment variable GKT_ADMIN_KEY or from "
-        "admin.key of config.yaml.\n\nSee docs/policies.md."
+        "admin.key of config.yaml.\n\nSee `gkt-gateway docs policies`."
     ),
     **SETTINGS,
 )

@@ -29,6 +29,7 @@ COMMANDS = {
     "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
     "restore": "Write a backup to Redis and the usage database that config.yaml names.",
     "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",
+    "docs": "Print a page of the documentation of this version, or one section of a page.",
     "version": "Print the version.",
 }
 """Summaries of the commands by name. Each is the first paragraph of the command's own help."""

@@ -20,12 +20,13 @@ from gateway.cli.guided_answer import MAX_TOKENS, QUESTION, curl_command, print_
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config.settings import Settings
 from gateway.local import weights
-from gateway.local.redis import EmbeddedRedis
+from gateway.local.redis import EmbeddedRedis, find_server
 from gateway.local.stack import LocalStack
 from gateway.policy.book import PolicySet
 from gateway.policy.guidance_rule import GuidanceRule
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import TenantPolicy
+from gateway.runtime import llama_cpp
 from gateway.server.ports import reserved_port
 from gateway.server.usage_worker import usage_worker_in_process
 from gateway.telemetry.logs import set_up_logs
@@ -62,6 +63,8 @@ def demo(
     setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
     for name in (teacher, student):
         weights.find(name)  # an unknown name fails before any download
+    find_server()
+    llama_cpp.require_library()
     with reserved_port("127.0.0.1", setup.port, "server.port"):
         pass
     for name in (teacher, student):
@@ -166,7 +169,7 @@ def print_how_to_call(console: Console, base_url: str, key: str) -> None:
 [bold]curl[/]
 {curl_command(base_url, key, "chat")}
 
-[bold]OpenAI SDK[/] (pip install openai, or .venv/bin/python)
+[bold]OpenAI SDK[/] (pip install openai)
 from openai import OpenAI
 client = OpenAI(base_url="{base_url}/v1", api_key="{key}")
 reply = client.chat.completions.create(model="chat", messages=[{{"role": "user", "content": "Why is the sky blue?"}}])

@@ -79,7 +79,9 @@ def edge(
     `gkt-gateway demo` and a student in this process.
 
     The teacher's text is marked: by color on a terminal, by brackets elsewhere. If the gateway is unavailable, the
-    student answers alone. The gateway receives a report of each answer, later if necessary. See docs/edge.md.
+    student answers alone. The gateway receives a report of each answer, later if necessary.
+
+    See `gkt-gateway docs edge`.
     """
     if question is None and not sync:
         raise typer.BadParameter("is required without --sync", param_hint="QUESTION")

@@ -34,7 +34,7 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"
         "`eval prices FOLDER` reports whether guidance pays at the list prices of several models. "
         "`eval exemplars` searches worked examples that improve the guidance. `eval tools` compares teacher and "
-        "student in tasks with tools. See docs/evaluation.md."
+        "student in tasks with tools. See `gkt-gateway docs evaluation`."
     ),
     **SETTINGS,
 )

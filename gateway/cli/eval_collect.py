@@ -41,7 +41,7 @@ def collect(
 
     The command calls the admin listener of a running gateway with the admin key. Each reading and each deletion is in
     the audit trail. `--delete` without FILE deletes the requests, with FILE after they were written. See
-    docs/evaluation.md#questions-from-production.
+    `gkt-gateway docs evaluation#questions-from-production`.
     """
     if file is None and not delete:
         raise typer.BadParameter("name the file to write, or delete the requests with --delete", param_hint="FILE")

@@ -58,7 +58,7 @@ def prices(
     each configuration of the teacher alone that the run has: with and without exemplars, and with each limit.
 
     The break-even is the smallest ratio of the teacher's output price to the student's at which guidance pays as
-    measured. See docs/evaluation.md#list-prices.
+    measured. See `gkt-gateway docs evaluation#list-prices`.
     """
     with of_the_extra():
         from gateway.evaluation.advice.price_sheets import at_list_prices, read_price_sheets

@@ -117,7 +117,8 @@ def recommend(
 
     Exits with 0 if each route has a guided setting, with 3 if none pays, and with 4 if there are too few questions.
     In the last two cases the policy uses the teacher or the student alone, if one of them reaches the target.
-    Otherwise no policy is written. A folder of policies that a gateway reads needs --apply. See docs/evaluation.md.
+    Otherwise no policy is written. A folder of policies that a gateway reads needs --apply. See
+    `gkt-gateway docs evaluation`.
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of

@@ -29,7 +29,7 @@ def report(
     an unfinished run covers its answers so far. With several folders each is a chapter after a common table, and --out
     is required.
 
-    docs/evaluation.md explains the columns and figures.
+    `gkt-gateway docs evaluation` explains the columns and figures.
     """
     if out is None and len(folders) > 1:
         raise StartupError("A report of several folders needs --out FOLDER.")

@@ -95,7 +95,7 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
         yield "teacher", _guidance(plan.guidance)
     if plan.unguided is not None and plan.turn is None:
         reason = f", because of {', '.join(fields)}" if fields else ""
-        yield "teacher", f"no guidance: {plan.unguided}{reason} (see docs/reference/receipts.md)"
+        yield "teacher", f"no guidance: {plan.unguided}{reason} (see `gkt-gateway docs receipts`)"
     if plan.turn is not None:
         yield "teacher", _turn(plan.turn)
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)

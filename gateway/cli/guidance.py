@@ -22,7 +22,7 @@ guidance = typer.Typer(
         "for a route whose answers fall below `quality.min_agreement`; `guidance on` restores it.\n\nThese commands "
         "call the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at --url. They "
         "send the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.\n\nSee "
-        "docs/policies.md."
+        "`gkt-gateway docs policies`."
     ),
     **SETTINGS,
 )

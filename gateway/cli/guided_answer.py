@@ -120,7 +120,7 @@ def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str |
         return "by ", teacher, ", then the student"
     if mode in _GUIDED:
         return ("by the student, after a hint by the teacher that is not shown",)
-    reason = f": unguided, {unguided} (see docs/reference/receipts.md)" if unguided else ""
+    reason = f": unguided, {unguided} (see `gkt-gateway docs receipts`)" if unguided else ""
     return (f"by the {'teacher' if mode == 'teacher' else 'student'} alone{reason}",)
 
 

@@ -17,7 +17,7 @@ class _Imports(LazyGroup):
 import_ = typer.Typer(
     name="import",
     cls=_Imports,
-    help="Convert the configuration of another gateway to config.yaml and a policy.\n\nSee docs/litellm.md.",
+    help="Convert the configuration of another gateway to config.yaml and a policy.\n\nSee `gkt-gateway docs litellm`.",
     **SETTINGS,
 )
 

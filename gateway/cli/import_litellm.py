@@ -43,7 +43,7 @@ def litellm(
     copied: the new files refer to environment variables, whose names are printed. LiteLLM's database, with its keys,
     teams and spend, is not read.
 
-    Exits with 0 also if there are such settings, and with 1 if the file is not valid. See docs/litellm.md.
+    Exits with 0 also if there are such settings, and with 1 if the file is not valid. See `gkt-gateway docs litellm`.
     """
     # Imported here: `--help` does not need it.
     from gateway.config.settings import environment

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
 
-_DOCS = "docs/quickstart.md#your-own-engines"
+_DOCS = "gkt-gateway docs quickstart#your-own-engines"
 _ENGINE = "URL of the {}: TGI, vLLM, llama.cpp or another OpenAI-compatible server; or provider/model of LiteLLM."
 _KEY = "Key of the {}, as the name of an environment variable. Default: none."
 _PRICE = "USD per 1M input, output and cached input tokens of the {}; 0,0: free. Default: LiteLLM's list price."
@@ -80,7 +80,7 @@ def init(
     engines are only read from the environment.
 
     The new API key is printed once; the policy has its SHA-256. Files are written at the end, so that Ctrl-C or an
-    error before leaves none. See docs/quickstart.md.
+    error before leaves none. See `gkt-gateway docs quickstart`.
     """
     set_up_logs("error", "auto")
     _check_name("--tenant", tenant, TypeAdapter(Label))

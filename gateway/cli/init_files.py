@@ -34,12 +34,13 @@ CONFIG = Path("config.yaml")
 KEY_ID = "first"
 _POLICIES = Path("policies")
 _CONFIG_HEAD = """\
-Written by `gkt-gateway init`. docs/reference/configuration.md lists all settings and their defaults.
-Edits of models apply without a restart: docs/operations.md#edit-configyaml. `gkt-gateway check` validates them.
-For the dashboard, the playground, keys and budgets, set admin.key to env:GKT_ADMIN_KEY: docs/operations.md.
+Written by `gkt-gateway init`. `gkt-gateway docs configuration` lists all settings and their defaults.
+Edits of models apply without a restart: `gkt-gateway docs operations#edit-configyaml`. `gkt-gateway check`
+validates them.
+For the dashboard, the playground, keys and budgets, set admin.key to env:GKT_ADMIN_KEY: `gkt-gateway docs operations`.
 """
 _POLICY_HEAD = """\
-Written by `gkt-gateway init`. docs/reference/policy.md lists all settings and their defaults.
+Written by `gkt-gateway init`. `gkt-gateway docs policy` lists all settings and their defaults.
 Changes take effect at once in a running gateway.
 """
 

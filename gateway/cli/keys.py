@@ -29,7 +29,7 @@ keys = typer.Typer(
         "of the gateway within two seconds. These commands call the admin listener of a running gateway, at admin.host "
         "and admin.port of config.yaml or at --url. They send the admin key from the environment variable "
         "GKT_ADMIN_KEY or from admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it creates a "
-        "key for a policy file. See docs/policies.md."
+        "key for a policy file. See `gkt-gateway docs policies`."
     ),
     **SETTINGS,
 )

@@ -48,10 +48,10 @@ plan = typer.Typer(
     help=(
         "Compute the GPUs, cost and latency of a load, with guidance and with the teacher alone.\n\n"
         "`gkt-gateway plan --rps 200 --prompt 600 --answer 300 --tokens 40 --teacher 70b.json --student 8b.json`\n\n"
-        "Each file is an engine's curve: step time by batch size, prefill speed, and GPU price. deploy/curves has an "
-        "example, `gkt-gateway plan measure` measures a running engine, and `gkt-gateway schema curve` describes the "
-        "format. Without --student, students run on callers' devices. Assumptions are printed with the result; "
-        "docs/design/planning.md has the formulas and a comparison with a simulation.\n\n"
+        "Each file is an engine's curve: step time by batch size, prefill speed, and GPU price. `gkt-gateway plan "
+        "measure` measures a running engine, and `gkt-gateway schema curve` describes the format. Without --student, "
+        "students run on callers' devices. Assumptions are printed with the result; `gkt-gateway docs planning` has an "
+        "example of a curve, the formulas, and a comparison with a simulation.\n\n"
         "Exits with 3 if the replicas cannot serve the load or miss --ttft."
     ),
     **SETTINGS,

@@ -51,7 +51,7 @@ def queue(
     GKT_ADMIN_PORT. All processes of a fleet return the same. While Redis is unavailable, a process returns only its
     own figures, and the output says so.
 
-    Exits with 1 if the gateway cannot be reached. See docs/operations.md.
+    Exits with 1 if the gateway cannot be reached. See `gkt-gateway docs operations`.
     """
     client = AdminClient(url, config)
     every_s = _every_s(every)

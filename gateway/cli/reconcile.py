@@ -30,7 +30,7 @@ def reconcile(
     `input_tokens_per_s` and `output_tokens_per_s`. **used** is charged divided by wall. **unseen** minutes, in which no
     gateway observed the engine, are not in wall. Engines with token prices have no hours.
 
-    See docs/cost.md.
+    See `gkt-gateway docs cost`.
     """
     query = urlencode(without_none(since=since, until=until))
     reply = AdminClient(url, config, keyed=True).call("GET", f"/reconciliation?{query}")

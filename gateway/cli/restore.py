@@ -44,7 +44,7 @@ def restore(
     Stop all gateways and usage workers on that Redis first. With `--only usage` they may run.
 
     The whole file is verified before anything is written. If Redis or the usage database has data already, nothing is
-    written without --overwrite. See docs/deployment.md#backups.
+    written without --overwrite. See `gkt-gateway docs deployment#backups`.
     """
     with progress("checking the file", file.stat().st_size if file.exists() else None) as on_progress:
         backup = verify(file, on_progress)

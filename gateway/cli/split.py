@@ -42,7 +42,7 @@ def split(
 
     This command calls the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at
     --url. It sends the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.
-    docs/policies.md#split describes splits.
+    `gkt-gateway docs policies#split` describes splits.
     """
     query = urlencode({"tenant": tenant, "route": route, "days": days})
     reply = AdminClient(url, config, keyed=True).call("GET", f"/usage/split?{query}")

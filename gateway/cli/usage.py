@@ -84,7 +84,7 @@ def usage(
 
     This command calls the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at
     --url. It sends the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.
-    docs/cost.md#usage describes every column.
+    `gkt-gateway docs cost#usage` describes every column.
     """
     query = without_none(since=since, until=until, by=by or None, granularity=granularity)
     query |= without_none(tenant=tenant, key=key, route=model, mode=mode)

@@ -40,7 +40,8 @@ usage_db = typer.Typer(
     help=(
         "Show, export, verify and migrate the usage database.\n\nIt has the receipts and their sums, in SQLite or "
         "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `migrate` completes the "
-        "upgrade from a version with an archive. docs/deployment.md describes the tables, with SQL examples."
+        "upgrade from a version with an archive. `gkt-gateway docs deployment` describes the tables, with SQL "
+        "examples."
     ),
     **SETTINGS,
 )
@@ -150,7 +151,8 @@ def migrate(
         typer.echo(
             "The old sums in Redis were deleted although they differ."
             if accept_differences
-            else "Before and after differ. The old sums in Redis are kept: docs/deployment.md#upgrades says what to do."
+            else "Before and after differ. The old sums in Redis are kept: `gkt-gateway docs deployment#upgrades` says "
+            "what to do."
         )
         raise typer.Exit(0 if accept_differences else 1)
     typer.echo("Before and after are the same. The old sums in Redis are deleted.")

@@ -119,7 +119,7 @@ class ServerSettings(StrictModel):
     """Time for open requests to finish at shutdown."""
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
     """Most concurrent requests in each worker. A tenant below its fair share is admitted up to twice this number
-    (docs/policies.md)."""
+    (`gkt-gateway docs policies`)."""
     max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 4096
     """Most open connections of callers in each worker."""
     workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1

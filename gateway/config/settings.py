@@ -112,8 +112,8 @@ class Settings(StrictModel):
         "general_settings": "put its settings under server, admin and redis",
         "router_settings": "put routes into the policy files",
         "litellm_settings": "put its settings into the policy files",
-        "archive": "renamed to usage: usage.url, usage.keep and usage.run (docs/deployment.md#upgrades)",
-        "rollups": "moved to usage: minutes, hours, days and max_rows (docs/deployment.md#upgrades)",
+        "archive": "renamed to usage: usage.url, usage.keep and usage.run (`gkt-gateway docs deployment#upgrades`)",
+        "rollups": "moved to usage: minutes, hours, days and max_rows (`gkt-gateway docs deployment#upgrades`)",
         "include": "remove it: every file in the policies folder is read",
         "environment_variables": "set them in the gateway's environment, and refer to secrets as env:NAME",
     }
@@ -207,7 +207,7 @@ def check_settings(
 def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue]:
     """Put the values of the variables in OVERRIDES into the data. Return the issues of these variables."""
     issues = [
-        ConfigIssue("environment", 0, 0, old, f"was renamed to {new} (docs/deployment.md#upgrades)")
+        ConfigIssue("environment", 0, 0, old, f"was renamed to {new} (`gkt-gateway docs deployment#upgrades`)")
         for old, new in _RENAMED.items()
         if environ.get(old, "").strip()
     ]

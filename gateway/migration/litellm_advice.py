@@ -11,22 +11,25 @@ if TYPE_CHECKING:
 _NONE = "no equivalent, not imported"
 _RATE = "an engine has no rate limit: max_concurrency limits its calls, and limits in a policy limit callers"
 _DEFAULT_FIELD = "requests have no default for this field: callers send it"
-_CONDITIONS = "use routes with conditions (docs/policies.md#conditions)"
+_CONDITIONS = "use routes with conditions (`gkt-gateway docs policies#conditions`)"
 _CONTEXT = (
     "add a model with a larger context to students of the route: it gets the requests that exceed a student's context "
-    "(docs/engines.md#when-an-engine-fails)"
+    "(`gkt-gateway docs engines#when-an-engine-fails`)"
 )
-_TAGS = "no tags: use routes with the condition header (docs/policies.md#conditions)"
-_METRICS = "no logging callbacks: use metrics, traces, receipts and the usage database (docs/operations.md)"
+_TAGS = "no tags: use routes with the condition header (`gkt-gateway docs policies#conditions`)"
+_METRICS = "no logging callbacks: use metrics, traces, receipts and the usage database (`gkt-gateway docs operations`)"
 _GUARDRAILS = "no guardrails: keep them before the gateway"
-_DATABASE = "no LiteLLM database: keys, budgets and receipts are in Redis and the usage database (docs/deployment.md)"
+_DATABASE = (
+    "no LiteLLM database: keys, budgets and receipts are in Redis and the usage database "
+    "(`gkt-gateway docs deployment`)"
+)
 _KEYS = "not imported, as virtual keys are in LiteLLM's database: create keys with `gkt-gateway keys create`"
-_USERS = "no users: a tenant has keys, each with limits and a budget (docs/policies.md#keys)"
-_HEALTH = "engines are probed all the time (docs/engines.md): GET /readyz of the admin listener"
+_USERS = "no users: a tenant has keys, each with limits and a budget (`gkt-gateway docs policies#keys`)"
+_HEALTH = "engines are probed all the time (`gkt-gateway docs engines`): GET /readyz of the admin listener"
 _ANSWER_CACHE = "no cache of answers; guidance.cache_ttl caches guidance"
 _RETRIES = "one number of retries for all errors: retries of a route"
 _LOGIN = "no single sign-on and no roles: one admin key (admin.key)"
-_PRICES = "a model has one price for each kind of token (docs/cost.md#prices)"
+_PRICES = "a model has one price for each kind of token (`gkt-gateway docs cost#prices`)"
 _MODES = "only chats, texts and embeddings are served"
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
@@ -56,18 +59,19 @@ PARAMETERS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("extra_headers", "headers"), "engines get no additional headers"),
         **dict.fromkeys(("api_version", "vertex_project", "vertex_location", "aws_region_name", "region_name"),
                         "the provider of this model does not take it"),
-        "drop_params": "a parameter that the provider lacks is an error (docs/engines.md#litellm-providers)",
-        "silent_model": "use mode shadow or quality (docs/policies.md#shadow)",
+        "drop_params": "a parameter that the provider lacks is an error (`gkt-gateway docs engines#litellm-providers`)",
+        "silent_model": "use mode shadow or quality (`gkt-gateway docs policies#shadow`)",
         "mock_response": "engines are called; there are no mock answers",
         **dict.fromkeys(
             ("temperature", "top_p", "top_k", "seed", "stop", "n", "presence_penalty", "frequency_penalty",
              "reasoning_effort", "thinking", "extra_body", "response_format", "tools", "logit_bias", "user"),
             _DEFAULT_FIELD,
         ),
-        "input_cost_per_second": "write a price per hour: gpu_usd_per_hour (docs/cost.md#prices)",
-        "output_cost_per_second": "write a price per hour: gpu_usd_per_hour (docs/cost.md#prices)",
+        "input_cost_per_second": "write a price per hour: gpu_usd_per_hour (`gkt-gateway docs cost#prices`)",
+        "output_cost_per_second": "write a price per hour: gpu_usd_per_hour (`gkt-gateway docs cost#prices`)",
         "use_in_pass_through": "no pass-through endpoints",
-        "cache_control_injection_points": "callers send cache_control, for Anthropic's models (docs/apis.md#messages)",
+        "cache_control_injection_points": "callers send cache_control, for Anthropic's models "
+        "(`gkt-gateway docs apis#messages`)",
     }
 )  # fmt: skip
 """Keys of litellm_params."""
@@ -85,8 +89,8 @@ MODEL_INFO: Mapping[str, str] = MappingProxyType(
 
 ROUTER: Mapping[str, str] = MappingProxyType(
     {
-        "routing_strategy": "deployments are drawn by weight only, for each conversation (docs/policies.md"
-        "#replicas-and-conversations)",
+        "routing_strategy": "deployments are drawn by weight only, for each conversation "
+        "(`gkt-gateway docs policies#replicas-and-conversations`)",
         "routing_strategy_args": "deployments are drawn by weight only",
         "context_window_fallbacks": _CONTEXT,
         "content_policy_fallbacks": "no fallback after a content filter: the caller gets its error",
@@ -100,7 +104,7 @@ ROUTER: Mapping[str, str] = MappingProxyType(
         "tag_filtering_match_any": _TAGS,
         "provider_budget_config": "an engine has no budget: tenants and keys have budgets",
         "default_litellm_params": _DEFAULT_FIELD,
-        "default_priority": "tenants share a busy teacher by weight (docs/policies.md)",
+        "default_priority": "tenants share a busy teacher by weight (`gkt-gateway docs policies`)",
         "assistants_config": _MODES,
         "search_tools": _MODES,
         **dict.fromkeys(("cache_responses", "cache_kwargs", "caching_groups"), _ANSWER_CACHE),
@@ -149,13 +153,14 @@ GENERAL: Mapping[str, str] = MappingProxyType(
         "store_prompts_in_spend_logs": "log_content: true in a policy logs prompts and answers",
         "disable_spend_logs": "usage.keep and receipts.ttl limit the storage of receipts",
         "maximum_spend_logs_retention_period": "set usage.keep",
-        "allow_requests_on_db_unavailable": "set redis.on_failure, degrade by default (docs/policies.md#redis-outages)",
+        "allow_requests_on_db_unavailable": "set redis.on_failure, degrade by default "
+        "(`gkt-gateway docs policies#redis-outages`)",
         **dict.fromkeys(("alerting", "alerting_args", "alerting_threshold", "alert_types", "alert_to_webhook_url",
                          "spend_report_frequency"), "alerts.webhook gets budget events; Prometheus has alerts "
-                        "(docs/operations.md#alerts)"),
+                        "(`gkt-gateway docs operations#alerts`)"),
         **dict.fromkeys(("custom_auth", "custom_key_generate", "enable_jwt_auth", "litellm_jwtauth",
                          "enable_oauth2_auth", "oauth2_config_mappings"),
-                        "callers send keys of the gateway (docs/policies.md#keys)"),
+                        "callers send keys of the gateway (`gkt-gateway docs policies#keys`)"),
         **dict.fromkeys(("ui_access_mode", "default_team_disabled", "public_routes", "admin_only_routes",
                          "allowed_routes", "custom_sso"), _LOGIN),
         **dict.fromkeys(("background_health_checks", "health_check_interval", "health_check_details"), _HEALTH),
@@ -166,8 +171,8 @@ GENERAL: Mapping[str, str] = MappingProxyType(
         "pass_through_endpoints": "no pass-through endpoints",
         "forward_client_headers_to_llm_api": "engines get no headers of callers",
         "max_response_size_mb": "answers have no size limit: default_max_tokens of a route limits them",
-        "proxy_batch_write_at": "receipts are written within seconds (docs/design/storage.md)",
-        "coordination_redis": "set redis.url (docs/policies.md#redis-requirements)",
+        "proxy_batch_write_at": "receipts are written within seconds (`gkt-gateway docs storage`)",
+        "coordination_redis": "set redis.url (`gkt-gateway docs policies#redis-requirements`)",
         "user_header_name": _USERS,
         "enforce_user_param": _USERS,
         "proxy_budget_rescheduler_min_time": "budgets need no reset task",
@@ -203,7 +208,7 @@ _PREFIXES = {
     "langfuse_": _METRICS,
     "langsmith_": _METRICS,
     "datadog_": _METRICS,
-    "prometheus_": "metrics and labels are those of docs/reference/metrics.md",
+    "prometheus_": "metrics and labels are those of `gkt-gateway docs metrics`",
     "complexity_router": _CONDITIONS,
     "auto_router": _CONDITIONS,
     "adaptive_router": _CONDITIONS,
@@ -211,8 +216,9 @@ _PREFIXES = {
     "health_check_": _HEALTH,
 }
 _CALLBACKS = {
-    "prometheus": "metrics need no callback: GET /metrics of the admin listener (docs/reference/metrics.md)",
-    "otel": "set tracing.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT, without /v1/traces (docs/operations.md#tracing)",
+    "prometheus": "metrics need no callback: GET /metrics of the admin listener (`gkt-gateway docs metrics`)",
+    "otel": "set tracing.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT, without /v1/traces "
+    "(`gkt-gateway docs operations#tracing`)",
     "s3": "gkt-gateway usage-db exports receipts",
 }
 

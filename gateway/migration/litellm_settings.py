@@ -126,7 +126,9 @@ class SectionConverter:
             for field in fields.values():
                 context.notice(field, f"a part of redis.url: set {REDIS_VARIABLE} to {_REDIS_EXAMPLE}")
         self._config.put("redis", "url", value=url, field=first)
-        context.notice(first, "redis.url must be durable, without eviction (docs/policies.md#redis-requirements)")
+        context.notice(
+            first, "redis.url must be durable, without eviction (`gkt-gateway docs policies#redis-requirements`)"
+        )
 
     def _litellm(self, keys: SourceKeys) -> None:
         context = self._context

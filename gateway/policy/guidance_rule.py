@@ -98,7 +98,7 @@ class GuidanceRule(StrictModel):
     @classmethod
     def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if known := sorted(known_fields().intersection(fields)):
-            where = "docs/reference/request-fields.md"
+            where = "`gkt-gateway docs request-fields`"
             raise InvalidValue(f"{known[0]}: the gateway knows this field ({where}): list unknown fields only")
         return fields
 

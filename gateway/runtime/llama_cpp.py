@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.errors import StartupError
@@ -28,6 +29,14 @@ class LlamaOptions(NamedTuple):
     chat_template: Path | None = None  # a Jinja file; None: the template in the model's file
 
 
+def require_library() -> None:
+    """Raise StartupError if xllamacpp is not installed."""
+    if find_spec("xllamacpp") is None:
+        raise StartupError(
+            "xllamacpp is not installed: run pip install 'gkt-gateway[local]', or on a device 'gkt-edge[llama]'"
+        )
+
+
 def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int = 0) -> Any:
     """Load `model` and listen on `host`; return xllamacpp's Server, which serves until it is deleted.
 
@@ -35,10 +44,9 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
     that was taken is the Server's `listening_address`. `name` is the model name in replies. Blocks while loading.
     Raises StartupError if xllamacpp is not installed, or could not load the file or take the address.
     """
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise StartupError("xllamacpp is not installed: from the gateway's checkout, pip install '.[local]'") from error
+    require_library()
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.model_alias = {name}

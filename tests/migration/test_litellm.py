@@ -386,7 +386,7 @@ def test_a_list_price_is_that_of_the_table() -> None:
 def test_a_price_of_a_tier_is_listed_as_a_price() -> None:
     name = "input_cost_per_token_above_200k_tokens"
     result = convert(deployment("model: gpt-4o", f"model_info: {{{name}: 1}}"))
-    assert "docs/cost.md#prices" in messages(result, f"model_list[0].model_info.{name}")[0]
+    assert "gkt-gateway docs cost#prices" in messages(result, f"model_list[0].model_info.{name}")[0]
 
 
 def test_an_unknown_price_is_a_line_to_fill_in() -> None:
