@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.cli.eval_options import of_the_extra
 from gateway.cli.tables import console_for, plain_table
-from gateway.evaluation.reporting.published import ALONE, PAIRS, TEACHER_BATCH, PublishedPair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from gateway.evaluation.reporting.published import PublishedPair
 
 
 class PaperRow(NamedTuple):
@@ -72,8 +74,10 @@ def paper() -> None:
     """Compare the paper's times with estimates from its single-model rows.
 
     A pair's time must be between the estimates for perfect batching and for no gain by batching. Where it is not, the
-    row has the reason. See docs/design/planning.md.
+    row has the reason. See `gkt-gateway docs planning`.
     """
+    with of_the_extra():
+        from gateway.evaluation.reporting.published import PAIRS
     console = console_for(pipe_width=160)
     table = plain_table(
         "", "m > n", "perfect, s", "none, s", "printed, s", "speed-up", "printed", "", right=slice(1, 7)
@@ -97,6 +101,8 @@ def paper() -> None:
 
 def rows(data: str) -> Iterator[tuple[PublishedPair, PaperRow]]:
     """Yield the pairs of a data set for which the paper has times, with the planner's estimates."""
+    with of_the_extra():
+        from gateway.evaluation.reporting.published import ALONE, PAIRS, TEACHER_BATCH
     alone_s = {(one.model, one.limit): one.seconds for one in ALONE[data] if one.seconds is not None}
     for pair in PAIRS[data]:
         if pair.seconds is not None and pair.speed_up is not None:
