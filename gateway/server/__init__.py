@@ -1,7 +1,7 @@
 """Processes and ports. `gkt-gateway serve --workers N` runs N processes behind one port.
 
-The kernel distributes new connections among the workers. Workers are equal, and coordinate through Redis, like
-replicas. The supervisor starts, restarts and drains the workers, and handles no requests.
+The kernel distributes new connections among the workers (`ports.py`). Workers are equal, and coordinate through Redis,
+like replicas. The supervisor starts, restarts and drains the workers, and handles no requests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ class GatewayAddresses:
     public: str
     admin: str
     process: str
+
+
+class ListeningSockets(msgspec.Struct, frozen=True):
+    """Descriptors of listening sockets that a worker inherits, where workers cannot listen on one port themselves."""
+
+    public: tuple[int, ...] = ()
+    admin: tuple[int, ...] = ()
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import resource
+import socket
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,11 +20,11 @@ from gateway.api.loop_scheduler import LoopScheduler
 from gateway.api.runner import Runner
 from gateway.app import gateway
 from gateway.errors import StartupError
-from gateway.server import GatewayAddresses
+from gateway.server import GatewayAddresses, ListeningSockets
 from gateway.telemetry.logs import log_loop_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gateway.app import WatchedFiles
     from gateway.config.settings import Settings
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 
 _ADMIN_CONNECTIONS = 256
 _OTHER_FILES = 256
+# macOS may reject more, although its hard limit is infinite.
+_MACOS_MAX_FILES = 10_240
 
 # At most 1/8 of `max_in_flight` handlers may continue after their caller disconnected.
 _DETACHED_SHARE = 8
@@ -54,11 +57,13 @@ async def serve(
     stop: asyncio.Event,
     announce: Callable[[GatewayAddresses], None],
     worker: int | None = None,  # number among the workers that share the ports; None: they are not shared
+    sockets: ListeningSockets = ListeningSockets(),
     watched: WatchedFiles | None = None,
 ) -> None:
     """Serve until `stop` is set. Then drain: reject new requests, finish requests in flight, store all receipts.
 
-    Call `announce` when the ports are open. Raises StartupError if a port is in use or Redis is unavailable.
+    Call `announce` when the ports are open. With `sockets`, listen on these instead of opening ports. Raises
+    StartupError if a port is in use or Redis is unavailable.
     """
     async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
         _allow_open_files(settings)
@@ -83,8 +88,9 @@ async def serve(
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
         shared = worker is not None
-        await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
-        await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
+        server, operators = settings.server, settings.admin
+        await _listen(public, server.host, server.port, "server.port", sockets.public, shared=shared)
+        await _listen(admin, operators.host, operators.port, "admin.port", sockets.admin, shared=shared)
         public_address = parts.admin[keys.CALLERS_LISTENER]
         public_address.host, public_address.port = public.addresses[0][:2]
         asyncio.get_running_loop().set_exception_handler(log_loop_exception)
@@ -116,18 +122,29 @@ def _allow_open_files(settings: Settings) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    except (OSError, ValueError):
-        allowed = soft
+    requested = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    allowed = next((limit for limit in (requested, _MACOS_MAX_FILES) if limit > soft and _set_limit(limit, hard)), soft)
     if allowed < needed:
         log.warning("few_open_files", allowed=allowed, needed=needed, hint="raise the hard limit: ulimit -Hn")
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, shared: bool) -> None:
+def _set_limit(soft: int, hard: int) -> bool:
+    """Set the limit of open files. Return False if the system rejects it."""
     try:
-        await web.TCPSite(runner, host, port, reuse_port=shared).start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+async def _listen(
+    runner: web.AppRunner, host: str, port: int, field: str, descriptors: Sequence[int], *, shared: bool
+) -> None:
+    try:
+        for descriptor in descriptors:
+            await web.SockSite(runner, socket.socket(fileno=descriptor)).start()
+        if not descriptors:
+            await web.TCPSite(runner, host, port, reuse_port=shared).start()
     except OSError as error:
         raise listen_error(error, host, port, field) from error
 

@@ -20,8 +20,8 @@ from gateway.config.settings import OVERRIDES, SUPERVISED_VARIABLE, environment
 from gateway.errors import StartupError
 from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
 from gateway.runtime.tasks import BackgroundTasks
-from gateway.server import WorkerStarted
-from gateway.server.ports import reserved_port
+from gateway.server import ListeningSockets, WorkerStarted
+from gateway.server.ports import shared_port
 from gateway.server.stopping import USAGE_FINISH_S
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, remove_gauges
 from gateway.version import __version__
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
     from gateway.server import GatewayAddresses
+    from gateway.server.ports import HeldPort
 
 log = structlog.get_logger()
 
@@ -60,6 +61,7 @@ class Supervisor:
         self._serving: set[asyncio.subprocess.Process] = set()
         self._failure: StartupError | None = None
         self._drained = True
+        self._sockets = ListeningSockets()
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> bool:
         """Keep the workers running until `stop` is set. Then drain them. Return whether all ended regularly in time.
@@ -70,17 +72,22 @@ class Supervisor:
         """
         server, admin = self._settings.server, self._settings.admin
         with ExitStack() as stack:
+            public = stack.enter_context(shared_port(server.host, server.port, "server.port"))
+            operators = stack.enter_context(shared_port(admin.host, admin.port, "admin.port"))
             environ = {
                 **_environment(self._redis_url),
                 "GKT_HOST": server.host,
-                "GKT_PORT": str(stack.enter_context(reserved_port(server.host, server.port, "server.port"))),
+                "GKT_PORT": str(public.number),
                 "GKT_ADMIN_HOST": admin.host,
-                "GKT_ADMIN_PORT": str(stack.enter_context(reserved_port(admin.host, admin.port, "admin.port"))),
+                "GKT_ADMIN_PORT": str(operators.number),
                 MULTIPROCESS_FOLDER: stack.enter_context(_shared_folder()),
             }
             environ[SUPERVISED_VARIABLE] = ",".join(OVERRIDES.keys() & environ.keys() - environment().keys())
+            self._sockets = ListeningSockets(public.descriptors, operators.descriptors)
             forwarding = self._tasks.spawn("reload", self._forward_reload(reload))
             stack.callback(forwarding.cancel)
+            closing = self._tasks.spawn("close_ports", _close_at(stop, public, operators))
+            stack.callback(closing.cancel)
             await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
         if self._failure is not None:
             raise self._failure
@@ -110,8 +117,13 @@ class Supervisor:
         self, number: int, environ: Mapping[str, str], stop: asyncio.Event
     ) -> tuple[int | None, str | None]:
         """Run one worker. Return its exit code, which is negative for a signal, and the error of its start."""
-        arguments = (str(self._config), str(number))
-        options = {"env": environ, "stdout": asyncio.subprocess.PIPE, "limit": _MESSAGE_LIMIT_BYTES}
+        arguments = (str(self._config), str(number), msgspec.json.encode(self._sockets).decode())
+        options = {
+            "env": environ,
+            "stdout": asyncio.subprocess.PIPE,
+            "limit": _MESSAGE_LIMIT_BYTES,
+            "pass_fds": (*self._sockets.public, *self._sockets.admin),
+        }
         try:
             async with running_module(_WORKER, arguments, stop, self._stop_limit_s, **options) as process:
                 try:
@@ -141,6 +153,12 @@ class Supervisor:
         if len(self._ready) == self._count:
             urls = {"public": addresses.public, "admin": addresses.admin}
             log.info("listening", **urls, version=__version__, workers=self._count)
+
+
+async def _close_at(stop: asyncio.Event, *ports: HeldPort) -> None:
+    await stop.wait()
+    for port in ports:
+        port.close()
 
 
 def _environment(redis_url: str | None) -> dict[str, str]:

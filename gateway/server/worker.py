@@ -1,9 +1,9 @@
 """The process of one worker, started by the supervisor:
 
-    python -m gateway.server.worker CONFIG NUMBER
+    python -m gateway.server.worker CONFIG NUMBER SOCKETS
 
-The worker reads the configuration itself. Addresses and the URL of an embedded Redis are in the environment. It writes
-`WorkerStarted` to stdout. When stdin ends it drains, like on SIGTERM.
+The worker reads the configuration itself. SOCKETS is `ListeningSockets` as JSON. Addresses and the URL of an embedded
+Redis are in the environment. The worker writes `WorkerStarted` to stdout. When stdin ends it drains, like on SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.accounting.request_log import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.errors import StartupError
 from gateway.policy.config_files import ConfigFiles
-from gateway.server import WorkerStarted
+from gateway.server import ListeningSockets, WorkerStarted
 from gateway.server.listeners import serve
 from gateway.server.stopping import reload_on_sighup, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import PolicySet
 
 
-def main(config: Path, number: int) -> int:
+def main(config: Path, number: int, sockets: ListeningSockets) -> int:
     """Serve until stopped, and return the exit status."""
     # Send all other output of this process to the log.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
@@ -38,14 +38,21 @@ def main(config: Path, number: int) -> int:
         try:
             settings, book, files = ConfigFiles.open(config)
             set_up_logs(settings.log.level, settings.log.format, worker=number, console_processor=shorten_request_event)
-            uvloop.run(_work(settings, book, files, number, supervisor))
+            uvloop.run(_work(settings, book, files, number, sockets, supervisor))
         except StartupError as error:
             _send(supervisor, WorkerStarted(error=error.message))
             return 1
     return 0
 
 
-async def _work(settings: Settings, book: PolicySet, files: ConfigFiles, number: int, supervisor: BinaryIO) -> None:
+async def _work(
+    settings: Settings,
+    book: PolicySet,
+    files: ConfigFiles,
+    number: int,
+    sockets: ListeningSockets,
+    supervisor: BinaryIO,
+) -> None:
     stop = stop_on_signals()
     stop_at_end_of_stdin(stop)
     await serve(
@@ -55,6 +62,7 @@ async def _work(settings: Settings, book: PolicySet, files: ConfigFiles, number:
         stop=stop,
         announce=lambda addresses: _send(supervisor, WorkerStarted(addresses=addresses)),
         worker=number,
+        sockets=sockets,
         watched=WatchedFiles(files, reload_on_sighup(stop)),
     )
 
@@ -65,4 +73,4 @@ def _send(supervisor: BinaryIO, message: WorkerStarted) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), msgspec.json.decode(sys.argv[3], type=ListeningSockets)))

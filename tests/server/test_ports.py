@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack
 
 import pytest
 
 from gateway.errors import StartupError
-from gateway.server.ports import reserved_port
+from gateway.server import ports
+from gateway.server.ports import reserved_port, shared_port
 
 HOST = "127.0.0.1"
 
@@ -72,3 +74,34 @@ def test_every_address_of_a_host_gets_the_same_port() -> None:
 def test_a_foreign_host_is_reported() -> None:
     with pytest.raises(StartupError, match="cannot be opened"), reserved_port("192.0.2.1", 0, "server.port"):
         pytest.fail("kept")
+
+
+def test_no_socket_is_inherited_where_workers_listen_themselves() -> None:
+    with shared_port(HOST, 0, "server.port") as held, listening(held.number), listening(held.number):
+        assert held.descriptors == ()
+
+
+def test_a_port_accepts_connections_at_once_where_workers_inherit_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the descriptors stand for those of workers."""
+    monkeypatch.setattr(ports, "DISTRIBUTES_CONNECTIONS", False)
+    with shared_port(HOST, 0, "server.port") as held:
+        (descriptor,) = held.descriptors
+        workers = [socket.socket(fileno=os.dup(descriptor)) for _ in range(2)]
+        for worker in workers:
+            with socket.create_connection((HOST, held.number), timeout=10) as caller, worker.accept()[0] as accepted:
+                assert accepted.getpeername() == caller.getsockname()
+        held.close()
+        workers[0].close()
+        with socket.create_connection((HOST, held.number), timeout=10):
+            workers[1].accept()[0].close()
+        workers[1].close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((HOST, held.number), timeout=10)
+
+
+def test_a_port_in_use_is_rejected_where_workers_inherit_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "DISTRIBUTES_CONNECTIONS", False)
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=rf":{port} is already in use"), shared_port(HOST, port, "admin.port"):
+            pytest.fail("kept")

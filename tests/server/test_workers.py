@@ -31,8 +31,8 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 def two_workers(folder: Path, engine: FakeEngine, redis_url: str, **config: Any) -> Iterator[GatewayProcess]:
     with running_gateway(
         folder,
-        entry=COMMAND,
         **{
+            "entry": COMMAND,
             "models": [model("big", "tgi", engine.url), model("small", "openai", f"{engine.url}/v1")],
             "routes": [STUDENT_ONLY],
             "redis_url": redis_url,
@@ -170,6 +170,32 @@ def holder(gateway: GatewayProcess) -> int:
     held = {worker: readiness["in_flight"] for worker, readiness in details_of_both(gateway).items()}
     assert sorted(held.values()) == [0, 1]
     return max(held, key=lambda worker: held[worker])
+
+
+INHERITING = """
+from gateway.cli import main
+from gateway.server import ports
+ports.DISTRIBUTES_CONNECTIONS = False
+main()
+"""
+
+
+@pytest.mark.long
+def test_workers_inherit_sockets_where_the_kernel_distributes_no_connections(
+    tmp_path: Path, engine: FakeEngine, redis_url: str
+) -> None:
+    """Both workers serve, a killed worker comes back, and the command drains."""
+    with two_workers(tmp_path, engine, redis_url, entry=("-c", INHERITING)) as gateway:
+        assert set(details_of_both(gateway)) == {1, 2}
+        killed = pids(gateway)[1]
+        os.kill(killed, signal.SIGKILL)
+        gateway.wait_for_log("worker_ended", worker=1)
+        assert [ask(gateway.url).status_code for _ in range(12)] == [200] * 12
+        until(lambda: pids(gateway)[1] != killed, "the worker does not come back")
+        assert set(details_of_both(gateway)) == {1, 2}
+        assert gateway.terminate() == 0
+        with pytest.raises(httpx.ConnectError):
+            ask(gateway.url)
 
 
 @pytest.mark.long
