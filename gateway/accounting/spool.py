@@ -96,7 +96,7 @@ class Spool:
         if fitting:
             try:
                 _write_all(self._descriptor, b"".join(fitting))
-                os.fdatasync(self._descriptor)
+                _sync(self._descriptor)
             except OSError:
                 # Remove a partial line, so that the next line starts at a line start.
                 os.ftruncate(self._descriptor, self.size_bytes)
@@ -123,7 +123,7 @@ class Spool:
         try:
             for line in lines:
                 os.pwrite(descriptor, _SENT, line.offset)
-            os.fdatasync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -150,6 +150,14 @@ def other_spools(folder: Path, own: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix == SUFFIX and path != own)
+
+
+def _sync(descriptor: int) -> None:
+    """Write the file's data to the disk. macOS has no fdatasync, and its fsync stops at the disk's cache."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

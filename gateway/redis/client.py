@@ -34,9 +34,9 @@ log = structlog.get_logger()
 MINIMUM_VERSION = (7, 0)
 MAX_QUERIES = 200
 """Connections of `queries`, unless the URL sets `max_connections`."""
-# A peer that vanished is detected after 5 + 3 * 2 seconds instead of the system's two hours. Some platforms lack the
-# options.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+# A peer that vanished is detected after 5 + 3 * 2 seconds instead of the system's two hours. TCP_KEEPALIVE is macOS's
+# name of TCP_KEEPIDLE. Some platforms lack the options.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Shorter than the default `redis.lease`, so that a process keeps its lease while it pauses.
 MAX_BACKOFF_S = 8.0

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 _PROC = Path("/proc/self")
+_DESCRIPTORS = Path("/dev/fd")  # on Linux a link to /proc/self/fd
 
 
 class ProcessSnapshot(NamedTuple):
-    """The resource use of the process. `resident_bytes` and `open_files` are None without /proc."""
+    """The resource use of the process. `resident_bytes` is None without /proc, as on macOS."""
 
     resident_bytes: int | None
     open_files: int | None
@@ -29,7 +30,7 @@ class ProcessSnapshot(NamedTuple):
 
 
 def read_process() -> ProcessSnapshot:
-    """Return the resource use. Reading /proc may take milliseconds with many open files: call it in a thread."""
+    """Return the resource use. Counting may take milliseconds with many open files: call it in a thread."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ProcessSnapshot(
@@ -49,7 +50,7 @@ def _resident_bytes() -> int | None:
 
 def _open_files() -> int | None:
     try:
-        return sum(1 for _ in (_PROC / "fd").iterdir()) - 1  # exclude the descriptor of this iteration
+        return sum(1 for _ in _DESCRIPTORS.iterdir()) - 1  # exclude the descriptor of this iteration
     except OSError:
         return None
 

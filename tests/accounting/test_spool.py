@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import secrets
 import stat
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -246,6 +249,25 @@ def test_a_truncated_line_is_ignored_and_earlier_lines_are_read(tmp_path: Path) 
     assert Spool.open_orphaned(spool.path) is None
     spool.close(remove=False)
     assert other_spools(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
+
+
+@pytest.mark.parametrize("system", ["macOS", "neither"])
+def test_lines_are_synced_on_systems_without_fdatasync(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.delattr(os, "fdatasync")
+    if system == "macOS":
+        monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+        monkeypatch.setattr(fcntl, "fcntl", lambda _, command: synced.append(f"fcntl {command}"))
+    spool = Spool.create(tmp_path / "ann.jsonl")
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append("fsync"))
+    assert spool.append([SpoolEntry("ann", closed(guided())).to_line()], 1_000_000) == 1
+    assert synced == ["fcntl 51" if system == "macOS" else "fsync"]
+    spool.mark_sent(list(spool.lines()))
+    assert len(synced) == 2
+    assert list(spool.lines()) == []
+    spool.close(remove=True)
 
 
 async def test_lines_of_a_newer_version_are_kept(redis_url: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.local import ChildFailed, WeightsUnavailable
+from gateway.local import ChildFailed, WeightsUnavailable, stack
 from gateway.local.child import find_ready_url, ready_line
 from gateway.local.stack import Child, ChildCommand, LocalStack, thread_shares, usable_cores
 from gateway.local.weights import fetch
@@ -74,6 +74,13 @@ def test_engines_never_have_more_threads_than_there_are_cores(cores: int, engine
 
 def test_usable_cores_are_at_least_one():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_all_cores_are_usable_where_the_system_has_no_cpu_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(stack, "_CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
 
 
 def test_the_ready_line_is_found_among_other_output():

@@ -269,6 +269,15 @@ async def test_a_vanished_peer_is_detected_within_seconds() -> None:
         assert idle_s + every_s * times <= 15
 
 
+async def test_keepalive_has_macos_name_of_the_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPCNT"):
+        monkeypatch.delattr(socket, name, raising=False)
+    monkeypatch.setattr(socket, "TCP_KEEPALIVE", 16, raising=False)
+    async with client_on("redis://127.0.0.1:1/0") as (client, _):
+        options = client.commands.connection_pool.connection_kwargs["socket_keepalive_options"]
+    assert options == {16: 5, socket.TCP_KEEPINTVL: 2}
+
+
 def test_pauses_double_until_a_long_success() -> None:
     rest = ReconnectBackoff(1.0)
     now, took = 100.0, []

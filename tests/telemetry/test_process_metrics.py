@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.telemetry import process_metrics
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics, ProcessSnapshot, read_process
 
@@ -25,13 +26,21 @@ def samples(metrics: Metrics, name: str) -> list[Sample]:
     return [sample for family in metrics.registry.collect() for sample in family.samples if sample.name == name]
 
 
-@on_linux
 def test_open_files_are_counted(tmp_path: Path) -> None:
     before = read_process().open_files
     assert before is not None
     with (tmp_path / "one").open("w"), (tmp_path / "two").open("w"):
         assert read_process().open_files == before + 2
     assert read_process().open_files == before
+
+
+def test_memory_is_unknown_without_proc_but_open_files_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_metrics, "_PROC", tmp_path / "none")
+    snapshot = read_process()
+    assert snapshot.resident_bytes is None
+    assert snapshot.open_files
 
 
 @on_linux
