@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -61,3 +62,18 @@ def test_the_image_runs_unprivileged_without_secrets() -> None:
     assert not re.search(r"^(?:ARG|ENV)\b.*(?:KEY|TOKEN|SECRET|PASSWORD)", text, re.MULTILINE)
     assert "config.yaml" not in "".join(line for line in text.splitlines() if line.startswith("COPY"))
     assert "chown" not in last
+
+
+def test_every_lock_has_wheels_for_every_platform_and_python_version() -> None:
+    """`scripts/lock` looks for the wheels, and records the locks for which it found them."""
+    lines = (ROOT / "scripts/platforms.txt").read_text("utf-8").splitlines()
+    _, platforms, pythons, *recorded = lines
+    assert dict(line.split()[::-1] for line in recorded) == {
+        str(lock.relative_to(ROOT)): hashlib.sha256(lock.read_bytes()).hexdigest() for lock in LOCKS
+    }, "run scripts/lock"
+    assert platforms.split()[1:] == ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin"]
+    for project in ("pyproject.toml", "edge/pyproject.toml"):
+        text = (ROOT / project).read_text("utf-8")
+        assert pythons.split()[1:] == re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+        assert pythons.split()[1:] == ["3.11", "3.12", "3.13", "3.14"]
+        assert 'requires-python = ">=3.11,<3.15"' in text

@@ -44,6 +44,7 @@ async def a_finder(address: str, timeout_s: float = 5.0) -> AsyncIterator[Receip
         yield ReceiptFinder(threads, timeout_s)
     finally:
         threads.close()
+        await asyncio.to_thread(threads._short.shutdown)  # a query that timed out returns its connection
         await asyncio.to_thread(engine.close)
 
 

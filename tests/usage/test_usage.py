@@ -299,15 +299,30 @@ async def test_a_result_is_the_sum_of_the_receipts_in_its_range(book: UsageBook)
                     assert len(result["rows"]) == len(found.periods)
 
 
+def held_back() -> tuple[threading.Event, Callable[[UsageResult], dict[str, Any]]]:
+    """Return an event, and a function that waits for it before it writes a result."""
+    gate = threading.Event()
+
+    def write(result: UsageResult) -> dict[str, Any]:
+        assert gate.wait(10)
+        return as_json(result)
+
+    return gate, write
+
+
 async def test_concurrent_queries_of_one_tenant_are_limited(sqlite_book: UsageBook) -> None:
     """Another tenant still gets an answer."""
     reader = UsageReader(sqlite_book.reader, DEFAULT, max_tenant_queries=3)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    requested = [reader.read(usage_query, as_json, tenant="acme") for _ in range(5)] + [
-        reader.read(usage_query, as_json, tenant="beta")
+    gate, write = held_back()
+    requested = [reader.read(usage_query, write, tenant="acme") for _ in range(5)] + [
+        reader.read(usage_query, write, tenant="beta")
     ]
-    done = await asyncio.gather(*requested, return_exceptions=True)
+    pending = asyncio.gather(*requested, return_exceptions=True)
+    await asyncio.sleep(0)  # all have begun
+    gate.set()
+    done = await pending
     assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
     assert await reader.read(usage_query, as_json, tenant="acme")
 
@@ -317,10 +332,14 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_b
     reader = UsageReader(sqlite_book.reader, DEFAULT, max_queries=4)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    gate, write = held_back()
     requested = [
-        reader.read(usage_query, as_json, tenant=name) for name in ("acme", "acme", "beta", "beta", "acme", "gamma")
+        reader.read(usage_query, write, tenant=name) for name in ("acme", "acme", "beta", "beta", "acme", "gamma")
     ]
-    done = await asyncio.gather(*requested, return_exceptions=True)
+    pending = asyncio.gather(*requested, return_exceptions=True)
+    await asyncio.sleep(0)  # all have begun
+    gate.set()
+    done = await pending
     assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
 
 
