@@ -28,11 +28,13 @@ ADMIN_KEY = "the-admin-key-of-the-test"
 FILES = [
     "SHA256SUMS",
     f"gkt-gateway-{__version__}.cdx.json",
+    f"gkt-gateway-{__version__}.tgz",
     f"gkt_edge-{__version__}-py3-none-any.whl",
     f"gkt_edge-{__version__}.tar.gz",
     f"gkt_gateway-{__version__}-py3-none-any.whl",
     f"gkt_gateway-{__version__}.tar.gz",
 ]
+WHEEL = f"gkt_gateway-{__version__}-py3-none-any.whl"
 
 # Prints the name of each command whose help can be shown.
 HELP = """
@@ -116,6 +118,22 @@ def test_two_builds_of_a_commit_are_identical(built: dict[str, bytes], tmp_path:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+def test_the_chart_has_the_files_of_its_folder(built: dict[str, bytes], tmp_path: Path) -> None:
+    archive = tmp_path / "chart.tgz"
+    archive.write_bytes(built[f"gkt-gateway-{__version__}.tgz"])
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    chart = "deploy/helm/gkt-gateway"
+    files = [name.removeprefix(f"{chart}/") for name in tracked(chart) if not name.startswith(f"{chart}/ci/")]
+    held = {
+        file.relative_to(tmp_path / "gkt-gateway") for file in (tmp_path / "gkt-gateway").rglob("*") if file.is_file()
+    }
+    assert held == {Path(name) for name in files}
+    assert all((tmp_path / "gkt-gateway" / name).read_bytes() == (ROOT / chart / name).read_bytes() for name in files)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_sbom_has_each_locked_package(built: dict[str, bytes]) -> None:
     sbom = json.loads(built[f"gkt-gateway-{__version__}.cdx.json"])
     assert (sbom["bomFormat"], sbom["metadata"]["component"]["name"]) == ("CycloneDX", "gkt-gateway")
@@ -145,7 +163,7 @@ def test_the_source_distribution_builds_the_same_wheel(built: dict[str, bytes], 
 def installed(built: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the `bin` folder of an environment with the locked packages and the wheel."""
     folder = tmp_path_factory.mktemp("installed")
-    wheel = folder / FILES[4]
+    wheel = folder / WHEEL
     wheel.write_bytes(built[wheel.name])
     python = folder / "env/bin/python"
     run_command(UV, "venv", "--quiet", "--python", sys.executable, folder / "env")
@@ -158,7 +176,7 @@ def installed(built: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_wheel_contains_each_file_of_the_package_and_each_page(built: dict[str, bytes], tmp_path: Path) -> None:
-    wheel = tmp_path / FILES[4]
+    wheel = tmp_path / WHEEL
     wheel.write_bytes(built[wheel.name])
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
