@@ -191,13 +191,10 @@ def test_by_default_the_pods_are_those_of_the_manifests(helm: Path) -> None:
             assert pod(workload)[key] == pod(original)[key]
         mine, theirs = container(workload), container(original)
         assert mine["image"] == theirs["image"]
-        for key in ("name", "args", "ports", "startupProbe", "livenessProbe", "readinessProbe", "lifecycle",
+        for key in ("name", "args", "ports", "env", "startupProbe", "livenessProbe", "readinessProbe", "lifecycle",
                     "resources", "securityContext"):  # fmt: skip
             assert mine.get(key) == theirs.get(key)
-        paths = {mount["mountPath"] for mount in theirs["volumeMounts"]}
-        moved = {"/etc/gkt/config.yaml": "/etc/gkt", "/etc/gkt/policies": "/etc/gkt-policies"}
-        assert {mount["mountPath"] for mount in mine["volumeMounts"]} == {moved.get(path, path) for path in paths}
-    assert {"name": "GKT_POLICIES", "value": "/etc/gkt-policies"} in container(release.gateway())["env"]
+        assert sorted(mine["volumeMounts"], key=str) == sorted(theirs["volumeMounts"], key=str)
     spread = pod(release.gateway())["topologySpreadConstraints"][0]
     assert spread["labelSelector"]["matchLabels"] == release.gateway()["spec"]["selector"]["matchLabels"]
 
@@ -239,18 +236,39 @@ def test_no_route_leads_to_the_admin_listener(helm: Path) -> None:
     assert [port["targetPort"] for port in callers["spec"]["ports"]] == ["http"]
 
 
-def test_a_change_of_the_configuration_restarts_the_pods_and_a_change_of_policies_does_not(helm: Path) -> None:
-    def templates(*arguments: str) -> list[Any]:
-        return [one["spec"]["template"] for one in rendered(helm, *arguments).deployments()]
+def changed(helm: Path, *settings: str) -> tuple[bool, bool]:
+    """Return whether a change of values restarts the gateways, and the usage worker."""
+    kept = [setting for setting in settings if setting.startswith("restartOnConfigChange")]
+    pairs = [[option for one in chosen for option in ("--set", one)] for chosen in (kept, settings)]
+    before, after = (rendered(helm, *options) for options in pairs)
+    return (
+        before.gateway()["spec"]["template"] != after.gateway()["spec"]["template"],
+        before.worker()["spec"]["template"] != after.worker()["spec"]["template"],
+    )
 
-    before = templates()
-    policy = "policies.other\\.yaml.tenant=other"
-    assert templates("--set", policy) == before
-    assert templates("--set", "policies.projections/mine\\.yaml.instruction=Hi")[0] != before[0], "a new mount"
-    changed = templates("--set", "config.log.level=debug")
-    assert all(one != other for one, other in zip(changed, before, strict=True))
-    kept = [template["metadata"].get("annotations") for template in templates("--set", "restartOnConfigChange=false")]
-    assert kept == [None, None]
+
+def test_a_change_of_the_configuration_restarts_the_pods_that_read_it(helm: Path) -> None:
+    assert changed(helm, "config.log.level=debug") == (True, True)
+    assert changed(helm, "config.defaults.limits.rpm_limit=9") == (True, False)
+    assert changed(helm, "policies.other\\.yaml.tenant=other") == (False, False)
+    assert changed(helm, "policies.projections/mine\\.yaml.instruction=Hi") == (True, False), "a new mount"
+
+
+@pytest.mark.parametrize(
+    ("setting", "restarts"),
+    [
+        ("config.defaults.limits.rpm_limit=9", (False, False)),
+        ("config.alerts.webhook=https://hooks.example.com/it", (False, False)),
+        ("config.log.requests.sample=0.5", (False, False)),
+        ("config.log.level=debug", (True, True)),
+        ("config.server.max_in_flight=9", (True, False)),
+        ("config.usage.keep=30d", (True, True)),
+    ],
+)
+def test_a_change_that_gateways_apply_while_they_run_may_restart_none(
+    setting: str, restarts: tuple[bool, bool], helm: Path
+) -> None:
+    assert changed(helm, "restartOnConfigChange=false", setting) == restarts
 
 
 def test_existing_objects_are_used_and_none_is_created(helm: Path) -> None:

@@ -107,6 +107,15 @@ def test_the_gateways_pod_has_minimal_privileges() -> None:
     assert {"/tmp", "/var/lib/gkt"} <= mounted(DEPLOYMENT).keys()
 
 
+def test_edits_of_configuration_and_policies_reach_the_gateway() -> None:
+    """A kubelet updates mounted folders, and no mounts with `subPath`."""
+    assert not any("subPath" in mount for mount in CONTAINER["volumeMounts"])
+    paths = {path: volume["configMap"]["name"] for path, volume in mounted(DEPLOYMENT).items() if "configMap" in volume}
+    assert paths == {"/etc/gkt": "gkt-config", "/etc/gkt-policies": "gkt-policies"}
+    assert CONTAINER["args"][-1] == "/etc/gkt/config.yaml"
+    assert {"name": "GKT_POLICIES", "value": "/etc/gkt-policies"} in CONTAINER["env"]
+
+
 def test_every_secret_is_mounted_and_in_the_example(tmp_path: Path) -> None:
     example = {one["metadata"]["name"]: set(one["stringData"]) for one in MANIFESTS if one["kind"] == "Secret"}
     assert mounted(DEPLOYMENT)["/run/secrets"]["secret"]["secretName"] == "gkt-gateway"

@@ -107,16 +107,32 @@ labels:
   {{- with merge (dict) $values.podLabels $root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- $restart := and $root.Values.restartOnConfigChange (not $root.Values.existingConfigMaps.config) }}
-{{- if or $restart $values.podAnnotations }}
+{{- $checksum := not $root.Values.existingConfigMaps.config }}
+{{- if or $checksum $values.podAnnotations }}
 annotations:
-  {{- if $restart }}
-  checksum/config: {{ toYaml $root.Values.config | sha256sum }}
+  {{- if $checksum }}
+  checksum/config: {{ include "gkt-gateway.restartingConfig" . | sha256sum }}
   {{- end }}
   {{- with $values.podAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The part of config.yaml whose change restarts a component. Arguments: root, component. */}}
+{{- define "gkt-gateway.restartingConfig" -}}
+{{- $root := index . 0 -}}
+{{- $config := $root.Values.config -}}
+{{- if eq (index . 1) "usage-worker" -}}
+{{- pick $config "redis" "usage" "data" | toYaml -}}
+{{- omit ($config.log | default dict) "requests" | toYaml -}}
+{{- else if $root.Values.restartOnConfigChange -}}
+{{- toYaml $config -}}
+{{- else -}}
+{{- /* Running gateways apply the rest: docs/operations.md#edit-configyaml */ -}}
+{{- omit $config "models" "defaults" "alerts" "log" | toYaml -}}
+{{- omit ($config.log | default dict) "requests" | toYaml -}}
+{{- end -}}
 {{- end }}
 
 {{/* Volumes that both deployments have. Arguments: root, names of the secrets. */}}
