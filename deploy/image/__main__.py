@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.image.build import DOCKERFILE, Buildah, CheckFailed, base_image, file_bytes, missing_programs
 from deploy.image.container import Container
-from deploy.image.world import USER, World, guided_answer, wait_for, world
+from deploy.image.world import USER, World, guided_answer, is_ok, wait_for, world
 from gateway.version import __version__
 from load_tests.children import interruptible
 
@@ -86,8 +86,9 @@ def check(folder: Path, *, pull: bool) -> None:
 
 
 def _check_running(container: Container, found: World) -> None:
-    started_s = wait_for(container, f"http://127.0.0.1:{found.port}/healthz")
-    wait_for(container, f"http://127.0.0.1:{found.port}/readyz")
+    url = f"http://127.0.0.1:{found.port}"
+    started_s = wait_for(container, "/healthz", lambda: is_ok(f"{url}/healthz"))
+    wait_for(container, "/readyz", lambda: is_ok(f"{url}/readyz"))
     say(f"start     /healthz after {started_s:.1f} s; /readyz is ready")
     answer = guided_answer(found.port)
     say(f"answer    guided, {len(answer.split())} words")
@@ -114,11 +115,10 @@ def _check_running(container: Container, found: World) -> None:
 
 
 def _check_stop(container: Container, found: World) -> None:
+    wait_for(container, "usage.db of the usage worker in the volume", (found.data / "usage.db").exists)
     status = container.stop()
     if status != 0:
         raise CheckFailed(f"SIGTERM: exit status {status}; the log of the container:\n{container.log_text()[-4000:]}")
-    if not (found.data / "usage.db").exists():
-        raise CheckFailed("the usage worker wrote no usage.db to the volume")
     say("stop      exit status 0 after SIGTERM; the usage database is in the volume")
 
 

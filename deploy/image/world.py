@@ -18,7 +18,7 @@ from load_tests.children import free_ports, running
 from load_tests.engine_process import fake_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from deploy.image.container import Container
@@ -98,22 +98,22 @@ def _write_site(found: World, teacher: str, student: str) -> None:
     yaml.dump(policy, found.site / "policies" / "check.yaml")
 
 
-def wait_for(container: Container, url: str) -> float:
-    """Wait until a GET returns 200. Return the seconds. Raises CheckFailed with the log if the container ends."""
+def wait_for(container: Container, what: str, condition: Callable[[], bool]) -> float:
+    """Wait for a condition. Return the seconds. Raise CheckFailed with the log on timeout, or if the container ends."""
     began = time.monotonic()
-    while (status := _status(url)) != 200:
+    while not condition():
         if container.process.poll() is not None or time.monotonic() - began > _START_LIMIT_S:
-            raise CheckFailed(f"{url}: status {status}; the log of the container:\n{container.log_text()[-4000:]}")
+            raise CheckFailed(f"{what}: not there; the log of the container:\n{container.log_text()[-4000:]}")
         time.sleep(0.1)
     return time.monotonic() - began
 
 
-def _status(url: str) -> int:
-    """Return the status of a GET; 0 without a reply."""
+def is_ok(url: str) -> bool:
+    """Return whether a GET returns 200."""
     try:
-        return httpx.get(url, timeout=_REQUEST_LIMIT_S, trust_env=False).status_code
+        return httpx.get(url, timeout=_REQUEST_LIMIT_S, trust_env=False).status_code == 200
     except httpx.TransportError:
-        return 0
+        return False
 
 
 def guided_answer(port: int) -> str:
