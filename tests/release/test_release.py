@@ -62,7 +62,7 @@ def tracked(folder: str) -> list[str]:
     return git("ls-files", folder).split()
 
 
-def release(folder: Path, umask: int) -> dict[str, bytes]:
+def release(folder: Path, umask: int, line_ends: str) -> dict[str, bytes]:
     """Clone the repository, commit the changes of the working tree and a further artifact, and release the commit."""
     git("clone", "--quiet", "--shared", ROOT, folder)
     changed = subprocess.run(["git", "diff", "--binary", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
@@ -78,6 +78,7 @@ def release(folder: Path, umask: int) -> dict[str, bytes]:
     subprocess.run(["git", *name, "commit", "-qm", "changes"], cwd=folder, env={**os.environ, **when}, check=True)
     environ = {**os.environ, "PYTHON": sys.executable}
     environ.pop("PYTHONPATH", None)
+    git("config", "core.autocrlf", line_ends, folder=folder)
     done = subprocess.run(
         [folder / "scripts/release"], env=environ, umask=umask, capture_output=True, text=True, check=False
     )
@@ -87,7 +88,7 @@ def release(folder: Path, umask: int) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return release(tmp_path_factory.mktemp("release") / "a", 0o022)
+    return release(tmp_path_factory.mktemp("release") / "a", 0o022, "false")
 
 
 def test_a_tree_with_changes_is_refused(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_the_help_names_every_file() -> None:
 def test_two_builds_of_a_commit_are_identical(built: dict[str, bytes], tmp_path: Path) -> None:
     assert list(built) == sorted([*FILES, f"extra-{__version__}.txt"])
     assert built[f"extra-{__version__}.txt"] == b"1767225600\n"
-    assert release(tmp_path / "a folder elsewhere", 0o077) == built
+    assert release(tmp_path / "a folder elsewhere", 0o077, "true") == built
     sums = dict(line.split("  ")[::-1] for line in built.pop("SHA256SUMS").decode().splitlines())
     assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in built.items()}
 
