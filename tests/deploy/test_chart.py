@@ -224,6 +224,31 @@ def test_selectors_match_one_workload_and_ports_exist(name: str, helm: Path) -> 
             assert "replicas" not in release.gateway()["spec"]
 
 
+def test_labels_of_values_replace_those_of_the_chart_but_not_selectors(helm: Path) -> None:
+    """The parser rejects an object with a key twice. The name of the release is a word of YAML."""
+    own = ("serviceMonitor", "prometheusRule", "dashboards")
+    values = {
+        "commonLabels": {"team": "a", "app.kubernetes.io/part-of": "it", "app.kubernetes.io/name": "other"},
+        "service": {"labels": {"team": "b"}},
+        "podLabels": {"team": "c", "app.kubernetes.io/component": "other"},
+        **{part: {"enabled": True, "labels": {"team": "b"}} for part in own},
+    }
+    settings = [word for name, value in values.items() for word in ("--set-json", f"{name}={json.dumps(value)}")]
+    release = Release(run(helm, "template", "true", CHART, "--kube-version", "1.30", *settings)[0])
+    names = ("part-of", "name", "instance")
+    for one in release.objects:
+        labels = one["metadata"]["labels"]
+        assert [labels[f"app.kubernetes.io/{name}"] for name in names] == ["it", "gkt-gateway", "true"]
+    callers = release.named("Service", "true-gkt-gateway")
+    for one in (callers, release.one("ServiceMonitor"), release.one("PrometheusRule")):
+        assert one["metadata"]["labels"]["team"] == "b"
+    assert release.one("Service", "-admin")["metadata"]["labels"]["team"] == "a"
+    for workload, team in ((release.gateway(), "c"), (release.worker(), "a")):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert labels["team"] == team
+        assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
 def test_no_route_leads_to_the_admin_listener(helm: Path) -> None:
     release = rendered(helm, *options("production"))
     callers = next(

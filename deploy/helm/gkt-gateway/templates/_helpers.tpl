@@ -12,22 +12,27 @@
 {{/* Labels of the pods of a component. Arguments: root, component. */}}
 {{- define "gkt-gateway.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "gkt-gateway.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "gkt-gateway.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{/* Labels of an object. Arguments: root, component. */}}
 {{- define "gkt-gateway.labels" -}}
-{{- $root := index . 0 -}}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | trunc 63 | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-app.kubernetes.io/part-of: gkt-gateway
-{{ include "gkt-gateway.selector" . }}
-{{- with $root.Values.commonLabels }}
-{{ toYaml . }}
+{{- include "gkt-gateway.labelsWith" (list (index . 0) (index . 1) (dict)) }}
 {{- end }}
+
+{{/* Labels of an object with further ones. Values may replace labels of the chart, but not the selector's. Arguments:
+     root, component, map of further labels. */}}
+{{- define "gkt-gateway.labelsWith" -}}
+{{- $root := index . 0 -}}
+{{- $chart := dict
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_")
+  "app.kubernetes.io/version" ($root.Values.image.tag | default $root.Chart.AppVersion | trunc 63)
+  "app.kubernetes.io/managed-by" $root.Release.Service
+  "app.kubernetes.io/part-of" "gkt-gateway" -}}
+{{- $further := merge (dict) (index . 2 | default dict) ($root.Values.commonLabels | default dict) -}}
+{{- merge (include "gkt-gateway.selector" . | fromYaml) $further $chart | toYaml }}
 {{- end }}
 
 {{- define "gkt-gateway.image" -}}
@@ -103,10 +108,8 @@ initContainers: {{- toYaml . | nindent 2 }}
 {{- $root := index . 0 -}}
 {{- $values := index . 2 -}}
 labels:
-  {{- include "gkt-gateway.selector" . | nindent 2 }}
-  {{- with merge (dict) $values.podLabels $root.Values.commonLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- $further := merge (dict) ($values.podLabels | default dict) ($root.Values.commonLabels | default dict) }}
+  {{- merge (include "gkt-gateway.selector" . | fromYaml) $further | toYaml | nindent 2 }}
 {{- $checksum := not $root.Values.existingConfigMaps.config }}
 {{- if or $checksum $values.podAnnotations }}
 annotations:
