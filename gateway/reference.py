@@ -95,7 +95,7 @@ _PATTERNS = (
     (r"\*|", "`*`, or 1 to 128 letters, digits or any of `. _ : / -`"),
     (" ?%$", "percentage, like `1%`"),
 )
-_PLAIN = re.compile(r"\^\(?\[A-Za-z0-9(?P<marks>[._:/-]+)\](\{1,(?P<limit>\d+)\}|\+)\)?\$")
+_PLAIN = re.compile(r"\^\(?\[A-Za-z0-9(?P<marks>[._:/@=+-]+)\](\{1,(?P<limit>\d+)\}|\+)\)?\$")
 
 
 class _Generator(GenerateJsonSchema):

@@ -106,6 +106,7 @@ def closing_receipt(guidance: Receipt, usage: UsageBody, price: Price | None) ->
         unguided=None if usage.guided else guidance.unguided or ALONE,
         stream=guidance.stream,
         edge_of=guidance.id,
+        tags=guidance.tags,
     )
 
 
@@ -154,6 +155,7 @@ def _receipt(
     unguided: str | None,
     stream: bool = False,
     edge_of: str | None = None,
+    tags: tuple[str, ...] = (),
 ) -> Receipt:
     """Return a receipt with this id, creation time, tenant, key and route."""
     receipt = Receipt(
@@ -176,5 +178,6 @@ def _receipt(
         baseline_basis="estimate",
         baseline_error_usd=alone_usd,  # the gateway did not see the text
         edge_of=edge_of,
+        stored_tags=tags or msgspec.UNSET,
     )
     return with_savings(receipt)

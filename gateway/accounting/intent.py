@@ -51,6 +51,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0  # the expected number of tokens read and written if no call fails
     charges: tuple[Charge, ...] = ()  # the charge in each scope while the request runs
     close: CloseTerms | None = None  # for a guidance request, the terms of its device's report
+    tags: tuple[str, ...] = ()  # of the caller
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -81,6 +82,7 @@ def intend(
         tokens=max_cost.likely_tokens,
         charges=tuple([scope.charge for scope in scopes]),
         close=builder.terms,
+        tags=builder.tags,
     )
 
 
@@ -107,5 +109,6 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_basis="estimate",
         baseline_error_usd=cost,  # the request may have done nothing, and its answer is unknown
         close=intent.close,  # its device may have received the guidance
+        stored_tags=intent.tags or msgspec.UNSET,
     )
     return with_savings(receipt)

@@ -157,6 +157,7 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_warmup: EngineShare | UnsetType = msgspec.field(default=UNSET, name="warmup")
     stored_continued_tokens: int | UnsetType = msgspec.field(default=UNSET, name="continued_tokens")
     stored_split: SplitFacts | UnsetType = msgspec.field(default=UNSET, name="split")  # omitted without a split
+    stored_tags: tuple[str, ...] | UnsetType = msgspec.field(default=UNSET, name="tags")  # of the caller; or omitted
     # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
     stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
 
@@ -169,6 +170,11 @@ class Receipt(msgspec.Struct, frozen=True):
     def split(self) -> SplitFacts | None:
         """Return the variant of the route; None if the route itself served the request."""
         return None if self.stored_split is UNSET else self.stored_split
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Return the caller's tags of the request."""
+        return () if self.stored_tags is UNSET else self.stored_tags
 
     @property
     def warmup(self) -> EngineShare | None:

@@ -95,6 +95,7 @@ class ReceiptBuilder(msgspec.Struct):
     allowance: Allowance = msgspec.field(default_factory=Allowance)
     content: LoggedContent | None = None  # the text of the request, where its tenant logs it
     budget: str | None = None  # "soft" where a budget of the caller is past its soft limit
+    tags: tuple[str, ...] = ()  # of the caller
     refused: bool = False  # refused before a reservation: the request has no receipt
     terms: CloseTerms | None = None  # for guidance, the terms of the device's report
     measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
@@ -105,16 +106,14 @@ class ReceiptBuilder(msgspec.Struct):
     def child_receipt(self, plan: Plan, name: str) -> ReceiptBuilder:
         """Return the receipt builder of a background call for this request, such as a shadow. It starts now."""
         return ReceiptBuilder(
-            f"{self.id}-{name}",
-            self.created,  # so that sums over a time range include both
-            tenant=self.tenant,
-            key=self.key,
-            route=self.route,
+            # The same creation time, so that sums over a time range include both.
+            *(f"{self.id}-{name}", self.created, self.tenant, self.key, self.route),
             stream=False,
             started=time.perf_counter(),
             plan=plan,
             engine_set=self.engine_set,
             shadow_of=self.id,
+            tags=self.tags,
         )
 
     def mark_first_token(self) -> None:
@@ -294,6 +293,7 @@ class ReceiptBuilder(msgspec.Struct):
             stored_warmup=UNSET if warmup is None else warmup,
             stored_continued_tokens=self.continued_tokens or UNSET,
             stored_split=self.plan.split or UNSET,
+            stored_tags=self.tags or UNSET,
             stored_probability=UNSET if self.student_probability is None else self.student_probability,
         )
 

@@ -20,12 +20,14 @@ from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339
+from gateway.usage.tags import GROUPS, SUMS, TAG, TagSum
 from gateway.usage.threads import with_pauses
-from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures
+from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures, usage_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from gateway.protocol.body import Json
     from gateway.usage.usage import UsageQuery, UsageResult
 
 _PAGE, _MAX_RECEIPTS = 50, 1_000
@@ -45,13 +47,15 @@ _QUANTILES = ("p50", "p95", "p99")
 async def show_usage(request: web.Request) -> web.Response:
     """GET /usage: sums of receipts, grouped by the dimensions in `by`, as JSON or CSV."""
     reader = request.app[USAGE]
-    query = read_query(
-        request, reader.retention, dimensions=("tenant", *DIMENSIONS), filters=("tenant", *FILTERS), more=("format",)
-    )
+    dimensions, filters = ("tenant", *DIMENSIONS, TAG), ("tenant", *FILTERS)
+    query = read_query(request, reader.retention, dimensions=dimensions, filters=filters, more=("format",))
     format_name = request.query.get("format", "json")
     if format_name not in _FORMATS:
         close = suggestion(format_name, _FORMATS)
         raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{close}", param="format")
+
+    if TAG in query.by:
+        return await _show_tags(request, query, format_name)
 
     def encode(usage: UsageResult) -> bytes:
         if usage.is_empty:
@@ -60,6 +64,32 @@ async def show_usage(request: web.Request) -> web.Response:
 
     body = await reader.read(query, encode)
     return _download(body, query) if format_name == "csv" else _json(body)
+
+
+async def _show_tags(request: web.Request, query: UsageQuery, format_name: str) -> web.Response:
+    """Return sums by tag. They have no periods, and no total: a request with several tags counts for each."""
+    if other := next((name for name in query.by if name not in GROUPS), None):
+        raise InvalidRequest(f"'by': tag cannot be combined with {other}: use {', '.join(GROUPS[:-1])}.", param="by")
+    if query.granularity is not None:
+        raise InvalidRequest("'granularity' does not apply to tag: omit it.", param="granularity")
+    sums = await request.app[USAGE_DATABASE].tags(query.span, query.by, query.only)
+    if not sums:
+        _check_tenant(request, query.only.get("tenant"))
+    rows = [one.as_json(query.by) for one in sums]
+    if format_name == "csv":
+        return _download(await asyncio.to_thread(_tags_as_csv, query, rows), query)
+    return _json(orjson.dumps(usage_header(query) | {"rows": rows}, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _tags_as_csv(query: UsageQuery, rows: Sequence[Json]) -> bytes:
+    out, heads = StringIO(), TagSum(query.by, (0,) * len(SUMS)).as_json(query.by)
+    writer = csv.writer(out)
+    writer.writerow(["start", "end", *heads])
+    times = [rfc3339(moment) for moment in query.span[:2]]
+    for row in with_pauses(rows):
+        names = [escape_formula(row[name]) for name in query.by]
+        writer.writerow([*times, *names, *(value for name, value in row.items() if name not in query.by)])
+    return out.getvalue().encode()
 
 
 @needs_redis

@@ -27,7 +27,7 @@ def usage(
         typer.Option(
             "--by",
             "-b",
-            help="Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student. "
+            help="Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student, tag. "
             "--by '' prints only the total.",
             metavar="NAMES",
         ),
@@ -77,6 +77,9 @@ def usage(
     - `gkt-gateway usage --since last_month --until last_month --format csv > bill.csv`: a bill of last month.
     - `gkt-gateway usage --by '' --granularity hour --tenant acme`: one tenant's last day by hour.
 
+    --by tag groups by the callers' tags, and can be combined with tenant, key, model and mode. A request with several
+    tags counts for each, so there is no total.
+
     Times are UTC. The range is extended to whole periods; the first line has the actual range. The sums are exactly
     those of the receipts. Saved is the baseline minus the cost where guidance or a policy's choice of the student
     caused the difference. It is red and negative where guidance cost more than it saved, and "about 0" where it is
@@ -95,8 +98,26 @@ def usage(
     reply = client.call("GET", f"/usage?{urlencode(query)}")
     if form == "json":
         typer.echo(in_json(reply))
+    elif "tag" in reply["by"]:
+        _print_tags(reply)
     else:
         print_usage(reply)
+
+
+def _print_tags(reply: dict[str, Any]) -> None:
+    console = console_for(pipe_width=240)
+    console.print(f"{_when(reply['since'])} to {_when(reply['until'])} UTC", highlight=False)
+    if not reply["rows"]:
+        console.print("No requests with tags in this time. Callers send tags in x-gkt-tags or metadata.tags.")
+        return
+    figures = ("requests", "errors", "input tokens", "output tokens", "cost USD", "baseline USD", "saved USD")
+    heads = ["model" if name == "route" else name for name in reply["by"]]
+    table = plain_table(*heads, *figures, right=slice(len(heads), None))
+    for row in reply["rows"]:
+        counts = (Text(f"{row[name]:,}") for name in ("requests", "errors", "input_tokens", "output_tokens"))
+        money = (Text(usd(row[f"{name}_usd"])) for name in ("cost", "baseline", "savings"))
+        table.add_row(*(Text(row[name]) for name in reply["by"]), *counts, *money)
+    console.print(table)
 
 
 _NONE = "-"

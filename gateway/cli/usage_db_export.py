@@ -74,6 +74,7 @@ _COLUMNS: dict[str, _Column] = {
     "savings_class": class_of,
     **{f"{role}_cache_write_tokens": _tokens(role, "cache_write_input_tokens") for role in ("teacher", "student")},
     "handover_ms": attrgetter("timings.handover_ms"),
+    "tags": lambda one: ",".join(one.tags),
 }
 
 

@@ -25,6 +25,7 @@ from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route, first_route
 from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
+from gateway.protocol.tags import tags_of
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from gateway.policy.routing import RouteOverride
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
-    from gateway.protocol.requests import CompletionRequest
+    from gateway.protocol.requests import AnyRequest, CompletionRequest
 
 
 @dataclass(slots=True)
@@ -90,8 +91,8 @@ class RequestContext(Record, frozen=True):
         """
         return None if self.steps is None else self.steps.next_step()
 
-    def new_receipt(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
-        """Create the request's receipt builder, and keep it in `state`."""
+    def new_receipt(self, plan: Plan, route: str, request: AnyRequest, *, stream: bool) -> ReceiptBuilder:
+        """Create the request's receipt builder, and keep it in `state`. Raises InvalidRequest for invalid tags."""
         self.state.builder = builder = ReceiptBuilder(
             id=self.id,
             created=self.created,
@@ -103,6 +104,7 @@ class RequestContext(Record, frozen=True):
             plan=plan,
             engine_set=self.engine_set,
             allowance=self.allowance,
+            tags=tags_of(self.headers, request.tags),
         )
         return builder
 
@@ -273,7 +275,7 @@ class Completions:
             key_id=context.caller.key.id,
             off=self.switches.find(policy.tenant, route.model),
         )
-        return context.new_receipt(plan, route.model, stream=request.stream)
+        return context.new_receipt(plan, route.model, request, stream=request.stream)
 
 
 def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:

@@ -86,7 +86,7 @@ class EdgeGuidancePipeline:
         policy = context.caller.policy
         off = self.switches.find(policy.tenant, route.model)
         plan = resolve_guidance(policy, route, request, context.headers, off)
-        builder = context.new_receipt(plan, route.model, stream=request.stream)
+        builder = context.new_receipt(plan, route.model, request, stream=request.stream)
         # Set before the call: if this process dies after its reply, the device may still report.
         builder.terms = self._terms(builder, request)
         return builder

@@ -53,7 +53,7 @@ class Embeddings:
         plan = resolve_embeddings(
             route, lambda engine: engines[engine].in_cooldown_for(tenant), headers=context.headers
         )
-        builder = context.new_receipt(plan, route.model, stream=False)
+        builder = context.new_receipt(plan, route.model, request, stream=False)
         with self.admission.slot(context.caller), self.admission.settled(builder):
             await self.admission.reserve(builder, request, context.caller)
             reply = await self._embed(request, builder)

@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import re2
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from gateway.config.scalars import Flag, InvalidValue, Whole
+from gateway.config.scalars import Flag, InvalidValue, Whole, text_pattern
 from gateway.config.yaml_source import StrictModel
 from gateway.protocol.chat import ChatRequest
 from gateway.protocol.messages import text_of
+from gateway.protocol.tags import RULE, TAG, tags_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -197,6 +198,16 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _tag(value: str) -> str:
+    if not TAG.fullmatch(value):
+        raise InvalidValue(f"must be {RULE}")
+    return value
+
+
+TagText: TypeAlias = Annotated[str, AfterValidator(_tag), text_pattern(TAG.pattern)]
+"""A tag."""
+
+
 class RouteCondition(StrictModel):
     """Condition on requests. All given parts must hold."""
 
@@ -210,6 +221,15 @@ class RouteCondition(StrictModel):
     """Whether the answer is streamed."""
     header: Annotated[dict[str, HeaderIs], Field(min_length=1, max_length=16)] | None = None
     """Headers by name: a value, {matches: a regular expression} or {present: true}. No headers with secrets."""
+    tags: (
+        Annotated[
+            tuple[TagText, ...],
+            Field(min_length=1, max_length=100),
+            BeforeValidator(as_list, json_schema_input_type=TagText | tuple[TagText, ...]),
+        ]
+        | None
+    ) = None
+    """A tag of the request, or several of which one must be among its tags."""
     contains: (
         Annotated[
             tuple[Words, ...],
@@ -290,6 +310,8 @@ class RouteCondition(StrictModel):
         for name, rule in (self.header or {}).items():
             if reason := rule.mismatch(facts.headers.get(name)):
                 return f"header {name} {reason}"
+        if self.tags is not None and not any(tag in facts.tags for tag in self.tags):
+            return "tags: it has none of them" if len(self.tags) > 1 else "tags: it does not have it"
         if self.contains is not None and not any(text.casefold() in facts.folded for text in self.contains):
             return "contains: none of it is there" if len(self.contains) > 1 else "contains: it is not there"
         if self.matches is not None and not self.matches.matches_text(facts.encoded):
@@ -324,6 +346,11 @@ class RequestFacts:
         self.stream = completion is not None and completion.stream
         offered = request.body.get("tools") or request.body.get("functions")
         self.tools = isinstance(request, ChatRequest) and bool(offered)
+
+    @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags. Raises InvalidRequest for an invalid header."""
+        return tags_of(self.headers, self._request.tags)
 
     @cached_property
     def text(self) -> str:

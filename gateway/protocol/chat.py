@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.other_endpoint import ANTHROPIC_PARTS, MESSAGES
+from gateway.protocol.tags import tags_of_metadata
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -61,6 +62,7 @@ class ChatRequest(Record, frozen=True):
     non_text_parts: int = 0  # number of content parts without text
     cache_key: str | None = None  # the caller's name of the conversation, for prompt caches; None: it sent none
     may_store: bool = True  # False if the caller sent `store: false`
+    tags: tuple[str, ...] = ()  # of `metadata`
 
     @property
     def messages(self) -> list[Json]:
@@ -101,6 +103,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         size_bytes=len(raw),
         non_text_parts=non_text_parts,
         may_store=body.get("store") is not False,
+        tags=tags_of_metadata(body.get("metadata")),
     )
 
 

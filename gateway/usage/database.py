@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.accounting.receipt import Receipt
+from gateway.protocol.tags import MAX_TAGS
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
@@ -28,7 +29,7 @@ from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
-from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, RECEIPTS, SUMS, UNREADABLE, row_of
+from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, RECEIPTS, SUMS, TAGS, UNREADABLE, row_of, tag_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +62,7 @@ class _DecodedEntry(NamedTuple):
     entry: OutboxEntry
     status: str
     row: tuple[Any, ...]
+    tags: tuple[tuple[Any, ...], ...]  # rows of TAGS
 
 
 _RejectedEntry = tuple[OutboxEntry, str]
@@ -141,6 +143,7 @@ class UsageDatabase:
             replaced, sums = _remove_present(sql, new), None
             decoded = [*new.items()]
             sql.put_receipts([entry.row for _, entry in decoded])
+        sql.put_tags([row for _, entry in decoded for row in entry.tags])
         if sums is None:
             sums, finest = Sums(), self._finest()
             for times, receipts in ((1, (Receipt.from_json(new.entry.raw) for _, new in decoded)), (-1, replaced)):
@@ -156,10 +159,13 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete comparisons and outcomes of these days: a day has fewer of them than receipts. Raises
-        UsageDatabaseError.
+        Also delete tags, comparisons and outcomes of these days. A day has fewer comparisons and outcomes than
+        receipts. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
+        for _ in range(MAX_TAGS):  # of each receipt
+            if self._delete(TAGS, TAGS.c.day < day) < _DELETED_AT_ONCE:
+                break
         self._delete(COMPARISONS, COMPARISONS.c.day < day)
         self._delete(OUTCOME_ROWS, OUTCOME_ROWS.c.day < day)
         return self._delete(RECEIPTS, RECEIPTS.c.day < day)
@@ -219,7 +225,8 @@ def _decode(
         sum_rows = [*map(SumRow.of, receipts)]
         packed = [pack(entry.raw) for entry in entries]
         rows = map(row_of, receipts, packed, dims, sum_rows)
-        decoded = [*map(_DecodedEntry, entries, (receipt.status for receipt in receipts), rows)]
+        tags = map(tag_rows, receipts, dims, sum_rows)
+        decoded = [*map(_DecodedEntry, entries, (receipt.status for receipt in receipts), rows, tags)]
     except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
         if len(entries) > 1:
             return [one for entry in entries for one in _decode([entry], known, unreadable)]

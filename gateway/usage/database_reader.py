@@ -14,12 +14,14 @@ from gateway.runtime.fair_share import FairSemaphore
 from gateway.usage.rollup import SumRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gateway.quality.book import ComparisonScope
     from gateway.quality.comparison import QualityTally
     from gateway.quality.outcome import OutcomeSums
+    from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Period, StoredRow
+    from gateway.usage.tags import TagSum
     from gateway.usage.threads import QueryThreads
     from gateway.usage.uptime import EngineUptime
 
@@ -71,6 +73,10 @@ class DatabaseReader:
     ) -> dict[tuple[str, str], OutcomeSums]:
         """Return the sums of outcomes of a route's variants by variant and source, for a range of UTC days."""
         return await self._threads.scan(lambda queries: queries.outcomes(tenant, route, since_day, until_day))
+
+    async def tags(self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str]) -> list[TagSum]:
+        """Return the sums by tag and other dimensions. Raises InvalidRequest if there are too many."""
+        return await self._threads.scan(lambda queries: queries.tags(when, by, only))
 
     async def uptime(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `days` are starts in Unix seconds."""

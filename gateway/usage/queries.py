@@ -24,19 +24,24 @@ from gateway.usage.tables import (
     OUTCOME_ROWS,
     RECEIPTS,
     SUMS,
+    TAGS,
     UNREADABLE,
     UPTIME,
     id_before,
     time_of,
 )
+from gateway.usage.tags import SUMS as TAG_SUMS
+from gateway.usage.tags import TagSum
 from gateway.usage.threads import with_pauses
 from gateway.usage.uptime import EngineUptime
+from gateway.usage.usage import MAX_ROWS, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
+    from gateway.usage.span import UsageSpan
     from gateway.usage.sql import ReceiptKey
     from gateway.usage.sums import Granularity
 
@@ -223,6 +228,23 @@ class UsageQueries:
         sums = *counts, func.sum(n * n), func.sum(n * s), func.sum(s * s)
         rows = self.connection.execute(select(unit.variant, unit.source, *sums).group_by(unit.variant, unit.source))
         return {(row[0], row[1]): OutcomeSums(*map(int, row[2:5]), *map(float, row[5:])) for row in rows}
+
+    def tags(self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str]) -> list[TagSum]:
+        """Return the sums by dimensions, the highest cost first. `only` has required values by dimension.
+
+        Raises InvalidRequest if there are too many sums.
+        """
+        c = TAGS.c
+        names, sums = [c[name] for name in by], [func.sum(c[name]).label(name) for name in TAG_SUMS]
+        # `day` may differ by one from the day of `created`.
+        days = c.day.between(when.since // DAY_S - 1, when.until // DAY_S + 1)
+        only_these = [c[name] == value for name, value in only.items()]
+        query = select(*names, *sums).where(days, c.created >= when.since, c.created < when.until, *only_these)
+        by_cost = sums[TAG_SUMS.index("cost_pico")].desc()
+        rows = self.connection.execute(query.group_by(*names).order_by(by_cost, *names).limit(MAX_ROWS + 1)).all()
+        if len(rows) > MAX_ROWS:
+            raise too_large(f"the result would have more than {MAX_ROWS:,} rows")
+        return [TagSum(tuple(row[: len(by)]), tuple(map(int, row[len(by) :]))) for row in rows]
 
     def uptime(self, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""

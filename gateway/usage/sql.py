@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS
+from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +28,7 @@ _RECEIPT_COLUMNS = tuple(RECEIPTS.columns)
 _RECEIPT_KEY_COLUMNS = tuple(RECEIPTS.primary_key)
 _RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
+_TAG_COLUMNS = tuple(TAGS.columns)
 _HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
 _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
 _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
@@ -56,6 +57,11 @@ class UsageSql:
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace sums."""
         self._insert("usage_sums", _SUM_COLUMNS, rows, _or_update(_SUM_COLUMNS))
+
+    def put_tags(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert or replace rows of receipts' tags."""
+        if rows:
+            self._insert("usage_tags", _TAG_COLUMNS, rows, _or_update(_TAG_COLUMNS))
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""

@@ -101,6 +101,29 @@ OUTCOME_ROWS = Table(
 )
 """Outcomes of requests: a row for each request and source."""
 
+TAGS = Table(
+    "usage_tags",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("id", Text, primary_key=True),  # of the receipt
+    Column("tenant", Text, primary_key=True),
+    Column("tag", Text, primary_key=True),
+    Column("created", BigInteger, nullable=False),  # Unix seconds
+    Column("key", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("requests", Integer, nullable=False),  # 0 for a device's report on guidance
+    Column("errors", Integer, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),  # of all calls
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_pico", BigInteger, nullable=False),
+    Column("baseline_pico", BigInteger, nullable=False),
+    Column("savings_pico", BigInteger, nullable=False),
+    Index("usage_tags_by_tenant", "tenant", "created"),
+    sqlite_with_rowid=False,
+)
+"""One row per receipt and tag."""
+
 UPTIME = Table(
     "usage_uptime",
     METADATA,
@@ -123,7 +146,7 @@ UNREADABLE = Table(
 )
 """Outbox entries that this version cannot read or write, unchanged."""
 
-ADDED = (OUTCOME_ROWS,)
+ADDED = (OUTCOME_ROWS, TAGS)
 """Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
@@ -159,3 +182,14 @@ def row_of(receipt: Receipt, packed: bytes, dims: SumDimensions, sum_row: SumRow
     """Return the row of a receipt in the order of the columns, given its packed JSON, dimensions and counters."""
     money = sum_row.cost_pico, sum_row.baseline_pico, pico(receipt.savings_usd)
     return (day_of(receipt), receipt.id, receipt.created, *dims[:4], receipt.status, *dims[4:], *money, packed)
+
+
+def tag_rows(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[tuple[Any, ...], ...]:
+    """Return the rows of a receipt's tags in the order of the columns, given its dimensions and counters."""
+    if not receipt.tags:
+        return ()
+    roles, day = (row.teacher, row.student, row.failed), day_of(receipt)
+    tokens = sum(role.read for role in roles), sum(role.output for role in roles)
+    sums = row.requests, sum(row.errors.values()), *tokens, row.cost_pico, row.baseline_pico, row.savings_pico
+    rest = receipt.created, dims.key, dims.route, dims.mode, *sums
+    return tuple((day, receipt.id, dims.tenant, tag, *rest) for tag in receipt.tags)

@@ -78,6 +78,12 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     assert row == SumRow()
 
 
+def test_a_report_has_the_tags_of_its_guidance() -> None:
+    guidance = structs.replace(given(), stored_tags=("a",))
+    assert closing_receipt(guidance, USAGE, PRICES["big"]).tags == ("a",)
+    assert closing_receipt(given(), USAGE, PRICES["big"]).tags == ()
+
+
 def test_model_names_of_devices_do_not_create_rows() -> None:
     report = closing_receipt(given(), USAGE, PRICES["big"])
     assert dims_of(report).student == DEVICE

@@ -176,6 +176,15 @@ def test_an_intent_contains_no_text_of_the_request() -> None:
     assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 
+def test_the_tags_of_a_dead_process_are_kept() -> None:
+    """A request without tags has none in its intent, which an earlier version also reads."""
+    tagged = msgspec.structs.replace(builder(plan()), tags=("a", "b"))
+    one = Intent.from_json(intend(tagged, tagged.plan, worst_case(tagged.plan, chat(), PRICES), "ann").to_json())
+    assert abandoned(one, now=one.created + 1).tags == ("a", "b")
+    assert b"tags" not in intended(plan()).to_json()
+    assert b"tags" not in abandoned(intended(plan()), now=one.created + 1).to_json()
+
+
 def test_a_shadow_of_a_dead_process_keeps_its_mode_and_original_id() -> None:
     """A shadow has its own mode and the id of its original request."""
     shadow = msgspec.structs.replace(builder(plan()), shadow_of="req_1")

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 from multidict import CIMultiDict
+from pydantic import ValidationError
 
 from gateway.config.yaml_source import load
+from gateway.errors import InvalidRequest
 from gateway.policy.conditions import MAX_TEXT_CHARS, RequestFacts, RouteCondition
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
@@ -39,6 +41,22 @@ def mismatch(when: dict[str, Any], request: AnyRequest, default: int | None = No
 
 def holds(when: dict[str, Any], request: AnyRequest, default: int | None = None, **headers: str) -> bool:
     return mismatch(when, request, default, **headers) is None
+
+
+def test_a_tag_of_the_header_or_the_metadata_matches() -> None:
+    request = chat(metadata={"tags": "a,b"})
+    assert [holds({"tags": tags}, request) for tags in ("a", ["x", "b"], ["x"], "A")] == [True, True, False, False]
+    assert holds({"tags": "team:x"}, request, x_gkt_tags="other, team:x")
+    assert mismatch({"tags": "x"}, request) == "tags: it does not have it"
+    assert mismatch({"tags": ["x", "y"]}, chat()) == "tags: it has none of them"
+    with pytest.raises(InvalidRequest, match="'x-gkt-tags'"):
+        holds({"tags": "a"}, request, x_gkt_tags="not a tag")
+
+
+@pytest.mark.parametrize("tags", ["", "a b", ["a", "b,c"], "x" * 65])
+def test_a_condition_on_something_else_than_a_tag_is_invalid(tags: object) -> None:
+    with pytest.raises(ValidationError, match="must be 1 to 64 letters, digits or any of"):
+        RouteCondition.model_validate({"tags": tags})
 
 
 @pytest.mark.parametrize(

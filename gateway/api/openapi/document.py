@@ -23,6 +23,7 @@ from gateway.errors import MethodNotAllowed, NeverFits, NotFound
 from gateway.policy import routing
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
 from gateway.policy.schema import OverrideMode
+from gateway.protocol import tags
 from gateway.protocol.anthropic.errors import OVERLOADED, anthropic_status
 from gateway.protocol.anthropic.request import MAX_HEADER_CHARS
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
@@ -94,6 +95,8 @@ def _operation(path: str, name: str, operation: Operation) -> Json:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("MessagesVersion", "AnthropicBeta")]
     if operation.event is not None:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
+    if operation.has_receipt and operation.body is not None:
+        parameters.append({"$ref": "#/components/parameters/Tags"})
     if operation.anthropic_reply is not None:
         parameters.append({"$ref": "#/components/parameters/AnthropicVersion"})
     if operation.versioned:
@@ -216,6 +219,11 @@ _PARAMETERS: Json = {
         routing.TOKENS,
         "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
         {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
+    ),
+    "Tags": _optional_header(
+        tags.HEADER,
+        f"Tags of this request, separated by commas: at most {tags.MAX_TAGS}, each of {tags.RULE}.",
+        {"type": "string"},
     ),
     "AnthropicVersion": _optional_header(
         ANTHROPIC_VERSION, "The reply then has the shape of Anthropic's API.", {"type": "string"}

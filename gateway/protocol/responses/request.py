@@ -13,6 +13,7 @@ from gateway.protocol.chat import MAX_MESSAGES, ChatRequest
 from gateway.protocol.other_endpoint import missing_content
 from gateway.protocol.responses.items import ChatMessages, add_tools, is_reference
 from gateway.protocol.responses.tools import MAX_TOOLS, SEARCH_NAME, Toolbox
+from gateway.protocol.tags import tags_of_metadata
 from gateway.runtime.record import Record
 
 _MIN_OUTPUT_TOKENS = 16
@@ -157,6 +158,7 @@ class ResponsesRequest(Record, frozen=True):
             non_text_parts=self.non_text_parts,
             cache_key=known.prompt_cache_key,
             may_store=self.store,
+            tags=tags_of_metadata(known.metadata),
         )
 
     def _tool_fields(self) -> Json:

@@ -1,0 +1,114 @@
+"""Sums by tag in a usage database: each receipt counts once for each of its tags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from sqlalchemy import inspect, text
+
+from gateway.errors import InvalidRequest
+from gateway.usage.engine import HEAD
+from gateway.usage.rollup import SumRow
+from gateway.usage.span import UsageSpan
+from gateway.usage.tables import DAY_S
+from gateway.usage.tags import SUMS, TagSum
+from tests.usage.databases import NOW, database, receipt
+
+if TYPE_CHECKING:
+    from gateway.accounting.receipt import Receipt
+    from tests.usage.books import UsageBook
+
+DAY = UsageSpan(NOW - DAY_S, NOW + 1, [])
+
+
+def tagged(*tags: str, **more: Any) -> Receipt:
+    return receipt(stored_tags=tags, **more)
+
+
+async def sums(book: UsageBook, *by: str, when: UsageSpan = DAY, **only: str) -> dict[tuple[str, ...], dict[str, int]]:
+    found = await book.reader.tags(when, by or ("tag",), only)
+    return {one.names: dict(zip(SUMS, one.sums, strict=True)) for one in found}
+
+
+async def test_a_receipt_counts_for_each_of_its_tags(book: UsageBook) -> None:
+    one, other = tagged("a", "b"), tagged("b", status="engine_failed")
+    book.add([one, other, receipt()])
+    book.add([one])  # delivered again
+    found = await sums(book)
+    rows = [SumRow.of(each) for each in (one, other)]
+    assert set(found) == {("a",), ("b",)}
+    assert (found["a",]["requests"], found["a",]["errors"]) == (1, 0)
+    assert (found["b",]["requests"], found["b",]["errors"]) == (2, 1)
+    assert found["a",]["cost_pico"] == rows[0].cost_pico > 0
+    assert found["b",]["cost_pico"] == sum(row.cost_pico for row in rows)
+    assert found["b",]["savings_pico"] == sum(row.savings_pico for row in rows)
+    assert found["b",]["baseline_pico"] == sum(row.baseline_pico for row in rows)
+    read = sum(part.read for row in rows for part in (row.teacher, row.student, row.failed))
+    written = sum(part.output for row in rows for part in (row.teacher, row.student, row.failed))
+    assert (found["b",]["input_tokens"], found["b",]["output_tokens"]) == (read, written)
+    assert read > 0 < written
+
+
+async def test_sums_are_grouped_and_filtered(book: UsageBook) -> None:
+    book.add([tagged("a"), tagged("a", tenant="beta", key="k2", route="r"), tagged("b", tenant="beta", mode="student")])
+    assert set(await sums(book, "tenant", "tag")) == {("acme", "a"), ("beta", "a"), ("beta", "b")}
+    assert set(await sums(book, "tag", "route", tenant="beta")) == {("a", "r"), ("b", "chat")}
+    assert set(await sums(book, key="k2")) == {("a",)}
+    assert set(await sums(book, mode="student")) == {("b",)}
+    assert set(await sums(book, "mode", tenant="beta")) == {("guided",), ("student",)}
+
+
+async def test_sums_have_a_time_range(book: UsageBook) -> None:
+    book.add([tagged("a", created=NOW - days * DAY_S) for days in range(4)])
+    for days in range(1, 4):
+        when = UsageSpan(NOW - days * DAY_S, NOW + 1, [])
+        assert (await sums(book, when=when))["a",]["requests"] == days + 1
+    assert await sums(book, when=UsageSpan(NOW + 1, NOW + DAY_S, [])) == {}
+
+
+async def test_the_real_receipt_replaces_the_abandoned_one(book: UsageBook) -> None:
+    real = tagged("a")
+    book.add([msgspec.structs.replace(real, status="abandoned")])
+    assert (await sums(book))["a",]["errors"] == 1
+    book.add([real])
+    assert (await sums(book))["a",] == dict(zip(SUMS, (await book.reader.tags(DAY, ("tag",), {}))[0].sums, strict=True))
+    assert ((await sums(book))["a",]["requests"], (await sums(book))["a",]["errors"]) == (1, 0)
+
+
+async def test_tags_are_deleted_with_their_receipts(book: UsageBook) -> None:
+    book.add([tagged("a", "b", created=NOW - days * DAY_S) for days in range(4)])
+    everything = UsageSpan(0, NOW + 1, [])
+    database(book.engine).delete_receipts(NOW - 2 * DAY_S)
+    assert {names: row["requests"] for names, row in (await sums(book, when=everything)).items()} == {
+        ("a",): 3, ("b",): 3
+    }  # fmt: skip
+
+
+async def test_too_many_tags_are_an_error(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.queries.MAX_ROWS", 2)
+    book.add([tagged("a", "b")])
+    assert len(await sums(book)) == 2
+    book.add([tagged("c")])
+    with pytest.raises(InvalidRequest, match="The query is too large"):
+        await sums(book)
+
+
+async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_version(book: UsageBook) -> None:
+    with book.engine.writing() as connection:
+        connection.execute(text("DROP TABLE usage_tags"))
+    book.engine.close()
+    with book.engine.reading() as connection:
+        assert inspect(connection).has_table("usage_tags")
+        assert connection.execute(text("SELECT version_num FROM usage_version")).scalar() == HEAD == "0001"
+    book.add([tagged("a")])
+    assert set(await sums(book)) == {("a",)}
+
+
+def test_money_is_text() -> None:
+    one = TagSum(("acme", "a"), (2, 1, 10, 20, 1_500_000_000, 10**12, -(10**6)))
+    assert one.as_json(("tenant", "tag")) == {
+        "tenant": "acme", "tag": "a", "requests": 2, "errors": 1, "input_tokens": 10, "output_tokens": 20,
+        "cost_usd": "0.0015", "baseline_usd": "1", "savings_usd": "-0.000001",
+    }  # fmt: skip
