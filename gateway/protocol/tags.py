@@ -17,6 +17,8 @@ HEADER = "x-gkt-tags"
 MAX_TAGS = 10
 """Most tags of one request."""
 TAG = re.compile(r"[A-Za-z0-9._:/@=+-]{1,64}", re.ASCII)
+LIST = re.compile(rf"({TAG.pattern}( *, *{TAG.pattern}){{0,{MAX_TAGS - 1}}})?", re.ASCII)
+"""The value of the header."""
 _MAX_LISTED, _MAX_TEXT_CHARS = 100, 1_000  # of `metadata.tags` that are read
 RULE = "1 to 64 letters, digits or any of . _ : / @ = + -"
 """The spelling of a tag, for messages."""
@@ -27,11 +29,10 @@ def tags_of(headers: Mapping[str, str], of_body: tuple[str, ...]) -> tuple[str, 
     value = headers.get(HEADER)
     if value is None:
         return of_body
-    tags = _listed(value.split(","))
-    if len(tags) > MAX_TAGS or not all(map(TAG.fullmatch, tags)):
+    if not LIST.fullmatch(value):
         text = f"'{HEADER}': expected at most {MAX_TAGS} tags, separated by commas, each of {RULE}."
         raise InvalidRequest(text, param=HEADER)
-    return _listed((*tags, *of_body))[:MAX_TAGS]
+    return _listed((*value.split(","), *of_body))[:MAX_TAGS]
 
 
 def tags_of_metadata(metadata: object) -> tuple[str, ...]:

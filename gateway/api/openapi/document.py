@@ -223,7 +223,7 @@ _PARAMETERS: Json = {
     "Tags": _optional_header(
         tags.HEADER,
         f"Tags of this request, separated by commas: at most {tags.MAX_TAGS}, each of {tags.RULE}.",
-        {"type": "string"},
+        {"type": "string", "pattern": f"^{tags.LIST.pattern}$"},
     ),
     "AnthropicVersion": _optional_header(
         ANTHROPIC_VERSION, "The reply then has the shape of Anthropic's API.", {"type": "string"}
