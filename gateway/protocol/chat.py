@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.other_endpoint import ANTHROPIC_PARTS, MESSAGES
-from gateway.protocol.tags import tags_of_metadata
+from gateway.protocol.tags import take_tags
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -103,7 +103,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         size_bytes=len(raw),
         non_text_parts=non_text_parts,
         may_store=body.get("store") is not False,
-        tags=tags_of_metadata(body.get("metadata")),
+        tags=take_tags(body),
     )
 
 

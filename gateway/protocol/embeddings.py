@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import read_body
-from gateway.protocol.tags import tags_of_metadata
+from gateway.protocol.tags import take_tags
 from gateway.protocol.texts import FilledTexts, each_text
 from gateway.runtime.record import Record
 
@@ -51,4 +51,4 @@ def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
         raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {MAX_INPUTS} at once.", param="input")
     if known.encoding_format is not None and known.encoding_format not in _ENCODINGS:
         raise InvalidRequest("'encoding_format': use 'float' or 'base64'.", param="encoding_format")
-    return EmbeddingsRequest(body, known.model, inputs, len(raw), tags_of_metadata(body.get("metadata")))
+    return EmbeddingsRequest(body, known.model, inputs, len(raw), take_tags(body))

@@ -12,6 +12,7 @@ from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
 HEADER = "x-gkt-tags"
 MAX_TAGS = 10
@@ -43,6 +44,18 @@ def tags_of_metadata(metadata: object) -> tuple[str, ...]:
     if not isinstance(tags, list):
         return ()
     return _listed(tag for tag in tags[:_MAX_LISTED] if isinstance(tag, str) and TAG.fullmatch(tag.strip()))[:MAX_TAGS]
+
+
+def take_tags(body: dict[str, Any]) -> tuple[str, ...]:
+    """Return the tags in `metadata` of a body. Remove a list of tags: OpenAI rejects `metadata` with a list."""
+    metadata = body.get("metadata")
+    tags = tags_of_metadata(metadata)
+    if isinstance(metadata, dict) and isinstance(metadata.get("tags"), list):
+        rest = {name: value for name, value in metadata.items() if name != "tags"}
+        body |= {"metadata": rest}
+        if not rest:
+            del body["metadata"]
+    return tags
 
 
 def _listed(tags: Iterable[str]) -> tuple[str, ...]:

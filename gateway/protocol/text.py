@@ -9,7 +9,7 @@ from msgspec import Meta
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.other_endpoint import missing_content
-from gateway.protocol.tags import tags_of_metadata
+from gateway.protocol.tags import take_tags
 from gateway.protocol.texts import Texts, each_text
 from gateway.runtime.record import Record
 
@@ -88,5 +88,5 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
         has_empty_prompt="" in prompts,
-        tags=tags_of_metadata(body.get("metadata")),
+        tags=take_tags(body),
     )

@@ -66,10 +66,39 @@ def test_tags_of_the_header_come_first_and_both_together_are_limited() -> None:
     assert tags_of({}, of_body) is of_body
 
 
-def test_each_api_with_metadata_has_tags() -> None:
-    def raw(**body: Any) -> bytes:
-        return orjson.dumps({"model": "m", "metadata": {"tags": "a,b"}, **body})
+def raw(**body: Any) -> bytes:
+    return orjson.dumps({"model": "m", "metadata": {"tags": "a,b"}, **body})
 
+
+@pytest.mark.parametrize(
+    ("metadata", "sent"),
+    [
+        ({"tags": ["a", "b"], "other": "c"}, {"other": "c"}),
+        ({"tags": ["a", "b"]}, None),
+        ({"tags": [1, "not a tag"], "other": "c"}, {"other": "c"}),
+        ({"tags": "a,b", "other": "c"}, {"tags": "a,b", "other": "c"}),
+        ({"other": ["c"]}, {"other": ["c"]}),
+        ({}, {}),
+        ("text", "text"),
+    ],
+)
+def test_engines_get_no_list_of_tags(metadata: object, sent: object) -> None:
+    """OpenAI rejects a list in `metadata`; text is OpenAI's own metadata."""
+    bodies = (
+        parse_chat(raw(messages=[{"role": "user", "content": "Why?"}], metadata=metadata)).body,
+        parse_text_completion(raw(prompt="Why", metadata=metadata)).body,
+        parse_embeddings(raw(input="Why", metadata=metadata)).body,
+    )
+    assert [body.get("metadata") for body in bodies] == [sent] * 3
+    assert all(("metadata" in body) is (sent is not None) for body in bodies)
+
+
+def test_the_responses_api_takes_tags_as_text_only() -> None:
+    with pytest.raises(InvalidRequest, match="'metadata"):
+        parse_responses(raw(input="Why?", metadata={"tags": ["a"]}))
+
+
+def test_each_api_with_metadata_has_tags() -> None:
     requests = (
         parse_chat(raw(messages=[{"role": "user", "content": "Why?"}])),
         parse_text_completion(raw(prompt="Why")),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gateway.api.openapi.anthropic_rules import FILLED, TEXT, has
 from gateway.protocol.responses.items import TEXT_TYPES
 from gateway.protocol.responses.request import MAX_KEY_CHARS, MAX_PAIRS, MAX_VALUE_CHARS
+from gateway.protocol.tags import HEADER
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -77,6 +78,7 @@ RESPONSES_RULES: dict[str, Json] = {
                 "anyOf": [{"type": ["null", "object"]}, {"enum": ["auto", "none", "required"]}],
             },
             "metadata": {
+                "description": f"`tags` has tags of the request, in addition to those of {HEADER}: text with commas.",
                 "anyOf": [
                     {"type": "null"},
                     {
@@ -85,7 +87,7 @@ RESPONSES_RULES: dict[str, Json] = {
                         "propertyNames": {"maxLength": MAX_KEY_CHARS},
                         "additionalProperties": {"type": "string", "maxLength": MAX_VALUE_CHARS},
                     },
-                ]
+                ],
             },
             "background": {"enum": [False, None]},
             "conversation": {"type": "null"},

@@ -17,6 +17,7 @@ from gateway.protocol.field_names import (
     SYSTEM,
 )
 from gateway.protocol.other_endpoint import ANTHROPIC_PARTS
+from gateway.protocol.tags import HEADER
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -57,6 +58,10 @@ _OTHER_NAMES: Json = {
     "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HOLDER_FIELDS)},
 }
 _UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
+_TAGS: Json = {
+    "description": f"`metadata.tags` has tags of the request, in addition to those of {HEADER}: a list, or text with "
+    "commas. Engines get no list. Elements that are no tags are ignored."
+}
 
 RULES: dict[str, Json] = {
     "Message": {
@@ -65,12 +70,15 @@ RULES: dict[str, Json] = {
             {"properties": {"role": {"enum": sorted(ROLES_WITHOUT_TEXT)}, "content": _ANY_CONTENT}},
         ]
     },
-    "ChatBody": {"allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS, {"properties": {SYSTEM: {"type": "null"}}}]},
+    "ChatBody": {
+        "allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS, _TAGS, {"properties": {SYSTEM: {"type": "null"}}}]
+    },
     "TextBody": {
         "allOf": [
             _UNKNOWN_REF,
             _OTHER_NAMES,
             _STREAM_OPTIONS,
+            _TAGS,
             {
                 "anyOf": [
                     {"properties": {"prompt": {"not": {"type": "null"}}}, "required": ["prompt"]},
@@ -88,9 +96,9 @@ RULES: dict[str, Json] = {
     **ANTHROPIC_RULES,
     **RESPONSES_RULES,
     "UsageBody": {"allOf": [_UNKNOWN_REF]},
-    "OfflineBody": {"allOf": [_UNKNOWN_REF]},
+    "OfflineBody": {"allOf": [_UNKNOWN_REF, _TAGS]},
     "EmbeddingsBody": {
-        "allOf": [_UNKNOWN_REF],
+        "allOf": [_UNKNOWN_REF, _TAGS],
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
     },
 }
