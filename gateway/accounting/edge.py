@@ -16,6 +16,7 @@ from gateway.accounting.receipt import EngineShare, Receipt, Timings, with_savin
 from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.pricing import charge_usd
+from gateway.protocol.tags import tags_of_metadata
 
 if TYPE_CHECKING:
     from gateway.accounting.worst_case import MaxOutputOf
@@ -143,7 +144,8 @@ def offline_receipt(
     # The device chooses the report's id, a UUID.
     origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, route.model
     alone_usd = charge_usd(price, report.input_tokens, report.output_tokens)
-    return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE)
+    tags = tags_of_metadata(report.metadata)
+    return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE, tags=tags)
 
 
 def _receipt(

@@ -13,6 +13,7 @@ from gateway.guidance.seam import SeamJoin
 from gateway.policy.constraints import FIELD_NOT_KNOWN, excluding_fields
 from gateway.policy.projections import CUTOFF, PROJECTIONS, SLOT
 from gateway.protocol.messages import with_text
+from gateway.protocol.tags import tags_of_metadata
 
 if TYPE_CHECKING:
     from gateway.capabilities.continuation import Continuation
@@ -37,11 +38,12 @@ class EdgeStudentRequest(NamedTuple):
 
 
 def guidance_body(body: Json, route: str, *, stream: bool) -> Json:
-    """Return the body for the gateway: route, messages, and the fields that decide whether guidance is possible.
+    """Return the body for the gateway: route, messages, tags, and the fields that decide whether guidance is possible.
 
-    Sampling and unknown fields stay on the device; `unlisted_fields` tells the gateway that there are some.
+    Sampling, unknown fields and the rest of `metadata` stay on the device; `unlisted_fields` tells the gateway that
+    there are unknown fields.
     """
-    fields = {name: body[name] for name in _GUIDANCE_FIELDS if body.get(name) is not None}
+    fields = {name: body[name] for name in _GUIDANCE_FIELDS if body.get(name) is not None} | tag_fields(body)
     for one in excluding_fields(body, "chat"):
         if one.reason == FIELD_NOT_KNOWN:
             fields[UNLISTED] = True
@@ -50,6 +52,12 @@ def guidance_body(body: Json, route: str, *, stream: bool) -> Json:
         else:
             fields.setdefault(one.holder, {})[one.field] = body[one.holder][one.field]
     return {"model": route, **fields, **({"stream": True} if stream else {})}
+
+
+def tag_fields(body: Json) -> Json:
+    """Return `metadata` with the tags of the user's body; empty without tags."""
+    tags = tags_of_metadata(body.get("metadata"))
+    return {"metadata": {"tags": list(tags)}} if tags else {}
 
 
 def can_continue(reasoning: Reasoning, continuation: Continuation | None, body: Json) -> bool:

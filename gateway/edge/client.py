@@ -298,7 +298,8 @@ class EdgeClient:
         )
         receipt = answer.guidance.receipt if answer.guidance is not None else None
         try:
-            await asyncio.to_thread(self._queue.put, usage.report(receipt, answer.route))
+            report = usage.report(receipt, answer.route, bodies.tag_fields(answer.body))
+            await asyncio.to_thread(self._queue.put, report)
         except OSError as error:
             log.warning("usage report cannot be stored in %s: %s", self._queue.folder, error)
             return

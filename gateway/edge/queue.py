@@ -45,8 +45,11 @@ class DeviceUsage(NamedTuple):
     guided: bool
     at: int  # end of the answer, in Unix seconds
 
-    def report(self, receipt: str | None, route: str) -> UsageReport:
-        """Return the report that closes the receipt of guidance. Without one, an id prevents counting it twice."""
+    def report(self, receipt: str | None, route: str, tag_fields: Json) -> UsageReport:
+        """Return the report that closes the receipt of guidance, which has the tags.
+
+        Without a receipt, the report has the tags, and an id that prevents counting it twice.
+        """
         body: Json = {
             **self._asdict(),
             "finish_reason": self.finish_reason if _REASON.fullmatch(self.finish_reason or "") else None,
@@ -55,7 +58,7 @@ class DeviceUsage(NamedTuple):
         }
         if receipt is not None:
             return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", body)
-        return UsageReport("/v1/guidance/usage", {**body, "model": route, "id": str(uuid.uuid4())})
+        return UsageReport("/v1/guidance/usage", {**body, **tag_fields, "model": route, "id": str(uuid.uuid4())})
 
 
 class Synced(NamedTuple):

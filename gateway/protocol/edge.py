@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -50,10 +50,12 @@ class OfflineBody(UsageBody, frozen=True, kw_only=True):
     Attributes:
         model: the route that it would have used.
         id: a UUID that the device chose; each id is accounted for once.
+        metadata: its `tags` are those of the request.
     """
 
     model: Annotated[str, Meta(min_length=1)]
     id: UUID
+    metadata: dict[str, Any] | None = None
 
 
 def parse_edge_usage(raw: bytes) -> UsageBody:

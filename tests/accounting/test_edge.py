@@ -84,6 +84,12 @@ def test_a_report_has_the_tags_of_its_guidance() -> None:
     assert closing_receipt(given(), USAGE, PRICES["big"]).tags == ()
 
 
+def test_an_offline_answer_has_the_tags_of_its_metadata() -> None:
+    report = structs.replace(OFFLINE, metadata={"tags": ["a", "not a tag"], "user": "ann"})
+    assert offline_receipt("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60).tags == ("a",)
+    assert b"tags" not in offline_receipt("acme", "ci", ROUTE, OFFLINE, PRICES["big"], NOW, 60).to_json()
+
+
 def test_model_names_of_devices_do_not_create_rows() -> None:
     report = closing_receipt(given(), USAGE, PRICES["big"])
     assert dims_of(report).student == DEVICE

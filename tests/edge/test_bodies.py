@@ -31,6 +31,13 @@ def test_only_fields_that_affect_guidance_leave_the_device() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("tags", [["team:a", "b", "not a tag"], "team:a, b,not a tag"])
+def test_the_gateway_gets_tags_and_no_other_metadata(tags: object) -> None:
+    body = {"messages": [], "metadata": {"tags": tags, "user": "ann"}}
+    assert bodies.guidance_body(body, "chat", stream=False)["metadata"] == {"tags": ["team:a", "b"]}
+    assert "metadata" not in bodies.guidance_body({**body, "metadata": {"user": "ann"}}, "chat", stream=False)
+
+
 def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> None:
     """Without the constraint, the teacher could write guidance that violates it. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}

@@ -101,13 +101,14 @@ async def test_a_report_that_is_sent_again_is_known(gateway: GatewayProcess, tmp
 async def test_offline_answers_are_reported_later(gateway: GatewayProcess, tmp_path: Path) -> None:
     with toy(LlamaCpp()) as student:
         async with device(NOBODY, student.url, tmp_path) as edge:
-            reply = await edge.complete(ASKED)
+            reply = await edge.complete({**ASKED, "metadata": {"tags": ["phone"], "user": "ann"}})
     assert reply["choices"][0]["message"]["content"] == ANSWER
     ((_, report),) = UsageQueue(tmp_path).waiting()
     async with device(gateway.url, NOBODY, tmp_path) as edge:
         assert await edge.sync() == Synced(sent=1)
     found = receipt(gateway, f"edge_{report.body['id'].replace('-', '')}")
-    assert (found["mode"], found["unguided"]) == ("edge", "offline")
+    assert (found["mode"], found["unguided"], found["tags"]) == ("edge", "offline", ["phone"])
+    assert report.body["metadata"] == {"tags": ["phone"]}
 
 
 async def test_errors_for_unguided_routes_and_old_clients_have_a_remedy(

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -71,6 +72,15 @@ def usage(gate: GatewayProcess, *options: str) -> in_process.Done:
     return in_process.run("usage", "--url", gate.admin_url, *options)
 
 
+def test_an_offline_answer_has_the_tags_of_its_report(gate: GatewayProcess) -> None:
+    report = {"id": str(uuid4()), "model": "chat", "input_tokens": 9, "output_tokens": 3, "student": "small"}
+    replies = [
+        httpx.post(f"{gate.url}/v1/guidance/usage", json={**report, **more}, headers=HEADERS, timeout=30).json()
+        for more in ({"metadata": {"tags": ["phone", "b"]}}, {"id": str(uuid4())})
+    ]
+    assert [reply.get("tags") for reply in replies] == [["phone", "b"], None], replies
+
+
 def rows_by_tag(gate: GatewayProcess, tags: set[str], requests: int) -> dict[str, dict[str, Any]]:
     """Return the rows of these tags, once their requests are counted."""
     rows: dict[str, dict[str, Any]] = {}
@@ -99,7 +109,7 @@ def test_each_api_takes_tags_in_the_header(gate: GatewayProcess, path: str, body
 
 
 @pytest.mark.parametrize("metadata", [{"tags": ["a", "b"]}, {"tags": "a,b", "other": "c"}])
-def test_metadata_has_tags_and_reaches_the_engine(gate: GatewayProcess, metadata: dict[str, Any]) -> None:
+def test_metadata_has_tags(gate: GatewayProcess, metadata: dict[str, Any]) -> None:
     assert receipt(gate, ask(gate, metadata=metadata))["tags"] == ["a", "b"]
     assert receipt(gate, ask(gate, tags="h", metadata=metadata))["tags"] == ["h", "a", "b"]
 
