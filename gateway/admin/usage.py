@@ -25,7 +25,7 @@ from gateway.usage.threads import with_pauses
 from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures, usage_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from gateway.protocol.body import Json
     from gateway.usage.usage import UsageQuery, UsageResult
@@ -72,21 +72,25 @@ async def _show_tags(request: web.Request, query: UsageQuery, format_name: str) 
         raise InvalidRequest(f"'by': tag cannot be combined with {other}: use {', '.join(GROUPS[:-1])}.", param="by")
     if query.granularity is not None:
         raise InvalidRequest("'granularity' does not apply to tag: omit it.", param="granularity")
-    sums = await request.app[USAGE_DATABASE].tags(query.span, query.by, query.only)
-    if not sums:
-        _check_tenant(request, query.only.get("tenant"))
-    rows = [one.as_json(query.by) for one in sums]
-    if format_name == "csv":
-        return _download(await asyncio.to_thread(_tags_as_csv, query, rows), query)
-    return _json(orjson.dumps(usage_header(query) | {"rows": rows}, option=orjson.OPT_APPEND_NEWLINE))
+
+    def encode(sums: list[TagSum]) -> bytes:
+        if not sums:
+            _check_tenant(request, query.only.get("tenant"))
+        rows = (one.as_json(query.by) for one in with_pauses(sums))
+        if format_name == "csv":
+            return _tags_as_csv(query, rows)
+        return b'%b,"rows":[%b]}\n' % (orjson.dumps(usage_header(query))[:-1], b",".join(map(orjson.dumps, rows)))
+
+    body = await request.app[USAGE].read_tags(query, encode)
+    return _download(body, query) if format_name == "csv" else _json(body)
 
 
-def _tags_as_csv(query: UsageQuery, rows: Sequence[Json]) -> bytes:
+def _tags_as_csv(query: UsageQuery, rows: Iterable[Json]) -> bytes:
     out, heads = StringIO(), TagSum(query.by, (0,) * len(SUMS)).as_json(query.by)
     writer = csv.writer(out)
     writer.writerow(["start", "end", *heads])
     times = [rfc3339(moment) for moment in query.span[:2]]
-    for row in with_pauses(rows):
+    for row in rows:
         names = [escape_formula(row[name]) for name in query.by]
         writer.writerow([*times, *names, *(value for name, value in row.items() if name not in query.by)])
     return out.getvalue().encode()

@@ -6,7 +6,7 @@ from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Double, and_, bindparam, cast, func, select, tuple_
+from sqlalchemy import Double, and_, bindparam, case, cast, func, select, tuple_
 
 from gateway.accounting.edge import EDGE
 from gateway.pricing import dollars
@@ -16,7 +16,7 @@ from gateway.quality.outcome import OutcomeSums
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
 from gateway.usage.rollup import SumDimensions, SumRow
-from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
+from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS, Period, StoredRow
 from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
@@ -34,7 +34,7 @@ from gateway.usage.tags import SUMS as TAG_SUMS
 from gateway.usage.tags import TagSum
 from gateway.usage.threads import with_pauses
 from gateway.usage.uptime import EngineUptime
-from gateway.usage.usage import MAX_ROWS, too_large
+from gateway.usage.usage import MAX_ROWS, MAX_TAG_ROWS, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -232,19 +232,27 @@ class UsageQueries:
     def tags(self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str]) -> list[TagSum]:
         """Return the sums by dimensions, the highest cost first. `only` has required values by dimension.
 
-        Raises InvalidRequest if there are too many sums.
+        Sums beyond MAX_ROWS are one sum, called OTHER: a tenant with many tags does not prevent reports of all tenants.
+        Raises InvalidRequest if there are too many rows to add up.
         """
         c = TAGS.c
-        names, sums = [c[name] for name in by], [func.sum(c[name]).label(name) for name in TAG_SUMS]
         # `day` may differ by one from the day of `created`.
         days = c.day.between(when.since // DAY_S - 1, when.until // DAY_S + 1)
         only_these = [c[name] == value for name, value in only.items()]
-        query = select(*names, *sums).where(days, c.created >= when.since, c.created < when.until, *only_these)
-        by_cost = sums[TAG_SUMS.index("cost_pico")].desc()
-        rows = self.connection.execute(query.group_by(*names).order_by(by_cost, *names).limit(MAX_ROWS + 1)).all()
-        if len(rows) > MAX_ROWS:
-            raise too_large(f"the result would have more than {MAX_ROWS:,} rows")
-        return [TagSum(tuple(row[: len(by)]), tuple(map(int, row[len(by) :]))) for row in rows]
+        wanted = select(*(c[name] for name in (*by, *TAG_SUMS)))
+        wanted = wanted.where(days, c.created >= when.since, c.created < when.until, *only_these)
+        added = wanted.limit(MAX_TAG_ROWS + 1).subquery().c
+        names, sums = [added[name] for name in by], [func.sum(added[name]).label(name) for name in TAG_SUMS]
+        rank = func.row_number().over(order_by=(func.sum(added.cost_pico).desc(), *names)).label("rank")
+        ranked = select(*names, *sums, func.count().label("added"), rank).group_by(*names).subquery().c
+        shown = [case((ranked.rank <= MAX_ROWS, ranked[name]), else_=OTHER).label(name) for name in by]
+        groups = select(*shown, *(ranked[name] for name in (*TAG_SUMS, "added", "rank"))).subquery().c
+        names, totals = [groups[name] for name in by], [func.sum(groups[name]) for name in (*TAG_SUMS, "added")]
+        query = select(*names, *totals).group_by(*names).order_by(func.min(groups.rank))
+        rows = [*with_pauses(self.connection.execute(query))]
+        if sum(row[-1] for row in rows) > MAX_TAG_ROWS:
+            raise too_large(f"it would have to add up more than {MAX_TAG_ROWS:,} tags of requests")
+        return [TagSum(tuple(row[: len(by)]), tuple(map(int, row[len(by) : -1]))) for row in with_pauses(rows)]
 
     def uptime(self, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.usage.database_reader import DatabaseReader
     from gateway.usage.rollup import SumDimensions
     from gateway.usage.sums import Period, Retention, StoredRow
+    from gateway.usage.tags import TagSum
     from gateway.usage.usage import UsageQuery
 
 T = TypeVar("T")
@@ -159,6 +160,12 @@ class UsageReader:
                 tenant = ALL_TENANTS if query.is_total else query.only.get("tenant")
                 await self._database.rows(usage.add_rows, query.span.periods, tenant)
             return await in_thread(render, usage)
+
+    async def read_tags(self, query: UsageQuery, render: Callable[[list[TagSum]], T]) -> T:
+        """Return `render(sums)` of an operator's query by tag; see `read`."""
+        async with self._slot(None):
+            sums = await self._database.tags(query.span, query.by, query.only)
+            return await in_thread(render, sums)
 
     async def _fold(self, usage: UsageResult, query: UsageQuery) -> None:
         """Add the rows of all tenants: cached groups of unchanged periods, and the rows of other periods."""

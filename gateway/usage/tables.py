@@ -192,4 +192,4 @@ def tag_rows(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[tuple[
     tokens = sum(role.read for role in roles), sum(role.output for role in roles)
     sums = row.requests, sum(row.errors.values()), *tokens, row.cost_pico, row.baseline_pico, row.savings_pico
     rest = receipt.created, dims.key, dims.route, dims.mode, *sums
-    return tuple((day, receipt.id, dims.tenant, tag, *rest) for tag in receipt.tags)
+    return tuple((day, receipt.id, dims.tenant, tag, *rest) for tag in dict.fromkeys(receipt.tags))

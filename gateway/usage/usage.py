@@ -31,6 +31,8 @@ MAX_SUMS = 200_000
 """Limit of sums to add up for a query about one tenant: some seconds of one core."""
 MAX_SUMS_OF_ALL = 500_000
 """Limit of sums for a query about all tenants. Closed periods are cached (reader.py), and not added up again."""
+MAX_TAG_ROWS = 5_000_000
+"""Limit of rows to add up for a query by tag: one for each receipt and tag."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """All values of a receipt's `mode`."""

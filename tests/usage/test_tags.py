@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +13,7 @@ from gateway.errors import InvalidRequest
 from gateway.usage.engine import HEAD
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import UsageSpan
+from gateway.usage.sums import OTHER
 from gateway.usage.tables import DAY_S
 from gateway.usage.tags import SUMS, TagSum
 from tests.usage.databases import NOW, database, receipt
@@ -73,8 +75,8 @@ async def test_the_real_receipt_replaces_the_abandoned_one(book: UsageBook) -> N
     book.add([msgspec.structs.replace(real, status="abandoned")])
     assert (await sums(book))["a",]["errors"] == 1
     book.add([real])
-    assert (await sums(book))["a",] == dict(zip(SUMS, (await book.reader.tags(DAY, ("tag",), {}))[0].sums, strict=True))
-    assert ((await sums(book))["a",]["requests"], (await sums(book))["a",]["errors"]) == (1, 0)
+    found = (await sums(book))["a",]
+    assert (found["requests"], found["errors"], found["cost_pico"]) == (1, 0, SumRow.of(real).cost_pico)
 
 
 async def test_tags_are_deleted_with_their_receipts(book: UsageBook) -> None:
@@ -86,13 +88,33 @@ async def test_tags_are_deleted_with_their_receipts(book: UsageBook) -> None:
     }  # fmt: skip
 
 
-async def test_too_many_tags_are_an_error(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tags_beyond_the_limit_of_rows_are_one_row(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant with many tags does not prevent a report of all tenants."""
     monkeypatch.setattr("gateway.usage.queries.MAX_ROWS", 2)
+    dear, cheap = Decimal(9), Decimal("0.5")
+    book.add([tagged("dear", cost_usd=dear), tagged("dear", "b", cost_usd=dear)])
+    book.add([tagged("c", "d", tenant="beta", cost_usd=cheap), tagged("d", tenant="beta", status="engine_failed")])
+    found = await sums(book)
+    assert [*found] == [("dear",), ("b",), (OTHER,)]
+    assert (found[OTHER,]["requests"], found[OTHER,]["errors"]) == (3, 1)
+    assert [*await sums(book, "tenant", "tag")] == [("acme", "dear"), ("acme", "b"), (OTHER, OTHER)]
+    assert [*await sums(book, tenant="beta")] == [("d",), ("c",)]
+
+
+async def test_too_many_rows_to_add_up_are_an_error(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.queries.MAX_TAG_ROWS", 2)
     book.add([tagged("a", "b")])
     assert len(await sums(book)) == 2
-    book.add([tagged("c")])
-    with pytest.raises(InvalidRequest, match="The query is too large"):
+    book.add([tagged("a", tenant="beta")])
+    with pytest.raises(InvalidRequest, match="add up more than 2 tags of requests"):
         await sums(book)
+    assert len(await sums(book, tenant="acme")) == 2
+
+
+async def test_a_repeated_tag_of_a_receipt_counts_once(book: UsageBook) -> None:
+    """Another version may have stored the receipt."""
+    book.add([tagged("a", "b", "a")])
+    assert {names: row["requests"] for names, row in (await sums(book)).items()} == {("a",): 1, ("b",): 1}
 
 
 async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_version(book: UsageBook) -> None:
