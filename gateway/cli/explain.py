@@ -32,6 +32,7 @@ from gateway.policy.schema import KeyEntry
 from gateway.policy.tool_plan import is_planned
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
+from gateway.protocol.tags import tags_of
 from gateway.protocol.text import TextRequest, parse_text_completion
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ def _headers(given: Iterable[str]) -> CIMultiDict[str]:
         if not colon or not name.strip():
             raise _stop(f"--header: write a name, a colon and a value, like 'x-team: blue', and not '{one}'")
         headers[name.strip()] = value.strip()
+    try:
+        tags_of(headers, ())
+    except GatewayError as error:
+        raise _stop(f"--header: rejected with {error.status}: {error.message}") from None
     return headers
 
 

@@ -229,6 +229,7 @@ def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
         (["--key", "prdo"], None, "--key: the policy of tenant acme has no key 'prdo'. Did you mean 'prod'?"),
         (["--key", "zzz"], None, "--key: the policy of tenant acme has no key 'zzz'; it has prod, small-only"),
         (["--header", "x-team=blue"], None, "--header: write a name, a colon and a value, like 'x-team: blue'"),
+        (["--header", "X-GKT-Tags: a b"], None, "--header: rejected with 400: 'x-gkt-tags': expected at most 10 tags"),
         ([], "{", "-: not valid JSON"),
         ([], "[]", "-: has no messages, prompt or input: the file must have a request body"),
         ([], '{"messages": []}', "-: rejected with 400: 'messages': expected a list"),
