@@ -16,7 +16,10 @@ _CONTEXT = (
     "add a model with a larger context to students of the route: it gets the requests that exceed a student's context "
     "(`gkt-gateway docs engines#when-an-engine-fails`)"
 )
-_TAGS = "no tags: use routes with the condition header (`gkt-gateway docs policies#conditions`)"
+_TAGS = (
+    "tags of a model select nothing: use routes of one name with the condition tags "
+    "(`gkt-gateway docs policies#conditions`)"
+)
 _METRICS = "no logging callbacks: use metrics, traces, receipts and the usage database (`gkt-gateway docs operations`)"
 _GUARDRAILS = "no guardrails: keep them before the gateway"
 _DATABASE = (
