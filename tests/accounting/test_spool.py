@@ -345,3 +345,16 @@ async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:
     line = SpoolEntry("ann", closed(guided()), intent()).to_line()
     assert b"story" not in line
     assert b"messages" not in line
+
+
+def test_a_line_without_tags_is_that_of_an_earlier_version(tmp_path: Path) -> None:
+    """An earlier version's lines have no tags, and a replay after the upgrade reads them."""
+    spool = Spool.create(tmp_path / "ann.jsonl")
+    plain = SpoolEntry("ann", closed(guided()), intent())
+    tagged = SpoolEntry("ann", msgspec.structs.replace(plain.receipt, stored_tags=("a", "b")), plain.intent)
+    assert b"tags" not in plain.to_line()
+    assert tagged.to_line().replace(b',"tags":["a","b"]', b"") == plain.to_line()
+    spool.append([plain.to_line(), tagged.to_line()], 1_000_000)
+    assert [line.entry for line in spool.lines()] == [plain, tagged]
+    assert plain.receipt.tags == ()
+    spool.close(remove=True)

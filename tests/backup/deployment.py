@@ -37,7 +37,7 @@ from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
 from gateway.usage.sums_writer import TOTAL, fill_sums
-from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
+from gateway.usage.tables import COMPARISONS, SUMS, TAGS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from tests.accounting.budget_fixture import BudgetFixture, budget
@@ -155,7 +155,8 @@ class Deployment:
             await here.budgets_fixture.ask("0.5", *SCOPES)
             await here.budgets_fixture.settle(here.budgets_fixture.last, "0.25")
             await here.budgets_fixture.ask("0.125", *SCOPES)  # stays in flight
-            await self.settle(*receipts(30), *receipts(7, "globex"))
+            tagged = [msgspec.structs.replace(one, stored_tags=("a", "b")) for one in receipts(7, "globex")]
+            await self.settle(*receipts(30), *tagged)
             await here.redis.xadd(self.keys.outbox("acme"), {"receipt": b"of a later version"})
             await self.work()
             await self._put_what_is_beside_receipts(here.store)
@@ -193,7 +194,7 @@ class Deployment:
             ring = Keyring()
             await KeyFollower(here.client, here.keyring, ring).catch_up()
             balances = await Budgets(here.redis, self.keys).read([Account("acme", scope) for scope in SCOPES])
-            tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
+            tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME, TAGS)]
             sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
             stored = [msgspec.json.decode(raw)["id"] async for batch in here.store.receipts() for raw in batch]
             unreadable = await here.store.read(UsageQueries.count_unreadable)
