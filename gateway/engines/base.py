@@ -94,6 +94,7 @@ class EngineState:
     sends_tokens: bool = False  # whether each piece of streamed guidance is one token
     counts_chunks: bool = False  # whether each chunk of a stream has a running count if that is requested
     tokenizer: str | None = None  # as configured; None: not configured
+    address: str | None = None  # the base URL, as configured; None: a provider's own
     constraints: frozenset[str] = frozenset()  # the constraining fields that it applies to guidance
 
 

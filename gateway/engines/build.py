@@ -53,6 +53,7 @@ async def build(
     for model in models:
         engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
         engine.state.reasoning, engine.state.tokenizer = model.reasoning, model.tokenizer
+        engine.state.address = model.api_base
         if tracing is not None:
             engine = _traced(engine, model)
         breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))
@@ -72,7 +73,6 @@ async def build(
             slots=slots,
             total_s=model.timeouts.total_s,
             always_streams=model.always_stream,
-            address=model.api_base,
         )
     return engines
 

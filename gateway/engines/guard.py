@@ -72,9 +72,8 @@ class GuardedEngine:
         slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
         total_s: float = math.inf,  # the longest duration of a call
         always_streams: bool = False,  # whether calls for JSON callers are streamed too
-        address: str | None = None,  # the base URL; None: a provider's own
     ) -> None:
-        self.total_s, self.always_streams, self.address = total_s, always_streams, address
+        self.total_s, self.always_streams = total_s, always_streams
         self.name, self.state = engine.name, engine.state
         self._engine = engine
         self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s)

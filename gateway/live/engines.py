@@ -192,7 +192,8 @@ class LiveEngines:
         former, processes = self._former_engines(), self._batcher.processes()
         for name, engine in self.engines.engine_set.by_name.items():
             others = former.get(name, ())
-            engine.update_limit(processes, sum(one.calls for one in others if one.address == engine.address))
+            same = [one for one in others if one.state.address == engine.state.address]
+            engine.update_limit(processes, sum(one.calls for one in same))
 
     def _former_engines(self) -> Mapping[str, Sequence[GuardedEngine]]:
         """Return the engines that only earlier requests use, by name."""

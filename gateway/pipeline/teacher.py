@@ -353,6 +353,7 @@ def _dedupe_key(share: str, engine: Engine, teacher_request: TeacherRequest, req
         share,
         engine.name,
         engine.state.revision or request_id,  # an unknown revision: the guidance is not shared
+        engine.state.address,  # models of different servers may have the same revision
         teacher_request.messages,
         teacher_request.prompt,
         teacher_request.max_tokens,

@@ -451,6 +451,15 @@ async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> 
         assert sources(*[await one.open(cache_ttl_s=60.0) for _ in range(2)]) == ["", "cache"]
 
 
+async def test_another_address_is_other_work(redis_url: str, keys: RedisKeys) -> None:
+    """Servers may report one revision for different models."""
+    async with room(redis_url, keys) as one:
+        one.engine.state.address = "http://first:8000/v1"
+        assert sources(await one.open(cache_ttl_s=60.0)) == [""]
+        one.engine.state.address = "http://second:8000/v1"
+        assert sources(*[await one.open(cache_ttl_s=60.0) for _ in range(2)]) == ["", "cache"]
+
+
 async def test_unknown_weights_share_no_guidance(redis_url: str, keys: RedisKeys) -> None:
     """Another process may know other weights of the engine before the first probe."""
     async with room(redis_url, keys) as one:

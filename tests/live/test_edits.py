@@ -51,6 +51,20 @@ def engine_tasks(name: str) -> list[str]:
     return sorted(one for one in names if one in {f"engine:{name}", f"batches:{name}"})
 
 
+async def test_cached_guidance_of_another_address_is_not_used(begin: Begin, engines: list[Engine]) -> None:
+    """Both servers report the same model."""
+    first, second = engines
+    world = await begin([student("big", first), student("small", first)], guided("chat"))
+
+    async def sources() -> list[str]:
+        return [(await world.receipt((await world.ask())[1]))["teacher"]["shared"] for _ in range(2)]
+
+    assert await sources() == ["", "cache"]
+    world.write_config([student("big", second), student("small", first)])
+    await world.applied()
+    assert await sources() == ["", "cache"]
+
+
 async def test_an_added_engine_is_probed_before_its_first_request_while_streams_run(
     begin: Begin, engines: list[Engine]
 ) -> None:
