@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from gateway.engines.guard import STATE_VALUES
 from gateway.engines.watch import wait_until_probed, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gateway.batching.batcher import Batcher
     from gateway.batching.ticket import TeacherLimits
@@ -176,12 +177,10 @@ class LiveEngines:
         metrics = self._metrics
         while True:
             self._update_limits()
-            former = self._former_engines()
-            for name, engine in self.engines.engine_set.by_name.items():
-                both = (engine, *former.get(name, ()))
-                metrics.engine_in_flight.labels(name).set(sum(one.calls for one in both))
-                metrics.engine_waiting.labels(name).set(sum(one.waiting for one in both))
-                metrics.engine_breaker.labels(name).set(STATE_VALUES[engine.breaker])
+            for name, engines in self._open_by_name().items():
+                metrics.engine_in_flight.labels(name).set(sum(one.calls for one in engines))
+                metrics.engine_waiting.labels(name).set(sum(one.waiting for one in engines))
+                metrics.engine_breaker.labels(name).set(STATE_VALUES[engines[-1].breaker])
             await asyncio.sleep(_GAUGE_INTERVAL_S)
 
     def _update_limits(self) -> None:
@@ -189,19 +188,17 @@ class LiveEngines:
 
         Calls that began before an edit are calls of the same server, unless the edit changed its address.
         """
-        former, processes = self._former_engines(), self._batcher.processes()
+        named, processes = self._open_by_name(), self._batcher.processes()
         for name, engine in self.engines.engine_set.by_name.items():
-            others = former.get(name, ())
-            same = [one for one in others if one.state.address == engine.state.address]
-            engine.update_limit(processes, sum(one.calls for one in same))
+            others = [one for one in named[name] if one is not engine and one.state.address == engine.state.address]
+            engine.update_limit(processes, sum(one.calls for one in others))
 
-    def _former_engines(self) -> Mapping[str, Sequence[GuardedEngine]]:
-        """Return the engines that only earlier requests use, by name."""
-        current, former = self.engines.engine_set.by_name, defaultdict[str, list["GuardedEngine"]](list)
+    def _open_by_name(self) -> Mapping[str, Sequence[GuardedEngine]]:
+        """Return the open engines by name, the newest of a name last."""
+        named = defaultdict[str, list["GuardedEngine"]](list)
         for engine in self._open:
-            if current.get(engine.name) is not engine:
-                former[engine.name].append(engine)
-        return former
+            named[engine.name].append(engine)
+        return named
 
     async def _close_former(self) -> None:
         """Close engines, and leave the queues of removed teachers, when no request uses them; until canceled."""
@@ -219,19 +216,26 @@ class LiveEngines:
         for engine in [one for one in self._open if one not in engines]:
             await self._close(engine)
             if engine.name not in names:
-                await self._batcher.remove(engine.name)
+                with _continuing("teacher_not_removed", engine.name):
+                    await self._batcher.remove(engine.name)
                 self._metrics.remove_engine(engine.name)
 
     async def _close(self, engine: GuardedEngine) -> None:
         if (probing := self._probing.pop(engine, None)) is not None:
             probing.task.cancel()
-        try:
+        with _continuing("engine_not_closed", engine.name):
             await engine.close()
             log.info("engine_closed", engine=engine.name)
-        except Exception:
-            # Continue after any error, to close other engines.
-            log.exception("engine_not_closed", engine=engine.name)
         self._open.remove(engine)
+
+
+@contextmanager
+def _continuing(event: str, engine: str) -> Iterator[None]:
+    """Log any error of the block, and continue to close other engines."""
+    try:
+        yield
+    except Exception:
+        log.exception(event, engine=engine)
 
 
 def _keeps_engine(engine_set: EngineSet, model: ModelSettings) -> bool:

@@ -175,6 +175,39 @@ async def test_a_removed_engine_finishes_its_requests(
     assert engine_tasks("other") == ["batches:other", "engine:other"]
 
 
+async def test_the_calls_of_a_removed_engine_are_published_until_they_end(begin: Begin, engines: list[Engine]) -> None:
+    first, second = engines
+    models = [student("small", first), student("other", second)]
+    world = await begin(models, route("chat", "small"), route("chat-other", "other"))
+
+    def published() -> float | None:
+        return world.metric("gkt_engine_in_flight", engine="other")
+
+    async with world.streaming("chat-other") as answer:
+        async with world.streaming("chat-other"):
+            await world.until(lambda: published() == 2)
+            world.write_config(models[:1])
+            world.write_policy(route("chat", "small"))
+            await world.applied()
+        await world.until(lambda: published() == 1)  # the caller disconnected
+        second.resume.set()
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+    await world.until(lambda: published() == 0)
+
+
+async def test_an_engine_is_closed_although_another_cannot_leave_its_fleet(
+    begin: Begin, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [student(name, engines[0]) for name in ("small", "one", "two")]
+    world = await begin(models, route("chat", "small"))
+    monkeypatch.setattr(world.parts.batcher.queue("one"), "leave_fleet", lambda: 1 / 0)
+    world.write_config(models[:1])
+    await world.applied()
+    await world.until(lambda: not engine_tasks("one") and not engine_tasks("two"))
+    assert [line["engine"] for line in world.lines_of("engine_closed")] == ["one", "two"]
+    assert [line["engine"] for line in world.lines_of("teacher_not_removed")] == ["one"]
+
+
 async def test_a_model_that_a_policy_names_is_not_removed(begin: Begin, engines: list[Engine]) -> None:
     """config.yaml is written before the policy. The issue has the line of the policy."""
     first, second = engines
