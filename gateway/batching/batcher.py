@@ -76,15 +76,17 @@ class Batcher:
     async def remove(self, teacher: str) -> None:
         """Remove a teacher, if it is known, and leave its fleet. Call it when no request waits for the teacher."""
         if (queue := self._queues.pop(teacher, None)) is not None:
-            await queue.leave_fleet()
-            self._loops.pop(teacher).cancel()
+            try:
+                await queue.leave_fleet()
+            finally:
+                self._loops.pop(teacher).cancel()
 
     def _run(self, teacher: str) -> None:
         self._loops[teacher] = self._tasks.keep(f"batches:{teacher}", self._queues[teacher].run())
 
     async def stop(self) -> None:
         """Leave the fleet. Call it when no request waits."""
-        for queue in self._queues.values():
+        for queue in list(self._queues.values()):  # an edit of config.yaml may remove one meanwhile
             await queue.leave_fleet()
 
     def _on_wakeup(self, teacher: str, outcomes: Mapping[str, Outcome]) -> None:
