@@ -70,7 +70,10 @@ class Batcher:
     def add(self, teacher: str, limits: Callable[[], TeacherLimits]) -> None:
         """Add a teacher after `start`. A teacher that was not removed yet keeps its queue."""
         if teacher not in self._queues:
-            self._queues[teacher] = self._create(teacher=teacher, limits=limits)
+            queue = self._create(teacher=teacher, limits=limits)
+            # Redis may be unavailable, or the queues of all other teachers may be removed before its first reply.
+            queue.membership.inherit(self.processes(), self.joined_s(), asyncio.get_running_loop().time())
+            self._queues[teacher] = queue
             self._run(teacher)
 
     async def remove(self, teacher: str) -> None:

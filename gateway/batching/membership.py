@@ -35,6 +35,7 @@ class Membership:
     def __init__(self) -> None:
         self._fleet_sizes = _RecentMaximum()
         self._other_layouts = _RecentMaximum()
+        self._inherited = _RecentMaximum()
         self._deadlines = _RecentMaximum()
         self.outage_since: float | None = None  # None while Redis replies
         self._held = 0
@@ -52,18 +53,25 @@ class Membership:
     @property
     def processes(self) -> int:
         """Return `fleet_size` plus the processes of versions that have their own scheduler."""
-        return self.fleet_size + int(self._other_layouts.maximum(0))
+        known = self.fleet_size + int(self._other_layouts.maximum(0))
+        return max(known, int(self._inherited.maximum(1)))
+
+    def inherit(self, processes: int, joined_s: float, now: float) -> None:
+        """Start with the counts of this process's other queues. A count holds for a lease, and during an outage."""
+        self._inherited.add(processes, math.inf, now)
+        self.joined_s = joined_s
 
     def record_fleet(self, fleet_size: int, lease_s: float, now: float, other_layout_processes: int = 0) -> None:
         """Record the process counts of a reply from Redis."""
         self.joined_s = min(self.joined_s, now)
         if self.outage_since is not None:
             # The counts did not expire during the outage.
-            self._fleet_sizes.samples = deque([(now, self.fleet_size)])
-            self._other_layouts.samples = deque([(now, self.processes - self.fleet_size)])
+            for counts in (self._fleet_sizes, self._other_layouts, self._inherited):
+                counts.samples = deque([(now, value) for _, value in list(counts.samples)[:1]])
             self.outage_since = None
         self._fleet_sizes.add(fleet_size, lease_s, now)
         self._other_layouts.add(other_layout_processes, lease_s, now)
+        self._inherited.add(1, lease_s, now)
 
     def record_deadline(self, deadline_s: float, lease_s: float, now: float) -> None:
         """Record a request's deadline; other processes may have requests with the same deadline."""

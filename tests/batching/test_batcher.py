@@ -789,3 +789,13 @@ async def test_a_teacher_may_be_removed_while_the_process_stops(redis_url: str, 
         await batcher.remove("other")
         await stopping
         assert not await redis.exists(*(keys.teacher(name).owners for name in ("big", "other")))
+
+
+async def test_a_renamed_teacher_keeps_the_number_of_processes(redis_url: str, keys: RedisKeys) -> None:
+    """Limits are shared by this number. The last known one is valid while Redis has not replied for the new teacher."""
+    async with batcher_of(redis_url, keys, "big") as batcher, process(redis_url, keys, LIMITS, process_id="ben"):
+        await until(lambda: batcher.processes() == 2)
+        joined_s = batcher.joined_s()
+        batcher.add("renamed", lambda: LIMITS)
+        await batcher.remove("big")
+        assert (batcher.processes(), batcher.joined_s()) == (2, joined_s)
