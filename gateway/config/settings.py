@@ -21,7 +21,7 @@ from gateway.config.models import ModelSettings
 from gateway.config.providers import completed
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
 from gateway.config.sections import MAX_WORKERS, AdminSettings, ServerSettings
-from gateway.config.yaml_source import StrictModel, YamlSource, in_file_order, read
+from gateway.config.yaml_source import StrictModel, YamlSource, display_path, in_file_order, parse, read
 from gateway.errors import ConfigError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -191,11 +191,14 @@ def operator_environment() -> Mapping[str, str]:
 
 
 def check_settings(
-    path: Path, environ: Mapping[str, str] | None = None
+    path: Path, environ: Mapping[str, str] | None = None, raw: bytes | None = None
 ) -> tuple[Settings | None, YamlSource | None, list[ConfigIssue]]:
-    """Return the settings, the file as read, and all issues. The settings are None if there is an issue."""
+    """Return the settings, the file as read, and all issues. The settings are None if there is an issue.
+
+    `raw` is the content of the file; None: read it.
+    """
     environ = environment() if environ is None else environ
-    source, issues = read(path, environ=environ)
+    source, issues = read(path, environ=environ) if raw is None else parse(raw, display_path(path), environ=environ)
     if source is None:
         return None, None, issues
     issues += override(source, environ)

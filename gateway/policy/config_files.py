@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.changes import needs_restart
 from gateway.config.settings import check_settings, environment, operator_environment
-from gateway.config.yaml_source import display_path
+from gateway.config.yaml_source import display_path, read_bytes
 from gateway.errors import ConfigIssue
 from gateway.policy.book import PolicyFileCache, check_book, load_all
 from gateway.policy.files import PROJECTIONS_FOLDER
@@ -62,6 +62,7 @@ class ConfigFiles:
         self._started, self._checked = started.settings, started
         self._folder, self._models = settings.policies, settings.models
         self._used = started.digest
+        self._is_current = True  # whether the last reading of config.yaml found no issue
         self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
 
     @classmethod
@@ -86,8 +87,10 @@ class ConfigFiles:
 
         With `fresh`, also read an unchanged config.yaml again, for the secrets in the files that it names.
         """
-        digest = _digest(self._config)
-        checked, found = self._check_config(digest, fresh=fresh)
+        raw = read_bytes(self._config)
+        digest = "" if isinstance(raw, ConfigIssue) else sha256(raw).hexdigest()
+        checked, found = self._check_config(raw, digest, fresh=fresh)
+        self._is_current = checked is not None
         if checked is not None:
             policy_set, issues = self._check_policies(checked.settings.models)
             if policy_set is not None:
@@ -122,12 +125,16 @@ class ConfigFiles:
         """Return a hash of config.yaml as it was last valid."""
         return _short(self._checked.digest)
 
-    def _check_config(self, digest: str, *, fresh: bool) -> tuple[_Checked | None, list[ConfigIssue]]:
+    def _check_config(
+        self, raw: bytes | ConfigIssue, digest: str, *, fresh: bool
+    ) -> tuple[_Checked | None, list[ConfigIssue]]:
+        if isinstance(raw, ConfigIssue):
+            return None, [raw]
         if self._refused is not None and self._refused[0] == digest and not fresh:
             return None, [ConfigIssue(display_path(self._config), 0, 0, "", self._refused[1])]
-        if digest == self._checked.digest and not fresh:
+        if digest == self._checked.digest and self._is_current and not fresh:
             return self._checked, []
-        settings, source, issues = check_settings(self._config, operator_environment())
+        settings, source, issues = check_settings(self._config, operator_environment(), raw)
         if settings is None or source is None:
             return None, issues
         source.root = None  # `issue` parses the text again when it needs a line

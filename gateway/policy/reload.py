@@ -179,7 +179,14 @@ class Reloader:
     async def _apply(self, reading: ConfigReading, *, requested: bool) -> None:
         put = partial(self._put_policies, reading, requested=requested)
         if reading.settings is not None and reading.policy_set is not None:
-            change = await self._live.apply(reading.settings, reading.policy_set, put)
+            try:
+                change = await self._live.apply(reading.settings, reading.policy_set, put)
+            except StartupError:
+                raise
+            except Exception as error:
+                # Refuse the file after any error, so that policies still follow their edits.
+                log.exception("config_not_applied")
+                raise StartupError("not used after an internal error: see config_not_applied in the log") from error
             self._files.accept(reading.settings)
             self._record_config(reading, change)
         else:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.settings import OVERRIDES
+from gateway.config.settings import OVERRIDES, check_settings
 from gateway.errors import StartupError
-from gateway.policy import book
+from gateway.policy import book, config_files
 from gateway.policy.config_files import ConfigFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import EditDebounce, Reloader, ReloadInterval, SettingsChange
@@ -59,15 +59,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Live:
-    """Settings that apply at once, unless the process `lacks` something for them."""
+    """Settings that apply at once, unless the process `lacks` something for them or `breaks`."""
 
     def __init__(self) -> None:
         self.models: list[list[str]] = []
-        self.lacks = ""
+        self.lacks, self.breaks = "", False
 
     async def apply(self, settings: Settings, _: PolicySet, commit: Callable[[], None]) -> SettingsChange:
         if self.lacks:
             raise StartupError(self.lacks)
+        if self.breaks:
+            raise ZeroDivisionError
         self.models.append([model.name for model in settings.models])
         commit()
         return SettingsChange()
@@ -324,6 +326,62 @@ async def test_settings_that_the_process_cannot_use_are_refused(folder: Path) ->
         seen.live.lacks = ""
         seen.now.set()
         await seen.until(lambda: not seen.reloader.config.issues)
+
+
+async def test_policies_follow_their_edits_while_config_yaml_cannot_be_applied(folder: Path) -> None:
+    async with following(folder) as seen:
+        seen.live.breaks = True
+        (folder / "config.yaml").write_text(CONFIG + "# edited\n")
+        await seen.until(lambda: seen.reloader.config.issues)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        seen.live.breaks = False
+        seen.now.set()
+        await seen.until(lambda: not seen.reloader.config.issues)
+    assert len(seen.lines_of("config_not_applied")) == 1
+    [line] = seen.lines_of("config_refused")
+    assert line["issues"] == ("config.yaml: not used after an internal error: see config_not_applied in the log",)
+
+
+async def test_a_secret_that_is_gone_stays_an_issue(folder: Path) -> None:
+    """Edits of policies do not end it: a restart would fail."""
+    secret = folder / "key"
+    secret.write_text("the-secret")
+    (folder / "config.yaml").write_text(CONFIG.replace("name: big,", f"name: big, api_key: 'file:{secret}',"))
+    async with following(folder) as seen:
+        secret.unlink()
+        seen.now.set()
+        await seen.until(lambda: seen.reloader.config.issues)
+        issues = seen.reloader.config.issues
+        assert issues[0].startswith("config.yaml:2: models[0].api_key: ")
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        assert (seen.reloader.config.issues, seen.counted("gkt_config_stale")) == (issues, 1)
+        secret.write_text("the-secret")
+        seen.now.set()
+        await seen.until(lambda: not seen.reloader.config.issues)
+    assert len(seen.lines_of("config_refused")) == 1
+
+
+async def test_a_file_that_changes_while_it_is_read_is_not_mixed_with_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash and the settings are those of one content."""
+    _, _, files = ConfigFiles.open(folder / "config.yaml")
+    first, second = CONFIG + "log: {level: debug}\n", CONFIG + "log: {level: error}\n"
+    (folder / "config.yaml").write_text(first)
+
+    def replacing(*arguments: Any) -> Any:
+        (folder / "config.yaml").write_text(second)
+        return check_settings(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(config_files, "check_settings", replacing)
+        files.read()
+    (folder / "config.yaml").write_text(first)
+    settings = files.read().settings
+    assert settings is not None
+    assert settings.log.level == "debug"
 
 
 async def test_a_request_to_reload_reads_the_secrets_again(folder: Path) -> None:
