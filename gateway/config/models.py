@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -126,14 +126,30 @@ def tokenizer_file(name: str, folder: Path) -> str:
             "Qwen/Qwen2.5-7B-Instruct",
             nearest(name, ENCODINGS),
         )
+    try:
+        stat = Path(path).stat()
+        issue = _tokenizer_issue(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        issue = (error.strerror or "error").lower()
+    if issue is not None:
+        raise InvalidValue(f"no tokenizer could be read from {path}: {issue}")
+    return path
+
+
+@lru_cache(maxsize=32)
+def _tokenizer_issue(path: str, *_: int) -> str | None:
+    """Return why the file contains no tokenizer; None if it contains one.
+
+    Loading a tokenizer blocks all threads for tenths of a second, so an edit of config.yaml does not load it again.
+    """
     # Imported here: most gateways name no tokenizer.
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(path)
     except Exception as error:  # noqa: BLE001  the library raises nothing narrower
-        raise InvalidValue(f"no tokenizer could be read from {path}: {error}") from None
-    return path
+        return str(error)
+    return None
 
 
 Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
