@@ -43,7 +43,10 @@ async def build(
     """Return the engines by configured name, without calling them. The caller must close each."""
     library = None
     if through_litellm := [model.model for model in models if model.protocol == "litellm"]:
-        from gateway.engines.litellm_library import load  # here: the import takes seconds
+        # In threads, like LiteLLM's own: these imports take tenths of a second, and requests may run.
+        for module in ("litellm_library", "litellm"):
+            await asyncio.to_thread(import_module, f"gateway.engines.{module}")
+        from gateway.engines.litellm_library import load
 
         library = await load(through_litellm)
     if any(model.protocol == "tgi" for model in models):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
-from gateway.engines.litellm_wire import AsyncWire, SyncWire
+from gateway.engines.litellm_wire import AsyncWire, SyncWire, tls_context
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ async def load(models: Iterable[str] = ()) -> LiteLLMLibrary:
 
     def load_all() -> LiteLLMLibrary:
         library = _load()
+        tls_context()
         for model in models:
             library.parameters(model)
         return library

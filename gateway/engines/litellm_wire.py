@@ -12,6 +12,7 @@ import re
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from gateway.engines.refusal import BLAMES_CREDENTIALS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from ssl import SSLContext
 
     from gateway.engines.http import EngineDeadlines
 
@@ -34,6 +36,12 @@ _REASON = re.compile(rb'"(?:finishReason|stop_reason|finish_reason)"\s*:\s*"')
 _REASON_BYTES = 32
 # The timeout of a call in a thread, which cannot be canceled.
 _BLOCKING_S = 10.0
+
+
+@cache
+def tls_context() -> SSLContext:
+    """Return the TLS context of all pools. The first call reads all certificates, which takes tens of milliseconds."""
+    return httpx.create_ssl_context()
 
 
 class ForeignHost(httpx.TransportError):
@@ -82,7 +90,8 @@ class EnginePool:
         # No read and write timeouts here: the engine applies its own.
         self._timeouts = {"connect": deadlines.connect_s, "pool": None, "read": None, "write": None}
         self._transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S)
+            verify=tls_context(),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S),
         )
 
     async def close(self) -> None:

@@ -142,6 +142,38 @@ async def test_a_failed_import_of_litellm_is_reported_in_one_line(monkeypatch: p
         litellm_library._load.cache_clear()
 
 
+BUILDING = """
+import asyncio, json, sys, threading
+
+threads = {}
+
+class Noting:
+    def find_spec(self, name, *_):
+        threads.setdefault(name, threading.current_thread() is threading.main_thread())
+        if name == "litellm":
+            raise ImportError(name)
+
+from gateway.config.models import ModelSettings
+from gateway.engines.build import build
+from gateway.errors import StartupError
+
+price = {"input_per_1m": 0, "output_per_1m": 0}
+model = ModelSettings.model_validate({"name": "big", "model": "anthropic/x", "protocol": "litellm", "price": price})
+sys.meta_path.insert(0, Noting())
+try:
+    asyncio.run(build([model], None, None))
+except StartupError:
+    print(json.dumps({name: on_loop for name, on_loop in threads.items() if name.startswith("gateway.engines.")}))
+"""
+
+
+def test_the_modules_for_litellm_are_not_imported_on_the_event_loop() -> None:
+    """An edit of config.yaml may add the first such engine while requests run."""
+    output = said_by(BUILDING)
+    assert output.keys() >= {"gateway.engines.litellm", "gateway.engines.litellm_library"}
+    assert not any(output.values())
+
+
 def test_a_gateway_without_litellm_engines_does_not_import_litellm(redis_url: str, tmp_path: Path) -> None:
     """The import takes seconds and 190 MB. Prices, tokenizers and provider names are read without it."""
     yaml = YAML()

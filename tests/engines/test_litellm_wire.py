@@ -5,13 +5,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import httpx._transports.default
 import pytest
 
 from gateway.engines.http import EngineDeadlines
-from gateway.engines.litellm_wire import AsyncWire, EnginePool, ForeignHost, ReplyTooLarge, SyncWire
+from gateway.engines.litellm_wire import AsyncWire, EnginePool, ForeignHost, ReplyTooLarge, SyncWire, tls_context
 from tests.engines.fake_server import replying, serving
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
 
@@ -33,6 +35,21 @@ async def test_a_call_stays_at_the_engines_address() -> None:
                 await client.post(elsewhere.url + "/v1/x")
         assert isinstance(call.broke, ForeignHost)
         assert (len(there.requests), len(elsewhere.requests)) == (1, 0)
+
+
+def test_a_pool_reads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of config.yaml creates pools while requests run. Reading takes tens of milliseconds."""
+    contexts: list[object] = []
+    create = httpx._transports.default.create_ssl_context
+
+    def noting(verify: object = True, **options: Any) -> ssl.SSLContext:
+        contexts.append(verify)
+        return create(verify=verify, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(httpx._transports.default, "create_ssl_context", noting)
+    for _ in range(2):
+        EnginePool(None, EngineDeadlines())
+    assert contexts == [tls_context()] * 2
 
 
 async def test_without_a_base_url_calls_to_any_host_are_allowed() -> None:
