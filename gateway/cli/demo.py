@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
 from gateway.cli.guided_answer import MAX_TOKENS, QUESTION, curl_command, print_answer, probed_gateway
-from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.interrupts import INTERRUPTED, run_until_interrupted
 from gateway.config.settings import Settings
 from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis, find_server
@@ -70,7 +69,7 @@ def demo(
     for name in (teacher, student):
         weights.fetch(name)  # outside the event loop, so that Ctrl-C ends a download at once
     status = INTERRUPTED if ask is not None else 0
-    uvloop.run(until_interrupted(_demo(setup, ask, Console()), "demo", status))
+    run_until_interrupted(_demo(setup, ask, Console()), "demo", status)
 
 
 @dataclass(frozen=True, slots=True)

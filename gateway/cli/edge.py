@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.admin_client import without_none
-from gateway.cli.interrupts import until_interrupted
+from gateway.cli.interrupts import run_until_interrupted
 from gateway.cli.tables import MarkedText
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
@@ -96,7 +95,7 @@ def edge(
         client = EdgeClient(gateway, key=secret, student=local, queue=queue, patience_s=wait)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--gateway") from None
-    uvloop.run(until_interrupted(_run(client, body, Console(), as_json=as_json, sync=sync), "edge"))
+    run_until_interrupted(_run(client, body, Console(), as_json=as_json, sync=sync), "edge")
 
 
 async def _run(client: EdgeClient, body: Json | None, console: Console, *, as_json: bool, sync: bool) -> None:

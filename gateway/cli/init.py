@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
-import uvloop
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from gateway.cli import init_engines, init_files
 from gateway.cli.guided_answer import QUESTION, curl_command, print_answer, probed_gateway
 from gateway.cli.init_answers import Answers, EngineOptions
 from gateway.cli.init_files import NewGateway, Ports
-from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.cli.interrupts import INTERRUPTED, run_until_interrupted
 from gateway.config.scalars import Label, Name
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
@@ -94,7 +93,7 @@ def init(
             EngineOptions(student, student_model, student_key, student_price),
         )
         redis_url = answers.redis(redis)
-        measured = uvloop.run(until_interrupted(_measured(console, chosen, tokens, out.absolute()), "init"))
+        measured = run_until_interrupted(_measured(console, chosen, tokens, out.absolute()), "init")
         deadline_s = init_engines.deadline_of(measured[0].guidance_s)
         plan = NewGateway(
             tenant,
@@ -118,7 +117,7 @@ def init(
         names = " and ".join(display_path(out / path) for path in files)
         _say(console, f"written  {names}, which pass `gkt-gateway check`")
         if not no_question:
-            uvloop.run(until_interrupted(_ask(console, plan, settings, book), "question"))
+            run_until_interrupted(_ask(console, plan, settings, book), "question")
     except StartupError as error:
         raise StartupError(f"The files are written, but the question failed: {error.message}") from error
     finally:

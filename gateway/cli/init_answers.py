@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import typer
-import uvloop
 from rich.prompt import Prompt
 from rich.text import Text
 
@@ -26,7 +25,7 @@ from gateway.cli.init_engines import (
     rejects_key,
     without_route,
 )
-from gateway.cli.interrupts import until_interrupted
+from gateway.cli.interrupts import run_until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.sections import check_redis_url
 from gateway.config.settings import environment
@@ -112,7 +111,7 @@ class Answers:
             raise StartupError("--redis has a password: put the URL into an environment variable, and write env:NAME")
         if url != "embedded":
             with self.console.status("connecting to Redis"):
-                uvloop.run(until_interrupted(_require_redis(url), "redis"))
+                run_until_interrupted(_require_redis(url), "redis")
         return text
 
     def _secret(self, reference: str) -> str | None:
@@ -186,7 +185,7 @@ class Answers:
             try:
                 with self.console.status(f"calling {url}"):
                     secret = None if key is None else self._secret(key)
-                    return uvloop.run(until_interrupted(find_api(role, url, secret), "init")), key
+                    return run_until_interrupted(find_api(role, url, secret), "init"), key
             except EngineError as error:
                 if not (rejects_key(error) and self.interactive and key is None):
                     raise explained(error, role, f"{role} {url}", key) from error

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
-import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.cli.admin_client import usd_of
-from gateway.cli.interrupts import until_interrupted
+from gateway.cli.interrupts import run_until_interrupted
 from gateway.cli.lazy import CONFIG, config_option
 from gateway.cli.tables import in_json
 from gateway.cli.timed_stream import time_stream
@@ -89,7 +88,7 @@ def measure(
     console = Console(stderr=True, soft_wrap=True)
     measurement = _Measurement(settings, sizes, prompt, tokens, seconds, console)
     try:
-        uvloop.run(until_interrupted(measurement.run(), "measure"))
+        run_until_interrupted(measurement.run(), "measure")
     except EngineError as error:
         raise StartupError(f"{engine} was not measured: {error.message}") from error
     curve = measurement.curve(gpu, gpus_per_replica, price)
