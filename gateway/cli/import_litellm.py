@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway.cli import new_files
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway.migration.litellm import Conversion
 
@@ -32,7 +33,7 @@ def litellm(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new files instead of writing them.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files. Keeps copies: FILE.bak.")] = False,
 ) -> None:
     """Convert a LiteLLM proxy configuration to config.yaml and policies/default.yaml.
 
@@ -58,41 +59,33 @@ def litellm(
     result = convert_litellm(file, environment(), guidance)
     files = {out / name: text for name, text in result.files.items()}
     if not dry_run:
-        _check_targets(files, file, force=force)
+        _check_targets(files, result.sources, out, force=force)
     for notice in result.notices:
         typer.echo(str(notice), err=True)
     if dry_run:
         for path, text in files.items():
             typer.echo(f"# {display_path(path)}\n{text}")
-    else:
-        for path, text in files.items():
-            _write(path, text)
-    _print_summary(result, files, is_guided=guidance is not None, dry_run=dry_run)
+    copies = [] if dry_run else new_files.write_all(files)
+    _print_summary(result, files, copies, is_guided=guidance is not None, dry_run=dry_run)
 
 
-def _check_targets(files: Mapping[Path, str], source: Path, *, force: bool) -> None:
-    """Raise StartupError if a file to write is the source, or exists without `force`."""
+def _check_targets(files: Mapping[Path, str], sources: Sequence[Path], out: Path, *, force: bool) -> None:
+    """Raise StartupError if a file to write is one of LiteLLM's, exists without `force`, or cannot be written."""
+    new_files.require_writable(out)
     for path in files:
-        if path.exists() and path.samefile(source):
+        if path.exists() and any(path.samefile(source) for source in sources):
             raise StartupError(f"{display_path(path)} is LiteLLM's file: choose another folder with --out")
-        if path.exists() and not force:
-            raise StartupError(f"{display_path(path)} exists: overwrite it with --force, or choose another --out")
+    new_files.require_new(files, force=force)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        why = (error.strerror or "error").lower()
-        raise StartupError(f"{display_path(path)} cannot be written: {why}") from error
-
-
-def _print_summary(result: Conversion, files: Mapping[Path, str], *, is_guided: bool, dry_run: bool) -> None:
+def _print_summary(
+    result: Conversion, files: Mapping[Path, str], copies: Sequence[Path], *, is_guided: bool, dry_run: bool
+) -> None:
     config, policy = map(display_path, files)
     lines = [f"{len(result.notices)} notices: settings without an equivalent, and remarks"]
     if not dry_run:
         lines += [f"written: {config} ({result.models} models)", f"written: {policy} ({len(result.modes)} routes)"]
+        lines += [f"kept, a replaced file: {display_path(copy)}" for copy in copies]
         others = sorted({*Path(policy).parent.glob("*.yaml")} - {Path(policy)})
         lines += [f"read by the gateway, too: {one}" for one in others]
     if result.left_out:

@@ -14,7 +14,7 @@ import typer
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from rich.console import Console
 
-from gateway.cli import init_engines, init_files
+from gateway.cli import init_engines, init_files, new_files
 from gateway.cli.guided_answer import QUESTION, curl_command, print_answer, probed_gateway
 from gateway.cli.init_answers import Answers, EngineOptions
 from gateway.cli.init_files import NewGateway, Ports
@@ -66,7 +66,7 @@ def init(
     tenant: Annotated[str, typer.Option("--tenant", "-t", help="Tenant of the policy.")] = "default",
     model_name: Annotated[str, typer.Option(help="Route: the value of `model` in requests.")] = "chat",
     out: Annotated[Path, typer.Option(help="Folder of the files.", metavar="DIR")] = Path(),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files. Keeps copies: FILE.bak.")] = False,
     no_question: Annotated[bool, typer.Option("--no-question", help="Do not ask a question at the end.")] = False,
 ) -> None:
     """Write config.yaml and a policy for two running engines, and ask a first guided question.
@@ -112,10 +112,12 @@ def init(
         files = plan.files()
         settings, book = init_files.checked(files, out.absolute())
         init_files.require_new(out, tenant, force=force)
-        init_files.write(files, out)
+        copies = new_files.write_all({out / path: text for path, text in files.items()})
     try:
         names = " and ".join(display_path(out / path) for path in files)
         _say(console, f"written  {names}, which pass `gkt-gateway check`")
+        if copies:
+            _say(console, f"kept     {' and '.join(map(display_path, copies))}: the replaced files")
         if not no_question:
             run_until_interrupted(_ask(console, plan, settings, book), "question")
     except StartupError as error:

@@ -1,15 +1,13 @@
-"""The files of `init`: config.yaml and one policy, checked before they replace anything."""
+"""Contents of the files of `init`: config.yaml and one policy. They are checked before they replace anything."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.cli import new_files
 from gateway.cli.init_engines import DEADLINE_FACTOR, MAX_DEADLINE_S, MIN_DEADLINE_S, NAMES, PROTOCOLS
 from gateway.config.sections import AdminSettings, RedisSettings, ServerSettings
 from gateway.config.settings import OVERRIDES, check_settings, environment
@@ -168,46 +166,12 @@ def overriding() -> list[str]:
 
 
 def require_new(folder: Path, tenant: str, *, force: bool) -> None:
-    """Raise StartupError if `write` would fail or replace a file, or if other policies would not fit."""
-    lowest = next(one for one in (folder, *folder.parents) if one.exists())
-    if not lowest.is_dir():
-        raise StartupError(f"--out: {lowest} is not a folder")
-    if not os.access(lowest, os.W_OK | os.X_OK):
-        raise StartupError(f"--out: the folder {lowest} is not writable")
-    existing = [folder / path for path in (CONFIG, policy_path(tenant)) if (folder / path).exists()]
-    if existing and not force:
-        names = " and ".join(map(display_path, existing))
-        verb = "exists" if len(existing) == 1 else "exist"
-        raise StartupError(f"{names} {verb}: overwrite with --force, or choose another folder with --out")
+    """Raise StartupError if the files cannot be written or would replace a file, or if other policies would not fit."""
+    new_files.require_writable(folder)
+    new_files.require_new((folder / path for path in (CONFIG, policy_path(tenant))), force=force)
     policies = folder / _POLICIES
     if policies.is_dir() and (others := sorted({*policies.glob("*.yaml")} - {folder / policy_path(tenant)})):
         raise StartupError(
             f"{display_path(others[0])} exists, and may name models that the new config.yaml lacks: "
             "choose another folder with --out"
         )
-
-
-def write(files: Mapping[Path, str], folder: Path) -> None:
-    """Write all files, or none: each gets its content by a rename. Raises StartupError."""
-    token = secrets.token_hex(4)
-    targets = {folder / path: text for path, text in files.items()}
-    unfinished = {target: target.with_name(f".{target.name}.{token}") for target in targets}
-    try:
-        with ExitStack() as undo:
-            for target, text in targets.items():
-                missing = [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
-                for parent in reversed(missing):
-                    parent.mkdir()
-                    undo.callback(parent.rmdir)
-                undo.callback(unfinished[target].unlink, missing_ok=True)
-                unfinished[target].write_text(text, encoding="utf-8")
-            for target in targets:
-                if target.exists():
-                    undo.callback(target.write_bytes, target.read_bytes())
-                else:
-                    undo.callback(target.unlink, missing_ok=True)
-                unfinished[target].replace(target)
-            undo.pop_all()
-    except OSError as error:
-        where = display_path(Path(error.filename or folder))
-        raise StartupError(f"{where} cannot be written: {(error.strerror or 'error').lower()}") from error

@@ -52,6 +52,7 @@ class Conversion:
         models: number of models in config.yaml.
         left_out: each model_name of model_list with an entry that is not imported.
         modes: modes of the routes, by route.
+        sources: LiteLLM's file, and the files that it includes.
     """
 
     files: Mapping[Path, str]
@@ -61,6 +62,7 @@ class Conversion:
     models: int
     left_out: Sequence[str]
     modes: Mapping[str, str]
+    sources: Sequence[Path]
 
 
 def convert_litellm(path: Path, environ: Mapping[str, str], guidance: RequestedGuidance | None = None) -> Conversion:
@@ -113,6 +115,7 @@ def convert_litellm(path: Path, environ: Mapping[str, str], guidance: RequestedG
         len(deployments),
         list(dict.fromkeys(left_out)),
         modes,
+        file.paths,
     )
 
 

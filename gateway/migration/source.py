@@ -82,10 +82,12 @@ class LiteLLMFile:
     Attributes:
         parts: the values of each top-level key; several for a list with entries in several files.
         notices: keys of one file that an included file overrides, and faults that LiteLLM ignores.
+        paths: the file, and the files that it includes.
     """
 
     parts: dict[str, list[SourceField]] = field(default_factory=dict)
     notices: list[ConfigIssue] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
 
     def section(self, name: str) -> SourceKeys:
         """Return and remove a section, such as `router_settings`. Raise ConfigError for one that is no mapping."""
@@ -121,6 +123,7 @@ def read_litellm(path: Path) -> LiteLLMFile:
         if source is None:
             raise ConfigError(issues)
         file.notices += issues
+        file.paths.append(one)
         for name, value in source.data.items():
             if name != _INCLUDE:
                 _merge(file, SourceField(source, (name,), value))

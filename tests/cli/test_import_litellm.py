@@ -108,13 +108,14 @@ def test_existing_files_are_not_overwritten_without_force(folder: Path) -> None:
     policy.parent.mkdir()
     policy.write_text("tenant: mine\n")
     refused = convert()
-    assert (refused.returncode, "policies/default.yaml exists: overwrite it with --force" in refused.stderr) == (
+    assert (refused.returncode, "policies/default.yaml exists: overwrite with --force" in refused.stderr) == (
         1,
         True,
     )
     assert (policy.read_text(), (folder / "config.yaml").exists()) == ("tenant: mine\n", False)
-    assert convert("--force").returncode == 0
+    assert "kept, a replaced file: policies/default.yaml.bak\n" in convert("--force").stdout
     assert "tenant: default" in policy.read_text()
+    assert (folder / "policies" / "default.yaml.bak").read_text() == "tenant: mine\n"
 
 
 def test_litellms_own_file_is_never_overwritten(folder: Path) -> None:
@@ -124,6 +125,25 @@ def test_litellms_own_file_is_never_overwritten(folder: Path) -> None:
     assert (folder / "config.yaml").read_text() == SAMPLE
     assert run("import", "litellm", "config.yaml", "--out", "gateway").returncode == 0
     assert run("check", "--config", "gateway/config.yaml", **ENVIRONMENT).returncode == 0
+
+
+def test_an_included_file_is_never_overwritten(folder: Path) -> None:
+    (folder / "litellm.yaml").rename(folder / "config.yaml")
+    (folder / "litellm.yaml").write_text("include: [config.yaml]\n")
+    refused = convert("--force")
+    assert (refused.returncode, "config.yaml is LiteLLM's file: choose another folder" in refused.stderr) == (1, True)
+    assert (folder / "config.yaml").read_text() == SAMPLE
+    assert convert("--out", "gateway").returncode == 0
+
+
+def test_a_file_in_place_of_a_folder_is_reported(folder: Path) -> None:
+    refused = convert("--out", "litellm.yaml/new")
+    assert (refused.returncode, "--out: litellm.yaml is not a folder" in refused.stderr) == (1, True)
+    (folder / "policies").write_text("mine")
+    refused = convert()
+    message = "policies/default.yaml cannot be written: not a directory"
+    assert (refused.returncode, message in refused.stderr) == (1, True)
+    assert sorted(file.name for file in folder.iterdir()) == ["litellm.yaml", "policies"]
 
 
 def test_a_dry_run_prints_both_files_and_writes_none(folder: Path) -> None:

@@ -355,7 +355,10 @@ def test_existing_files_are_replaced_only_with_force(tgi: str, vllm: str, tmp_pa
     assert done.returncode == 1
     assert "config.yaml exists: overwrite with --force, or choose another folder with --out" in done.stderr
     assert (tmp_path / "config.yaml").read_text() == "mine"
-    assert init(tmp_path, *arguments, "--force").returncode == 0
+    done = init(tmp_path, *arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    assert f"kept     {tmp_path}/config.yaml.bak: the replaced files" in done.stdout
+    assert (tmp_path / "config.yaml.bak").read_text() == "mine"
     written(tmp_path)
     other = (tmp_path / "policies" / "default.yaml").rename(tmp_path / "policies" / "acme.yaml")
     done = init(tmp_path, *arguments, "--force")

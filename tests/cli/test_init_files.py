@@ -21,7 +21,9 @@ from gateway.cli.init_engines import (
     with_measured_keys,
     without_route,
 )
-from gateway.cli.init_files import NewGateway, Ports, checked, write
+from gateway.cli.init_files import NewGateway, Ports, checked
+from gateway.config.models import ModelSettings
+from gateway.config.scalars import ValueOrigin
 from gateway.errors import ConfigError, StartupError
 
 ROOT = Path(__file__).parents[2]
@@ -172,32 +174,3 @@ def test_files_with_an_issue_are_an_error() -> None:
     own_address = ChosenEngine("teacher", "it", {**TEACHER.keys, "api_base": "http://127.0.0.1:8080"})
     with pytest.raises(ConfigError, match="is the address of this gateway itself"):
         checked(gateway(engines=((own_address, QUICK), (STUDENT, CONTINUES))).files(), Path())
-
-
-@pytest.mark.parametrize("existing", [True, False])
-def test_a_failure_while_files_are_replaced_restores_the_folder(
-    existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "new" / "folder"
-    if existing:
-        (folder / "policies").mkdir(parents=True)
-        (folder / "config.yaml").write_text("mine")
-    before = {path: path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")}
-    replace = Path.replace
-
-    def failing(self: Path, target: Path) -> Path:
-        if "default" in target.name:
-            raise PermissionError(13, "Permission denied", str(target))
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(StartupError, match=r"default\.yaml cannot be written: permission denied"):
-        write(gateway().files(), folder)
-    assert {path: path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")} == before
-
-
-def test_a_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "policies" / "default.yaml").mkdir(parents=True)
-    with pytest.raises(StartupError, match=r"policies/default\.yaml cannot be written: is a directory"):
-        write(gateway().files(), tmp_path)
-    assert sorted(tmp_path.rglob("*")) == [tmp_path / "policies", tmp_path / "policies" / "default.yaml"]
