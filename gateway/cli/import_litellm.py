@@ -100,10 +100,11 @@ def _print_summary(
         guided = [route for route, mode in result.modes.items() if mode == "guided"]
         lines.append(f"guided routes: {', '.join(guided) or 'none'}")
     config, policy = shlex.quote(config), shlex.quote(policy)
+    create = "(echo keys:; gkt-gateway keys create --tenant default --id app --print-yaml)"
     lines += [
         "not read: LiteLLM's database, with its virtual keys, teams and spend",
         "then:",
-        f"  (echo keys:; gkt-gateway keys create --tenant default --id app --print-yaml) >> {policy}",
+        f"  grep -q '^keys:' {policy} || {create} >> {policy}",  # a second run leaves the file as it is
         f"  gkt-gateway check --config {config}",
         f"  gkt-gateway serve --config {config}",
     ]

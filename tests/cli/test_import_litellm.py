@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +64,19 @@ def test_the_printed_command_for_a_key_completes_the_policy(folder: Path) -> Non
     lines = run("keys", "create", "--tenant", "default", "--id", "app", "--print-yaml").stdout
     policy = folder / "policies" / "default.yaml"
     policy.write_text(f"{policy.read_text()}keys:\n{lines}")
+    checked = run("check", **ENVIRONMENT)
+    assert (checked.returncode, "1 key" in checked.stdout) == (0, True), checked.stderr
+
+
+def test_a_second_run_of_the_printed_command_leaves_the_policy_valid(folder: Path) -> None:
+    (line,) = (line for line in convert().stdout.splitlines() if "keys create" in line)
+    lines = run("keys", "create", "--tenant", "default", "--id", "app", "--print-yaml").stdout
+    (folder / "lines.yaml").write_text(lines)
+    (folder / "gkt-gateway").write_text("#!/bin/sh\ncat lines.yaml\n")
+    (folder / "gkt-gateway").chmod(0o755)
+    for _ in range(2):
+        subprocess.run(["sh", "-c", line], env={"PATH": f"{folder}:{os.environ['PATH']}"}, check=True)
+    assert (folder / "policies" / "default.yaml").read_text().count("keys:\n") == 1
     checked = run("check", **ENVIRONMENT)
     assert (checked.returncode, "1 key" in checked.stdout) == (0, True), checked.stderr
 
