@@ -74,7 +74,9 @@ class Deployment(NamedTuple):
         return through_litellm or urlsplit(data["api_base"]).hostname == urlsplit(OPENAI_BASE).hostname
 
 
-class _Provider(NamedTuple):
+class Provider(NamedTuple):
+    """A provider and the name of its model."""
+
     name: str
     model: str  # without the provider
 
@@ -87,7 +89,7 @@ class _Entry(NamedTuple):
     params: SourceKeys
     info: SourceKeys
     written: str  # litellm_params.model
-    provider: _Provider
+    provider: Provider
     mode: str
     is_alone: bool  # whether no other entry has the same model_name
 
@@ -159,7 +161,7 @@ class DeploymentConverter:
             return None
         if group != other:
             context.notice(group_field, f"callers must send {group}: {NAME_RULE}")
-        provider = _provider(written, None if custom is None else str(custom.value))
+        provider = find_provider(written, None if custom is None else str(custom.value))
         if provider is None:
             context.notice(field, f"not imported: the provider of '{written}' is unknown. Write provider/name")
             return None
@@ -241,7 +243,7 @@ class DeploymentConverter:
         candidates = (entry.group, *numbered) if entry.is_alone else numbered
         return next(name for name in candidates if name not in self._names)
 
-    def _base(self, field: SourceField | None, provider: _Provider) -> str | None:
+    def _base(self, field: SourceField | None, provider: Provider) -> str | None:
         """Return the address. An unknown one that LiteLLM itself reads from the environment is left out."""
         if field is None or not self._context.is_unset(field):
             return self._context.text(field)
@@ -353,18 +355,18 @@ def duration(seconds: Decimal) -> str:
     return f"{without_trailing_zeros(seconds)}s"
 
 
-def _provider(model: str, custom: str | None) -> _Provider | None:
+def find_provider(model: str, custom: str | None = None) -> Provider | None:
     """Return the provider of a model as LiteLLM finds it: written, or in its table; None if unknown."""
     prefix, slash, name = model.partition("/")
     if custom is not None:
-        return _Provider(custom, name if slash and prefix == custom else model) if model else None
+        return Provider(custom, name if slash and prefix == custom else model) if model else None
     if slash and prefix in litellm_providers():
-        return _Provider(prefix, name)
+        return Provider(prefix, name)
     listed = litellm_listed(model)
     if listed is None:
         return None
     known = [one for one in litellm_providers() if re.match(rf"{re.escape(one)}(?:[_-]|$)", listed.provider)]
-    return _Provider(max(known, key=len), model) if known else None
+    return Provider(max(known, key=len), model) if known else None
 
 
 def _without_route(base: str) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import StartupError
 from gateway.migration.builder import DataBuilder
-from gateway.migration.litellm_models import NAME_RULE, route_name, whole
+from gateway.migration.litellm_models import NAME_RULE, find_provider, route_name, whole
 from gateway.policy.schema import Route
+from gateway.pricing import litellm_providers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class RouteConverter:
         self._settings = settings
         self._context = context
         self._aliases = self._read_aliases()
-        self._default_fallbacks = self._targets(settings.default_fallbacks)
+        self._default_fallbacks: list[str] = []
         self._fallbacks = self._read_fallbacks()
         self._guidance = None
         if guidance is not None:
@@ -177,24 +178,43 @@ class RouteConverter:
         return aliases
 
     def _read_fallbacks(self) -> dict[str, list[str]]:
-        """Return the fallback groups by group or alias. The key `*` stands for all groups without their own."""
-        found: dict[str, list[str]] = {}
-        for entry in self._settings.fallbacks:
-            if isinstance(entry.value, str):
-                self._default_fallbacks += self._target(entry)
+        """Return the fallback groups by group or alias, and set the default ones.
+
+        The precedence is that of LiteLLM: the first entry of the name, then the last one of the name with or without
+        its provider. `default_fallbacks`, else the last entry `*`, are for all other names.
+        """
+        own: dict[str, SourceField] = {}
+        similar: dict[str, SourceField] = {}
+        default: SourceField | None = None
+        for targets in (one for entry in self._settings.fallbacks for one in self._context.entries(entry, dict)):
+            if targets.name == "*":
+                self._unused(default, "a later entry * applies")
+                default = targets
                 continue
-            for targets in self._context.entries(entry, dict):
-                name = route_name(targets.name)
-                group = self._aliases.get(name, name)
-                if targets.name == "*":
-                    self._default_fallbacks += self._targets(targets)
-                elif group not in self._groups:
-                    self._context.notice(targets, f"not imported: no imported model is called {targets.name}")
-                elif name in found:
-                    self._context.notice(targets, f"not imported: the first fallbacks of {name} apply, as in LiteLLM")
+            key = route_name(targets.name)
+            names = [name for name in (*self._groups, *self._aliases) if name == key or _is_same_model(name, key)]
+            if not names:
+                self._context.notice(targets, f"not imported: no imported model is called {targets.name}")
+            for name in names:
+                if name != key:
+                    self._unused(similar.get(name), f"later fallbacks of {name} apply")
+                    similar[name] = targets
+                elif name in own:
+                    self._unused(targets, f"the first fallbacks of {name} apply")
                 else:
-                    found[name] = self._targets(targets, group)
-        return found
+                    own[name] = targets
+        if self._settings.default_fallbacks is not None:
+            self._unused(default, "default_fallbacks apply")
+            default = self._settings.default_fallbacks
+        for name in own.keys() & similar.keys():
+            self._unused(similar[name], f"fallbacks of exactly {name} apply")
+        self._default_fallbacks = self._targets(default)
+        return {name: self._targets(field, self._aliases.get(name, name)) for name, field in (similar | own).items()}
+
+    def _unused(self, field: SourceField | None, why: str) -> None:
+        """Report fallbacks that others override, if there are any."""
+        if field is not None:
+            self._context.notice(field, f"not imported: {why}, as in LiteLLM")
 
     def _targets(self, field: SourceField | None, group: str | None = None) -> list[str]:
         """Return the groups that a list names. A notice states one that cannot be a fallback of `group`."""
@@ -226,6 +246,15 @@ class RouteConverter:
         if self._groups[group][0].embeds:
             raise StartupError(f"'{name}' makes embeddings: it can neither be teacher nor student")
         return group
+
+
+def _is_same_model(name: str, key: str) -> bool:
+    """Return whether a name and a key differ in the provider only, like gpt-4o and openai/gpt-4o."""
+    prefix, slash, model = name.partition("/")
+    if slash:
+        return prefix in litellm_providers() and model == key
+    provider = find_provider(name)
+    return provider is not None and key == f"{provider.name}/{name}"
 
 
 def _weights(tier: Sequence[Deployment], *, scale: bool) -> Mapping[str, Decimal]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,9 @@ from ruamel.yaml import YAML
 
 from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import Settings
+from gateway.config.yaml_messages import MUST_BE
 from gateway.config.yaml_source import parse
+from gateway.engines import litellm_library
 from gateway.errors import ConfigError
 from gateway.migration.litellm import CONFIG_FILE, POLICY_FILE, Conversion, convert_litellm
 from gateway.policy.schema import TenantPolicy
@@ -420,7 +424,6 @@ def group(*params: str, settings: str = "") -> str:
         (("",), "router_settings: {fallbacks: [{m: [other]}]}", {"students": ["m", "other"]}),
         (("",), "router_settings: {fallbacks: [{'*': [other]}]}", {"students": ["m", "other"]}),
         (("",), "litellm_settings: {default_fallbacks: [other, m]}", {"students": ["m", "other"]}),
-        (("",), "litellm_settings: {fallbacks: [other]}", {"students": ["m", "other"]}),
         (
             ("", ""),
             "litellm_settings: {fallbacks: [{m: [other]}]}",
@@ -475,6 +478,73 @@ def test_the_first_fallbacks_of_a_name_apply_and_an_alias_may_have_its_own() -> 
         "router_settings.fallbacks[2].m": "not imported: the first fallbacks of m apply, as in LiteLLM",
         "router_settings.fallbacks[3].a": "not imported: the first fallbacks of a apply, as in LiteLLM",
     }
+
+
+CHAINS = (
+    ("[{'*': [other]}, {'*': [third]}]", "null", ["m", "third"]),
+    ("[{'*': [third]}]", "[other]", ["m", "other"]),
+    ("[{m: [third]}]", "[other]", ["m", "third"]),
+    ("[{'*': [third]}, {m: [other]}]", "null", ["m", "other"]),
+)
+"""`fallbacks` and `default_fallbacks` with the fallbacks that LiteLLM then uses for `m`."""
+
+
+@pytest.mark.parametrize(("fallbacks", "default", "students"), CHAINS)
+def test_one_of_several_entries_for_all_models_applies(fallbacks: str, default: str, students: list[str]) -> None:
+    third = "  - {model_name: third, litellm_params: {model: openai/t, api_base: 'http://h/v1'}}\n"
+    settings = f"{third}router_settings: {{fallbacks: {fallbacks}, default_fallbacks: {default}}}\n"
+    assert policy(convert(group("", settings=settings)))["routes"][0]["students"] == students
+    assert _litellm_chain(fallbacks, default, "m") == students[1:]
+
+
+def _litellm_chain(fallbacks: str, default: str, name: str) -> list[str] | None:
+    """Return the fallbacks of a name in the installed LiteLLM, whose router appends the default ones as `*`."""
+    asyncio.run(litellm_library.load())  # offline
+    handlers: Any = importlib.import_module("litellm.router_utils.fallback_event_handlers")
+    yaml = YAML(typ="safe")
+    entries, everywhere = yaml.load(fallbacks), yaml.load(default)
+    if everywhere is not None:
+        entries.append({"*": everywhere})
+    found: list[str] | None = handlers.get_fallback_model_group(entries, name)[0]
+    return found
+
+
+def test_the_entries_that_others_override_are_listed() -> None:
+    fallbacks = "[{'*': [other]}, {'*': [m]}, {gpt-4o: [m]}, {openai/gpt-4o: [other]}]"
+    model = "  - {model_name: openai/gpt-4o, litellm_params: {model: openai/gpt-4o}}\n"
+    settings = f"{model}litellm_settings: {{fallbacks: {fallbacks}, default_fallbacks: [other]}}\n"
+    listed = {one.field: one.message for one in convert(group("", settings=settings)).notices if "fallb" in one.field}
+    assert listed == {
+        "litellm_settings.fallbacks[0].*": "not imported: a later entry * applies, as in LiteLLM",
+        "litellm_settings.fallbacks[1].*": "not imported: default_fallbacks apply, as in LiteLLM",
+        "litellm_settings.fallbacks[2].gpt-4o": "not imported: fallbacks of exactly openai/gpt-4o apply, as in LiteLLM",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fallbacks", "students"),
+    [
+        ("openai/gpt-4o", "[{gpt-4o: [m]}]", ["openai/gpt-4o", "m"]),
+        ("gpt-4o", "[{openai/gpt-4o: [m]}]", ["gpt-4o", "m"]),
+        ("gpt-4o", "[{azure/gpt-4o: [m]}]", None),  # the provider of gpt-4o is openai
+        ("team/gpt-4o", "[{gpt-4o: [m]}]", None),  # not a provider
+        ("openai/gpt-4o", "[{openai/gpt-4o: [other]}, {gpt-4o: [m]}]", ["openai/gpt-4o", "other"]),
+        ("openai/gpt-4o", "[{gpt-4o: [other]}, {gpt-4o: [m]}, {'*': [other]}]", ["openai/gpt-4o", "m"]),
+    ],
+)
+def test_fallbacks_of_a_name_with_or_without_its_provider_apply_as_in_litellm(
+    name: str, fallbacks: str, students: list[str] | None
+) -> None:
+    model = f"  - {{model_name: {name}, litellm_params: {{model: openai/gpt-4o}}}}\n"
+    routes = policy(convert(group("", settings=f"{model}router_settings: {{fallbacks: {fallbacks}}}\n")))["routes"]
+    assert next(one.get("students") for one in routes if one["model"] == name) == students
+    assert _litellm_chain(fallbacks, "null", name) == (students and students[1:])
+
+
+def test_a_fallback_that_names_no_model_of_its_own_is_listed() -> None:
+    result = convert(group("", settings="router_settings: {fallbacks: [other]}"))
+    assert policy(result)["routes"][0]["student"] == "m"
+    assert messages(result, "router_settings.fallbacks[0]") == [f"not imported: {MUST_BE[dict]}"]
 
 
 def test_a_fallback_of_the_other_mode_is_listed() -> None:
