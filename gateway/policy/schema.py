@@ -153,7 +153,8 @@ class Route(StrictModel):
     reply_model: Literal["route", "engine"] = "route"
     """Value of `model` in replies: the route, or the model of config.yaml that completes the answer."""
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
-    """max_tokens of requests without one; None: the engine decides; a guided raw prompt has OpenAI's 16."""
+    """max_tokens of requests without one; a guided raw prompt has OpenAI's 16. Default: the engine decides; under a
+    budget, 1024 (`gkt-gateway docs policies#the-largest-answer`)."""
     guidance: GuidanceRule = GuidanceRule()
     """Guidance by the teacher."""
     shadow: Shadow = ShadowRule()

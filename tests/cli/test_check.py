@@ -281,6 +281,18 @@ def test_the_last_student_may_be_the_teacher(folder: Path) -> None:
     assert "warning: tenant default: route chat: big is its own teacher" in run()[2]
 
 
+def test_routes_without_a_limit_of_answers_under_a_budget_are_warnings(folder: Path) -> None:
+    policy = folder / "policies" / "default.yaml"
+    edit(policy, "    # default_max_tokens: 512 ", "    default_max_tokens: 512 ")
+    assert not [one for one in run()[2] if "default_max_tokens" in one]
+    edit(policy, "# key_budget:", "key_budget:")
+    assert [one for one in run()[2] if "default_max_tokens" in one] == [
+        f"warning: tenant default: route {route}: there is a budget and no default_max_tokens: requests without "
+        "max_tokens are limited to 1024 tokens"
+        for route in ("chat-student", "chat-teacher")
+    ]
+
+
 def test_a_tenants_limit_that_its_keys_cannot_come_to_is_a_warning(folder: Path) -> None:
     """Unless the file itself says what a key may do."""
     before = run()[2]
