@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _DOCS = "gkt-gateway docs quickstart#your-own-engines"
 _ENGINE = "URL of the {}: TGI, vLLM, llama.cpp or another OpenAI-compatible server; or provider/model of LiteLLM."
-_KEY = "Key of the {}, as the name of an environment variable. Default: none."
+_KEY = "Key of the {}, as the name of an environment variable. Default: none; for a provider, its own variable."
 _PRICE = "USD per 1M input, output and cached input tokens of the {}; 0,0: free. Default: LiteLLM's list price."
 _MODEL = "Name of the model at the {}. Default: the only one that it serves."
 
@@ -76,7 +76,7 @@ def init(
 
     On a terminal, missing options are asked for. The engines are called: for their API and models, whether the student
     continues a text, and the time of one answer. The deadline of guidance follows from the teacher's time. Keys of
-    engines are only read from the environment.
+    engines are read from the environment, or typed without echo for a provider. They are not written.
 
     The new API key is printed once; the policy has its SHA-256. Files are written at the end, so that Ctrl-C or an
     error before leaves none. See `gkt-gateway docs quickstart`.
@@ -123,7 +123,7 @@ def init(
     except StartupError as error:
         raise StartupError(f"The files are written, but the question failed: {error.message}") from error
     finally:
-        _print_next(console, plan, out)
+        _print_next(console, plan, out, answers.typed)
 
 
 def _check_name(option: str, value: str, kind: TypeAdapter[str]) -> None:
@@ -221,12 +221,14 @@ async def _ask(console: Console, plan: NewGateway, settings: Settings, book: Pol
         )
 
 
-def _print_next(console: Console, plan: NewGateway, out: Path) -> None:
+def _print_next(console: Console, plan: NewGateway, out: Path, typed: list[str]) -> None:
     folder = "" if out == Path() else f"cd {shlex.quote(str(out))} && "
     curl = curl_command(f"http://127.0.0.1:{plan.ports.server}", plan.key, plan.route)
     policy = display_path(out / init_files.policy_path(plan.tenant))
     if names := init_files.overriding():
         _say(console, f"\nIn this shell, {', '.join(names)} would override config.yaml.")
+    if typed:
+        _say(console, f"\nTyped keys are not stored. Before `gkt-gateway serve`, export {' and '.join(typed)}.")
     _say(
         console,
         f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen call the gateway from another terminal. The command has the new "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,6 +22,8 @@ from gateway.cli.init_engines import (
     chosen_model,
     explained,
     find_api,
+    keys_of_provider,
+    missing_key,
     names_of,
     rejects_key,
     without_route,
@@ -69,6 +72,7 @@ class Answers:
     console: Console
     folder: Path  # of the files to write
     interactive: bool
+    typed: list[str] = field(default_factory=list)  # environment variables whose keys were typed
 
     @classmethod
     def of_terminal(cls, console: Console, folder: Path) -> Answers:
@@ -127,9 +131,19 @@ class Answers:
             raise typer.BadParameter(reason, param_hint=" and ".join(missing))
 
     def _resolved(
-        self, option: str, given: str | None, prompt: str, parse: Callable[[str], T], default: str | None = None
+        self,
+        option: str,
+        given: str | None,
+        prompt: str,
+        parse: Callable[[str], T],
+        default: str | None = None,
+        *,
+        secret: bool = False,
     ) -> T:
-        """Return the parsed option, or the parsed answer on a terminal, which is asked for until it is valid."""
+        """Return the parsed option, or the parsed answer on a terminal, which is asked for until it is valid.
+
+        A terminal does not show a secret answer.
+        """
         if given is not None or not self.interactive:
             text = given if given is not None else default
             assert text is not None, f"{option} is required before"
@@ -137,7 +151,7 @@ class Answers:
         while True:
             # Without a default, rich passes an empty answer on.
             more: dict[str, Any] = {} if default is None else {"default": default}
-            text = Prompt.ask(Text(prompt), console=self.console, **more)
+            text = Prompt.ask(Text(prompt), console=self.console, password=secret, **more)
             try:
                 return parse(text.strip())
             except StartupError as error:
@@ -157,8 +171,11 @@ class Answers:
         if "/" not in url:
             raise StartupError(f"--{role} must be a URL like http://127.0.0.1:8000, or provider/model of LiteLLM")
         if "://" not in url:
-            keys: Json = {"protocol": "litellm", "model": url}
-            shown = url
+            keys, shown = keys_of_provider(url), url
+            # Reports an unknown provider.
+            keyless = {name: value for name, value in keys.items() if name != "api_key"}
+            ChosenEngine(role, url, keyless).settings(self.folder, name=role, price=_FREE)
+            key = key or self._provider_key(role, url, keys)
         else:
             # Reports an invalid URL.
             named: Json = {"name": NAMES[role], "protocol": "openai", "api_base": url, "price": _FREE}
@@ -191,6 +208,25 @@ class Answers:
                     raise explained(error, role, f"{role} {url}", key) from error
             prompt = f"The {role} requires a key. Environment variable that has it, as env:NAME"
             key = self._resolved(f"--{role}-key", None, prompt, lambda text: self._key(role, text))
+
+    def _provider_key(self, role: Role, model: str, keys: Json) -> str | None:
+        """Return the reference to a provider's key; None for the provider's own environment variables.
+
+        A terminal asks for a missing key, which only this process gets.
+        """
+        with self.console.status("looking for the provider's key"):
+            variable = run_until_interrupted(missing_key(keys), "init")
+        if variable is None:
+            return keys.get("api_key")
+        if not self.interactive:
+            raise StartupError(
+                f"--{role}: {model} requires a key, and {variable} is not set: export {variable}, or name another "
+                f"variable with --{role}-key env:NAME"
+            )
+        prompt = f"Key of {model}, since {variable} is not set. It is neither shown nor stored"
+        os.environ[variable] = self._resolved(f"--{role}-key", None, prompt, _typed_key, secret=True)
+        self.typed.append(variable)
+        return f"env:{variable}"
 
     def _key(self, role: Role, text: str) -> str:
         """Return a reference to a key. Raises StartupError, which never quotes the text: it may be a key."""
@@ -236,6 +272,13 @@ class Answers:
             return priced
 
         return self._resolved(option, given, prompt, parse, default)
+
+
+def _typed_key(text: str) -> str:
+    """Return a key that may be sent in a header. Raises StartupError, which does not quote it."""
+    if not text or " " in text or not (text.isascii() and text.isprintable()):
+        raise StartupError("a key has no spaces, and at least one character")
+    return text
 
 
 async def _require_redis(url: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from gateway.cli.timed_stream import time_stream
 from gateway.config.models import ModelSettings, TimeoutSettings
+from gateway.config.providers import OPENAI, completed
 from gateway.config.scalars import ValueOrigin
 from gateway.config.sections import RedisSettings
 from gateway.config.settings import environment
@@ -64,6 +65,8 @@ _MEASURING: Json = {"connect": "5s", "first_token": "2m", "idle": "1m", "total":
 _WARM_UP = (8, 4)  # words of the prompt, tokens of the answer
 _WORDS = 150
 _MOST_NAMES = 20
+_ENV = "env:"
+_KEY_NAMES = ("_KEY", "_TOKEN")  # ends of the names of variables with API keys
 # A URL is the base of routes. People copy it with one.
 _ROUTES = ("/chat/completions", "/completions", "/models", "/generate_stream", "/generate", "/info")
 
@@ -129,6 +132,33 @@ def without_route(url: str) -> str:
         base = f"http://{base}"
     route = next((route for route in _ROUTES if base.endswith(route)), "")
     return base.removesuffix(route)
+
+
+def keys_of_provider(model: str) -> Json:
+    """Return the keys of config.yaml for `provider/model` of LiteLLM. OpenAI's own models need no LiteLLM."""
+    keys = {"protocol": "litellm", **completed({"model": model})}
+    return {name: keys[name] for name in ("protocol", "api_base", "model", "api_key") if name in keys}
+
+
+async def missing_key(keys: Json) -> str | None:
+    """Return the environment variable of a provider's API key if it is required and not set. Raises StartupError.
+
+    Return None for providers with other credentials, such as Bedrock's, which LiteLLM finds in many places.
+    """
+    variables = {name for name, value in environment().items() if value.strip()}
+    if "api_key" in keys:
+        name = str(keys["api_key"]).removeprefix(_ENV)
+        return None if name in variables else name
+    # Imported here: other engines do not need it.
+    from gateway.engines import litellm_library
+
+    missing = (await litellm_library.load()).missing_variables(keys["model"])
+    if not missing or not all(name.endswith(_KEY_NAMES) and "_API_" in name for name in missing):
+        return None
+    # LiteLLM reads some keys under several names, and reports one.
+    stem = keys["model"].partition("/")[0].partition("_")[0].upper()
+    has_other = any(name.startswith(stem) and name.endswith(_KEY_NAMES) for name in variables)
+    return None if has_other else missing[-1]
 
 
 async def find_api(role: Role, url: str, api_key: str | None) -> EngineApi:
@@ -322,7 +352,7 @@ def with_measured_keys(engine: ChosenEngine, measured: MeasuredEngine) -> Chosen
     keys = dict(engine.keys)
     if engine.role == "student" and measured.continuation is None:
         keys["continuation"] = "none"
-    elif keys["protocol"] == "litellm":
+    elif keys["protocol"] == "litellm" or keys.get("api_base") == OPENAI["api_base"]:
         # `auto` would make a paid call at each start.
         keys["continuation"] = measured.continuation.mode if measured.continuation is not None else "none"
     elif keys["protocol"] == "tgi" and measured.continuation is not None and measured.continuation.mode != "trailing":

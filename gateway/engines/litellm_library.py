@@ -54,14 +54,16 @@ _CALLBACKS = (
 
 
 class LiteLLMLibrary(NamedTuple):
-    """LiteLLM's `acompletion` and `atext_completion`, the parameters of a model, and providers with a text route.
+    """LiteLLM's `acompletion` and `atext_completion`, facts of a model, and providers with a text route.
 
-    `parameters` returns None if they are not known.
+    `parameters` returns None if they are not known. `missing_variables` returns the environment variables that the
+    model's provider requires and this process lacks.
     """
 
     chat: Callable[..., Awaitable[Any]]
     text: Callable[..., Awaitable[Any]]
     parameters: Callable[[str], frozenset[str] | None]
+    missing_variables: Callable[[str], list[str]]
     takes_text: frozenset[str]
 
 
@@ -125,5 +127,6 @@ def _load() -> LiteLLMLibrary:
         chat=litellm.acompletion,
         text=litellm.atext_completion,
         parameters=parameters,
+        missing_variables=lambda model: list(litellm.validate_environment(model)["missing_keys"]),
         takes_text=frozenset({"openai", "azure", *litellm.openai_text_completion_compatible_providers}),
     )

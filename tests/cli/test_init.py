@@ -307,16 +307,31 @@ def test_an_engine_that_fails_during_the_measurement_is_reported(vllm: str, tmp_
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [("openai/gpt-4.1", "OPENAI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],
+)
+def test_the_variable_of_a_providers_missing_key_is_named(
+    vllm: str, tmp_path: Path, model: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    done = init(tmp_path, "--teacher", model, "--student", vllm, *PRICES)
+    assert done.returncode == 1
+    assert f"--teacher: {model} requires a key, and {variable} is not set: export {variable}, or name" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_provider_that_fails_without_a_key_is_reported(vllm: str, tmp_path: Path) -> None:
     async def behave(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "no project"}}, status=400)
 
     with FakeEngine(behave).running() as engine:
-        arguments = ("--teacher", "openai/gpt-4.1", "--student", vllm, *PRICES)
-        done = init(tmp_path, *arguments, OPENAI_API_BASE=f"{engine.url}/v1", OPENAI_API_KEY="secret")
+        arguments = ("--teacher", "hosted_vllm/large", "--student", vllm, *PRICES)
+        done = init(tmp_path, *arguments, HOSTED_VLLM_API_BASE=f"{engine.url}/v1")
     assert done.returncode == 1
     assert "If the provider requires a key, name its environment variable with --teacher-key env:NAME" in done.stderr
-    assert "teacher openai/gpt-4.1 cannot be used: Engine 'teacher' answered 400: no project. If" in done.stderr
+    assert "teacher hosted_vllm/large cannot be used: Engine 'teacher' answered 400: no project. If" in done.stderr
 
 
 def test_a_question_that_fails_leaves_the_files_and_prints_the_key(tgi: str, tmp_path: Path) -> None:

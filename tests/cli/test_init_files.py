@@ -1,7 +1,9 @@
-"""Values that `init` derives from measured times, the text of its files, and their replacement."""
+"""Values that `init` derives from measured times and from providers, and the text of its files."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +18,9 @@ from gateway.cli.init_engines import (
     MeasuredEngine,
     chosen_model,
     deadline_of,
+    keys_of_provider,
     lease_of,
+    missing_key,
     timeouts_of,
     with_measured_keys,
     without_route,
@@ -111,6 +115,7 @@ def test_a_slow_engine_gets_longer_timeouts(
         ({"protocol": "tgi"}, "trailing", None),
         ({"protocol": "tgi"}, "completions", "completions"),  # the default is not probed
         ({"protocol": "litellm"}, "trailing", "trailing"),  # a probe costs money
+        ({"protocol": "openai", "api_base": "https://api.openai.com/v1"}, "instruct", "instruct"),
         ({"protocol": "litellm"}, None, "none"),
     ],
 )
@@ -143,6 +148,48 @@ def test_the_only_model_is_chosen_and_another_name_of_tgi_is_an_adapter() -> Non
     assert chosen_model(listed._replace(served=("one", "two")), "student", None) is None
     tgi = EngineApi("tgi", "http://host", ("org/one",))
     assert [chosen_model(tgi, "teacher", name) for name in (None, "org/one", "adapter")] == ["tgi", "tgi", "adapter"]
+
+
+def test_a_model_of_openai_has_openais_protocol_and_other_providers_use_litellm() -> None:
+    """As the configuration reads `model: openai/name`."""
+    keys = keys_of_provider("openai/gpt-4.1-mini")
+    assert keys == {
+        "protocol": "openai",
+        "api_base": "https://api.openai.com/v1",
+        "model": "gpt-4.1-mini",
+        "api_key": "env:OPENAI_API_KEY",
+    }
+    written, short = ({**one, "name": "it"} for one in (keys, {"model": "openai/gpt-4.1-mini"}))
+    source = ValueOrigin({"OPENAI_API_KEY": "secret"}, Path())
+    models = [ModelSettings.model_validate({**one, "continuation": "none"}, context=source) for one in (written, short)]
+    assert models[0] == models[1]
+    claude = "anthropic/claude-sonnet-4-5"
+    assert keys_of_provider(claude) == {"protocol": "litellm", "model": claude}
+
+
+@pytest.mark.parametrize(
+    ("model", "environ", "variable"),
+    [
+        ("openai/gpt-4.1-mini", {}, "OPENAI_API_KEY"),
+        ("openai/gpt-4.1-mini", {"OPENAI_API_KEY": " "}, "OPENAI_API_KEY"),
+        ("openai/gpt-4.1-mini", {"OPENAI_API_KEY": "secret"}, None),
+        ("anthropic/claude-sonnet-4-5", {}, "ANTHROPIC_API_KEY"),
+        ("anthropic/claude-sonnet-4-5", {"ANTHROPIC_API_KEY": "secret"}, None),
+        ("gemini/gemini-2.5-pro", {}, "GEMINI_API_KEY"),
+        ("perplexity/sonar", {"PERPLEXITY_API_KEY": "secret"}, None),  # LiteLLM reports PERPLEXITYAI_API_KEY
+        ("azure/mine", {}, None),  # Entra ID
+        ("bedrock/amazon.nova-lite-v1:0", {}, None),  # a role of the machine
+        ("ollama/qwen3", {}, None),
+    ],
+)
+def test_the_variable_of_a_missing_key_is_known(
+    model: str, environ: dict[str, str], variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in filter(re.compile(r"(OPENAI|ANTHROPIC|GEMINI|GOOGLE|PERPLEXITY|AZURE|AWS)").match, [*os.environ]):
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert asyncio.run(missing_key(keys_of_provider(model))) == variable
 
 
 def test_the_quickstart_shows_the_written_files() -> None:
