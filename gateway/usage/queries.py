@@ -239,9 +239,9 @@ class UsageQueries:
         # `day` may differ by one from the day of `created`.
         days = c.day.between(when.since // DAY_S - 1, when.until // DAY_S + 1)
         only_these = [c[name] == value for name, value in only.items()]
-        wanted = select(*(c[name] for name in (*by, *TAG_SUMS)))
-        wanted = wanted.where(days, c.created >= when.since, c.created < when.until, *only_these)
-        added = wanted.limit(MAX_TAG_ROWS + 1).subquery().c
+        selected = select(*(c[name] for name in (*by, *TAG_SUMS)))
+        selected = selected.where(days, c.created >= when.since, c.created < when.until, *only_these)
+        added = selected.limit(MAX_TAG_ROWS + 1).subquery().c
         names, sums = [added[name] for name in by], [func.sum(added[name]).label(name) for name in TAG_SUMS]
         rank = func.row_number().over(order_by=(func.sum(added.cost_pico).desc(), *names)).label("rank")
         ranked = select(*names, *sums, func.count().label("added"), rank).group_by(*names).subquery().c
