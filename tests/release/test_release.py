@@ -21,7 +21,7 @@ from gateway.version import __version__
 from tests.clients.environments import run_command, run_installer
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, guided, model, running_gateway
-from tests.readiness import wait_until_probed
+from tests.readiness import wait_until_up
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
@@ -235,7 +235,7 @@ def test_serve_answers_and_records_without_a_checkout(installed: Path, tmp_path:
         httpx.Client(timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client,
     ):
         assert client.get(f"{gateway.url}/healthz").status_code == 200
-        wait_until_probed(gateway.admin_url)
+        wait_until_up(gateway.admin_url)
         body = {"model": "chat", "messages": [{"role": "user", "content": "Write."}]}
         reply = client.post(f"{gateway.url}/v1/chat/completions", json=body)
         assert (reply.status_code, reply.headers["x-gkt-mode"]) == (200, "guided")
