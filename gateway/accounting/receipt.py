@@ -22,6 +22,8 @@ REQUEST_ID = re.compile(_REQUEST, re.ASCII)
 """The id of a request and of its receipt."""
 RECEIPT_ID = re.compile(rf"{_REQUEST}(?:-[a-z]{{1,16}})?|edge_[0-9a-f]{{32}}", re.ASCII)
 """The id of a receipt, also of a shadow, an edge report or an offline answer."""
+SHADOW_NAMES = ("shadow", "shadow-teacher", "shadow-student", "shadow-judge-guided", "shadow-judge-student")
+"""Ends of the ids of the shadows and quality samples of a request, after its own id and a hyphen."""
 
 
 class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from heapq import nsmallest
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
 from gateway.accounting.scopes import key_scope, tenant_scope
@@ -20,10 +22,10 @@ from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.keys.held import HeldKey
-from gateway.pricing import dollars, without_trailing_zeros
+from gateway.pricing import dollars, total_usd, without_trailing_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from aiohttp import web
 
@@ -115,6 +117,42 @@ async def raise_budget(request: web.Request) -> web.Response:
     log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=owner.key_id or "")
     (now,) = await budgets.read([account])
     return json_reply(_view(owner, account, now))
+
+
+async def budget_of(app: web.Application, only: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the budget of a filter by `tenant`, `route` and `key`, or None.
+
+    A key with its tenant, and a tenant, have a budget of their own. Without a filter the budgets of all tenants add up,
+    if each tenant has one and all end together. None also while Redis is down.
+    """
+    policies, tenant, key = app[POLICIES], only.get("tenant"), only.get("key")
+    book, defaults, ring = policies.policy_set, policies.defaults, app[KEYRING]
+    if "route" in only or (key is not None and tenant is None):
+        return None
+    found = book.policies if tenant is None else [policy for policy in [book.policy_of(tenant)] if policy is not None]
+    if not 0 < len(found) <= _PAGE:
+        return None
+    owners: Iterable[BudgetOwner] = map(BudgetOwner, found)
+    if tenant is not None and key is not None:
+        held = ring.by_id(tenant, key)
+        every = _owners(found, [held] if held is not None else [], ring.now())
+        owners = [owner for owner in every if owner.key_id == key][:1]
+    accounts = [account for owner in owners if (account := owner.account(defaults)) is not None]
+    balances: list[Balance] = []
+    with suppress(RedisError, OSError):
+        balances = await app[BUDGETS].read(accounts)
+    if len(balances) < len(found) or len({balance.ends_s for balance in balances}) > 1:
+        return None
+    sums = ((one.limit_usd, one.spent_usd, one.reserved_usd) for one in balances)
+    limit, spent, reserved = map(total_usd, *sums)
+    return {
+        "of": "tenants" if tenant is None else "tenant" if key is None else "key",
+        "budgets": len(balances),
+        "limit_usd": f"{limit.normalize():f}",
+        "spent_usd": f"{spent.normalize():f}",
+        "reserved_usd": f"{reserved.normalize():f}",
+        "ends": time_shown(balances[0].ends_s),
+    }
 
 
 def _audited(raised: Raise | None) -> dict[str, Any]:

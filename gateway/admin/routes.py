@@ -18,9 +18,12 @@ from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.quality import show_quality
+from gateway.admin.receipts import list_receipts, show_receipt
 from gateway.admin.reconciliation import reconciliation
+from gateway.admin.reliability import show_reliability
 from gateway.admin.split import show_split
-from gateway.admin.usage import list_receipts, show_usage
+from gateway.admin.summary import show_summary
+from gateway.admin.usage import show_usage
 from gateway.api.keys import BATCHER, METRICS, POLICIES, REDIS, WORKER
 from gateway.api.probes import healthz, readyz_in_detail
 from gateway.batching.view import QueuesReply
@@ -81,9 +84,12 @@ KEYED_ROUTES = [
     web.get("/overview", show_overview),
     web.get("/policies", show_policies),
     web.get("/quality", show_quality),
+    web.get("/summary", show_summary),
+    web.get("/reliability", show_reliability),
     web.get("/usage", show_usage),
     web.get("/usage/split", show_split),
     web.get("/receipts", list_receipts),
+    web.get("/receipts/{id}", show_receipt),
     web.get("/reconciliation", reconciliation),
     web.get("/playground/options", show_options),
     web.post("/playground/run", run_playground),

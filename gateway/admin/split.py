@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.admin.bodies import number_of, only_query
+from gateway.admin.period import total_of
 from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.api.keys import POLICIES, USAGE, USAGE_DATABASE
 from gateway.errors import InvalidRequest, NotFound
 from gateway.quality.book import DAY_S
 from gateway.quality.outcome import compare_variants
-from gateway.usage.rollup import SumRow
 from gateway.usage.span import RequestedRange, span
-from gateway.usage.usage import UsageQuery, usd_text
+from gateway.usage.usage import usd_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from gateway.policy.book import PolicySet
     from gateway.usage.counters import VariantSum
-    from gateway.usage.usage import UsageResult
 
 _DAYS, _MAX_DAYS = 7, 365
 
@@ -37,7 +36,7 @@ async def show_split(request: web.Request) -> web.Response:
     since = today - number_of(request, "days", default=_DAYS, maximum=_MAX_DAYS) + 1
     reader, database = request.app[USAGE], request.app[USAGE_DATABASE]
     periods = span(RequestedRange(since * DAY_S, now), None, reader.retention, now)
-    sums = await reader.read(UsageQuery(periods, None, (), {"tenant": tenant, "route": route}), _total)
+    sums = (await total_of(reader, periods, {"tenant": tenant, "route": route})).variants
     outcomes = await database.outcomes(tenant, route, since, today)
     shares = _shares(request.app[POLICIES].policy_set, tenant, route)
     names = list(dict.fromkeys((*shares, *sums, *sorted({name for name, _ in outcomes}))))
@@ -63,13 +62,6 @@ def _required(request: web.Request, name: str) -> str:
     if not (value := request.query.get(name)):
         raise InvalidRequest(f"'{name}' is missing: add it to the query.", param=name)
     return value
-
-
-def _total(usage: UsageResult) -> Mapping[str, VariantSum]:
-    total = SumRow()
-    for _, row in usage.rows():
-        total.merge(row)
-    return total.variants
 
 
 def _shares(policies: PolicySet, tenant: str, route: str) -> dict[str, float]:

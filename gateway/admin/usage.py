@@ -1,8 +1,7 @@
-"""The admin API's usage of all tenants or of one as JSON or CSV, and the latest receipts."""
+"""The admin API's usage of all tenants or of one, as JSON or CSV."""
 
 from __future__ import annotations
 
-import asyncio
 import csv
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -10,11 +9,9 @@ from typing import TYPE_CHECKING
 import orjson
 from aiohttp import web
 
-from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import CLASSES
-from gateway.admin.bodies import number_of, only_query
 from gateway.admin.replies import needs_redis
-from gateway.api.keys import POLICIES, USAGE, USAGE_DATABASE
+from gateway.api.keys import POLICIES, USAGE
 from gateway.api.usage import DIMENSIONS, FILTERS, encoded, read_query
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.usage.usage import UsageQuery, UsageResult
 
-_PAGE, _MAX_RECEIPTS = 50, 1_000
 _FORMATS = ("json", "csv")
 _ROLES = ("teacher", "student", "failed")
 _MONEY = (
@@ -59,7 +55,7 @@ async def show_usage(request: web.Request) -> web.Response:
 
     def encode(usage: UsageResult) -> bytes:
         if usage.is_empty:
-            _check_tenant(request, query.only.get("tenant"))
+            check_tenant(request, query.only.get("tenant"))
         return as_csv(usage) if format_name == "csv" else encoded(usage)
 
     body = await reader.read(query, encode)
@@ -75,7 +71,7 @@ async def _show_tags(request: web.Request, query: UsageQuery, format_name: str) 
 
     def encode(sums: list[TagSum]) -> bytes:
         if not sums:
-            _check_tenant(request, query.only.get("tenant"))
+            check_tenant(request, query.only.get("tenant"))
         rows = (one.as_json(query.by) for one in with_pauses(sums))
         if format_name == "csv":
             return _tags_as_csv(query, rows)
@@ -96,29 +92,12 @@ def _tags_as_csv(query: UsageQuery, rows: Iterable[Json]) -> bytes:
     return out.getvalue().encode()
 
 
-@needs_redis
-async def list_receipts(request: web.Request) -> web.Response:
-    """GET /receipts: the latest receipts of all tenants or of one, the newest first."""
-    only_query(request, "limit", "tenant")
-    limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_RECEIPTS)
-    tenant = request.query.get("tenant") or None
-    found = await request.app[USAGE_DATABASE].latest(limit, tenant)
-    if not found:
-        _check_tenant(request, tenant)
-    return _json(await asyncio.to_thread(_listed, found))
-
-
-def _check_tenant(request: web.Request, tenant: str | None) -> None:
+def check_tenant(request: web.Request, tenant: str | None) -> None:
     """Raise NotFound if an empty result is due to a tenant that does not exist."""
     book = request.app[POLICIES].policy_set
     if tenant is not None and book.policy_of(tenant) is None:
         close = suggestion(tenant, [one.tenant for one in book.policies])
         raise NotFound(f"No policy file defines tenant '{tenant[:64]}', and it has no usage.{close}", param="tenant")
-
-
-def _listed(found: Iterable[bytes]) -> bytes:
-    data = [Receipt.from_json(raw).as_dict() for raw in found]
-    return orjson.dumps({"object": "list", "data": data}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _json(body: bytes) -> web.Response:

@@ -78,6 +78,7 @@ class EngineState:
     """The current state of an engine. Probes write it; readiness and the request path read it."""
 
     up: bool | None = None  # whether the last probe succeeded; None before the first one
+    since: float | None = None  # the time of the last change of `up` in Unix seconds
     asleep: bool = False  # whether the engine reported that it queues calls until it is woken
     detail: str = "not probed yet"
     called: bool = True  # False if no call was made yet and the engine has no other probe

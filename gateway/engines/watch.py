@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ async def watch(
         if on_probe is not None:
             on_probe(engine.name, state.up)
         if state.up != was_up:
+            state.since = time.time()
             log.log(20 if state.up else 30, "engine", engine=engine.name, up=state.up, detail=state.detail)
         for warning in state.warnings:
             if warning not in warned:

@@ -368,6 +368,15 @@ class Metrics:
         """Return whether a tenant has its own series."""
         return self.series.tenant(tenant) != OTHER
 
+    def failed_calls(self) -> dict[str, dict[str, int]]:
+        """Return failed calls by engine and error label, over all workers. Takes milliseconds. Any thread may call it."""
+        failed: dict[str, dict[str, int]] = {}
+        for family in all_workers_registry().collect() if self._shared else self.engine_errors.collect():
+            for sample in family.samples:
+                if sample.name == "gkt_engine_errors_total" and sample.value:
+                    failed.setdefault(sample.labels["engine"], {})[sample.labels["label"]] = int(sample.value)
+        return failed
+
     def render(self) -> bytes:
         """Return the Prometheus text format, over all workers. Takes milliseconds. Any thread may call it."""
         if not self._shared:

@@ -31,7 +31,7 @@ class UsageAccess:
 
     Attributes:
         receipts: finds receipts that have expired in Redis.
-        database: reads sums, the newest receipts, comparisons and uptime.
+        database: reads sums, receipts, comparisons and uptime.
         workers: the state of the usage workers.
         trimmer: limits the outboxes in Redis.
     """

@@ -6,7 +6,6 @@ All methods raise UsageUnavailable if the database cannot be read.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import UsageUnavailable
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from gateway.quality.book import ComparisonScope
     from gateway.quality.comparison import QualityTally
     from gateway.quality.outcome import OutcomeSums
+    from gateway.quality.trend import AgreementSums, RouteScope
+    from gateway.usage.search import FoundReceipt, ReceiptSearch, SearchPage
     from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Period, StoredRow
     from gateway.usage.tags import TagSum
@@ -32,7 +33,7 @@ _RECEIPT_TIMEOUT_S = 5.0
 
 
 class DatabaseReader:
-    """Read sums, the newest receipts, comparisons and the uptime of engines."""
+    """Read sums, receipts, comparisons and the uptime of engines."""
 
     def __init__(self, threads: QueryThreads) -> None:
         self._threads = threads
@@ -60,13 +61,23 @@ class DatabaseReader:
         found = await self._threads.query(lambda queries: queries.versions(periods))
         return [found.get(period) for period in periods]
 
-    async def latest(self, limit: int, tenant: str | None = None) -> list[bytes]:
-        """Return the newest receipts as JSON, newest first. `tenant` is None for all tenants."""
-        return await self._threads.query(lambda queries: queries.latest(limit, tenant, time.time()))
+    async def search(self, where: ReceiptSearch, limit: int, before: str | None = None) -> SearchPage:
+        """Return a page of receipts, the newest first. `before` is `following` of the page before."""
+        return await self._threads.scan(lambda queries: queries.search(where, limit, before))
+
+    async def receipt(self, receipt_id: str, tenant: str | None = None) -> FoundReceipt | None:
+        """Return a receipt with its shadows. `tenant` is None for any tenant."""
+        return await self._threads.query(lambda queries: queries.with_shadows(receipt_id, tenant))
 
     async def comparisons(self, since_day: int) -> dict[ComparisonScope, QualityTally]:
         """Return the sums of comparisons, starting with the UTC day `since_day` (days since the Unix epoch)."""
         return await self._threads.query(lambda queries: queries.comparisons(since_day))
+
+    async def agreements(
+        self, since: float, until: float, tenant: str | None, route: str | None
+    ) -> dict[RouteScope, AgreementSums]:
+        """Return the sums of guided answers' agreement by route, of requests in [since, until), in Unix seconds."""
+        return await self._threads.scan(lambda queries: queries.agreements(since, until, tenant, route))
 
     async def outcomes(
         self, tenant: str, route: str, since_day: int, until_day: int

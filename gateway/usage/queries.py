@@ -6,28 +6,29 @@ from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Double, and_, bindparam, case, cast, func, select, tuple_
+import msgspec
+from sqlalchemy import BigInteger, Double, bindparam, case, cast, func, select, tuple_
 
-from gateway.accounting.edge import EDGE
 from gateway.pricing import dollars
 from gateway.quality.book import ComparisonScope
 from gateway.quality.comparison import QualityTally
 from gateway.quality.outcome import OutcomeSums
+from gateway.quality.trend import AgreementSums, RouteScope
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
+from gateway.usage.receipt_search import search, shadows_of
 from gateway.usage.rollup import SumDimensions, SumRow
+from gateway.usage.search import FoundReceipt
 from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS, Period, StoredRow
 from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
-    OF_DEVICES,
     OUTCOME_ROWS,
     RECEIPTS,
     SUMS,
     TAGS,
     UNREADABLE,
     UPTIME,
-    id_before,
     time_of,
 )
 from gateway.usage.tags import SUMS as TAG_SUMS
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
+    from gateway.usage.search import ReceiptSearch, SearchPage
     from gateway.usage.span import UsageSpan
     from gateway.usage.sql import ReceiptKey
     from gateway.usage.sums import Granularity
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 _STARTS_PER_QUERY = 500
 _DAYS_PER_QUERY = 500
 _ROWS_AT_ONCE = 500
-_MAX_SKEW_S = 60
 _C = SUMS.c
 _DIMS = (_C.tenant, _C.key, _C.route, _C.mode, _C.teacher, _C.student)
 _OF_PERIOD = select(*_DIMS, _C.row).where(
@@ -59,6 +60,10 @@ _OF_TENANT = select(_C.start, *_DIMS, _C.row).where(
     _C.start.in_(bindparam("starts", expanding=True)),
     _C.tenant == bindparam("tenant"),
 )
+
+
+class _Owner(msgspec.Struct):
+    tenant: str
 
 
 class ReceiptFilter(NamedTuple):
@@ -117,39 +122,23 @@ class UsageQueries:
         rows = with_pauses(self._of_tenant(periods, ALL_TENANTS))
         return {stored.period: blake2b(stored.row, digest_size=16).digest() for stored in rows}
 
-    def latest(self, limit: int, tenant: str | None, now: float) -> list[bytes]:
-        """Return the newest receipts of a tenant or of all as JSON, newest first. `now` is Unix seconds."""
-        packed: Iterable[bytes]
-        if tenant is None:
-            packed = self._newest(limit, now)
-        else:
-            query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
-            packed = self.connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)).all()
-        return [unpack(receipt) for receipt in with_pauses(packed)]
+    def search(self, where: ReceiptSearch, limit: int, before: str | None) -> SearchPage:
+        """Return a page of receipts; see `receipt_search.search`."""
+        return search(self.connection, where, limit, before)
 
-    def _newest(self, limit: int, now: float) -> list[bytes]:
-        """Return the newest packed receipts.
+    def with_shadows(self, receipt_id: str, tenant: str | None) -> FoundReceipt | None:
+        """Return a receipt of a tenant, or of any tenant, with its shadows."""
+        raw = self.receipt(tenant, receipt_id)
+        if raw is None:
+            return None
+        request = msgspec.json.decode(raw, type=_Owner).tenant, receipt_id
+        return FoundReceipt(raw, shadows_of(self.connection, [request]).get(request, []))
 
-        Ids begin with their time, so the primary key orders them. Today's ids by a version without times sort after ids
-        with a time. Receipts of devices have their own index.
-        """
-        day, id_ = RECEIPTS.c.day, RECEIPTS.c.id
-        today, last = int(now) // DAY_S, id_before(now + _MAX_SKEW_S)
-        query = select(RECEIPTS.c.created, RECEIPTS.c.receipt)
-        rows: list[Any] = []
-        for condition in (day > today, and_(day == today, id_ < last), and_(day == today, id_ >= last), day < today):
-            newest = query.where(condition, RECEIPTS.c.mode != EDGE).order_by(day.desc(), id_.desc())
-            rows += self.connection.execute(newest.limit(limit - len(rows)))
-            if len(rows) == limit:
-                break
-        of_devices = query.where(OF_DEVICES).order_by(RECEIPTS.c.created.desc()).limit(limit)
-        if device_rows := self.connection.execute(of_devices).all():
-            rows = sorted([*rows, *device_rows], key=lambda row: -row.created)[:limit]
-        return [row.receipt for row in rows]
-
-    def receipt(self, tenant: str, receipt_id: str) -> bytes | None:
-        """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
-        query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
+    def receipt(self, tenant: str | None, receipt_id: str) -> bytes | None:
+        """Return a receipt of a tenant, or of any tenant, as JSON, or None if the database has no such receipt."""
+        query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id)
+        if tenant is not None:
+            query = query.where(RECEIPTS.c.tenant == tenant)
         if (id_time := time_of(receipt_id)) is not None:
             packed = self.connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
             if packed is not None:
@@ -214,6 +203,19 @@ class UsageQueries:
         query = select(*scope, func.count(), *sums).where(c.day >= since).group_by(*scope)
         rows = self.connection.execute(query)
         return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in rows}
+
+    def agreements(
+        self, since: float, until: float, tenant: str | None, route: str | None
+    ) -> dict[RouteScope, AgreementSums]:
+        """Return the sums of guided answers' agreement by route, of requests in [since, until), in Unix seconds."""
+        c = COMPARISONS.c
+        days = c.day >= int(since // DAY_S), c.day <= int(until // DAY_S)
+        where = [*days, c.created >= since, c.created < until]
+        where += [column == value for column, value in ((c.tenant, tenant), (c.route, route)) if value is not None]
+        scope = c.tenant, c.route, c.compare
+        sums = func.count(), func.sum(c.guided), func.sum(cast(c.guided, BigInteger) * c.guided)
+        rows = self.connection.execute(select(*scope, *sums).where(*where).group_by(*scope))
+        return {RouteScope(*row[:3]): AgreementSums(*map(int, row[3:])) for row in rows}
 
     def outcomes(self, tenant: str, route: str, since: int, until: int) -> dict[tuple[str, str], OutcomeSums]:
         """Return the sums of outcomes by variant and source, from day `since` to day `until` (days since the epoch)."""

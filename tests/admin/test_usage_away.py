@@ -11,8 +11,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from gateway.admin.quality import QUALITY, show_quality
+from gateway.admin.receipts import list_receipts, show_receipt
 from gateway.admin.reconciliation import reconciliation
-from gateway.admin.usage import list_receipts, show_usage
+from gateway.admin.reliability import show_reliability
+from gateway.admin.usage import show_usage
 from gateway.api.error_body import render_errors
 from gateway.api.keys import ADMISSION, METRICS, USAGE, USAGE_DATABASE
 from gateway.quality.book import QualityStore
@@ -35,7 +37,9 @@ PATHS = {
     "/usage?tenant=acme&format=csv": show_usage,
     "/receipts": list_receipts,
     "/receipts?tenant=acme": list_receipts,
+    "/receipts/req_000000000000000000000000": show_receipt,
     "/reconciliation": reconciliation,
+    "/reliability": show_reliability,
     "/quality": show_quality,
 }
 

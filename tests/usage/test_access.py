@@ -29,7 +29,7 @@ async def run():
     usage = UsageAccess(settings, redis, RedisKeys("t"), "owner", metrics)
     print("built")
     database = usage.database
-    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), database.latest(5), database.comparisons(0))
+    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), database.uptime([]), database.comparisons(0))
     print(*found)
     await usage.close()
     await redis.close()

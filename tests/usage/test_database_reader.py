@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from gateway.accounting.edge import EDGE
-from gateway.accounting.receipt import Receipt
 from gateway.config.database_url import sqlalchemy_url
 from gateway.errors import UsageUnavailable
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.rollup import SumDimensions, SumRow
+from gateway.usage.search import ReceiptSearch
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.tables import RECEIPTS, SUMS
 from gateway.usage.threads import QueryThreads
@@ -30,6 +29,7 @@ from tests.usage.books import UsageBook
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.sums import StoredRow
     from tests.postgres import Postgres
 
@@ -85,27 +85,6 @@ async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -
     assert (await book.reader.versions(hours))[0] == marks[-1]
 
 
-async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
-    """Ids without a time do not hide newer receipts, and device receipts are in the correct order."""
-    now = time.time()
-    timed = [receipt(now - 10 * number, number, f"t{number % 3}") for number in range(30)]
-    before = [receipt(now - 3 * 86_400 - number, number) for number in range(3)]
-    untimed = [receipt(now - 400 - number, 0xF << 92 | number, "old", timed=False) for number in range(3)]
-    device = replace(receipt(now - 95), id="edge_" + "0" * 32, mode=EDGE, tenant="t1")
-    book.add([*before, *untimed, device, *timed])
-    expected = [*timed[:10], device, *timed[10:]]
-    found = [Receipt.from_json(raw) for raw in await book.reader.latest(50)]
-    assert [one.id for one in found[:31]] == [one.id for one in expected]
-    assert found[0] == timed[0]
-    assert {one.id for one in found[31:34]} == {one.id for one in untimed}
-    assert [one.id for one in found[34:]] == [one.id for one in before]
-    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(12)] == [one.id for one in expected[:12]]
-    of_one = [one.id for one in expected if one.tenant == "t1"]
-    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(50, "t1")] == of_one
-    assert [Receipt.from_json(raw).id for raw in await book.reader.latest(3, "t1")] == of_one[:3]
-    assert await book.reader.latest(50, "nobody") == []
-
-
 async def test_without_tables_usage_is_unavailable(book: UsageBook) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
@@ -122,16 +101,16 @@ async def test_without_a_server_usage_is_unavailable(postgres: Postgres) -> None
     book = UsageBook(sqlalchemy_url(new_database(postgres), Path()))
     try:
         book.add([receipt(time.time())])
-        assert len(await book.reader.latest(5)) == 1
+        assert (await book.reader.search(ReceiptSearch(), 5)).scanned == 1
         postgres.stop()
         try:
             with pytest.raises(UsageUnavailable):
-                await book.reader.latest(5)
+                await book.reader.search(ReceiptSearch(), 5)
             with pytest.raises(UsageUnavailable):
                 await book.reader.rows(list, [Period("hour", 0)])
         finally:
             postgres.start()
-        assert len(await book.reader.latest(5)) == 1
+        assert (await book.reader.search(ReceiptSearch(), 5)).scanned == 1
     finally:
         book.close()
 
@@ -143,7 +122,7 @@ async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBo
         connection.execute(RECEIPTS.update().values(receipt=b"\x7f" + b"packed otherwise"))
         connection.execute(SUMS.update().values(row=b"of a later version"))
     with pytest.raises(UsageUnavailable):
-        await sqlite_book.reader.latest(5)
+        await sqlite_book.reader.search(ReceiptSearch(), 5)
     with pytest.raises(UsageUnavailable):
         await sqlite_book.reader.totals([Period.of("hour", time.time())])
 
@@ -152,7 +131,7 @@ async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBo
 async def test_a_database_that_was_never_there_is_unavailable(address: str) -> None:
     threads = QueryThreads(UsageEngine(address).reading)
     with pytest.raises(UsageUnavailable):
-        await DatabaseReader(threads).latest(5)
+        await DatabaseReader(threads).search(ReceiptSearch(), 5)
     with pytest.raises(UsageUnavailable):
         await DatabaseReader(threads).rows(decoded, [Period("hour", 0)])
     threads.close()
@@ -163,7 +142,7 @@ async def test_a_database_of_a_newer_version_is_unavailable(book: UsageBook, add
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     threads = QueryThreads(UsageEngine(address).reading)
     with pytest.raises(UsageUnavailable):
-        await DatabaseReader(threads).latest(5)
+        await DatabaseReader(threads).search(ReceiptSearch(), 5)
     threads.close()
 
 

@@ -1,0 +1,126 @@
+"""GET /reliability: state, failures and latency of each engine, and answers without guidance by reason."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.accounting.request_log import EXPECTED_REASONS
+from gateway.accounting.savings import STUDENT_BY_POLICY, savings_class
+from gateway.admin.period import filters_of, period_of
+from gateway.admin.replies import json_reply, time_shown
+from gateway.admin.summary import requests_of, share_of
+from gateway.admin.usage import check_tenant
+from gateway.api.keys import ENGINES, METRICS, USAGE, WORKER
+from gateway.api.probes import warnings_of
+from gateway.usage.rollup import SumRow, merge_in
+from gateway.usage.usage import UsageQuery, figures
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp import web
+
+    from gateway.usage.usage import UsageResult
+
+_BY = ("mode", "teacher", "student")
+_STAGES = {"teacher": ("teacher",), "student": ("first_token", "total")}
+
+
+class _Sums(NamedTuple):
+    """The sum of all requests without shadows, and the sums by role and engine."""
+
+    total: SumRow
+    by_engine: dict[tuple[str, str], SumRow]
+
+
+async def show_reliability(request: web.Request) -> web.Response:
+    """GET /reliability: the last 24 hours by default, for all requests or those of a tenant, route or key."""
+    only, app = filters_of(request), request.app
+    reader = app[USAGE]
+    period = period_of(request, reader.retention, time.time(), since="24h")
+    sums = await reader.read(UsageQuery(period.sums, None, _BY, only), _sums)
+    failed_calls = await asyncio.to_thread(app[METRICS].failed_calls)
+    counts = requests_of(sums.total)
+    if not counts["total"]:
+        check_tenant(request, only.get("tenant"))
+    return json_reply(
+        {
+            "object": "reliability",
+            "period": {**period.shown(), "month": period.month},
+            "filters": only,
+            "worker": app[WORKER],
+            "engines": [_engine(app, name, sums, failed_calls) for name in app[ENGINES].engine_set.by_name],
+            "requests": counts["total"],
+            "guided": counts["guided"],
+            "errors": _errors(sums.total),
+            "error_share": counts["error_share"],
+            "unguided": _unguided(sums.total),
+            "unguided_share": counts["unguided_share"],
+            "threshold": counts["threshold"],
+        }
+    )
+
+
+def _sums(usage: UsageResult) -> _Sums:
+    total, by_engine = SumRow(), dict[tuple[str, str], SumRow]()
+    for group, row in usage.rows():
+        mode, *engines = group.names
+        if mode != "shadow":
+            total.merge(row)
+            for role, engine in zip(_STAGES, engines, strict=True):
+                merge_in(by_engine, (role, engine), row)
+    return _Sums(total, by_engine)
+
+
+def _engine(
+    app: web.Application, name: str, sums: _Sums, failed_calls: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    engine = app[ENGINES].engine_set.by_name[name]
+    return {
+        "name": name,
+        "up": engine.state.up,
+        "since": time_shown(engine.state.since),
+        "detail": engine.state.detail,
+        "breaker": engine.breaker,
+        "in_flight": engine.calls,
+        "warnings": warnings_of(app, name),
+        "failed_calls": failed_calls.get(name, {}),
+        **{role: _role(role, sums.by_engine.get((role, name))) for role in _STAGES},
+    }
+
+
+def _role(role: str, row: SumRow | None) -> dict[str, Any] | None:
+    if row is None or not row.requests:
+        return None
+    errors, latency = _errors(row), figures(row, money=False)["latency_ms"]
+    failed = sum(errors.values()) - errors.get("client_gone", 0)
+    return {
+        "requests": row.requests,
+        "errors": errors,
+        "error_share": share_of(failed, row.requests),
+        "latency_ms": {stage: latency[stage] for stage in _STAGES[role]},
+    }
+
+
+def _errors(row: SumRow) -> dict[str, int]:
+    return dict(sorted(row.errors.items()))
+
+
+def _unguided(row: SumRow) -> list[dict[str, Any]]:
+    """Return the reasons, the most frequent first."""
+    whole = row.guided + sum(row.unguided.values())
+    reasons = sorted(row.unguided.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"reason": reason, "cause": _cause(reason), "requests": number, "share": share_of(number, whole)}
+        for reason, number in reasons
+    ]
+
+
+def _cause(reason: str) -> str:
+    """Return whether a failure, the policy or the request itself is the cause of an unguided answer."""
+    if reason not in EXPECTED_REASONS:
+        return "failure"
+    by = savings_class(mode="student", status="ok", unguided=reason, shadow_of=None)
+    return "policy" if by == STUDENT_BY_POLICY else "request"

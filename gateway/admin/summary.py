@@ -1,0 +1,179 @@
+"""GET /summary: costs, savings, the verdict on quality and present problems, for the first lines of the dashboard."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from gateway.accounting.request_log import EXPECTED_REASONS
+from gateway.accounting.savings import FAILED, GUIDED, MEASURING, is_about_zero
+from gateway.admin.budgets import budget_of
+from gateway.admin.guidance import GUIDANCE
+from gateway.admin.period import filters_of, period_of, previous_of, total_of
+from gateway.admin.quality_trend import trend_shown
+from gateway.admin.replies import json_reply, time_shown
+from gateway.admin.usage import check_tenant
+from gateway.api.keys import ENGINES, POLICIES, USAGE, USAGE_DATABASE
+from gateway.pricing import dollars
+from gateway.usage.counters import ClassSum
+from gateway.usage.rollup import SumRow
+from gateway.usage.span import RequestedRange, span
+from gateway.usage.usage import usd_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp import web
+
+    from gateway.admin.period import ReportPeriod
+
+UNGUIDED_THRESHOLD = 0.2
+"""The unguided share from which a banner warns. The alert GktGuidanceFallingBack has the same."""
+_RECENT_S = 900
+_MIN_RECENT = 20
+_DIGITS = 6
+_NO_REQUESTS = SumRow()
+
+
+async def show_summary(request: web.Request) -> web.Response:
+    """GET /summary: the period and the one before, for all requests or those of a tenant, route or key."""
+    only, app, now = filters_of(request), request.app, time.time()
+    reader, database = app[USAGE], app[USAGE_DATABASE]
+    period = period_of(request, reader.retention, now, since="this_month")
+    before = previous_of(period, reader.retention, now)
+    recent = span(RequestedRange(now - _RECENT_S, now), None, reader.retention, now)
+    scope = only.get("tenant"), only.get("route")
+    row, last, row_before, agreements, agreements_before, budget = await asyncio.gather(
+        total_of(reader, period.sums, only),
+        total_of(reader, recent, only),
+        _total_before(request, before, only),
+        database.agreements(period.sums.since, period.sums.until, *scope),
+        _agreements_before(request, before, only),
+        budget_of(app, only),
+    )
+    if not row.requests:
+        check_tenant(request, only.get("tenant"))
+    return json_reply(
+        {
+            "object": "summary",
+            "period": {**period.shown(), "month": period.month},
+            "previous": None if before is None else before.shown(),
+            "filters": only,
+            "spent": {**_spent(row, period, row_before, before), "budget": budget},
+            "saved": _saved(row, row_before if before is not None else None),
+            "quality": trend_shown(
+                app[POLICIES].policy_set, app[GUIDANCE].switches.off, only, agreements, agreements_before
+            ),
+            "requests": {**requests_of(row), "previous_total": _total_requests(row_before) if before else None},
+            "banners": [*_engine_banners(app), *_unguided_banner(last, recent.since)],
+        }
+    )
+
+
+async def _total_before(request: web.Request, before: ReportPeriod | None, only: Mapping[str, str]) -> SumRow:
+    return _NO_REQUESTS if before is None else await total_of(request.app[USAGE], before.sums, only)
+
+
+async def _agreements_before(request: web.Request, before: ReportPeriod | None, only: Mapping[str, str]) -> Any:
+    if before is None:
+        return {}
+    bounds = before.sums.since, before.sums.until
+    return await request.app[USAGE_DATABASE].agreements(*bounds, only.get("tenant"), only.get("route"))
+
+
+def _spent(row: SumRow, period: ReportPeriod, row_before: SumRow, before: ReportPeriod | None) -> dict[str, Any]:
+    change = None
+    if before is not None and row_before.cost_pico > 0:
+        # Costs per second: the previous sums may cover a longer time.
+        per_second = row_before.cost_pico / before.seconds
+        change = round(row.cost_pico / period.seconds / per_second - 1, _DIGITS)
+    return {
+        "usd": usd_text(row.cost_pico),
+        "previous_usd": None if before is None else usd_text(row_before.cost_pico),
+        "change": change,
+        "measuring_usd": usd_text(row.classes.get(MEASURING, ClassSum()).cost_pico),
+    }
+
+
+def _saved(row: SumRow, before: SumRow | None) -> dict[str, Any]:
+    whole = _amount(row.savings_pico, row.savings_error_pico)
+    earlier = None if before is None else _amount(before.savings_pico, before.savings_error_pico)
+    # Quality samples measure the baselines of guided answers: their corrections are in the class `measuring`.
+    parts = [row.classes.get(name, ClassSum()) for name in (GUIDED, MEASURING)]
+    guided = _amount(sum(one.savings_pico for one in parts), sum(one.error_pico for one in parts))
+    is_known = row.baseline_pico > 0 and not whole["about_zero"]
+    return {
+        **whole,
+        "previous_usd": None if earlier is None else earlier["usd"],
+        "previous_error_usd": None if earlier is None else earlier["error_usd"],
+        "guided": guided,
+        "baseline_usd": usd_text(row.baseline_pico),
+        "share": round(row.savings_pico / row.baseline_pico, _DIGITS) if is_known else None,
+    }
+
+
+def _amount(savings_pico: int, error_pico: int) -> dict[str, Any]:
+    error_pico = max(0, error_pico)
+    about_zero = is_about_zero(dollars(savings_pico), dollars(error_pico))
+    return {"usd": usd_text(savings_pico), "error_usd": usd_text(error_pico), "about_zero": about_zero}
+
+
+def requests_of(row: SumRow) -> dict[str, Any]:
+    """Return the number of requests, of those with and without guidance, and of failures, without shadows."""
+    total, errors = _total_requests(row), _errors(row)
+    failed = sum(number for reason, number in row.unguided.items() if reason not in EXPECTED_REASONS)
+    unguided = sum(row.unguided.values())
+    return {
+        "total": total,
+        "guided": row.guided,
+        "unguided": unguided,
+        "unguided_by_failure": failed,
+        "unguided_share": share_of(failed, row.guided + unguided),
+        "threshold": UNGUIDED_THRESHOLD,
+        "errors": errors,
+        "error_share": share_of(errors, total),
+    }
+
+
+def share_of(part: int, whole: int) -> float | None:
+    """Return the rounded share, or None of nothing."""
+    return round(part / whole, _DIGITS) if whole > 0 else None
+
+
+def _total_requests(row: SumRow) -> int:
+    return row.requests - row.classes.get(MEASURING, ClassSum()).requests
+
+
+def _errors(row: SumRow) -> int:
+    """Return the number of failed requests. A caller that disconnected is no failure."""
+    return max(0, row.classes.get(FAILED, ClassSum()).requests - row.errors.get("client_gone", 0))
+
+
+def _engine_banners(app: web.Application) -> list[dict[str, Any]]:
+    banners = []
+    for name, engine in app[ENGINES].engine_set.by_name.items():
+        state, breaker = engine.state, engine.breaker
+        if state.up is False or breaker == "open":
+            reason = state.detail if state.up is False else "its circuit breaker refuses calls after failures"
+            since = time_shown(state.since) if state.up is False else None
+            banners.append({"kind": "engine", "engine": name, "since": since, "reason": reason, "breaker": breaker})
+    return banners
+
+
+def _unguided_banner(row: SumRow, since: int) -> list[dict[str, Any]]:
+    counts = requests_of(row)
+    requests, share = counts["guided"] + counts["unguided"], counts["unguided_share"]
+    if share is None or share <= UNGUIDED_THRESHOLD or requests < _MIN_RECENT:
+        return []
+    reasons = {name: number for name, number in row.unguided.items() if name not in EXPECTED_REASONS}
+    return [
+        {
+            "kind": "unguided",
+            "since": time_shown(since),
+            "share": share,
+            "threshold": UNGUIDED_THRESHOLD,
+            "requests": requests,
+            "reasons": dict(sorted(reasons.items())),
+        }
+    ]

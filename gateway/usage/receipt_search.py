@@ -1,0 +1,174 @@
+"""Search the receipts in the usage database, the newest first, with the shadows of each request.
+
+Most filters have no index. So a call reads a limited number of receipts, and returns where the next call continues.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from heapq import merge
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+
+import msgspec
+from sqlalchemy import and_, case, select, tuple_
+
+from gateway.accounting.edge import EDGE
+from gateway.accounting.receipt import SHADOW_NAMES
+from gateway.errors import InvalidRequest
+from gateway.usage.entries import batched
+from gateway.usage.packing import unpack
+from gateway.usage.search import ERROR, MAX_SCANNED, FoundReceipt, SearchPage
+from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, id_before, time_of
+from gateway.usage.threads import with_pauses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import ColumnElement, Connection
+
+    from gateway.usage.search import ReceiptSearch
+
+SHADOW = "shadow"
+_ROWS_AT_ONCE = 200
+_PARENTS_AT_ONCE = 100
+_MAX_SKEW_S = 60
+_C = RECEIPTS.c
+
+
+_Whole: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_ById: TypeAlias = tuple[_Whole, str, str]
+_ByTime: TypeAlias = tuple[_Whole, _Whole, str, str]
+
+
+class _Cursor(msgspec.Struct, array_like=True):
+    """The last receipts that were read, by id and by time; None: nothing was read in that order."""
+
+    by_id: _ById | None = None
+    by_time: _ByTime | None = None
+
+
+class _Row(NamedTuple):
+    """A receipt that was read. `packed` is None if it does not match."""
+
+    created: int
+    position: tuple[Any, ...]
+    is_by_id: bool
+    id: str
+    tenant: str
+    packed: bytes | None
+
+
+_CURSOR_DECODER = msgspec.json.Decoder(_Cursor)
+
+
+def search(connection: Connection, where: ReceiptSearch, limit: int, before: str | None) -> SearchPage:
+    """Return a page of receipts, possibly fewer than `limit`. Call it in a thread.
+
+    `before` is `following` of the page before. Raises InvalidRequest if it is another text.
+    """
+    cursor = _decoded(before)
+    streams = [_by_time(connection, where, cursor.by_time)]
+    if where.tenant is None:
+        # Ids begin with their time, so the primary key orders them. Device receipts have their own index.
+        streams.append(_by_id(connection, where, cursor.by_id))
+    found: list[tuple[_Row, bytes]] = []
+    scanned, is_end = 0, True
+    for row in with_pauses(merge(*streams, key=attrgetter("created"), reverse=True)):
+        if len(found) == limit or scanned == MAX_SCANNED:
+            is_end = False
+            break
+        scanned += 1
+        if row.is_by_id:
+            cursor.by_id = row.position  # type: ignore[assignment]
+        else:
+            cursor.by_time = row.position  # type: ignore[assignment]
+        if row.packed is not None and where.matches(raw := unpack(row.packed)):
+            found.append((row, raw))
+    shadows = shadows_of(connection, [(row.tenant, row.id) for row, _ in found])
+    pages = [FoundReceipt(raw, shadows.get((row.tenant, row.id), [])) for row, raw in found]
+    return SearchPage(pages, scanned, None if is_end else _encoded(cursor))
+
+
+def shadows_of(connection: Connection, requests: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[bytes]]:
+    """Return the receipts of shadows, as JSON, of requests with this tenant and id."""
+    found: dict[tuple[str, str], list[bytes]] = {}
+    for batch in batched(requests, _PARENTS_AT_ONCE):
+        days = {time_s // DAY_S for _, id_ in batch if (time_s := time_of(id_)) is not None}
+        names = {f"{id_}-{name}": (tenant, id_) for tenant, id_ in batch for name in SHADOW_NAMES}
+        query = select(_C.id, _C.tenant, _C.receipt).where(_C.day.in_(days), _C.id.in_(names))
+        rows = {(row.tenant, row.id): row.receipt for row in connection.execute(query)}
+        for id_, parent in names.items():
+            if (packed := rows.get((parent[0], id_))) is not None:
+                found.setdefault(parent, []).append(unpack(packed))
+    return found
+
+
+def _terms(where: ReceiptSearch) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on columns, without `tenant`."""
+    named = ((_C.route, where.route), (_C.key, where.key), (_C.mode, where.mode))
+    yield from (column == value for column, value in named if value is not None)
+    if where.mode is None:
+        yield _C.mode != SHADOW
+    if where.status is not None:
+        yield _C.status != "ok" if where.status == ERROR else _C.status == where.status
+    if where.min_pico is not None:
+        yield _C.cost_pico >= where.min_pico
+    if where.max_pico is not None:
+        yield _C.cost_pico <= where.max_pico
+    if where.since is not None:
+        yield _C.created >= where.since
+    if where.until is not None:
+        yield _C.created < where.until
+
+
+def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) -> Iterator[_Row]:
+    order = (_C.day, _C.id, _C.tenant)
+    bounds: list[ColumnElement[bool]] = []
+    if after is not None:
+        bounds.append(tuple_(*order) < tuple_(*after))
+    elif where.until is not None:
+        until = where.until + _MAX_SKEW_S
+        bounds.append(tuple_(_C.day, _C.id) < tuple_(int(until // DAY_S), id_before(until)))
+    if where.since is not None:
+        since = max(0.0, where.since - _MAX_SKEW_S)
+        bounds.append(tuple_(_C.day, _C.id) >= tuple_(int(since // DAY_S), id_before(since)))
+    return _rows(connection, order, bounds, [*_terms(where), _C.mode != EDGE], is_by_id=True)
+
+
+def _by_time(connection: Connection, where: ReceiptSearch, after: _ByTime | None) -> Iterator[_Row]:
+    """Yield the receipts of the tenant, or of all devices."""
+    order = (_C.created, _C.day, _C.id, _C.tenant)
+    bounds: list[Any] = [OF_DEVICES if where.tenant is None else _C.tenant == where.tenant]
+    if after is not None:
+        bounds += [_C.created <= after[0], tuple_(*order) < tuple_(*after)]
+    elif where.until is not None:
+        bounds.append(_C.created < where.until)
+    if where.since is not None:
+        bounds.append(_C.created >= where.since)
+    return _rows(connection, order, bounds, [*_terms(where)], is_by_id=False)
+
+
+def _rows(
+    connection: Connection, order: Sequence[Any], bounds: Sequence[Any], terms: Sequence[Any], *, is_by_id: bool
+) -> Iterator[_Row]:
+    """Yield at most one row more than a call reads. Rows that do not match have no receipt."""
+    packed = case((and_(*terms), _C.receipt), else_=None).label("packed")
+    query = select(_C.created, _C.day, _C.id, _C.tenant, packed).where(*bounds)
+    query = query.order_by(*(column.desc() for column in order)).limit(MAX_SCANNED + 1)
+    for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query):
+        key = (row.day, row.id, row.tenant)
+        yield _Row(row.created, key if is_by_id else (row.created, *key), is_by_id, row.id, row.tenant, row.packed)
+
+
+def _encoded(cursor: _Cursor) -> str:
+    return urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+
+
+def _decoded(text: str | None) -> _Cursor:
+    if text is None:
+        return _Cursor()
+    try:
+        return _CURSOR_DECODER.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, msgspec.MsgspecError):
+        raise InvalidRequest("'before': expected the value of `next` of the last reply.", param="before") from None
