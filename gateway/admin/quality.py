@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from gateway.admin.bodies import number_of, only_query
+from gateway.admin.bodies import number_of
 from gateway.admin.guidance import GUIDANCE, shown_switches
+from gateway.admin.period import filters_of
 from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.api.keys import USAGE_DATABASE
+from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
 from gateway.quality.comparison import LENGTHS, QualityTally
+from gateway.usage.span import requested_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,21 +30,24 @@ _DIGITS = 6
 
 @needs_redis
 async def show_quality(request: web.Request) -> web.Response:
-    """GET /quality: the last `days` days in UTC, including today; 7 by default."""
-    only_query(request, "days")
-    days = number_of(request, "days", default=_DAYS, maximum=KEPT_DAYS - 1)
+    """GET /quality: the last `days` days in UTC, including today, or the days of a range; 7 days by default."""
+    only = filters_of(request, "days")
     book = request.app[QUALITY]
     today = book.today()
-    since = today - (days - 1) * DAY_S
-    tallies = await request.app[USAGE_DATABASE].comparisons(since // DAY_S)
-    for compared, tally in (await book.read(days)).items():
-        tallies[compared] = tallies.get(compared, QualityTally()) + tally
+    since, until = _days(request, today)
+    scope = only.get("tenant"), only.get("route")
+    tallies = await request.app[USAGE_DATABASE].comparisons(since // DAY_S, until // DAY_S, *scope)
+    if until == today:
+        earlier = await book.read(min(KEPT_DAYS, (today - since) // DAY_S + 1))
+        for compared, tally in earlier.items():
+            if scope in {(one, two) for one in (None, compared.tenant) for two in (None, compared.route)}:
+                tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()
     return json_reply(
         {
             "object": "quality",
             "since": day_shown(since),
-            "until": day_shown(today),
+            "until": day_shown(until),
             "rows": [_row(compared, tally) for compared, tally in _with_sums(tallies)],
             "guidance_off": shown_switches(request.app[GUIDANCE].switches.off),
             "spent_today": [
@@ -48,6 +55,17 @@ async def show_quality(request: web.Request) -> web.Response:
             ],
         }
     )
+
+
+def _days(request: web.Request, today: int) -> tuple[int, int]:
+    """Return the starts of the first and the last day. Raises InvalidRequest."""
+    query = request.query
+    if not (query.get("since") or query.get("until")):
+        return today - (number_of(request, "days", default=_DAYS, maximum=KEPT_DAYS - 1) - 1) * DAY_S, today
+    if "days" in query:
+        raise InvalidRequest("'days': cannot be combined with 'since' or 'until'. Send one or the other.", param="days")
+    wanted = requested_range(query.get("since") or f"{_DAYS}d", query.get("until", ""), today + DAY_S - 1)
+    return int(wanted.since) // DAY_S * DAY_S, (ceil(wanted.until) - 1) // DAY_S * DAY_S
 
 
 def _with_sums(tallies: Mapping[ComparisonScope, QualityTally]) -> list[tuple[ComparisonScope, QualityTally]]:

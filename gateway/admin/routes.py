@@ -13,6 +13,7 @@ from gateway.admin.audit import show_audit
 from gateway.admin.auth import log_in, log_out, show_session
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.collected import delete_samples, read_requests, show_samples
+from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.overview import show_overview, show_policies
@@ -86,6 +87,7 @@ KEYED_ROUTES = [
     web.get("/quality", show_quality),
     web.get("/summary", show_summary),
     web.get("/reliability", show_reliability),
+    web.get("/config", show_config),
     web.get("/usage", show_usage),
     web.get("/usage/split", show_split),
     web.get("/receipts", list_receipts),

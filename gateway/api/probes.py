@@ -104,7 +104,7 @@ def policies_shown(policies: Policies) -> dict[str, object]:
     edition = policies.edition
     return {
         "version": edition.version,
-        "loaded_at": _time_shown(edition.loaded_at),
+        "loaded_at": time_to_ms(edition.loaded_at),
         "files": edition.files,
         "stale": bool(policies.issues),
         "error": _first(policies.issues),
@@ -116,7 +116,7 @@ def config_shown(reloader: Reloader | None) -> dict[str, object]:
     state = reloader.config if reloader is not None else ConfigState()
     return {
         "version": state.version or None,
-        "loaded_at": _time_shown(state.loaded_at) if state.version else None,
+        "loaded_at": time_to_ms(state.loaded_at) if state.version else None,
         "changed": state.is_stale,
         "needs": "a restart" if state.restart else None,
         "restart": _first(state.restart),
@@ -124,7 +124,8 @@ def config_shown(reloader: Reloader | None) -> dict[str, object]:
     }
 
 
-def _time_shown(unix_s: float) -> str:
+def time_to_ms(unix_s: float) -> str:
+    """Return a time in RFC 3339, in UTC, to the millisecond."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
 
 

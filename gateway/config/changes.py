@@ -61,16 +61,17 @@ def _of_batch(model: ModelSettings) -> tuple[object, ...]:
 
 def live_changes(before: Settings, after: Settings) -> list[str]:
     """Return the names of the changed settings that take effect at once, without the models."""
-    return [field_path(loc) for loc in _changed(before, after) if _is_live(loc) and loc[:1] != _MODELS]
+    return [field_path(loc) for loc in _changed(before, after) if is_live(loc) and loc[:1] != _MODELS]
 
 
 def needs_restart(before: Settings, after: Settings, source: YamlSource) -> list[ConfigIssue]:
     """Return an issue for each changed setting that needs a restart, with its line in `source`, the file of `after`."""
-    changed = [loc for loc in _changed(before, after) if not _is_live(loc)]
+    changed = [loc for loc in _changed(before, after) if not is_live(loc)]
     return [source.issue(loc, "restart the gateway to apply it") for loc in changed]
 
 
-def _is_live(loc: Loc) -> bool:
+def is_live(loc: Loc) -> bool:
+    """Return whether a setting takes effect while the gateway runs."""
     return any(loc[: len(live)] == live for live in LIVE)
 
 

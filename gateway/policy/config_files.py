@@ -8,6 +8,7 @@ from time import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.changes import needs_restart
+from gateway.config.effective import settings_in_effect
 from gateway.config.settings import check_settings, environment, operator_environment
 from gateway.config.yaml_source import display_path, read_bytes
 from gateway.errors import ConfigIssue
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from gateway.config.effective import EffectiveSetting
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
     from gateway.config.yaml_source import YamlSource
@@ -61,7 +63,7 @@ class ConfigFiles:
         self._config, self._cache = config, cache
         self._started, self._checked = started.settings, started
         self._folder, self._models = settings.policies, settings.models
-        self._used = started.digest
+        self._used, self._current = started.digest, started.settings
         self._is_current = True  # whether the last reading of config.yaml found no issue
         self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
 
@@ -110,11 +112,18 @@ class ConfigFiles:
 
     def accept(self, settings: Settings) -> None:
         """Check later policies against these models, which are in use now."""
-        self._models, self._used = settings.models, self._checked.digest
+        self._models, self._current, self._used = settings.models, settings, self._checked.digest
 
     def refuse(self, reason: str) -> None:
         """Treat the last valid config.yaml as invalid: the process cannot use it."""
         self._refused = self._checked.digest, reason
+
+    def in_effect(self) -> tuple[str, list[EffectiveSetting]]:
+        """Return the name of config.yaml and the settings in effect; with lines, unless the file has changed since."""
+        source = None
+        if _digest(self._config) == self._used:
+            _, source, _ = check_settings(self._config, operator_environment())
+        return display_path(self._config), settings_in_effect(self._started, self._current, source)
 
     def edition(self) -> PolicyEdition:
         """Return the version of the policies at the last reading."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -60,6 +60,15 @@ class ConfigState(NamedTuple):
         return bool(self.issues or self.restart)
 
 
+class ReloadResult(NamedTuple):
+    """The result of the last edit of config.yaml, or of the policies."""
+
+    at: float  # Unix seconds
+    result: Literal["applied", "refused"]
+    settings: tuple[str, ...] = ()  # changed settings and models of config.yaml
+    issues: tuple[str, ...] = ()
+
+
 class EditDebounce:
     """Decide when an edit is complete: when two polls return the same signature. Pure. Files that change all the time
     are read after `latest_s`, so that no edit waits forever."""
@@ -105,6 +114,11 @@ class SettingsChange(NamedTuple):
     def is_empty(self) -> bool:
         return not (any(self.models) or self.settings)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the changed settings and models."""
+        return (*self.settings, *(f"models.{name}" for names in self.models for name in names))
+
 
 class LiveSettings(Protocol):
     """The settings of the running process."""
@@ -125,7 +139,10 @@ class Reloader:
         now: set it to read the files at once, changed or not.
 
     Attributes:
+        files: the files that it reads.
         config: the state of config.yaml.
+        last_config: the result of the last edit of config.yaml; None: there was none.
+        last_policies: the result of the last edit of the policies.
     """
 
     def __init__(
@@ -137,11 +154,13 @@ class Reloader:
         now: asyncio.Event,
         pace: ReloadInterval = ReloadInterval(),
     ) -> None:
-        self._files, self._policies, self._live, self._metrics = files, policies, live, metrics
+        self.files, self._policies, self._live, self._metrics = files, policies, live, metrics
         self._now, self._pace = now, pace
         self._debounce = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
         self.config = ConfigState(files.version, time())
+        self.last_config: ReloadResult | None = None
+        self.last_policies: ReloadResult | None = None
         metrics.policy_stale.set(0)
         metrics.config_stale.set(0)
         metrics.policy_loaded.set(policies.edition.loaded_at)
@@ -165,15 +184,15 @@ class Reloader:
     async def _poll(self) -> None:
         requested = self._now.is_set()
         self._now.clear()
-        seen = await self._in_thread(self._files.signature)
+        seen = await self._in_thread(self.files.signature)
         if not self._debounce.is_complete(seen, asyncio.get_running_loop().time()) and not requested:
             return
-        reading = await self._in_thread(partial(self._files.read, fresh=requested))
+        reading = await self._in_thread(partial(self.files.read, fresh=requested))
         try:
             await self._apply(reading, requested=requested)
         except StartupError as error:
-            self._files.refuse(error.message)
-            await self._apply(await self._in_thread(self._files.read), requested=requested)
+            self.files.refuse(error.message)
+            await self._apply(await self._in_thread(self.files.read), requested=requested)
         self._debounce.mark_read(seen)
 
     async def _apply(self, reading: ConfigReading, *, requested: bool) -> None:
@@ -187,7 +206,7 @@ class Reloader:
                 # Refuse the file after any error, so that policies still follow their edits.
                 log.exception("config_not_applied")
                 raise StartupError("not used after an internal error: see config_not_applied in the log") from error
-            self._files.accept(reading.settings)
+            self.files.accept(reading.settings)
             self._record_config(reading, change)
         else:
             put()
@@ -201,11 +220,13 @@ class Reloader:
         elif edition.version != policies.edition.version:
             changes = _changes(policies.policy_set, policy_set)
             policies.put(policy_set, edition)
+            self.last_policies = ReloadResult(time(), "applied")
             self._metrics.policy_reloads.labels("loaded").inc()
             self._metrics.policy_loaded.set(edition.loaded_at)
             log.info("policies_loaded", version=edition.version, files=edition.files, **changes)
         elif policies.issues:
             policies.issues = ()
+            self.last_policies = ReloadResult(time(), "applied")
             log.info("policies_valid_again", version=edition.version, files=edition.files)
         elif requested:
             log.info("policies_unchanged", version=edition.version, files=edition.files)
@@ -215,6 +236,7 @@ class Reloader:
         if issues == self._policies.issues:
             return
         self._policies.issues = issues
+        self.last_policies = ReloadResult(time(), "refused", issues=issues[:_MAX_LOGGED])
         self._metrics.policy_reloads.labels("refused").inc()
         self._metrics.policy_stale.set(1)
         _log_issues("policies_refused", self._policies.edition.version, issues)
@@ -227,9 +249,11 @@ class Reloader:
             log.info("config_loaded", version=reading.version, settings=list(change.settings), **models)
             self._metrics.config_reloads.labels("loaded").inc()
             self.config = ConfigState(reading.version, time(), restart=reading.restart)
+            self.last_config = ReloadResult(time(), "applied", change.names)
         else:
             self.config = before._replace(issues=(), restart=reading.restart)
             if before.issues:
+                self.last_config = ReloadResult(time(), "applied")
                 log.info("config_valid_again", version=reading.version)
         if reading.restart and reading.restart != before.restart:
             log.warning("config_needs_restart", settings=reading.restart[:_MAX_LOGGED])
@@ -239,6 +263,7 @@ class Reloader:
         issues = reading.config_issues
         if issues and issues != self.config.issues:
             self._metrics.config_reloads.labels("refused").inc()
+            self.last_config = ReloadResult(time(), "refused", issues=issues[:_MAX_LOGGED])
             _log_issues("config_refused", self.config.version, issues)
         self.config = self.config._replace(issues=issues)
 

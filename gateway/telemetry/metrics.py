@@ -369,7 +369,7 @@ class Metrics:
         return self.series.tenant(tenant) != OTHER
 
     def failed_calls(self) -> dict[str, dict[str, int]]:
-        """Return failed calls by engine and error label, over all workers. Takes milliseconds. Any thread may call it."""
+        """Return failed calls by engine and error, over all workers. Takes milliseconds. Any thread may call it."""
         failed: dict[str, dict[str, int]] = {}
         for family in all_workers_registry().collect() if self._shared else self.engine_errors.collect():
             for sample in family.samples:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LAST_DAY = 2**31 - 1
 _RECEIPTS_AT_ONCE = 2
 _RECEIPT_TIMEOUT_S = 5.0
 
@@ -69,9 +70,11 @@ class DatabaseReader:
         """Return a receipt with its shadows. `tenant` is None for any tenant."""
         return await self._threads.query(lambda queries: queries.with_shadows(receipt_id, tenant))
 
-    async def comparisons(self, since_day: int) -> dict[ComparisonScope, QualityTally]:
-        """Return the sums of comparisons, starting with the UTC day `since_day` (days since the Unix epoch)."""
-        return await self._threads.query(lambda queries: queries.comparisons(since_day))
+    async def comparisons(
+        self, since_day: int, until_day: int = _LAST_DAY, tenant: str | None = None, route: str | None = None
+    ) -> dict[ComparisonScope, QualityTally]:
+        """Return the sums of comparisons of a range of UTC days (days since the Unix epoch)."""
+        return await self._threads.query(lambda queries: queries.comparisons(since_day, until_day, tenant, route))
 
     async def agreements(
         self, since: float, until: float, tenant: str | None, route: str | None

@@ -194,13 +194,17 @@ class UsageQueries:
         rows = self.connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
         return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in rows]
 
-    def comparisons(self, since: int) -> dict[ComparisonScope, QualityTally]:
-        """Return the sums of comparisons by scope, starting with the day `since` (days since the Unix epoch)."""
+    def comparisons(
+        self, since: int, until: int, tenant: str | None, route: str | None
+    ) -> dict[ComparisonScope, QualityTally]:
+        """Return the sums of comparisons by scope, from day `since` to day `until` (days since the Unix epoch)."""
         c = COMPARISONS.c
         scope: list[Any] = [c[name] for name in ComparisonScope._fields]
         difference = c.guided - c.student
         sums = [func.sum(value) for value in (c.guided, c.student, difference, difference * difference)]
-        query = select(*scope, func.count(), *sums).where(c.day >= since).group_by(*scope)
+        where = [c.day >= since, c.day <= until]
+        where += [column == value for column, value in ((c.tenant, tenant), (c.route, route)) if value is not None]
+        query = select(*scope, func.count(), *sums).where(*where).group_by(*scope)
         rows = self.connection.execute(query)
         return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in rows}
 
