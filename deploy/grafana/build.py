@@ -1,4 +1,4 @@
-"""Write the four dashboards to this folder: python -m deploy.grafana.build
+"""Write the dashboards to this folder: python -m deploy.grafana.build
 
 Their contents are in the modules of DASHBOARDS. Edit those, then run this.
 """
@@ -12,9 +12,10 @@ from deploy.grafana.batcher import BATCHER
 from deploy.grafana.cost import COST
 from deploy.grafana.engines import ENGINES
 from deploy.grafana.latency import LATENCY
+from deploy.grafana.overview import OVERVIEW
 
 FOLDER = Path(__file__).parent
-DASHBOARDS = {"cost": COST, "latency": LATENCY, "batcher": BATCHER, "engines": ENGINES}
+DASHBOARDS = {"overview": OVERVIEW, "cost": COST, "latency": LATENCY, "batcher": BATCHER, "engines": ENGINES}
 
 
 def text(name: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.grafana.money import BY_ROUTE, GUIDANCE, WHO, error, over_range, per_second, sure
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
 
-_WHO = '{tenant=~"$tenant", route=~"$route"}'
+_WHO = f"{{{WHO}}}"
 _TENANT = '{tenant=~"$tenant"}'
 _COST = f"sum(increase(gkt_cost_usd_total{_WHO}[$__range]))"
 _BASELINE = f"sum(increase(gkt_baseline_usd_total{_WHO}[$__range]))"
@@ -14,28 +15,9 @@ _AWAY = '{tenant=~"$tenant", route=~"$route", savings_class="teacher_unavailable
 _MEASURING = '{tenant=~"$tenant", route=~"$route", savings_class="measuring"}'
 
 
-def _less(more: str, less: str, reach: str, by: str = "") -> str:
-    """Return the growth of one counter less that of another."""
-    return f"(sum{by} ({reach.replace('METRIC', more)}) - sum{by} ({reach.replace('METRIC', less)}))"
-
-
-_RANGE = f"increase(METRIC{_WHO}[$__range])"
-_RATE = f"rate(METRIC{_WHO}[$__rate_interval])"
-
-
-def _error(reach: str, by: str = "") -> str:
-    return _less("gkt_savings_error_usd_total", "gkt_savings_error_removed_usd_total", reach, by)
-
-
-def _sure(reach: str, by: str = "") -> str:
-    """Return the savings that count, or 0 where their error is as large."""
-    saved = _less("gkt_savings_usd_total", "gkt_losses_usd_total", reach, by)
-    return f"{saved} * (abs({saved}) > bool {_error(reach, by)})"
-
-
-_ERROR = _error(_RANGE)
-_SURE = _sure(_RANGE)
-_BY_ROUTE = " by (tenant, route)"
+_RANGE, _GUIDED = over_range(), over_range(f"{WHO}, {GUIDANCE}")
+_ERROR = error(_RANGE)
+_SURE = sure(_RANGE)
 _SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 
 
@@ -63,6 +45,17 @@ COST = Dashboard(
             "guidance cost more than it saved. About 0: the error of the estimate is at least as large.",
             "currencyUSD",
             (Query(_SURE),),
+            falling=True,
+            bad=0,
+            least=None,
+            words={0: ("about 0", "text")},
+            **_SMALL,
+        ),
+        Panel(
+            "Saved by guidance",
+            "Savings of guided answers alone, without answers for which a policy selected the student.",
+            "currencyUSD",
+            (Query(sure(_GUIDED)),),
             falling=True,
             bad=0,
             least=None,
@@ -146,7 +139,7 @@ COST = Dashboard(
             "Savings, and 0 if their error is at least as large. Below zero, a route costs more than its "
             "baseline, since short answers process two prompts.",
             "currencyUSD",
-            (Query(f"{_sure(_RATE, _BY_ROUTE)} * 3600", "{{tenant}} {{route}}"),),
+            (Query(f"{sure(per_second(), BY_ROUTE)} * 3600", "{{tenant}} {{route}}"),),
             width=12,
             least=None,
             falling=True,
@@ -192,8 +185,8 @@ COST = Dashboard(
             (
                 Query(_by("tenant, route", "gkt_cost_usd_total")),
                 Query(_by("tenant, route", "gkt_baseline_usd_total")),
-                Query(_sure(_RANGE, _BY_ROUTE)),
-                Query(_error(_RANGE, _BY_ROUTE)),
+                Query(sure(_RANGE, BY_ROUTE)),
+                Query(error(_RANGE, BY_ROUTE)),
                 Query(_by("tenant, route", "gkt_requests_total")),
             ),
             kind="table",

@@ -181,6 +181,56 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Annotation:
+    """Marks in the charts of all dashboards, at the times at which a query has a value."""
+
+    name: str
+    expr: str
+    title: str
+    text: str
+    color: str
+
+    def json(self) -> Json:
+        return {
+            "name": self.name,
+            "enable": True,
+            "hide": False,
+            "iconColor": self.color,
+            "datasource": DATASOURCE,
+            "expr": self.expr,
+            "step": "60s",
+            "titleFormat": self.title,
+            "textFormat": self.text,
+        }
+
+
+ANNOTATIONS = (
+    Annotation(
+        "Deployments",
+        "count by (version) ((time() - max by (instance) (gkt_process_start_timestamp_seconds) < 90)"
+        " * on (instance) group_left (version) max by (instance, version) (gkt_build_info))",
+        "Gateways started",
+        "Version {{version}}",
+        "blue",
+    ),
+    Annotation(
+        "Policy changes",
+        "sum by (result) (increase(gkt_policy_reloads_total[90s])) > 0",
+        "Policies {{result}}",
+        "An edit of the policies folder was {{result}}.",
+        "purple",
+    ),
+    Annotation(
+        "Configuration changes",
+        "sum by (result) (increase(gkt_config_reloads_total[90s])) > 0",
+        "config.yaml {{result}}",
+        "An edit of config.yaml was {{result}}.",
+        "orange",
+    ),
+)
+
+
+@dataclass(frozen=True)
 class Dashboard:
     """A page of panels. A text among the panels starts a new row with that title."""
 
@@ -204,7 +254,7 @@ class Dashboard:
             "timezone": "browser",
             "links": [{"type": "dashboards", "tags": ["gkt"], "title": "GKT", "asDropdown": True, "keepTime": True}],
             "templating": {"list": [_source(), *(choice.json() for choice in self.choices)]},
-            "annotations": {"list": []},
+            "annotations": {"list": [annotation.json() for annotation in ANNOTATIONS]},
             "panels": self._placed(),
         }
 

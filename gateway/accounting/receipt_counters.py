@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.accounting.edge import student_of
 from gateway.accounting.receipt import class_of, savings_of
-from gateway.accounting.savings import MEASURING
+from gateway.accounting.savings import FAILED, GUIDED, MEASURING, TEACHER
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     _Add: TypeAlias = Callable[[float], None]
 
 _MAX_ROUTES = 10_000
+_NEVER_COUNTED = frozenset({FAILED, TEACHER})
 
 
 class _OfRoute(Record, frozen=True):
-    """The label values of a tenant's route, and its counters."""
+    """The label values of a tenant's route, and its counters for receipts of one savings class."""
 
     tenant: str
     route: str
+    savings_class: str
     cost: _Add
     baseline: _Add
     savings: _Add
@@ -55,13 +57,14 @@ class ReceiptCounters:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._routes: dict[tuple[str, str], _OfRoute] = {}
+        self._routes: dict[tuple[str, str, str], _OfRoute] = {}
         self._adder, self._observer, self._of_engine = cache(_adder), cache(_observer), cache(self._find_engine)
 
     def count(self, receipt: Receipt) -> None:
         """Count a request with its cost, savings and tokens."""
         metrics, adder = self._metrics, self._adder
-        of = self._routes.get((receipt.tenant, receipt.route)) or self._find_route(receipt.tenant, receipt.route)
+        key = receipt.tenant, receipt.route, class_of(receipt)
+        of = self._routes.get(key) or self._find_route(*key)
         tenant, teacher, student = of.tenant, receipt.teacher, receipt.student
         if receipt.edge_of is None:  # the guidance request of an edge report has been counted already
             adder(metrics.requests, tenant, of.route, receipt.mode, receipt.status)(1)
@@ -94,16 +97,22 @@ class ReceiptCounters:
             if spent_ms is not None:
                 self._observer(self._metrics.stage_seconds, stage, mode)(spent_ms / 1000)
 
-    def _find_route(self, tenant: str, route: str) -> _OfRoute:
+    def _find_route(self, tenant: str, route: str, savings_class: str) -> _OfRoute:
         metrics, series = self._metrics, self._metrics.series
         labels = series.tenant(tenant), series.route(tenant, route)
-        counters = (
-            *(metrics.cost_usd, metrics.baseline_usd, metrics.savings_usd, metrics.losses_usd),
-            *(metrics.savings_error_usd, metrics.savings_error_removed_usd),
-        )
+        errors = metrics.savings_error_usd, metrics.savings_error_removed_usd
+        by_class = metrics.savings_usd, metrics.losses_usd, *errors
+        for counter in by_class:
+            self._adder(counter, *labels, GUIDED)  # a query that subtracts one from another needs a series of each
+        counted = GUIDED if savings_class in _NEVER_COUNTED else savings_class  # without series that stay at 0
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
-        of = self._routes[tenant, route] = _OfRoute(*labels, *[self._adder(counter, *labels) for counter in counters])
+        of = self._routes[tenant, route, savings_class] = _OfRoute(
+            *labels,
+            savings_class,
+            *[self._adder(counter, *labels) for counter in (metrics.cost_usd, metrics.baseline_usd)],
+            *[self._adder(counter, *labels, counted) for counter in by_class],
+        )
         return of
 
     def _find_engine(self, tenant: str, role: str, model: str) -> _OfEngine:
@@ -116,7 +125,7 @@ class ReceiptCounters:
         of.cost(cost)
         if receipt.shadow_of is None:  # a shadow has no baseline: the original request was paid for, too
             of.baseline(float(receipt.baseline_usd))
-        savings, of_class = savings_of(receipt), class_of(receipt)
+        savings, of_class = savings_of(receipt), of.savings_class
         if savings.measuring_usd:
             adder(metrics.class_cost_usd, of.tenant, of.route, MEASURING)(float(savings.measuring_usd))
             cost = float(receipt.cost_usd - savings.measuring_usd)

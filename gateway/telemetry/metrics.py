@@ -124,18 +124,23 @@ class Metrics:
             "gkt_baseline_usd", "Cost of the baseline model alone for the same answers.", ("tenant", "route")
         )
         self.savings_usd = counter(
-            "gkt_savings_usd", "Savings of the receipts that saved. Subtract gkt_losses_usd_total.", ("tenant", "route")
+            "gkt_savings_usd",
+            "Savings of the receipts that saved, by savings class. Subtract gkt_losses_usd_total. Guidance alone: "
+            "guided, and measuring (corrections by measured baselines).",
+            ("tenant", "route", "savings_class"),
         )
         self.losses_usd = counter(
-            "gkt_losses_usd", "Amounts by which receipts that count cost more than their baseline.", ("tenant", "route")
+            "gkt_losses_usd",
+            "Amounts by which receipts that count cost more than their baseline.",
+            ("tenant", "route", "savings_class"),
         )
         self.savings_error_usd = counter(
-            "gkt_savings_error_usd", "Error bound of the savings that count.", ("tenant", "route")
+            "gkt_savings_error_usd", "Error bound of the savings that count.", ("tenant", "route", "savings_class")
         )
         self.savings_error_removed_usd = counter(
             "gkt_savings_error_removed_usd",
             "Part of gkt_savings_error_usd_total that measured baselines removed.",
-            ("tenant", "route"),
+            ("tenant", "route", "savings_class"),
         )
         self.stage_seconds = histogram(
             "gkt_stage_seconds",

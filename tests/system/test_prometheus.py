@@ -208,6 +208,17 @@ def test_every_query_of_every_panel_returns_a_series_with_a_number(world: World,
     until(whole, missing)
 
 
+def test_the_annotations_of_the_dashboards_mark_deployments_and_edits(world: World) -> None:
+    """The load has processes that started; it edits nothing, so the other queries are only valid."""
+    annotations = {one["name"]: one["expr"] for one in BOARDS["overview"]["annotations"]["list"]}
+    assert set(annotations) == {"Deployments", "Policy changes", "Configuration changes"}
+    assert _had_number(world, annotations["Deployments"])
+    for name in ("Policy changes", "Configuration changes"):
+        assert world.prometheus.query(annotations[name]) == []
+        edits = annotations[name].replace("increase(", "(").replace("[90s]", "").replace("> 0", ">= 0")
+        assert {one["metric"]["result"] for one in world.prometheus.query(edits)} == {"loaded", "refused"}
+
+
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_choice_on_top_of_a_dashboard_has_values(world: World, board: str) -> None:
     for choice in BOARDS[board]["templating"]["list"]:
