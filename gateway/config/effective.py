@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gateway.config.yaml_messages import Loc
     from gateway.config.yaml_source import YamlSource
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|(?<=\S)\?\S*")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -29,7 +28,7 @@ class EffectiveSetting(NamedTuple):
     Attributes:
         value: as in the file if it is there, else the default; None for a secret.
         is_secret: whether the value is a secret that is set.
-        origin: where the value comes from; None: the file has changed since.
+        origin: where the value comes from; None: the file has changed since, perhaps by an edit that needs a restart.
         variable: the environment variable that overrides the file.
         line: line of the file.
         needs_restart: whether an edit takes effect only after a restart.
@@ -52,12 +51,15 @@ def settings_in_effect(started: Settings, current: Settings, source: YamlSource 
         current: the last valid settings, of which the others are in effect.
         source: the file of `current`; None if it has changed since.
     """
-    values = dict(_leaves(started, ()))
-    live = {loc: value for loc, value in _leaves(current, ()) if is_live(loc)}
-    kept = {loc: value for loc, value in values.items() if not is_live(loc)}
+    now = dict(_leaves(current, ()))
+    kept = [
+        _setting(loc, value, source if loc in now and now[loc] == value else None)
+        for loc, value in _leaves(started, ())
+        if not is_live(loc)
+    ]
+    live = [_setting(loc, value, source) for loc, value in now.items() if is_live(loc)]
     sections = list(type(started).model_fields)
-    every = sorted({**kept, **live}.items(), key=lambda item: sections.index(str(item[0][0])))
-    return [_setting(loc, value, source) for loc, value in every]
+    return sorted([*kept, *live], key=lambda one: sections.index(re.split(r"\W", one.name)[0]))
 
 
 def _leaves(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
@@ -90,11 +92,9 @@ def _setting(loc: Loc, value: object, source: YamlSource | None) -> EffectiveSet
 
 
 def _shown(value: Any) -> object:
-    """Return a value for JSON. Variables keep their names, and addresses lose credentials and queries."""
+    """Return a value for JSON. Variables keep their names. Only secrets may contain credentials."""
     if isinstance(value, Substituted):
         return value.written
-    if isinstance(value, str):
-        return _CREDENTIALS.sub("", value) if "://" in value else value
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, list | tuple | set | frozenset):

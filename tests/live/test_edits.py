@@ -8,19 +8,18 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.api import keys
 from gateway.redis.keys import RedisKeys
 from tests.gateway_process import guided, redis_prefix
-from tests.live.world import LIMIT_S, Engine, World, following, route, student
+from tests.live.world import ADMIN_KEY, LIMIT_S, Engine, World, following, route, student
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    import pytest
 
     Begin = Callable[..., Any]
 
@@ -370,3 +369,52 @@ async def test_a_request_whose_body_arrives_during_an_edit_keeps_its_policy_and_
     assert await asking == 200
     assert second.calls == 1
     await world.until(lambda: world.lines_of("engine_closed"))
+
+
+async def test_the_settings_in_effect_are_shown_with_their_lines_and_without_secrets(
+    begin: Begin, engines: list[Engine]
+) -> None:
+    models = [student("small", engines[0], api_key="env:THE_ENGINE_KEY")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THE_ENGINE_KEY", "an-engine-key-for-tests")
+        world = await begin(models, route("chat", "small"), defaults={"limits": {"rpm_limit": 600}})
+        found = await world.get("/config", admin=True)
+        assert "an-engine-key" not in str(found)
+        assert ADMIN_KEY not in str(found)
+        settings = {one["name"]: one for one in found["settings"]}
+        lines = (world.folder / "config.yaml").read_text().splitlines()
+        limit = settings["defaults.limits.rpm_limit"]
+        assert (limit["value"], limit["from"], limit["restart"]) == (600, "file", False)
+        assert "rpm_limit" in lines[limit["line"] - 1]
+        assert settings["models[0].api_base"]["value"] == engines[0].url
+        assert (settings["models[0].api_key"]["secret"], settings["models[0].api_key"]["value"]) == (True, None)
+        drain = settings["server.drain_timeout"]
+        assert (drain["value"], drain["from"], drain["line"], drain["restart"]) == ("30s", "default", None, True)
+        assert (found["file"], found["last_reload"], found["policies"]["last_reload"]) == ("config.yaml", None, None)
+        await _follows_edits(world, models)
+
+
+async def _follows_edits(world: World, models: list[dict[str, Any]]) -> None:
+    """Check the result of an edit that is applied in part, of one that is refused, and of one of the policies."""
+    server = {"host": "127.0.0.1", "port": 0, "max_in_flight": 7}
+    world.write_config(models, defaults={"limits": {"rpm_limit": 700}}, server=server)
+    await world.applied()
+    found = await world.get("/config", admin=True)
+    settings = {one["name"]: one for one in found["settings"]}
+    assert settings["defaults.limits.rpm_limit"]["value"] == 700
+    held = settings["server.max_in_flight"]
+    assert (held["value"], held["from"], held["line"]) == (1024, None, None), "it waits for a restart"
+    assert (found["last_reload"]["result"], found["last_reload"]["settings"]) == (
+        "applied",
+        ["defaults.limits.rpm_limit"],
+    )
+    (world.folder / "config.yaml").write_text("models: []\n")
+    await world.until(lambda: world.config["error"])
+    found = await world.get("/config", admin=True)
+    assert (found["last_reload"]["result"], found["last_reload"]["issues"]) == ("refused", found["error"])
+    limit = next(one for one in found["settings"] if one["name"] == "defaults.limits.rpm_limit")
+    assert (limit["value"], limit["from"], limit["line"]) == (700, None, None), "the file has changed since"
+    world.write_policy(route("chat", "small"), route("more", "small"))
+    await world.until(lambda: world.lines_of("policies_loaded"))
+    found = await world.get("/config", admin=True)
+    assert found["policies"]["last_reload"]["result"] == "applied"

@@ -1,0 +1,54 @@
+"""GET /reliability of a running gateway: engines by role, and unguided answers by reason."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from gateway.accounting.receipt import Timings
+from tests.admin.dashboard_world import dashboard_world
+from tests.usage.databases import receipt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_engines_and_reasons_of_a_period(redis_url: str, tmp_path: Path) -> None:
+    now = int(time.time())
+    fields: dict[str, Any] = {
+        "timings": Timings(total_ms=2000, teacher_ms=400, first_token_ms=800),
+        "savings_class": None,  # that of the other fields
+    }
+    alone = fields | {"mode": "student", "guidance": None, "teacher": None}
+    guided = [receipt(now - 60, **fields) for _ in range(6)]
+    failed = [receipt(now - 60, status=one, **fields) for one in ("engine_timeout", "client_gone")]
+    unguided = [receipt(now - 60, unguided=one, **alone) for one in ("teacher_late", "tools", "budget", "tools")]
+    shadow = receipt(now - 60, mode="shadow", shadow_of="req_0", **fields)
+    other = receipt(now - 60, tenant="globex", **fields)
+    with dashboard_world(tmp_path, redis_url) as world:
+        empty = world.get("/reliability", tenant="acme")
+        assert (empty["requests"], empty["unguided_share"], empty["unguided"]) == (0, None, [])
+        assert [(one["name"], one["teacher"], one["student"]) for one in empty["engines"]] == [
+            ("big", None, None),
+            ("small", None, None),
+        ]
+        world.add(*guided, *failed, *unguided, shadow, other)
+        found = world.get("/reliability", tenant="acme")
+        assert world.get("/reliability")["requests"] == 13
+        assert world.error("/reliability", tenant="acmee")[:2] == (404, "tenant")
+    big, small = found["engines"]
+    assert (big["up"], big["breaker"], big["failed_calls"]) == (False, "closed", {})
+    assert big["since"] is not None
+    assert big["student"] is None
+    assert (big["teacher"]["requests"], big["teacher"]["error_share"]) == (8, 0.125)
+    assert big["teacher"]["errors"] == {"client_gone": 1, "engine_timeout": 1}
+    assert set(big["teacher"]["latency_ms"]) == {"teacher"}
+    assert 380 < big["teacher"]["latency_ms"]["teacher"]["p95"] < 420
+    assert (small["student"]["requests"], set(small["student"]["latency_ms"])) == (12, {"first_token", "total"})
+    assert (found["requests"], found["guided"], found["threshold"]) == (12, 8, 0.2)
+    assert {(one["reason"], one["cause"], one["requests"]) for one in found["unguided"]} == {
+        ("tools", "request", 2),
+        ("teacher_late", "failure", 1),
+        ("budget", "policy", 1),
+    }
+    assert found["unguided_share"] == round(1 / 12, 6)
