@@ -28,6 +28,7 @@ from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
+from gateway.usage.search import ReceiptSearch
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Retention, Sums
@@ -175,9 +176,9 @@ async def measured(reads: Reads, times: int) -> list[tuple[str, str]]:
     for name, (length_s, _) in _RANGES.items():
         await lines.usage(f"table by tenant, {name}", length_s, None, "tenant")
     await lines.add("overview", lambda: Overview(sums).sums())
-    await lines.add("50 newest receipts", lambda: sums.latest(50))
-    await lines.add("50 newest receipts of a large tenant", lambda: sums.latest(50, "tenant-000"))
-    await lines.add("50 newest receipts of a small tenant", lambda: sums.latest(50, "tenant-199"))
+    await lines.add("50 newest receipts", lambda: sums.search(ReceiptSearch(), 50))
+    await lines.add("50 newest receipts of a large tenant", lambda: sums.search(ReceiptSearch(tenant="tenant-000"), 50))
+    await lines.add("50 newest receipts of a small tenant", lambda: sums.search(ReceiptSearch(tenant="tenant-199"), 50))
     return lines.lines
 
 

@@ -139,6 +139,9 @@ async def _as_events(
                 async for part in parts:
                     if isinstance(part, ReceiptBuilder):
                         builder, response = part, await begin(request, part)
+                        if text := _hidden_guidance(part):
+                            data = orjson.dumps({"text": text})
+                            await send(response, b"event: guidance\ndata: %b\n\n" % data, reading)
                     else:
                         assert response is not None, "the path yields the receipt builder first"
                         await send(response, b"".join(map(event, part)), reading)
@@ -160,6 +163,12 @@ async def _as_events(
     settled = await request.app[keys.LEDGER].close(builder, status)
     last = b"event: receipt\ndata: " + orjson.dumps(settled.as_dict()) + b"\n\n" + end
     return await send_last(response, last, reading)
+
+
+def _hidden_guidance(builder: ReceiptBuilder) -> str:
+    """Return the guidance that is in no chunk, because the answer does not begin with it."""
+    guidance = builder.plan.guidance
+    return builder.guidance_text if guidance is not None and guidance.placement != "prefix" else ""
 
 
 @contextmanager
@@ -226,6 +235,7 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
         "conditional": conditional,
         "teacher": route.teacher,
         "students": [one.model for one in route.all_students],
+        "weights": [one.weight for one in route.all_students],
         "baseline": route.baseline,
         "default_max_tokens": route.default_max_tokens,
         "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},

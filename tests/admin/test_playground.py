@@ -39,6 +39,7 @@ class PlaygroundAnswer:
     chunks: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     receipt: dict[str, Any] | None = None
+    guidance: str | None = None  # of a placement that is in no chunk
     done: bool = False
     id: str = ""
 
@@ -81,6 +82,9 @@ class World:
                     if name == "receipt":
                         assert result.receipt is None
                         result.receipt = part
+                    elif name == "guidance":
+                        assert not result.chunks, "the guidance precedes the answer"
+                        result.guidance = part["text"]
                     elif "error" in part:
                         result.errors.append(part["error"])
                     else:
@@ -194,8 +198,11 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
     assert result.receipt is not None
     facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (3, "concise", "prefix")
+    assert result.guidance is None, "the chunks have it"
     result = world.run(guidance={"projection": "hint", "placement": "context"}, max_tokens=50)
     assert (result.text, result.marked_text) == (REST, ""), "the student alone sees a hint"
+    assert result.guidance is not None, "the operator sees it, too"
+    assert KEPT in result.guidance
     assert result.receipt is not None
     facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (7, "hint", "context")
@@ -271,7 +278,8 @@ def test_the_form_gets_its_choices(world: World) -> None:
     assert "vectors" not in routes, "embeddings are no answer"
     assert routes["chat"] == {
         "model": "chat", "mode": "guided", "modes": ["guided", "student", "teacher"], "conditional": False,
-        "teacher": "big", "students": ["small"], "baseline": "big", "default_max_tokens": None,
+        "teacher": "big", "students": ["small"], "weights": [None], "baseline": "big",
+        "default_max_tokens": None,
         "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"},
         "callers_may": {"modes": [], "guidance_tokens": None},
     }  # fmt: skip
