@@ -144,7 +144,7 @@ async def budget_of(app: web.Application, only: Mapping[str, str]) -> dict[str, 
     if len(balances) < len(found) or len({balance.ends_s for balance in balances}) > 1:
         return None
     sums = ((one.limit_usd, one.spent_usd, one.reserved_usd) for one in balances)
-    limit, spent, reserved = map(total_usd, *sums)
+    limit, spent, reserved = (total_usd(*amounts) for amounts in zip(*sums, strict=True))
     return {
         "of": "tenants" if tenant is None else "tenant" if key is None else "key",
         "budgets": len(balances),

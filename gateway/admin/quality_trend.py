@@ -40,8 +40,8 @@ def trend_shown(
 
     def of_route(scope: RouteScope) -> dict[str, Any]:
         switch = fallen.get((scope.tenant, scope.route))
-        part = [{scope: sums[scope]} if scope in sums else {} for sums in (now, before)]
-        found = assess(*part, bound_of, switched_off=switch is not None)
+        earlier = {scope: before[scope]} if scope in before else {}
+        found = assess({scope: now[scope]}, earlier, bound_of, switched_off=switch is not None)
         since = None if switch is None else time_shown(switch.since_s)
         return {**scope._asdict(), **_shown(found), "switched_off": since}
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.accounting.receipt import Receipt
 from gateway.admin.bodies import number_of, only_query
-from gateway.admin.period import FILTERS, filters_of
+from gateway.admin.period import filters_of
 from gateway.admin.replies import needs_redis, time_shown
 from gateway.admin.usage import check_tenant
 from gateway.api.keys import USAGE_DATABASE
@@ -60,7 +60,8 @@ async def show_receipt(request: web.Request) -> web.Response:
 
 def _search_of(request: web.Request, filters: dict[str, str]) -> ReceiptSearch:
     query = request.query
-    since = until = None
+    since: float | None = None
+    until: float | None = None
     if query.get("since") or query.get("until"):
         wanted = requested_range(query.get("since") or "1970-01-01", query.get("until", ""), time.time())
         since = wanted.since if query.get("since") else None
@@ -71,7 +72,9 @@ def _search_of(request: web.Request, filters: dict[str, str]) -> ReceiptSearch:
     return ReceiptSearch(
         since,
         until,
-        *(filters.get(name) for name in FILTERS),
+        filters.get("tenant"),
+        filters.get("route"),
+        filters.get("key"),
         mode=mode,
         status=query.get("status") or None,
         unguided=query.get("unguided") or None,
