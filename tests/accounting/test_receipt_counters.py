@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.accounting.receipt import Timings
 from gateway.accounting.receipt_counters import ReceiptCounters
@@ -48,3 +49,27 @@ def test_a_receipt_is_counted_once_for_each_call() -> None:
     assert receipt.student is not None
     written = {"tenant": "acme", "role": "student", "engine": "small", "direction": "output"}
     assert value("gkt_tokens_total", written) == 3 * receipt.student.output_tokens
+
+
+def test_savings_are_counted_by_class_and_a_route_has_all_series_of_guidance() -> None:
+    """A query that subtracts one series from another has no result where one of them is missing."""
+    metrics = Metrics()
+    counters, guided_receipt = ReceiptCounters(metrics), closed(guided())
+    student = replace(guided_receipt, route="short", mode="student", unguided="budget", savings_class=None)
+    failed = replace(guided_receipt, route="broken", status="engine_timeout", savings_class=None)
+    for receipt in (guided_receipt, student, failed):
+        counters.count(receipt)
+    saved = {
+        (dict(labels)["route"], dict(labels)["savings_class"]): value
+        for (_, labels), value in samples(metrics, "gkt_savings_usd_total").items()
+    }
+    usd = pytest.approx(float(guided_receipt.savings_usd))
+    assert saved == {
+        ("chat", "guided"): usd,
+        ("short", "guided"): 0,
+        ("short", "student_by_policy"): usd,
+        ("broken", "guided"): 0,
+    }
+    for name in ("gkt_losses_usd", "gkt_savings_error_usd", "gkt_savings_error_removed_usd"):
+        of_guidance = {"tenant": "acme", "route": "short", "savings_class": "guided"}
+        assert metrics.registry.get_sample_value(f"{name}_total", of_guidance) == 0
