@@ -216,7 +216,7 @@ class UsageQueries:
         days = c.day >= int(since // DAY_S), c.day <= int(until // DAY_S)
         where = [*days, c.created >= since, c.created < until]
         where += [column == value for column, value in ((c.tenant, tenant), (c.route, route)) if value is not None]
-        scope = c.tenant, c.route, c.compare
+        scope: list[Any] = [c[name] for name in RouteScope._fields]  # `c.compare` is a method
         sums = func.count(), func.sum(c.guided), func.sum(cast(c.guided, BigInteger) * c.guided)
         rows = self.connection.execute(select(*scope, *sums).where(*where).group_by(*scope))
         return {RouteScope(*row[:3]): AgreementSums(*map(int, row[3:])) for row in rows}

@@ -14,6 +14,7 @@ from tests.usage.databases import receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from gateway.accounting.receipt import Receipt
 
@@ -118,3 +119,12 @@ def test_unknown_tenants_and_parameters_are_refused(world: DashboardWorld) -> No
     assert world.error("/summary", tenants="acme")[:2] == (400, "tenants")
     assert world.error("/summary", since="tomorrow")[:2] == (400, "since")
     assert httpx.get(f"{world.gateway.admin_url}/summary").status_code == 401
+
+
+def test_without_the_usage_database_the_summary_is_unavailable(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "data" / "usage.db").mkdir(parents=True)  # no database can be there
+    with dashboard_world(tmp_path, redis_url) as world:
+        for path in ("/summary", "/reliability", "/receipts", "/receipts/req_000000000000000000000000"):
+            status, _, message = world.error(path)
+            assert (status, message) == (503, "The usage database cannot be read now. Try again."), path
+        assert world.get("/config")["settings"], "it does not need the database"
