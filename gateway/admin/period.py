@@ -60,11 +60,11 @@ def filters_of(request: web.Request, *more: str) -> dict[str, str]:
 def period_of(request: web.Request, retention: Retention, now: float, *, since: str) -> ReportPeriod:
     """Return the period of the query. `since` is its default. Raises InvalidRequest."""
     query = request.query
-    wanted = requested_range(query.get("since") or since, query.get("until", ""), now)
-    first = datetime.fromtimestamp(wanted.since, UTC)
-    is_month = first == _month_of(first) and wanted.until == min(now, _next_month(first).timestamp())
+    requested = requested_range(query.get("since") or since, query.get("until", ""), now)
+    first = datetime.fromtimestamp(requested.since, UTC)
+    is_month = first == _month_of(first) and requested.until == min(now, _next_month(first).timestamp())
     month = f"{first:%Y-%m}" if is_month else None
-    return ReportPeriod(*wanted, span(wanted, None, retention, now), month)
+    return ReportPeriod(*requested, span(requested, None, retention, now), month)
 
 
 def previous_of(period: ReportPeriod, retention: Retention, now: float) -> ReportPeriod | None:
@@ -79,9 +79,9 @@ def previous_of(period: ReportPeriod, retention: Retention, now: float) -> Repor
         since = _month_of(first - timedelta(days=1)).timestamp()
         whole = period.until >= _next_month(first).timestamp()
         until = until if whole else min(until, round(since + period.seconds))
-    wanted = RequestedRange(since, until)
+    requested = RequestedRange(since, until)
     try:
-        return ReportPeriod(*wanted, span(wanted, None, retention, now))
+        return ReportPeriod(*requested, span(requested, None, retention, now))
     except InvalidRequest:
         return None
 

@@ -64,8 +64,8 @@ def _days(request: web.Request, today: int) -> tuple[int, int]:
         return today - (number_of(request, "days", default=_DAYS, maximum=KEPT_DAYS - 1) - 1) * DAY_S, today
     if "days" in query:
         raise InvalidRequest("'days': cannot be combined with 'since' or 'until'. Send one or the other.", param="days")
-    wanted = requested_range(query.get("since") or f"{_DAYS}d", query.get("until", ""), today + DAY_S - 1)
-    return int(wanted.since) // DAY_S * DAY_S, (ceil(wanted.until) - 1) // DAY_S * DAY_S
+    requested = requested_range(query.get("since") or f"{_DAYS}d", query.get("until", ""), today + DAY_S - 1)
+    return int(requested.since) // DAY_S * DAY_S, (ceil(requested.until) - 1) // DAY_S * DAY_S
 
 
 def _with_sums(tallies: Mapping[ComparisonScope, QualityTally]) -> list[tuple[ComparisonScope, QualityTally]]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from gateway.policy.book import PolicySet
     from gateway.policy.guidance_off import GuidanceOff, GuidanceScope
-    from gateway.quality.trend import Assessment, Estimate
+    from gateway.quality.outcome import Estimate
+    from gateway.quality.trend import Assessment
 
 _DIGITS = 6
 _MAX_ROUTES = 200

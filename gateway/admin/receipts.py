@@ -63,9 +63,9 @@ def _search_of(request: web.Request, filters: dict[str, str]) -> ReceiptSearch:
     since: float | None = None
     until: float | None = None
     if query.get("since") or query.get("until"):
-        wanted = requested_range(query.get("since") or "1970-01-01", query.get("until", ""), time.time())
-        since = wanted.since if query.get("since") else None
-        until = wanted.until if query.get("until") else None
+        requested = requested_range(query.get("since") or "1970-01-01", query.get("until", ""), time.time())
+        since = requested.since if query.get("since") else None
+        until = requested.until if query.get("until") else None
     mode = query.get("mode") or None
     if mode is not None and mode not in MODES:
         raise InvalidRequest(f"'mode' must be one of {', '.join(MODES)}.{suggestion(mode, MODES)}", param="mode")

@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.quality.comparison import MIN_SAMPLES, SCALE, t_quantile
+from gateway.quality.outcome import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,14 +31,6 @@ class RouteScope(NamedTuple):
     tenant: str
     route: str
     compare: str
-
-
-class Estimate(NamedTuple):
-    """A mean with its 95 % interval; without an interval below MIN_SAMPLES."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +60,7 @@ class AgreementSums:
         return (spread + _IMAGINARY) / (n + 1) / n
 
     def estimate(self) -> Estimate | None:
-        """Return the mean agreement; None without samples."""
+        """Return the mean agreement, without bounds below MIN_SAMPLES; None without samples."""
         if not self.samples:
             return None
         if not self.is_enough:
