@@ -49,7 +49,7 @@ async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -
     (tmp_path / "usage.db").mkdir()  # no database can be there
     threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db").reading)
     app = web.Application(middlewares=[render_errors])
-    app.add_routes([web.get(path.partition("?")[0], PATHS[path])])
+    app.add_routes([web.get(path.partition("?")[0].replace("req_" + "0" * 24, "{id}"), PATHS[path])])
     app[METRICS] = Metrics()
     app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))
     app[USAGE_DATABASE] = DatabaseReader(threads)
