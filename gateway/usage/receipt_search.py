@@ -80,9 +80,9 @@ def search(connection: Connection, where: ReceiptSearch, limit: int, before: str
             break
         scanned += 1
         if row.is_by_id:
-            cursor.by_id = row.position  # type: ignore[assignment]
+            cursor.by_id = row.position
         else:
-            cursor.by_time = row.position  # type: ignore[assignment]
+            cursor.by_time = row.position
         if row.packed is not None and where.matches(raw := unpack(row.packed)):
             found.append((row, raw))
     shadows = shadows_of(connection, [(row.tenant, row.id) for row, _ in found])

@@ -38,7 +38,7 @@ class DashboardWorld:
 
     def reply(self, path: str, **query: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        return httpx.get(f"{self.gateway.admin_url}{path}", params=query, headers=headers, timeout=60)
+        return httpx.get(f"{self.gateway.admin_url}{path}", params=query, headers=headers, timeout=120)
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
         """Return a successful reply."""
