@@ -82,7 +82,7 @@ ASSETS = web.AppKey("assets", Assets)
 
 
 async def show_root(_: web.Request) -> web.Response:
-    """GET /: to the dashboard."""
+    """GET /: redirect to the dashboard."""
     return web.Response(status=302, headers={"Location": "/dashboard"})
 
 
@@ -92,11 +92,11 @@ async def show_login(request: web.Request) -> web.Response:
 
 
 async def show_page(request: web.Request) -> web.Response:
-    """GET /dashboard, /playground: the page, or without a session a redirect to the login page."""
+    """GET /dashboard/..., /playground: the pages, or without a session a redirect to the login page."""
     sessions = request.app[SESSIONS]
     # Before the ETag is compared: a 304 would let a browser without a session show the page.
     if await sessions.of(request) is not None:
-        return request.app[ASSETS].reply(request, f"{request.path.strip('/')}.html")
+        return request.app[ASSETS].reply(request, "dashboard.html")  # its script shows the page of the path
     query = urlencode({"why": "none" if sessions.key_set else "unset", "next": request.path_qs})
     return web.Response(status=302, headers={"Location": f"/login?{query}", "Cache-Control": "no-store"})
 

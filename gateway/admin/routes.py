@@ -51,6 +51,7 @@ PAGE_ROUTES = [
     web.get("/", show_root),
     web.get("/login", show_login),
     web.get("/dashboard", show_page),
+    web.get("/dashboard/{page:.+}", show_page),
     web.get("/playground", show_page),
     web.get("/static/{path:.+}", show_file),
     web.get("/session", show_session),

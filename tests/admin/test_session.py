@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -327,7 +328,8 @@ async def test_pages_have_a_strict_content_policy_and_are_not_cached() -> None:
         await log_in(client)
         async with client.get("/", allow_redirects=False) as reply:
             assert (reply.status, reply.headers["Location"]) == (302, "/dashboard")
-        for path in ("/dashboard", "/login", "/playground", "/static/base.css", "/static/vendor/chart.umd.min.js"):
+        pages = ("/dashboard", "/dashboard/requests/req_1", "/login", "/playground")
+        for path in (*pages, "/static/base.css", "/static/vendor/uplot.js"):
             async with client.get(path) as reply:
                 assert reply.status == 200, path
                 policy = reply.headers["Content-Security-Policy"]
@@ -343,7 +345,7 @@ async def test_pages_have_a_strict_content_policy_and_are_not_cached() -> None:
                 assert reply.status == 200
 
 
-@pytest.mark.parametrize("path", ["/dashboard", "/playground"])
+@pytest.mark.parametrize("path", ["/dashboard", "/dashboard/requests/req_1", "/playground"])
 async def test_a_page_without_a_session_redirects_to_the_login_page(path: str) -> None:
     """A browser with a cached page is redirected too, after the logout."""
     async with listener(Clock()) as client:
@@ -354,7 +356,7 @@ async def test_a_page_without_a_session_redirects_to_the_login_page(path: str) -
             assert reply.status == 204
         async with client.get(f"{path}?range=7d&by=key", headers=cached, allow_redirects=False) as reply:
             assert (reply.status, await reply.read()) == (302, b"")
-            assert reply.headers["Location"] == f"/login?why=none&next=%2F{path[1:]}%3Frange%3D7d%26by%3Dkey"
+            assert reply.headers["Location"] == f"/login?why=none&next={quote(path, safe='')}%3Frange%3D7d%26by%3Dkey"
             assert reply.headers["Cache-Control"] == "no-store"
             assert "ETag" not in reply.headers
 

@@ -12,6 +12,7 @@ import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ import pytest_asyncio
 from playwright.async_api import async_playwright, expect
 
 from load_tests.engine_process import fake_engine
+from tests.browser import world
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_up
 
@@ -154,6 +156,25 @@ async def opened(
 async def log_in(page: Page, key: str = ADMIN_KEY) -> None:
     await page.get_by_label("Admin key", exact=True).fill(key)
     await page.get_by_role("button", name="Log in").click()
+
+
+@asynccontextmanager
+async def logged_in(
+    browser: Browser, gateway: GatewayProcess, path: str, *, synthetic: bool = False, **context: Any
+) -> AsyncIterator[Page]:
+    """Open a page and log in. With `synthetic` the page shows the world of tests/browser/world.py."""
+    async with opened(browser, gateway, path=f"/login?{urlencode({'next': path})}", **context) as page:
+        if synthetic:
+            await world.live_in(page)
+        await log_in(page)
+        await expect(page.get_by_role("heading", level=1)).not_to_have_text("GKT Gateway")
+        yield page
+
+
+async def loaded(page: Page) -> None:
+    """Wait until each part of the page has its data."""
+    await expect(page.get_by_role("heading", level=1)).to_be_visible()
+    await expect(page.locator(".loading")).to_have_count(0)
 
 
 async def shoot(page: Page, name: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 CASES: list[tuple[str, list[Any], str]] = [
-    ("money", ["0"], "$0"),
+    ("money", ["0"], "$0.00"),
     ("money", ["0.0000318"], "$0.0000318"),
     ("money", ["0.5"], "$0.50"),
     ("money", ["-1.5"], "\u2212$1.50"),
@@ -34,18 +34,19 @@ CASES: list[tuple[str, list[Any], str]] = [
     ("duration", [7_260_000], "2 h 1 min"),
     ("duration", [200_000_000], "2 d 8 h"),
     ("duration", [None], "-"),
-    ("share", [0, 5], "0 %"),
-    ("share", [1, 3], "33 %"),
-    ("share", [-1, 2], "\u221250 %"),
+    ("share", [0, 5], "0.0 %"),
+    ("share", [1, 3], "33.3 %"),
+    ("share", [-1, 2], "\u221250.0 %"),
     ("share", [1, 5000], "<0.1 %"),
     ("share", [1, 0], "-"),
     ("share", [None], "-"),
-    ("tokens", [9_999], "9,999"),
-    ("tokens", [12_345], "12.3k"),
-    ("tokens", [4_560_000_000], "4.56bn"),
-    ("rate", [0.5], "0.50"),
-    ("rate", [12.34], "12.3"),
-    ("rate", [1234.5], "1,235"),
+    ("short", [9_999], "9,999"),
+    ("short", [12_345], "12.3k"),
+    ("short", [4_560_000_000], "4.56bn"),
+    ("points", [0.041], "+4.1"),
+    ("points", [-0.5], "\u221250.0"),
+    ("utc", ["2001-11-25T15:33:45Z"], "25 nov 2001, 15:33:45 utc"),
+    ("utc", [None], "-"),
     ("whole", [None], "-"),
 ]
 
@@ -62,6 +63,27 @@ async def test_figures_are_short_and_unknown_values_are_a_dash(browser: Browser,
     assert wrong == []
 
 
+COLUMNS: list[tuple[str, list[Any], list[str]]] = [
+    ("usd", ["12.5", "0.001", "-3", None], ["$12.50", "<$0.01", "\u2212$3.00", "-"]),
+    ("usd", [0.00299, 0.0000004, 0], ["$0.00299", "<$0.00001", "$0.00000"]),
+    ("ms", [9.5, 0.42], ["9.50 ms", "0.42 ms"]),
+    ("ms", [1480.4, 9.5], ["1,480 ms", "10 ms"]),
+    ("ms", [61_000, 960], ["61.0 s", "1.0 s"]),
+    ("share", [0.5, 0.001, None], ["50.0 %", "0.1 %", "-"]),
+    ("count", [1234567, 0], ["1,234,567", "0"]),
+]
+
+
+async def test_figures_of_a_column_share_decimals_and_unit(browser: Browser, pages: GatewayProcess) -> None:
+    async with opened(browser, pages) as page:
+        script = """async (columns) => {
+            const { column } = await import('/static/format.js');
+            return columns.map(([unit, values]) => values.map(column(unit, values)));
+        }"""
+        written = await page.evaluate(script, [[unit, values] for unit, values, _ in COLUMNS])
+    assert written == [texts for _, _, texts in COLUMNS]
+
+
 async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -76,7 +98,7 @@ async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
     ]
     async with opened(browser, pages) as page:
         script = """async (receipts) => {
-            const { stages } = await import('/static/stages.js');
+            const { stages } = await import('/static/receipt.js');
             return receipts.map((one) => stages(one).map(([title, from, took]) => [title, from, took]));
         }"""
         assert await page.evaluate(script, receipts) == [

@@ -54,7 +54,7 @@ async def test_a_link_on_another_site_leads_to_the_page_without_a_new_login(
         async with page.expect_request("**/login?**"):
             await page.get_by_role("link").click()
         await expect(page).to_have_url(link)
-        await expect(page.get_by_role("heading", level=1)).to_have_text("Dashboard")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
 
 
 async def test_the_form_is_not_sent_before_its_script_is_there(browser: Browser, pages: GatewayProcess) -> None:
@@ -97,6 +97,8 @@ async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProc
         "\\\\evil.example",
         "/.//evil.example/",
         "/session",
+        "/dashboard/..//evil.example",
+        "/static/base.css",
     ]
     async with opened(browser, pages, path="/login?next=https://evil.example/") as page:
         await log_in(page)

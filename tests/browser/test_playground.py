@@ -170,7 +170,8 @@ async def test_length_and_placement_change_the_guided_answer_and_the_url(
             await ends(page, mode)
         receipt = await receipt_of(playground, seen, "guided")
         assert (receipt["guidance"]["projection"], receipt["guidance"]["placement"]) == ("hint", "context")
-        assert await page.locator("mark").count() == 0
+        assert await page.locator(".answer mark").count() == 0
+        await expect(page.locator("[data-mode=guided] .hidden-guidance mark")).not_to_be_empty()
         await expect(page.locator("[data-mode=guided] .note")).to_contain_text("is in the student's prompt")
 
         await page.reload()

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from gateway.local.redis import EmbeddedRedis
-from tests.browser.conftest import ADMIN_KEY, accessible, log_in, opened, shoot
+from tests.browser.conftest import ADMIN_KEY, accessible, loaded, log_in, opened, shoot
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.mark.long
-async def test_nothing_yet_then_a_wrong_edit_then_no_redis_then_no_gateway(browser: Browser, tmp_path: Path) -> None:
+async def test_empty_pages_say_what_to_do_and_problems_are_shown(browser: Browser, tmp_path: Path) -> None:
     """Each problem is shown as text, and the page keeps its contents."""
     nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     big = model("big", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
@@ -37,26 +37,35 @@ async def test_nothing_yet_then_a_wrong_edit_then_no_redis_then_no_gateway(brows
         ) as gateway:
             async with opened(browser, gateway, forgive="503|ERR_|Failed to load") as page:
                 await log_in(page)
-                await expect(page.get_by_text("No request has been answered yet.")).to_be_visible()
-                await expect(page.get_by_text("No requests in this period.").first).to_be_visible()
-                await expect(page.get_by_text("No tenant and no key has a budget.")).to_be_visible()
-                await expect(page.locator("#engines tbody tr").first).to_contain_text("down")
-                assert await accessible(page) == []
-                await shoot(page, "dashboard-empty")
+                for name, text in (
+                    ("Overview", "Send a request with an API key"),
+                    ("Spend", "Select a longer range, or clear the filter."),
+                    ("Quality", "Give a guided route a quality rule"),
+                    ("Requests", "Send a request with an API key"),
+                    ("Keys and budgets", "Set budget in a policy file"),
+                ):
+                    await page.get_by_role("link", name=name, exact=True).click()
+                    await expect(page.get_by_text(text).first).to_be_visible()
+                    await loaded(page)
+                    assert await accessible(page) == []
+                    await shoot(page, f"empty-{name.lower().replace(' ', '-')}")
+                await page.get_by_role("link", name="Reliability", exact=True).click()
+                await expect(page.get_by_role("table", name="Engines")).to_contain_text("down")
 
+                await page.get_by_role("link", name="Configuration", exact=True).click()
                 (tmp_path / "policies" / "acme.yaml").write_text("tenant: acme\nroutes: 7\n", "utf-8")
-                await expect(page.locator("#policies-state")).to_contain_text("The policy folder has an error")
-                await expect(page.locator("#policies-errors")).to_contain_text("acme.yaml:2")
+                edits = page.get_by_role("region", name="Last edits")
+                await expect(edits).to_contain_text("The last edit was refused")
+                await expect(edits).to_contain_text("acme.yaml:2")
                 assert await accessible(page) == []
 
                 await redis.__aexit__(None, None, None)
-                await expect(page.get_by_role("status")).to_contain_text("Redis is unavailable")
+                await page.get_by_role("link", name="Keys and budgets", exact=True).click()
+                await expect(page.get_by_role("status")).to_contain_text("Redis")
                 assert await accessible(page) == []
-                await shoot(page, "dashboard-redis-away")
 
                 gateway.terminate()
                 await expect(page.get_by_role("status")).to_contain_text("The gateway cannot be reached")
-                await expect(page.get_by_role("status")).to_contain_text("Figures last updated at")
                 assert await accessible(page) == []
     finally:
         await redis.__aexit__(None, None, None)

@@ -1,6 +1,11 @@
-import { byId } from "./dom.js";
-import { ask, fetchJson } from "./fetching.js";
-import { say } from "./status.js";
+import { ask, fetchJson } from "./api.js";
+
+const byId = (id) => document.getElementById(id);
+
+function say(text, kind) {
+  Object.assign(byId("status"), { textContent: text, hidden: !text });
+  byId("status").dataset.kind = kind;
+}
 
 const WHY = {
   ended: ["Your session has ended. Log in again.", "warn"],
@@ -9,14 +14,13 @@ const WHY = {
 
 const parameters = new URLSearchParams(location.search);
 
-const PAGES = ["/dashboard", "/playground"];
+const PAGE = /^\/(playground|dashboard(\/[\w%.-]+){0,2})$/;
 
-/** Return the page to open after the login. Only PAGES are allowed: a path such as //example.com is another site. */
+/** Return the page to open after the login. Only pages are allowed: a path such as //example.com is another site. */
 function nextPage() {
   const value = parameters.get("next") ?? "";
-  if (!URL.canParse(value, location.origin)) return PAGES[0];
-  const target = new URL(value, location.origin);
-  if (target.origin !== location.origin || !PAGES.includes(target.pathname)) return PAGES[0];
+  const target = URL.canParse(value, location.origin) ? new URL(value, location.origin) : null;
+  if (target?.origin !== location.origin || !PAGE.test(target.pathname)) return "/dashboard";
   return target.pathname + target.search + (target.hash || location.hash); // a redirect keeps the fragment
 }
 
@@ -27,7 +31,7 @@ const button = form.querySelector("button");
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   button.disabled = true;
-  say("");
+  say("", "info");
   try {
     await ask("/session", { method: "POST", body: { key: key.value } });
     key.value = "";

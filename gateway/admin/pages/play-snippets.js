@@ -1,4 +1,4 @@
-// The same request for callers: as curl, and as Python with the OpenAI SDK. Pure.
+// The same request for callers: as curl, as Python with the OpenAI SDK, and as a route of a policy. Pure.
 
 const KEY = "YOUR_KEY";
 
@@ -56,5 +56,21 @@ export function python({ headers, body, notes }, baseUrl) {
     lines.push(`    extra_headers={${all.join(", ")}},`);
   }
   lines.push(")", "print(reply.choices[0].message.content)");
+  return `${lines.join("\n")}\n`;
+}
+
+/** Return the route with these settings as YAML for the tenant's policy file. Every JSON string is a YAML string. */
+export function policy({ tenant, tokens, projection, placement }, route) {
+  const lines = [
+    `# Policy file of tenant ${tenant}. Replace mode, engines and guidance of this route; keep its other settings.`,
+    "routes:",
+    `  - model: ${JSON.stringify(route.model)}`,
+    `    mode: ${route.mode}`,
+  ];
+  if (route.teacher) lines.push(`    teacher: ${JSON.stringify(route.teacher)}`);
+  if (route.students.length === 1) lines.push(`    student: ${JSON.stringify(route.students[0])}`);
+  if (route.students.length > 1) lines.push("    students:", ...route.students.flatMap((one, at) => [
+    `      - model: ${JSON.stringify(one)}`, ...((route.weights?.[at] ?? null) === null ? [] : [`        weight: ${route.weights[at]}`])]));
+  lines.push("    guidance:", `      tokens: ${Number(tokens)}`, `      projection: ${JSON.stringify(projection)}`, `      placement: ${placement}`);
   return `${lines.join("\n")}\n`;
 }

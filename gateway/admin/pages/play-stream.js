@@ -1,5 +1,5 @@
 // One run, as a stream of named events.
-import { ask } from "./fetching.js";
+import { ask } from "./api.js";
 
 /** Start a run. Return its id and an iterator of [name, data]; the names are "chunk", "error" and "receipt". */
 export async function start(body, signal) {

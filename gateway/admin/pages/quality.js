@@ -1,53 +1,55 @@
-// The table of quality: how far guided answers, and the student's own, agree with the teacher's.
-import { h } from "./dom.js";
-import { money, share, whole } from "./format.js";
-import { table } from "./table.js";
+// Quality: the verdict, the agreement with the teacher by route and length of guidance, and switched-off guidance.
+import { useData } from "./api.js";
+import { money, points, share, utc, whole } from "./format.js";
+import { because, VERDICTS } from "./overview.js";
+import { api } from "./state.js";
+import { Badge, Card, Empty, html, Loaded, Table } from "./ui.js";
 
 const LENGTHS = { 16: "to 16", 32: "17 to 32", 64: "33 to 64", 128: "65 to 128", more: "over 128", all: "all" };
 const ORDER = ["16", "32", "64", "128", "more", "all"];
+const names = [{ title: "Route", value: (row) => row.route }, { title: "Tenant", value: (row) => row.tenant }, { title: "Comparison", value: (row) => row.compare }];
+const interval = (one, show) => (one && (one.low ?? null) !== null ? `${show(one.low)} to ${show(one.high)}` : "-");
+const word = (verdict) => html`<${Badge} kind=${VERDICTS[verdict][1]}>${VERDICTS[verdict][0]}<//>`;
 
-function points(value) {
-  if (value === null || value === undefined) return "-";
-  const size = (100 * Math.abs(value)).toFixed(1);
-  return `${value < 0 && Number(size) ? "\u2212" : value > 0 && Number(size) ? "+" : ""}${size}`;
-}
+const ROUTES = [
+  ...names,
+  { title: "Verdict", value: (row) => row.verdict, show: (row) => word(row.verdict) },
+  { title: "Compared", unit: "count", value: (row) => row.n },
+  { title: "Agreement", unit: "share", value: (row) => row.agreement?.value ?? null },
+  { title: "95 % interval", unit: "share", value: (row) => row.agreement?.low ?? null, show: (row, format) => interval(row.agreement, format) },
+  { title: "Change, points", unit: "points", value: (row) => row.change?.value ?? null },
+  { title: "min_agreement", unit: "share", value: (row) => row.bound },
+];
+const GAIN = [
+  ...names,
+  { title: "Teacher's tokens", value: (row) => ORDER.indexOf(row.length), show: (row) => LENGTHS[row.length] ?? row.length },
+  { title: "Compared", unit: "count", value: (row) => row.samples },
+  { title: "Guided", unit: "share", value: (row) => row.guided_teacher },
+  { title: "Student alone", unit: "share", value: (row) => row.student_teacher },
+  { title: "Gain, points", unit: "points", value: (row) => row.difference,
+    show: (row, format) => html`<span class=${row.low > 0 ? "good" : row.high < 0 ? "bad" : ""}>${format(row.difference)}</span>` },
+  { title: "95 % interval", unit: "points", value: (row) => row.low, show: (row, format) => (row.low === null ? "too few" : interval(row, format)) },
+];
 
-/** Format the difference. It has a color only if its interval excludes zero. */
-function difference(row) {
-  const kind = row.low > 0 ? "good" : row.high < 0 ? "bad" : null;
-  return h("span", { class: row.low === null ? null : kind }, points(row.difference));
-}
+/** A switch: its scope, and the operator or rule that switched it off. */
+const Off = ({ one }) => html`<li><strong>${one.tenant === null ? "Everything" : one.route === null ? one.tenant : `${one.route} of ${one.tenant}`}</strong>${` since ${utc(one.since)}`}, by ${one.by === "quality" ? "the rule quality.min_agreement" : one.actor || "an operator"}${one.reason ? `: ${one.reason}` : ""}</li>`;
 
-const interval = (row) => (row.low === null ? "too few" : `${points(row.low)} to ${points(row.high)}`);
+const rule = html`<${Empty} title="No answers have been compared in this selection.">
+  Give a guided route a <code>quality</code> rule in its policy, such as <code>quality: {sample: 0.05}</code>, and wait for its first samples.<//>`;
 
-/** Describe a switch: its scope, and who switched it off. */
-function scope(off) {
-  const name = off.tenant === null ? "everything" : off.route === null ? off.tenant : `${off.route} of ${off.tenant}`;
-  return `${name} (by ${off.by === "quality" ? "quality.min_agreement" : off.actor || "an operator"})`;
-}
-
-/** Create the table in `box`, and show its period in `note`. Return a function that shows a reply of GET /quality. */
-export function quality(box, note) {
-  const view = table(box, {
-    caption: "Table of quality", sort: "route", descending: false, search: "Search quality",
-    empty: "No answers have been compared yet. To compare samples, give a guided route a `quality` rule.",
-    find: (row) => `${row.tenant} ${row.route} ${row.compare}`,
-    columns: [
-      { key: "route", title: "Route", value: (row) => `${row.route} ${row.tenant} ${ORDER.indexOf(row.length)}`, show: (row) => row.route },
-      { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
-      { key: "length", title: "Teacher's tokens", value: (row) => ORDER.indexOf(row.length), show: (row) => LENGTHS[row.length] ?? row.length },
-      { key: "compare", title: "Comparison", value: (row) => row.compare, show: (row) => row.compare },
-      { key: "samples", title: "Compared", number: true, value: (row) => row.samples, show: (row) => whole(row.samples) },
-      { key: "guided", title: "Guided", number: true, value: (row) => row.guided_teacher, show: (row) => share(row.guided_teacher) },
-      { key: "student", title: "Student alone", number: true, value: (row) => row.student_teacher, show: (row) => share(row.student_teacher) },
-      { key: "difference", title: "Difference, points", number: true, value: (row) => row.difference, show: difference },
-      { key: "interval", title: "95 % interval", number: true, value: (row) => row.low, show: interval },
-    ],
-  });
-  return ({ rows, since, until, spent_today: spent, guidance_off: off }) => {
-    const usd = spent.reduce((all, one) => all + Number(one.usd), 0);
-    const switches = off.length ? ` Guidance is switched off: ${off.map(scope).join("; ")}.` : "";
-    note.textContent = `Days from ${since} to ${until} (UTC). Comparisons cost ${money(usd)} today.${switches}`;
-    view.rows(rows);
-  };
+export function Quality({ search }) {
+  const summary = useData(() => api("/summary"), search, { everyMs: 30_000 });
+  const gain = useData(() => api("/quality"), search, { everyMs: 30_000 });
+  return html`<${Loaded} of=${summary}>${({ quality }) => html`
+    <p class="sentence">Quality is <b class=${VERDICTS[quality.verdict][1]}>${VERDICTS[quality.verdict][0]}</b> (n = ${whole(quality.n)}). ${because(quality)}</p>
+    ${quality.ignored?.length > 0 && html`<p class="soft">The filter ${quality.ignored.join(", ")} does not apply: quality samples have no ${quality.ignored.join(", ")}.</p>`}
+    <${Card} title="Verdict by route" note="Agreement of guided answers with the teacher's, against the period before.">
+      <${Table} caption="Verdict by route" columns=${ROUTES} rows=${quality.routes}
+        id=${(row) => `${row.tenant}/${row.route}/${row.compare}`} search="Search routes" empty=${rule} /><//>`}<//>
+    <${Loaded} of=${gain}>${({ rows, guidance_off: off, spent_today: spent, since, until }) => html`
+      ${off.length > 0 && html`<${Card} title="Switched-off guidance" note=${html`<code>gkt-gateway guidance on</code> switches it on again.`}><ul
+        class="errors">${off.map((one) => html`<${Off} one=${one} />`)}</ul><//>`}
+      <${Card} title="Gain through guidance" note=${`Agreement with the teacher of guided answers and of the student alone, ${since} to ${until} (UTC). Colored if the interval excludes 0. Comparisons cost ${money(spent.reduce((all, one) => all + Number(one.usd), 0))} today.`}>
+        <${Table} caption="Gain through guidance" columns=${GAIN} rows=${rows}
+          id=${(row) => `${row.tenant}/${row.route}/${row.compare}/${row.length}`} search="Search routes" empty=${rule} /><//>`}<//>`;
 }

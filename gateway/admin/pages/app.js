@@ -1,0 +1,156 @@
+// The dashboard: navigation, time range and filter, and the selected page.
+import { useEffect, useState } from "./vendor/hooks.js";
+import { render } from "./vendor/preact.js";
+import { ask, paused, problems, report, updatedAt, useData } from "./api.js";
+import { timeOfDay } from "./format.js";
+import { Access } from "./access.js";
+import { Configuration } from "./configuration.js";
+import { Overview } from "./overview.js";
+import { Playground } from "./playground.js";
+import { Quality } from "./quality.js";
+import { Receipt } from "./receipt.js";
+import { Reliability } from "./reliability.js";
+import { Requests } from "./requests.js";
+import { Spend } from "./spend.js";
+import { FILTERS, link, period, RANGES, rfc3339, setParameters, useUrl } from "./state.js";
+import { Field, html, Link, Segments, Select } from "./ui.js";
+
+/** Pages: path, title, component, and the parts of the range and filter that apply. */
+const PAGES = [
+  ["/dashboard", "Overview", Overview, ["range", ...FILTERS]],
+  ["/dashboard/spend", "Spend", Spend, ["range", ...FILTERS]],
+  ["/dashboard/quality", "Quality", Quality, ["range", "tenant", "route"]],
+  ["/dashboard/reliability", "Reliability", Reliability, ["range", ...FILTERS]],
+  ["/dashboard/requests", "Requests", Requests, ["range", ...FILTERS]],
+  ["/dashboard/access", "Keys and budgets", Access, ["tenant"]],
+  ["/dashboard/configuration", "Configuration", Configuration, []],
+  ["/playground", "Playground", Playground, []],
+];
+const THEMES = { auto: ["system", "\u25d0"], light: ["light", "\u2600"], dark: ["dark", "\u263e"] };
+
+function ThemeButton() {
+  const stored = () => { try { return localStorage.getItem("gkt-theme") ?? "auto"; } catch { return "auto"; } };
+  const [theme, setTheme] = useState(stored);
+  const next = () => {
+    const names = Object.keys(THEMES);
+    const chosen = names[(names.indexOf(theme) + 1) % names.length];
+    try { localStorage.setItem("gkt-theme", chosen); } catch { /* The colors apply to this page only. */ }
+    if (chosen === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = chosen;
+    setTheme(chosen);
+    document.dispatchEvent(new Event("themechange"));
+  };
+  const [name, sign] = THEMES[theme] ?? THEMES.auto;
+  const label = `Colors: ${name}. Change color scheme`;
+  return html`<button type="button" class="quiet" aria-label=${label} title=${label} onClick=${next}>${sign}</button>`;
+}
+
+async function logOut() {
+  document.dispatchEvent(new Event("leaving")); // a running request would renew the session
+  try {
+    await ask("/session", { method: "DELETE" });
+    location.assign("/login?why=left");
+  } catch (error) {
+    report("logout", `You are still logged in: ${error.message}`);
+  }
+}
+
+function Custom({ range, close }) {
+  const [problem, setProblem] = useState("");
+  const field = (ms) => rfc3339(ms).slice(0, 16);
+  const apply = (event) => {
+    event.preventDefault();
+    const [from, to] = ["from", "to"].map((name) => Date.parse(`${event.target.elements[name].value}Z`));
+    const wrong = Number.isNaN(from) || Number.isNaN(to) ? "Enter a date and a time in both fields."
+      : from >= to ? "'From' must be earlier than 'To'." : from > Date.now() ? "'From' is in the future." : "";
+    setProblem(wrong);
+    if (wrong) return;
+    setParameters({ range: "custom", since: rfc3339(from), until: rfc3339(to) });
+    close();
+  };
+  return html`<form class="fields custom" novalidate onSubmit=${apply}>
+    <${Field} label="From, UTC"><input type="datetime-local" name="from" required defaultValue=${field(range.since)} /><//>
+    <${Field} label="To, UTC"><input type="datetime-local" name="to" required defaultValue=${field(range.until)} /><//>
+    <button class="primary">Show</button>
+    <p class="bad small" role="alert">${problem}</p>
+  </form>`;
+}
+
+/** The one range and filter of all pages. Parts that do not apply to the page are hidden, and stay in the URL. */
+function FilterBar({ parts, parameters }) {
+  const [custom, setCustom] = useState(false);
+  const policies = useData(() => "/policies", "policies", { everyMs: 60_000 }).data?.data ?? [];
+  const tenant = parameters.get("tenant");
+  const keys = useData(() => (tenant ? `/keys?limit=500&tenant=${encodeURIComponent(tenant)}` : null), `keys ${tenant}`, { everyMs: 60_000 });
+  const range = period();
+  const routes = new Set(policies.filter((one) => !tenant || one.tenant === tenant).flatMap((one) => one.routes.map((route) => route.model)));
+  const names = { tenant: policies.map((one) => one.tenant), route: [...routes].sort(), key: (keys.data?.keys ?? []).map((one) => one.id) };
+  const choose = (name) => {
+    if (name === "custom") return setCustom(!custom);
+    setCustom(false);
+    return setParameters({ range: name, since: "", until: "" });
+  };
+  const filter = (name, value) => setParameters({ [name]: value, ...(name === "tenant" ? { key: "", route: "" } : {}), before: "" });
+  const options = (name) => {
+    const selected = parameters.get(name);
+    const all = [["", `All ${name}s`], ...names[name].map((one) => [one, one])];
+    return selected && !names[name].includes(selected) ? [...all, [selected, selected]] : all; // such as a deleted key
+  };
+  return html`<div class="filters">
+    ${parts.includes("range") && html`<${Segments} label="Time range" options=${[...RANGES.map(([one, title]) => [one, title]), ["custom", "Custom"]]}
+      value=${custom ? "custom" : range.name} onChange=${choose} />`}
+    ${FILTERS.filter((one) => parts.includes(one) && (one !== "key" || tenant)).map((name) => html`<${Select} key=${name}
+      aria-label=${name[0].toUpperCase() + name.slice(1)}
+      class=${parameters.get(name) ? "set" : ""} options=${options(name)} value=${parameters.get(name) ?? ""} onChange=${(event) => filter(name, event.target.value)} />`)}
+    ${FILTERS.some((one) => parameters.get(one)) && html`<button type="button" class="quiet"
+      onClick=${() => setParameters({ tenant: "", route: "", key: "" })}>Clear</button>`}
+    ${custom && html`<${Custom} range=${range} close=${() => setCustom(false)} />`}
+  </div>`;
+}
+
+function Status() {
+  const messages = [...new Set(problems.use().values())];
+  return html`<p id="status" class="status" data-kind="bad" role="status" hidden=${messages.length === 0}>${messages.join(" ")}</p>`;
+}
+
+function Pulse() {
+  const [still, at] = [paused.use(), updatedAt.use()];
+  const turn = () => {
+    paused.set(!still);
+    document.dispatchEvent(new Event("pausechange"));
+  };
+  return html`<div class="row pulse"><span class="soft small">${still ? "Paused" : at ? `Updated ${timeOfDay(at)} UTC` : ""}</span>
+    <button type="button" class="quiet small" aria-pressed=${String(still)} onClick=${turn}>Pause</button></div>`;
+}
+
+function App() {
+  const { path, parameters, search } = useUrl();
+  const [root, id] = /^(\/dashboard\/requests)\/(.+)$/.exec(path)?.slice(1) ?? [path, null];
+  const [, title, Page, parts] = PAGES.find(([one]) => one === root) ?? PAGES[0];
+  useEffect(() => {
+    document.title = `${title} - GKT Gateway`;
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone
+  }, [title]);
+  useEffect(() => {
+    const change = () => document.dispatchEvent(new Event("themechange"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", change);
+  }, []);
+  return html`
+    <a class="skip" href="#main">Skip to content</a>
+    <header class="side">
+      <a class="brand" href="/dashboard"><img src="/static/icon.svg" alt="" /><span>GKT Gateway</span></a>
+      <nav aria-label="Pages">
+        ${PAGES.map(([one, label]) => html`<${Link} key=${one} href=${link(one)} aria-current=${label === title ? "page" : undefined}>${label}<//>`)}
+      </nav>
+      <div class="side-end"><${ThemeButton} /><button type="button" class="quiet" onClick=${logOut}>Log out</button></div>
+    </header>
+    <main id="main" tabindex="-1" class="stack">
+      <div class="row apart"><h1>${title}</h1><${Pulse} /></div>
+      ${parts.length > 0 && id === null && html`<${FilterBar} parts=${parts} parameters=${parameters} />`}
+      <${Status} />
+      ${id === null ? html`<${Page} key=${title} parameters=${parameters} search=${search} />` : html`<${Receipt} key=${id}
+        id=${decodeURIComponent(id)} />`}
+    </main>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));
