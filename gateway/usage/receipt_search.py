@@ -6,7 +6,9 @@ Most filters have no index. So a call reads a limited number of receipts, and re
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import ExitStack, closing
 from heapq import merge
+from math import ceil
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
@@ -23,7 +25,7 @@ from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, id_before, time_of
 from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
@@ -74,17 +76,20 @@ def search(connection: Connection, where: ReceiptSearch, limit: int, before: str
         streams.append(_by_id(connection, where, cursor.by_id))
     found: list[tuple[_Row, bytes]] = []
     scanned, is_end = 0, True
-    for row in with_pauses(merge(*streams, key=attrgetter("created"), reverse=True)):
-        if len(found) == limit or scanned == MAX_SCANNED:
-            is_end = False
-            break
-        scanned += 1
-        if row.is_by_id:
-            cursor.by_id = row.position
-        else:
-            cursor.by_time = row.position
-        if row.packed is not None and where.matches(raw := unpack(row.packed)):
-            found.append((row, raw))
+    with ExitStack() as stack:
+        for stream in streams:
+            stack.enter_context(closing(stream))  # with its cursor in the database
+        for row in with_pauses(merge(*streams, key=attrgetter("created"), reverse=True)):
+            if len(found) == limit or scanned == MAX_SCANNED:
+                is_end = False
+                break
+            scanned += 1
+            if row.is_by_id:
+                cursor.by_id = row.position
+            else:
+                cursor.by_time = row.position
+            if row.packed is not None and where.matches(raw := unpack(row.packed)):
+                found.append((row, raw))
     shadows = shadows_of(connection, [(row.tenant, row.id) for row, _ in found])
     pages = [FoundReceipt(raw, shadows.get((row.tenant, row.id), [])) for row, raw in found]
     return SearchPage(pages, scanned, None if is_end else _encoded(cursor))
@@ -116,13 +121,18 @@ def _terms(where: ReceiptSearch) -> Iterator[ColumnElement[bool]]:
         yield _C.cost_pico >= where.min_pico
     if where.max_pico is not None:
         yield _C.cost_pico <= where.max_pico
+    yield from _times(where)
+
+
+def _times(where: ReceiptSearch) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on the time, in whole seconds: PostgreSQL finds no fraction in an index of whole numbers."""
     if where.since is not None:
-        yield _C.created >= where.since
+        yield _C.created >= ceil(where.since)
     if where.until is not None:
-        yield _C.created < where.until
+        yield _C.created < ceil(where.until)
 
 
-def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) -> Iterator[_Row]:
+def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) -> Generator[_Row, None, None]:
     order = (_C.day, _C.id, _C.tenant)
     bounds: list[ColumnElement[bool]] = []
     if after is not None:
@@ -136,29 +146,26 @@ def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) ->
     return _rows(connection, order, bounds, [*_terms(where), _C.mode != EDGE], is_by_id=True)
 
 
-def _by_time(connection: Connection, where: ReceiptSearch, after: _ByTime | None) -> Iterator[_Row]:
+def _by_time(connection: Connection, where: ReceiptSearch, after: _ByTime | None) -> Generator[_Row, None, None]:
     """Yield the receipts of the tenant, or of all devices."""
     order = (_C.created, _C.day, _C.id, _C.tenant)
-    bounds: list[Any] = [OF_DEVICES if where.tenant is None else _C.tenant == where.tenant]
+    bounds: list[Any] = [OF_DEVICES if where.tenant is None else _C.tenant == where.tenant, *_times(where)]
     if after is not None:
         bounds += [_C.created <= after[0], tuple_(*order) < tuple_(*after)]
-    elif where.until is not None:
-        bounds.append(_C.created < where.until)
-    if where.since is not None:
-        bounds.append(_C.created >= where.since)
     return _rows(connection, order, bounds, [*_terms(where)], is_by_id=False)
 
 
 def _rows(
     connection: Connection, order: Sequence[Any], bounds: Sequence[Any], terms: Sequence[Any], *, is_by_id: bool
-) -> Iterator[_Row]:
+) -> Generator[_Row, None, None]:
     """Yield at most one row more than a call reads. Rows that do not match have no receipt."""
     packed = case((and_(*terms), _C.receipt), else_=None).label("packed")
     query = select(_C.created, _C.day, _C.id, _C.tenant, packed).where(*bounds)
     query = query.order_by(*(column.desc() for column in order)).limit(MAX_SCANNED + 1)
-    for row in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query):
-        key = (row.day, row.id, row.tenant)
-        yield _Row(row.created, key if is_by_id else (row.created, *key), is_by_id, row.id, row.tenant, row.packed)
+    with connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)) as rows:
+        for row in rows:
+            key = (row.day, row.id, row.tenant)
+            yield _Row(row.created, key if is_by_id else (row.created, *key), is_by_id, row.id, row.tenant, row.packed)
 
 
 def _encoded(cursor: _Cursor) -> str:
