@@ -26,18 +26,19 @@ FILTERS = ("tenant", "route", "key")
 class ReportPeriod(NamedTuple):
     """A range of time in Unix seconds, and the sums that cover it.
 
-    `month` is the calendar month, like 2026-11, if the range is the whole month or its part until now.
+    `month` is the calendar month, like 2026-11, if the range is the whole month or its part until now, the time `now`.
     """
 
     since: float
     until: float
     sums: UsageSpan
+    now: float
     month: str | None = None
 
     @property
     def seconds(self) -> float:
         """Return the time that the sums cover, without the future."""
-        return max(1.0, min(self.until, self.sums.until) - self.sums.since)
+        return max(1.0, min(self.now, self.sums.until) - self.sums.since)
 
     def shown(self) -> dict[str, Any]:
         """Return the range of the sums for a reply."""
@@ -64,7 +65,7 @@ def period_of(request: web.Request, retention: Retention, now: float, *, since: 
     first = datetime.fromtimestamp(requested.since, UTC)
     is_month = first == _month_of(first) and requested.until == min(now, _next_month(first).timestamp())
     month = f"{first:%Y-%m}" if is_month else None
-    return ReportPeriod(*requested, span(requested, None, retention, now), month)
+    return ReportPeriod(*requested, span(requested, None, retention, now), now, month)
 
 
 def previous_of(period: ReportPeriod, retention: Retention, now: float) -> ReportPeriod | None:
@@ -81,7 +82,7 @@ def previous_of(period: ReportPeriod, retention: Retention, now: float) -> Repor
         until = until if whole else min(until, round(since + period.seconds))
     requested = RequestedRange(since, until)
     try:
-        return ReportPeriod(*requested, span(requested, None, retention, now))
+        return ReportPeriod(*requested, span(requested, None, retention, now), now)
     except InvalidRequest:
         return None
 

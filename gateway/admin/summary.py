@@ -49,7 +49,7 @@ async def show_summary(request: web.Request) -> web.Response:
         total_of(reader, recent, only),
         _total_before(request, before, only),
         database.agreements(period.sums.since, period.sums.until, *scope),
-        _agreements_before(request, before, only),
+        _agreements_before(request, period, before, only),
         budget_of(app, only),
     )
     if not row.requests:
@@ -75,10 +75,13 @@ async def _total_before(request: web.Request, before: ReportPeriod | None, only:
     return _NO_REQUESTS if before is None else await total_of(request.app[USAGE], before.sums, only)
 
 
-async def _agreements_before(request: web.Request, before: ReportPeriod | None, only: Mapping[str, str]) -> Any:
+async def _agreements_before(
+    request: web.Request, period: ReportPeriod, before: ReportPeriod | None, only: Mapping[str, str]
+) -> Any:
     if before is None:
         return {}
-    bounds = before.sums.since, before.sums.until
+    # The sums before may reach into the period. No sample counts in both.
+    bounds = before.sums.since, min(before.sums.until, period.sums.since)
     return await request.app[USAGE_DATABASE].agreements(*bounds, only.get("tenant"), only.get("route"))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE_UNITS = {unit.lower(): factor for unit, factor in _BYTES.items()}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", re.ASCII)
@@ -67,6 +68,12 @@ def duration_s(text: str) -> float:
     if match is None or match[2] not in _SECONDS:
         raise InvalidValue("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
     return float(Decimal(match[1]) * _SECONDS[match[2]])
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the notation of settings: 400d, 36h, 90s."""
+    unit_s = next((unit for unit in _UNITS if seconds >= unit and seconds % unit == 0), 1)
+    return f"{seconds / unit_s:.15g}{_UNITS[unit_s]}"
 
 
 def size_bytes(text: str) -> int:

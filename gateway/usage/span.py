@@ -11,7 +11,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.config.scalars import duration_s
+from gateway.config.scalars import duration_s, duration_text
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest
 from gateway.usage.sums import SECONDS, Period
@@ -31,7 +31,6 @@ TIMES = (
 
 # Rows that expire within this time are not used.
 _MARGIN_S = 2.0
-_UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
 _WORDS = ("now", "today", "yesterday", "this_month", "last_month")
 
 
@@ -54,9 +53,10 @@ def requested_range(since: str, until: str, now: float) -> RequestedRange:
     """Parse both ends of a range. `now` is Unix seconds.
 
     An empty `until` means now. A date or a word such as `yesterday` stands for its whole period: `since` is the start,
-    and `until` the end. Raises InvalidRequest with the name of the invalid parameter.
+    and `until` the end. A start before the Unix epoch becomes the epoch. Raises InvalidRequest with the name of the
+    invalid parameter.
     """
-    start = _bounds(since, "since", now)[0]
+    start = max(0.0, _bounds(since, "since", now)[0])
     end = _bounds(until, "until", now)[1] if until else now
     if start > now:
         raise InvalidRequest(f"'since' is in the future: it is {rfc3339(now)} now.", param="since")
@@ -136,12 +136,6 @@ class _RetainedSums:
 
     def _is_retained(self, period: Period) -> bool:
         return self._retention.expires(period.granularity, period.start) > self._now + _MARGIN_S
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration in the notation of settings: 400d, 36h, 90s."""
-    unit_s = next((unit for unit in _UNITS if seconds >= unit and seconds % unit == 0), 1)
-    return f"{seconds / unit_s:g}{_UNITS[unit_s]}"
 
 
 def _bounds(text: str, name: str, now: float) -> tuple[float, float]:

@@ -63,6 +63,24 @@ def test_the_previous_period(query: str, month: str | None, period: object, befo
     assert compared(query) == (month, period, before)
 
 
+def test_the_length_is_that_of_the_sums() -> None:
+    """Costs of both periods are divided by their lengths. Of October only whole days are left."""
+    for query, lengths in (
+        ("", (24 * DAY_S + 15.55 * 3600, 25 * DAY_S)),
+        ("since=2026-10-01&until=2026-10-05T12:00:00Z", (5 * DAY_S, 5 * DAY_S)),
+    ):
+        period = period_of(make_mocked_request("GET", f"/summary?{query}"), KEPT, NOW, since="this_month")
+        before = previous_of(period, KEPT, NOW)
+        assert before is not None
+        assert (period.seconds, before.seconds) == lengths
+
+
+@pytest.mark.parametrize("since", ["999999d", f"{'9' * 400}d", "0001-01-01"])
+def test_a_start_before_the_epoch_has_expired(since: str) -> None:
+    with pytest.raises(InvalidRequest, match="older than the retained usage"):
+        compared(f"since={since}")
+
+
 def test_the_same_part_of_a_shorter_month_ends_with_it() -> None:
     now = datetime(2026, 3, 30, 12, tzinfo=UTC).timestamp()
     assert compared("", now)[2] == ("2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z")
