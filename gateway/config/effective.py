@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, SecretStr
 
 from gateway.config.changes import is_live
+from gateway.config.scalars import duration_text
 from gateway.config.variables import Substituted
 from gateway.config.yaml_messages import field_path
 
@@ -43,23 +44,33 @@ class EffectiveSetting(NamedTuple):
     needs_restart: bool
 
 
-def settings_in_effect(started: Settings, current: Settings, source: YamlSource | None) -> list[EffectiveSetting]:
+class ReadSettings(NamedTuple):
+    """Settings, and the file from which they were read."""
+
+    settings: Settings
+    source: YamlSource
+
+
+def settings_in_effect(started: ReadSettings, current: ReadSettings, *, is_unchanged: bool) -> list[EffectiveSetting]:
     """Return the settings in the order of their models.
 
     Args:
         started: the settings of the start, of which those that need a restart are in effect.
         current: the last valid settings, of which the others are in effect.
-        source: the file of `current`; None if it has changed since.
+        is_unchanged: whether the file still is that of `current`.
     """
-    now = dict(_leaves(current, ()))
-    kept = [
-        _setting(loc, value, source if loc in now and now[loc] == value else None)
-        for loc, value in _leaves(started, ())
-        if not is_live(loc)
+    now = dict(_leaves(current.settings, ()))
+    settings = []
+    for loc, value in _leaves(started.settings, ()):
+        if not is_live(loc):
+            is_same = loc in now and now[loc] == value
+            source = current.source if is_same else started.source
+            settings.append(_setting(loc, value, source, is_in_file=is_same and is_unchanged))
+    settings += [
+        _setting(loc, value, current.source, is_in_file=is_unchanged) for loc, value in now.items() if is_live(loc)
     ]
-    live = [_setting(loc, value, source) for loc, value in now.items() if is_live(loc)]
-    sections = list(type(started).model_fields)
-    return sorted([*kept, *live], key=lambda one: sections.index(re.split(r"\W", one.name)[0]))
+    sections = list(type(started.settings).model_fields)
+    return sorted(settings, key=lambda one: sections.index(re.split(r"\W", one.name)[0]))
 
 
 def _leaves(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
@@ -67,7 +78,7 @@ def _leaves(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             one = getattr(value, name)
-            one = f"{one:g}s" if name.endswith("_s") and isinstance(one, float) else one
+            one = duration_text(one) if name.endswith("_s") and isinstance(one, float) else one
             yield from _leaves(one, (*loc, field.alias or name))
     elif isinstance(value, Mapping):
         for key, one in value.items():
@@ -79,15 +90,16 @@ def _leaves(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
         yield loc, value
 
 
-def _setting(loc: Loc, value: object, source: YamlSource | None) -> EffectiveSetting:
-    raw = None if source is None else source.get(*loc)
-    variable = None if source is None else source.overridden.get(loc)
+def _setting(loc: Loc, value: object, source: YamlSource, *, is_in_file: bool) -> EffectiveSetting:
+    """Return the setting, as written in `source`. `is_in_file`: the file still has it there."""
+    raw, variable = source.get(*loc), source.overridden.get(loc)
     is_secret = isinstance(value, SecretStr)
     shown = None if is_secret else _shown(value if raw is None or variable is not None else raw)
     origin: Literal["file", "environment", "default"] | None = None
-    if source is not None:
+    if is_in_file:
         origin = "environment" if variable is not None else "default" if raw is None else "file"
-    line = source.issue(loc, "").line if source is not None and origin == "file" else None
+    line = source.issue(loc, "").line if origin == "file" else None
+    variable = variable if is_in_file else None
     return EffectiveSetting(field_path(loc), shown, is_secret, origin, variable, line, not is_live(loc))
 
 

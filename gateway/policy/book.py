@@ -131,25 +131,35 @@ class PolicySet:
         return name in self._only_embed
 
 
-def load_all(config_path: Path, cache: PolicyFileCache | None = None) -> tuple[Settings, PolicySet]:
-    """Load config.yaml and its policies; see `check_book`. Raises ConfigError with every issue of both."""
-    settings, policy_set, issues = check_all(config_path, cache)
-    if settings is None or policy_set is None:
+def load_all(config_path: Path, cache: PolicyFileCache | None = None) -> tuple[Settings, PolicySet, YamlSource]:
+    """Load config.yaml and its policies, and return them with the file; see `check_book`.
+
+    Raises ConfigError with every issue of both.
+    """
+    settings, policy_set, source, issues = _check_all(config_path, cache)
+    if settings is None or policy_set is None or source is None:
         raise ConfigError(issues)
-    return settings, policy_set
+    return settings, policy_set, source
 
 
 def check_all(
     config_path: Path, cache: PolicyFileCache | None = None
 ) -> tuple[Settings | None, PolicySet | None, list[ConfigIssue]]:
     """Check config.yaml and its policies. Return both, each None if it has issues, and the issues."""
+    settings, policy_set, _, issues = _check_all(config_path, cache)
+    return settings, policy_set, issues
+
+
+def _check_all(
+    config_path: Path, cache: PolicyFileCache | None
+) -> tuple[Settings | None, PolicySet | None, YamlSource | None, list[ConfigIssue]]:
     settings, source, issues = check_settings(config_path)
     folder = settings.policies if settings else _folder(source, config_path)
     if folder is None:
-        return settings, None, issues
+        return settings, None, source, issues
     protocols = _protocols(source)
     policy_set, more = check_book(folder, list(settings.by_name if settings else protocols) or None, protocols, cache)
-    return settings, policy_set, [*issues, *more]
+    return settings, policy_set, source, [*issues, *more]
 
 
 def check_book(

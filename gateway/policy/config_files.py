@@ -8,7 +8,7 @@ from time import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.changes import needs_restart
-from gateway.config.effective import settings_in_effect
+from gateway.config.effective import ReadSettings, settings_in_effect
 from gateway.config.settings import check_settings, environment, operator_environment
 from gateway.config.yaml_source import display_path, read_bytes
 from gateway.errors import ConfigIssue
@@ -49,8 +49,7 @@ class _Checked(NamedTuple):
     """A valid config.yaml. It is read again if its hash changes."""
 
     digest: str
-    settings: Settings
-    source: YamlSource | None = None  # None: the file of the start, which needs no restart
+    read: ReadSettings
 
 
 class ConfigFiles:
@@ -61,9 +60,8 @@ class ConfigFiles:
 
     def __init__(self, config: Path, started: _Checked, settings: Settings, cache: PolicyFileCache) -> None:
         self._config, self._cache = config, cache
-        self._started, self._checked = started.settings, started
+        self._started = self._used = self._checked = started
         self._folder, self._models = settings.policies, settings.models
-        self._used, self._current = started.digest, started.settings
         self._is_current = True  # whether the last reading of config.yaml found no issue
         self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
 
@@ -71,11 +69,13 @@ class ConfigFiles:
     def open(cls, config: Path) -> tuple[Settings, PolicySet, ConfigFiles]:
         """Load config.yaml and its policies, and watch them. Raises ConfigError with every issue of both."""
         cache, digest = PolicyFileCache(), _digest(config)
-        settings, policy_set = load_all(config, cache)
-        configured: Settings | None = settings
+        settings, policy_set, source = load_all(config, cache)
+        read = _read(settings, source)
         if (environ := operator_environment()) != environment():
-            configured, _, _ = check_settings(config, environ)
-        return settings, policy_set, cls(config, _Checked(digest, configured or settings), settings, cache)
+            configured, source_of_it, _ = check_settings(config, environ)
+            if configured is not None and source_of_it is not None:
+                read = _read(configured, source_of_it)
+        return settings, policy_set, cls(config, _Checked(digest, read), settings, cache)
 
     def signature(self) -> Signature:
         """Return a signature of the files without reading them; a change of any file changes it. Symbolic links are
@@ -94,17 +94,17 @@ class ConfigFiles:
         checked, found = self._check_config(raw, digest, fresh=fresh)
         self._is_current = checked is not None
         if checked is not None:
-            policy_set, issues = self._check_policies(checked.settings.models)
+            settings, source = checked.read
+            policy_set, issues = self._check_policies(settings.models)
             if policy_set is not None:
-                source = checked.source
-                restart = [] if source is None else needs_restart(self._started, checked.settings, source)
-                restart += self._issues_of_new_folder(checked.settings)
+                restart = needs_restart(self._started.read.settings, settings, source)
+                restart += self._issues_of_new_folder(settings)
                 lines = tuple(map(str, restart))
-                return ConfigReading(_short(digest), self.edition(), checked.settings, policy_set, restart=lines)
+                return ConfigReading(_short(digest), self.edition(), settings, policy_set, restart=lines)
             found = issues
         policy_set, issues = self._check_policies(self._models)
         config_issues = [str(issue) for issue in found if issue not in issues]
-        if not config_issues and digest != self._used:
+        if not config_issues and digest != self._used.digest:
             config_issues.append(f"{display_path(self._config)}: not used while the policies have issues")
         return ConfigReading(
             _short(digest), self.edition(), None, policy_set, tuple(config_issues), tuple(map(str, issues))
@@ -112,7 +112,7 @@ class ConfigFiles:
 
     def accept(self, settings: Settings) -> None:
         """Check later policies against these models, which are in use now."""
-        self._models, self._current, self._used = settings.models, settings, self._checked.digest
+        self._models, self._used = settings.models, self._checked
 
     def refuse(self, reason: str) -> None:
         """Treat the last valid config.yaml as invalid: the process cannot use it."""
@@ -120,10 +120,9 @@ class ConfigFiles:
 
     def in_effect(self) -> tuple[str, list[EffectiveSetting]]:
         """Return the name of config.yaml and the settings in effect; with lines, unless the file has changed since."""
-        source = None
-        if _digest(self._config) == self._used:
-            _, source, _ = check_settings(self._config, operator_environment())
-        return display_path(self._config), settings_in_effect(self._started, self._current, source)
+        started, used = self._started, self._used
+        is_unchanged = _digest(self._config) == used.digest
+        return display_path(self._config), settings_in_effect(started.read, used.read, is_unchanged=is_unchanged)
 
     def edition(self) -> PolicyEdition:
         """Return the version of the policies at the last reading."""
@@ -146,8 +145,7 @@ class ConfigFiles:
         settings, source, issues = check_settings(self._config, operator_environment(), raw)
         if settings is None or source is None:
             return None, issues
-        source.root = None  # `issue` parses the text again when it needs a line
-        self._checked = _Checked(digest, settings, source)
+        self._checked = _Checked(digest, _read(settings, source))
         return self._checked, []
 
     def _check_policies(self, models: Sequence[ModelSettings]) -> tuple[PolicySet | None, list[ConfigIssue]]:
@@ -160,6 +158,11 @@ class ConfigFiles:
             return ()
         protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
         return check_book(settings.policies, list(protocols), protocols)[1]
+
+
+def _read(settings: Settings, source: YamlSource) -> ReadSettings:
+    source.root = None  # `issue` parses the text again when it needs a line
+    return ReadSettings(settings, source)
 
 
 def _digest(config: Path) -> str:

@@ -170,7 +170,7 @@ def test_the_printed_policy_lines_are_valid(tmp_path: Path) -> None:
         "models:\n  - {name: small, protocol: openai, api_base: 'http://s:1', price: {input_per_1m: 1, "
         "output_per_1m: 1}}\n"
     )
-    _, book = load_all(tmp_path / "config.yaml")
+    _, book, _ = load_all(tmp_path / "config.yaml")
     prod, number, null = (book.tenant_of_key(token) for token in tokens)
     assert prod is not None
     assert number is not None

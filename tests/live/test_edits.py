@@ -377,7 +377,9 @@ async def test_the_settings_in_effect_are_shown_with_their_lines_and_without_sec
     models = [student("small", engines[0], api_key="env:THE_ENGINE_KEY")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THE_ENGINE_KEY", "an-engine-key-for-tests")
-        world = await begin(models, route("chat", "small"), defaults={"limits": {"rpm_limit": 600}})
+        patch.setenv("THE_PREFIX", "hidden")
+        sections = {"defaults": {"limits": {"rpm_limit": 600}}, "tracing": {"service": "gkt-${THE_PREFIX}"}}
+        world = await begin(models, route("chat", "small"), **sections)
         found = await world.get("/config", admin=True)
         assert "an-engine-key" not in str(found)
         assert ADMIN_KEY not in str(found)
@@ -386,6 +388,7 @@ async def test_the_settings_in_effect_are_shown_with_their_lines_and_without_sec
         limit = settings["defaults.limits.rpm_limit"]
         assert (limit["value"], limit["from"], limit["restart"]) == (600, "file", False)
         assert "rpm_limit" in lines[limit["line"] - 1]
+        assert (settings["tracing.service"]["value"], settings["usage.days"]["value"]) == ("gkt-${THE_PREFIX}", "400d")
         assert settings["models[0].api_base"]["value"] == engines[0].url
         assert (settings["models[0].api_key"]["secret"], settings["models[0].api_key"]["value"]) == (True, None)
         drain = settings["server.drain_timeout"]
@@ -404,6 +407,8 @@ async def _follows_edits(world: World, models: list[dict[str, Any]]) -> None:
     assert settings["defaults.limits.rpm_limit"]["value"] == 700
     held = settings["server.max_in_flight"]
     assert (held["value"], held["from"], held["line"]) == (1024, None, None), "it waits for a restart"
+    service = settings["tracing.service"]
+    assert (service["value"], service["from"]) == ("gkt-${THE_PREFIX}", None), "variables keep their names"
     assert (found["last_reload"]["result"], found["last_reload"]["settings"]) == (
         "applied",
         ["defaults.limits.rpm_limit"],
