@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from gateway.config.database_url import sqlalchemy_url
 from gateway.quality.comparison import SCALE, Comparison
 from gateway.usage.database import UsageDatabase, add_comparisons
 from gateway.usage.entries import OutboxEntry
@@ -32,9 +33,9 @@ RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
 class DashboardWorld:
     """The gateway and its usage database."""
 
-    def __init__(self, gateway: GatewayProcess, folder: Path) -> None:
+    def __init__(self, gateway: GatewayProcess, address: str) -> None:
         self.gateway = gateway
-        self._address = f"sqlite:///{folder}/data/usage.db"
+        self._address = address
 
     def reply(self, path: str, **query: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -69,14 +70,17 @@ class DashboardWorld:
 
 
 @contextmanager
-def dashboard_world(folder: Path, redis_url: str, **config: Any) -> Iterator[DashboardWorld]:
+def dashboard_world(
+    folder: Path, redis_url: str, *, usage_url: str = "sqlite", **config: Any
+) -> Iterator[DashboardWorld]:
     """Run the gateway of a tenant `acme` with a guided route `chat`."""
     settings: dict[str, Any] = {
         "redis": {"prefix": f"t{secrets.token_hex(4)}", "timeout": "300ms"},
         "admin": {"key": "env:THE_ADMIN_KEY"},
-        "environ": {"THE_ADMIN_KEY": ADMIN_KEY},
+        "environ": {"THE_ADMIN_KEY": ADMIN_KEY, "THE_USAGE_URL": usage_url},
+        "usage": {"url": "env:THE_USAGE_URL"},
         "models": NOWHERE,
         "routes": [guided(), STUDENT_ONLY],
     }
     with running_gateway(folder, redis_url=redis_url, **settings | config) as gateway:
-        yield DashboardWorld(gateway, folder)
+        yield DashboardWorld(gateway, sqlalchemy_url(usage_url, folder / "data"))

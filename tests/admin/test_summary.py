@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.admin.dashboard_world import DAY_S, DashboardWorld, dashboard_world
+from tests.postgres import new_database, running_postgres
 from tests.usage.databases import receipt
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.accounting.receipt import Receipt
+    from tests.postgres import Postgres
 
 PRICE: dict[str, Any] = {
     "cost_usd": Decimal("0.001"),
@@ -27,12 +29,21 @@ PRICE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardWorld]:
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def world(
+    request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DashboardWorld]:
     """Each test has tenants of its own."""
+    url = "sqlite" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
     budget = {"max_budget": 10, "budget_duration": "1mo"}
     tenants = {"globex": {"budget": budget | {"max_budget": 5}}, "money": {}, "late": {}, "steady": {}, "worse": {}}
     folder = tmp_path_factory.mktemp("summary")
-    with dashboard_world(folder, redis_url, tenants=tenants, defaults={"budget": budget}) as world:
+    with dashboard_world(folder, redis_url, usage_url=url, tenants=tenants, defaults={"budget": budget}) as world:
         yield world
 
 
@@ -109,15 +120,17 @@ def test_the_verdict_on_quality_compares_the_periods(world: DashboardWorld) -> N
     both = world.get("/summary", since="7d")["quality"]
     assert {one["tenant"]: one["verdict"] for one in both["routes"]} == {"steady": "holding", "worse": "falling"}
     assert both["change"]["value"] == -0.2
-    rows = world.get("/quality", since="2d", tenant="worse")["rows"]
-    assert {(one["tenant"], one["samples"]) for one in rows} == {("worse", 200)}
+    for since in ("2d", "999999d"):
+        rows = world.get("/quality", since=since, tenant="worse")["rows"]
+        assert {(one["tenant"], one["samples"]) for one in rows} == {("worse", 200 if since == "2d" else 400)}
     assert world.error("/quality", since="2d", days="3")[:2] == (400, "days")
 
 
 def test_unknown_tenants_and_parameters_are_refused(world: DashboardWorld) -> None:
     assert world.error("/summary", tenant="acmee")[:2] == (404, "tenant")
     assert world.error("/summary", tenants="acme")[:2] == (400, "tenants")
-    assert world.error("/summary", since="tomorrow")[:2] == (400, "since")
+    for since in ("tomorrow", "999999d"):
+        assert world.error("/summary", since=since)[:2] == (400, "since")
     assert httpx.get(f"{world.gateway.admin_url}/summary").status_code == 401
 
 

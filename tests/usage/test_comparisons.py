@@ -9,6 +9,7 @@ import pytest
 
 from gateway.quality.book import DAY_S, ComparisonScope
 from gateway.quality.comparison import SCALE, Comparison, QualityTally
+from gateway.quality.trend import AgreementSums, RouteScope
 from gateway.usage.database import add_comparisons
 from tests.usage.databases import database
 
@@ -57,6 +58,36 @@ async def test_days_are_those_of_utc(book: UsageBook) -> None:
     add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
     assert (await book.reader.comparisons(day))[ROW] == QualityTally.of(0, 1)
     assert (await book.reader.comparisons(day - 1))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
+
+
+async def test_agreements_are_those_of_a_time_and_a_route(book: UsageBook) -> None:
+    """They include the start, and exclude the end. The sums of squares exceed 32 bits."""
+    code, globex = ROW._replace(route="code"), ROW._replace(tenant="globex")
+    add(
+        book,
+        *(comparison(number, 1, 0) for number in range(300)),
+        comparison(300, 0.5, 0, NOON + 5, ROW._replace(length="16")),
+        comparison(301, 0.25, 0, NOON + 10),
+        comparison(302, 0.5, 0, NOON - 1),
+        comparison(303, 0.5, 0, row=code),
+        comparison(304, 0.5, 0, NOON + 9, row=globex),
+    )
+    half = AgreementSums(1, SCALE // 2, SCALE**2 // 4)
+    chat = AgreementSums(301, 300 * SCALE + SCALE // 2, 300 * SCALE**2 + SCALE**2 // 4)
+    everything = {
+        RouteScope("acme", ROW.route, "words"): chat,
+        RouteScope("acme", "code", "words"): half,
+        RouteScope("globex", ROW.route, "words"): half,
+    }
+    of_tenant = {scope: sums for scope, sums in everything.items() if scope.tenant == "acme"}
+    of_route = {scope: sums for scope, sums in everything.items() if scope.route == ROW.route}
+    for tenant, route, expected in (
+        (None, None, everything),
+        ("acme", None, of_tenant),
+        (None, ROW.route, of_route),
+        ("globex", "code", {}),
+    ):
+        assert await book.reader.agreements(NOON, NOON + 10, tenant, route) == expected
 
 
 async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import event
 
 from gateway.accounting.edge import EDGE
 from gateway.accounting.receipt import SHADOW_NAMES, Receipt
@@ -114,6 +115,23 @@ async def test_a_call_reads_a_limited_number_of_receipts(book: UsageBook, monkey
     assert page.following is not None
     assert await found(book, status=ERROR) == [rare.id]
     assert await found(book, status=ERROR, tenant="acme") == [rare.id]
+
+
+async def test_a_query_compares_times_as_whole_seconds(book: UsageBook) -> None:
+    """PostgreSQL does not search an index of whole numbers for a fraction."""
+    first, second = receipt(20, 1), receipt(10, 2)
+    book.add([first, second])
+    seen: list[Any] = []
+
+    def see(*call: Any) -> None:
+        seen.extend(call[3].values() if isinstance(call[3], dict) else call[3])
+
+    event.listen(book.engine.open(), "before_cursor_execute", see)
+    for tenant in (None, "acme"):
+        where = {"since": first.created + 0.5, "until": second.created + 0.5, "tenant": tenant}
+        assert await found(book, 1, **where) == [second.id]
+    assert second.created + 1 in seen
+    assert [value for value in seen if isinstance(value, float)] == []
 
 
 @pytest.mark.parametrize("before", ["x", "e30", "W1siYSIsMSwyXSxudWxsXQ", "\N{SNOWMAN}"])
