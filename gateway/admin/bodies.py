@@ -222,9 +222,11 @@ def number_of(request: web.Request, name: str, *, default: int, maximum: int) ->
 
 
 def only_query(request: web.Request, *known: str) -> None:
-    """Raise InvalidRequest if the query has an unknown parameter."""
-    for name in request.query:
+    """Raise InvalidRequest if the query has an unknown parameter, or a NUL character, which PostgreSQL refuses."""
+    for name, value in request.query.items():
         if name not in known:
             raise InvalidRequest(
                 f"'{name}': unknown parameter; known parameters: {', '.join(known) or 'none'}.", param=name
             )
+        if "\0" in value:
+            raise InvalidRequest(f"'{name}': contains a NUL character. Remove it.", param=name)

@@ -129,6 +129,8 @@ def test_the_verdict_on_quality_compares_the_periods(world: DashboardWorld) -> N
 def test_unknown_tenants_and_parameters_are_refused(world: DashboardWorld) -> None:
     assert world.error("/summary", tenant="acmee")[:2] == (404, "tenant")
     assert world.error("/summary", tenants="acme")[:2] == (400, "tenants")
+    for path in ("/summary", "/receipts", "/quality"):
+        assert world.error(path, route="chat\0")[:2] == (400, "route"), path
     for since in ("tomorrow", "999999d"):
         assert world.error("/summary", since=since)[:2] == (400, "since")
     assert httpx.get(f"{world.gateway.admin_url}/summary").status_code == 401
