@@ -101,25 +101,27 @@ export function useData(path, key, { everyMs = 15_000, also = [] } = {}) {
   latest.current = path;
   const rerun = useRef(() => {});
   useEffect(() => {
-    let [timer, current, failures] = [0, true, 0];
+    let [timer, failures, sent] = [0, 0, new AbortController()];
     const plan = (inMs) => {
       clearTimeout(timer);
       const idle = paused.get() || document.visibilityState !== "visible" || leaving.signal.aborted;
-      if (current && !idle) timer = setTimeout(run, inMs);
+      if (!idle) timer = setTimeout(run, inMs);
     };
     async function run() {
       clearTimeout(timer);
       const url = latest.current();
       if (!url) return;
+      sent.abort(); // an earlier reply must not replace a later one
+      const { signal } = (sent = new AbortController());
       try {
-        const data = await fetchJson(url, { also });
-        if (!current) return;
+        const data = await fetchJson(url, { also, signal });
+        if (signal.aborted) return;
         failures = 0;
         setState({ key, data, error: null });
         updatedAt.set(Date.now());
         report(subject, "");
       } catch (error) {
-        if (!current || leaving.signal.aborted) return;
+        if (signal.aborted || leaving.signal.aborted) return;
         failures += 1;
         setState((before) => ({ key, data: before.key === key ? before.data : null, error }));
         report(subject, error.message);
@@ -132,7 +134,7 @@ export function useData(path, key, { everyMs = 15_000, also = [] } = {}) {
     document.addEventListener("pausechange", resume);
     run();
     return () => {
-      current = false;
+      sent.abort();
       clearTimeout(timer);
       report(subject, "");
       document.removeEventListener("visibilitychange", resume);
@@ -140,5 +142,5 @@ export function useData(path, key, { everyMs = 15_000, also = [] } = {}) {
     };
   }, [key]);
   const reload = useCallback(() => rerun.current(), []);
-  return { data: state.key === key ? state.data : null, error: state.error, reload };
+  return { data: state.key === key ? state.data : null, error: state.key === key ? state.error : null, reload };
 }
