@@ -33,20 +33,30 @@ const lonely = (plot, index, show) => {
 
 function draw(box, { series, unit, starts, values, stacked, width, onIndex, format }) {
   const bars = globalThis.uPlot.paths.bars({ size: [0.8, 40], gap: 1 });
-  const axis = { stroke: color("--ink-soft"), grid: { stroke: color("--line", 0.6), width: 1 }, ticks: { show: false }, font: `12px ${getComputedStyle(document.body).fontFamily}` };
+  const axis = { stroke: color("--ink-soft"), grid: { stroke: color("--line", 0.6), width: 1 }, ticks: { show: false },
+    font: `12px ${getComputedStyle(document.body).fontFamily}` };
   const top = { usd: 0, share: 0.01, ms: 1 }[unit] ?? 1;
+  const margin = starts.length < 2 ? 1800 : stacked ? (starts[1] - starts[0]) / 2 : 0;
   const options = {
     width, height: HEIGHT, padding: [8, 24, 0, 0], legend: { show: false },
     tzDate: (at) => globalThis.uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
     cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
-    scales: { x: { range: (_, min, max) => (starts.length > 1 ? (stacked ? [min - (starts[1] - starts[0]) / 2, max + (starts[1] - starts[0]) / 2] : [min, max]) : [min - 1800, max + 1800]) },
+    scales: { x: { range: (_, min, max) => [min - margin, max + margin] },
       y: { range: (_, min, max) => [Math.min(0, min ?? 0), Math.max(max ?? 0, top) * 1.08 || 1] } },
-    axes: [{ ...axis, grid: { show: false }, values: times, space: 70, size: 30 }, { ...axis, ...(["count", "short"].includes(unit) ? { incrs: WHOLE } : {}), size: (_, labels) => 20 + 7 * Math.max(2, ...(labels ?? []).map((one) => one.length)), space: 44, values: (_, ticks) => ticks.map(format(ticks)) }],
+    axes: [
+      { ...axis, grid: { show: false }, values: times, space: 70, size: 30 },
+      {
+        ...axis, ...(["count", "short"].includes(unit) ? { incrs: WHOLE } : {}), space: 44, values: (_, ticks) => ticks.map(format(ticks)),
+        size: (_, labels) => 20 + 7 * Math.max(2, ...(labels ?? []).map((one) => one.length)),
+      },
+    ],
     series: [{}, ...series.map((one) => ({
       stroke: color(one.color), width: stacked ? 0 : 2, dash: one.dashed ? [6, 4] : undefined, spanGaps: false,
-      fill: stacked ? color(one.color) : undefined, paths: stacked ? bars : undefined, points: { show: stacked ? false : undefined, filter: lonely, size: 6, fill: color(one.color) },
+      fill: stacked ? color(one.color) : undefined, paths: stacked ? bars : undefined,
+      points: { show: stacked ? false : undefined, filter: lonely, size: 6, fill: color(one.color) },
     }))],
-    bands: !stacked && series.some((one) => one.band) ? [[2, 1, "--good"], [1, 2, "--bad"]].map(([upper, lower, token]) => ({ series: [upper, lower], fill: color(token, 0.16) })) : [],
+    bands: (!stacked && series.some((one) => one.band) ? [[2, 1, "--good"], [1, 2, "--bad"]] : [])
+      .map(([upper, lower, token]) => ({ series: [upper, lower], fill: color(token, 0.16) })),
     hooks: { setCursor: [(plot) => onIndex(plot.cursor.idx ?? null)] },
   };
   return new globalThis.uPlot(options, values, box);
@@ -85,7 +95,10 @@ export function Chart({ title, rows, range, series, unit, stacked = false, child
     // Bars are drawn from the highest sum to the lowest, so that each covers the lower part of the one before.
     const order = stacked ? [...series.keys()].reverse() : [...series.keys()];
     const values = [starts.map((at) => at / 1000), ...order.map((one) => (stacked ? sums : shown)[one])];
-    const plot = draw(box.current, { series: order.map((one) => series[one]), unit, starts: values[0], values, stacked, width, onIndex: setIndex, format: (ticks) => column(unit, ticks) });
+    const plot = draw(box.current, {
+      series: order.map((one) => series[one]), unit, starts: values[0], values, stacked, width, onIndex: setIndex,
+      format: (ticks) => column(unit, ticks),
+    });
     return () => plot.destroy();
   }, [drawn, width, theme, asTable, idle]);
   const columns = [

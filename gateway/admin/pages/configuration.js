@@ -4,7 +4,8 @@ import { utc, whole } from "./format.js";
 import { setParameters } from "./state.js";
 import { Badge, Card, Empty, Facts, html, Loaded, Segments, Table } from "./ui.js";
 
-const text = (row) => (row.secret ? (row.value ?? "set, not shown") : row.value === null ? "none" : typeof row.value === "object" ? JSON.stringify(row.value) : String(row.value));
+const text = ({ secret, value }) => (secret ? (value ?? "set, not shown") : value === null ? "none"
+  : typeof value === "object" ? JSON.stringify(value) : String(value));
 const origin = (row, file) => (row.from === "file" ? (row.line ? `${file}:${row.line}` : file) : row.from === "environment" ? row.variable : "default");
 
 const settings = (file) => [
@@ -40,9 +41,15 @@ export function Configuration({ parameters }) {
   return html`<${Loaded} of=${config}>${(data) => html`
     <${Card} title="Last edits" note="Edits of both apply while the gateway runs.">
       <h3>${data.file ?? "config.yaml"}</h3><${Reload} of=${data.last_reload} since=${data.loaded_at} />
-      ${data.restart.length > 0 && html`<p><${Badge} kind="warn">Restart the gateway to apply these edits<//></p><ul>${data.restart.map((one) => html`<li key=${one}>${one}</li>`)}</ul>`}
+      ${data.restart.length > 0 && html`<p><${Badge} kind="warn">Restart the gateway to apply these edits<//></p>
+        <ul>${data.restart.map((one) => html`<li key=${one}>${one}</li>`)}</ul>`}
       <h3>Policies</h3><${Reload} of=${data.policies.last_reload} since=${data.policies.loaded_at} />
-      <${Facts} items=${[["Policy files", whole(data.policies.files)], ["Version of the policies", html`<code>${data.policies.version}</code>`], ["Version of the file", data.version && html`<code>${data.version}</code>`], ["Answering worker", data.worker]]} />
+      <${Facts} items=${[
+        ["Policy files", whole(data.policies.files)],
+        ["Version of the policies", html`<code>${data.policies.version}</code>`],
+        ["Version of the file", data.version && html`<code>${data.version}</code>`],
+        ["Answering worker", data.worker],
+      ]} />
     <//>
     <${Card} title="Settings in effect" note="Read-only. Secrets are not shown. Edit the file to change a setting."
       side=${html`<${Segments} label="Settings" options=${[["own", "Set by you"], ["all", "All"]]} value=${all ? "all" : "own"}

@@ -7,7 +7,11 @@ import { html } from "./ui.js";
 
 export const TITLES = { teacher: "Teacher alone", student: "Student alone", guided: "Guided" };
 const STATES = { idle: "", waiting: "waiting", writing: "writing", done: "done", stopped: "stopped", failed: "failed", none: "not available on this route" };
-const EMPTY = { teacher: "The teacher writes the whole answer.", student: "The student writes the whole answer.", guided: "The teacher starts the answer, the student finishes it." };
+const EMPTY = {
+  teacher: "The teacher writes the whole answer.",
+  student: "The student writes the whole answer.",
+  guided: "The teacher starts the answer, the student finishes it.",
+};
 const NONE = { teacher: "This route has no teacher.", student: "This route has no student.", guided: "This route needs a teacher and a student." };
 const ENGINE_FAILED = 500;
 /** Descriptions of reasons for an answer without guidance. Other reasons are shown as in the receipt. */
@@ -93,8 +97,10 @@ function Seam({ receipt }) {
   const kept = receipt?.guidance?.kept_tokens;
   const text = kept === undefined
     ? "The seam. The text before it is the teacher's. The student read it as the beginning of its own answer and continues it."
-    : `The seam. The teacher, ${receipt.teacher.model}, wrote ${kept} ${kept === 1 ? "token" : "tokens"} before it. The student, ${receipt.student?.model ?? "-"}, read them as the beginning of its own answer and continues it.`;
-  return html`<button type="button" class="seam" ref=${mark} aria-label="The seam: the student continues here" aria-describedby=${id} onMouseEnter=${show} onFocus=${show} onClick=${show}
+    : `The seam. The teacher, ${receipt.teacher.model}, wrote ${kept} ${kept === 1 ? "token" : "tokens"} before it. The student, ${
+      receipt.student?.model ?? "-"}, read them as the beginning of its own answer and continues it.`;
+  return html`<button type="button" class="seam" ref=${mark} aria-label="The seam: the student continues here" aria-describedby=${id}
+      onMouseEnter=${show} onFocus=${show} onClick=${show}
       onMouseLeave=${() => setTop(null)} onBlur=${() => setTop(null)} onKeyDown=${(event) => event.key === "Escape" && setTop(null)}>\u203a</button>
     <span class="tip" id=${id} role="tooltip" hidden=${top === null} style=${{ top: `${top ?? 0}px` }}>${text}</span>
     <span class="visually-hidden">The student: </span>`;
@@ -116,7 +122,8 @@ function Figures({ receipt }) {
     <${Figure} name="Cost" value=${money(receipt?.cost_usd)}>${receipt && html`<small>${`${receipt.baseline_model} alone: ${money(receipt.baseline_usd)}${estimate}`}</small>`}<//>
     <${Figure} wide name=${receipt ? `Saved against ${receipt.baseline_model} alone` : "Saved"}
       value=${receipt ? saved(receipt) : "-"} kind=${receipt ? savedKind(receipt) : ""}>
-      ${Number(receipt?.savings_usd) ? html`<small>${receipt.savings_about_zero ? `${money(receipt.savings_usd)} \u00b1 ${money(receipt.baseline_error_usd)}` : share(receipt.savings_usd, receipt.baseline_usd)}</small>` : ""}<//>
+      ${Number(receipt?.savings_usd) ? html`<small>${receipt.savings_about_zero
+        ? `${money(receipt.savings_usd)} \u00b1 ${money(receipt.baseline_error_usd)}` : share(receipt.savings_usd, receipt.baseline_usd)}</small>` : ""}<//>
   </dl>`;
 }
 
@@ -130,7 +137,8 @@ export function Column({ mode, route, run, copy }) {
   const running = state === "waiting" || state === "writing";
   return html`<article class="column card" data-mode=${mode} data-state=${state} aria-labelledby=${id}>
     <header><div><h2 id=${id}>${TITLES[mode]}</h2><span class="engines soft small">${engines}</span></div>
-      <span class="state ${isTruncated(run.receipt) ? "truncated" : ""}">${STATES[state]}${state === "done" && isTruncated(run.receipt) ? ", truncated" : ""}${running && html`<${Clock} since=${run.since} />`}</span></header>
+      <span class="state ${isTruncated(run.receipt) ? "truncated" : ""}">${STATES[state]}${state === "done" && isTruncated(run.receipt)
+        ? ", truncated" : ""}${running && html`<${Clock} since=${run.since} />`}</span></header>
     <div class="content">
       <div class="answer" role="group" aria-labelledby=${id} aria-busy=${running ? "true" : undefined}>
         ${(state === "idle" || state === "none") && html`<p class="empty-answer">${possible ? EMPTY[mode] : NONE[mode]}</p>`}
@@ -159,7 +167,8 @@ function remarks(mode, receipt, sampling) {
   if (receipt.unguided) texts.push(`Without guidance: ${UNGUIDED[receipt.unguided] ?? receipt.unguided}.`);
   else if (receipt.mode === "teacher_complete") texts.push("The teacher's guidance was the whole answer. The student was not called.");
   else if (receipt.mode !== mode) texts.push(`Answered in mode ${receipt.mode}: a budget has passed its soft limit.`);
-  if (receipt.guidance && receipt.guidance.placement !== "prefix" && receipt.mode === "guided") texts.push("The guidance is in the student's prompt and not in the answer.");
+  if (receipt.guidance && receipt.guidance.placement !== "prefix" && receipt.mode === "guided")
+    texts.push("The guidance is in the student's prompt and not in the answer.");
   if (receipt.guidance?.cut_short) texts.push(`The guidance was cut short: ${UNGUIDED[receipt.guidance.cut_short] ?? receipt.guidance.cut_short}.`);
   if (receipt.teacher?.shared) texts.push(`${SHARED[receipt.teacher.shared]}. It is free for this request.`);
   const failed = (receipt.attempts ?? []).map((one) => `${one.engine} (${one.error})`);

@@ -59,7 +59,11 @@ function readUrl(options) {
   const models = tenantOf(options, { tenant })?.routes.map((one) => one.model) ?? [];
   const model = choose("model", models, models[0]);
   const own = ofRoute(routeOf(options, { tenant, model }));
-  const values = { ...own, tenant, model, projection: choose("projection", options.projections.map((one) => one.name), own.projection), placement: choose("placement", options.placements, own.placement) };
+  const values = {
+    ...own, tenant, model,
+    projection: choose("projection", options.projections.map((one) => one.name), own.projection),
+    placement: choose("placement", options.placements, own.placement),
+  };
   for (const name of ["tokens", ...Object.keys(SAMPLING)]) {
     const text = parameters.get(name);
     if (text !== null && !inRange(name, text, options)) invalid.push(`${name} ${text}`);
@@ -68,7 +72,10 @@ function readUrl(options) {
   return { values, invalid };
 }
 
-const ofRoute = (route) => ({ tokens: String(route?.guidance.tokens ?? ""), projection: route?.guidance.projection, placement: route?.guidance.placement, ...Object.fromEntries(Object.keys(SAMPLING).map((name) => [name, ""])) });
+const ofRoute = (route) => ({
+  tokens: String(route?.guidance.tokens ?? ""), projection: route?.guidance.projection, placement: route?.guidance.placement,
+  ...Object.fromEntries(Object.keys(SAMPLING).map((name) => [name, ""])),
+});
 const changedOf = (values, route) => [...GUIDANCE, ...Object.keys(SAMPLING)].filter((name) => String(values[name] ?? "") !== String(ofRoute(route)[name] ?? ""));
 
 /** The comparison of the guided answer with the others. */
@@ -77,7 +84,8 @@ function Comparison({ runs }) {
   const less = teacher && 1 - Number(guided.cost_usd) / Number(teacher.cost_usd);
   const truncated = MODES.filter((mode) => isTruncated(runs[mode].receipt)).map((mode) => TITLES[mode].toLowerCase());
   return html`Guided cost <strong>${money(guided.cost_usd)}</strong> and took <strong>${duration(guided.timings.total_ms)}</strong>, the first token after ${duration(guided.timings.first_token_ms)}.
-    ${teacher && html` The teacher alone cost ${money(teacher.cost_usd)} and took ${duration(teacher.timings.total_ms)}${Number.isFinite(less) ? html`: guided is <strong>${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "more expensive"}</strong> here` : ""}.`}
+    ${teacher && html` The teacher alone cost ${money(teacher.cost_usd)} and took ${duration(teacher.timings.total_ms)}${Number.isFinite(less)
+      ? html`: guided is <strong>${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "more expensive"}</strong> here` : ""}.`}
     ${guided.teacher?.shared && " The guidance was free, because it was shared with another request."}
     ${student && ` The student alone cost ${money(student.cost_usd)} and took ${duration(student.timings.total_ms)}.`}
     ${truncated.length > 0 && html` <strong class="warn">Truncated: ${truncated.join(", ")}.</strong> Costs of truncated answers do not compare.`}
@@ -107,7 +115,8 @@ function Settings({ options, values, route, change }) {
         <div class="field wide"><label for="tokens">Length, in the teacher's tokens</label><div class="length">
           <input type="range" id="slider" min="1" max=${Math.max(SLIDER_MAX, Math.min(tokens, options.max_guidance_tokens))}
             aria-label="Length slider" value=${tokens} onInput=${(event) => change({ tokens: event.target.value })} />
-          <input type="number" id="tokens" name="tokens" min="1" max=${options.max_guidance_tokens} step="1" required inputmode="numeric" value=${values.tokens} onInput=${(event) => change({ tokens: event.target.value })} />
+          <input type="number" id="tokens" name="tokens" min="1" max=${options.max_guidance_tokens} step="1" required
+            inputmode="numeric" value=${values.tokens} onInput=${(event) => change({ tokens: event.target.value })} />
         </div></div>
         <${Field} label="Projection" help=${PROJECTIONS[values.projection] ?? "See the file in policies/projections."}>${select("projection", options.projections.map((one) => one.name), defaults)}<//>
         <${Field} label="Placement" help=${PLACEMENTS[values.placement]}>${select("placement", options.placements)}<//>
@@ -115,9 +124,11 @@ function Settings({ options, values, route, change }) {
       <fieldset class="wide thirds"><legend>Sampling</legend>
         ${Object.entries(SAMPLING).map(([name, [label, least, most, step, placeholder]]) => html`<${Field} key=${name}
           label=${label}><input type="number" name=${name} min=${least} max=${most} step=${step} inputmode="decimal"
-          placeholder=${(name === "max_tokens" && route?.default_max_tokens) || placeholder} value=${values[name]} onInput=${(event) => change({ [name]: event.target.value })} /><//>`)}
+          placeholder=${(name === "max_tokens" && route?.default_max_tokens) || placeholder} value=${values[name]}
+          onInput=${(event) => change({ [name]: event.target.value })} /><//>`)}
       </fieldset>
-      <div class="row apart wide"><span class="soft small">${changed.length ? `Changed: ${changed.map((one) => SHORT[one] ?? one).join(", ")}` : "Settings of the route"}</span>
+      <div class="row apart wide"><span class="soft small">${changed.length
+        ? `Changed: ${changed.map((one) => SHORT[one] ?? one).join(", ")}` : "Settings of the route"}</span>
         <button type="button" disabled=${!changed.length} onClick=${() => change(ofRoute(route))}>Reset to the route's settings</button></div>
     </div>
   </details>`;
@@ -135,7 +146,8 @@ function Form({ options }) {
   const [form, latest] = [useRef(null), useRef(null)];
   const route = routeOf(options, values);
   const ofMode = (mode) => runs[mode] ?? IDLE;
-  const unavailable = options.engines.filter((one) => [route?.teacher, ...(route?.students ?? [])].includes(one.name) && (one.up === false || one.rests)).map((one) => one.name);
+  const engines = [route?.teacher, ...(route?.students ?? [])];
+  const unavailable = options.engines.filter((one) => engines.includes(one.name) && (one.up === false || one.rests)).map((one) => one.name);
 
   const change = (changes) => setValues((before) => {
     const next = { ...before, ...changes };
@@ -265,14 +277,16 @@ function Form({ options }) {
         <div class="row run">
           <button type="submit" class="primary" disabled=${!route || running !== null} aria-keyshortcuts="Control+Enter">Ask all three</button>
           <button type="button" disabled=${running === null} onClick=${() => running?.abort()}>Stop</button>
-          <button type="button" disabled=${!route} onClick=${() => ready() && copy(policy(values, route), "Copied as policy. Put the route into the tenant's policy file; it applies without a restart.")}>Copy as policy</button>
+          <button type="button" disabled=${!route} onClick=${() => ready() && copy(policy(values, route),
+            "Copied as policy. Put the route into the tenant's policy file; it applies without a restart.")}>Copy as policy</button>
           <span class="soft small keys" aria-hidden="true">Ctrl + Enter sends</span>
         </div>
       </div>
       <${Settings} options=${options} values=${values} route=${route} change=${change} />
     </form>
     ${compared && html`<p id="summary" class="card summary"><${Comparison} runs=${Object.fromEntries(MODES.map((mode) => [mode, ofMode(mode)]))} /></p>`}
-    <section class="columns" aria-label="Answers">${MODES.map((mode) => html`<${Column} key=${mode} mode=${mode} route=${route} run=${ofMode(mode)} copy=${(kind) => copyRequest(mode, kind)} />`)}</section>
+    <section class="columns" aria-label="Answers">${MODES.map((mode) => html`<${Column}
+      key=${mode} mode=${mode} route=${route} run=${ofMode(mode)} copy=${(kind) => copyRequest(mode, kind)} />`)}</section>
     <p id="live" class="visually-hidden" role="status">${said}</p>
     <p id="copied" class="toast" role="status" hidden=${!toast}>${toast}</p>
     ${byHand && html`<${Dialog} title="Copy this" onClose=${() => setByHand("")}><p

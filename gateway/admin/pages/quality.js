@@ -32,7 +32,11 @@ const GAIN = [
 ];
 
 /** A switch: its scope, and the operator or rule that switched it off. */
-const Off = ({ one }) => html`<li><strong>${one.tenant === null ? "Everything" : one.route === null ? one.tenant : `${one.route} of ${one.tenant}`}</strong>${` since ${utc(one.since)}`}, by ${one.by === "quality" ? "the rule quality.min_agreement" : one.actor || "an operator"}${one.reason ? `: ${one.reason}` : ""}</li>`;
+function Off({ one }) {
+  const scope = one.tenant === null ? "Everything" : one.route === null ? one.tenant : `${one.route} of ${one.tenant}`;
+  const by = one.by === "quality" ? "the rule quality.min_agreement" : one.actor || "an operator";
+  return html`<li><strong>${scope}</strong>${` since ${utc(one.since)}, by ${by}${one.reason ? `: ${one.reason}` : ""}`}</li>`;
+}
 
 const rule = html`<${Empty} title="No answers have been compared in this selection.">
   Give a guided route a <code>quality</code> rule in its policy, such as <code>quality: {sample: 0.05}</code>, and wait for its first samples.<//>`;
@@ -49,7 +53,10 @@ export function Quality({ search }) {
     <${Loaded} of=${gain}>${({ rows, guidance_off: off, spent_today: spent, since, until }) => html`
       ${off.length > 0 && html`<${Card} title="Switched-off guidance" note=${html`<code>gkt-gateway guidance on</code> switches it on again.`}><ul
         class="errors">${off.map((one) => html`<${Off} one=${one} />`)}</ul><//>`}
-      <${Card} title="Gain through guidance" note=${`Agreement with the teacher of guided answers and of the student alone, ${since} to ${until} (UTC). Colored if the interval excludes 0. Comparisons cost ${money(spent.reduce((all, one) => all + Number(one.usd), 0))} today.`}>
+      <${Card} title="Gain through guidance" note=${[
+        `Agreement with the teacher of guided answers and of the student alone, ${since} to ${until} (UTC).`,
+        "Colored if the interval excludes 0.",
+        `Comparisons cost ${money(spent.reduce((all, one) => all + Number(one.usd), 0))} today.`].join(" ")}>
         <${Table} caption="Gain through guidance" columns=${GAIN} rows=${rows}
           id=${(row) => `${row.tenant}/${row.route}/${row.compare}/${row.length}`} search="Search routes" empty=${rule} /><//>`}<//>`;
 }

@@ -13,7 +13,8 @@ const state = (row) => (row.up === null ? html`<${Badge} kind="warn">not probed 
   kind=${row.up ? "good" : "bad"}>${row.up ? "up" : "down"}<//>`);
 const roles = (row) => [row.teacher, row.student].filter(Boolean);
 const requests = (row) => roles(row).reduce((all, one) => all + one.requests, 0);
-const latency = (row, quantile) => row.student?.latency_ms.total?.[quantile] ?? row.teacher?.latency_ms.teacher?.[quantile] ?? row.teacher?.latency_ms.total?.[quantile] ?? null;
+const latency = (row, quantile) => row.student?.latency_ms.total?.[quantile] ?? row.teacher?.latency_ms.teacher?.[quantile]
+  ?? row.teacher?.latency_ms.total?.[quantile] ?? null;
 
 /** The columns of engines. `queues` has the permits of the whole fleet. */
 const engines = (queues) => [
@@ -28,12 +29,15 @@ const engines = (queues) => [
   { title: "p50", unit: "ms", value: (row) => latency(row, "p50") },
   { title: "p95", unit: "ms", value: (row) => latency(row, "p95") },
   { title: "In flight", unit: "count", value: (row) => queues[row.name]?.in_flight ?? row.in_flight,
-    show: (row, format) => html`${format(queues[row.name]?.in_flight ?? row.in_flight)}${queues[row.name]?.waiting > 0 && html`<small class="warn below">${whole(queues[row.name].waiting)} waiting</small>`}` },
-  { title: "Details", wide: true, value: (row) => [row.detail, ...row.warnings, ...Object.entries(row.failed_calls).map(([name, count]) => `${whole(count)} failed calls: ${name}`)].filter(Boolean).join("; ") },
+    show: (row, format) => html`${format(queues[row.name]?.in_flight ?? row.in_flight)}${queues[row.name]?.waiting > 0 && html`<small
+      class="warn below">${whole(queues[row.name].waiting)} waiting</small>`}` },
+  { title: "Details", wide: true, value: (row) => [row.detail, ...row.warnings,
+    ...Object.entries(row.failed_calls).map(([name, count]) => `${whole(count)} failed calls: ${name}`)].filter(Boolean).join("; ") },
 ];
 
 const REASONS = [
-  { title: "Reason", value: (row) => row.reason, show: (row) => html`<${Link} href=${link("/dashboard/requests", { unguided: row.reason })}><code>${row.reason}</code><//>` },
+  { title: "Reason", value: (row) => row.reason, show: (row) => html`<${Link}
+    href=${link("/dashboard/requests", { unguided: row.reason })}><code>${row.reason}</code><//>` },
   { title: "Caused by", value: (row) => CAUSES[row.cause] ?? row.cause },
   { title: "Requests", unit: "count", value: (row) => row.requests },
   { title: "Share", unit: "share", value: (row) => row.share },
@@ -55,7 +59,10 @@ function perRequest(row, stage) {
   const all = row.latency_ms.total?.count ?? 0;
   return all && count ? (mean * count) / all : 0;
 }
-const STAGES = [["Admission", "--series-admission", "admission"], ["Wait for batch", "--series-wait", "batch_wait"], ["Teacher", "--series-teacher", "teacher"], ["Hand-over", "--series-rest", "handover"]];
+const STAGES = [["Admission", "--series-admission", "admission"],
+  ["Wait for batch", "--series-wait", "batch_wait"],
+  ["Teacher", "--series-teacher", "teacher"],
+  ["Hand-over", "--series-rest", "handover"]];
 const rest = (row) => Math.max(0, STAGES.reduce((left, [, , stage]) => left - perRequest(row, stage), row.latency_ms.total?.mean ?? 0));
 
 export function Reliability({ search }) {
@@ -74,11 +81,15 @@ export function Reliability({ search }) {
         <${Table} caption="Requests without guidance" columns=${REASONS} rows=${all.unguided} id=${(row) => row.reason}
           sort=${["Requests", true]} empty=${html`<${Empty} title="Each request of a guided route got guidance.">Nothing to do.<//>`} /><//>`}<//>
     ${usage.data && html`<div class="charts">
-      ${chart("Errors", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No errors in this period.", children: `${whole(sum(usage.data.total.errors))} of ${short(usage.data.total.requests)} requests ended in an error.` })}
-      ${chart("Without guidance", { unit: "count", series: byName(usage.data.rows, (row) => row.unguided), empty: "No request without guidance in this period.", children: "Requests to guided routes that were answered without guidance, by reason." })}
-      ${chart("Time by stage", { unit: "ms", series: [...STAGES.map(([title, color, stage]) => ({ title, color, of: (row) => perRequest(row, stage) })), { title: "Student and reply", color: "--series-student", of: rest }],
+      ${chart("Errors", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No errors in this period.",
+        children: `${whole(sum(usage.data.total.errors))} of ${short(usage.data.total.requests)} requests ended in an error.` })}
+      ${chart("Without guidance", { unit: "count", series: byName(usage.data.rows, (row) => row.unguided), empty: "No request without guidance in this period.",
+        children: "Requests to guided routes that were answered without guidance, by reason." })}
+      ${chart("Time by stage", { unit: "ms", series: [...STAGES.map(([title, color, stage]) => ({ title, color, of: (row) => perRequest(row, stage) })),
+        { title: "Student and reply", color: "--series-student", of: rest }],
         children: `Answers took ${duration(usage.data.total.latency_ms.total?.mean)} on average, p95 ${duration(usage.data.total.latency_ms.total?.p95)}.` })}
       <${Chart} title="Calls in a batch" rows=${usage.data.rows} range=${range} unit="mean"
-        series=${[{ title: "Mean size", color: "--series-teacher", of: (row) => row.batches.mean_size }]}>${`${short(Math.round(usage.data.total.batches.count))} batches with ${usage.data.total.batches.mean_size?.toFixed(1) ?? "-"} calls on average.`}<//>
+        series=${[{ title: "Mean size", color: "--series-teacher", of: (row) => row.batches.mean_size }]}>
+        ${`${short(Math.round(usage.data.total.batches.count))} batches with ${usage.data.total.batches.mean_size?.toFixed(1) ?? "-"} calls on average.`}<//>
     </div>`}`;
 }

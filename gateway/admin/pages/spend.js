@@ -31,11 +31,15 @@ const read = ({ input, cached, cache_write }) => input + cached + cache_write;
 function notes(total) {
   const unavailable = total.savings_classes?.teacher_unavailable?.requests;
   return [
-    total.baseline_estimated ? `The teacher's cost is an estimate for ${short(total.baseline_estimated)} of ${short(total.requests)} requests, with an error of up to ${money(total.baseline_error_usd)}.` : "",
+    total.baseline_estimated ? `The teacher's cost is an estimate for ${short(total.baseline_estimated)} of ${short(total.requests)} requests,` : "",
+    total.baseline_estimated ? `with an error of up to ${money(total.baseline_error_usd)}.` : "",
     unavailable ? `The teacher was unavailable for ${short(unavailable)} requests. They have no savings.` : "",
     Number(total.measuring_usd) ? `${money(total.measuring_usd)} was spent on measuring (shadows, quality samples).` : "",
   ].filter(Boolean).join(" ");
 }
+
+const written = ({ tokens, teacher_token_share: part }) => `The teacher wrote ${short(tokens.teacher.output)} tokens, the student ${
+  short(tokens.student.output)}: the teacher's share of the answers is ${share(part)}.`;
 
 export function Spend({ search, parameters }) {
   const range = period();
@@ -52,9 +56,10 @@ export function Spend({ search, parameters }) {
       <${Loaded} of=${groups}>${({ rows }) => html`<${Table} key=${by} caption="Sums by ${by.replace(",", " and ")}"
         columns=${columns(by)} rows=${rows} id=${(row) => by.split(",").map((one) => row[one]).join("/")}
         sort=${["Cost", true]} search="Search" empty=${html`<${Empty}
-          title=${by === "tag" ? "No requests with tags in this period." : "No requests in this period."}>${by === "tag" ? "Callers set tags with the header x-gkt-tags. " : ""}Select a longer range, or clear the filter.<//>`} />`}<//>
+          title=${by === "tag" ? "No requests with tags in this period." : "No requests in this period."}>
+          ${by === "tag" ? "Callers set tags with the header x-gkt-tags. " : ""}Select a longer range, or clear the filter.<//>`} />`}<//>
     <//>
     ${series.data && html`<${Chart} title="Tokens" rows=${series.data.rows} range=${range} unit="short" stacked
       series=${TOKENS.map(([title, color, role, reads]) => ({ title, color, of: (row) => (reads ? read(row.tokens[role]) : row.tokens[role].output) }))}>
-      ${`The teacher wrote ${short(series.data.total.tokens.teacher.output)} tokens, the student ${short(series.data.total.tokens.student.output)}: the teacher's share of the answers is ${share(series.data.total.teacher_token_share)}.`}<//>`}`;
+      ${written(series.data.total)}<//>`}`;
 }
