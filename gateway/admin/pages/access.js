@@ -1,5 +1,5 @@
 // Keys and budgets: create, rotate and revoke keys, raise budgets, and the audit trail.
-import { useState } from "./vendor/hooks.js";
+import { useEffect, useRef, useState } from "./vendor/hooks.js";
 import { useData } from "./api.js";
 import { money, toMinute, utc } from "./format.js";
 import { Meter } from "./overview.js";
@@ -33,7 +33,7 @@ function forecast(budget) {
   if (time === null || !used || time < 0.01) return "-";
   if (used <= time) return html`<${Badge} kind="good">lasts<//>`;
   const left = (Date.parse(budget.ends) - Date.now()) / (1 - time || 1);
-  return html`<${Badge} kind="warn">used up ${toMinute(Date.now() + left * ((time * (1 - used)) / used))}<//>`;
+  return html`<${Badge} kind="warn">used up ${toMinute(Date.now() + left * ((time * (1 - used)) / used))} UTC<//>`;
 }
 
 const keyColumns = (open) => [
@@ -44,7 +44,11 @@ const keyColumns = (open) => [
   { title: "Kept in", value: (row) => (row.source === "file" ? "policy file" : "Redis") },
   { title: "Last used, UTC", unit: "time", value: (row) => row.last_used ?? null, show: (row) => toMinute(row.last_used) },
   { title: "Expires, UTC", unit: "time", value: (row) => row.expires, show: (row) => toMinute(row.expires) },
-  { title: "Limits", wide: true, value: (row) => [row.models && `routes ${row.models.join(", ")}`, limits(row.limits), row.budget && `budget ${money(row.budget.max_budget)}`].filter(Boolean).join("; ") },
+  { title: "Limits", wide: true, value: (row) => [
+    row.models && `routes ${row.models.join(", ")}`,
+    limits(row.limits),
+    row.budget && `budget ${money(row.budget.max_budget)}`
+  ].filter(Boolean).join("; ") },
   { title: "Actions", plain: true, value: () => "", show: (row) => row.source === "redis" && row.status === "active" && html`<${Actions}>
     <button type="button" aria-label="Rotate ${row.tenant} ${row.id}" onClick=${() => open({ kind: "rotate", row })}>Rotate</button>
     <button type="button" aria-label="Revoke ${row.tenant} ${row.id}" onClick=${() => open({ kind: "revoke", row })}>Revoke</button><//>` },
@@ -56,7 +60,8 @@ const budgetColumns = (open) => [
     label=${row.tenant} soft=${row.soft_budget ? row.soft_budget / limitOf(row) : 0.8} />${format(part(row))}` },
   { title: "Spent", unit: "usd", value: (row) => row.spent_usd },
   { title: "Left", unit: "usd", value: (row) => row.left_usd },
-  { title: "Limit", unit: "usd", value: limitOf, show: (row, format) => html`${format(limitOf(row))}${row.raise ? html`<small class="below">+${format(row.raise.usd)} until ${toMinute(row.raise.until)}</small>` : ""}` },
+  { title: "Limit", unit: "usd", value: limitOf, show: (row, format) => html`${format(limitOf(row))}${row.raise ? html`<small
+    class="below">+${format(row.raise.usd)} until ${toMinute(row.raise.until)} UTC</small>` : ""}` },
   { title: "Period ends, UTC", unit: "time", value: (row) => row.ends, show: (row) => (row.ends ? toMinute(row.ends) : `sliding, ${row.budget_duration}`) },
   { title: "At this rate", value: (row) => part(row), show: forecast },
   { title: "Actions", plain: true, value: () => "", show: (row) => html`<${Actions}><button type="button"
@@ -107,14 +112,17 @@ const Revoke = ({ row, done }) => html`<p>Requests with this key are rejected fr
   <${RequestForm} danger action="Revoke key" method="DELETE" path=${path("keys", row.tenant, row.id)} done=${done} />`;
 
 const RaiseForm = ({ row, done }) => html`<p>The raise adds to the limit of ${money(row.max_budget)} for a time. 0 ends a raise.</p>
-  <${RequestForm} action="Raise budget" path=${`${path("budgets", row.tenant)}${row.key ? path("keys", row.key) : ""}/raise`} done=${done} toBody=${(fields) => filled({ ...fields, usd: Number(fields.usd) })}>
+  <${RequestForm} action="Raise budget" path=${`${path("budgets", row.tenant)}${row.key ? path("keys", row.key) : ""}/raise`}
+    done=${done} toBody=${(fields) => filled({ ...fields, usd: Number(fields.usd) })}>
     <${Field} label="Amount, USD"><input name="usd" type="number" min="0" step="any" required defaultValue=${row.raise?.usd ?? ""} /><//>
     <${Field} label="For" help="Such as 7d. Empty: to the end of the period."><input name="for" placeholder="the period" /><//>
     <${Field} label="Reason" help="For the audit trail." wide><input name="reason" maxlength="500" /><//><//>`;
 
 const Secret = ({ reply }) => html`<p><strong>Copy the key now. The gateway stores only its hash and cannot show it again.</strong></p>
   <${Copy} text=${reply.key} label="New key" />
-  <p class="soft small">Tenant ${reply.tenant}, id ${reply.id}${reply.expires ? `, expires ${utc(reply.expires)}` : ""}${reply.replaced ? `. The old key is now ${reply.replaced.id}, valid until ${utc(reply.replaced.expires)}.` : "."}</p>`;
+  <p class="soft small">Tenant ${reply.tenant}, id ${reply.id}${reply.expires ? `, expires ${utc(reply.expires)}` : ""}${reply.replaced
+    ? `. The old key is now ${reply.replaced.id}, valid until ${utc(reply.replaced.expires)}.`
+    : "."}</p>`;
 
 const TITLES = { create: () => "New key", rotate: (row) => `Rotate ${row.id} of ${row.tenant}`, revoke: (row) => `Revoke ${row.id} of ${row.tenant}?`,
   raise: (row) => `Raise the budget of ${row.key ? `key ${row.key} of ` : ""}${row.tenant}`, secret: () => "The new key" };
@@ -128,7 +136,13 @@ export function Access({ search, parameters }) {
   const audit = useData(() => "/audit?limit=200", search);
   const policies = useData(() => "/policies", "policies", { everyMs: 60_000 });
   const tenants = (policies.data?.data ?? []).map((one) => one.tenant);
+  const changed = useRef(false);
+  useEffect(() => { // the button of a revoked key is gone, and the focus with it
+    if (changed.current && document.activeElement === document.body) document.getElementById("main").focus({ preventScroll: true });
+    if (!dialog) changed.current = false;
+  }, [keys.data]);
   const done = (reply) => {
+    changed.current = true;
     for (const one of [keys, budgets, audit]) one.reload();
     open(["create", "rotate"].includes(dialog.kind) ? { kind: "secret", reply } : null);
   };

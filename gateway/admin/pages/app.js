@@ -1,5 +1,5 @@
 // The dashboard: navigation, time range and filter, and the selected page.
-import { useEffect, useState } from "./vendor/hooks.js";
+import { useEffect, useRef, useState } from "./vendor/hooks.js";
 import { render } from "./vendor/preact.js";
 import { ask, paused, problems, report, updatedAt, useData } from "./api.js";
 import { timeOfDay } from "./format.js";
@@ -43,6 +43,12 @@ function ThemeButton() {
   const [name, sign] = THEMES[theme] ?? THEMES.auto;
   const label = `Colors: ${name}. Change color scheme`;
   return html`<button type="button" class="quiet" aria-label=${label} title=${label} onClick=${next}>${sign}</button>`;
+}
+
+/** Move the focus to the content. The URL's fragment stays, because it has the settings of the playground. */
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("main").focus();
 }
 
 async function logOut() {
@@ -90,7 +96,7 @@ function FilterBar({ parts, parameters }) {
     setCustom(false);
     return setParameters({ range: name, since: "", until: "" });
   };
-  const filter = (name, value) => setParameters({ [name]: value, ...(name === "tenant" ? { key: "", route: "" } : {}), before: "" });
+  const filter = (name, value) => setParameters({ [name]: value, ...(name === "tenant" ? { key: "", route: "" } : {}) });
   const options = (name) => {
     const selected = parameters.get(name);
     const all = [["", `All ${name}s`], ...names[name].map((one) => [one, one])];
@@ -99,7 +105,7 @@ function FilterBar({ parts, parameters }) {
   return html`<div class="filters">
     ${parts.includes("range") && html`<${Segments} label="Time range" options=${[...RANGES.map(([one, title]) => [one, title]), ["custom", "Custom"]]}
       value=${custom ? "custom" : range.name} onChange=${choose} />`}
-    ${FILTERS.filter((one) => parts.includes(one) && (one !== "key" || tenant)).map((name) => html`<${Select} key=${name}
+    ${FILTERS.filter((one) => parts.includes(one) && (one !== "key" || tenant || parameters.get("key"))).map((name) => html`<${Select} key=${name}
       aria-label=${name[0].toUpperCase() + name.slice(1)}
       class=${parameters.get(name) ? "set" : ""} options=${options(name)} value=${parameters.get(name) ?? ""} onChange=${(event) => filter(name, event.target.value)} />`)}
     ${FILTERS.some((one) => parameters.get(one)) && html`<button type="button" class="quiet"
@@ -123,6 +129,8 @@ function Pulse() {
     <button type="button" class="quiet small" aria-pressed=${String(still)} onClick=${turn}>Pause</button></div>`;
 }
 
+const decoded = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
+
 function App() {
   const { path, parameters, search } = useUrl();
   const [root, id] = /^(\/dashboard\/requests)\/(.+)$/.exec(path)?.slice(1) ?? [path, null];
@@ -131,14 +139,19 @@ function App() {
     document.title = `${title} - GKT Gateway`;
     document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone
   }, [title]);
+  const first = useRef(true);
+  useEffect(() => { // a link or button that is gone leaves the focus nowhere
+    if (!first.current && document.activeElement === document.body) document.getElementById("main").focus({ preventScroll: true });
+    first.current = false;
+  }, [path, search]);
   useEffect(() => {
     const change = () => document.dispatchEvent(new Event("themechange"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", change);
   }, []);
   return html`
-    <a class="skip" href="#main">Skip to content</a>
+    <a class="skip" href="#main" onClick=${skip}>Skip to content</a>
     <header class="side">
-      <a class="brand" href="/dashboard"><img src="/static/icon.svg" alt="" /><span>GKT Gateway</span></a>
+      <${Link} class="brand" href=${link("/dashboard")}><img src="/static/icon.svg" alt="" /><span>GKT Gateway</span><//>
       <nav aria-label="Pages">
         ${PAGES.map(([one, label]) => html`<${Link} key=${one} href=${link(one)} aria-current=${label === title ? "page" : undefined}>${label}<//>`)}
       </nav>
@@ -149,7 +162,7 @@ function App() {
       ${parts.length > 0 && id === null && html`<${FilterBar} parts=${parts} parameters=${parameters} />`}
       <${Status} />
       ${id === null ? html`<${Page} key=${title} parameters=${parameters} search=${search} />` : html`<${Receipt} key=${id}
-        id=${decodeURIComponent(id)} />`}
+        id=${decoded(id)} />`}
     </main>`;
 }
 

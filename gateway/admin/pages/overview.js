@@ -42,9 +42,12 @@ function SpentTile({ spent }) {
   const { budget } = spent;
   const part = budget ? (Number(budget.spent_usd) + Number(budget.reserved_usd)) / Number(budget.limit_usd) : null;
   return html`<${Tile} title="Spent" value=${money(spent.usd)} to="/dashboard/spend">
-    <p class="small soft">${spent.change === null ? "No costs in the period before." : `${share(Math.abs(spent.change))} ${spentMore(spent.change)} per hour than before (${money(spent.previous_usd)}).`}</p>
+    <p class="small soft">${spent.change === null
+      ? "No costs in the period before."
+      : `${share(Math.abs(spent.change))} ${spentMore(spent.change)} per hour than before (${money(spent.previous_usd)}).`}</p>
     ${budget ? html`<${Meter} value=${part} label="Budget" /><p
-      class="small">${money(Number(budget.spent_usd))} of ${money(budget.limit_usd)} budget${budget.budgets > 1 ? `, ${budget.budgets} tenants` : ""}${budget.ends ? `, until ${toMinute(budget.ends)} UTC` : ""}</p>`
+      class="small">${money(Number(budget.spent_usd))} of ${money(budget.limit_usd)} budget${budget.budgets > 1 ? `, ${budget.budgets} tenants` : ""}${budget.ends
+        ? `, until ${toMinute(budget.ends)} UTC` : ""}</p>`
       : html`<p class="small soft">No budget applies to this selection.</p>`}
   <//>`;
 }
@@ -55,29 +58,35 @@ export const Meter = ({ value, mark = null, label, soft = 0.8 }) => html`<span
   aria-label="${label}: ${share(value)} used${mark === null ? "" : `, ${share(mark)} of the period elapsed`}">
   <i style=${{ width: `${Math.min(100, 100 * value)}%` }}></i>${mark !== null && html`<b style=${{ left: `${100 * mark}%` }}></b>`}</span>`;
 
-const SavedTile = ({ saved: of }) => {
+const SavedTile = ({ saved: of, requests }) => {
+  const part = !requests.total ? "No requests in this period."
+    : of.share === null ? "The error is as large as the amount."
+    : `${share(of.share)} of the teacher alone (${money(of.baseline_usd)}).`;
   const show = column("usd", [of.usd, of.error_usd]);
   const text = { ...of, savings_about_zero: of.about_zero, savings_usd: of.usd };
   return html`<${Tile} title="Saved through guidance" value=${saved(text)} kind=${savedKind(text)} to="/dashboard/spend">
     <p class="small">${of.about_zero ? `${show(of.usd)} ` : ""}\u00b1 ${show(of.error_usd)}</p>
-    <p class="small soft">${of.share === null ? "The error is as large as the amount." : `${share(of.share)} of the teacher alone (${money(of.baseline_usd)}).`}${of.previous_usd !== null && of.previous_usd !== undefined ? ` Before: ${money(of.previous_usd)}.` : ""}</p>
+    <p class="small soft">${part}${(of.previous_usd ?? null) === null ? "" : ` Before: ${money(of.previous_usd)}.`}</p>
   <//>`;
 };
 
 const QualityTile = ({ quality }) => {
   const [word, kind] = VERDICTS[quality.verdict];
   return html`<${Tile} title="Quality" value=${word[0].toUpperCase() + word.slice(1)} kind=${kind} to="/dashboard/quality">
-    <p class="small">n = ${whole(quality.n)}${quality.agreement ? `, agreement ${share(quality.agreement.value)} (${share(quality.agreement.low)} to ${share(quality.agreement.high)})` : ""}</p>
+    <p class="small">n = ${whole(quality.n)}${quality.agreement
+      ? `, agreement ${share(quality.agreement.value)} (${share(quality.agreement.low)} to ${share(quality.agreement.high)})` : ""}</p>
     <p class="small soft">${because(quality)}</p>
   <//>`;
 };
 
 const REASONS = (reasons) => Object.entries(reasons).sort((a, b) => b[1] - a[1]).map(([name, count]) => `${name} ${whole(count)}`).join(", ");
 
-const Banner = ({ banner }) => html`<div class="banner" role="alert">
+const Banner = ({ banner }) => html`<div class="banner" role="alert" aria-relevant="additions">
   ${banner.kind === "engine"
-    ? html`<strong>Engine ${banner.engine} is unavailable${banner.since ? ` since ${utc(banner.since)}` : ""}.</strong> ${banner.reason}. Circuit breaker: ${banner.breaker}.`
-    : html`<strong>${share(banner.share)} of ${whole(banner.requests)} requests are without guidance${banner.since ? ` since ${utc(banner.since)}` : ""}.</strong> The threshold is ${share(banner.threshold)}. Reasons: ${REASONS(banner.reasons)}.`}
+    ? html`<strong>Engine ${banner.engine} is unavailable${banner.since
+      ? ` since ${utc(banner.since)}` : ""}.</strong> ${banner.reason}. Circuit breaker: ${banner.breaker}.`
+    : html`<strong>${share(banner.share)} of ${whole(banner.requests)} requests are without guidance${banner.since
+      ? ` since ${utc(banner.since)}` : ""}.</strong> The threshold is ${share(banner.threshold)}. Reasons: ${REASONS(banner.reasons)}.`}
   ${" "}<${Link} href=${link("/dashboard/reliability")}>Reliability<//>
 </div>`;
 
@@ -98,7 +107,7 @@ export function Overview({ search }) {
     ${data.banners.map((one) => html`<${Banner} key=${one.engine ?? one.kind} banner=${one} />`)}
     <div class="tiles"><${SpentTile} ...${data} /><${SavedTile} ...${data} /><${QualityTile} ...${data} /></div>
     ${!data.requests.total && html`<${Card} title="First steps"><${Empty} title="No requests in this selection.">
-      Send a request with an API key, select a longer range, or try a question in the <a href="/playground">playground</a>.<//><//>`}
+      Send a request with an API key, select a longer range, or try a question in the <${Link} href=${link("/playground")}>playground<//>.<//><//>`}
     <${Traffic} requests=${data.requests} />
   `}<//>
   ${usage.data && html`<${CostChart} ...${usage.data} range=${range} />`}`;

@@ -1,11 +1,17 @@
 // The list of requests with filters. Shadows and quality samples are nested below their request.
+import { useEffect, useState } from "./vendor/hooks.js";
 import { useData } from "./api.js";
 import { saved, savedKind, whole } from "./format.js";
-import { api, go, link, setParameters } from "./state.js";
+import { api, FILTERS, go, link, setParameters } from "./state.js";
 import { Badge, Card, Empty, Field, html, Link, Loaded, Select, Table } from "./ui.js";
 
 const OWN = ["status", "unguided", "min_cost", "max_cost", "before"];
-export const permalink = (id) => link(`/dashboard/requests/${encodeURIComponent(id)}`);
+/** Return the path of the list, or of one request. It keeps the filters of the list. */
+export function pathOf(id = null) {
+  const parameters = new URLSearchParams(location.search);
+  const own = Object.fromEntries(OWN.map((name) => [name, parameters.get(name)]));
+  return link(`/dashboard/requests${id === null ? "" : `/${encodeURIComponent(id)}`}`, own);
+}
 
 /** The short form of an id: its time and last digits; of a shadow its role. The link has the whole id. */
 const brief = (id) => /-(shadow.*|edge)$/.exec(id)?.[1] ?? id.replace(/^req_(.{8}).*(.{4})$/, "$1\u2026$2");
@@ -13,7 +19,7 @@ const usd = (title, value, show) => ({ title, unit: "usd", value, show });
 
 /** The columns of a list of receipts. */
 export const RECEIPTS = [
-  { title: "Request", value: (row) => row.id, show: (row) => html`<${Link} href=${permalink(row.id)}
+  { title: "Request", value: (row) => row.id, show: (row) => html`<${Link} href=${pathOf(row.id)}
     title=${row.id}><code>${brief(row.id)}</code><//>` },
   { title: "Received, UTC", unit: "time", value: (row) => row.created * 1000 },
   { title: "Tenant, key", value: (row) => `${row.tenant}, ${row.key}` },
@@ -27,22 +33,30 @@ export const RECEIPTS = [
     class=${savedKind(row)}>${saved(row, format)}</span>`),
 ];
 
+/** A field for an amount. It keeps its text and the focus while the list changes. */
+function Amount({ label, value, onChange }) {
+  const [text, setText] = useState(value);
+  useEffect(() => setText(value), [value]);
+  return html`<${Field} label=${label}><input type="number" min="0" step="any" inputmode="decimal" placeholder="any"
+    value=${text} onInput=${(event) => setText(event.target.value)} onChange=${onChange} /><//>`;
+}
+
 /** The filters. The statuses and reasons are those of the selected range, with their number of requests. */
 function Filters({ parameters, search }) {
-  const { errors = {}, unguided = {} } = useData(() => api("/usage"), search.replace(/&?(before|status|unguided|m.._cost)=[^&]*/g, ""), { everyMs: 60_000 }).data?.total ?? {};
+  const shared = search.replace(/&?(before|status|unguided|m.._cost)=[^&]*/g, "");
+  const { errors = {}, unguided = {} } = useData(() => api("/usage"), shared, { everyMs: 60_000 }).data?.total ?? {};
   const options = (name, counts, more) => {
     const all = [["", "Any"], ...more, ...Object.entries(counts).map(([one, count]) => [one, `${one} (${whole(count)})`])];
     const selected = parameters.get(name) ?? "";
     return all.some(([one]) => one === selected) ? all : [...all, [selected, selected]];
   };
-  const change = (name) => (event) => setParameters({ [name]: event.target.value, before: "" });
+  const change = (name) => (event) => setParameters({ [name]: event.target.value });
   const find = (event) => {
     event.preventDefault();
     const id = event.target.elements.id.value.trim();
-    if (id) go(permalink(id));
+    if (id) go(pathOf(id));
   };
-  const amount = (name, label) => html`<${Field} label=${label}><input key=${parameters.get(name)}
-    type="number" min="0" step="any" inputmode="decimal" placeholder="any" defaultValue=${parameters.get(name) ?? ""} onChange=${change(name)} /><//>`;
+  const amount = (name, label) => html`<${Amount} label=${label} value=${parameters.get(name) ?? ""} onChange=${change(name)} />`;
   return html`<div class="fields">
     <${Field} label="Status"><${Select} options=${options("status", errors, [["ok", "ok"], ["error", "all errors"]])}
       value=${parameters.get("status") ?? ""} onChange=${change("status")} /><//>
@@ -57,11 +71,15 @@ function Filters({ parameters, search }) {
 export function Requests({ search, parameters }) {
   const own = Object.fromEntries(OWN.map((name) => [name, parameters.get(name)]));
   const page = useData(() => api("/receipts", own), search, { everyMs: own.before ? 3_600_000 : 10_000 });
-  const filtered = [...OWN, "tenant", "route", "key"].some((name) => parameters.get(name));
+  const filters = [...OWN, ...FILTERS];
+  const filtered = filters.some((name) => parameters.get(name));
+  const clear = () => setParameters(Object.fromEntries(filters.map((name) => [name, ""])));
   const empty = html`<${Empty} title=${filtered ? "No request matches." : "No requests in this period."}>
-    ${filtered ? html`Widen the range or <button type="button" class="link"
-      onClick=${() => setParameters(Object.fromEntries(OWN.map((name) => [name, ""])))}>clear these filters</button>.` : html`Send a request with an API key, or try the <a href="/playground">playground</a>.`}<//>`;
-  const note = html`Receipts of all requests in the range, the newest first, for as long as <code>usage.keep</code>. The gateway stores no texts, so there is no archive of them to search.`;
+    ${filtered ? html`Widen the range or <button type="button" class="link" onClick=${clear}>clear these filters</button>.`
+      : html`Send a request with an API key, or try the <${Link} href=${link("/playground")}>playground<//>.`}<//>`;
+  const older = (next) => go(`${location.pathname}?${new URLSearchParams({ ...Object.fromEntries(parameters), before: next })}`);
+  const note = html`Receipts of all requests in the range, the newest first, for as long as <code>usage.keep</code>.${" "}
+    The gateway stores no texts, so there is no archive of them to search.`;
   return html`<${Card} title="Requests" note=${note}>
     <${Filters} parameters=${parameters} search=${search} />
     <${Loaded} of=${page}>${({ data, next }) => html`
@@ -69,7 +87,7 @@ export function Requests({ search, parameters }) {
         empty=${next ? html`<p class="soft">No match so far. Search older requests.</p>` : empty} />
       <div class="row">
         ${own.before && html`<button type="button" onClick=${() => setParameters({ before: "" })}>Newest</button>`}
-        ${next && html`<button type="button" onClick=${() => go(`${location.pathname}?${new URLSearchParams({ ...Object.fromEntries(parameters), before: next })}`)}>Older requests</button>`}
+        ${next && html`<button type="button" onClick=${() => older(next)}>Older requests</button>`}
       </div>`}<//>
   <//>`;
 }

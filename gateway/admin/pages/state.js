@@ -38,9 +38,10 @@ export function go(url, { replace = false } = {}) {
   here.set(location.href);
 }
 
-/** Change parameters of the URL; an empty value removes one. */
+/** Change parameters of the URL; an empty value removes one. The list of requests begins with the newest again. */
 export function setParameters(changes) {
   const query = new URLSearchParams(location.search);
+  query.delete("before");
   for (const [name, value] of Object.entries(changes)) {
     if (value) query.set(name, value);
     else query.delete(name);

@@ -56,10 +56,10 @@ export const Select = ({ options, ...rest }) => html`<select ...${rest}>
 </select>`;
 
 export const Facts = ({ items }) => html`<dl class="facts">
-  ${items.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
+  ${items.filter(([, value]) => (value ?? "") !== "").map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
 </dl>`;
 
-/** A modal dialog. Escape, a click beside it and its button close it. */
+/** A modal dialog. Escape and its button close it. A click beside it does not: it would lose a typed form or a new key. */
 export function Dialog({ title, onClose, children }) {
   const dialog = useRef(null);
   const id = useId();
@@ -70,7 +70,7 @@ export function Dialog({ title, onClose, children }) {
     return () => shown.close(); // returns the focus
   }, []);
   const close = () => dialog.current.close();
-  return html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${onClose} onClick=${(event) => event.target === dialog.current && close()}>
+  return html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${onClose}>
     <div class="stack">
       <div class="row apart"><h2 id=${id}>${title}</h2><button type="button" onClick=${close}>Close</button></div>
       ${children}
