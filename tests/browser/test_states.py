@@ -65,7 +65,14 @@ async def test_empty_pages_say_what_to_do_and_problems_are_shown(browser: Browse
                 assert await accessible(page) == []
 
                 gateway.terminate()
-                await expect(page.get_by_role("status")).to_contain_text("The gateway cannot be reached")
+                # After failures the page polls once a minute. A page that becomes visible polls at once.
+                await page.wait_for_function(
+                    """() => {
+                        document.dispatchEvent(new Event('visibilitychange'));
+                        return document.querySelector('#status').textContent.includes('The gateway cannot be reached');
+                    }""",
+                    polling=1_000,
+                )
                 assert await accessible(page) == []
     finally:
         await redis.__aexit__(None, None, None)
