@@ -16,8 +16,8 @@ export function because(quality) {
     below_bound: "A route agrees with the teacher less than its min_agreement allows.",
     change: change && `Agreement changed by ${points(change.value)} points (95 % interval ${interval(change, points)}) against ${whole(before)} samples before.`,
     above_bound: agreement && "Each measured route agrees with the teacher more than its min_agreement asks for.",
-    no_samples: "No answer was compared in this period. Give a guided route a `quality` rule.",
-    too_few: `${whole(n)} samples decide nothing yet. Raise \`sample\` of the \`quality\` rule, or select a longer range.`,
+    no_samples: "No answer was compared in this period. Give a guided route a quality rule.",
+    too_few: `${whole(n)} samples decide nothing yet. Raise "sample" of the quality rule, or select a longer range.`,
   }[reason] ?? "";
 }
 

@@ -59,7 +59,7 @@ export async function answer(mode, { sampling, system, guidance, ...rest }, sign
     problem ??= run.receipt ? "" : "The stream ended early.";
     set({ state: problem ? "failed" : "done", problem });
   } catch (error) {
-    if (signal.aborted) set({ state: "stopped", note: id ? "" : "Stopped before the first token. The receipt with the cost has the key `playground`." });
+    if (signal.aborted) set({ state: "stopped", note: id ? "" : 'Stopped before the first token. The receipt with the cost has the key "playground".' });
     else set({ state: "failed", problem: error instanceof RequestError ? error.message : "The connection was lost." });
     id ??= error.status >= ENGINE_FAILED ? error.id : null;
     if (id) {
