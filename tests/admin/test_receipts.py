@@ -87,7 +87,7 @@ def test_other_queries_are_refused(world: DashboardWorld, query: dict[str, str],
     assert world.error("/receipts", **query)[:2] == (status, param)
 
 
-@pytest.mark.parametrize("id_", ["req_000000000000000000000000", "x", f"{DEAR.id}'"])
+@pytest.mark.parametrize("id_", ["req_000000000000000000000000", "x", pytest.param(f"{DEAR.id}'", id="quoted")])
 def test_an_unknown_receipt_is_not_found(world: DashboardWorld, id_: str) -> None:
     status, param, message = world.error(f"/receipts/{id_}")
     assert (status, param) == (404, "id")
