@@ -23,7 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_the_focus_moves_to_the_content_if_its_link_is_gone(browser: Browser, pages: GatewayProcess) -> None:
-    async with logged_in(browser, pages, "/dashboard", synthetic=True) as page:
+    # A poll while the page is closed has a cursor that the real gateway does not know.
+    async with logged_in(browser, pages, "/dashboard", synthetic=True, forgive="400") as page:
         await page.get_by_role("region", name="Spent", exact=True).get_by_role("link").press("Enter")
         await expect(page.get_by_role("heading", level=1)).to_have_text("Spend")
         await expect(page.locator("#main")).to_be_focused()

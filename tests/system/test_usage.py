@@ -122,7 +122,8 @@ def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
     ids += [f"{one}-shadow" for one, kind in zip(ids, kinds * 6, strict=True) if kind[1] == "chat-shadowed"]
     until(lambda: usage(gateway)["total"]["requests"] == len(ids))
     assert {line["worker"] for line in gateway.log if line["event"] == "request"} == {1, 2}
-    found = {one["id"]: one for one in admin(gateway, "/receipts?limit=1000").json()["data"]}
+    data = admin(gateway, "/receipts?limit=500").json()["data"]
+    found = {one["id"]: one for request in data for one in (request, *request.pop("shadows", []))}
     assert sorted(found) == sorted(ids)
     return found
 
@@ -328,10 +329,11 @@ def test_the_last_receipts_are_listed_with_costs(gateway: GatewayProcess, receip
     data = admin(gateway, "/receipts?tenant=globex&limit=5").json()["data"]
     assert [one["tenant"] for one in data] == ["globex"] * 5
     headers = {"Authorization": f"Bearer {OTHER_KEY}"}
-    assert httpx.get(f"{gateway.url}/v1/receipts/{data[0]['id']}", headers=headers).json() == data[0]
+    assert httpx.get(f"{gateway.url}/v1/receipts/{data[0]['id']}", headers=headers).json() | {"shadows": []} == data[0]
     hidden = next(one for one in receipts.values() if one["route"] == "hidden")
     assert Decimal(hidden["cost_usd"]) > 0
-    assert [one["id"] for one in admin(gateway, "/receipts?limit=3").json()["data"]] == list(receipts)[:3]
+    requests = [name for name, one in receipts.items() if one["mode"] != "shadow"]
+    assert [one["id"] for one in admin(gateway, "/receipts?limit=3").json()["data"]] == requests[:3]
 
 
 @pytest.mark.parametrize(
@@ -375,8 +377,8 @@ def test_an_invalid_query_is_rejected_with_the_reason(
         ("/usage?tenant=acm", 404, "tenant"),
         ("/receipts?tenant=acm", 404, "tenant"),
         ("/receipts?limit=0", 400, "limit"),
-        ("/receipts?limit=1001", 400, "limit"),
-        ("/receipts?since=1h", 400, "since"),
+        ("/receipts?limit=501", 400, "limit"),
+        ("/receipts?since=soon", 400, "since"),
     ],
 )
 def test_a_wrong_question_of_an_operator_likewise(gateway: GatewayProcess, path: str, status: int, param: str) -> None:
