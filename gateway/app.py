@@ -26,7 +26,6 @@ from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.collected import SAMPLES
 from gateway.admin.guidance import GUIDANCE
-from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
@@ -249,7 +248,6 @@ async def gateway(
         allow_origins(admin, settings.admin.cors)
         admin[keys.ENDPOINTS] = Endpoints(ADMIN_ROUTES)
         admin[SESSIONS] = sessions
-        admin[OVERVIEW] = Overview(usage.database)
         admin[QUALITY] = quality
         admin[SAMPLES] = samples
         admin[GUIDANCE] = switch_follower

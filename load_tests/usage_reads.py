@@ -21,7 +21,6 @@ import typer
 from msgspec.structs import replace
 from rich.console import Console
 
-from gateway.admin.overview import Overview
 from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
 from gateway.usage.database_reader import DatabaseReader
@@ -175,7 +174,6 @@ async def measured(reads: Reads, times: int) -> list[tuple[str, str]]:
         await lines.usage(f"chart of one tenant, {name}", length_s, granularity, tenant="tenant-000")
     for name, (length_s, _) in _RANGES.items():
         await lines.usage(f"table by tenant, {name}", length_s, None, "tenant")
-    await lines.add("overview", lambda: Overview(sums).sums())
     await lines.add("50 newest receipts", lambda: sums.search(ReceiptSearch(), 50))
     await lines.add("50 newest receipts of a large tenant", lambda: sums.search(ReceiptSearch(tenant="tenant-000"), 50))
     await lines.add("50 newest receipts of a small tenant", lambda: sums.search(ReceiptSearch(tenant="tenant-199"), 50))

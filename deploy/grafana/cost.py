@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from deploy.grafana.money import BY_ROUTE, GUIDANCE, WHO, error, over_range, per_second, sure
+from deploy.grafana.money import BY_ROUTE, WHO, error, over_range, per_second, sure
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
+from deploy.grafana.shared import COST_AGAINST_BASELINE, SAVED_BY_GUIDANCE, SMALL
 
 _WHO = f"{{{WHO}}}"
 _TENANT = '{tenant=~"$tenant"}'
@@ -15,10 +14,9 @@ _AWAY = '{tenant=~"$tenant", route=~"$route", savings_class="teacher_unavailable
 _MEASURING = '{tenant=~"$tenant", route=~"$route", savings_class="measuring"}'
 
 
-_RANGE, _GUIDED = over_range(), over_range(f"{WHO}, {GUIDANCE}")
+_RANGE = over_range()
 _ERROR = error(_RANGE)
 _SURE = sure(_RANGE)
-_SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 
 
 def _by(labels: str, metric: str) -> str:
@@ -31,13 +29,13 @@ COST = Dashboard(
     "Costs of answers, of the baseline model alone for the same answers, and of each tenant.",
     (Choice("tenant", "gkt_requests_total"), Choice("route", 'gkt_requests_total{tenant=~"$tenant"}')),
     (
-        Panel("Cost", "Cost of the answers in the selected time.", "currencyUSD", (Query(_COST),), **_SMALL),
+        Panel("Cost", "Cost of the answers in the selected time.", "currencyUSD", (Query(_COST),), **SMALL),
         Panel(
             "Baseline",
             "Cost of the baseline model alone for the same answers. Shadows are excluded, since they save nothing.",
             "currencyUSD",
             (Query(_BASELINE),),
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Saved",
@@ -49,19 +47,9 @@ COST = Dashboard(
             bad=0,
             least=None,
             words={0: ("about 0", "text")},
-            **_SMALL,
+            **SMALL,
         ),
-        Panel(
-            "Saved by guidance",
-            "Savings of guided answers alone, without answers for which a policy selected the student.",
-            "currencyUSD",
-            (Query(sure(_GUIDED)),),
-            falling=True,
-            bad=0,
-            least=None,
-            words={0: ("about 0", "text")},
-            **_SMALL,
-        ),
+        SAVED_BY_GUIDANCE,
         Panel(
             "Saved, of the baseline",
             "Savings divided by the baseline.",
@@ -71,7 +59,7 @@ COST = Dashboard(
             bad=0,
             least=None,
             words={0: ("about 0", "text")},
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Error of the savings",
@@ -79,7 +67,7 @@ COST = Dashboard(
             "currencyUSD",
             (Query(_ERROR),),
             plain=True,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Cost while the teacher was unavailable",
@@ -87,7 +75,7 @@ COST = Dashboard(
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_AWAY}[$__range]))"),),
             plain=True,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Cost of measuring",
@@ -95,7 +83,7 @@ COST = Dashboard(
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_MEASURING}[$__range]))"),),
             plain=True,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Teacher's share of the tokens",
@@ -108,7 +96,7 @@ COST = Dashboard(
                     'sum(increase(gkt_tokens_total{tenant=~"$tenant", role!="failed", direction="output"}[$__range]))'
                 ),
             ),
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Teacher's share of the cost",
@@ -121,19 +109,10 @@ COST = Dashboard(
                     "sum(increase(gkt_engine_cost_usd_total[$__range]))"
                 ),
             ),
-            **_SMALL,
+            **SMALL,
         ),
         "Over time",
-        Panel(
-            "Cost against baseline, per hour",
-            "The gap between the lines includes unguided answers and measurements, so it is not equal to the savings.",
-            "currencyUSD",
-            (
-                Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
-                Query(f"sum(rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) * 3600", "baseline"),
-            ),
-            width=12,
-        ),
+        COST_AGAINST_BASELINE,
         Panel(
             "Saved per hour, by route",
             "Savings, and 0 if their error is at least as large. Below zero, a route costs more than its "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
+from deploy.grafana.shared import FAILED_REQUESTS, SMALL
 
 _OF = '{engine=~"$engine"}'
 _WHO = '{tenant=~"$tenant", route=~"$route"}'
 _FAILED = '{tenant=~"$tenant", route=~"$route", status!~"ok|client_gone"}'
-_SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 _YES_OR_NO = {0: ("no", "red"), 1: ("yes", "green")}
 
 ENGINES = Dashboard(
@@ -27,31 +25,17 @@ ENGINES = Dashboard(
             "Ended requests with a receipt, successful or not.",
             "reqps",
             (Query(f"sum(rate(gkt_requests_total{_WHO}[$__rate_interval]))"),),
-            **_SMALL,
+            **SMALL,
         ),
-        Panel(
-            "Requests that fail",
-            "Fraction of all requests in the selected time. Client disconnects are no failure. GktErrorRateHigh "
-            "fires above 5 %.",
-            "percentunit",
-            (
-                Query(
-                    f"(sum(increase(gkt_requests_total{_FAILED}[$__range])) or vector(0)) / "
-                    f"sum(increase(gkt_requests_total{_WHO}[$__range]))"
-                ),
-            ),
-            warn=0.01,
-            bad=0.05,
-            **_SMALL,
-        ),
-        Panel("Held now", "Requests in flight in all workers.", "short", (Query("sum(gkt_in_flight)"),), **_SMALL),
+        FAILED_REQUESTS,
+        Panel("Held now", "Requests in flight in all workers.", "short", (Query("sum(gkt_in_flight)"),), **SMALL),
         Panel(
             "Redis",
             "Whether Redis answers every worker.",
             "short",
             (Query("min(gkt_redis_up)"),),
             words={0: ("away", "red"), 1: ("there", "green")},
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Receipts lost",
@@ -59,7 +43,7 @@ ENGINES = Dashboard(
             "short",
             (Query("sum(increase(gkt_receipts_lost_total[$__range]))"),),
             bad=1,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Versions",

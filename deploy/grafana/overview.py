@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from deploy.grafana.money import BY_ROUTE, GUIDANCE, WHO, error, over_range, per_second, sure
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
+from deploy.grafana.shared import COST_AGAINST_BASELINE, FAILED_REQUESTS, SAVED_BY_GUIDANCE, SMALL
 
 _WHO = f"{{{WHO}}}"
-_FAILED = f'{{{WHO}, status!~"ok|client_gone"}}'
 _GUIDED = f'{{{WHO}, mode=~"guided|teacher_complete|guidance"}}'
 _BY_GUIDANCE = over_range(f"{WHO}, {GUIDANCE}")
 _UNGUIDED = '{route=~"$route"}'
-_SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 
 
 def _agreement(pair: str) -> str:
@@ -38,26 +35,16 @@ OVERVIEW = Dashboard(
             "currencyUSD",
             (Query(f"sum(increase(gkt_cost_usd_total{_WHO}[$__range]))"),),
             plain=True,
-            **_SMALL,
+            **SMALL,
         ),
-        Panel(
-            "Saved by guidance",
-            "Savings of guided answers alone. About 0: the error of the estimate is at least as large.",
-            "currencyUSD",
-            (Query(sure(_BY_GUIDANCE)),),
-            falling=True,
-            bad=0,
-            least=None,
-            words={0: ("about 0", "text")},
-            **_SMALL,
-        ),
+        SAVED_BY_GUIDANCE,
         Panel(
             "Error of the savings",
             "Maximum error of the savings by guidance, in both directions.",
             "currencyUSD",
             (Query(error(_BY_GUIDANCE)),),
             plain=True,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Agreement with the teacher",
@@ -67,7 +54,7 @@ OVERVIEW = Dashboard(
             (Query(_agreement("guided_teacher")),),
             plain=True,
             most=1,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Answers with guidance",
@@ -78,33 +65,11 @@ OVERVIEW = Dashboard(
             bad=0.5,
             warn=0.8,
             most=1,
-            **_SMALL,
+            **SMALL,
         ),
-        Panel(
-            "Requests that fail",
-            "Share of all requests. Client disconnects are no failure.",
-            "percentunit",
-            (
-                Query(
-                    f"(sum(increase(gkt_requests_total{_FAILED}[$__range])) or vector(0)) / "
-                    f"sum(increase(gkt_requests_total{_WHO}[$__range]))"
-                ),
-            ),
-            warn=0.01,
-            bad=0.05,
-            **_SMALL,
-        ),
+        FAILED_REQUESTS,
         "Money",
-        Panel(
-            "Cost against baseline, per hour",
-            "Cost of the answers, and of the baseline model alone for the same answers.",
-            "currencyUSD",
-            (
-                Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
-                Query(f"sum(rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) * 3600", "baseline"),
-            ),
-            width=12,
-        ),
+        COST_AGAINST_BASELINE,
         Panel(
             "Saved by guidance per hour, by route",
             "Savings of guided answers, and 0 if their error is at least as large.",
@@ -150,7 +115,7 @@ OVERVIEW = Dashboard(
             "short",
             (Query("count(max by (tenant, route) (gkt_guidance_off) > 0) or vector(0)"),),
             bad=1,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Edits not in use",
@@ -158,7 +123,7 @@ OVERVIEW = Dashboard(
             "short",
             (Query("max(gkt_config_stale) + max(gkt_policy_stale)"),),
             bad=1,
-            **_SMALL,
+            **SMALL,
         ),
         Panel(
             "Remaining budget, least of all tenants",
@@ -169,7 +134,7 @@ OVERVIEW = Dashboard(
             bad=0.1,
             warn=0.3,
             most=1,
-            **_SMALL,
+            **SMALL,
         ),
     ),
 )

@@ -16,8 +16,8 @@ from gateway.admin.collected import delete_samples, read_requests, show_samples
 from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
-from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.playground import run_playground, show_options, show_run
+from gateway.admin.policies import show_policies
 from gateway.admin.quality import show_quality
 from gateway.admin.receipts import list_receipts, show_receipt
 from gateway.admin.reconciliation import reconciliation
@@ -83,7 +83,6 @@ KEYED_ROUTES = [
     web.get("/collected/{tenant}", show_samples),
     web.get("/collected/{tenant}/requests", read_requests),
     web.delete("/collected/{tenant}", delete_samples),
-    web.get("/overview", show_overview),
     web.get("/policies", show_policies),
     web.get("/quality", show_quality),
     web.get("/summary", show_summary),

@@ -143,7 +143,7 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
         await print_answer(console, session, at.admin, ask or QUESTION, placement=placement, models=setup.models)
         if ask is not None:
             console.print("\nWithout --ask the gateway keeps running. Then call it like this:")
-            print_how_to_call(console, f"http://127.0.0.1:{_PORT}", KEY)
+            print_how_to_call(console, f"http://127.0.0.1:{setup.port or _PORT}", KEY)
         else:
             print_how_to_call(console, at.public, KEY)
             console.print("\nThe gateway is running. [bold]Ctrl-C[/] stops it and everything it started.")

@@ -95,7 +95,7 @@ def _print_summary(
     if result.variables:
         lines.append(f"set these environment variables: {', '.join(result.variables)}")
     if not is_guided:
-        lines.append("no route is guided. To guide the other routes by one model, import with --teacher NAME")
+        lines.append("no route is guided. To guide the routes by one of these models, import with --teacher NAME")
     else:
         guided = [route for route, mode in result.modes.items() if mode == "guided"]
         lines.append(f"guided routes: {', '.join(guided) or 'none'}")

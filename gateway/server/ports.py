@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128
 DISTRIBUTES_CONNECTIONS = sys.platform == "linux"
-"""Whether the kernel distributes the connections to a port among the sockets that listen on it."""
+"""True if the kernel distributes the connections to a port among the sockets that listen on it."""
 
 
 @dataclass(frozen=True, slots=True)

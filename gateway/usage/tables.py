@@ -122,7 +122,7 @@ TAGS = Table(
     Index("usage_tags_by_tenant", "tenant", "created"),
     sqlite_with_rowid=False,
 )
-"""One row per receipt and tag."""
+"""Tags of receipts, one row for each tag."""
 
 UPTIME = Table(
     "usage_uptime",

@@ -183,7 +183,7 @@ def test_pages_of_the_admins_origins_send_the_admin_key(named: GatewayProcess) -
         answer = client.options("/keys", headers=ASKS)
         assert (answer.status_code, answer.headers["access-control-allow-methods"]) == (204, "GET, HEAD, POST")
         for key, status in ((ADMIN_KEY, 200), ("wrong", 401)):
-            answer = client.get("/overview", headers={"Authorization": f"Bearer {key}"})
+            answer = client.get("/policies", headers={"Authorization": f"Bearer {key}"})
             assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, OPS)
         assert client.get("/static/base.css").headers["vary"] == "Accept-Encoding, Origin"
         for origin in (APP, named.admin_url):
@@ -197,6 +197,6 @@ def test_a_session_is_of_no_use_to_pages_of_other_origins(named: GatewayProcess)
         assert client.post("/session", json={"key": ADMIN_KEY}, headers=elsewhere).status_code == 403
         assert client.post("/session", json={"key": ADMIN_KEY}, headers=here).status_code == 200
         assert client.post("/keys", json={}, headers=elsewhere).status_code == 403
-        answer = client.get("/overview", headers=elsewhere)
+        answer = client.get("/policies", headers=elsewhere)
         assert answer.status_code == 200
         assert "access-control-allow-credentials" not in answer.headers

@@ -136,8 +136,8 @@ async def test_a_page_uses_the_admin_key_and_no_session(browser: Browser, world:
         await page.get_by_role("button", name="Log in").click()
         await page.wait_for_url("**/dashboard")
         await page.goto(f"http://127.0.0.1:{port}")
-        overview = f"{gateway.admin_url}/overview"
-        keyed = await call(page, overview, {"headers": {"Authorization": f"Bearer {ADMIN_KEY}"}})
+        policies = f"{gateway.admin_url}/policies"
+        keyed = await call(page, policies, {"headers": {"Authorization": f"Bearer {ADMIN_KEY}"}})
         assert keyed["status"] == 200
-        assert (await call(page, overview, {}))["status"] == 401
-        assert await call(page, overview, {"credentials": "include"}) == BLOCKED
+        assert (await call(page, policies, {}))["status"] == 401
+        assert await call(page, policies, {"credentials": "include"}) == BLOCKED

@@ -220,7 +220,7 @@ async def test_a_model_that_a_policy_names_is_not_removed(begin: Begin, engines:
     assert (await world.ask("chat-other"))[0] == 200
     assert world.metric("gkt_config_stale") == 1
     assert world.metric("gkt_config_reloads_total", result="refused") == 1
-    assert (await world.get("/overview", admin=True))["config"]["error"] == [issue]
+    assert (await world.get("/config", admin=True))["error"] == [issue]
     world.write_policy(route("chat", "small"))
     await world.applied()
     assert set(world.engine_set.by_name) == {"small"}
@@ -275,7 +275,7 @@ async def test_settings_that_need_a_restart_are_named_and_the_rest_applies(begin
     assert (state["changed"], state["needs"], state["error"]) == (True, "a restart", [])
     assert world.lines_of("config_needs_restart")[0]["settings"] == tuple(state["restart"])
     assert world.metric("gkt_config_stale") == 1
-    assert (await world.get("/overview", admin=True))["config"]["restart"] == state["restart"]
+    assert (await world.get("/config", admin=True))["restart"] == state["restart"]
     assert (await world.ask())[0] == 200
     assert engines[1].calls == 1
     world.write_config([student("small", engines[1], price=1.0)])

@@ -1,0 +1,50 @@
+"""Panels that several dashboards have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.grafana.money import GUIDANCE, WHO, over_range, sure
+from deploy.grafana.panels import Panel, Query
+
+SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
+_WHO = f"{{{WHO}}}"
+_FAILED = f'{{{WHO}, status!~"ok|client_gone"}}'
+
+COST_AGAINST_BASELINE = Panel(
+    "Cost against baseline, per hour",
+    "The gap between the lines includes unguided answers and measurements, so it is not equal to the savings.",
+    "currencyUSD",
+    (
+        Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
+        Query(f"sum(rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) * 3600", "baseline"),
+    ),
+    width=12,
+)
+SAVED_BY_GUIDANCE = Panel(
+    "Saved by guidance",
+    "Savings of guided answers alone, without answers for which a policy selected the student. About 0: the error of "
+    "the estimate is at least as large.",
+    "currencyUSD",
+    (Query(sure(over_range(f"{WHO}, {GUIDANCE}"))),),
+    falling=True,
+    bad=0,
+    least=None,
+    words={0: ("about 0", "text")},
+    **SMALL,
+)
+FAILED_REQUESTS = Panel(
+    "Requests that fail",
+    "Fraction of all requests in the selected time. Client disconnects are no failure. GktErrorRateHigh fires above "
+    "5 %.",
+    "percentunit",
+    (
+        Query(
+            f"(sum(increase(gkt_requests_total{_FAILED}[$__range])) or vector(0)) / "
+            f"sum(increase(gkt_requests_total{_WHO}[$__range]))"
+        ),
+    ),
+    warn=0.01,
+    bad=0.05,
+    **SMALL,
+)
