@@ -39,7 +39,7 @@ GUIDED = frozenset({"guided-stream", "guided-stream-of-two", "second-guided"})
 """Calls of students that get guidance."""
 CONTINUING = GUIDED | {"student-stream", "stream-of-two", "json-of-two", "second"}
 """Calls of students that continue their own text, or that of another student, after a broken stream."""
-_READ_WITHIN_S = 0.3
+_READ_WITHIN_S = 1.0
 _APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
 _MEGABYTE = 1_000_000
 

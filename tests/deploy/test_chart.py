@@ -144,7 +144,9 @@ def test_rendered_manifests_have_no_issues(name: str, helm: Path, tmp_path: Path
     assert [str(issue) for issue in issues_in(path, compare_copies=False)] == []
     names = [(one["kind"], one["metadata"]["name"], one["metadata"]["namespace"]) for one in documents(path)]
     assert len(names) == len(set(names))
-    assert {namespace for _, name, namespace in names if not re.search("batcher|cost|engines|latency", name)} == {"gkt"}
+    assert {
+        namespace for _, name, namespace in names if not re.search("batcher|cost|engines|latency|overview", name)
+    } == {"gkt"}
 
 
 @pytest.mark.parametrize("name", ["default", "production", "single"])
