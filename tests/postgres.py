@@ -24,7 +24,7 @@ _LIMIT_S = 60
 def _binaries() -> Path | None:
     found = shutil.which("initdb")
     if found is not None:
-        return Path(found).parent
+        return Path(found).resolve().parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return folders[-1] if folders else None
 
@@ -32,25 +32,37 @@ def _binaries() -> Path | None:
 class Postgres:
     """A server. `url` is the value for config.yaml; `stop` ends it immediately, `start` starts it again."""
 
-    def __init__(self, binaries: Path, folder: Path) -> None:
+    def __init__(self, binaries: Path, folder: Path, primary: Postgres | None = None) -> None:
         self._binaries = binaries
-        self._folder = folder
+        self.folder = folder
         self._user = None
         if os.getuid() == 0:  # it refuses to run as root
             names = {entry.pw_name for entry in pwd.getpwall()}
             self._user = "postgres" if "postgres" in names else "nobody"
             shutil.chown(folder, self._user)
-        self._run("initdb", "-D", str(folder / "data"), "-U", "gkt", "-A", "trust", "-E", "UTF8", "--no-sync")
+        data = str(folder / "data")
+        if primary is None:
+            self._run("initdb", "-D", data, "-U", "gkt", "-A", "trust", "-E", "UTF8", "--no-sync")
+        else:
+            self._run(
+                "pg_basebackup", "-D", data, "-R", "-c", "fast", "--no-sync", "-U", "gkt", "-h", str(primary.folder)
+            )
         self.url = f"postgresql://gkt:a-password@/postgres?host={folder}"
 
+    def replica(self, folder: Path) -> Postgres:
+        """Start a streaming replica in another folder."""
+        replica = Postgres(self._binaries, folder, self)
+        replica.start()
+        return replica
+
     def start(self) -> None:
-        options = f"-k {self._folder} -c listen_addresses='' -c fsync=off"
+        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off"
         self._run(
-            "pg_ctl", "start", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-o", options
+            "pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options
         )
 
     def stop(self) -> None:
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self._folder / "data"))
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
 
     def _run(self, name: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -60,7 +72,7 @@ class Postgres:
             stdout=subprocess.PIPE if name == "initdb" else subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
             timeout=_LIMIT_S,
-            cwd=self._folder,
+            cwd=self.folder,
             check=False,
         )
         assert done.returncode == 0, (done.stdout or b"").decode()

@@ -45,9 +45,9 @@ def settings_of(config: Path) -> Settings:
 
 
 @asynccontextmanager
-async def usage_store(settings: Settings) -> AsyncIterator[UsageStore]:
-    """Yield the usage database that config.yaml names. Raises StartupError."""
-    store = store_of(settings)
+async def usage_store(settings: Settings, *, replica: bool = False) -> AsyncIterator[UsageStore]:
+    """Yield the usage database that config.yaml names, with its replica for reads if asked. Raises StartupError."""
+    store = store_of(settings, replica=replica)
     try:
         yield store
     finally:

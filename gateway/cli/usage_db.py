@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from functools import partial
@@ -24,10 +25,11 @@ from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.partitions import days_in_default, partitions
 from gateway.usage.queries import ReceiptFilter, UsageQueries
 from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
-from gateway.usage.tables import DAY_S
+from gateway.usage.tables import DAY_S, RECEIPTS
 from gateway.usage.verify import differences
 
 if TYPE_CHECKING:
@@ -182,13 +184,38 @@ async def _status(settings: Settings) -> dict[str, Any]:
             unreadable = await opened.usage.read(UsageQueries.count_unreadable)
             found |= {"receipts": await opened.usage.count(), "unreadable": unreadable}
             found |= {"first": span and rfc3339(span[0]), "last": span and rfc3339(span[1])}
+            found |= {"partitions": await opened.usage.read(_partitions)}
         except UsageDatabaseError:
             found["reachable"] = False
+        if settings.usage.read_url is not None:
+            found |= await _replica(settings)
         return found
 
 
+async def _replica(settings: Settings) -> dict[str, Any]:
+    """Return the URL of the replica, and its lag in seconds; None: it is unavailable."""
+    async with usage_store(settings, replica=True) as store:
+        replica = store.replica
+        assert replica is not None
+        try:
+            lag = await asyncio.to_thread(replica.lag_s)
+        except (*UsageDatabaseError, StartupError):
+            lag = None
+        return {"replica": replica.location, "replica_lag_s": None if lag is None else round(lag, 3)}
+
+
+def _partitions(queries: UsageQueries) -> dict[str, Any] | None:
+    """Return the number of daily partitions and the last day; None without partitions."""
+    found = partitions(queries.connection, RECEIPTS)
+    days = [one.first for one in found if one.first is not None]
+    if not found:
+        return None
+    last = rfc3339(days[-1] * DAY_S)[:10] if days else None
+    return {"days": len(days), "until": last, "in_default": len(days_in_default(queries.connection))}
+
+
 async def _export(settings: Settings, where: ReceiptFilter, form: str, output: Path | None) -> int:
-    async with usage_store(settings) as store:
+    async with usage_store(settings, replica=True) as store:
         if not await store.exists():
             raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
         with progress("exporting", await store.count(where)) as on_progress:
@@ -197,7 +224,7 @@ async def _export(settings: Settings, where: ReceiptFilter, form: str, output: P
 
 async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:
     """Return the number of days and the sums that differ."""
-    async with usage_store(settings) as store:
+    async with usage_store(settings, replica=True) as store:
         span = await store.read(UsageQueries.span) if await store.exists() else None
         if span is None:
             return 0, []
@@ -237,6 +264,14 @@ def _show(found: dict[str, Any]) -> None:
     }
     if found["reachable"] and found["receipts"]:
         rows["from, to"] = f"{found['first']}, {found['last']}"
+    if found.get("partitions"):
+        of_days = found["partitions"]
+        rows["partitions"] = f"{of_days['days']} days, the last is {of_days['until']}"
+        if of_days["in_default"]:
+            rows["partitions"] += f"; {of_days['in_default']} more days are in the default partition"
+    if "replica" in found:
+        lag = found["replica_lag_s"]
+        rows["replica"] = f"{found['replica']}, " + ("unavailable" if lag is None else f"{lag:.1f} s behind")
     if found.get("unreadable"):
         rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`"
     for name, value in rows.items():

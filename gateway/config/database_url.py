@@ -40,6 +40,17 @@ def check_usage_url(url: str) -> None:
         raise InvalidValue("must be sqlite, or a URL that starts with sqlite:/// or postgresql://")
 
 
+def check_replica_url(url: str, primary: str | None) -> None:
+    """Raise InvalidValue unless both URLs name PostgreSQL and differ. `primary` is None if it is invalid."""
+    if not is_postgres(url):
+        raise InvalidValue("must be a URL that starts with postgresql://: only PostgreSQL has replicas")
+    check_usage_url(url)
+    if primary is not None and not is_postgres(primary):
+        raise InvalidValue("needs a usage.url in PostgreSQL, of which it is a replica: remove read_url, or set url")
+    if url == primary:
+        raise InvalidValue("is the same as usage.url: set it to the replica, or remove it")
+
+
 def is_postgres(url: str) -> bool:
     """Return whether a URL names PostgreSQL, which needs the extra `postgres`."""
     return url.partition(":")[0] in _POSTGRES

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
-from gateway.config.database_url import check_usage_url
+from gateway.config.database_url import check_replica_url, check_usage_url
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
 from gateway.config.scalars import (
     PERCENT_ENCODE,
@@ -216,8 +216,13 @@ class UsageSettings(StrictModel):
     url: SecretOrText = SecretStr("sqlite")
     """`sqlite` (a file in the folder data, for a trial or one machine), or a URL like postgresql://host/name, for
     production. For a URL with a password write env:NAME."""
+    read_url: SecretOrText | None = None
+    """URL of a replica of `url`, in PostgreSQL. Dashboard, usage API, receipts and exports read it; if it is
+    unavailable, they read `url`. None: they read `url`."""
+    max_connections: Annotated[Whole, Field(ge=3, le=100)] = 8
+    """Most connections of a gateway process to `url`, and to `read_url`. Half of them are for large queries."""
     keep_s: Annotated[Duration, duration_between("1d", "3660d")] | None = Field(400 * 86_400.0, alias="keep")
-    """Retention of receipts; null: no limit."""
+    """Retention of receipts; null: no limit. In PostgreSQL, whole days are dropped."""
     minutes_s: Annotated[Duration, duration_between("1h", "2d")] = Field(6 * 3600.0, alias="minutes")
     """Retention of sums per minute."""
     hours_s: Annotated[Duration, duration_between("2d", "100d")] = Field(14 * 86_400.0, alias="hours")
@@ -234,6 +239,14 @@ class UsageSettings(StrictModel):
     @classmethod
     def _valid_url(cls, url: SecretStr) -> SecretStr:
         check_usage_url(url.get_secret_value())
+        return url
+
+    @field_validator("read_url")
+    @classmethod
+    def _valid_replica(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if url is not None:
+            primary: SecretStr | None = info.data.get("url")
+            check_replica_url(url.get_secret_value(), None if primary is None else primary.get_secret_value())
         return url
 
 

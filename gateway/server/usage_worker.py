@@ -33,6 +33,7 @@ from gateway.usage.archive_import import archives_of
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import store_of
+from gateway.usage.upkeep import keep_partitions
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from gateway.version import __version__
@@ -119,6 +120,7 @@ async def _running(
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
+        tasks.keep("partitions", keep_partitions(store))
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)
         running = tasks.spawn("usage", worker.run(stop))
         try:

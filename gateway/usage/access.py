@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
     from gateway.telemetry.metrics import Metrics
-    from gateway.usage.engine import UsageEngine
+    from gateway.usage.replica import UsageEngines
 
 
 class UsageAccess:
@@ -41,10 +42,14 @@ class UsageAccess:
     ) -> None:
         usage, limit = settings.usage, settings.receipts.max_buffered
         self._address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
+        self._replica = None if usage.read_url is None else sqlalchemy_url(usage.read_url.get_secret_value(), Path())
+        self._connections = usage.max_connections
         self._retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
-        self._engine: UsageEngine | None = None
-        self._engine_lock = Lock()
-        self._threads, self._receipt_threads = QueryThreads(self._reading), QueryThreads(self._reading)
+        self._engines: UsageEngines | None = None
+        self._engines_lock = Lock()
+        scans, short, receipts = shares_of(usage.max_connections)
+        self._threads = QueryThreads(self._reading, short=short, scans=scans)
+        self._receipt_threads = QueryThreads(self._reading, short=receipts, scans=1)  # without scans
         self.receipts = ReceiptFinder(self._receipt_threads)
         self.database = DatabaseReader(self._threads)
         location = without_credentials(self._address)
@@ -54,11 +59,11 @@ class UsageAccess:
         )
 
     def _reading(self) -> Connection:
-        from gateway.usage.engine import UsageEngine
+        from gateway.usage.replica import engines_of
 
-        with self._engine_lock:
-            engine = self._engine = self._engine or UsageEngine(self._address)
-        return engine.reading()
+        with self._engines_lock:
+            engines = self._engines = self._engines or engines_of(self._address, self._replica, self._connections)
+        return engines.reading()
 
     def reader(self) -> UsageReader:
         """Return a reader with its own concurrency limits."""
@@ -68,5 +73,11 @@ class UsageAccess:
         """Close the database without waiting for running queries."""
         self._threads.close()
         self._receipt_threads.close()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.close)
+        if self._engines is not None:
+            await asyncio.to_thread(self._engines.close)
+
+
+def shares_of(connections: int) -> tuple[int, int, int]:
+    """Divide connections between scans, short queries and the lookup of receipts, so that none waits for another."""
+    scans, short = max(1, connections // 2), max(1, connections // 4)
+    return scans, short, max(1, connections - scans - short)

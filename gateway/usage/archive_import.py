@@ -63,7 +63,9 @@ class ArchiveImport:
             return None
         if self._engine is None:
             options = {"timeout": _BUSY_S} if self._file is not None else {"connect_timeout": _BUSY_S}
-            self._engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
+            self._engine = sa.create_engine(
+                self._address, connect_args=options, pool_size=1, max_overflow=0, pool_pre_ping=True
+            )
         return self._engine if sa.inspect(self._engine).has_table(_VERSION) else None
 
     def count(self) -> dict[int, int]:

@@ -16,20 +16,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict
-from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy import MetaData, delete, insert, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from gateway.accounting.receipt import Receipt
 from gateway.protocol.tags import MAX_TAGS
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
+from gateway.usage.partition_upkeep import DayPartitions
+from gateway.usage.partitions import drop_expired, is_locked, tables_to_trim
 from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
-from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, RECEIPTS, SUMS, TAGS, UNREADABLE, row_of, tag_rows
+from gateway.usage.tables import (
+    COMPARISONS,
+    DAY_S,
+    OUTCOME_ROWS,
+    RECEIPTS,
+    SUMS,
+    TAGS,
+    UNREADABLE,
+    row_of,
+    tag_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -76,6 +88,7 @@ class UsageDatabase:
         self._engine = engine
         self._retention = retention
         self._clock = clock
+        self._partitions = DayPartitions(engine, clock)
 
     def add(self, entries: Iterable[OutboxEntry]) -> WriteResult:
         """Insert the receipts that the database lacks, and add them to the sums.
@@ -99,6 +112,7 @@ class UsageDatabase:
                     if present.status == ABANDONED:
                         decoded[key] = entry
         in_key_order = sorted(decoded.items(), key=itemgetter(0))
+        self._partitions.ensure({key[0] for key in decoded})
         self._add(in_key_order, unreadable, result, sums if not result.known else None)
         return result
 
@@ -160,25 +174,40 @@ class UsageDatabase:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
         Also delete tags, comparisons and outcomes of these days. A day has fewer comparisons and outcomes than
-        receipts. Raises UsageDatabaseError.
+        receipts. A daily partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
+        self._delete(COMPARISONS, day)
+        self._delete(OUTCOME_ROWS, day)
+        dropped = 0
+        try:
+            with self._engine.writing() as connection:
+                dropped = drop_expired(connection, day)
+        except OperationalError as error:
+            if not is_locked(error):
+                raise
+        with self._engine.reading() as connection:
+            tables = {one: tables_to_trim(connection, one) for one in (TAGS, RECEIPTS)}
         for _ in range(MAX_TAGS):  # of each receipt
-            if self._delete(TAGS, TAGS.c.day < day) < _DELETED_AT_ONCE:
+            if sum(self._delete(TAGS, day, name) for name in tables[TAGS]) < _DELETED_AT_ONCE:
                 break
-        self._delete(COMPARISONS, COMPARISONS.c.day < day)
-        self._delete(OUTCOME_ROWS, OUTCOME_ROWS.c.day < day)
-        return self._delete(RECEIPTS, RECEIPTS.c.day < day)
+        return dropped + sum(self._delete(RECEIPTS, day, name) for name in tables[RECEIPTS])
 
     def delete_sums(self) -> int:
         """Delete some expired sums, and return their number. Raises UsageDatabaseError."""
         now, deleted = self._clock(), 0
         for granularity, seconds in SECONDS.items():
             before = now - self._retention.of(granularity) - seconds
-            deleted += self._delete(SUMS, SUMS.c.seconds == seconds, SUMS.c.start <= before)
+            deleted += self._delete_rows(SUMS, SUMS.c.seconds == seconds, SUMS.c.start <= before)
         return deleted
 
-    def _delete(self, table: Table, *where: Any) -> int:
+    def _delete(self, table: Table, day: int, name: str | None = None) -> int:
+        """Delete some rows of days before `day` from a table, or from its partition `name`."""
+        if name not in (None, table.name):
+            table = table.to_metadata(MetaData(), name=name)
+        return self._delete_rows(table, table.c.day < day)
+
+    def _delete_rows(self, table: Table, *where: Any) -> int:
         key = list(table.primary_key)
         old = select(*key).where(*where).order_by(*key).limit(_DELETED_AT_ONCE)
         with self._engine.writing() as connection:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from gateway.config.database_url import without_credentials
 from gateway.errors import StartupError
+from gateway.usage.partitions import create_defaults
 from gateway.usage.tables import ADDED, METADATA
 
 if TYPE_CHECKING:
@@ -46,13 +47,29 @@ class NewerUsageDatabase(StartupError):
 class UsageEngine:
     """Connections to one database. They open when first used, and reopen after `close`.
 
-    `address` is a URL for SQLAlchemy. Raises StartupError if the driver is not installed or the address is invalid.
-    `wait_s` limits the wait for a lock, and the time of a statement in PostgreSQL.
+    Args:
+        address: a URL for SQLAlchemy.
+        wait_s: limits the wait for a lock, and the time of a statement in PostgreSQL.
+        connections: the most open connections.
+        role: the name of the connections in PostgreSQL's `pg_stat_activity`.
+        read_only: the database is a replica: `open` neither creates nor migrates tables.
+
+    Raises StartupError if the driver is not installed or the address is invalid.
     """
 
-    def __init__(self, address: str, *, wait_s: int = 30) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        wait_s: int = 30,
+        connections: int = 8,
+        role: str = "gkt-gateway",
+        read_only: bool = False,
+    ) -> None:
         self._address, self._wait_s = address, wait_s
-        self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
+        self._connections, self._role, self._read_only = connections, role, read_only
+        self.is_sqlite = address.startswith("sqlite:")
+        self._file = Path(address.removeprefix("sqlite:///")) if self.is_sqlite else None
         self._file_id: tuple[int, int] | None = None
         self._engine: Engine | None = None
         self._open_lock = Lock()
@@ -102,8 +119,8 @@ class UsageEngine:
     def open(self) -> Engine:
         """Connect, and create or migrate the tables if this has not been done.
 
-        Raises UsageDatabaseError, NewerUsageDatabase if a newer version of the gateway has migrated the database, and
-        StartupError if the driver is not installed.
+        Raises UsageDatabaseError, and NewerUsageDatabase if a newer version of the gateway has migrated the database.
+        Raises StartupError if the driver is not installed, or if a replica has no tables.
         """
         with self._open_lock:
             if self._engine is not None and self._file_id != _file_id(self._file):
@@ -111,7 +128,7 @@ class UsageEngine:
             if self._engine is None:
                 engine = self._connect()
                 try:
-                    migrate(engine)
+                    (_check_replica if self._read_only else migrate)(engine)
                 except BaseException:
                     engine.dispose()
                     raise
@@ -120,17 +137,22 @@ class UsageEngine:
             return self._engine
 
     def _connect(self) -> Engine:
+        pool: dict[str, Any] = {"pool_size": self._connections, "max_overflow": 0}
         if self._file is not None:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file.touch(mode=0o600)
-            engine = create_engine(self._address, connect_args={"timeout": self._wait_s}, pool_size=4)
+            engine = create_engine(self._address, connect_args={"timeout": self._wait_s}, **pool)
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, self._wait_s))
             event.listen(engine, "begin", _begin_sqlite)
             return engine
         limits = f"-c statement_timeout={self._wait_s}s -c lock_timeout={self._wait_s}s"
-        options = {"connect_timeout": _CONNECT_S, "application_name": "gkt-gateway", "options": limits}
+        # A generic plan would lock all partitions, a custom plan only those of the days in the parameters.
+        limits += " -c plan_cache_mode=force_custom_plan"
+        if self._read_only:
+            limits += " -c default_transaction_read_only=on"
+        options = {"connect_timeout": _CONNECT_S, "application_name": self._role, "options": limits}
         keep_alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-        pool: dict[str, Any] = {"pool_size": 4, "pool_timeout": _CONNECT_S, "pool_pre_ping": True}
+        pool |= {"pool_timeout": _CONNECT_S, "pool_pre_ping": True}
         try:
             return create_engine(self._address, connect_args=options | keep_alive, **pool)
         except (ImportError, NoSuchModuleError):
@@ -156,6 +178,7 @@ def migrate(engine: Engine) -> None:
             return
     with _begin(engine, _MIGRATE_LOCK) as connection:
         METADATA.create_all(connection, ADDED)
+        create_defaults(connection)
         if _version(connection) == HEAD:  # another process migrated them meanwhile, or only added tables were missing
             return
         if connection.dialect.name == "postgresql":
@@ -167,6 +190,16 @@ def migrate(engine: Engine) -> None:
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with _ALEMBIC:
             command.upgrade(config, "head")
+        create_defaults(connection)
+
+
+def _check_replica(engine: Engine) -> None:
+    """Raise StartupError if a replica has no tables, and NewerUsageDatabase as `migrate` does."""
+    with engine.connect() as connection:
+        if _version(connection) is None:
+            raise StartupError(
+                "usage.read_url has no usage tables: set it to a replica of the database of usage.url, or remove it."
+            )
 
 
 def _version(connection: Connection) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from gateway.quality.outcome import OutcomeSums
 from gateway.quality.trend import AgreementSums, RouteScope
 from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
+from gateway.usage.partitions import day_windows, keep_few_locks
 from gateway.usage.receipt_search import search, shadows_of
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.search import FoundReceipt
@@ -29,6 +30,7 @@ from gateway.usage.tables import (
     TAGS,
     UNREADABLE,
     UPTIME,
+    of_days,
     time_of,
 )
 from gateway.usage.tags import SUMS as TAG_SUMS
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Granularity
 
 _STARTS_PER_QUERY = 500
-_DAYS_PER_QUERY = 500
+_DAYS_PER_QUERY = 50
 _ROWS_AT_ONCE = 500
 _C = SUMS.c
 _DIMS = (_C.tenant, _C.key, _C.route, _C.mode, _C.teacher, _C.student)
@@ -74,15 +76,18 @@ class ReceiptFilter(NamedTuple):
     tenant: str | None = None
 
     def terms(self) -> Iterator[ColumnElement[bool]]:
-        """Return SQL conditions. `day`, the start of the primary key, may differ by one from the day of `created`."""
+        """Return SQL conditions, without those of `days`."""
         if self.since is not None:
             yield RECEIPTS.c.created >= self.since
-            yield RECEIPTS.c.day >= int(self.since // DAY_S) - 1
         if self.until is not None:
             yield RECEIPTS.c.created < self.until
-            yield RECEIPTS.c.day <= int(self.until // DAY_S) + 1
         if self.tenant is not None:
             yield RECEIPTS.c.tenant == self.tenant
+
+    def days(self) -> tuple[int | None, int | None]:
+        """Return the first and last `day`, which may differ by one from the day of `created`."""
+        first = None if self.since is None else int(self.since // DAY_S) - 1
+        return first, None if self.until is None else int(self.until // DAY_S) + 1
 
 
 class UsageQueries:
@@ -136,6 +141,7 @@ class UsageQueries:
 
     def receipt(self, tenant: str | None, receipt_id: str) -> bytes | None:
         """Return a receipt of a tenant, or of any tenant, as JSON, or None if the database has no such receipt."""
+        keep_few_locks(self.connection)
         query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id)
         if tenant is not None:
             query = query.where(RECEIPTS.c.tenant == tenant)
@@ -144,7 +150,7 @@ class UsageQueries:
             if packed is not None:
                 return unpack(packed)
         # Ids of earlier versions and of devices contain no time.
-        for batch in batched(self._days(), _DAYS_PER_QUERY):
+        for batch in batched(self._days()[::-1], _DAYS_PER_QUERY):
             packed = self.connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
             if packed is not None:
                 return unpack(packed)
@@ -153,21 +159,33 @@ class UsageQueries:
     def page(self, where: ReceiptFilter, after: ReceiptKey | None, limit: int) -> list[tuple[ReceiptKey, bytes]]:
         """Return keys and JSON of receipts in key order, starting after the key `after`."""
         key = (RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.tenant)
-        query = select(*key, RECEIPTS.c.receipt).where(*where.terms())
+        query = select(*key, RECEIPTS.c.receipt).where(*where.terms()).order_by(*key)
+        first, last = where.days()
         if after is not None:
             query = query.where(tuple_(*key) > tuple_(*after))
-        rows = self.connection.execute(query.order_by(*key).limit(limit))
-        return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in rows]
+            first = max(after[0], after[0] if first is None else first)
+        found: list[tuple[ReceiptKey, bytes]] = []
+        for window in day_windows(self.connection, first, last):
+            rows = self.connection.execute(query.where(*of_days(*window)).limit(limit - len(found)))
+            found += [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in rows]
+            if len(found) == limit:
+                break
+        return found
 
     def count(self, where: ReceiptFilter) -> int:
         """Return the number of receipts."""
-        return self.connection.execute(select(func.count()).select_from(RECEIPTS).where(*where.terms())).scalar_one()
+        query = select(func.count()).select_from(RECEIPTS).where(*where.terms())
+        windows = day_windows(self.connection, *where.days())
+        return sum(self.connection.execute(query.where(*of_days(*window))).scalar_one() for window in windows)
 
     def count_by_day(self) -> dict[int, int]:
         """Return the number of receipts by day of the request, in days since the Unix epoch."""
         day = (RECEIPTS.c.created // DAY_S).label("day")
-        rows = self.connection.execute(select(day, func.count()).group_by(day))
-        return {int(row_day): number for row_day, number in rows}
+        counts: Counter[int] = Counter()
+        for window in day_windows(self.connection, None, None):
+            rows = self.connection.execute(select(day, func.count()).where(*of_days(*window)).group_by(day))
+            counts.update({int(row_day): number for row_day, number in rows})
+        return dict(counts)
 
     def span(self) -> tuple[int, int] | None:
         """Return `created` of the first and of the last receipt, or None without receipts."""
@@ -181,9 +199,16 @@ class UsageQueries:
         return int(first), int(last)
 
     def _days(self) -> range:
-        first = self.connection.execute(select(func.min(RECEIPTS.c.day))).scalar()
-        last = self.connection.execute(select(func.max(RECEIPTS.c.day))).scalar()
+        first, last = self._first(func.min, newest_first=False), self._first(func.max, newest_first=True)
         return range(0) if first is None or last is None else range(first, last + 1)
+
+    def _first(self, function: Any, *, newest_first: bool) -> int | None:
+        """Return the minimum or maximum of `day` in the first window with receipts."""
+        for window in day_windows(self.connection, None, None, newest_first=newest_first):
+            day = self.connection.execute(select(function(RECEIPTS.c.day)).where(*of_days(*window))).scalar()
+            if day is not None:
+                return int(day)
+        return None
 
     def count_unreadable(self) -> int:
         """Return the number of unreadable entries."""

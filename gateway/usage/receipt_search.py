@@ -6,7 +6,6 @@ Most filters have no index. So a call reads a limited number of receipts, and re
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from contextlib import ExitStack, closing
 from heapq import merge
 from math import ceil
 from operator import attrgetter
@@ -20,12 +19,13 @@ from gateway.accounting.receipt import SHADOW_NAMES
 from gateway.errors import InvalidRequest
 from gateway.usage.entries import batched
 from gateway.usage.packing import unpack
+from gateway.usage.partitions import day_windows
 from gateway.usage.search import ERROR, MAX_SCANNED, FoundReceipt, SearchPage
-from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, id_before, time_of
+from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, id_before, of_days, time_of
 from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
@@ -51,7 +51,11 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 class _Row(NamedTuple):
-    """A receipt that was read. `packed` is None if it does not match."""
+    """A receipt that was read. `packed` is None if it does not match.
+
+    Without a `position` it is no receipt: all receipts of the stream since `created` were read. So a stream without
+    receipts is not read further than the other one.
+    """
 
     created: int
     position: tuple[Any, ...]
@@ -76,20 +80,19 @@ def search(connection: Connection, where: ReceiptSearch, limit: int, before: str
         streams.append(_by_id(connection, where, cursor.by_id))
     found: list[tuple[_Row, bytes]] = []
     scanned, is_end = 0, True
-    with ExitStack() as stack:
-        for stream in streams:
-            stack.enter_context(closing(stream))  # with its cursor in the database
-        for row in with_pauses(merge(*streams, key=attrgetter("created"), reverse=True)):
-            if len(found) == limit or scanned == MAX_SCANNED:
-                is_end = False
-                break
-            scanned += 1
-            if row.is_by_id:
-                cursor.by_id = row.position
-            else:
-                cursor.by_time = row.position
-            if row.packed is not None and where.matches(raw := unpack(row.packed)):
-                found.append((row, raw))
+    for row in with_pauses(merge(*streams, key=attrgetter("created"), reverse=True)):
+        if not row.position:
+            continue
+        if len(found) == limit or scanned == MAX_SCANNED:
+            is_end = False
+            break
+        scanned += 1
+        if row.is_by_id:
+            cursor.by_id = row.position
+        else:
+            cursor.by_time = row.position
+        if row.packed is not None and where.matches(raw := unpack(row.packed)):
+            found.append((row, raw))
     shadows = shadows_of(connection, [(row.tenant, row.id) for row, _ in found])
     pages = [FoundReceipt(raw, shadows.get((row.tenant, row.id), [])) for row, raw in found]
     return SearchPage(pages, scanned, None if is_end else _encoded(cursor))
@@ -132,40 +135,84 @@ def _times(where: ReceiptSearch) -> Iterator[ColumnElement[bool]]:
         yield _C.created < ceil(where.until)
 
 
-def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) -> Generator[_Row, None, None]:
+def _by_id(connection: Connection, where: ReceiptSearch, after: _ById | None) -> Iterator[_Row]:
     order = (_C.day, _C.id, _C.tenant)
     bounds: list[ColumnElement[bool]] = []
+    first, last = None, None
     if after is not None:
         bounds.append(tuple_(*order) < tuple_(*after))
+        last = after[0]
     elif where.until is not None:
         until = where.until + _MAX_SKEW_S
-        bounds.append(tuple_(_C.day, _C.id) < tuple_(int(until // DAY_S), id_before(until)))
+        last = int(until // DAY_S)
+        bounds.append(tuple_(_C.day, _C.id) < tuple_(last, id_before(until)))
     if where.since is not None:
         since = max(0.0, where.since - _MAX_SKEW_S)
-        bounds.append(tuple_(_C.day, _C.id) >= tuple_(int(since // DAY_S), id_before(since)))
-    return _rows(connection, order, bounds, [*_terms(where), _C.mode != EDGE], is_by_id=True)
+        first = int(since // DAY_S)
+        bounds.append(tuple_(_C.day, _C.id) >= tuple_(first, id_before(since)))
+    windows = day_windows(connection, first, last, newest_first=True)
+    parts = ((window[0], [*bounds, *of_days(*window)]) for window in windows)
+    return _rows(connection, order, parts, [*_terms(where), _C.mode != EDGE], is_by_id=True)
 
 
-def _by_time(connection: Connection, where: ReceiptSearch, after: _ByTime | None) -> Generator[_Row, None, None]:
+def _by_time(connection: Connection, where: ReceiptSearch, after: _ByTime | None) -> Iterator[_Row]:
     """Yield the receipts of the tenant, or of all devices."""
     order = (_C.created, _C.day, _C.id, _C.tenant)
     bounds: list[Any] = [OF_DEVICES if where.tenant is None else _C.tenant == where.tenant, *_times(where)]
+    first = None if where.since is None else int(where.since // DAY_S)
+    last = None if where.until is None else int(where.until // DAY_S)
     if after is not None:
         bounds += [_C.created <= after[0], tuple_(*order) < tuple_(*after)]
-    return _rows(connection, order, bounds, [*_terms(where)], is_by_id=False)
+        last = after[0] // DAY_S
+    # SQLite has no partitions. With conditions on `day` it might not choose the index of `created`.
+    in_days = (first, last) if connection.dialect.name == "postgresql" else (None, None)
+    windows = day_windows(connection, *in_days, newest_first=True)
+    parts = ((window[0], [*bounds, *_created_in(*window)]) for window in windows)
+    return _rows(connection, order, parts, [*_terms(where)], is_by_id=False)
+
+
+def _created_in(first: int | None, last: int | None) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of the days of `created`. `day`, which selects partitions, may differ by one."""
+    if first is not None:
+        yield _C.created >= first * DAY_S
+        yield _C.day >= first - 1
+    if last is not None:
+        yield _C.created < (last + 1) * DAY_S
+        yield _C.day <= last + 1
 
 
 def _rows(
-    connection: Connection, order: Sequence[Any], bounds: Sequence[Any], terms: Sequence[Any], *, is_by_id: bool
-) -> Generator[_Row, None, None]:
-    """Yield at most one row more than a call reads. Rows that do not match have no receipt."""
+    connection: Connection,
+    order: Sequence[Any],
+    parts: Iterable[tuple[int | None, Sequence[Any]]],
+    terms: Sequence[Any],
+    *,
+    is_by_id: bool,
+) -> Iterator[_Row]:
+    """Yield at most one receipt more than a call reads. Receipts that do not match have no `packed`.
+
+    `parts` are the first days and conditions of ranges that follow each other in this order.
+    """
     packed = case((and_(*terms), _C.receipt), else_=None).label("packed")
-    query = select(_C.created, _C.day, _C.id, _C.tenant, packed).where(*bounds)
-    query = query.order_by(*(column.desc() for column in order)).limit(MAX_SCANNED + 1)
-    with connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)) as rows:
-        for row in rows:
-            key = (row.day, row.id, row.tenant)
-            yield _Row(row.created, key if is_by_id else (row.created, *key), is_by_id, row.id, row.tenant, row.packed)
+    query = select(_C.created, _C.day, _C.id, _C.tenant, packed).order_by(*(column.desc() for column in order))
+    remaining = MAX_SCANNED + 1
+    for first_day, bounds in parts:
+        after: list[Any] = []
+        while remaining:
+            limit = min(_ROWS_AT_ONCE, remaining)
+            rows = [*connection.execute(query.where(*bounds, *after).limit(limit))]
+            for row in rows:
+                key = (row.day, row.id, row.tenant)
+                position = key if is_by_id else (row.created, *key)
+                yield _Row(row.created, position, is_by_id, row.id, row.tenant, row.packed)
+                after = [order[0] <= position[0], tuple_(*order) < tuple_(*position)]
+            remaining -= len(rows)
+            if len(rows) < limit:
+                break
+        if not remaining:
+            return
+        if first_day is not None:
+            yield _Row(first_day * DAY_S, (), is_by_id, "", "", None)
 
 
 def _encoded(cursor: _Cursor) -> str:

@@ -100,8 +100,14 @@ class _PostgresSql(UsageSql):
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         names = _names(_RECEIPT_KEY)
-        statement = f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names})"
-        return [(tuple(key), status, packed) for status, packed, *key in self._run(statement, _columns(keys))]
+        # The condition on days selects partitions before the statement runs; the join would lock all of them.
+        of_days = 'WHERE usage_receipts."day" = ANY(%b::int[])'
+        statement = (
+            f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names}) {of_days}"
+        )
+        days = list({day for day, _, _ in keys})
+        rows = self._run(statement, (*_columns(keys), days))
+        return [(tuple(key), status, packed) for status, packed, *key in rows]
 
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
         if not keys:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from gateway.config.database_url import sqlalchemy_url
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.partition_upkeep import keep_partitions
 from gateway.usage.queries import ReceiptFilter, UsageQueries
+from gateway.usage.replica import UsageEngines, replica_engine
 from gateway.usage.sums import Retention
 
 if TYPE_CHECKING:
@@ -22,23 +24,35 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _READERS = 2
+_ROLE = "gkt-usage"
+CONNECTIONS = _READERS + 2
+"""The most connections of a store: readers, a writer, and the upkeep of partitions."""
 _EVERYTHING = ReceiptFilter()
 
 
 class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
-    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. Raises StartupError if the driver is not installed
-    or the address is invalid.
+    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. Each
+    thread uses one connection. Raises StartupError if the driver is not installed or the address is invalid.
     """
 
-    def __init__(self, address: str, retention: Retention, *, wait_s: int = 30) -> None:
+    def __init__(
+        self,
+        address: str,
+        retention: Retention,
+        *,
+        wait_s: int = 30,
+        replica: str | None = None,
+    ) -> None:
         self.retention = retention
-        self.engine = UsageEngine(address, wait_s=wait_s)
+        self.engine = UsageEngine(address, wait_s=wait_s, connections=CONNECTIONS, role=_ROLE)
+        self.replica = None if replica is None else UsageEngines(self.engine, replica_engine(replica, _READERS, _ROLE))
         self._database = UsageDatabase(self.engine, retention)
         # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
+        self._upkeep = ThreadPoolExecutor(1, "usage-upkeep")
 
     async def open(self) -> None:
         """See `UsageEngine.open`."""
@@ -59,6 +73,10 @@ class UsageStore:
     async def delete_sums(self) -> int:
         """See `UsageDatabase.delete_sums`."""
         return await self._in(self._writer, self._database.delete_sums)
+
+    async def keep_partitions(self) -> None:
+        """See `partition_upkeep.keep_partitions`. Receipts are written meanwhile."""
+        await self._in(self._upkeep, keep_partitions, self.engine)
 
     async def receipts(self, where: ReceiptFilter = _EVERYTHING, limit: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in key order, in lists of at most `limit`. Each list has its own transaction."""
@@ -84,13 +102,14 @@ class UsageStore:
         """Close the database without waiting for running calls."""
         self._writer.shutdown(wait=False, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self.engine.close)
+        self._upkeep.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread((self.replica or self.engine).close)
 
     async def read(self, query: Callable[..., _Result], *args: object) -> _Result:
         """Return `query(queries, *args)`, run in a read transaction with its UsageQueries."""
 
         def run() -> _Result:
-            with self.engine.reading() as connection:
+            with (self.replica or self.engine).reading() as connection:
                 return query(UsageQueries(connection), *args)
 
         return await self._in(self._readers, run)
@@ -100,8 +119,14 @@ class UsageStore:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
 
-def store_of(settings: Settings | WorkerSettings) -> UsageStore:
-    """Return the database of `usage` in config.yaml. It opens when first used. Raises StartupError without a driver."""
+def store_of(settings: Settings | WorkerSettings, *, replica: bool = False) -> UsageStore:
+    """Return the database of `usage` in config.yaml, which opens when first used.
+
+    With `replica`, `read` uses `usage.read_url` if it is set. Raises StartupError without a driver.
+    """
     usage = settings.usage
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
-    return UsageStore(sqlalchemy_url(usage.url.get_secret_value(), settings.data), retention)
+    url = usage.read_url if replica else None
+    read_address = None if url is None else sqlalchemy_url(url.get_secret_value(), settings.data)
+    address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
+    return UsageStore(address, retention, replica=read_address)

@@ -14,6 +14,8 @@ from gateway.accounting.edge import EDGE
 from gateway.usage.counters import pico
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
     from gateway.accounting.receipt import Receipt
     from gateway.usage.rollup import SumDimensions, SumRow
 
@@ -25,6 +27,9 @@ _MAX_SKEW_S = DAY_S
 
 OF_DEVICES = text(f"mode = '{EDGE}'")
 """Condition of the index of device receipts. It is literal, so that queries can use the index."""
+
+_BY_DAY = "RANGE (day)"
+"""Partitions of PostgreSQL (partitions.py)."""
 
 METADATA = MetaData()
 
@@ -49,6 +54,7 @@ RECEIPTS = Table(
     # Ids of device receipts contain no time, so the primary key does not order them.
     Index("usage_receipts_of_devices", "created", sqlite_where=OF_DEVICES, postgresql_where=OF_DEVICES),
     sqlite_with_rowid=False,
+    postgresql_partition_by=_BY_DAY,
 )
 """One row per receipt."""
 
@@ -121,6 +127,7 @@ TAGS = Table(
     Column("savings_pico", BigInteger, nullable=False),
     Index("usage_tags_by_tenant", "tenant", "created"),
     sqlite_with_rowid=False,
+    postgresql_partition_by=_BY_DAY,
 )
 """Tags of receipts, one row for each tag."""
 
@@ -176,6 +183,12 @@ def day_of(receipt: Receipt) -> int:
 def id_before(time_s: float) -> str:
     """Return an upper bound of the ids with a time before `time_s` (Unix seconds)."""
     return f"{_ID_PREFIX}{int(time_s):0{_TIME_DIGITS}x}"
+
+
+def of_days(first: int | None, last: int | None) -> list[ColumnElement[bool]]:
+    """Return SQL conditions on the days of receipts, the start of the primary key. None is an open bound."""
+    terms = ((first, RECEIPTS.c.day.__ge__), (last, RECEIPTS.c.day.__le__))
+    return [condition(day) for day, condition in terms if day is not None]
 
 
 def row_of(receipt: Receipt, packed: bytes, dims: SumDimensions, sum_row: SumRow) -> tuple[Any, ...]:

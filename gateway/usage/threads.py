@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SHORT_QUERIES, _SCANS = 2, 4
 _SHORT_QUERY_S = 5.0
 # Without pauses, the event loop would wait for up to the interpreter's switch interval each time.
 _INTERVAL_S, _PAUSE_S = 0.001, 0.0002
@@ -31,16 +30,21 @@ class QueryThreads:
     """Threads for queries. Short queries, of at most `timeout_s`, do not wait for scans.
 
     `begin` begins a read transaction. The database may hang: it delays no other work, and limits the time of each
-    statement.
+    statement. Each thread uses one connection at a time, so `short` and `scans` limit the connections.
     """
 
     def __init__(
-        self, begin: Callable[[], AbstractContextManager[Connection]], timeout_s: float = _SHORT_QUERY_S
+        self,
+        begin: Callable[[], AbstractContextManager[Connection]],
+        timeout_s: float = _SHORT_QUERY_S,
+        *,
+        short: int = 2,
+        scans: int = 4,
     ) -> None:
         self._begin = begin
         self._timeout_s = timeout_s
-        self._short = ThreadPoolExecutor(_SHORT_QUERIES, "usage-query")
-        self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
+        self._short = ThreadPoolExecutor(short, "usage-query")
+        self._long = ThreadPoolExecutor(scans, "usage-scan")
 
     async def query(self, query: Callable[[UsageQueries], T]) -> T:
         """Return the result of a short query. Raises UsageUnavailable if the query failed or timed out."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy
 
-from gateway.config.database_url import check_usage_url, sqlalchemy_url, without_credentials
+from gateway.config.database_url import check_replica_url, check_usage_url, sqlalchemy_url, without_credentials
 from gateway.config.scalars import InvalidValue
 
 if TYPE_CHECKING:
@@ -49,3 +49,18 @@ def test_addresses_that_cannot_be(url: str) -> None:
     with pytest.raises(InvalidValue) as wrong:
         check_usage_url(url)
     assert "b/c" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "primary", "message"),
+    [
+        ("sqlite", "postgresql://db/gkt", "only PostgreSQL has replicas"),
+        ("postgresql://replica/gkt", "sqlite", "needs a usage.url in PostgreSQL"),
+        ("postgresql://db/gkt", "postgresql://db/gkt", "is the same as usage.url"),
+        ("postgresql://replica", "postgresql://db/gkt", "is not a valid URL"),
+    ],
+)
+def test_replicas_that_cannot_be(url: str, primary: str, message: str) -> None:
+    with pytest.raises(InvalidValue, match=message):
+        check_replica_url(url, primary)
+    check_replica_url("postgresql://replica/gkt", "postgresql://db/gkt")

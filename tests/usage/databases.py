@@ -29,7 +29,7 @@ FOREVER = Retention(minute=1e9, hour=1e9, day=1e9)
 
 
 @contextmanager
-def opened(address: str, **settings: int) -> Iterator[UsageEngine]:
+def opened(address: str, **settings: Any) -> Iterator[UsageEngine]:
     engine = UsageEngine(address, **settings)
     try:
         yield engine

@@ -27,6 +27,7 @@ def upgrade() -> None:
         Column("savings_pico", BigInteger, nullable=False),
         Column("receipt", LargeBinary, nullable=False),
         sqlite_with_rowid=False,
+        postgresql_partition_by="RANGE (day)",
     )
     op.create_index("usage_receipts_by_tenant", "usage_receipts", ["tenant", "created"])
     of_devices = text("mode = 'edge'")

@@ -1,0 +1,214 @@
+# ruff: noqa: S608 - statements contain only names of tables and numbers
+"""Daily partitions of receipts and tags in PostgreSQL. All calls block: use threads.
+
+Each partition has one day. The default partition has the rows of days without a partition, so that no insert fails:
+rows of an earlier version of the gateway, and of days whose partition could not be created in time. A table that was
+converted has one more partition, for the days before its conversion. SQLite has no partitions.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from sqlalchemy import text
+
+from gateway.usage.tables import DAY_S, RECEIPTS, TAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Connection, Table
+
+log = structlog.get_logger()
+
+PARTITIONED = (RECEIPTS, TAGS)
+AHEAD_DAYS = 7
+"""Days after today that have partitions in advance."""
+LOCK_WAIT_MS = 2_000
+"""Limit of the wait for a lock that blocks other statements on the table."""
+
+_OLDEST_DAYS = 4_000
+"""Days before today that may have partitions. Receipts with an earlier time are in the default partition."""
+_DAYS_AT_ONCE = 32  # of one transaction, which holds a lock on each new table and index
+_PARTITIONS_PER_WINDOW = 16
+_MAX_DAY = 2**31 - 1
+_LOCK_NOT_AVAILABLE = "55P03"
+_BOUNDS = re.compile(r"FOR VALUES FROM \((?:'?(-?\d+)'?|MINVALUE)\) TO \('?(-?\d+)'?\)")
+_LISTED = text(
+    "SELECT child.relname, pg_get_expr(child.relpartbound, child.oid) FROM pg_inherits "
+    "JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:parent)"
+)
+_KIND = text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)")
+
+
+class Partition(NamedTuple):
+    """A partition with the days [first, until). The default partition has no `until`.
+
+    `first` is None for the default partition, and for the one of the days before a conversion.
+    """
+
+    name: str
+    first: int | None
+    until: int | None
+
+    def has(self, day: int) -> bool:
+        """Return whether the partition has this day by its bounds."""
+        return self.until is not None and day < self.until and (self.first is None or self.first <= day)
+
+
+def is_partitioned(connection: Connection, table: Table) -> bool:
+    """Return whether the table has partitions. A table of an earlier version has none until it is converted."""
+    if connection.dialect.name != "postgresql":
+        return False
+    return connection.execute(_KIND, {"name": table.name}).scalar() in {"p", b"p"}
+
+
+def partitions(connection: Connection, table: Table) -> list[Partition]:
+    """Return the partitions in the order of their days, the default partition last. Without partitions: none."""
+    if connection.dialect.name != "postgresql":
+        return []
+    found: list[Partition] = []
+    for name, bounds in connection.execute(_LISTED, {"parent": table.name}):
+        match = _BOUNDS.fullmatch(bounds)
+        first, until = match.groups() if match is not None else (None, None)
+        found.append(Partition(name, None if first is None else int(first), None if until is None else int(until)))
+    return sorted(found, key=lambda one: _MAX_DAY if one.until is None else one.until)
+
+
+def create_defaults(connection: Connection) -> None:
+    """Create the default partition of each partitioned table that has none."""
+    for table in PARTITIONED:
+        if is_partitioned(connection, table) and all(one.until for one in partitions(connection, table)):
+            connection.exec_driver_sql(f"CREATE TABLE {default_of(table)} PARTITION OF {table.name} DEFAULT")
+
+
+def default_of(table: Table) -> str:
+    """Return the name of the default partition."""
+    return f"{table.name}_default"
+
+
+def missing_days(days: Iterable[int], today: int) -> list[int]:
+    """Return the days that may have a partition, in order."""
+    return sorted({day for day in days if today - _OLDEST_DAYS < day <= today + AHEAD_DAYS})
+
+
+def create_partitions(connection: Connection, days: Iterable[int]) -> int:
+    """Create missing partitions of all tables for these days. Return their number.
+
+    Call it in a write transaction, so that no worker writes meanwhile. Rows of the default partition move to the new
+    partitions. Attaching blocks no reader, except readers of the default partition.
+    """
+    created, days = 0, list(days)
+    for table in PARTITIONED:
+        if not is_partitioned(connection, table):
+            continue
+        present = partitions(connection, table)
+        for day in days:
+            if not any(one.has(day) for one in present):
+                _create(connection, table, day)
+                created += 1
+    return created
+
+
+def days_at_once(days: list[int]) -> Iterator[list[int]]:
+    """Yield the days in lists, each for one transaction."""
+    return (days[start : start + _DAYS_AT_ONCE] for start in range(0, len(days), _DAYS_AT_ONCE))
+
+
+def days_in_default(connection: Connection) -> set[int]:
+    """Return the days of rows in the default partitions."""
+    days: set[int] = set()
+    for table in PARTITIONED:
+        if is_partitioned(connection, table):
+            days |= {row[0] for row in connection.exec_driver_sql(f"SELECT DISTINCT day FROM {default_of(table)}")}
+    return days
+
+
+def drop_expired(connection: Connection, before: int) -> int:
+    """Drop the oldest partitions whose days are all before `before`, up to the first one that has receipts.
+
+    Call it in a write transaction. Return the number of receipts in them. The lock on the table lasts for milliseconds,
+    because only the catalog changes. Raises OperationalError if a reader has the table for longer (`is_locked`).
+    """
+    dropped, limit = 0, before
+    for table in PARTITIONED:  # receipts first: tags follow their days
+        for one in partitions(connection, table):
+            if one.until is None or one.until > limit:
+                break
+            count = connection.exec_driver_sql(f"SELECT COUNT(*) FROM {one.name}").scalar_one()
+            limit_lock_wait(connection)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} DETACH PARTITION {one.name}")
+            connection.exec_driver_sql(f"DROP TABLE {one.name}")
+            if table is RECEIPTS and count:
+                dropped, limit = count, one.until
+                break
+    return dropped
+
+
+def is_locked(error: BaseException) -> bool:
+    """Return whether a statement failed because it waited too long for a lock."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def tables_to_trim(connection: Connection, table: Table) -> list[str]:
+    """Return the names of tables whose expired rows must be deleted: those with more than one day."""
+    if not is_partitioned(connection, table):
+        return [table.name]
+    return [one.name for one in partitions(connection, table) if one.first is None]
+
+
+def limit_lock_wait(connection: Connection) -> None:
+    """Limit the wait for locks in this transaction, because readers wait behind a waiting change of a table."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+
+
+def day_windows(
+    connection: Connection, first: int | None, last: int | None, *, newest_first: bool = False
+) -> Iterator[tuple[int | None, int | None]]:
+    """Yield ranges of days that together have all days of [first, last]. A bound of None is open.
+
+    A statement on all partitions would lock hundreds of tables and indexes; one on a window locks a few. Each statement
+    of this connection runs in its own transaction, unless one has begun, so that the locks do not add up. Without
+    partitions there is one window.
+    """
+    keep_few_locks(connection)
+    starts = [one.first for one in partitions(connection, RECEIPTS) if one.first is not None]
+    edges = starts[::-1][_PARTITIONS_PER_WINDOW - 1 :: _PARTITIONS_PER_WINDOW][::-1]
+    windows = list(zip([None, *edges], [*(edge - 1 for edge in edges), None], strict=True))
+    for low, high in windows[::-1] if newest_first else windows:
+        if (high is None or first is None or high >= first) and (low is None or last is None or low <= last):
+            yield _max(low, first), _min(high, last)
+
+
+def keep_few_locks(connection: Connection) -> None:
+    """Release the locks of each statement at its end, unless a transaction has begun."""
+    if connection.dialect.name == "postgresql" and not connection.in_transaction():
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _max(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _min(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
+def _create(connection: Connection, table: Table, day: int) -> None:
+    name, default = partition_name(table, day), default_of(table)
+    limit_lock_wait(connection)
+    run = connection.exec_driver_sql
+    run(f"CREATE TABLE {name} (LIKE {table.name} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)")
+    if run(f"SELECT 1 FROM {default} WHERE day = {day} LIMIT 1").first() is not None:
+        moved = run(f"INSERT INTO {name} SELECT * FROM {default} WHERE day = {day}").rowcount
+        run(f"DELETE FROM {default} WHERE day = {day}")
+        log.info("usage_rows_moved", partition=name, count=moved)
+    run(f"ALTER TABLE {table.name} ATTACH PARTITION {name} FOR VALUES FROM ({day}) TO ({day + 1})")
+
+
+def partition_name(table: Table, day: int) -> str:
+    """Return the name of a day's partition, like usage_receipts_2026_11_30."""
+    return f"{table.name}_{datetime.fromtimestamp(day * DAY_S, UTC):%Y_%m_%d}"

@@ -1,0 +1,89 @@
+"""Read from a replica of the usage database, and from the database itself while the replica fails."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from gateway.errors import StartupError
+from gateway.usage.engine import UsageDatabaseError, UsageEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+log = structlog.get_logger()
+
+_RETRY_S = 30.0
+# Without new transactions on the primary, a replica that has everything would seem to lag.
+_LAG = text(
+    "SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 "
+    "ELSE EXTRACT(EPOCH FROM now() - pg_last_xact_replay_timestamp()) END"
+)
+
+
+class UsageEngines:
+    """The usage database and its replica, if there is one. `clock` returns monotonic seconds."""
+
+    def __init__(
+        self, primary: UsageEngine, replica: UsageEngine | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._primary, self._replica, self._clock = primary, replica, clock
+        self._retry_at: float | None = None  # after a failure of the replica
+
+    def reading(self) -> Connection:
+        """Begin a read transaction. After a failure of the replica, use the primary for 30 s. Raises UsageDatabaseError
+        and StartupError."""
+        if self._replica is None or (self._retry_at is not None and self._clock() < self._retry_at):
+            return self._primary.reading()
+        try:
+            connection = self._replica.reading()
+        except PoolTimeout:
+            raise  # all connections are in use: the primary must not get the rest
+        except (*UsageDatabaseError, StartupError) as error:
+            self._retry_at = self._clock() + _RETRY_S
+            name = type(getattr(error, "orig", None) or error).__name__
+            why = error.message if isinstance(error, StartupError) else None
+            log.warning("usage_replica_unavailable", replica=str(self._replica), error=name, why=why, retry_s=_RETRY_S)
+            return self._primary.reading()
+        if self._retry_at is not None:
+            self._retry_at = None
+            log.info("usage_replica_available", replica=str(self._replica))
+        return connection
+
+    @property
+    def location(self) -> str:
+        """Return the URL of the replica without its credentials."""
+        return str(self._replica)
+
+    def lag_s(self) -> float:
+        """Return the age of the last transaction that the replica has applied, or 0 if it has applied everything.
+
+        Raises UsageDatabaseError and StartupError.
+        """
+        if self._replica is None:
+            return 0.0
+        with self._replica.reading() as connection:
+            return float(connection.execute(_LAG).scalar() or 0.0)
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        for engine in (self._primary, self._replica):
+            if engine is not None:
+                engine.close()
+
+
+def engines_of(address: str, replica: str | None, connections: int) -> UsageEngines:
+    """Return the database and its replica, each with at most `connections` connections."""
+    read = None if replica is None else replica_engine(replica, connections)
+    return UsageEngines(UsageEngine(address, connections=connections), read)
+
+
+def replica_engine(address: str, connections: int, role: str = "gkt-gateway") -> UsageEngine:
+    """Return the engine of a replica."""
+    return UsageEngine(address, connections=connections, role=role, read_only=True)

@@ -1,0 +1,377 @@
+"""PostgreSQL has a partition for each day, whoever writes, and a table of an earlier version is converted in place."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import MetaData, event, text
+from structlog.testing import capture_logs
+
+from gateway.errors import StartupError
+from gateway.usage import partition_upkeep, upkeep
+from gateway.usage.database import UsageDatabase, WriteResult
+from gateway.usage.partition_upkeep import keep_partitions
+from gateway.usage.partitions import (
+    AHEAD_DAYS,
+    PARTITIONED,
+    day_windows,
+    days_in_default,
+    is_partitioned,
+    partition_name,
+    partitions,
+)
+from gateway.usage.queries import ReceiptFilter, UsageQueries
+from gateway.usage.search import ReceiptSearch
+from gateway.usage.store import UsageStore
+from gateway.usage.tables import DAY_S, METADATA, RECEIPTS, TAGS
+from tests.postgres import new_database
+from tests.usage.databases import DAY, FOREVER, NOW, check_sums, database, entries, entry, held, opened, receipt
+from tests.usage.test_database import pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gateway.accounting.receipt import Receipt
+    from gateway.usage.engine import UsageEngine
+    from tests.postgres import Postgres
+
+
+_LOCKED = text(
+    "SELECT COUNT(DISTINCT relation) FROM pg_locks JOIN pg_inherits ON inhrelid = relation "
+    "WHERE pid = pg_backend_pid() AND inhparent = 'usage_receipts'::regclass"
+)
+
+
+@pytest.fixture
+def engine(postgres: Postgres) -> Iterator[UsageEngine]:
+    with opened(new_database(postgres).replace("postgresql:", "postgresql+psycopg:", 1)) as engine:
+        yield engine
+
+
+def names(engine: UsageEngine, table: Any = RECEIPTS) -> list[str]:
+    with engine.reading() as connection:
+        return [one.name for one in partitions(connection, table)]
+
+
+def keep(engine: UsageEngine, now: float = NOW) -> None:
+    keep_partitions(engine, lambda: now)
+
+
+def of_earlier_version(engine: UsageEngine) -> UsageDatabase:
+    """Return a writer that knows nothing of partitions."""
+    writer = database(engine)
+    writer._partitions = SimpleNamespace(ensure=lambda _: None)  # type: ignore[assignment]
+    return writer
+
+
+def make_plain(engine: UsageEngine) -> None:
+    """Replace the tables by those of an earlier version."""
+    with engine.writing() as connection:
+        METADATA.drop_all(connection, PARTITIONED)
+        for table in PARTITIONED:
+            plain = table.to_metadata(MetaData())
+            plain.dialect_options["postgresql"]["partition_by"] = None
+            plain.create(connection)
+        assert not any(is_partitioned(connection, table) for table in PARTITIONED)
+
+
+def on_days(*days: int, **more: Any) -> list[Receipt]:
+    return [receipt(day * DAY_S + 3_600, **more) for day in days]
+
+
+def same(engine: UsageEngine, receipts: list[Receipt]) -> None:
+    """Assert that the database has exactly these receipts, and correct sums."""
+    assert {one.id: one for one in held(engine)} == {one.id: one for one in receipts}
+    check_sums(engine)
+
+
+def test_each_day_has_a_partition_before_its_first_row(engine: UsageEngine) -> None:
+    receipts = on_days(DAY, DAY - 1, DAY - 400, stored_tags=("a", "b"))
+    assert database(engine).add(entries(receipts)).inserted == 3
+    for table in PARTITIONED:
+        days = [partition_name(table, day) for day in (DAY - 400, DAY - 1, DAY)]
+        assert names(engine, table) == [*days, f"{table.name}_default"]
+    with engine.reading() as connection:
+        assert days_in_default(connection) == set()
+        assert connection.execute(text(f"SELECT COUNT(*) FROM {partition_name(TAGS, DAY)}")).scalar() == 2
+    same(engine, receipts)
+    keep(engine)
+    assert names(engine)[-2] == partition_name(RECEIPTS, DAY + AHEAD_DAYS)
+
+
+def test_a_time_far_from_now_has_no_partition(engine: UsageEngine) -> None:
+    receipts = on_days(0, 5, DAY + 100)
+    assert database(engine).add(entries(receipts)).inserted == 3
+    keep(engine)
+    assert len(names(engine)) == 1 + AHEAD_DAYS + 1
+    assert {one.id for one in held(engine)} == {one.id for one in receipts}
+
+
+def test_workers_that_create_the_same_partitions_at_once_write_all_receipts(engine: UsageEngine) -> None:
+    engine.open()
+    parts = [on_days(*range(DAY - 5, DAY + 1)) for _ in range(4)]
+    start, failures = threading.Barrier(4), []
+
+    def write(part: list[Receipt]) -> None:
+        try:
+            start.wait()
+            writer = database(engine)
+            keep(engine)
+            writer.add(entries(part))
+        except Exception as error:  # noqa: BLE001 - the test fails with it
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(part,)) for part in parts]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert failures == []
+    same(engine, [one for part in parts for one in part])
+    with engine.reading() as connection:
+        assert days_in_default(connection) == set()
+
+
+def test_a_plain_table_is_converted_in_place(engine: UsageEngine) -> None:
+    """Rows stay in their files. Readers keep their rights, and workers of the earlier version go on."""
+    make_plain(engine)
+    before = on_days(*range(DAY - 20, DAY + 1), stored_tags=("a",))
+    of_earlier_version(engine).add(entries(before))
+    with engine.writing() as connection:
+        file = connection.execute(text("SELECT pg_relation_filenode('usage_receipts')")).scalar()
+        connection.execute(text("GRANT SELECT ON usage_receipts TO PUBLIC"))
+    keep(engine)
+    with engine.reading() as connection:
+        assert all(is_partitioned(connection, table) for table in PARTITIONED)
+        first, *_ = partitions(connection, RECEIPTS)
+        assert (first.name, first.first, first.until) == ("usage_receipts_earlier", None, DAY + 8)
+        assert connection.execute(text("SELECT pg_relation_filenode('usage_receipts_earlier')")).scalar() == file
+        grants = "SELECT relacl::text FROM pg_class WHERE oid = 'usage_receipts'::regclass"
+        assert ",=r/" in connection.execute(text(grants)).scalar_one()
+    same(engine, before)
+    keep(engine)
+    after = on_days(DAY + 1, DAY + 9, DAY - 30)
+    assert of_earlier_version(engine).add(entries([*before, *after])) == WriteResult(inserted=3, known=21)
+    later = on_days(DAY + 10)
+    assert database(engine, now=NOW + 5 * DAY_S).add(entries(later)).inserted == 1
+    assert names(engine)[1:-1] == [partition_name(RECEIPTS, DAY + 10)]
+    keep(engine, NOW + 3 * DAY_S)
+    assert partition_name(RECEIPTS, DAY + 9) in names(engine)
+    with engine.reading() as connection:
+        assert days_in_default(connection) == set()
+    assert {one.id for one in held(engine)} == {one.id for one in (*before, *after, *later)}
+
+
+def test_receipts_are_written_while_a_table_is_converted(engine: UsageEngine) -> None:
+    make_plain(engine)
+    of_earlier_version(engine).add(entries(before := on_days(*range(DAY - 200, DAY + 1))))
+    written: list[Receipt] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            some = on_days(DAY - 1, DAY)
+            of_earlier_version(engine).add(entries(some))
+            written.extend(some)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        keep(engine)
+    finally:
+        stop.set()
+        thread.join()
+    assert written
+    same(engine, [*before, *written])
+
+
+@pytest.mark.parametrize("later_days", [0, 30])
+def test_an_interrupted_conversion_goes_on(
+    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch, later_days: int
+) -> None:
+    """After the days of the constraint, a new one is made."""
+    make_plain(engine)
+    of_earlier_version(engine).add(entries(receipts := on_days(DAY - 3, DAY)))
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_upkeep, "_attach", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            keep(engine)
+    more = on_days(DAY + 1)
+    assert database(engine).add(entries(more)).inserted == 1
+    keep(engine, NOW + later_days * DAY_S)
+    with engine.reading() as connection:
+        assert partitions(connection, RECEIPTS)[0].until == DAY + 8 + later_days
+    assert database(engine).add(entries([*receipts, *more])).known == 3
+
+
+def test_a_view_on_a_table_prevents_its_conversion(engine: UsageEngine) -> None:
+    """The view would show the receipts before the conversion only."""
+    make_plain(engine)
+    with engine.writing() as connection:
+        connection.execute(text("CREATE VIEW costs AS SELECT tenant, cost_pico FROM usage_receipts"))
+    with pytest.raises(StartupError, match=r"usage_receipts cannot be partitioned while .*: view .*costs\. Drop them"):
+        keep(engine)
+    assert database(engine).add(entries(on_days(DAY))).inserted == 1
+    with engine.writing() as connection:
+        connection.execute(text("DROP VIEW costs"))
+    keep(engine)
+    assert len(held(engine)) == 1
+
+
+def test_the_true_receipt_replaces_an_abandoned_one_in_a_partition(engine: UsageEngine) -> None:
+    gone, true = pair()
+    writer = database(engine)
+    writer.add([entry(gone), *entries(on_days(*range(DAY - 40, DAY)))])
+    assert writer.add([entry(true)]) == WriteResult(replaced=1)
+    assert len(held(engine)) == 41
+    assert true in held(engine)
+    check_sums(engine)
+
+
+def test_retention_drops_whole_days(engine: UsageEngine) -> None:
+    old, new = on_days(*[DAY - 5] * 30, *[DAY - 4] * 20, stored_tags=("a",)), on_days(DAY - 1, DAY)
+    writer = database(engine)
+    writer.add(entries([*old, *new]))
+    assert [writer.delete_receipts(NOW - 2 * DAY_S) for _ in range(3)] == [30, 20, 0]
+    same(engine, new)
+    for table in PARTITIONED:
+        assert names(engine, table) == [partition_name(table, day) for day in (DAY - 1, DAY)] + [
+            f"{table.name}_default"
+        ]
+
+
+def test_rows_of_a_partition_with_more_days_are_deleted(engine: UsageEngine) -> None:
+    make_plain(engine)
+    writer = of_earlier_version(engine)
+    writer.add(entries([*on_days(*[DAY - 5] * 30), *(new := on_days(DAY))]))
+    keep(engine)
+    writer.add(entries(on_days(*[DAY - 50] * 5)))
+    assert [writer.delete_receipts(NOW - 2 * DAY_S) for _ in range(2)] == [35, 0]
+    same(engine, new)
+    assert writer.delete_receipts(NOW + 20 * DAY_S) == 1
+    assert "usage_receipts_earlier" not in names(engine)
+
+
+def test_a_reader_delays_the_end_of_a_partition_only(engine: UsageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.partitions.LOCK_WAIT_MS", 100)
+    writer = database(engine)
+    writer.add(entries([*on_days(*[DAY - 5] * 3), *(new := on_days(DAY))]))
+    with engine.reading() as reader:
+        reader.execute(text("SELECT COUNT(*) FROM usage_receipts"))
+        assert writer.delete_receipts(NOW) == 0
+        more = on_days(DAY)
+        assert writer.add(entries(more)).inserted == 1
+    assert writer.delete_receipts(NOW) == 3
+    same(engine, [*new, *more])
+
+
+@contextmanager
+def planned(engine: UsageEngine) -> Iterator[list[int]]:
+    """Yield a list that receives, for each statement on receipts, the number of their partitions in its plan."""
+    counts: list[int] = []
+
+    def plan(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if "usage_receipts" in statement and "pg_" not in statement and "EXPLAIN" not in statement:
+            with engine.reading() as connection:
+                lines = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters).scalars()
+                counts.append(len(set(re.findall(r" on (usage_receipts_\w+)", "\n".join(lines)))))
+
+    event.listen(engine.open(), "before_cursor_execute", plan)
+    yield counts
+    event.remove(engine.open(), "before_cursor_execute", plan)
+
+
+def test_queries_touch_few_partitions(engine: UsageEngine) -> None:
+    """A lock on each of hundreds of partitions and their indexes would fill the lock table of the server."""
+    receipts = on_days(*range(DAY - 79, DAY + 1), tenant="acme")
+    database(engine).add(entries(receipts))
+    with engine.reading() as connection:
+        assert len(partitions(connection, RECEIPTS)) == 81
+    newest, oldest = receipts[-1], receipts[0]
+    queries: list[tuple[Callable[[UsageQueries], Any], int, int]] = [
+        (lambda queries: queries.search(ReceiptSearch(), 5, None).found, 18, 4),
+        (lambda queries: queries.search(ReceiptSearch(tenant="acme"), 5, None).found, 18, 2),
+        (lambda queries: queries.search(ReceiptSearch(since=NOW - DAY_S), 50, None).found, 5, 6),
+        (lambda queries: queries.search(ReceiptSearch(until=float(oldest.created + 60)), 5, None).found, 18, 6),
+        (lambda queries: queries.receipt("acme", newest.id), 1, 1),
+        (lambda queries: queries.with_shadows(oldest.id, None), 1, 2),
+        (lambda queries: queries.page(ReceiptFilter(), None, 5), 18, 2),
+        (lambda queries: queries.count(ReceiptFilter()), 18, 6),
+    ]
+    for query, partitions_each, statements in queries:
+        with planned(engine) as counts, engine.reading() as connection:
+            assert query(UsageQueries(connection))
+            assert connection.execute(_LOCKED).scalar() == 0
+        assert 0 < max(counts) <= partitions_each
+        assert len(counts) <= statements
+
+
+def test_a_write_touches_the_partitions_of_its_receipts(engine: UsageEngine) -> None:
+    """Known receipts are looked up, and others are inserted."""
+    receipts = on_days(*range(DAY - 79, DAY + 1))
+    database(engine).add(entries(receipts))
+    with engine.writing() as connection:
+        writer = database(engine)
+        writer._engine = SimpleNamespace(writing=lambda: nullcontext(connection))  # type: ignore[assignment]
+        writer._partitions = SimpleNamespace(ensure=lambda _: None)  # type: ignore[assignment]
+        assert writer.add(entries([receipts[-1], *on_days(DAY - 3)])) == WriteResult(inserted=1, known=1)
+        assert connection.execute(_LOCKED).scalar() == 2
+
+
+def test_windows_have_each_day_once(engine: UsageEngine) -> None:
+    days = [*range(DAY - 60, DAY - 30), *range(DAY - 10, DAY)]
+    database(engine).add(entries(on_days(*days)))
+    with engine.reading() as connection:
+        for first, last in ((None, None), (DAY - 45, None), (None, DAY - 20), (DAY - 45, DAY - 5), (DAY - 3, DAY - 3)):
+            windows = list(day_windows(connection, first, last))
+            assert windows == list(day_windows(connection, first, last, newest_first=True))[::-1]
+            assert (windows[0][0], windows[-1][1]) == (first, last)
+            for (_, before), (after, _) in itertools.pairwise(windows):
+                assert before is not None
+                assert after == before + 1
+    with engine.reading() as connection:
+        queries = UsageQueries(connection)
+        assert queries.count(ReceiptFilter()) == len(days)
+        assert queries.count_by_day() == dict.fromkeys(days, 1)
+        assert queries.span() == (days[0] * DAY_S + 3_600, days[-1] * DAY_S + 3_600)
+
+
+async def test_the_upkeep_logs_a_failure_once(engine: UsageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = UsageStore(engine._address, FOREVER)
+    calls: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    async def sleep(pause_s: float) -> None:
+        calls.append(int(pause_s))
+        if len(calls) == 3:
+            engine.close()
+            with engine.writing() as connection:
+                connection.execute(text("DROP VIEW costs"))
+        if len(calls) == 4:
+            raise Enough
+
+    make_plain(engine)
+    with engine.writing() as connection:
+        connection.execute(text("CREATE VIEW costs AS SELECT tenant FROM usage_receipts"))
+    monkeypatch.setattr(upkeep.asyncio, "sleep", sleep)
+    try:
+        with capture_logs() as logs, pytest.raises(Enough):
+            await upkeep.keep_partitions(store, every_s=100, retry_s=3)
+    finally:
+        await store.close()
+    assert calls == [3, 3, 3, 100]
+    failed = [one for one in logs if one["event"] == "usage_partitions_failed"]
+    assert len(failed) == 1
+    assert "view" in failed[0]["why"]
+    assert [one["table"] for one in logs if one["event"] == "usage_table_partitioned"] == [
+        "usage_receipts",
+        "usage_tags",
+    ]

@@ -1,0 +1,151 @@
+"""Queries use a replica while it works, and the primary otherwise. Connections are limited."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from gateway.errors import StartupError, UsageUnavailable
+from gateway.usage.access import shares_of
+from gateway.usage.replica import UsageEngines, engines_of, replica_engine
+from gateway.usage.store import UsageStore
+from gateway.usage.threads import QueryThreads
+from tests.postgres import Postgres, new_database, running_postgres
+from tests.usage.databases import FOREVER, database, entry, held, opened, receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+
+def address_of(server: Postgres) -> str:
+    return new_database(server).replace("postgresql:", "postgresql+psycopg:", 1)
+
+
+def role_of(connection: Connection) -> str:
+    with connection:
+        return str(connection.execute(text("SHOW application_name")).scalar_one())
+
+
+def test_a_failed_replica_is_replaced_by_the_primary_and_tried_again(postgres: Postgres, tmp_path: Path) -> None:
+    now = 0.0
+    address = address_of(postgres)
+    with opened(address, role="primary") as primary:
+        primary.open()
+        away = replica_engine(f"postgresql+psycopg://gkt@/usage?host={tmp_path}", 2)
+        engines = UsageEngines(primary, away, lambda: now)
+        with capture_logs() as logs:
+            assert role_of(engines.reading()) == "primary"
+            assert role_of(engines.reading()) == "primary"
+        assert [one["event"] for one in logs] == ["usage_replica_unavailable"]
+        assert logs[0]["error"] == "OperationalError"
+        engines._replica = replica_engine(address, 2, "replica")
+        assert role_of(engines.reading()) == "primary"
+        now = 31.0
+        with capture_logs() as logs:
+            assert role_of(engines.reading()) == "replica"
+        assert [one["event"] for one in logs] == ["usage_replica_available"]
+        engines.close()
+
+
+def test_a_replica_never_gets_tables(postgres: Postgres) -> None:
+    empty = replica_engine(address_of(postgres), 2)
+    with pytest.raises(StartupError, match=r"usage\.read_url has no usage tables: set it to a replica"):
+        empty.open()
+    assert not empty.exists()
+    empty.close()
+
+
+async def test_a_process_opens_no_more_connections_than_configured(postgres: Postgres) -> None:
+    address = address_of(postgres)
+    with opened(address) as primary:
+        primary.open()
+        scans, short, _ = shares_of(3)
+        engines = engines_of(address, None, 3)
+        threads = QueryThreads(engines.reading, short=short, scans=scans)
+        sleep, most = text("SELECT pg_sleep(0.05)"), 0
+        work = [threads.scan(lambda queries: queries.connection.execute(sleep)) for _ in range(6)]
+        work += [threads.query(lambda queries: queries.connection.execute(sleep)) for _ in range(6)]
+        running = asyncio.gather(*work)
+        counted = text("SELECT COUNT(*) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()")
+        while not running.done():
+            with primary.reading() as connection:
+                most = max(most, connection.execute(counted).scalar_one())
+            await asyncio.sleep(0.01)
+        await running
+        assert 0 < most <= 3
+        threads.close()
+        engines.close()
+
+
+@pytest.mark.parametrize("connections", range(3, 101))
+def test_each_kind_of_query_has_its_connections(connections: int) -> None:
+    shares = shares_of(connections)
+    assert sum(shares) == connections
+    assert min(shares) >= 1
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Postgres, Postgres]]:
+    """A primary and its streaming replica."""
+    with running_postgres() as primary:
+        folder = Path(tempfile.mkdtemp(prefix="gkt-pg-"))
+        try:
+            replica = primary.replica(folder)
+            try:
+                yield primary, replica
+            finally:
+                replica.stop()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.long
+async def test_a_real_replica_answers_queries(pair: tuple[Postgres, Postgres]) -> None:
+    primary, replica = pair
+    address = address_of(primary)
+    read = address.replace(str(primary.folder), str(replica.folder))
+    store = UsageStore(address, FOREVER, replica=read)
+    assert store.replica is not None
+    try:
+        one = receipt()
+        with opened(address) as writer:
+            database(writer).add([entry(one)])
+            for _ in range(500):
+                if [raw async for batch in store.receipts() for raw in batch] == [one.to_json()]:
+                    break
+                await asyncio.sleep(0.02)
+            else:
+                pytest.fail("the receipt did not arrive at the replica")
+            assert store.replica.lag_s() >= 0
+            engine = replica_engine(read, 2)
+            with engine.reading() as connection, pytest.raises(Exception, match="read-only transaction"):
+                connection.execute(text("DELETE FROM usage_receipts"))
+            assert [raw.id for raw in held(engine)] == [one.id]
+            engine.close()
+            replica.stop()
+            with capture_logs() as logs:
+                assert [raw async for batch in store.receipts() for raw in batch] == [one.to_json()]
+            assert [entry_["event"] for entry_ in logs] == ["usage_replica_unavailable"]
+            replica.start()
+    finally:
+        await store.close()
+
+
+async def test_both_unavailable_is_an_error(tmp_path: Path) -> None:
+    engines = engines_of(
+        f"postgresql+psycopg://gkt@/usage?host={tmp_path}", f"postgresql+psycopg://gkt@/b?host={tmp_path}", 3
+    )
+    threads = QueryThreads(engines.reading)
+    with capture_logs(), pytest.raises(UsageUnavailable):
+        await threads.query(lambda queries: queries.uptime([]))
+    threads.close()
+    engines.close()
