@@ -1,8 +1,8 @@
 # ruff: noqa: S608 - statements contain only names of tables and numbers
 """Daily partitions of receipts and tags in PostgreSQL. All calls block: use threads.
 
-Each partition has one day. The default partition has the rows of days without a partition, so that no insert fails:
-rows of an earlier version of the gateway, and of days whose partition could not be created in time. A table that was
+Each partition has one day. The default partition has the rows of days without a partition, so that no insert fails.
+Such rows come from an earlier version of the gateway, or a partition could not be created in time. A table that was
 converted has one more partition, for the days before its conversion. SQLite has no partitions.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from itertools import accumulate, chain, repeat, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -34,6 +35,7 @@ _OLDEST_DAYS = 4_000
 """Days before today that may have partitions. Receipts with an earlier time are in the default partition."""
 _DAYS_AT_ONCE = 32  # of one transaction, which holds a lock on each new table and index
 _PARTITIONS_PER_WINDOW = 16
+_NEWEST_WINDOWS = (AHEAD_DAYS + 1, 1, 2, 4, 8)
 _MAX_DAY = 2**31 - 1
 _LOCK_NOT_AVAILABLE = "55P03"
 _BOUNDS = re.compile(r"FOR VALUES FROM \((?:'?(-?\d+)'?|MINVALUE)\) TO \('?(-?\d+)'?\)")
@@ -176,7 +178,10 @@ def day_windows(
     """
     keep_few_locks(connection)
     starts = [one.first for one in partitions(connection, RECEIPTS) if one.first is not None]
-    edges = starts[::-1][_PARTITIONS_PER_WINDOW - 1 :: _PARTITIONS_PER_WINDOW][::-1]
+    # A search of the newest receipts mostly ends in the first windows, so these are small.
+    sizes = chain(_NEWEST_WINDOWS if newest_first else (), repeat(_PARTITIONS_PER_WINDOW))
+    ends = takewhile(lambda end: end < len(starts), accumulate(sizes))
+    edges = [starts[-end] for end in ends][::-1]
     windows = list(zip([None, *edges], [*(edge - 1 for edge in edges), None], strict=True))
     for low, high in windows[::-1] if newest_first else windows:
         if (high is None or first is None or high >= first) and (low is None or last is None or low <= last):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gateway.usage.search import ReceiptSearch
 
 SHADOW = "shadow"
-_ROWS_AT_ONCE = 200
+_FIRST_ROWS, _MORE_ROWS = 200, 1_000
 _PARENTS_AT_ONCE = 100
 _MAX_SKEW_S = 60
 _C = RECEIPTS.c
@@ -195,20 +195,21 @@ def _rows(
     """
     packed = case((and_(*terms), _C.receipt), else_=None).label("packed")
     query = select(_C.created, _C.day, _C.id, _C.tenant, packed).order_by(*(column.desc() for column in order))
-    remaining = MAX_SCANNED + 1
+    remaining, at_once = MAX_SCANNED + 1, _FIRST_ROWS
     for first_day, bounds in parts:
         after: list[Any] = []
         while remaining:
-            limit = min(_ROWS_AT_ONCE, remaining)
+            limit, at_once = min(at_once, remaining), _MORE_ROWS
             rows = [*connection.execute(query.where(*bounds, *after).limit(limit))]
+            position: tuple[Any, ...] = ()
             for row in rows:
                 key = (row.day, row.id, row.tenant)
                 position = key if is_by_id else (row.created, *key)
                 yield _Row(row.created, position, is_by_id, row.id, row.tenant, row.packed)
-                after = [order[0] <= position[0], tuple_(*order) < tuple_(*position)]
             remaining -= len(rows)
             if len(rows) < limit:
                 break
+            after = [order[0] <= position[0], tuple_(*order) < tuple_(*position)]
         if not remaining:
             return
         if first_day is not None:

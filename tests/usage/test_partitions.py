@@ -295,8 +295,8 @@ def test_queries_touch_few_partitions(engine: UsageEngine) -> None:
         assert len(partitions(connection, RECEIPTS)) == 81
     newest, oldest = receipts[-1], receipts[0]
     queries: list[tuple[Callable[[UsageQueries], Any], int, int]] = [
-        (lambda queries: queries.search(ReceiptSearch(), 5, None).found, 18, 4),
-        (lambda queries: queries.search(ReceiptSearch(tenant="acme"), 5, None).found, 18, 2),
+        (lambda queries: queries.search(ReceiptSearch(), 5, None).found, 10, 4),
+        (lambda queries: queries.search(ReceiptSearch(tenant="acme"), 5, None).found, 10, 2),
         (lambda queries: queries.search(ReceiptSearch(since=NOW - DAY_S), 50, None).found, 5, 6),
         (lambda queries: queries.search(ReceiptSearch(until=float(oldest.created + 60)), 5, None).found, 18, 6),
         (lambda queries: queries.receipt("acme", newest.id), 1, 1),
@@ -329,12 +329,13 @@ def test_windows_have_each_day_once(engine: UsageEngine) -> None:
     database(engine).add(entries(on_days(*days)))
     with engine.reading() as connection:
         for first, last in ((None, None), (DAY - 45, None), (None, DAY - 20), (DAY - 45, DAY - 5), (DAY - 3, DAY - 3)):
-            windows = list(day_windows(connection, first, last))
-            assert windows == list(day_windows(connection, first, last, newest_first=True))[::-1]
-            assert (windows[0][0], windows[-1][1]) == (first, last)
-            for (_, before), (after, _) in itertools.pairwise(windows):
-                assert before is not None
-                assert after == before + 1
+            for newest_first in (False, True):
+                windows = list(day_windows(connection, first, last, newest_first=newest_first))
+                windows = windows[::-1] if newest_first else windows
+                assert (windows[0][0], windows[-1][1]) == (first, last)
+                for (_, before), (after, _) in itertools.pairwise(windows):
+                    assert before is not None
+                    assert after == before + 1
     with engine.reading() as connection:
         queries = UsageQueries(connection)
         assert queries.count(ReceiptFilter()) == len(days)
