@@ -20,6 +20,7 @@ from gateway.cli.tables import JsonOption, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
+from gateway.cli.usage_db_stream import export_stream
 from gateway.config.scalars import InvalidValue, Moment, duration_s
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
@@ -47,6 +48,8 @@ usage_db = typer.Typer(
     ),
     **SETTINGS,
 )
+
+usage_db.add_typer(export_stream)
 
 _MAX_DIFFERENCES = 20
 _TABLE_WIDTH = 160

@@ -102,6 +102,7 @@ class LedgerKeys(NamedTuple):
     tenants: str  # set: tenants with receipts
     leaving: str  # sorted set: inactive tenants, by the time at which they left `tenants`
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
+    exporter: str  # the usage worker that sends receipts to a broker; expires when it does not renew it
     written: str  # hash: result -> number of receipts that usage workers wrote with it
     # Of the previous version:
     lease: str  # the process that sums receipts; expires when it does not renew it

@@ -30,7 +30,9 @@ from gateway.server.stopping import USAGE_FINISH_S, stop_at_end_of_stdin, stop_o
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import archives_of
+from gateway.usage.export_stream import ExportLease, ExportStream
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.kafka import KafkaProducer
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import store_of
 from gateway.usage.upkeep import keep_partitions
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.config.settings import Settings, WorkerSettings
+    from gateway.usage.store import UsageStore
 
 log = structlog.get_logger()
 
@@ -115,12 +118,17 @@ async def _running(
         await lease.join()
         feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
-        worker = UsageWorker(client, feed, store, lease, minutes, keep_s=settings.usage.keep_s, imports=imports)
+        exports = _exports(settings, store, ExportLease(client.commands, keys.ledger(), lease.process_id))
+        worker = UsageWorker(
+            client, feed, store, lease, minutes, keep_s=settings.usage.keep_s, imports=imports, exports=exports
+        )
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
         tasks.keep("partitions", keep_partitions(store))
+        if exports is not None:
+            tasks.keep("export", exports.run())
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)
         running = tasks.spawn("usage", worker.run(stop))
         try:
@@ -128,6 +136,12 @@ async def _running(
         finally:
             await tasks.drain(USAGE_FINISH_S)
             log.info("usage_worker_stopped", finished=running.done())
+
+
+def _exports(settings: WorkerSettings | Settings, store: UsageStore, lease: ExportLease) -> ExportStream | None:
+    """Return the export stream of `export` in config.yaml. Raises StartupError."""
+    kafka = settings.export.kafka
+    return None if kafka is None else ExportStream(store, KafkaProducer(kafka), lease)
 
 
 if __name__ == "__main__":

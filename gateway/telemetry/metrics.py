@@ -240,6 +240,14 @@ class Metrics:
             "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
             ("result",),
         )
+        self.export_up = newest("gkt_export_up", "1 while a usage worker sends receipts to the broker, over the fleet.")
+        self.export_lag = newest("gkt_export_lag_seconds", "Age of the oldest receipt that no broker has confirmed.")
+        self.export_waiting = newest("gkt_export_waiting", "Receipts that no broker has confirmed, up to 100,000.")
+        self.export_receipts = newest(
+            "gkt_export_receipts",
+            "Messages of the export stream over the fleet, by result: sent, failed, rejected, expired. In Redis.",
+            ("result",),
+        )
         self.receipts_buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")
         self.stored_responses = counter(
             "gkt_stored_responses", "Responses to be stored, by result.", ("tenant", "result")

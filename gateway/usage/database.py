@@ -24,6 +24,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.protocol.tags import MAX_TAGS
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
+from gateway.usage.export_outbox import add_exports
 from gateway.usage.packing import pack, unpack
 from gateway.usage.partition_upkeep import DayPartitions
 from gateway.usage.partitions import drop_expired, is_locked, tables_to_trim
@@ -34,6 +35,7 @@ from gateway.usage.sums_writer import add_sums
 from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
+    EXPORTS,
     OUTCOME_ROWS,
     RECEIPTS,
     SUMS,
@@ -82,10 +84,22 @@ _RejectedEntry = tuple[OutboxEntry, str]
 
 
 class UsageDatabase:
-    """Write receipts to the database, and delete old receipts. `clock` returns Unix seconds."""
+    """Write receipts to the database, and delete old receipts.
 
-    def __init__(self, engine: UsageEngine, retention: Retention, clock: Callable[[], float] = time.time) -> None:
+    With `exports`, new and replaced receipts are also added to the outbox of the export stream. `clock` returns Unix
+    seconds.
+    """
+
+    def __init__(
+        self,
+        engine: UsageEngine,
+        retention: Retention,
+        clock: Callable[[], float] = time.time,
+        *,
+        exports: bool = False,
+    ) -> None:
         self._engine = engine
+        self._exports = exports
         self._retention = retention
         self._clock = clock
         self._partitions = DayPartitions(engine, clock)
@@ -158,6 +172,8 @@ class UsageDatabase:
             decoded = [*new.items()]
             sql.put_receipts([entry.row for _, entry in decoded])
         sql.put_tags([row for _, entry in decoded for row in entry.tags])
+        if self._exports:
+            add_exports(connection, [(key, entry.status) for key, entry in decoded], self._clock())
         if sums is None:
             sums, finest = Sums(), self._finest()
             for times, receipts in ((1, (Receipt.from_json(new.entry.raw) for _, new in decoded)), (-1, replaced)):
@@ -179,6 +195,7 @@ class UsageDatabase:
         day = int(before // DAY_S)
         self._delete(COMPARISONS, day)
         self._delete(OUTCOME_ROWS, day)
+        self._delete(EXPORTS, day)
         dropped = 0
         try:
             with self._engine.writing() as connection:

@@ -28,7 +28,19 @@ PUBLISH_INTERVAL_S = 2.0
 MAX_WORKERS = 64
 NO_WORKER = "no usage worker runs"
 RESULTS = ("inserted", "replaced", "known", "unreadable", "missed", "imported", "deleted")
+EXPORT_RESULTS = ("sent", "failed", "rejected", "expired")
 _VALID_MS = 15_000
+
+
+class ExportState(msgspec.Struct, frozen=True):
+    """State of the export stream."""
+
+    waiting: int = 0
+    """Number of receipts that the broker has not confirmed, up to 100,000."""
+    lag_s: float = 0.0
+    """Age of the oldest of them, since it was added to the outbox."""
+    error: str | None = None
+    """Class of the error of the last batch."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -44,6 +56,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     """Class of the error of the last write."""
     by: str | None = None
     """Id of the process; for the fleet, all ids."""
+    export: ExportState | None = None
+    """State of the export stream, from the worker that sends; None: no worker sends."""
 
 
 class WorkerLease:
@@ -106,6 +120,8 @@ class WorkerStateReader:
         self._missing = not states
         for result in RESULTS:
             self._metrics.usage_receipts.labels(result).set(int(written.get(result.encode(), 0)))
+        for result in EXPORT_RESULTS:
+            self._metrics.export_receipts.labels(result).set(int(written.get(f"export_{result}".encode(), 0)))
         return self.state
 
     async def follow(self, client: RedisClient) -> None:
@@ -124,6 +140,10 @@ class WorkerStateReader:
         self._metrics.usage_up.set(int(state.up is True))
         self._metrics.usage_lag.set(state.lag_s)
         self._metrics.usage_waiting.set(state.waiting)
+        export = state.export or ExportState()
+        self._metrics.export_up.set(int(state.export is not None and export.error is None))
+        self._metrics.export_lag.set(export.lag_s)
+        self._metrics.export_waiting.set(export.waiting)
 
 
 def _merged(states: Sequence[WorkerState]) -> WorkerState:
@@ -135,4 +155,5 @@ def _merged(states: Sequence[WorkerState]) -> WorkerState:
         waiting=max(state.waiting for state in states),
         error=next((state.error for state in states if state.error is not None), None),
         by=", ".join(state.by for state in states if state.by is not None),
+        export=next((state.export for state in states if state.export is not None), None),
     )

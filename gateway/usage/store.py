@@ -33,8 +33,9 @@ _EVERYTHING = ReceiptFilter()
 class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
-    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. Each
-    thread uses one connection. Raises StartupError if the driver is not installed or the address is invalid.
+    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. With
+    `exports`, written receipts are added to the outbox of the export stream. Each thread uses one connection. Raises
+    StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class UsageStore:
         *,
         wait_s: int = 30,
         replica: str | None = None,
+        exports: bool = False,
     ) -> None:
         self.retention = retention
         self.engine = UsageEngine(address, wait_s=wait_s, connections=CONNECTIONS, role=_ROLE)
         self.replica = None if replica is None else UsageEngines(self.engine, replica_engine(replica, _READERS, _ROLE))
-        self._database = UsageDatabase(self.engine, retention)
+        self._database = UsageDatabase(self.engine, retention, exports=exports)
         # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
@@ -129,4 +131,4 @@ def store_of(settings: Settings | WorkerSettings, *, replica: bool = False) -> U
     url = usage.read_url if replica else None
     read_address = None if url is None else sqlalchemy_url(url.get_secret_value(), settings.data)
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-    return UsageStore(address, retention, replica=read_address)
+    return UsageStore(address, retention, replica=read_address, exports=settings.export.kafka is not None)

@@ -294,6 +294,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
         "GktUsageLate",
         "GktUsageBacklog",
         "GktUsageReceiptsMissed",
+        "GktExportLate",
         "GktBudgetNearlySpent",
         "GktPolicyStale",
     }
