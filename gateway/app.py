@@ -17,6 +17,8 @@ from gateway import wiring
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
+from gateway.accounting.label_values import LabelValues
+from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
@@ -121,7 +123,8 @@ async def gateway(
     unreachable or an optional package is missing.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics(worker, settings.metrics.max_tenants)
+        shown = settings.metrics
+        metrics = Metrics(worker, shown.max_tenants, shown.labels, shown.max_label_values)
         tasks = BackgroundTasks()
         edition = watched.files.edition() if watched is not None else None
         policies = Policies(book, edition, settings.defaults)
@@ -170,6 +173,8 @@ async def gateway(
             redis, in_redis, store, settings.data / "spool" / settings.redis.prefix, receipts.spool_bytes, metrics
         )
         stack.push_async_callback(spooler.close)
+        label_values = LabelValues(redis, redis_keys)
+        labeler = Labeler(label_values, wiring.hash_key_of(settings))
         ledger = Ledger(
             store,
             process_id=process_id,
@@ -273,6 +278,7 @@ async def gateway(
             metrics,
             tasks,
             within_s=receipts.ttl_s,
+            labeler=labeler,
         )
         public[keys.READS] = reads
         public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
@@ -289,6 +295,7 @@ async def gateway(
         admin[keys.BATCHER] = batcher
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.LEDGER] = ledger
+        admin[keys.LABEL_VALUES] = label_values
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
@@ -299,6 +306,7 @@ async def gateway(
         for app in (public, admin):
             app[keys.POLICIES] = policies
             app[keys.COMPLETIONS] = completions
+            app[keys.LABELER] = labeler
             app[keys.RECEIPTS] = store
             app[keys.USAGE_DATABASE] = usage.database
             # One reader for each listener, so that callers' queries do not delay operators.
@@ -311,13 +319,14 @@ async def gateway(
 
         stack.push_async_callback(tasks.close)
         if watched is not None:
-            running = RunningSettings(settings, live_engines, policies, admission, ledger, alarm)
+            running = RunningSettings(settings, live_engines, policies, admission, ledger, alarm, labeler)
             reloader = Reloader(watched.files, policies, running, metrics, watched.now)
             admin[keys.RELOADER] = reloader
             tasks.keep("reload", reloader.run())
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
         tasks.keep("spooler", spooler.run())
+        tasks.keep("label_values", label_values.run())
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())

@@ -85,6 +85,12 @@ def webhook_of(settings: Settings) -> tuple[str | None, str | None]:
     return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
 
 
+def hash_key_of(settings: Settings) -> str | None:
+    """Return the secret of hashed labels."""
+    secret = settings.labels.hash_key
+    return None if secret is None else secret.get_secret_value()
+
+
 def hourly_of(models: Iterable[ModelSettings]) -> dict[str, Decimal]:
     """Return the hourly prices in USD of the engines that are priced by the hour."""
     priced = {model.name: model.price_rule.hourly_usd for model in models if model.price_rule is not None}

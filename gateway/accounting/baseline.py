@@ -7,6 +7,7 @@ other model, with an error bound for the difference between tokenizers (estimate
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -22,14 +23,14 @@ from gateway.accounting.estimate import (
     token_error,
     utf8_length,
 )
+from gateway.accounting.receipt import class_of
+from gateway.accounting.savings import GUIDED, MeasuredBaseline
 from gateway.pricing import charge_usd
 from gateway.protocol.messages import RULES
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
-    from gateway.accounting.receipt import EngineShare
+    from gateway.accounting.receipt import EngineShare, Receipt
     from gateway.accounting.shares import EngineCall
     from gateway.policy.plan import Plan
     from gateway.pricing import Price
@@ -265,3 +266,27 @@ def _foreign(call: EngineCall, written: int) -> Counted:
     lost = call.lost_tokens if call.usage is None else 0
     counted = max(0, written - lost)
     return Counted(written, token_error(counted, TextSize.of([call.text.getvalue()])) + lost, "estimate")
+
+
+def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> MeasuredBaseline | None:
+    """Return the measured baseline of a request, from the baseline model's own answer to it.
+
+    The call that guided the request has warmed the engine's prefix cache. So the prompt counts as cached only as far as
+    that call found it cached. Tokens that the call wrote to the cache count as written.
+
+    Return None where the guided request has not settled yet, another model answered, or no usage was reported.
+    """
+    if served is None or teacher is None or class_of(served) != GUIDED:
+        return None
+    if teacher.model != served.baseline_model or teacher.estimated or teacher.at_least:
+        return None
+    guidance_call = served.teacher
+    cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
+    stored_1h = teacher.cache_write_1h_input_tokens
+    if guidance_call is not None and guidance_call.model == teacher.model:
+        warmed = max(0, cached - guidance_call.cached_input_tokens)
+        written = min(warmed, guidance_call.cache_write_input_tokens)
+        cached, stored = cached - warmed, stored + written
+        stored_1h += min(written, guidance_call.cache_write_1h_input_tokens)
+    usd = charge_usd(price, teacher.input_tokens, teacher.output_tokens, cached, stored, stored_1h)
+    return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -1,6 +1,6 @@
 """Read the tenants' budgets from Redis, for the metrics and for local limits, report budget events, and post alerts.
 
-Metrics exclude the budgets of keys, since the number of keys is unbounded. Local limits (local_limits.py) use the
+Metrics exclude the budgets of keys and labels, since their number is unbounded. Local limits (local_limits.py) use the
 remainder of each budget that this process uses.
 """
 
@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from gateway.accounting.budgets import Account
-from gateway.accounting.scopes import TENANT, tenant_scope
+from gateway.accounting.scopes import TENANT, key_of, label_of, tenant_scope
 from gateway.pricing import dollars, picodollars
 from gateway.telemetry.gauges import BudgetFigures
 
@@ -76,7 +76,7 @@ class BudgetMonitor:
         return found
 
     async def refresh(self) -> None:
-        """Update the remainders of keys' budgets that this process used recently. Raises RedisError and OSError."""
+        """Update the remainders of other budgets that this process used recently. Raises RedisError and OSError."""
         used = self.local.recently_used(asyncio.get_running_loop().time())
         accounts = [Account(tenant, scope) for tenant, scope in used if scope.name != TENANT]
         for start in range(0, len(accounts), _BATCH):
@@ -115,12 +115,14 @@ class BudgetAlerts:
     def send(self, tenant_event: TenantEvent) -> None:
         """Log and count an event, and post it to the webhook in the background."""
         event = tenant_event.event
-        budget = "tenant" if tenant_event.scope.name == TENANT else "key"
+        name = tenant_event.scope.name
+        key, label = key_of(name), label_of(name)
         facts = {
             "event": f"budget_{event.kind}",
             "tenant": tenant_event.tenant,
-            "budget": budget,
-            "key": None if budget == "tenant" else tenant_event.scope.name.removeprefix("key:"),
+            "budget": "tenant" if name == TENANT else "key" if key is not None else "label",
+            "key": key,
+            **({} if label is None else label._asdict()),
             "spent_usd": f"{dollars(event.spent):f}",
             "reserved_usd": f"{dollars(event.reserved):f}",
             "max_budget_usd": f"{dollars(event.limit):f}",

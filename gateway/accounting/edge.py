@@ -8,6 +8,7 @@ So sums are correct whether or not the device reports.
 from __future__ import annotations
 
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -19,6 +20,8 @@ from gateway.pricing import charge_usd
 from gateway.protocol.tags import tags_of_metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.accounting.worst_case import MaxOutputOf
     from gateway.policy.schema import Route
     from gateway.pricing import Price
@@ -108,6 +111,7 @@ def closing_receipt(guidance: Receipt, usage: UsageBody, price: Price | None) ->
         stream=guidance.stream,
         edge_of=guidance.id,
         tags=guidance.tags,
+        labels=guidance.labels,
     )
 
 
@@ -120,6 +124,7 @@ def offline_receipt(
     now: float,
     within_s: float,
     max_output: MaxOutputOf = unknown_max_output,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Receipt:
     """Return the receipt of an answer that a device made alone. Its baseline is the whole prompt and answer.
 
@@ -145,7 +150,7 @@ def offline_receipt(
     origin = f"{EDGE}_{report.id.hex}", int(min(ended, now)), tenant, key, route.model
     alone_usd = charge_usd(price, report.input_tokens, report.output_tokens)
     tags = tags_of_metadata(report.metadata)
-    return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE, tags=tags)
+    return _receipt(origin, report, route.baseline, alone_usd, unguided=OFFLINE, tags=tags, labels=labels)
 
 
 def _receipt(
@@ -158,6 +163,7 @@ def _receipt(
     stream: bool = False,
     edge_of: str | None = None,
     tags: tuple[str, ...] = (),
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Receipt:
     """Return a receipt with this id, creation time, tenant, key and route."""
     receipt = Receipt(
@@ -181,5 +187,6 @@ def _receipt(
         baseline_error_usd=alone_usd,  # the gateway did not see the text
         edge_of=edge_of,
         stored_tags=tags or msgspec.UNSET,
+        stored_labels=dict(labels) or msgspec.UNSET,
     )
     return with_savings(receipt)

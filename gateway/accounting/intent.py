@@ -52,6 +52,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     charges: tuple[Charge, ...] = ()  # the charge in each scope while the request runs
     close: CloseTerms | None = None  # for a guidance request, the terms of its device's report
     tags: tuple[str, ...] = ()  # of the caller
+    labels: dict[str, str] = {}  # by name
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -83,6 +84,7 @@ def intend(
         charges=tuple([scope.charge for scope in scopes]),
         close=builder.terms,
         tags=builder.tags,
+        labels=builder.labels,
     )
 
 
@@ -110,5 +112,6 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_error_usd=cost,  # the request may have done nothing, and its answer is unknown
         close=intent.close,  # its device may have received the guidance
         stored_tags=intent.tags or msgspec.UNSET,
+        stored_labels=intent.labels or msgspec.UNSET,
     )
     return with_savings(receipt)

@@ -15,7 +15,7 @@ from gateway.pricing import total_usd
 from gateway.protocol.body import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _REQUEST = r"req_[0-9a-f]{24}"
 REQUEST_ID = re.compile(_REQUEST, re.ASCII)
@@ -160,6 +160,7 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_continued_tokens: int | UnsetType = msgspec.field(default=UNSET, name="continued_tokens")
     stored_split: SplitFacts | UnsetType = msgspec.field(default=UNSET, name="split")  # omitted without a split
     stored_tags: tuple[str, ...] | UnsetType = msgspec.field(default=UNSET, name="tags")  # of the caller; or omitted
+    stored_labels: dict[str, str] | UnsetType = msgspec.field(default=UNSET, name="labels")  # omitted without labels
     # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
     stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
 
@@ -177,6 +178,11 @@ class Receipt(msgspec.Struct, frozen=True):
     def tags(self) -> tuple[str, ...]:
         """Return the caller's tags of the request."""
         return () if self.stored_tags is UNSET else self.stored_tags
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Return the values of the tenant's labels by name."""
+        return {} if self.stored_labels is UNSET else self.stored_labels
 
     @property
     def warmup(self) -> EngineShare | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET
 
-from gateway.accounting.baseline import baseline
+from gateway.accounting.baseline import baseline, measure
 from gateway.accounting.content import LoggedContent
 from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.receipt import (
@@ -22,17 +21,15 @@ from gateway.accounting.receipt import (
     Receipt,
     Timings,
     add_call_facts,
-    class_of,
     first_facts,
     total_cost,
     with_savings,
 )
-from gateway.accounting.savings import GUIDED, MeasuredBaseline, apply_class, savings_class
+from gateway.accounting.savings import apply_class, savings_class
 from gateway.accounting.shares import MAX_CHARS_PER_TOKEN, EngineCall, FailedCall, share_call, usage_error, within
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import CallBound, MaxCost
 from gateway.policy.plan import Plan
-from gateway.pricing import charge_usd
 from gateway.protocol.requests import AnyRequest
 from gateway.protocol.text import TextRequest
 
@@ -96,6 +93,7 @@ class ReceiptBuilder(msgspec.Struct):
     content: LoggedContent | None = None  # the text of the request, where its tenant logs it
     budget: str | None = None  # "soft" where a budget of the caller is past its soft limit
     tags: tuple[str, ...] = ()  # of the caller
+    labels: dict[str, str] = {}  # by name
     refused: bool = False  # refused before a reservation: the request has no receipt
     terms: CloseTerms | None = None  # for guidance, the terms of the device's report
     measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
@@ -114,6 +112,7 @@ class ReceiptBuilder(msgspec.Struct):
             engine_set=self.engine_set,
             shadow_of=self.id,
             tags=self.tags,
+            labels=self.labels,
         )
 
     def mark_first_token(self) -> None:
@@ -294,6 +293,7 @@ class ReceiptBuilder(msgspec.Struct):
             stored_continued_tokens=self.continued_tokens or UNSET,
             stored_split=self.plan.split or UNSET,
             stored_tags=self.tags or UNSET,
+            stored_labels=self.labels or UNSET,
             stored_probability=UNSET if self.student_probability is None else self.student_probability,
         )
 
@@ -374,27 +374,3 @@ def _is_usual(usage: TokenUsage, call: EngineCall, bound: CallBound) -> bool:
 
 def _ms(start: float, end: float) -> float:
     return round((end - start) * 1000, 3)
-
-
-def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> MeasuredBaseline | None:
-    """Return the measured baseline of a request, from the baseline model's own answer to it.
-
-    The call that guided the request has warmed the engine's prefix cache. So the prompt counts as cached only as far as
-    that call found it cached. Tokens that the call wrote to the cache count as written.
-
-    Return None where the guided request has not settled yet, another model answered, or no usage was reported.
-    """
-    if served is None or teacher is None or class_of(served) != GUIDED:
-        return None
-    if teacher.model != served.baseline_model or teacher.estimated or teacher.at_least:
-        return None
-    guidance_call = served.teacher
-    cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
-    stored_1h = teacher.cache_write_1h_input_tokens
-    if guidance_call is not None and guidance_call.model == teacher.model:
-        warmed = max(0, cached - guidance_call.cached_input_tokens)
-        written = min(warmed, guidance_call.cache_write_input_tokens)
-        cached, stored = cached - warmed, stored + written
-        stored_1h += min(written, guidance_call.cache_write_1h_input_tokens)
-    usd = charge_usd(price, teacher.input_tokens, teacher.output_tokens, cached, stored, stored_1h)
-    return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -71,6 +71,8 @@ class ReceiptCounters:
             # Shadows have their own mode and return no answer, so a failed shadow is no unguided request.
             if receipt.unguided is not None and receipt.shadow_of is None:
                 adder(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided)(1)
+        if metrics.labels and receipt.labels:
+            self._count_labels(receipt, tenant)
         self._count_savings(receipt, of)
         if teacher is not None and not teacher.shared:
             self._count_share(tenant, "teacher", teacher)
@@ -83,6 +85,15 @@ class ReceiptCounters:
                 self._count_share(tenant, "failed", attempt.share)
         if receipt.guidance is not None and teacher is not None:
             adder(metrics.guidance, teacher.model, teacher.shared or "teacher")(1)
+
+    def _count_labels(self, receipt: Receipt, tenant: str) -> None:
+        metrics = self._metrics
+        for name in metrics.labels:
+            if (value := receipt.labels.get(name)) is not None:
+                series = tenant, name, metrics.label_series.value(tenant, name, value)
+                if receipt.edge_of is None:
+                    self._adder(metrics.label_requests, *series)(1)
+                self._adder(metrics.label_cost_usd, *series)(float(receipt.cost_usd))
 
     def count_stages(self, timings: Timings, mode: str) -> None:
         """Count the times of the stages of a request."""

@@ -29,9 +29,11 @@ from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
 from gateway.keys.redis_keyring import NEVER, KeyExpiry
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
+from gateway.policy.key_entry import PLAYGROUND
+from gateway.policy.labels import KeyLabels
 from gateway.policy.projections import PROJECTIONS, Placement
 from gateway.policy.routing import RouteOverride
-from gateway.policy.schema import PLAYGROUND, OverrideMode
+from gateway.policy.schema import OverrideMode
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat
 
@@ -93,6 +95,7 @@ class NewKey(StrictModel):
     models: Annotated[tuple[RouteName, ...], Field(min_length=1, max_length=1000)] | None = None
     limits: LimitsRule | None = None
     budget: BudgetRule | None = None
+    labels: KeyLabels = Field({})
     key_hints: ClassVar[Mapping[str, str]] = {
         "key": "the gateway generates the key and returns it in the reply",
         "token": "the gateway generates the key and returns it in the reply",

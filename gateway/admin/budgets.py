@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
-from gateway.accounting.scopes import key_scope, tenant_scope
+from gateway.accounting.scopes import key_of, key_scope, label_of, tenant_scope
 from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from gateway.accounting.budgets import Balance
     from gateway.config.sections import Defaults
-    from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.policy.key_entry import KeyEntry
+    from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()
 
@@ -76,7 +77,7 @@ async def list_budgets(request: web.Request) -> web.Response:
 async def show_budgets(request: web.Request) -> web.Response:
     """GET /budgets/{tenant}: the budgets of one tenant. An unknown tenant is a 404."""
     only_query(request, "after", "limit")
-    return await _listed(request, _policy(request).tenant)
+    return await _listed(request, policy_of(request).tenant)
 
 
 async def _listed(request: web.Request, tenant: str | None) -> web.Response:
@@ -92,16 +93,21 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
         limit=limit,
     )
     balances = await request.app[BUDGETS].read([account for _, account in page])
-    views = [_view(owner, account, balance) for (owner, account), balance in zip(page, balances, strict=True)]
+    views = [budget_view(account, balance) for (_, account), balance in zip(page, balances, strict=True)]
     return json_reply({"budgets": views, "next": following})
 
 
 @needs_redis
 async def raise_budget(request: web.Request) -> web.Response:
     """POST /budgets/{tenant}/raise and /budgets/{tenant}/keys/{id}/raise. It applies from the next request on."""
-    actor, new = actor_of(request), await read_shape(request, NewRaise)
+    new = await read_shape(request, NewRaise)
     owner, account = await _existing(request)
-    budgets = request.app[BUDGETS]
+    return await put_raise(request, account, owner.key_id or "", new)
+
+
+async def put_raise(request: web.Request, account: Account, subject: str, new: NewRaise) -> web.Response:
+    """Set the raise of a budget, write it to the audit trail, and return the budget."""
+    actor, budgets = actor_of(request), request.app[BUDGETS]
     (before,) = await budgets.read([account])
     raised = Raise(new.usd, _until_s(new, account, before)) if new.usd else None
     after = {**_audited(raised), **({"reason": new.reason} if new.reason else {})}
@@ -109,14 +115,14 @@ async def raise_budget(request: web.Request) -> web.Response:
         actor=actor,
         action="budget.raise",
         tenant=account.tenant,
-        subject=owner.key_id or "",
+        subject=subject,
         before=ENCODER.encode(_audited(before.raised)).decode(),
         after=ENCODER.encode(after).decode(),
     )
     await budgets.put_raise(account, raised)
-    log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=owner.key_id or "")
+    log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=subject)
     (now,) = await budgets.read([account])
-    return json_reply(_view(owner, account, now))
+    return json_reply(budget_view(account, now))
 
 
 async def budget_of(app: web.Application, only: Mapping[str, str]) -> dict[str, Any] | None:
@@ -177,7 +183,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
     """Return the budget that the path names. Raises NotFound, which names the missing tenant, key or budget."""
     await request.app[KEY_FOLLOWER].catch_up()
     key_id, ring = request.match_info.get("id"), request.app[KEYRING]
-    policy = _policy(request)
+    policy = policy_of(request)
     key = ring.by_id(policy.tenant, key_id) if key_id else None
     found = _owners([policy], [key] if key else [], ring.now())
     owner = next((one for one in found if one.key_id == key_id), None)
@@ -199,7 +205,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
     return owner, account
 
 
-def _policy(request: web.Request) -> TenantPolicy:
+def policy_of(request: web.Request) -> TenantPolicy:
     """Return the policy of the tenant that the path names. Raises NotFound."""
     tenant, book = request.match_info["tenant"], request.app[POLICIES].policy_set
     policy = book.policy_of(tenant)
@@ -278,12 +284,13 @@ def _page_of(
     return page, "/".join(first[limit - 1]) if len(first) > limit else None
 
 
-def _view(owner: BudgetOwner, account: Account, balance: Balance) -> dict[str, Any]:
+def budget_view(account: Account, balance: Balance) -> dict[str, Any]:
     """Return a budget: its terms, with the field names of policy files, and its balance."""
-    terms, raised = account.terms, balance.raised
+    terms, raised, label = account.terms, balance.raised, label_of(account.scope.name)
     return {
         "tenant": account.tenant,
-        "key": owner.key_id,
+        "key": key_of(account.scope.name),
+        **({} if label is None else label._asdict()),
         "max_budget": balance.max_usd,
         "soft_budget": without_trailing_zeros(dollars(terms.soft)) if terms.soft else None,
         "budget_duration": f"{terms.count}{terms.unit}",

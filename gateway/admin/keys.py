@@ -18,13 +18,15 @@ from gateway.config.yaml_messages import suggestion
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.keys.held import HeldKey, KeyTerms, policy_fields
 from gateway.keys.token import digest_of, hint_of, new_token
+from gateway.policy.labels import undeclared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from aiohttp import web
 
-    from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.policy.key_entry import KeyEntry
+    from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()
 
@@ -46,8 +48,11 @@ async def create_key(request: web.Request) -> web.Response:
         if model not in policy.routes_by_name:
             close = suggestion(model, policy.routes_by_name)
             raise InvalidRequest(f"'models': tenant '{new.tenant}' has no route '{model}'.{close}", param="models")
-    token = new_token()
-    terms = KeyTerms(hint_of(token), actor, new.models, policy_fields(new.limits), policy_fields(new.budget))
+    if (label := undeclared(new.labels, policy.labels)) is not None:
+        close = suggestion(label, policy.labels)
+        raise InvalidRequest(f"'labels': tenant '{new.tenant}' declares no label '{label}'.{close}", param="labels")
+    token, limits, budget = new_token(), policy_fields(new.limits), policy_fields(new.budget)
+    terms = KeyTerms(hint_of(token), actor, new.models, limits, budget, new.labels)
     key = await request.app[KEYS_IN_REDIS].create(digest_of(token), new.tenant, new.id, terms, new.expires, actor)
     await _done(request, "key.create", actor, key)
     return json_reply({"key": token, **_view_of_held(key, request.app[KEYRING].now())}, status=201)
@@ -155,6 +160,7 @@ def _view_of_held(key: HeldKey, now: float) -> dict[str, Any]:
         "models": key.terms.models,
         "limits": key.terms.limits,
         "budget": key.terms.budget,
+        "labels": key.terms.labels,
     }
 
 
@@ -168,5 +174,6 @@ def _view_of_file(tenant: str, key: KeyEntry, now: float) -> dict[str, Any]:
         "models": key.models,
         "limits": policy_fields(key.limits),
         "budget": policy_fields(key.budget),
+        "labels": key.labels,
         **dict.fromkeys(("hint", "created", "created_by", "revoked", "replaces")),
     }

@@ -26,9 +26,10 @@ from gateway.pipeline.completion import RequestContext
 from gateway.pipeline.stream import StreamRelay
 from gateway.policy.book import Caller
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
+from gateway.policy.key_entry import PLAYGROUND, KeyEntry
 from gateway.policy.projections import Placement
 from gateway.policy.routing import NO_HEADERS, modes_of
-from gateway.policy.schema import PLAYGROUND, KeyEntry, OverrideMode
+from gateway.policy.schema import OverrideMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -78,6 +79,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         request[keys.INFO].started,
         NO_HEADERS,
         request[keys.INFO].use_engines(request.app[keys.ENGINES].engine_set),
+        labeler=request.app[keys.LABELER],
         route_override=run.route_override(request.app[keys.POLICIES].policy_set.projections),
     )
     parts = request.app[keys.COMPLETIONS].stream(context, chat, MarkedRelay)

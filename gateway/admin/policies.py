@@ -28,6 +28,7 @@ def _policy(policy: TenantPolicy) -> dict[str, Any]:
         "tenant": policy.tenant,
         "keys": len(policy.keys),
         "budget": policy.budget is not None,
+        "labels": list(policy.labels),
         "routes": [
             {"model": one.model, "mode": one.mode, "teacher": one.teacher, "student": one.student}
             for one in policy.routes

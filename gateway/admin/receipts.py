@@ -17,8 +17,10 @@ from gateway.admin.period import filters_of
 from gateway.admin.replies import needs_redis, time_shown
 from gateway.admin.usage import check_tenant
 from gateway.api.keys import USAGE_DATABASE
+from gateway.api.usage import label_filter
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
+from gateway.usage.receipt_sums import LABEL
 from gateway.usage.search import ReceiptSearch
 from gateway.usage.span import requested_range
 from gateway.usage.usage import MODES
@@ -35,7 +37,7 @@ _MAX_USD = Decimal(1_000_000)
 @needs_redis
 async def list_receipts(request: web.Request) -> web.Response:
     """GET /receipts: a page of receipts that match the query, the newest first."""
-    filters = filters_of(request, "mode", "status", "unguided", "min_cost", "max_cost", "limit", "before")
+    filters = filters_of(request, "mode", "status", "unguided", "min_cost", "max_cost", "label", "limit", "before")
     limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_PAGE)
     where = _search_of(request, filters)
     page = await request.app[USAGE_DATABASE].search(where, limit, request.query.get("before") or None)
@@ -80,6 +82,13 @@ def _search_of(request: web.Request, filters: dict[str, str]) -> ReceiptSearch:
         unguided=query.get("unguided") or None,
         min_pico=_pico(request, "min_cost"),
         max_pico=_pico(request, "max_cost"),
+        label=_label(query.get("label", "")),
+    )
+
+
+def _label(text: str) -> tuple[str, str] | None:
+    return (
+        next(((name.removeprefix(LABEL), value) for name, value in label_filter(text).items()), None) if text else None
     )
 
 

@@ -16,6 +16,7 @@ from gateway.admin.collected import delete_samples, read_requests, show_samples
 from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
+from gateway.admin.label_budgets import list_label_budgets, raise_label_budget
 from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.policies import show_policies
 from gateway.admin.quality import show_quality
@@ -76,6 +77,8 @@ KEYED_ROUTES = [
     web.get("/budgets/{tenant}", show_budgets),
     web.post("/budgets/{tenant}/raise", raise_budget),
     web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
+    web.get("/budgets/{tenant}/labels", list_label_budgets),
+    web.post("/budgets/{tenant}/labels/{label}/raise", raise_label_budget),
     web.get("/guidance", list_guidance),
     web.post("/guidance/off", switch_guidance_off),
     web.post("/guidance/on", switch_guidance_on),

@@ -6,25 +6,24 @@ import csv
 from io import StringIO
 from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 
 from gateway.accounting.savings import CLASSES
 from gateway.admin.replies import needs_redis
 from gateway.api.keys import POLICIES, USAGE
-from gateway.api.usage import DIMENSIONS, FILTERS, encoded, read_query
+from gateway.api.usage import DIMENSIONS, FILTERS, check_dimensions, encoded, encoded_sums, read_query
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
+from gateway.usage.receipt_sums import SUMS, TAG, ReceiptSum, needs_receipt_sums
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339
-from gateway.usage.tags import GROUPS, SUMS, TAG, TagSum
+from gateway.usage.sums import SECONDS
 from gateway.usage.threads import with_pauses
-from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures, usage_header
+from gateway.usage.usage import UNCLASSIFIED, escape_formula, figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.protocol.body import Json
     from gateway.usage.usage import UsageQuery, UsageResult
 
 _FORMATS = ("json", "csv")
@@ -50,8 +49,8 @@ async def show_usage(request: web.Request) -> web.Response:
         close = suggestion(format_name, _FORMATS)
         raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{close}", param="format")
 
-    if TAG in query.by:
-        return await _show_tags(request, query, format_name)
+    if needs_receipt_sums(query):
+        return await _show_receipt_sums(request, query, format_name)
 
     def encode(usage: UsageResult) -> bytes:
         if usage.is_empty:
@@ -62,33 +61,30 @@ async def show_usage(request: web.Request) -> web.Response:
     return _download(body, query) if format_name == "csv" else _json(body)
 
 
-async def _show_tags(request: web.Request, query: UsageQuery, format_name: str) -> web.Response:
-    """Return sums by tag. They have no periods, and no total: a request with several tags counts for each."""
-    if other := next((name for name in query.by if name not in GROUPS), None):
-        raise InvalidRequest(f"'by': tag cannot be combined with {other}: use {', '.join(GROUPS[:-1])}.", param="by")
-    if query.granularity is not None:
-        raise InvalidRequest("'granularity' does not apply to tag: omit it.", param="granularity")
+async def _show_receipt_sums(request: web.Request, query: UsageQuery, format_name: str) -> web.Response:
+    """Return sums by tags and labels. Those by tag have no total: a request with several tags counts for each."""
+    check_dimensions(query)
 
-    def encode(sums: list[TagSum]) -> bytes:
+    def encode(sums: list[ReceiptSum]) -> bytes:
         if not sums:
             check_tenant(request, query.only.get("tenant"))
-        rows = (one.as_json(query.by) for one in with_pauses(sums))
-        if format_name == "csv":
-            return _tags_as_csv(query, rows)
-        return b'%b,"rows":[%b]}\n' % (orjson.dumps(usage_header(query))[:-1], b",".join(map(orjson.dumps, rows)))
+        return _sums_as_csv(query, sums) if format_name == "csv" else encoded_sums(query, sums)
 
-    body = await request.app[USAGE].read_tags(query, encode)
+    body = await request.app[USAGE].read_receipt_sums(query, encode)
     return _download(body, query) if format_name == "csv" else _json(body)
 
 
-def _tags_as_csv(query: UsageQuery, rows: Iterable[Json]) -> bytes:
-    out, heads = StringIO(), TagSum(query.by, (0,) * len(SUMS)).as_json(query.by)
+def _sums_as_csv(query: UsageQuery, sums: Iterable[ReceiptSum]) -> bytes:
+    out, heads = StringIO(), ReceiptSum(query.by, (0,) * len(SUMS)).as_json(query.by)
     writer = csv.writer(out)
     writer.writerow(["start", "end", *heads])
-    times = [rfc3339(moment) for moment in query.span[:2]]
-    for row in rows:
-        names = [escape_formula(row[name]) for name in query.by]
-        writer.writerow([*times, *names, *(value for name, value in row.items() if name not in query.by)])
+    for one in with_pauses(sums):
+        bounds: tuple[int, int] = query.span[:2]
+        if one.start is not None and query.granularity is not None:
+            bounds = one.start, one.start + SECONDS[query.granularity]
+        figures = one.as_json(query.by)
+        names = [escape_formula(name) for name in one.names]
+        writer.writerow([*map(rfc3339, bounds), *names, *(figures[name] for name in heads if name not in query.by)])
     return out.getvalue().encode()
 
 

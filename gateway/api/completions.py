@@ -14,7 +14,7 @@ from gateway.api.decoding import read_parsed
 from gateway.api.direct_reply import DirectReply
 from gateway.api.events import COMPLETION_WRITER, PART_BYTES, as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO, engine_set_of
+from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO, LABELER, engine_set_of
 from gateway.engines.reply_json import converted, encoded
 from gateway.pipeline.completion import RequestContext, RequestState
 from gateway.protocol.chat import ChatRequest, parse_chat
@@ -69,6 +69,7 @@ def new_context(request: web.Request, caller: Caller) -> RequestContext:
         engine_set,
         allowance=allowance,
         state=state,
+        labeler=request.app[LABELER],
         steps=connection_of(request),
     )
 

@@ -42,7 +42,8 @@ async def offline_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/usage"""
     caller = _device(request)
     report = await read_parsed(request, caller, parse_offline_usage)
-    return _reply(caller, await request.app[EDGE_ACCOUNTS].add_offline(caller, report, engine_set_of(request)))
+    accounts = request.app[EDGE_ACCOUNTS]
+    return _reply(caller, await accounts.add_offline(caller, report, engine_set_of(request), request.headers))
 
 
 def _device(request: web.Request) -> Caller:

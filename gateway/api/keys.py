@@ -9,6 +9,8 @@ from aiohttp import web
 
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.engine_set import CurrentEngines, EngineSet
+from gateway.accounting.label_values import LabelValues
+from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
 from gateway.api.not_found import Endpoints
@@ -100,6 +102,8 @@ EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 HANDOVER = web.AppKey("handover", EdgeGuidancePipeline)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
+LABELER = web.AppKey("labeler", Labeler)
+LABEL_VALUES = web.AppKey("label_values", LabelValues)
 LEDGER = web.AppKey("ledger", Ledger)
 FEEDBACK_STORE = web.AppKey("feedback", FeedbackStore)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)

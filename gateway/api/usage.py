@@ -13,14 +13,19 @@ from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, UsageUnavailable
+from gateway.policy.labels import MAX_VALUE_CHARS
+from gateway.usage.receipt_sums import COLUMNS, LABEL, TAG, label_in, needs_receipt_sums, total_of
 from gateway.usage.span import TIMES, requested_range, span
 from gateway.usage.sums import OTHER, Granularity
 from gateway.usage.threads import with_pauses
-from gateway.usage.usage import MODES, UsageQuery
+from gateway.usage.usage import MODES, UsageQuery, usage_header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.policy.schema import TenantPolicy
     from gateway.protocol.body import Json
+    from gateway.usage.receipt_sums import ReceiptSum
     from gateway.usage.rollup import SumDimensions
     from gateway.usage.sums import Retention
     from gateway.usage.usage import UsageResult
@@ -40,10 +45,14 @@ PARAMETERS: dict[str, tuple[str, Json]] = {
         {"enum": ["", *get_args(Granularity)]},
     ),
     "by": (
-        f"Dimensions to group by, separated by commas: {', '.join(DIMENSIONS)}. `model` means route.",
+        f"Dimensions to group by, separated by commas: {', '.join(DIMENSIONS)}, label:NAME. `model` means route.",
         {"type": "string"},
     ),
     **{name: (f"Only usage of this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
+    "label": (
+        "Only requests with this label: NAME=VALUE. Rows have fewer figures, as for a dimension `label:NAME`.",
+        {"type": "string"},
+    ),
     "mode": ("Only answers of this mode.", {"enum": ["", *MODES]}),
 }
 """Parameters of a tenant, for the OpenAPI document. An empty value is ignored."""
@@ -58,13 +67,50 @@ async def show_usage(request: web.Request) -> web.Response:
     policy = authenticate(request).policy
     reader = request.app[USAGE]
     query = read_query(request, reader.retention).for_tenant(policy.tenant)
+    is_by_label = needs_receipt_sums(query)
+    if is_by_label:
+        check_dimensions(query)
     try:
+        if is_by_label:
+            body = await reader.read_receipt_sums(
+                query,
+                lambda sums: encoded_sums(query, sums, money=_shows_all_money(policy, query)),
+                tenant=policy.tenant,
+            )
+            return _json(body)
         body = await reader.read(
             query, encoded, tenant=policy.tenant, shows_money=lambda where: shows_money(policy, where)
         )
     except (RedisError, OSError) as error:
         raise UsageUnavailable from error
+    return _json(body)
+
+
+def _json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def check_dimensions(query: UsageQuery) -> None:
+    """Raise InvalidRequest if sums by tags and labels cannot be grouped by a dimension of the query."""
+    for name in query.by:
+        if name not in (*COLUMNS, TAG) and label_in(name) is None:
+            kind = TAG if TAG in query.by else "a label"
+            raise InvalidRequest(f"'by': {kind} cannot be combined with {name}: use {', '.join(COLUMNS)}.", param="by")
+    if TAG in query.by and query.granularity is not None:
+        raise InvalidRequest("'granularity' does not apply to tag: omit it.", param="granularity")
+
+
+def encoded_sums(query: UsageQuery, sums: Sequence[ReceiptSum], *, money: bool = True) -> bytes:
+    """Return sums by tags and labels as JSON. Call it in a thread. Those by tag have no total."""
+    rows = b",".join(orjson.dumps(one.as_json(query.by, money=money)) for one in with_pauses(sums))
+    total = b"" if TAG in query.by else b',"total":' + orjson.dumps(total_of(sums).as_json((), money=money))
+    return b'%b,"rows":[%b]%b}\n' % (orjson.dumps(usage_header(query))[:-1], rows, total)
+
+
+def _shows_all_money(policy: TenantPolicy, query: UsageQuery) -> bool:
+    """Return whether sums show costs: only if the receipts of all routes in them do."""
+    routes = [route for name, route in policy.routes_of.items() if query.only.get("route", name) == name]
+    return bool(routes) and all(route.show_cost for same in routes for _, route in same)
 
 
 def encoded(usage: UsageResult) -> bytes:
@@ -99,7 +145,7 @@ def read_query(
     that the handler reads itself.
     """
     aliases = (alias for alias, name in _ALIASES.items() if name in filters)
-    _only(request, ("since", "until", "granularity", "by", *filters, *aliases, *more))
+    _only(request, ("since", "until", "granularity", "by", "label", *filters, *aliases, *more))
     now = time.time()
     granularity = _granularity(request.query.get("granularity", ""))
     requested = requested_range(
@@ -115,8 +161,18 @@ def read_query(
         raise InvalidRequest(
             f"'mode' must be one of {', '.join(MODES)}.{suggestion(only['mode'], MODES)}", param="mode"
         )
+    if text := request.query.get("label", ""):
+        only |= label_filter(text)
     by = _dimensions(request.query.get("by", ""), dimensions)
     return UsageQuery(span(requested, granularity, retention, now), granularity, by, only)
+
+
+def label_filter(text: str) -> dict[str, str]:
+    """Return the filter of NAME=VALUE by its dimension. Raises InvalidRequest."""
+    name, sign, value = text.partition("=")
+    if not sign or not value or label_in(LABEL + name) is None or len(value) > MAX_VALUE_CHARS or "\0" in value:
+        raise InvalidRequest("'label': expected a label's name, = and a value, like team=research.", param="label")
+    return {LABEL + name: value}
 
 
 def _only(request: web.Request, known: tuple[str, ...]) -> None:
@@ -146,10 +202,10 @@ def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     found: list[str] = []
     for part in map(str.strip, text.split(",") if text else ()):
         name = _ALIASES.get(part, part)
-        if name not in known:
+        if name not in known and label_in(name) is None:
             raise InvalidRequest(
-                f"'by': unknown dimension '{part[:64]}'. Known dimensions: {', '.join(known)}. `model` means "
-                f"route.{suggestion(part, known)}",
+                f"'by': unknown dimension '{part[:64]}'. Known dimensions: {', '.join(known)}, label:NAME. `model` "
+                f"means route.{suggestion(part, known)}",
                 param="by",
             )
         if name in found:

@@ -34,6 +34,9 @@ def list_budgets(
     tenant: Annotated[
         str | None, typer.Option("--tenant", "-t", help="Show only this tenant and its keys. Default: all.")
     ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Show the budgets of this label's values; needs --tenant.", metavar="NAME")
+    ] = None,
     as_json: JsonOption = False,
     config: ConfigOption = CONFIG,
     url: UrlOption = None,
@@ -43,7 +46,14 @@ def list_budgets(
     Reserved amounts belong to requests in flight; amounts that these do not spend are released. The bar shows all
     three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted.
     """
-    entries = AdminClient(url, config, keyed=True).list_all("/budgets", "budgets", tenant=tenant)
+    client = AdminClient(url, config, keyed=True)
+    if label is None:
+        entries = client.list_all("/budgets", "budgets", tenant=tenant)
+    elif tenant is None:
+        raise typer.BadParameter("needs --tenant, since each tenant has its own labels", param_hint="--label")
+    else:
+        path = f"/budgets/{quote(tenant, safe='')}/labels?label={quote(label, safe='')}"
+        entries = client.call("GET", path)["budgets"]
     if as_json:
         typer.echo(in_json({"budgets": entries}))
     else:
@@ -58,6 +68,9 @@ def raise_budget(
     ],
     key_id: Annotated[
         str | None, typer.Option("--key", help="Raise the budget of the tenant's key with this id.", metavar="ID")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Raise the budget of this value of a label.", metavar="NAME=VALUE")
     ] = None,
     duration: Annotated[
         str | None, typer.Option("--for", help="Duration of the raise, up to 366d.", metavar="DURATION")
@@ -80,9 +93,14 @@ def raise_budget(
 
     A raise replaces an earlier raise. soft_budget does not change. For a permanent change, edit the policy file.
     """
-    key = f"/keys/{quote(key_id, safe='')}" if key_id is not None else ""
     body = without_none(usd=usd_of(usd, "--usd"), until=until, reason=reason, **{"for": duration})
-    path = f"/budgets/{quote(tenant, safe='')}{key}/raise"
+    of = f"/keys/{quote(key_id, safe='')}" if key_id is not None else ""
+    if label is not None:
+        name, sign, body["value"] = label.partition("=")
+        if key_id is not None or not sign:
+            raise typer.BadParameter("write NAME=VALUE, without --key", param_hint="--label")
+        of = f"/labels/{quote(name, safe='')}"
+    path = f"/budgets/{quote(tenant, safe='')}{of}/raise"
     budget = AdminClient(url, config, keyed=True).call("POST", path, body, actor=actor)
     typer.echo(in_json(budget) if as_json else raise_result(budget))
 
@@ -99,7 +117,7 @@ def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
     for budget in budgets:
         table.add_row(
             Text(budget["tenant"]),
-            Text(budget["key"] or "all keys"),
+            Text(_scope_of(budget) or "all keys"),
             Text(f"{_usd(budget['max_budget'])} USD / {budget['budget_duration']}"),
             bar_of(budget, _BLOCKS if blocks else _LETTERS),
             _usd(budget["spent_usd"]),
@@ -114,9 +132,16 @@ def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
         console.print("There are no budgets. Set `budget` or `key_budget` in a policy file.", soft_wrap=True)
 
 
+def _scope_of(budget: dict[str, Any]) -> str | None:
+    """Return the key, or the label and its value, of a budget; None for a tenant's."""
+    key: str | None = budget["key"]
+    return f"{budget['label']}={budget['value']}" if "label" in budget else key
+
+
 def raise_result(budget: dict[str, Any]) -> str:
     """Return the budget after a raise, in one line."""
-    owner = f"tenant {budget['tenant']}" if budget["key"] is None else f"key {budget['key']} of {budget['tenant']}"
+    scope, kind = _scope_of(budget), "label" if "label" in budget else "key"
+    owner = f"tenant {budget['tenant']}" if scope is None else f"{kind} {scope} of {budget['tenant']}"
     left = f"{_usd(budget['left_usd'])} USD are left"
     if budget["raise"] is None:
         return (

@@ -97,7 +97,7 @@ def check(
 
 
 def notes_of(book: PolicySet) -> Iterator[str]:
-    """Yield notes on teacher tokens that projections add to requests, for each projection and exemplars file."""
+    """Yield notes on teacher tokens that projections add to requests, and on limits by labels that callers choose."""
     routes = ((policy, route) for policy in book.policies for route in policy.all_routes)
     rules = (route.guidance for policy, route in routes if policy.max_guidance_tokens(route))
     used = {(rule.resolved_projection.name, rule.exemplars): rule.resolved_projection for rule in rules}
@@ -116,6 +116,15 @@ def notes_of(book: PolicySet) -> Iterator[str]:
                 f"projection {name}: requests {projection.skip.tokens} tokens more than guidance.tokens from the "
                 "teacher, since skipped text is dropped; receipts include these tokens"
             )
+
+    for policy in book.policies:
+        for name, rule in policy.labels.items():
+            if rule.is_limited and (sources := rule.caller_sources):
+                yield (
+                    f"tenant {policy.tenant}: label {name}: callers choose its value in {' and '.join(sources)}: a "
+                    "hostile caller can use up the limits and budgets of other values, or choose a value with more "
+                    "left; those of the tenant and the key always apply"
+                )
 
 
 def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
@@ -136,6 +145,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
         for why in (
             *(f"route {route.model}: {doubt}" for route in policy.routes if (doubt := _doubt(policy, route, settings))),
             *_unbounded(settings, policy),
+            *_guessable(settings, policy),
             *_out_of_reach(settings.defaults, policy),
             *_unserved(policy),
             *_expired(policy, time.time()),
@@ -198,7 +208,7 @@ def _admin_doubt(admin: AdminSettings) -> str | None:
 
 def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
     """Yield routes without default_max_tokens under a budget, where the gateway sets a limit of its own."""
-    keys = any(key.budget for key in policy.keys)
+    keys = any(key.budget for key in policy.keys) or any(rule.has_budget for rule in policy.labels.values())
     if keys or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
         for route in policy.routes:
             if route.default_max_tokens is None and route.mode != "embeddings":
@@ -206,6 +216,13 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
                     f"route {route.model}: there is a budget and no default_max_tokens: requests without max_tokens "
                     f"are limited to {BUDGET_MAX_TOKENS} tokens"
                 )
+
+
+def _guessable(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
+    """Yield hashed labels without a secret."""
+    for name, rule in policy.labels.items():
+        if rule.hash and settings.labels.hash_key is None:
+            yield f"label {name}: its hashes are guessable without a secret: set labels.hash_key in config.yaml"
 
 
 def _unserved(policy: TenantPolicy) -> Iterator[str]:

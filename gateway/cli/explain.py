@@ -24,11 +24,11 @@ from gateway.config.yaml_source import display_path, read
 from gateway.errors import GatewayError
 from gateway.policy.book import Caller
 from gateway.policy.constraints import excluding_fields
+from gateway.policy.key_entry import KeyEntry
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
-from gateway.policy.schema import KeyEntry
 from gateway.policy.tool_plan import is_planned
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from datetime import UTC, datetime
@@ -63,6 +64,10 @@ def create(
     rolling: Annotated[bool, _budget("--rolling", help="Use a rolling window instead of calendar periods.")] = False,
     on_soft: Annotated[str | None, _budget(metavar="warn|shorten|student_only", help="Default: warn.")] = None,
     on_hard: Annotated[str | None, _budget(metavar="reject|student_only", help="Default: reject.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Label of the key's requests, like team=search. Can be repeated.", metavar="NAME=VALUE"),
+    ] = None,
     print_yaml: Annotated[
         bool, typer.Option("--print-yaml", help="Print the lines for a policy file. Needs no gateway.")
     ] = False,
@@ -90,9 +95,8 @@ def create(
     if budget and max_budget is None:
         raise typer.BadParameter("is needed for a budget", param_hint="--max-budget")
     names = [name.strip() for name in models.split(",")] if models is not None else None
-    body = without_none(
-        tenant=tenant, id=key_id, expires=expires, models=names, limits=limits or None, budget=budget or None
-    )
+    body = without_none(tenant=tenant, id=key_id, expires=expires, models=names, labels=_labels(label or ()) or None)
+    body |= without_none(limits=limits or None, budget=budget or None)
     if print_yaml:
         token = new_token()
         typer.echo(yaml_lines(body, token, time.time()))
@@ -218,7 +222,20 @@ def yaml_lines(body: dict[str, Any], token: str, now: float) -> str:
     if parsed.models is not None:
         lines.append(f"models: [{', '.join(map(_quoted, parsed.models))}]")
     lines += [f"{name}: {_flow(body[name])}" for name in ("limits", "budget") if name in body]
+    if parsed.labels:
+        pairs = ", ".join(f"{name}: {_quoted(value)}" for name, value in parsed.labels.items())
+        lines.append(f"labels: {{{pairs}}}")
     return "  - " + "\n    ".join(lines)
+
+
+def _labels(given: Iterable[str]) -> dict[str, str]:
+    labels = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"write a name, = and a value, and not '{one}'", param_hint="--label")
+        labels[name.strip()] = value.strip()
+    return labels
 
 
 def _option(field: str) -> str:
@@ -233,4 +250,4 @@ def _flow(values: dict[str, object]) -> str:
 def _quoted(text: str) -> str:
     """Return a text in quotes if YAML could read it as another type."""
     plain = _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS
-    return text if plain else f'"{text}"'
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -27,8 +27,8 @@ def usage(
         typer.Option(
             "--by",
             "-b",
-            help="Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student, tag. "
-            "--by '' prints only the total.",
+            help="Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student, tag, "
+            "label:NAME. --by '' prints only the total.",
             metavar="NAMES",
         ),
     ] = "tenant",
@@ -65,6 +65,7 @@ def usage(
             metavar="MODE",
         ),
     ] = None,
+    label: Annotated[str | None, typer.Option(help="Only requests with this label.", metavar="NAME=VALUE")] = None,
     form: Annotated[
         Literal["table", "csv", "json"], typer.Option("--format", "-f", help="Output format.", case_sensitive=False)
     ] = "table",
@@ -78,7 +79,8 @@ def usage(
     - `gkt-gateway usage --by '' --granularity hour --tenant acme`: one tenant's last day by hour.
 
     --by tag groups by the callers' tags, and can be combined with tenant, key, model and mode. A request with several
-    tags counts for each, so there is no total.
+    tags counts for each, so there is no total. --by label:team groups by a label of the tenants' policies, and can be
+    combined with further labels.
 
     Times are UTC. The range is extended to whole periods; the first line has the actual range. The sums are exactly
     those of the receipts. Saved is the baseline minus the cost where guidance or a policy's choice of the student
@@ -90,7 +92,7 @@ def usage(
     `gkt-gateway docs cost#usage` describes every column.
     """
     query = without_none(since=since, until=until, by=by or None, granularity=granularity)
-    query |= without_none(tenant=tenant, key=key, route=model, mode=mode)
+    query |= without_none(tenant=tenant, key=key, route=model, mode=mode, label=label)
     client = AdminClient(url, config, keyed=True)
     if form == "csv":
         typer.echo(client.send("GET", f"/usage?{urlencode(query | {'format': 'csv'})}").decode(), nl=False)
@@ -98,28 +100,33 @@ def usage(
     reply = client.call("GET", f"/usage?{urlencode(query)}")
     if form == "json":
         typer.echo(in_json(reply))
-    elif "tag" in reply["by"]:
-        _print_tags(reply)
+    elif label is not None or any(name == "tag" or name.startswith("label:") for name in reply["by"]):
+        _print_receipt_sums(reply)
     else:
         print_usage(reply)
 
 
-def _print_tags(reply: dict[str, Any]) -> None:
+def _print_receipt_sums(reply: dict[str, Any]) -> None:
+    """Print sums by tags and labels, which have fewer figures."""
     console = console_for(pipe_width=240)
     console.print(f"{_when(reply['since'])} to {_when(reply['until'])} UTC", highlight=False)
     if not reply["rows"]:
-        console.print("No requests with tags in this time. Callers send tags in x-gkt-tags or metadata.tags.")
+        console.print(_NO_TAGS if "tag" in reply["by"] else _NO_LABELS)
         return
     figures = ("requests", "errors", "input tokens", "output tokens", "cost USD", "baseline USD", "saved USD")
-    heads = ["model" if name == "route" else name for name in reply["by"]]
+    by = [*(["start"] if reply["granularity"] else []), *reply["by"]]
+    heads = ["model" if name == "route" else name.removeprefix("label:") for name in by]
     table = plain_table(*heads, *figures, right=slice(len(heads), None))
-    for row in reply["rows"]:
+    total = [{**dict.fromkeys(by, ""), **reply["total"], by[0]: "total"}] if by and "total" in reply else []
+    for row in [*reply["rows"], *total]:
         counts = (Text(f"{row[name]:,}") for name in ("requests", "errors", "input_tokens", "output_tokens"))
         money = (Text(usd(row[f"{name}_usd"])) for name in ("cost", "baseline", "savings"))
-        table.add_row(*(Text(row[name]) for name in reply["by"]), *counts, *money)
+        table.add_row(*(Text(row[name]) for name in by), *counts, *money)
     console.print(table)
 
 
+_NO_TAGS = "No requests with tags in this time. Callers send tags in x-gkt-tags or metadata.tags."
+_NO_LABELS = "No requests with this label in this time. Labels are declared in policy files, under `labels`."
 _NONE = "-"
 _LEGEND = (
     "Tokens: input + output. Saved: savings by guidance or by a policy's choice of the student. +/-: error of the "

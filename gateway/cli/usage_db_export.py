@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from contextlib import contextmanager, nullcontext
 from decimal import Decimal
@@ -75,6 +76,7 @@ _COLUMNS: dict[str, _Column] = {
     **{f"{role}_cache_write_tokens": _tokens(role, "cache_write_input_tokens") for role in ("teacher", "student")},
     "handover_ms": attrgetter("timings.handover_ms"),
     "tags": lambda one: ",".join(one.tags),
+    "labels": lambda one: json.dumps(dict(one.labels), ensure_ascii=False) if one.labels else "",
 }
 
 

@@ -302,6 +302,7 @@ _MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]
 Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
 """Unix seconds."""
 
+_LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -313,3 +314,21 @@ def _label(value: str) -> str:
 
 Label: TypeAlias = Annotated[str, AfterValidator(_label), text_pattern(LABEL.pattern)]
 """A name in receipts, metrics and logs."""
+
+
+def label_name(name: object) -> str:
+    """Return the name of a label of requests. Raises InvalidValue."""
+    if not isinstance(name, str) or not _LABEL_NAME.fullmatch(name):
+        raise InvalidValue("a label's name is 1 to 32 of a-z, 0-9 and _, and begins with a letter: correct the name")
+    return name
+
+
+def label_names(labels: object) -> object:
+    """Check the names of labels, so that an issue has the location of the whole mapping. Raises InvalidValue."""
+    for name in labels if isinstance(labels, dict) else ():
+        label_name(name)
+    return labels
+
+
+LabelName: TypeAlias = Annotated[str, BeforeValidator(label_name), text_pattern(_LABEL_NAME.pattern)]
+"""The name of a label of requests, such as team."""

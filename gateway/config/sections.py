@@ -24,6 +24,7 @@ from gateway.config.scalars import (
     Flag,
     HttpBase,
     InvalidValue,
+    LabelName,
     Number,
     Reference,
     Secret,
@@ -255,6 +256,18 @@ class MetricsSettings(StrictModel):
 
     max_tenants: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
     """Most tenants with their own time series. Further tenants share one."""
+    labels: tuple[LabelName, ...] = Field((), max_length=8)
+    """Labels of policies with time series of requests and cost by value."""
+    max_label_values: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
+    """Most values of labels with their own time series, of all tenants and labels together. Further values share one
+    per label."""
+
+
+class LabelSettings(StrictModel):
+    """Labels of requests."""
+
+    hash_key: Secret | None = None
+    """Secret of hashed labels. None: hashes are keyed by the tenant's name alone, so values can be guessed."""
 
 
 class RequestLogSettings(StrictModel):

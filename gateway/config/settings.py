@@ -101,6 +101,8 @@ class Settings(StrictModel):
     """Log of the process."""
     metrics: sections.MetricsSettings = sections.MetricsSettings()
     """Limits of metric labels."""
+    labels: sections.LabelSettings = sections.LabelSettings()
+    """Labels of requests."""
     tracing: sections.TracingSettings = sections.TracingSettings()
     """OpenTelemetry tracing."""
     defaults: sections.Defaults = sections.Defaults()

@@ -14,8 +14,8 @@ from gateway.policy.book import Caller
 if TYPE_CHECKING:
     from gateway.keys.follower import KeyFollower
     from gateway.keys.held import HeldKey, Keyring
+    from gateway.policy.key_entry import KeyEntry
     from gateway.policy.policies import Policies
-    from gateway.policy.schema import KeyEntry
 
 log = structlog.get_logger()
 

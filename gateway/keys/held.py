@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from gateway.config.limits import BudgetDuration
-from gateway.policy.schema import KeyEntry
+from gateway.policy.key_entry import KeyEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +34,7 @@ class KeyTerms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     models: tuple[str, ...] | None = None
     limits: dict[str, Any] | None = None
     budget: dict[str, Any] | None = None
+    labels: dict[str, str] = {}
 
     def to_json(self) -> bytes:
         return _ENCODER.encode(self)
@@ -99,6 +100,7 @@ class HeldKey:
                 "models": self.terms.models,
                 "limits": self.terms.limits,
                 "budget": self.terms.budget,
+                "labels": self.terms.labels,
             }
         )
 

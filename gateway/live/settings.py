@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.accounting.budget_watch import BudgetAlerts
+    from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
     from gateway.config.settings import Settings
     from gateway.live.engines import LiveEngines
@@ -32,6 +33,7 @@ class RunningSettings:
     admission: Admission
     ledger: Ledger
     alerts: BudgetAlerts
+    labeler: Labeler
 
     async def apply(self, settings: Settings, policy_set: PolicySet, commit: Callable[[], None]) -> SettingsChange:
         """Put valid settings and the policies of `commit` into effect in one step; see `LiveSettings`.
@@ -52,6 +54,7 @@ class RunningSettings:
         self.policies.defaults = settings.defaults
         self.admission.use_defaults(settings.defaults)
         self.alerts.use(*wiring.webhook_of(settings))
+        self.labeler.use(wiring.hash_key_of(settings))
         self.ledger.sample = log_sample_of(settings)
 
 

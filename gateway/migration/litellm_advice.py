@@ -129,7 +129,7 @@ LITELLM: Mapping[str, str] = MappingProxyType(
         "upperbound_key_generate_params": "no upper bounds: defaults.key_limits are for keys without limits",
         **dict.fromkeys(
             ("default_internal_user_params", "max_internal_user_budget", "default_max_internal_user_budget",
-             "internal_user_budget_duration", "max_user_budget", "max_end_user_budget", "max_end_user_budget_id"),
+             "internal_user_budget_duration", "max_user_budget", "max_end_user_budget_id"),
             _USERS,
         ),
         **dict.fromkeys(("guardrails", "pre_call_rules", "post_call_rules", "skip_system_message_in_guardrail"),

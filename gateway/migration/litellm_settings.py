@@ -149,6 +149,7 @@ class SectionConverter:
             field = self._policy.origin("budget", "max_budget")
             context.notice(field, "a budget limits requests without max_tokens to 1024 tokens: set default_max_tokens "
                            "of the routes")  # fmt: skip
+        self._end_user_budget(keys.take("max_end_user_budget"))
         for name, prefix, hints in (
             ("default_team_params", "", {"models": "a tenant's models are its routes"}),
             ("default_key_generate_params", "key_", {"models": "`gkt-gateway keys create --models A,B`",
@@ -156,6 +157,24 @@ class SectionConverter:
         ):  # fmt: skip
             if (section := keys.take(name)) is not None:
                 self._defaults(section, prefix, hints)
+
+    def _end_user_budget(self, field: SourceField | None) -> None:
+        """Add a label for end users, with a budget of each."""
+        amount = self._context.number(field)
+        if field is None or amount is None:
+            return
+        if amount <= 0:
+            self._context.notice(field, "not imported: no limit in LiteLLM without an amount above 0")
+            return
+        label = "labels", "end_user"
+        self._policy.put(*label, "user", value=True)
+        self._policy.put(*label, "budget", "max_budget", value=amount, field=field)
+        self._policy.put(*label, "budget", "budget_duration", value=f"{_MAX_DAYS}d")
+        self._policy.put(*label, "budget", "calendar_aligned", value=False)
+        self._context.notice(
+            field,
+            "written as labels.end_user with a budget of each value; requests without `user` share that of (none)",
+        )
 
     def _defaults(self, section: SourceField, prefix: str, hints: dict[str, str]) -> None:
         """Add default limits and budgets of tenants (LiteLLM's teams) or keys to `defaults`."""

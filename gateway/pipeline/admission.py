@@ -105,7 +105,7 @@ class Admission:
         """
         if caller.policy.log_content and builder.shadow_of is None:  # the request's own log line has its content
             builder.content = LoggedContent(request)
-        scopes = self._scopes.of(caller)
+        scopes = self._scopes.of(caller, builder.labels)
         writes = builder.plan.max_tokens is None and bool(builder.plan.students)
         if writes and any(scope.budget is not None for scope in scopes):
             # Reserving the engine's maximum would exceed nearly every budget.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping
 
     from gateway.accounting.engine_set import EngineSet
+    from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
     from gateway.pipeline.admission import Admission
@@ -82,6 +83,7 @@ class RequestContext(Record, frozen=True):
     allowance: Allowance = msgspec.field(default_factory=Allowance)  # the caller's remaining limits, after admission
     route_override: RouteOverride | None = None  # an operator's choice, instead of the caller's headers
     state: RequestState = msgspec.field(default_factory=RequestState)
+    labeler: Labeler | None = None  # of labels; None: the request has none
     steps: LoopSteps | None = None  # divides the event loop's time between tenants; None: the time is not divided
 
     def next_step(self) -> Awaitable[None] | None:
@@ -92,7 +94,8 @@ class RequestContext(Record, frozen=True):
         return None if self.steps is None else self.steps.next_step()
 
     def new_receipt(self, plan: Plan, route: str, request: AnyRequest, *, stream: bool) -> ReceiptBuilder:
-        """Create the request's receipt builder, and keep it in `state`. Raises InvalidRequest for invalid tags."""
+        """Create the request's receipt builder, and keep it in `state`. Raises InvalidRequest for invalid tags
+        and labels."""
         self.state.builder = builder = ReceiptBuilder(
             id=self.id,
             created=self.created,
@@ -105,6 +108,7 @@ class RequestContext(Record, frozen=True):
             engine_set=self.engine_set,
             allowance=self.allowance,
             tags=tags_of(self.headers, request.tags),
+            labels={} if self.labeler is None else self.labeler.of_request(self.caller, self.headers, request),
         )
         return builder
 

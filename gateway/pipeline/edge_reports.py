@@ -23,13 +23,14 @@ from gateway.errors import (
     StoreUnavailable,
 )
 from gateway.policy.resolve import route_without_guidance
-from gateway.policy.routing import not_found, routes_for
+from gateway.policy.routing import NO_HEADERS, not_found, routes_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.accounting.edge import State
     from gateway.accounting.engine_set import EngineSet
+    from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.redis_ledger import EdgeBook, Outcome
     from gateway.accounting.store import ReceiptStore
@@ -67,6 +68,7 @@ class EdgeReports:
     metrics: Metrics
     tasks: BackgroundTasks
     within_s: float
+    labeler: Labeler | None = None
     clock: Callable[[], float] = time.time
 
     async def close(self, caller: Caller, receipt_id: str, usage: UsageBody, engines: EngineSet) -> Receipt:
@@ -98,7 +100,9 @@ class EdgeReports:
             await self._write(caller.policy, receipt, guidance.close.by, "closed")
             return receipt
 
-    async def add_offline(self, caller: Caller, report: OfflineBody, engines: EngineSet) -> Receipt:
+    async def add_offline(
+        self, caller: Caller, report: OfflineBody, engines: EngineSet, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Receipt:
         """Store the receipt of an answer that a device made alone, and return it.
 
         Raises:
@@ -110,8 +114,9 @@ class EdgeReports:
         with self.admission.slot(caller):
             policy, route, now = caller.policy, _route(caller, report.model), self.clock()
             price, limits = engines.prices[route.baseline], (self.within_s, engines.max_output)
+            labels = {} if self.labeler is None else self.labeler.of_report(caller, headers, report.metadata)
             try:
-                receipt = offline_receipt(policy.tenant, caller.key.id, route, report, price, now, *limits)
+                receipt = offline_receipt(policy.tenant, caller.key.id, route, report, price, now, *limits, labels)
             except EdgeExpired:
                 self.metrics.edge_closings.labels("expired").inc()
                 raise

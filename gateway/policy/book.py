@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
     from gateway.config.yaml_messages import Loc
+    from gateway.policy.key_entry import KeyEntry
     from gateway.policy.projections import Projection
-    from gateway.policy.schema import KeyEntry
 
 
 class PolicyFileCache:
@@ -78,10 +78,11 @@ def _parse(raw: bytes, digest: str, file: Path) -> CheckedFile[TenantPolicy]:
 
 
 class Caller(NamedTuple):
-    """A caller: the tenant's policy and the key used."""
+    """A caller: the tenant's policy, the key used, and the claims of a token. A caller with a key has no claims."""
 
     policy: TenantPolicy
     key: KeyEntry
+    claims: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,16 @@ matched.
 from __future__ import annotations
 
 import operator
-import re
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import re2
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from gateway.config.scalars import Flag, InvalidValue, Whole, text_pattern
+from gateway.config.scalars import Flag, InvalidValue, LabelName, Whole, label_names, text_pattern
 from gateway.config.yaml_source import StrictModel
+from gateway.policy.header_names import checked_header
+from gateway.policy.labels import LabelValue, read_request_labels
+from gateway.policy.patterns import PatternText
 from gateway.protocol.chat import ChatRequest
 from gateway.protocol.messages import text_of
 from gateway.protocol.tags import RULE, TAG, tags_of
@@ -25,86 +25,17 @@ from gateway.protocol.text import TextRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from gateway.policy.book import Caller
     from gateway.protocol.requests import AnyRequest
 
 MAX_TEXT_CHARS = 64_000
-_MAX_PATTERN_CHARS = 1000
-# A pattern that RE2 cannot run as a DFA takes 2 ns per instruction and character: 0.13 s for a whole text.
-_MAX_PROGRAM = 1000
 _MAX_NUMBER = 2**53
 _BOUNDS = (
     ("eq", "", operator.eq), ("gte", "at least ", operator.ge), ("gt", "more than ", operator.gt),
     ("lte", "at most ", operator.le), ("lt", "less than ", operator.lt),
 )  # fmt: skip
 _MAX_REASONS = 3
-_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}", re.ASCII)
-_SECRET_HEADERS = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "set-cookie", "api-key", "x-api-key", "x-goog-api-key"}
-)
-_LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A regular expression, as text and compiled. Patterns with equal text are equal."""
-
-    text: str
-    compiled: Any = field(compare=False, repr=False)
-
-    def matches_text(self, text: bytes) -> bool:
-        """Return whether the pattern matches anywhere in UTF-8 text. Releases the GIL."""
-        return self.compiled.search(text) is not None
-
-
-def to_pattern(value: object) -> Pattern:
-    """Return the compiled regular expression. Raises InvalidValue with the reason if RE2 rejects it."""
-    if isinstance(value, Pattern):
-        return value
-    if not isinstance(value, str) or not value:
-        raise InvalidValue("must be a regular expression: put it in quotes")
-    if len(value) > _MAX_PATTERN_CHARS:
-        raise InvalidValue(f"must have at most {_MAX_PATTERN_CHARS} characters")
-    options = re2.Options()
-    options.never_capture, options.log_errors = True, False
-    try:
-        compiled = re2.compile(value.encode(), options)
-    except re2.error as error:
-        raise InvalidValue(_message_of(value, error.args[0].decode("utf-8", "replace"))) from None
-    except UnicodeEncodeError:
-        raise InvalidValue("contains half of a surrogate pair: remove it") from None
-    if max(compiled.programsize, compiled.reverseprogramsize) > _MAX_PROGRAM:
-        raise InvalidValue(
-            "would take too long: shorten its repetitions, like .{0,300}, or leave their upper bound open"
-        )
-    return Pattern(value, compiled)
-
-
-def _message_of(pattern: str, error: str) -> str:
-    """Return RE2's error as a message, with its position in the pattern."""
-    what, _, part = error.partition(": ")
-    at = pattern.find(part) + 1 if part and part != pattern else 0
-    where = f" at character {at}" if at else ""
-    if what in {"missing )", "missing ]"}:
-        return f"is no regular expression: a '{'(' if what[-1] == ')' else '['}' is never closed"
-    if what == "unexpected )":
-        return "is no regular expression: a ')' closes nothing; for the character itself write \\)"
-    if what == "invalid perl operator" and part.startswith(_LOOK_AROUND):
-        return f"has look-around{where}, which takes more than linear time: RE2 has none"
-    if what == "invalid escape sequence" and part[1:].isdigit():
-        return f"has a back-reference{where}, which takes more than linear time: RE2 has none"
-    if what == "no argument for repetition operator":
-        return f"is no regular expression: '{part}'{where} has nothing to repeat; for the character write \\{part}"
-    if what == "invalid repetition size":
-        return f"repeats too often, or backwards: '{part}'{where}; at most 1000 times in all"
-    if what.startswith("trailing"):
-        return "is no regular expression: it ends in a single \\; for the character itself write \\\\"
-    return f"is no regular expression of RE2: {what}{f' {part!r}' if at else ''}{where}"
-
-
-PatternText: TypeAlias = Annotated[
-    Pattern, BeforeValidator(to_pattern, json_schema_input_type=Annotated[str, Field(min_length=1, max_length=1000)])
-]
-"""A regular expression of RE2."""
 
 Bound: TypeAlias = Annotated[Whole, Field(ge=0, le=_MAX_NUMBER)]
 
@@ -208,6 +139,14 @@ TagText: TypeAlias = Annotated[str, AfterValidator(_tag), text_pattern(TAG.patte
 """A tag."""
 
 
+LabelIs: TypeAlias = Annotated[
+    tuple[LabelValue, ...],
+    Field(min_length=1, max_length=100),
+    BeforeValidator(as_list, json_schema_input_type=LabelValue | tuple[LabelValue, ...]),
+]
+"""A value of a label, or several."""
+
+
 class RouteCondition(StrictModel):
     """Condition on requests. All given parts must hold."""
 
@@ -230,6 +169,10 @@ class RouteCondition(StrictModel):
         | None
     ) = None
     """A tag of the request, or several of which one must be among its tags."""
+    labels: (
+        Annotated[dict[LabelName, LabelIs], Field(min_length=1, max_length=8), BeforeValidator(label_names)] | None
+    ) = None
+    """Labels of the request by name: a value, or several of which it must have one."""
     contains: (
         Annotated[
             tuple[Words, ...],
@@ -258,14 +201,10 @@ class RouteCondition(StrictModel):
     def _valid_header_names(cls, headers: object) -> object:
         if not isinstance(headers, dict):
             return headers
-        for name in headers:
-            if not isinstance(name, str) or not _HEADER.fullmatch(name.lower()):
-                raise InvalidValue("a header name consists of letters, digits and -, like x-team: correct the name")
-            if name.lower() in _SECRET_HEADERS:
-                raise InvalidValue(f"{name.lower()} may contain a secret and cannot be a condition: use another header")
-        if len({name.lower() for name in headers}) < len(headers):
+        named = [(checked_header(name, "condition"), rule) for name, rule in headers.items()]
+        if len(dict(named)) < len(headers):
             raise InvalidValue("has a header twice: names are case-insensitive")
-        return {name.lower(): rule for name, rule in headers.items()}
+        return dict(named)
 
     @model_validator(mode="after")
     def _has_a_part(self) -> RouteCondition:
@@ -282,6 +221,12 @@ class RouteCondition(StrictModel):
         """Return whether the condition uses this field, also in nested conditions; `condition` is its name in YAML."""
         parts = (*(self.any_of or ()), *((self.none_of,) if self.none_of else ()))
         return getattr(self, condition) is not None or any(part.names(condition) for part in parts)
+
+    @property
+    def named_labels(self) -> tuple[str, ...]:
+        """Return the labels that the condition reads, also in nested conditions."""
+        parts = (*(self.any_of or ()), *((self.none_of,) if self.none_of else ()))
+        return (*(self.labels or ()), *(name for part in parts for name in part.named_labels))
 
     def mismatch(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         """Return the first part that does not hold, in a few words; None if all hold. It contains no request text."""
@@ -312,6 +257,9 @@ class RouteCondition(StrictModel):
                 return f"header {name} {reason}"
         if self.tags is not None and not any(tag in facts.tags for tag in self.tags):
             return "tags: it has none of them" if len(self.tags) > 1 else "tags: it does not have it"
+        for name, values in (self.labels or {}).items():
+            if facts.labels.get(name) not in values:
+                return f"labels: {name} has another value"
         if self.contains is not None and not any(text.casefold() in facts.folded for text in self.contains):
             return "contains: none of it is there" if len(self.contains) > 1 else "contains: it is not there"
         if self.matches is not None and not self.matches.matches_text(facts.encoded):
@@ -337,8 +285,8 @@ class RouteCondition(StrictModel):
 class RequestFacts:
     """The facts of one request that conditions read. The text is joined once, on first use."""
 
-    def __init__(self, request: AnyRequest, headers: Mapping[str, str]) -> None:
-        self._request = request
+    def __init__(self, request: AnyRequest, headers: Mapping[str, str], caller: Caller | None = None) -> None:
+        self._request, self._caller = request, caller
         self.headers = headers
         self.prompt_bytes = request.size_bytes
         completion = request if isinstance(request, ChatRequest | TextRequest) else None
@@ -351,6 +299,12 @@ class RequestFacts:
     def tags(self) -> tuple[str, ...]:
         """Return the tags. Raises InvalidRequest for an invalid header."""
         return tags_of(self.headers, self._request.tags)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Return the values of labels that sources have. Raises InvalidRequest as `read_labels`."""
+        found = read_request_labels(self._caller, self.headers, self._request) if self._caller is not None else {}
+        return {name: one.value for name, one in found.items()}
 
     @cached_property
     def text(self) -> str:

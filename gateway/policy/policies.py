@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from gateway.config.limits import BudgetRule, LimitsRule
     from gateway.policy.book import PolicySet
-    from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.policy.key_entry import KeyEntry
+    from gateway.policy.schema import TenantPolicy
 
 _MAX_FORMER = 10_000
 NO_DEFAULTS = Defaults()

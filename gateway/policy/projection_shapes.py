@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, RootModel
 
 from gateway.config.scalars import Flag, InvalidValue, Whole
 from gateway.config.yaml_source import StrictModel
-from gateway.policy.conditions import as_list, to_pattern
+from gateway.policy.conditions import as_list
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Placement, Projection, SkipRule
 
 # The typographic apostrophe, written below as a backtick.

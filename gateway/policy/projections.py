@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policy.conditions import Pattern
+    from gateway.policy.patterns import Pattern
 
 PRIMER: tuple[tuple[str, str], ...] = (
     (

@@ -56,7 +56,7 @@ def choose(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_
     for index, route in routes_for(caller, request.model):
         if route.when is None:
             return RouteChoice(route, index, tuple(passed))
-        facts = facts or RequestFacts(request, headers)
+        facts = facts or RequestFacts(request, headers, caller)
         reason = route.when.mismatch(facts, route.default_max_tokens)
         if reason is None:
             return RouteChoice(route, index, tuple(passed))

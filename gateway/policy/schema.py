@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -24,16 +23,16 @@ from gateway.config.scalars import (
     Flag,
     InvalidValue,
     Label,
-    Moment,
     Number,
     RouteName,
     Whole,
-    text_pattern,
 )
-from gateway.config.yaml_messages import follows_from_another, yaml_loc
-from gateway.config.yaml_source import StrictModel, issue_message
+from gateway.config.yaml_messages import follows_from_another
+from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, GuidanceRule
+from gateway.policy.key_entry import KeyEntry
+from gateway.policy.labels import PolicyLabels, undeclared
 from gateway.policy.route_rules import (
     Collect,
     QualityRule,
@@ -50,10 +49,6 @@ from gateway.policy.stored_responses import StoredResponsesRule
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pydantic_core import InitErrorDetails
-
-    from gateway.policy.split import VariantKeys
-
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 OverrideMode = Literal["guided", "student", "teacher"]
 """Modes that a caller may request by header, if the policy allows it."""
@@ -62,53 +57,6 @@ _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", 
 
 MAX_NAME_CHARS = 256
 """Longest name of a model for which a route `*` is used."""
-PLAYGROUND = "playground"
-"""Key name of playground requests in receipts. No key may have this name."""
-
-_HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_HASH_OF_NOTHING = sha256(b"").hexdigest()
-
-
-class KeyEntry(StrictModel):
-    """A caller's key: its name for logs, the SHA-256 of the whole key, and its permissions."""
-
-    id: Label
-    """Name in logs and receipts, unique within the tenant."""
-    sha256: Annotated[str, text_pattern("[0-9a-fA-F]{64}")] = Field(repr=False)
-    """SHA-256 of the key, 64 hex digits."""
-    expires: Moment | None = None
-    """Expiry of the key: a date, valid until its end in UTC, or a time."""
-    models: Annotated[tuple[RouteName, ...], Field(min_length=1)] | None = None
-    """Models that the key may use, with their aliases; None: all models of the tenant."""
-    limits: LimitsRule | None = None
-    """Limits of this key, in addition to the tenant's; None: the tenant's `key_limits`."""
-    budget: BudgetRule | None = None
-    """Budget of this key, in addition to the tenant's; None: the tenant's `key_budget`."""
-    key_hints: ClassVar[Mapping[str, str]] = {
-        "key_alias": "here it is called id",
-        "duration": "here it is called expires, and is a date or a time",
-    }
-
-    @field_validator("id")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if value == PLAYGROUND:
-            raise InvalidValue("is reserved for playground requests: choose another id")
-        return value
-
-    @field_validator("sha256")
-    @classmethod
-    def _is_a_hash(cls, value: str) -> str:
-        if not _HEX_64.fullmatch(value.lower()):
-            raise InvalidValue(
-                "must be the key's SHA-256, 64 hex digits, never the key itself: "
-                'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
-            )
-        if value.lower() == _HASH_OF_NOTHING:
-            raise InvalidValue(
-                "is the SHA-256 of an empty text: $KEY was empty. Create a key with `gkt-gateway keys create`"
-            )
-        return value.lower()
 
 
 class OverridesRule(StrictModel):
@@ -257,7 +205,7 @@ class Route(StrictModel):
                 )
             except ValidationError as error:
                 details = error.errors(include_url=False)
-                wrong += [_variant_issue(variant, detail) for detail in details if not follows_from_another(detail)]
+                wrong += [variant.issue(detail, cls) for detail in details if not follows_from_another(detail)]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
         return route.with_variants([routes[name] for name in route.split.variants])
@@ -314,13 +262,6 @@ class RouteVariant(NamedTuple):
     route: Route
 
 
-def _variant_issue(variant: VariantKeys, detail: Any) -> InitErrorDetails:
-    """Return the issue of a variant's complete route at the variant's key."""
-    error = InvalidValue(*issue_message(detail, Route))
-    loc = variant.loc(*yaml_loc(Route, detail))
-    return {"type": "value_error", "loc": loc, "input": detail["input"], "ctx": {"error": error}}
-
-
 def _by_name(
     routes: Sequence[Route], names: Callable[[Route], tuple[str, ...]]
 ) -> dict[str, tuple[tuple[int, Route], ...]]:
@@ -341,6 +282,8 @@ class TenantPolicy(StrictModel):
 
     tenant: Label
     """Name of the tenant in logs, metrics and receipts."""
+    labels: PolicyLabels = Field({})
+    """Labels of requests, such as a team, by which costs are attributed and limited."""
     keys: tuple[KeyEntry, ...] = ()
     """Keys of the tenant's callers."""
     limits: LimitsRule | None = None
@@ -363,6 +306,28 @@ class TenantPolicy(StrictModel):
     """Overrides that callers may request by header, on routes without `overrides`."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
     """Routes of the tenant. Among those with the requested model, the first whose `when` matches serves the request."""
+
+    @field_validator("keys")
+    @classmethod
+    def _declared_labels(cls, keys: tuple[KeyEntry, ...], info: ValidationInfo) -> tuple[KeyEntry, ...]:
+        for key in keys if "labels" in info.data else ():
+            if (name := undeclared(key.labels, info.data["labels"])) is not None:
+                raise InvalidValue(f"key {key.id} has the label {name}: declare it, with `labels: {{{name}: {{}}}}`")
+        return keys
+
+    @field_validator("routes")
+    @classmethod
+    def _conditions_on_labels(cls, routes: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+        named = [name for route in routes if route.when is not None for name in route.when.named_labels]
+        for name in named if "labels" in info.data else ():
+            if name not in info.data["labels"] or info.data["labels"][name].hash:
+                raise InvalidValue(f"a condition names the label {name}, which is hashed or not declared in `labels`")
+        return routes
+
+    @cached_property
+    def limited_labels(self) -> tuple[str, ...]:
+        """Return the labels whose values have limits or budgets."""
+        return tuple(name for name, rule in self.labels.items() if rule.is_limited)
 
     @cached_property
     def routes_of(self) -> dict[str, tuple[tuple[int, Route], ...]]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field, PlainValidator, field_validator
 
 from gateway.config.scalars import InvalidValue, Label
-from gateway.config.yaml_messages import MUST_BE
-from gateway.config.yaml_source import StrictModel
+from gateway.config.yaml_messages import MUST_BE, yaml_loc
+from gateway.config.yaml_source import StrictModel, issue_message
 from gateway.policy.affinity import conversation_key
 from gateway.policy.guidance_rule import GuidanceRule
 from gateway.policy.plan import SplitFacts
@@ -23,6 +23,9 @@ from gateway.policy.route_rules import Part, Student
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic import BaseModel
+    from pydantic_core import InitErrorDetails
 
     from gateway.config.yaml_messages import Loc
     from gateway.protocol.requests import CompletionRequest
@@ -93,6 +96,12 @@ class VariantKeys(NamedTuple):
     def loc(self, *loc: str | int) -> Loc:
         """Return the location, from the route, of a key of the complete route."""
         return ("split", "variants", self.name, *loc)
+
+    def issue(self, detail: Any, model: type[BaseModel]) -> InitErrorDetails:
+        """Return an issue of the complete route, which is a `model`, at the variant's key."""
+        error = InvalidValue(*issue_message(detail, model))
+        loc = self.loc(*yaml_loc(model, detail))
+        return {"type": "value_error", "loc": loc, "input": detail["input"], "ctx": {"error": error}}
 
 
 def complete_routes(route: Mapping[str, Any]) -> Iterator[VariantKeys]:

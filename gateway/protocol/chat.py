@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_TOKENS, Choices, Json, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.other_endpoint import ANTHROPIC_PARTS, MESSAGES
-from gateway.protocol.tags import take_tags
+from gateway.protocol.tags import metadata_of, take_tags
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
@@ -63,6 +63,7 @@ class ChatRequest(Record, frozen=True):
     cache_key: str | None = None  # the caller's name of the conversation, for prompt caches; None: it sent none
     may_store: bool = True  # False if the caller sent `store: false`
     tags: tuple[str, ...] = ()  # of `metadata`
+    metadata: Json | None = None  # as the caller sent it
 
     @property
     def messages(self) -> list[Json]:
@@ -103,6 +104,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         size_bytes=len(raw),
         non_text_parts=non_text_parts,
         may_store=body.get("store") is not False,
+        metadata=metadata_of(body),
         tags=take_tags(body),
     )
 

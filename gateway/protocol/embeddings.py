@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import read_body
-from gateway.protocol.tags import take_tags
+from gateway.protocol.tags import metadata_of, take_tags
 from gateway.protocol.texts import FilledTexts, each_text
 from gateway.runtime.record import Record
 
@@ -38,6 +38,7 @@ class EmbeddingsRequest(Record, frozen=True):
     inputs: list[Text]  # one vector each
     size_bytes: int
     tags: tuple[str, ...] = ()  # of `metadata`
+    metadata: Json | None = None  # as the caller sent it
     choices: ClassVar[int] = 0
     generated_choices: ClassVar[int] = 0
     non_text_parts: ClassVar[int] = 0
@@ -51,4 +52,5 @@ def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
         raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {MAX_INPUTS} at once.", param="input")
     if known.encoding_format is not None and known.encoding_format not in _ENCODINGS:
         raise InvalidRequest("'encoding_format': use 'float' or 'base64'.", param="encoding_format")
-    return EmbeddingsRequest(body, known.model, inputs, len(raw), take_tags(body))
+    metadata = metadata_of(body)
+    return EmbeddingsRequest(body, known.model, inputs, len(raw), take_tags(body), metadata)

@@ -46,6 +46,12 @@ def tags_of_metadata(metadata: object) -> tuple[str, ...]:
     return _listed(tag for tag in tags[:_MAX_LISTED] if isinstance(tag, str) and TAG.fullmatch(tag.strip()))[:MAX_TAGS]
 
 
+def metadata_of(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `metadata` of a body; None if there is none, or another type."""
+    metadata = body.get("metadata")
+    return metadata if isinstance(metadata, dict) else None
+
+
 def take_tags(body: dict[str, Any]) -> tuple[str, ...]:
     """Return the tags in `metadata` of a body. Remove a list of tags: OpenAI rejects `metadata` with a list."""
     metadata = body.get("metadata")

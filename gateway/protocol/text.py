@@ -9,7 +9,7 @@ from msgspec import Meta
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, SamplingBody, read_body, stop_texts, wants_usage
 from gateway.protocol.other_endpoint import missing_content
-from gateway.protocol.tags import take_tags
+from gateway.protocol.tags import metadata_of, take_tags
 from gateway.protocol.texts import Texts, each_text
 from gateway.runtime.record import Record
 
@@ -45,6 +45,7 @@ class TextRequest(Record, frozen=True):
     size_bytes: int
     has_empty_prompt: bool = False
     tags: tuple[str, ...] = ()  # of `metadata`
+    metadata: Json | None = None  # as the caller sent it
     non_text_parts: ClassVar[int] = 0
     limit_field: ClassVar[str] = "max_tokens"  # the name of the field in which the caller sends its token limit
 
@@ -88,5 +89,6 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
         has_empty_prompt="" in prompts,
+        metadata=metadata_of(body),
         tags=take_tags(body),
     )

@@ -174,6 +174,10 @@ class RedisKeys(NamedTuple):
         base = f"{self.tenant_base(tenant)}{scope}:"
         return base + "window", base + "parallel", base + "budget"
 
+    def label_values(self, tenant: str, label: str, trusted: bool, month: str) -> str:
+        """Return the key of a sorted set: the values of a label in a month, from claims or chosen by callers."""
+        return f"{self.tenant_base(tenant)}label_values:{label}:{'claim' if trusted else 'caller'}:{month}"
+
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
 

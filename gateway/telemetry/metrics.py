@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from gateway.runtime.fair_share import ANONYMOUS
 from gateway.telemetry.gauges import BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
-from gateway.telemetry.series import OTHER, SeriesLimit
+from gateway.telemetry.series import OTHER, LabelSeries, SeriesLimit
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -39,12 +39,15 @@ class Metrics:
     Use only the label values of tenants and routes that `series` returns: `max_tenants` have their own.
     """
 
-    def __init__(self, worker: int | None = None, max_tenants: int = 1000) -> None:
+    def __init__(
+        self, worker: int | None = None, max_tenants: int = 1000, labels: Iterable[str] = (), max_values: int = 1000
+    ) -> None:
         if worker is not None:
             count_in_worker_files(worker)
         self._shared = worker is not None
         self.worker = str(worker or 1)
-        self.series = SeriesLimit(max_tenants, reserved=(ANONYMOUS,))
+        self.series, self.labels = SeriesLimit(max_tenants, reserved=(ANONYMOUS,)), tuple(labels)
+        self.label_series = LabelSeries(max_values)
         if self._shared:
             # The files contain the series of this worker's previous process. Keep their label values.
             for family in all_workers_registry().collect():
@@ -104,6 +107,9 @@ class Metrics:
             ("tenant", "role", "engine", "direction"),
         )
         self.cost_usd = counter("gkt_cost_usd", "Cost of requests.", ("tenant", "route"))
+        of_label = ("tenant", "label", "value")
+        self.label_requests = counter("gkt_label_requests", "Requests that ended, by value of a label.", of_label)
+        self.label_cost_usd = counter("gkt_label_cost_usd", "Cost of requests, by value of a label.", of_label)
         self.class_cost_usd = counter(
             "gkt_class_cost_usd",
             "Cost of requests by savings class. measuring: shadows and quality samples.",
@@ -254,8 +260,8 @@ class Metrics:
         )
         self.limited = counter(
             "gkt_limited",
-            "Requests rejected by a limit of their tenant or key (requests, tokens, parallel, budget), or by their "
-            "tenant's share of a full worker (concurrent_requests, concurrent_reads).",
+            "Requests rejected by a limit of their tenant, key or label (requests, tokens, parallel, budget), or by "
+            "their tenant's share of a full worker (concurrent_requests, concurrent_reads).",
             ("tenant", "limit"),
         )
         self.uncounted = counter(

@@ -55,3 +55,19 @@ class SeriesLimit:
     def route_alone(self, route: str) -> str:
         """Return the label value for a route name without a tenant's label."""
         return route if route in self._route_names else OTHER
+
+
+class LabelSeries:
+    """Values of requests' labels. The first `limit` values, of all tenants and labels, get their own series."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: set[tuple[str, str, str]] = set()
+
+    def value(self, tenant: str, label: str, value: str) -> str:
+        """Return the label value for a value, next to the tenant's label."""
+        if (tenant, label, value) not in self._values:
+            if len(self._values) >= self._limit:
+                return OTHER
+            self._values.add((tenant, label, value))
+        return value

@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from gateway.accounting.receipt import Receipt
+from gateway.policy.labels import MAX_LABELS
 from gateway.protocol.tags import MAX_TAGS
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
@@ -36,11 +37,13 @@ from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
     EXPORTS,
+    LABELS,
     OUTCOME_ROWS,
     RECEIPTS,
     SUMS,
     TAGS,
     UNREADABLE,
+    label_rows,
     row_of,
     tag_rows,
 )
@@ -77,6 +80,7 @@ class _DecodedEntry(NamedTuple):
     status: str
     row: tuple[Any, ...]
     tags: tuple[tuple[Any, ...], ...]  # rows of TAGS
+    labels: tuple[tuple[Any, ...], ...]  # rows of LABELS
 
 
 _RejectedEntry = tuple[OutboxEntry, str]
@@ -174,6 +178,7 @@ class UsageDatabase:
         sql.put_tags([row for _, entry in decoded for row in entry.tags])
         if self._exports:
             add_exports(connection, [(key, entry.status) for key, entry in decoded], self._clock())
+        sql.put_labels([row for _, entry in decoded for row in entry.labels])
         if sums is None:
             sums, finest = Sums(), self._finest()
             for times, receipts in ((1, (Receipt.from_json(new.entry.raw) for _, new in decoded)), (-1, replaced)):
@@ -189,7 +194,7 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete tags, comparisons and outcomes of these days. A day has fewer comparisons and outcomes than
+        Also delete tags, labels, comparisons and outcomes of these days. A day has fewer comparisons and outcomes than
         receipts. A daily partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
@@ -204,10 +209,11 @@ class UsageDatabase:
             if not is_locked(error):
                 raise
         with self._engine.reading() as connection:
-            tables = {one: tables_to_trim(connection, one) for one in (TAGS, RECEIPTS)}
-        for _ in range(MAX_TAGS):  # of each receipt
-            if sum(self._delete(TAGS, day, name) for name in tables[TAGS]) < _DELETED_AT_ONCE:
-                break
+            tables = {one: tables_to_trim(connection, one) for one in (TAGS, LABELS, RECEIPTS)}
+        for table, most in ((TAGS, MAX_TAGS), (LABELS, MAX_LABELS)):
+            for _ in range(most):  # of each receipt
+                if sum(self._delete(table, day, name) for name in tables[table]) < _DELETED_AT_ONCE:
+                    break
         return dropped + sum(self._delete(RECEIPTS, day, name) for name in tables[RECEIPTS])
 
     def delete_sums(self) -> int:
@@ -271,8 +277,8 @@ def _decode(
         sum_rows = [*map(SumRow.of, receipts)]
         packed = [pack(entry.raw) for entry in entries]
         rows = map(row_of, receipts, packed, dims, sum_rows)
-        tags = map(tag_rows, receipts, dims, sum_rows)
-        decoded = [*map(_DecodedEntry, entries, (receipt.status for receipt in receipts), rows, tags)]
+        tags, labels = map(tag_rows, receipts, dims, sum_rows), map(label_rows, receipts, dims, sum_rows)
+        decoded = [*map(_DecodedEntry, entries, (receipt.status for receipt in receipts), rows, tags, labels)]
     except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
         if len(entries) > 1:
             return [one for entry in entries for one in _decode([entry], known, unreadable)]

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from gateway.quality.comparison import QualityTally
     from gateway.quality.outcome import OutcomeSums
     from gateway.quality.trend import AgreementSums, RouteScope
+    from gateway.usage.receipt_sums import ReceiptSum
     from gateway.usage.search import FoundReceipt, ReceiptSearch, SearchPage
     from gateway.usage.span import UsageSpan
-    from gateway.usage.sums import Period, StoredRow
-    from gateway.usage.tags import TagSum
+    from gateway.usage.sums import Granularity, Period, StoredRow
     from gateway.usage.threads import QueryThreads
     from gateway.usage.uptime import EngineUptime
 
@@ -88,9 +88,11 @@ class DatabaseReader:
         """Return the sums of outcomes of a route's variants by variant and source, for a range of UTC days."""
         return await self._threads.scan(lambda queries: queries.outcomes(tenant, route, since_day, until_day))
 
-    async def tags(self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str]) -> list[TagSum]:
-        """Return the sums by tag and other dimensions. Raises InvalidRequest if there are too many."""
-        return await self._threads.scan(lambda queries: queries.tags(when, by, only))
+    async def receipt_sums(
+        self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str], granularity: Granularity | None
+    ) -> list[ReceiptSum]:
+        """Return the sums by tag, labels and other dimensions. Raises InvalidRequest if there are too many."""
+        return await self._threads.scan(lambda queries: queries.receipt_sums(when, by, only, granularity))
 
     async def uptime(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `days` are starts in Unix seconds."""

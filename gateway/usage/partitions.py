@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - statements contain only names of tables and numbers
-"""Daily partitions of receipts and tags in PostgreSQL. All calls block: use threads.
+"""Daily partitions of receipts, tags and labels in PostgreSQL. All calls block: use threads.
 
 Each partition has one day. The default partition has the rows of days without a partition, so that no insert fails.
 Such rows come from an earlier version of the gateway, or a partition could not be created in time. A table that was
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from sqlalchemy import text
 
-from gateway.usage.tables import DAY_S, RECEIPTS, TAGS
+from gateway.usage.tables import DAY_S, LABELS, RECEIPTS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-PARTITIONED = (RECEIPTS, TAGS)
+PARTITIONED = (RECEIPTS, TAGS, LABELS)
 AHEAD_DAYS = 7
 """Days after today that have partitions in advance."""
 LOCK_WAIT_MS = 2_000
@@ -136,7 +136,7 @@ def drop_expired(connection: Connection, before: int) -> int:
     because only the catalog changes. Raises OperationalError if a reader has the table for longer (`is_locked`).
     """
     dropped, limit = 0, before
-    for table in PARTITIONED:  # receipts first: tags follow their days
+    for table in PARTITIONED:  # receipts first: tags and labels follow their days
         for one in partitions(connection, table):
             if one.until is None or one.until > limit:
                 break

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, Double, bindparam, case, cast, func, select, tuple_
+from sqlalchemy import BigInteger, Double, bindparam, cast, func, select, tuple_
 
 from gateway.pricing import dollars
 from gateway.quality.book import ComparisonScope
@@ -18,32 +18,30 @@ from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
 from gateway.usage.partitions import day_windows, keep_few_locks
 from gateway.usage.receipt_search import search, shadows_of
+from gateway.usage.receipt_sum_query import receipt_sums
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.search import FoundReceipt
-from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS, Period, StoredRow
+from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
     OUTCOME_ROWS,
     RECEIPTS,
     SUMS,
-    TAGS,
     UNREADABLE,
     UPTIME,
     of_days,
     time_of,
 )
-from gateway.usage.tags import SUMS as TAG_SUMS
-from gateway.usage.tags import TagSum
 from gateway.usage.threads import with_pauses
 from gateway.usage.uptime import EngineUptime
-from gateway.usage.usage import MAX_ROWS, MAX_TAG_ROWS, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
+    from gateway.usage.receipt_sums import ReceiptSum
     from gateway.usage.search import ReceiptSearch, SearchPage
     from gateway.usage.span import UsageSpan
     from gateway.usage.sql import ReceiptKey
@@ -260,30 +258,11 @@ class UsageQueries:
         rows = self.connection.execute(select(unit.variant, unit.source, *sums).group_by(unit.variant, unit.source))
         return {(row[0], row[1]): OutcomeSums(*map(int, row[2:5]), *map(float, row[5:])) for row in rows}
 
-    def tags(self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str]) -> list[TagSum]:
-        """Return the sums by dimensions, the highest cost first. `only` has required values by dimension.
-
-        Sums beyond MAX_ROWS are one sum, called OTHER: a tenant with many tags does not prevent reports of all tenants.
-        Raises InvalidRequest if there are too many rows to add up.
-        """
-        c = TAGS.c
-        # `day` may differ by one from the day of `created`.
-        days = c.day.between(when.since // DAY_S - 1, when.until // DAY_S + 1)
-        only_these = [c[name] == value for name, value in only.items()]
-        selected = select(*(c[name] for name in (*by, *TAG_SUMS)))
-        selected = selected.where(days, c.created >= when.since, c.created < when.until, *only_these)
-        added = selected.limit(MAX_TAG_ROWS + 1).subquery().c
-        names, sums = [added[name] for name in by], [func.sum(added[name]).label(name) for name in TAG_SUMS]
-        rank = func.row_number().over(order_by=(func.sum(added.cost_pico).desc(), *names)).label("rank")
-        ranked = select(*names, *sums, func.count().label("added"), rank).group_by(*names).subquery().c
-        shown = [case((ranked.rank <= MAX_ROWS, ranked[name]), else_=OTHER).label(name) for name in by]
-        groups = select(*shown, *(ranked[name] for name in (*TAG_SUMS, "added", "rank"))).subquery().c
-        names, totals = [groups[name] for name in by], [func.sum(groups[name]) for name in (*TAG_SUMS, "added")]
-        query = select(*names, *totals).group_by(*names).order_by(func.min(groups.rank))
-        rows = [*with_pauses(self.connection.execute(query))]
-        if sum(row[-1] for row in rows) > MAX_TAG_ROWS:
-            raise too_large(f"it would have to add up more than {MAX_TAG_ROWS:,} tags of requests")
-        return [TagSum(tuple(row[: len(by)]), tuple(map(int, row[len(by) : -1]))) for row in with_pauses(rows)]
+    def receipt_sums(
+        self, when: UsageSpan, by: Sequence[str], only: Mapping[str, str], granularity: Granularity | None
+    ) -> list[ReceiptSum]:
+        """Return sums by tags and labels; see `receipt_sum_query.receipt_sums`."""
+        return receipt_sums(self.connection, when, by, only, granularity)
 
     def uptime(self, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""

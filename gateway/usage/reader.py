@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from gateway.usage.database_reader import DatabaseReader
+    from gateway.usage.receipt_sums import ReceiptSum
     from gateway.usage.rollup import SumDimensions
     from gateway.usage.sums import Period, Retention, StoredRow
-    from gateway.usage.tags import TagSum
     from gateway.usage.usage import UsageQuery
 
 T = TypeVar("T")
@@ -161,10 +161,12 @@ class UsageReader:
                 await self._database.rows(usage.add_rows, query.span.periods, tenant)
             return await in_thread(render, usage)
 
-    async def read_tags(self, query: UsageQuery, render: Callable[[list[TagSum]], T]) -> T:
-        """Return `render(sums)` of an operator's query by tag; see `read`."""
-        async with self._slot(None):
-            sums = await self._database.tags(query.span, query.by, query.only)
+    async def read_receipt_sums(
+        self, query: UsageQuery, render: Callable[[list[ReceiptSum]], T], *, tenant: str | None = None
+    ) -> T:
+        """Return `render(sums)` of a query by tags and labels; see `read`."""
+        async with self._slot(tenant):
+            sums = await self._database.receipt_sums(query.span, query.by, query.only, query.granularity)
             return await in_thread(render, sums)
 
     async def _fold(self, usage: UsageResult, query: UsageQuery) -> None:

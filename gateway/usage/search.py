@@ -12,11 +12,12 @@ ANY = "any"
 ERROR = "error"
 
 
-class _Reason(msgspec.Struct):
+class _Facts(msgspec.Struct):
     unguided: str | None = None
+    labels: dict[str, str] = {}
 
 
-_REASON_DECODER = msgspec.json.Decoder(_Reason)
+_FACTS_DECODER = msgspec.json.Decoder(_Facts)
 
 
 class ReceiptSearch(NamedTuple):
@@ -35,13 +36,18 @@ class ReceiptSearch(NamedTuple):
     unguided: str | None = None
     min_pico: int | None = None
     max_pico: int | None = None
+    label: tuple[str, str] | None = None  # name and value
 
     def matches(self, raw: bytes) -> bool:
-        """Return whether a receipt has the required reason, which is no column."""
+        """Return whether a receipt has the required reason and label, which are no columns."""
+        if self.unguided is None and self.label is None:
+            return True
+        facts = _FACTS_DECODER.decode(raw)
+        if self.label is not None and facts.labels.get(self.label[0]) != self.label[1]:
+            return False
         if self.unguided is None:
             return True
-        reason = _REASON_DECODER.decode(raw).unguided
-        return reason is not None if self.unguided == ANY else reason == self.unguided
+        return facts.unguided is not None if self.unguided == ANY else facts.unguided == self.unguided
 
 
 class FoundReceipt(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateway.usage.tables import EXPORTS, RECEIPTS, SUM_KEY, SUMS, TAGS
+from gateway.usage.tables import EXPORTS, LABELS, RECEIPTS, SUM_KEY, SUMS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,6 +30,7 @@ _RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
 _TAG_COLUMNS = tuple(TAGS.columns)
 _EXPORT_COLUMNS = tuple(EXPORTS.columns)
+_LABEL_COLUMNS = tuple(LABELS.columns)
 _HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
 _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
 _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
@@ -68,6 +69,11 @@ class UsageSql:
         """Insert rows of the export stream's outbox, or replace their revision and time."""
         if rows:
             self._insert("usage_export", _EXPORT_COLUMNS, rows, _or_update(_EXPORT_COLUMNS))
+
+    def put_labels(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert or replace rows of receipts' labels."""
+        if rows:
+            self._insert("usage_labels", _LABEL_COLUMNS, rows, _or_update(_LABEL_COLUMNS))
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""

@@ -107,6 +107,24 @@ OUTCOME_ROWS = Table(
 )
 """Outcomes of requests: a row for each request and source."""
 
+
+def _sum_columns() -> list[Column[Any]]:
+    """Return the columns of a receipt's sums, in the order of `_sums_of`."""
+    return [
+        Column("created", BigInteger, nullable=False),  # Unix seconds
+        Column("key", Text, nullable=False),
+        Column("route", Text, nullable=False),
+        Column("mode", Text, nullable=False),
+        Column("requests", Integer, nullable=False),  # 0 for a device's report on guidance
+        Column("errors", Integer, nullable=False),
+        Column("input_tokens", BigInteger, nullable=False),  # of all calls
+        Column("output_tokens", BigInteger, nullable=False),
+        Column("cost_pico", BigInteger, nullable=False),
+        Column("baseline_pico", BigInteger, nullable=False),
+        Column("savings_pico", BigInteger, nullable=False),
+    ]
+
+
 TAGS = Table(
     "usage_tags",
     METADATA,
@@ -114,22 +132,27 @@ TAGS = Table(
     Column("id", Text, primary_key=True),  # of the receipt
     Column("tenant", Text, primary_key=True),
     Column("tag", Text, primary_key=True),
-    Column("created", BigInteger, nullable=False),  # Unix seconds
-    Column("key", Text, nullable=False),
-    Column("route", Text, nullable=False),
-    Column("mode", Text, nullable=False),
-    Column("requests", Integer, nullable=False),  # 0 for a device's report on guidance
-    Column("errors", Integer, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),  # of all calls
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("cost_pico", BigInteger, nullable=False),
-    Column("baseline_pico", BigInteger, nullable=False),
-    Column("savings_pico", BigInteger, nullable=False),
+    *_sum_columns(),
     Index("usage_tags_by_tenant", "tenant", "created"),
     sqlite_with_rowid=False,
     postgresql_partition_by=_BY_DAY,
 )
 """Tags of receipts, one row for each tag."""
+
+LABELS = Table(
+    "usage_labels",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("id", Text, primary_key=True),  # of the receipt
+    Column("tenant", Text, primary_key=True),
+    Column("label", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    *_sum_columns(),
+    Index("usage_labels_by_label", "tenant", "label", "created"),
+    sqlite_with_rowid=False,
+    postgresql_partition_by=_BY_DAY,
+)
+"""Labels of receipts, one row for each label."""
 
 UPTIME = Table(
     "usage_uptime",
@@ -166,7 +189,7 @@ EXPORTS = Table(
 )
 """Receipts that the export stream has not sent yet."""
 
-ADDED = (OUTCOME_ROWS, TAGS, EXPORTS)
+ADDED = (OUTCOME_ROWS, TAGS, LABELS, EXPORTS)
 """Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
@@ -214,8 +237,20 @@ def tag_rows(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[tuple[
     """Return the rows of a receipt's tags in the order of the columns, given its dimensions and counters."""
     if not receipt.tags:
         return ()
-    roles, day = (row.teacher, row.student, row.failed), day_of(receipt)
+    day, rest = day_of(receipt), _sums_of(receipt, dims, row)
+    return tuple((day, receipt.id, dims.tenant, tag, *rest) for tag in dict.fromkeys(receipt.tags))
+
+
+def label_rows(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[tuple[Any, ...], ...]:
+    """Return the rows of a receipt's labels in the order of the columns, given its dimensions and counters."""
+    if not receipt.labels:
+        return ()
+    day, rest = day_of(receipt), _sums_of(receipt, dims, row)
+    return tuple((day, receipt.id, dims.tenant, name, value, *rest) for name, value in receipt.labels.items())
+
+
+def _sums_of(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[Any, ...]:
+    roles = (row.teacher, row.student, row.failed)
     tokens = sum(role.read for role in roles), sum(role.output for role in roles)
     sums = row.requests, sum(row.errors.values()), *tokens, row.cost_pico, row.baseline_pico, row.savings_pico
-    rest = receipt.created, dims.key, dims.route, dims.mode, *sums
-    return tuple((day, receipt.id, dims.tenant, tag, *rest) for tag in dict.fromkeys(receipt.tags))
+    return receipt.created, dims.key, dims.route, dims.mode, *sums

@@ -20,7 +20,7 @@ from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnr
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks

@@ -16,7 +16,7 @@ from gateway.evaluation.folder import RunFolder, shown_hash
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
 from gateway.evaluation.run import failed_example
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for
 

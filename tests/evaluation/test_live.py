@@ -22,7 +22,7 @@ from gateway.evaluation.record import EXAMPLES, Example, StageRecord
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projections import SkipRule
 from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import (

@@ -10,8 +10,8 @@ from msgspec import structs
 
 from gateway.evaluation.setting import Setting, with_first_exemplars
 from gateway.evaluation.staged import teacher_request
-from gateway.policy.conditions import to_pattern
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projection_shapes import ENGLISH
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.accounting.estimate import count_text
 from gateway.guidance.keep import MAX_SENTENCE_CHARS, MAX_SENTENCES, GrowingKeep, GrowingSkip, keep
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projection_shapes import ENGLISH
 from gateway.policy.projections import SkipRule
 

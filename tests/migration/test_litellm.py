@@ -653,3 +653,15 @@ def test_values_that_the_gateway_rejects_are_listed_and_left_out() -> None:
     assert messages(result, "general_settings.max_parallel_requests") == ["not imported: must be at least 1"]
     assert policy(result)["routes"][0]["retries"] == {"num_retries": 10}
     assert messages(result, "litellm_settings.num_retries") == ["written as 10: the gateway permits 0 to 10"]
+
+
+def test_a_budget_of_end_users_is_a_label_with_a_budget() -> None:
+    result = convert(f"{ONE}litellm_settings: {{max_end_user_budget: 2.5}}\n")
+    assert policy(result)["labels"] == {
+        "end_user": {
+            "user": True, "budget": {"max_budget": 2.5, "budget_duration": "366d", "calendar_aligned": False}
+        }
+    }  # fmt: skip
+    (message,) = messages(result, "litellm_settings.max_end_user_budget")
+    assert message.startswith("written as labels.end_user with a budget of each value")
+    assert "labels" not in policy(convert(f"{ONE}litellm_settings: {{max_end_user_budget: 0}}\n"))

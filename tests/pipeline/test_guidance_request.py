@@ -19,7 +19,7 @@ from gateway.errors import EngineFailed
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance, build_teacher_request, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall, _dedupe_key
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.projections import SkipRule
 from gateway.policy.route_rules import RetryRule
 from gateway.protocol.chat import parse_chat

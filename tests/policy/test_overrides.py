@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
-from gateway.policy.conditions import to_pattern
+from gateway.policy.patterns import to_pattern
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF, HINT, SkipRule
 from gateway.policy.resolve import resolve, resolve_embeddings

@@ -11,11 +11,11 @@ from sqlalchemy import inspect, text
 
 from gateway.errors import InvalidRequest
 from gateway.usage.engine import HEAD
+from gateway.usage.receipt_sums import SUMS, ReceiptSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import UsageSpan
 from gateway.usage.sums import OTHER
 from gateway.usage.tables import DAY_S
-from gateway.usage.tags import SUMS, TagSum
 from tests.usage.databases import NOW, database, receipt
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tagged(*tags: str, **more: Any) -> Receipt:
 
 
 async def sums(book: UsageBook, *by: str, when: UsageSpan = DAY, **only: str) -> dict[tuple[str, ...], dict[str, int]]:
-    found = await book.reader.tags(when, by or ("tag",), only)
+    found = await book.reader.receipt_sums(when, by or ("tag",), only, None)
     return {one.names: dict(zip(SUMS, one.sums, strict=True)) for one in found}
 
 
@@ -90,7 +90,7 @@ async def test_tags_are_deleted_with_their_receipts(book: UsageBook) -> None:
 
 async def test_tags_beyond_the_limit_of_rows_are_one_row(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenant with many tags does not prevent a report of all tenants."""
-    monkeypatch.setattr("gateway.usage.queries.MAX_ROWS", 2)
+    monkeypatch.setattr("gateway.usage.receipt_sum_query.MAX_ROWS", 2)
     dear, cheap = Decimal(9), Decimal("0.5")
     book.add([tagged("dear", cost_usd=dear), tagged("dear", "b", cost_usd=dear)])
     book.add([tagged("c", "d", tenant="beta", cost_usd=cheap), tagged("d", tenant="beta", status="engine_failed")])
@@ -102,11 +102,11 @@ async def test_tags_beyond_the_limit_of_rows_are_one_row(book: UsageBook, monkey
 
 
 async def test_too_many_rows_to_add_up_are_an_error(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.queries.MAX_TAG_ROWS", 2)
+    monkeypatch.setattr("gateway.usage.receipt_sum_query.MAX_TAG_ROWS", 2)
     book.add([tagged("a", "b")])
     assert len(await sums(book)) == 2
     book.add([tagged("a", tenant="beta")])
-    with pytest.raises(InvalidRequest, match="add up more than 2 tags of requests"):
+    with pytest.raises(InvalidRequest, match="add up more than 2 tags or labels"):
         await sums(book)
     assert len(await sums(book, tenant="acme")) == 2
 
@@ -129,7 +129,7 @@ async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_v
 
 
 def test_money_is_text() -> None:
-    one = TagSum(("acme", "a"), (2, 1, 10, 20, 1_500_000_000, 10**12, -(10**6)))
+    one = ReceiptSum(("acme", "a"), (2, 1, 10, 20, 1_500_000_000, 10**12, -(10**6)))
     assert one.as_json(("tenant", "tag")) == {
         "tenant": "acme", "tag": "a", "requests": 2, "errors": 1, "input_tokens": 10, "output_tokens": 20,
         "cost_usd": "0.0015", "baseline_usd": "1", "savings_usd": "-0.000001",

@@ -54,8 +54,11 @@ const keyColumns = (open) => [
     <button type="button" aria-label="Revoke ${row.tenant} ${row.id}" onClick=${() => open({ kind: "revoke", row })}>Revoke</button><//>` },
 ];
 
+/** The key, or the label and its value, of a budget in words. */
+const ownerOf = (row) => (row.label ? `, ${row.label} ${row.value}` : row.key ? `, key ${row.key}` : "");
+
 const budgetColumns = (open) => [
-  { title: "Budget", value: (row) => `${row.tenant}${row.key ? `, key ${row.key}` : ""}` },
+  { title: "Budget", value: (row) => `${row.tenant}${ownerOf(row)}` },
   { title: "Used", unit: "share", value: part, show: (row, format) => html`<${Meter} value=${part(row) ?? 0} mark=${elapsed(row)}
     label=${row.tenant} soft=${row.soft_budget ? row.soft_budget / limitOf(row) : 0.8} />${format(part(row))}` },
   { title: "Spent", unit: "usd", value: (row) => row.spent_usd },
@@ -65,7 +68,7 @@ const budgetColumns = (open) => [
   { title: "Period ends, UTC", unit: "time", value: (row) => row.ends, show: (row) => (row.ends ? toMinute(row.ends) : `sliding, ${row.budget_duration}`) },
   { title: "At this rate", value: (row) => part(row), show: forecast },
   { title: "Actions", plain: true, value: () => "", show: (row) => html`<${Actions}><button type="button"
-    aria-label="Raise ${row.tenant} ${row.key ?? ""}" onClick=${() => open({ kind: "raise", row })}>Raise</button><//>` },
+    aria-label="Raise ${row.tenant} ${row.key ?? row.value ?? ""}" onClick=${() => open({ kind: "raise", row })}>Raise</button><//>` },
 ];
 
 const state = (value) => (value ? Object.entries(value).map(([name, one]) => `${name}: ${typeof one === "object" && one ? JSON.stringify(one) : one}`).join(", ") : "-");
@@ -111,9 +114,10 @@ const Rotate = ({ row, done }) => html`<p>The gateway creates a new key and acce
 const Revoke = ({ row, done }) => html`<p>Requests with this key are rejected from now on. A revoked key cannot be restored.</p>
   <${RequestForm} danger action="Revoke key" method="DELETE" path=${path("keys", row.tenant, row.id)} done=${done} />`;
 
+const raisePath = (row) => `${path("budgets", row.tenant)}${row.label ? path("labels", row.label) : row.key ? path("keys", row.key) : ""}/raise`;
 const RaiseForm = ({ row, done }) => html`<p>The raise adds to the limit of ${money(row.max_budget)} for a time. 0 ends a raise.</p>
-  <${RequestForm} action="Raise budget" path=${`${path("budgets", row.tenant)}${row.key ? path("keys", row.key) : ""}/raise`}
-    done=${done} toBody=${(fields) => filled({ ...fields, usd: Number(fields.usd) })}>
+  <${RequestForm} action="Raise budget" path=${raisePath(row)}
+    done=${done} toBody=${(fields) => filled({ ...fields, usd: Number(fields.usd), value: row.value ?? "" })}>
     <${Field} label="Amount, USD"><input name="usd" type="number" min="0" step="any" required defaultValue=${row.raise?.usd ?? ""} /><//>
     <${Field} label="For" help="Such as 7d. Empty: to the end of the period."><input name="for" placeholder="the period" /><//>
     <${Field} label="Reason" help="For the audit trail." wide><input name="reason" maxlength="500" /><//><//>`;
@@ -125,7 +129,7 @@ const Secret = ({ reply }) => html`<p><strong>Copy the key now. The gateway stor
     : "."}</p>`;
 
 const TITLES = { create: () => "New key", rotate: (row) => `Rotate ${row.id} of ${row.tenant}`, revoke: (row) => `Revoke ${row.id} of ${row.tenant}?`,
-  raise: (row) => `Raise the budget of ${row.key ? `key ${row.key} of ` : ""}${row.tenant}`, secret: () => "The new key" };
+  raise: (row) => `Raise the budget of ${row.label ? `${row.label} ${row.value} of ` : row.key ? `key ${row.key} of ` : ""}${row.tenant}`, secret: () => "The new key" };
 const FORMS = { create: Create, rotate: Rotate, revoke: Revoke, raise: RaiseForm, secret: Secret };
 
 export function Access({ search, parameters }) {
@@ -133,6 +137,7 @@ export function Access({ search, parameters }) {
   const tenant = parameters.get("tenant");
   const load = (route, more) => useData(() => api(route, more, { timeless: true, only: ["tenant"] }), search);
   const [keys, budgets] = [load("/keys", { limit: 500 }), load("/budgets", { limit: 500 })];
+  const ofLabels = useData(() => (tenant ? path("budgets", tenant, "labels") : null), `labels ${search}`).data?.budgets ?? [];
   const audit = useData(() => "/audit?limit=200", search);
   const policies = useData(() => "/policies", "policies", { everyMs: 60_000 });
   const tenants = (policies.data?.data ?? []).map((one) => one.tenant);
@@ -154,8 +159,8 @@ export function Access({ search, parameters }) {
         id=${(row) => `${row.tenant}/${row.id}`} search="Search keys" empty=${html`<${Empty}
         title="No keys yet.">Create one for a tenant with "New key".<//>`} />${more(reply)}`}<//><//>
     <${Card} title="Budgets" note="The bar is the spent and reserved part. The line in it is the elapsed part of the period.">
-      <${Loaded} of=${budgets}>${(reply) => html`<${Table} caption="Budgets" columns=${budgetColumns(open)} rows=${reply.budgets}
-        id=${(row) => `${row.tenant}/${row.key ?? ""}`} sort=${["Used", true]} search="Search budgets"
+      <${Loaded} of=${budgets}>${(reply) => html`<${Table} caption="Budgets" columns=${budgetColumns(open)} rows=${[...reply.budgets, ...ofLabels]}
+        id=${(row) => `${row.tenant}/${row.key ?? ""}/${row.label ?? ""}/${row.value ?? ""}`} sort=${["Used", true]} search="Search budgets"
         empty=${html`<${Empty} title="No tenant and no key has a budget.">Set <code>budget</code> in a policy file, or give a new key a budget.<//>`} />${more(reply)}`}<//><//>
     <${Card} title="Audit trail" note="Actions of operators and of automatic rules, the newest first.">
       <${Loaded} of=${audit}>${({ entries }) => html`<${Table} caption="Audit trail" columns=${AUDIT}

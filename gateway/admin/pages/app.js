@@ -12,16 +12,16 @@ import { Receipt } from "./receipt.js";
 import { Reliability } from "./reliability.js";
 import { Requests } from "./requests.js";
 import { Spend } from "./spend.js";
-import { FILTERS, link, period, RANGES, rfc3339, setParameters, useUrl } from "./state.js";
+import { api, FILTERS, labelFilter, link, period, RANGES, rfc3339, setParameters, useUrl } from "./state.js";
 import { Field, html, Link, Segments, Select } from "./ui.js";
 
 /** Pages: path, title, component, and the parts of the range and filter that apply. */
 const PAGES = [
   ["/dashboard", "Overview", Overview, ["range", ...FILTERS]],
-  ["/dashboard/spend", "Spend", Spend, ["range", ...FILTERS]],
+  ["/dashboard/spend", "Spend", Spend, ["range", ...FILTERS, "label"]],
   ["/dashboard/quality", "Quality", Quality, ["range", "tenant", "route"]],
   ["/dashboard/reliability", "Reliability", Reliability, ["range", ...FILTERS]],
-  ["/dashboard/requests", "Requests", Requests, ["range", ...FILTERS]],
+  ["/dashboard/requests", "Requests", Requests, ["range", ...FILTERS, "label"]],
   ["/dashboard/access", "Keys and budgets", Access, ["tenant"]],
   ["/dashboard/configuration", "Configuration", Configuration, []],
   ["/playground", "Playground", Playground, []],
@@ -82,6 +82,20 @@ function Custom({ range, close }) {
   </form>`;
 }
 
+/** Choose a label, then one of its values in the range. */
+function LabelFilter({ policies }) {
+  const [name, value] = labelFilter();
+  const names = [...new Set([...policies.flatMap((one) => one.labels), ...(name ? [name] : [])])].sort();
+  const found = useData(() => (name ? api("/usage", { by: `label:${name}` }) : null), `label ${name} ${location.search}`, { everyMs: 60_000 });
+  if (!names.length) return null;
+  const values = (found.data?.rows ?? []).map((row) => row[`label:${name}`]);
+  const options = [...new Set([...values, ...(value ? [value] : [])])].map((one) => [one, one]);
+  return html`<${Select} aria-label="Label" class=${name ? "set" : ""} options=${[["", "All labels"], ...names.map((one) => [one, one])]} value=${name}
+      onChange=${(event) => setParameters({ label: event.target.value })} />
+    ${name && html`<${Select} aria-label="Value of ${name}" class=${value ? "set" : ""} options=${[["", `Any ${name}`], ...options]} value=${value}
+      onChange=${(event) => setParameters({ label: event.target.value ? `${name}=${event.target.value}` : name })} />`}`;
+}
+
 /** The one range and filter of all pages. Parts that do not apply to the page are hidden, and stay in the URL. */
 function FilterBar({ parts, parameters }) {
   const [custom, setCustom] = useState(false);
@@ -108,8 +122,9 @@ function FilterBar({ parts, parameters }) {
     ${FILTERS.filter((one) => parts.includes(one) && (one !== "key" || tenant || parameters.get("key"))).map((name) => html`<${Select} key=${name}
       aria-label=${name[0].toUpperCase() + name.slice(1)}
       class=${parameters.get(name) ? "set" : ""} options=${options(name)} value=${parameters.get(name) ?? ""} onChange=${(event) => filter(name, event.target.value)} />`)}
-    ${FILTERS.some((one) => parameters.get(one)) && html`<button type="button" class="quiet"
-      onClick=${() => setParameters({ tenant: "", route: "", key: "" })}>Clear</button>`}
+    ${parts.includes("label") && html`<${LabelFilter} policies=${policies.filter((one) => !tenant || one.tenant === tenant)} />`}
+    ${[...FILTERS, "label"].some((one) => parameters.get(one)) && html`<button type="button" class="quiet"
+      onClick=${() => setParameters({ tenant: "", route: "", key: "", label: "" })}>Clear</button>`}
     ${custom && html`<${Custom} range=${range} close=${() => setCustom(false)} />`}
   </div>`;
 }

@@ -58,6 +58,7 @@ function Details({ receipt }) {
     <${Card} title="Request"><${Facts} items=${[
       ["Status", receipt.status === "ok" ? "ok" : html`<${Badge} kind="bad">${receipt.status}<//>`],
       ["Tenant", receipt.tenant], ["Key", receipt.key], ["Route", receipt.route],
+      ["Labels", Object.entries(receipt.labels ?? {}).map(([name, value]) => `${name}: ${value}`).join(", ")],
       ["Mode", receipt.mode], ["Without guidance because", receipt.unguided],
       ["Finish reason", receipt.finish_reason === "length" ? "length: the answer is truncated" : receipt.finish_reason],
       ["Guidance", guidance && [`${whole(guidance.kept_tokens)} of ${whole(guidance.tokens)} tokens`, guidance.projection,

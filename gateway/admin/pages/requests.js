@@ -2,7 +2,7 @@
 import { useEffect, useState } from "./vendor/hooks.js";
 import { useData } from "./api.js";
 import { saved, savedKind, whole } from "./format.js";
-import { api, FILTERS, go, link, setParameters } from "./state.js";
+import { api, FILTERS, go, labelParameter, link, setParameters } from "./state.js";
 import { Badge, Card, Empty, Field, html, Link, Loaded, Select, Table } from "./ui.js";
 
 const OWN = ["status", "unguided", "min_cost", "max_cost", "before"];
@@ -70,8 +70,8 @@ function Filters({ parameters, search }) {
 
 export function Requests({ search, parameters }) {
   const own = Object.fromEntries(OWN.map((name) => [name, parameters.get(name)]));
-  const page = useData(() => api("/receipts", own), search, { everyMs: own.before ? 3_600_000 : 10_000 });
-  const filters = [...OWN, ...FILTERS];
+  const page = useData(() => api("/receipts", { ...own, ...labelParameter() }), search, { everyMs: own.before ? 3_600_000 : 10_000 });
+  const filters = [...OWN, ...FILTERS, "label"];
   const filtered = filters.some((name) => parameters.get(name));
   const clear = () => setParameters(Object.fromEntries(filters.map((name) => [name, ""])));
   const empty = html`<${Empty} title=${filtered ? "No request matches." : "No requests in this period."}>

@@ -1,26 +1,28 @@
-// Spend: cost over time, tokens, and sums by tenant, route, key or engines.
+// Spend: cost over time, tokens, and sums by tenant, route, key, tag, label or engines.
 import { useData } from "./api.js";
 import { CostChart } from "./overview.js";
 import { Chart } from "./chart.js";
 import { money, saved, savedKind, share, short, sum } from "./format.js";
-import { api, period, setParameters } from "./state.js";
+import { api, labelFilter, labelParameter, period, setParameters } from "./state.js";
 import { Card, Empty, html, Loaded, Segments, Table } from "./ui.js";
 
 const GROUPS = [["tenant", "Tenants"], ["route", "Routes"], ["key", "Keys"], ["tag", "Tags"], ["teacher,student", "Engines"]];
 
-/** The columns of sums. Those by tag have fewer figures. */
-const columns = (by) => [
-  ...by.split(",").map((name) => ({ title: name[0].toUpperCase() + name.slice(1), value: (row) => row[name] || "none" })),
+const titleOf = (name) => name.replace("label:", "").replace(/^./, (first) => first.toUpperCase());
+
+/** The columns of sums. Those by tag and label have fewer figures. */
+const columns = (by, few) => [
+  ...by.split(",").map((name) => ({ title: titleOf(name), value: (row) => row[name] || "none" })),
   { title: "Requests", unit: "count", value: (row) => row.requests },
-  { title: "Errors", unit: "count", value: (row) => (by === "tag" ? row.errors : sum(row.errors)) },
+  { title: "Errors", unit: "count", value: (row) => (few ? row.errors : sum(row.errors)) },
   { title: "Tokens written", unit: "count", value: (row) => row.output_tokens ?? row.tokens.teacher.output + row.tokens.student.output },
-  ...(by === "tag" ? [] : [{ title: "Teacher's share", unit: "share", value: (row) => row.teacher_token_share }]),
+  ...(few ? [] : [{ title: "Teacher's share", unit: "share", value: (row) => row.teacher_token_share }]),
   { title: "Cost", unit: "usd", value: (row) => Number(row.cost_usd) },
   { title: "Teacher alone", unit: "usd", value: (row) => Number(row.baseline_usd) },
   { title: "Saved", unit: "usd", value: (row) => Number(row.savings_usd), show: (row, format) => html`<span
     class=${savedKind(row)}>${saved(row, format)}</span>` },
   { title: "Saved, %", unit: "share", value: (row) => (Number(row.baseline_usd) && !row.savings_about_zero ? Number(row.savings_usd) / Number(row.baseline_usd) : null) },
-  ...(by === "tag" ? [] : [{ title: "Measuring", unit: "usd", value: (row) => Number(row.measuring_usd) }]),
+  ...(few ? [] : [{ title: "Measuring", unit: "usd", value: (row) => Number(row.measuring_usd) }]),
 ];
 
 const TOKENS = [["Teacher read", "--series-baseline", "teacher", true], ["Teacher wrote", "--series-lost", "teacher", false],
@@ -43,23 +45,28 @@ const written = ({ tokens, teacher_token_share: part }) => `The teacher wrote ${
 
 export function Spend({ search, parameters }) {
   const range = period();
-  const by = GROUPS.some(([one]) => one === parameters.get("by")) ? parameters.get("by") : "tenant";
-  const series = useData(() => api("/usage", { granularity: range.granularity }), search.replace(/&?by=[^&]*/, ""));
-  const groups = useData(() => api("/usage", { by }), search + by);
+  const policies = useData(() => "/policies", "policies", { everyMs: 60_000 }).data?.data ?? [];
+  const labeled = Boolean(labelFilter()[1]);
+  const names = new Set(policies.filter((one) => [null, one.tenant].includes(parameters.get("tenant"))).flatMap((one) => one.labels));
+  const options = [...GROUPS.filter(([one]) => !labeled || !one.includes(",")), ...[...names].sort().map((one) => [`label:${one}`, titleOf(one)])];
+  const by = options.some(([one]) => one === parameters.get("by")) ? parameters.get("by") : "tenant";
+  const few = labeled || by === "tag" || by.startsWith("label:");
+  const series = useData(() => api("/usage", { granularity: range.granularity, ...labelParameter() }), search.replace(/&?by=[^&]*/, ""));
+  const groups = useData(() => api("/usage", { by, ...labelParameter() }), search + by);
   return html`
     <${Loaded} of=${series}>${({ rows, total }) => html`
       <${CostChart} rows=${rows} total=${total} range=${range} />
       <p class="soft">${notes(total)}</p>`}<//>
-    <${Card} title="Sums" side=${html`<div class="row"><${Segments} label="Group by" options=${GROUPS} value=${by}
+    <${Card} title="Sums" side=${html`<div class="row"><${Segments} label="Group by" options=${options} value=${by}
       onChange=${(one) => setParameters({ by: one })} />
-      <a href=${api("/usage", { by, format: "csv" })} download>Download CSV</a></div>`}>
-      <${Loaded} of=${groups}>${({ rows }) => html`<${Table} key=${by} caption="Sums by ${by.replace(",", " and ")}"
-        columns=${columns(by)} rows=${rows} id=${(row) => by.split(",").map((one) => row[one]).join("/")}
+      <a href=${api("/usage", { by, format: "csv", ...labelParameter() })} download>Download CSV</a></div>`}>
+      <${Loaded} of=${groups}>${({ rows }) => html`<${Table} key=${by} caption="Sums by ${by.replace(",", " and ").replace("label:", "")}"
+        columns=${columns(by, few)} rows=${rows} id=${(row) => by.split(",").map((one) => row[one]).join("/")}
         sort=${["Cost", true]} search="Search" empty=${html`<${Empty}
           title=${by === "tag" ? "No requests with tags in this period." : "No requests in this period."}>
           ${by === "tag" ? "Callers set tags with the header x-gkt-tags. " : ""}Select a longer range, or clear the filter.<//>`} />`}<//>
     <//>
-    ${series.data && html`<${Chart} title="Tokens" rows=${series.data.rows} range=${range} unit="short" stacked
+    ${!labeled && series.data && html`<${Chart} title="Tokens" rows=${series.data.rows} range=${range} unit="short" stacked
       series=${TOKENS.map(([title, color, role, reads]) => ({ title, color, of: (row) => (reads ? read(row.tokens[role]) : row.tokens[role].output) }))}>
       ${written(series.data.total)}<//>`}`;
 }

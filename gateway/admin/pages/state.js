@@ -14,7 +14,7 @@ export const RANGES = [
   ["month", "Month", "This month", null],
 ];
 export const FILTERS = ["tenant", "route", "key"];
-const SHARED = ["range", "since", "until", ...FILTERS]; // parameters that all pages keep
+const SHARED = ["range", "since", "until", ...FILTERS, "label"]; // parameters that all pages keep
 
 const here = signal(location.href);
 addEventListener("popstate", () => here.set(location.href));
@@ -81,6 +81,15 @@ export function api(path, more = {}, { timeless = false, only = FILTERS } = {}) 
   for (const [name, value] of Object.entries(more)) if (value) query.set(name, value);
   return `${path}?${query}`;
 }
+
+/** Return the filter by label as [name, value]. The value is empty until it is chosen. */
+export function labelFilter() {
+  const [name, ...value] = (new URLSearchParams(location.search).get("label") ?? "").split("=");
+  return [name, value.join("=")];
+}
+
+/** Return the parameter of the filter by label for data routes that have it. */
+export const labelParameter = () => (labelFilter()[1] ? { label: labelFilter().join("=") } : {});
 
 /** Return the start of each period of a range in milliseconds, also of periods without requests. */
 export function periodsOf({ since, until, granularity }) {

@@ -21,6 +21,7 @@ from gateway.protocol.anthropic.tools import (
 )
 from gateway.protocol.body import MAX_STOP_CHARS, MAX_TOKENS, read_known_fields
 from gateway.protocol.chat import MAX_MESSAGES, ChatRequest
+from gateway.protocol.tags import metadata_of
 
 MAX_STOPS = 64
 """Largest number of stop sequences. For some engines the gateway searches the generated text for each of them."""
@@ -149,6 +150,7 @@ def _request(body: Json, known: CountTokensBody, raw: bytes) -> MessagesRequest:
             wants_usage=stream,
             size_bytes=len(raw),
             non_text_parts=chat.non_text_parts,
+            metadata=metadata_of(body),
         ),
         passed=passed,
         is_marked=chat.is_marked or any("cache_control" in tool for tool in tools),

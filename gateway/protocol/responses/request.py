@@ -158,6 +158,7 @@ class ResponsesRequest(Record, frozen=True):
             non_text_parts=self.non_text_parts,
             cache_key=known.prompt_cache_key,
             may_store=self.store,
+            metadata=dict(known.metadata) if known.metadata else None,
             tags=tags_of_metadata(known.metadata),
         )
 
