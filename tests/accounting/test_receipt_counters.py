@@ -73,3 +73,20 @@ def test_savings_are_counted_by_class_and_a_route_has_all_series_of_guidance() -
     for name in ("gkt_losses_usd", "gkt_savings_error_usd", "gkt_savings_error_removed_usd"):
         of_guidance = {"tenant": "acme", "route": "short", "savings_class": "guided"}
         assert metrics.registry.get_sample_value(f"{name}_total", of_guidance) == 0
+
+
+def test_listed_labels_are_counted_by_value_up_to_the_limit() -> None:
+    metrics = Metrics(labels=("team", "app"), max_values=2)
+    counters, receipt = ReceiptCounters(metrics), closed(guided())
+    for team in ("a", "b", "a", "c", "d"):
+        counters.count(replace(receipt, stored_labels={"team": team, "environment": "prod"}))
+    counters.count(receipt)  # without labels
+    value = metrics.registry.get_sample_value
+    found = {
+        team: value("gkt_label_requests_total", {"tenant": "acme", "label": "team", "value": team})
+        for team in ("a", "b", "c", "(other)")
+    }
+    assert found == {"a": 2, "b": 1, "c": None, "(other)": 2}
+    cost = value("gkt_label_cost_usd_total", {"tenant": "acme", "label": "team", "value": "a"})
+    assert cost == pytest.approx(2 * float(receipt.cost_usd))
+    assert not samples(Metrics(), "gkt_label_requests_total")

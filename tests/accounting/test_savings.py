@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from msgspec import structs
 
+from gateway.accounting.baseline import measure
 from gateway.accounting.receipt import EngineShare, Receipt, savings_of, with_savings
-from gateway.accounting.receipt_builder import measure
 from gateway.accounting.savings import is_about_zero, savings_class, shown
 from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import SumRow

@@ -19,6 +19,7 @@ LEDGER = KEYS.ledger()
         (KEYS.guidance_off().off, KeyLocation("keys", "", "guidance_off")),
         (KEYS.scope("acme", "tenant")[2], KeyLocation("tenants", "acme", "tenant:budget")),
         (KEYS.scope("acme", "key:ci")[2] + ":2592000", KeyLocation("tenants", "acme", "key:ci:budget:2592000")),
+        (KEYS.scope("acme", "label:team=a b}:")[2], KeyLocation("tenants", "acme", "label:team=a b}::budget")),
         (KEYS.outbox("acme"), KeyLocation("tenants", "acme", "outbox")),
         (KEYS.intents("acme", "ann"), KeyLocation("tenants", "acme", "intents:ann")),
         (KEYS.owners("acme"), KeyLocation("tenants", "acme", "owners")),

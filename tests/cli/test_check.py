@@ -101,7 +101,11 @@ def test_commented_examples_of_the_sample_are_valid(folder: Path) -> None:
     """Conditions, and what callers may ask for."""
     file = folder / "policies" / "default.yaml"
     text = re.sub(r"(?m)^    # (when|overrides|quality):", r"    \1:", file.read_text())
-    file.write_text(re.sub(r"(?m)^    #   (?=\w)", "      ", text).replace("# overrides: {", "overrides: {"))
+    file.write_text(
+        re.sub(r"(?m)^    #   (?=\w)", "      ", text)
+        .replace("# overrides: {", "overrides: {")
+        .replace("# labels", "labels")
+    )
     _, book, issues = check_all(folder / "config.yaml")
     assert issues == []
     assert book is not None
@@ -399,3 +403,30 @@ def test_json_exemplars_in_the_policy_folder_cause_no_warning(folder: Path) -> N
     assert "warning: policies/it.json: not read: rename it to end in .yaml" in run()[2]
     edit(folder / "policies" / "default.yaml", "projection: cutoff ", "projection: primed\n      exemplars: it.json #")
     assert not [line for line in run()[2] if "it.json" in line]
+
+
+def test_a_limit_by_a_label_that_callers_choose_is_a_note(folder: Path) -> None:
+    policy = folder / "policies" / "default.yaml"
+    rule = "{header: x-team, metadata: team, claim: team, budget: {max_budget: 5}}"
+    edit(
+        policy,
+        "weight: 1",
+        f"weight: 1\nlabels: {{team: {rule}, app: {{limits: {{rpm_limit: 5}}}}, env: {{header: x-env}}}}",
+    )
+    code, out, _ = run()
+    assert (code, len(out)) == (0, 2)
+    assert out[0].startswith(
+        "note: tenant default: label team: callers choose its value in the header x-team and metadata.team: a hostile"
+    )
+
+
+def test_a_hashed_label_without_a_secret_is_a_warning(folder: Path) -> None:
+    edit(folder / "policies" / "default.yaml", "weight: 1", "weight: 1\nlabels: {end_user: {user: true, hash: true}}")
+    warning = (
+        "warning: tenant default: label end_user: its hashes are guessable without a secret: set labels.hash_key in "
+        "config.yaml"
+    )
+    assert warning in run()[2]
+    (folder / "secret").write_text("a secret")
+    edit(folder / "config.yaml", "# labels: {hash_key: env:GKT_LABEL_KEY}", "labels: {hash_key: file:secret}")
+    assert warning not in run()[2]

@@ -85,7 +85,7 @@ function Custom({ range, close }) {
 /** Choose a label, then one of its values in the range. */
 function LabelFilter({ policies }) {
   const [name, value] = labelFilter();
-  const names = [...new Set([...policies.flatMap((one) => one.labels), ...(name ? [name] : [])])].sort();
+  const names = [...new Set([...policies.flatMap((one) => one.labels ?? []), ...(name ? [name] : [])])].sort();
   const found = useData(() => (name ? api("/usage", { by: `label:${name}` }) : null), `label ${name} ${location.search}`, { everyMs: 60_000 });
   if (!names.length) return null;
   const values = (found.data?.rows ?? []).map((row) => row[`label:${name}`]);

@@ -47,7 +47,7 @@ export function Spend({ search, parameters }) {
   const range = period();
   const policies = useData(() => "/policies", "policies", { everyMs: 60_000 }).data?.data ?? [];
   const labeled = Boolean(labelFilter()[1]);
-  const names = new Set(policies.filter((one) => [null, one.tenant].includes(parameters.get("tenant"))).flatMap((one) => one.labels));
+  const names = new Set(policies.filter((one) => [null, one.tenant].includes(parameters.get("tenant"))).flatMap((one) => one.labels ?? []));
   const options = [...GROUPS.filter(([one]) => !labeled || !one.includes(",")), ...[...names].sort().map((one) => [`label:${one}`, titleOf(one)])];
   const by = options.some(([one]) => one === parameters.get("by")) ? parameters.get("by") : "tenant";
   const few = labeled || by === "tag" || by.startsWith("label:");
