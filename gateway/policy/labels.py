@@ -1,7 +1,7 @@
 """Labels: names and values by which the cost of requests is attributed, such as a team. Pure.
 
-A policy declares each label and its sources. The most trusted source that has a value decides, valid or not: a header
-cannot replace the value of a token's claim or of a key.
+A policy declares each label and its sources. The most trusted source that has a value decides, valid or not. So a
+header cannot replace the value of a token's claim or of a key.
 """
 
 from __future__ import annotations

@@ -222,3 +222,9 @@ def test_receipts_of_earlier_versions_can_be_read() -> None:
     for name in ("close", "edge_of"):
         del old[name]
     assert Receipt.from_json(msgspec.json.encode(old)).close is None
+
+
+def test_a_report_has_the_labels_of_its_guidance() -> None:
+    guidance = structs.replace(given(), stored_labels={"team": "a"})
+    assert closing_receipt(guidance, USAGE, PRICES["big"]).labels == {"team": "a"}
+    assert b"labels" not in closing_receipt(given(), USAGE, PRICES["big"]).to_json()

@@ -192,3 +192,14 @@ def test_a_shadow_of_a_dead_process_keeps_its_mode_and_original_id() -> None:
     receipt = abandoned(one, now=one.created + 1)
     assert (one.mode, receipt.mode, receipt.shadow_of) == ("shadow", "shadow", "req_1")
     assert receipt.cost_usd == intended(plan()).reserved_usd
+
+
+def test_the_labels_of_a_dead_process_are_kept() -> None:
+    labels = {"team": "research", "app": "web"}
+    one = builder(plan())
+    one.labels = labels
+    intent = Intent.from_json(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json())
+    assert abandoned(intent, 0).labels == labels
+    assert one.child_receipt(one.plan, "shadow").labels == labels
+    assert b"labels" not in intended(plan()).to_json()
+    assert b"labels" not in abandoned(intended(plan()), 0).to_json()

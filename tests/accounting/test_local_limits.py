@@ -219,3 +219,14 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     assert without.admits(plain)
     without.limits.settle(plain.id, Decimal(1))
     assert without.limits._holds == {}, "a limit without a budget needs no hold"
+
+
+def test_each_value_of_a_label_has_its_own_remainder() -> None:
+    """A value without a known remainder spends nothing, and the tenant's budget applies as well."""
+    tenant, a, b = budget("20"), budget("20", name="label:team=a"), budget("20", name="label:team=b")
+    one = DetachedProcess()
+    one.limits.learn("acme", tenant, 10 * DOLLAR, one.now_s)
+    one.limits.learn("acme", a, 4 * DOLLAR, one.now_s)
+    assert [one.admits(asks("1", tenant, a)) for _ in range(3)] == [True, True, False]
+    assert not one.admits(asks("1", tenant, b))
+    assert [one.admits(asks("1", tenant)) for _ in range(4)] == [True, True, True, False]

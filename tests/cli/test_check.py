@@ -410,8 +410,8 @@ def test_a_limit_by_a_label_that_callers_choose_is_a_note(folder: Path) -> None:
     rule = "{header: x-team, metadata: team, claim: team, budget: {max_budget: 5}}"
     edit(
         policy,
-        "weight: 1",
-        f"weight: 1\nlabels: {{team: {rule}, app: {{limits: {{rpm_limit: 5}}}}, env: {{header: x-env}}}}",
+        "log_content: false",
+        f"labels: {{team: {rule}, app: {{limits: {{rpm_limit: 5}}}}, env: {{header: x-env}}}}\nlog_content: false",
     )
     code, out, _ = run()
     assert (code, len(out)) == (0, 2)
@@ -421,7 +421,9 @@ def test_a_limit_by_a_label_that_callers_choose_is_a_note(folder: Path) -> None:
 
 
 def test_a_hashed_label_without_a_secret_is_a_warning(folder: Path) -> None:
-    edit(folder / "policies" / "default.yaml", "weight: 1", "weight: 1\nlabels: {end_user: {user: true, hash: true}}")
+    edit(
+        folder / "policies" / "default.yaml", "log_content", "labels: {end_user: {user: true, hash: true}}\nlog_content"
+    )
     warning = (
         "warning: tenant default: label end_user: its hashes are guessable without a secret: set labels.hash_key in "
         "config.yaml"
