@@ -103,7 +103,7 @@ def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
     """Run the commands of docs/cost.md#usage, without their redirection."""
     page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
     lines = re.findall(r"^\$ gkt-gateway usage ([^>\n]*)", page, re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         done = run(*shlex.split(line), "--url", gateway.admin_url)
         assert (done.returncode, done.stderr) == (0, ""), line
