@@ -44,6 +44,7 @@ from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
 from gateway.collected.redis_sample import RedisSamples
 from gateway.engines.retry_budget import RetryBudgets
+from gateway.identity.issuers import Issuers
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
@@ -237,6 +238,8 @@ async def gateway(
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
+        issuers = Issuers(tasks, metrics)
+        stack.push_async_callback(issuers.close)
 
         public = web.Application(
             client_max_size=settings.server.max_body_bytes,
@@ -298,6 +301,7 @@ async def gateway(
         admin[keys.LABEL_VALUES] = label_values
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
+        admin[keys.ISSUERS] = issuers
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
@@ -318,8 +322,10 @@ async def gateway(
             app[STARTUP] = startup
 
         stack.push_async_callback(tasks.close)
+        issuers.use(settings.identity)
         if watched is not None:
-            running = RunningSettings(settings, live_engines, policies, admission, ledger, alarm, labeler)
+            parts = live_engines, policies, admission, ledger, alarm, labeler, issuers
+            running = RunningSettings(settings, *parts)
             reloader = Reloader(watched.files, policies, running, metrics, watched.now)
             admin[keys.RELOADER] = reloader
             tasks.keep("reload", reloader.run())

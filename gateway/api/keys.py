@@ -15,6 +15,7 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
 from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
+from gateway.identity.issuers import Issuers
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
@@ -84,6 +85,7 @@ class RequestInfo:
 POLICIES = web.AppKey("policies", Policies)
 RELOADER = web.AppKey("reloader", Reloader)  # set if files are watched
 CALLERS = web.AppKey("callers", Callers)
+ISSUERS = web.AppKey("issuers", Issuers)
 KEYRING = web.AppKey("keyring", Keyring)
 KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)

@@ -17,12 +17,14 @@ from aiohttp import web
 from gateway.api import keys
 from gateway.capabilities.continuation import Continuation
 from gateway.engines.watch import wait_until_probed
+from gateway.identity.issuer import IssuerState
 from gateway.policy.reload import ConfigState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gateway.engines.base import Engine
+    from gateway.identity.issuers import Issuers
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
     from gateway.redis.client import RedisClient
@@ -88,6 +90,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "policies": policies_shown(request.app[keys.POLICIES]),
         "config": config_shown(request.app.get(keys.RELOADER)),
         "keys": {"in_redis": len(request.app[keys.KEYRING]), "read_ago_s": None if ago_s is None else round(ago_s, 1)},
+        "issuers": issuers_shown(request.app[keys.ISSUERS]),
         "engines": engines,
     }
     raw = orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -121,6 +124,19 @@ def config_shown(reloader: Reloader | None) -> dict[str, object]:
         "needs": "a restart" if state.restart else None,
         "restart": _first(state.restart),
         "error": _first(state.issues),
+    }
+
+
+def issuers_shown(issuers: Issuers) -> dict[str, dict[str, object]]:
+    """Return the state of each issuer of tokens, by name: its number of keys, and why they could not be read."""
+    return {
+        issuer.name: {
+            "up": None if issuer.state == IssuerState() else issuer.state.error is None,
+            "keys": issuer.state.keys,
+            "read_at": None if issuer.state.read_at is None else time_to_ms(issuer.state.read_at),
+            "error": issuer.state.error,
+        }
+        for issuer in issuers.all()
     }
 
 

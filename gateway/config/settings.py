@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationEr
 
 from gateway.config import sections
 from gateway.config.export import ExportSettings
+from gateway.config.identity import IdentitySettings
 from gateway.config.models import ModelSettings
 from gateway.config.providers import completed
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
@@ -109,6 +110,8 @@ class Settings(StrictModel):
     """Limits and budgets of tenants and keys whose policy sets none."""
     alerts: sections.AlertSettings = sections.AlertSettings()
     """Notifications about budgets."""
+    identity: IdentitySettings = IdentitySettings()
+    """Issuers whose tokens identify callers, beside API keys."""
     policies: _Folder = Field(Path("policies"), validate_default=True)
     """Folder of the policy files. A relative path is relative to config.yaml."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
@@ -241,6 +244,7 @@ def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
     server, admin = _listener(source, "server", ServerSettings), _listener(source, "admin", AdminSettings)
     if server and admin and server[1] == admin[1] != 0 and (server[0] == admin[0] or {server[0], admin[0]} & _ANY):
         yield source.issue(("admin", "port"), f"server already listens on port {admin[1]}: use another port")
+    yield from _duplicate_issuers(source)
     seen: dict[str, int] = {}
     for index, entry in enumerate(source.items("models")):
         if not isinstance(entry, dict):
@@ -253,6 +257,17 @@ def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
             )
         if any(_points_at(model.get("api_base"), listener) for listener in (server, admin) if listener):
             yield source.issue(("models", index, "api_base"), "is the address of this gateway itself: use the engine's")
+
+
+def _duplicate_issuers(source: YamlSource) -> Iterator[ConfigIssue]:
+    """Yield the names and URLs of issuers that an earlier issuer has. The URL in a token selects its issuer."""
+    for field in ("name", "issuer"):
+        seen: dict[str, int] = {}
+        for index, entry in enumerate(source.items("identity", "issuers")):
+            value = entry.get(field) if isinstance(entry, dict) else None
+            if isinstance(value, str) and (first := seen.setdefault(value, index)) != index:
+                message = f"issuers[{first}] has this {field} too: merge the two"
+                yield source.issue(("identity", "issuers", index, field), message)
 
 
 def _listener(source: YamlSource, key: str, section: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:

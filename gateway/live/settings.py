@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
     from gateway.config.settings import Settings
+    from gateway.identity.issuers import Issuers
     from gateway.live.engines import LiveEngines
     from gateway.pipeline.admission import Admission
     from gateway.policy.book import PolicySet
@@ -34,6 +35,7 @@ class RunningSettings:
     ledger: Ledger
     alerts: BudgetAlerts
     labeler: Labeler
+    issuers: Issuers
 
     async def apply(self, settings: Settings, policy_set: PolicySet, commit: Callable[[], None]) -> SettingsChange:
         """Put valid settings and the policies of `commit` into effect in one step; see `LiveSettings`.
@@ -56,6 +58,7 @@ class RunningSettings:
         self.alerts.use(*wiring.webhook_of(settings))
         self.labeler.use(wiring.hash_key_of(settings))
         self.ledger.sample = log_sample_of(settings)
+        self.issuers.use(settings.identity)
 
 
 def log_sample_of(settings: Settings) -> LogSample:

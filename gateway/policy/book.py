@@ -77,12 +77,15 @@ def _parse(raw: bytes, digest: str, file: Path) -> CheckedFile[TenantPolicy]:
     return CheckedFile(digest, source, policy, tuple(in_file_order(issues)))
 
 
+_NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
+
+
 class Caller(NamedTuple):
-    """A caller: the tenant's policy, the key used, and the claims of a token. A caller with a key has no claims."""
+    """A caller: the tenant's policy and the key used. `claims` are those of a verified token; empty for an API key."""
 
     policy: TenantPolicy
     key: KeyEntry
-    claims: Mapping[str, object] = MappingProxyType({})
+    claims: Mapping[str, object] = _NO_CLAIMS
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,14 @@ class Metrics:
         self.engine_up = smallest(
             "gkt_engine_up", "1 when the engine answered the last probe of every worker.", ("engine",)
         )
+        self.issuer_up = smallest(
+            "gkt_issuer_up", "1 when every worker could read the keys of the issuer of tokens last time.", ("issuer",)
+        )
+        self.identity_tokens = counter(
+            "gkt_identity_tokens",
+            "Tokens by issuer and result: verified, or why they were rejected.",
+            ("issuer", "result"),
+        )
         self.engine_errors = counter(
             "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label")
         )

@@ -1,0 +1,66 @@
+"""Read a small document from an issuer over HTTP."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+MAX_BYTES = 512_000
+_TIMEOUT = aiohttp.ClientTimeout(total=5.0, connect=3.0)
+_OK = 200
+# A compressed document could be larger than its limit in memory.
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
+
+
+class DocumentError(Exception):
+    """The document cannot be read. The message is for logs and contains nothing that the server sent."""
+
+
+class DocumentReader:
+    """Read documents, without cookies and without following redirects. Opens its session for the first document."""
+
+    def __init__(self, timeout: aiohttp.ClientTimeout = _TIMEOUT) -> None:
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> DocumentReader:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def read(self, url: str) -> bytes:
+        """Return the body of a reply with status 200. Raises DocumentError, also for more than MAX_BYTES bytes."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        try:
+            async with self._session.get(url, allow_redirects=False) as reply:
+                if reply.status != _OK:
+                    raise DocumentError(f"the reply has status {reply.status}")
+                body = bytearray()
+                async for chunk in reply.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_BYTES:
+                        raise DocumentError(f"the document has more than {MAX_BYTES} bytes")
+                return bytes(body)
+        except TimeoutError:
+            raise DocumentError("no reply in time") from None
+        except (aiohttp.ClientConnectorCertificateError, ssl.SSLError):
+            raise DocumentError("the TLS certificate is not valid") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise DocumentError(f"not reachable ({type(error).__name__})") from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None

@@ -1,0 +1,224 @@
+"""All issuers of config.yaml: verify tokens, and cache verified ones."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.identity.document import DocumentReader
+from gateway.identity.issuer import UNKNOWN_KEY_INTERVAL_S, Issuer
+from gateway.identity.token import TokenRejected, parse
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Collection, Mapping
+
+    from gateway.config.identity import IdentitySettings, IssuerSettings
+    from gateway.identity.key_set import SigningKey
+    from gateway.identity.token import UnverifiedToken
+    from gateway.runtime.tasks import BackgroundTasks
+    from gateway.telemetry.metrics import Metrics
+
+MAX_CACHED = 10_000
+MAX_CACHED_CHARS = 16_000_000
+"""Limits of the cache of one process: its tokens, and their characters together."""
+UNKNOWN = "(unknown)"
+"""Label of tokens whose issuer is not known, in metrics. No issuer's name contains parentheses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class VerifiedToken:
+    """A token whose signature, issuer, audience and times are verified.
+
+    Attributes:
+        issuer: the settings of its issuer.
+        claims: its claims. Their values are JSON: text, numbers, lists, objects, true, false and null.
+        expires_s: the end of its validity in Unix seconds, with the clock skew.
+    """
+
+    issuer: IssuerSettings
+    claims: Mapping[str, Any]
+    expires_s: float
+    key: SigningKey
+
+
+class _Followed(NamedTuple):
+    issuer: Issuer
+    task: asyncio.Task[None]
+
+
+class Issuers:
+    """The issuers of config.yaml, from the first call of `use` on. Without issuers, all tokens are rejected.
+
+    Tokens are cached by the SHA-256 of the whole token until they expire. A token leaves the cache when its issuer
+    removes the key that signed it.
+
+    Args:
+        now: returns the time in Unix seconds.
+        unknown_key_interval_s: minimum time between readings of an issuer's keys that unknown keys of tokens cause.
+    """
+
+    def __init__(
+        self,
+        tasks: BackgroundTasks,
+        metrics: Metrics,
+        now: Callable[[], float] = time.time,
+        unknown_key_interval_s: float = UNKNOWN_KEY_INTERVAL_S,
+    ) -> None:
+        self._tasks, self._metrics, self._now = tasks, metrics, now
+        self._unknown_key_interval_s, self._reader = unknown_key_interval_s, DocumentReader()
+        self._followed: dict[str, _Followed] = {}  # by `iss`
+        self._cache: OrderedDict[str, tuple[VerifiedToken, int]] = OrderedDict()  # each with the token's length
+        self._cached_chars = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._followed)
+
+    def use(self, settings: IdentitySettings) -> None:
+        """Put settings into effect at once. Issuers whose settings did not change keep their keys."""
+        before, self._followed = self._followed, {}
+        for one in settings.issuers:
+            kept = before.get(one.issuer)
+            if kept is not None and kept.issuer.settings == one:
+                self._followed[one.issuer] = before.pop(one.issuer)
+            else:
+                follows = self._drop_outdated, self._unknown_key_interval_s
+                issuer = Issuer(one, self._reader, self._tasks, self._metrics, *follows)
+                task = self._tasks.keep(f"issuer_keys:{one.name}", issuer.run())
+                self._followed[one.issuer] = _Followed(issuer, task)
+        names = {one.name for one in settings.issuers}
+        for issuer, task in before.values():
+            task.cancel()
+            if issuer.name not in names:
+                self._metrics.issuer_up.labels(issuer.name).set(math.nan)  # neither up nor down
+        self._drop_outdated()
+
+    async def close(self) -> None:
+        """Close the connections to the issuers. The tasks end with the process' tasks."""
+        await self._reader.close()
+
+    def all(self) -> list[Issuer]:
+        """Return the issuers, in the order of config.yaml."""
+        return [followed.issuer for followed in self._followed.values()]
+
+    def named(self, name: str) -> Issuer | None:
+        """Return the issuer with this name in config.yaml, or None."""
+        return next((issuer for issuer in self.all() if issuer.name == name), None)
+
+    def cached(self, digest: str) -> VerifiedToken | None:
+        """Return the verified token with this SHA-256 in hex, or None. An expired token is not returned."""
+        entry = self._cache.get(digest)
+        if entry is None:
+            return None
+        if entry[0].expires_s <= self._now():
+            self._drop(digest)
+            return None
+        self._cache.move_to_end(digest)
+        return entry[0]
+
+    async def verify(self, token: str, *, digest: str | None = None) -> VerifiedToken:
+        """Verify a token of a caller, and cache it. `digest` is its SHA-256 in hex. Raises TokenRejected."""
+        digest = sha256(token.encode("utf-8", "surrogatepass")).hexdigest() if digest is None else digest
+        if (known := self.cached(digest)) is not None:
+            return known
+        try:
+            verified = await self._verify(token, None, None)
+        except TokenRejected as error:
+            self.count(error)
+            raise
+        self._metrics.identity_tokens.labels(verified.issuer.name, "verified").inc()
+        self._add(digest, verified, len(token))
+        return verified
+
+    def count(self, error: TokenRejected) -> None:
+        """Count the rejection of a token."""
+        self._metrics.identity_tokens.labels(error.issuer or UNKNOWN, error.reason).inc()
+
+    async def verify_for(self, token: str, *, issuer: str, audience: Collection[str]) -> VerifiedToken:
+        """Verify a token of the issuer with this name for another audience, such as a client id; not cached.
+
+        Raises TokenRejected.
+        """
+        return await self._verify(token, issuer, audience)
+
+    async def _verify(self, token: str, name: str | None, audience: Collection[str] | None) -> VerifiedToken:
+        unverified = parse(token)
+        url = unverified.claims.get("iss")
+        followed = self._followed.get(url) if isinstance(url, str) else None
+        if followed is None or name not in {None, followed.issuer.name}:
+            raise TokenRejected("The issuer (iss) of this token is not one of this gateway's.", "unknown_issuer")
+        issuer = followed.issuer
+        settings, reject = issuer.settings, partial(_reject, issuer.name)
+        if unverified.algorithm not in settings.algorithms:
+            allowed = ", ".join(settings.algorithms)
+            raise reject(f"is signed with an algorithm that is not accepted. Accepted are {allowed}.", "algorithm")
+        expires_s = self._check_claims(unverified, issuer, audience)
+        key = await issuer.find_key(unverified.kid, unverified.algorithm)
+        if key is None or self._followed.get(settings.issuer) is not followed:
+            raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
+        if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):
+            raise reject("has a wrong signature.", "signature")
+        return VerifiedToken(settings, unverified.claims, expires_s, key)
+
+    def _check_claims(self, token: UnverifiedToken, issuer: Issuer, audience: Collection[str] | None) -> float:
+        """Return the end of the token's validity. Raises TokenRejected for a wrong audience or time."""
+        claims, settings, now = token.claims, issuer.settings, self._now()
+        reject, skew_s = partial(_reject, issuer.name), settings.clock_skew_s
+        aud = claims.get("aud")
+        if not _accepts(settings.audience if audience is None else audience, aud):
+            raise reject("is for another audience (aud) than this gateway.", "audience")
+        times = {name: _seconds(claims[name]) for name in ("exp", "nbf", "iat") if name in claims}
+        if wrong := next((name for name, value in times.items() if value is None), None):
+            raise reject(f"has no valid time in {wrong}.", "malformed")
+        expires_s = times.get("exp")
+        if expires_s is None:
+            raise reject("has no expiry (exp).", "malformed")
+        if expires_s + skew_s <= now:
+            raise reject("has expired. Get a new token from the issuer.", "expired")
+        if any((times.get(name) or 0.0) - skew_s > now for name in ("nbf", "iat")):
+            raise reject("is not valid yet: nbf or iat is in the future.", "not_yet_valid")
+        return expires_s + skew_s
+
+    def _add(self, digest: str, verified: VerifiedToken, chars: int) -> None:
+        self._drop(digest)
+        self._cache[digest] = verified, chars
+        self._cached_chars += chars
+        while len(self._cache) > MAX_CACHED or self._cached_chars > MAX_CACHED_CHARS:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, digest: str) -> None:
+        if (entry := self._cache.pop(digest, None)) is not None:
+            self._cached_chars -= entry[1]
+
+    def _drop_outdated(self) -> None:
+        """Drop cached tokens whose issuer changed or removed their key."""
+        current = {issuer.settings.issuer: (issuer.settings, issuer.key_identities()) for issuer in self.all()}
+        for digest, (verified, _) in list(self._cache.items()):
+            settings, keys = current.get(verified.issuer.issuer, (None, frozenset()))
+            if settings is not verified.issuer or (verified.key.kid, verified.key.thumbprint) not in keys:
+                self._drop(digest)
+
+
+def _accepts(audience: Collection[str], aud: object) -> bool:
+    values = aud if isinstance(aud, list) else [aud]
+    return any(isinstance(value, str) and value in audience for value in values)
+
+
+def _seconds(value: object) -> float | None:
+    """Return a NumericDate in seconds, or None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+def _reject(issuer: str, why: str, reason: str) -> TokenRejected:
+    return TokenRejected(f"The token of issuer '{issuer}' {why}", reason, issuer)

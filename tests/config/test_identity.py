@@ -1,0 +1,126 @@
+"""The section `identity`: issuers with https URLs, audiences and algorithms with a public key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.config.changes import live_changes, needs_restart
+from gateway.config.identity import DEFAULT_ALGORITHMS, IdentitySettings
+from gateway.config.settings import check_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.config.settings import Settings
+
+MODEL = "models: [{name: big, protocol: tgi, api_base: 'http://tgi:80', price: {input_per_1m: 1, output_per_1m: 2}}]\n"
+ISSUER = "name: corp, issuer: 'https://login.example.com/realms/corp', audience: gkt-gateway"
+
+
+def checked(folder: Path, *issuers: str) -> tuple[Settings | None, list[str]]:
+    lines = "".join(f"  - {{{issuer}}}\n" for issuer in issuers)
+    (folder / "config.yaml").write_text(f"{MODEL}identity:\n  issuers:\n{lines}" if issuers else MODEL)
+    settings, _, issues = check_settings(folder / "config.yaml", {})
+    return settings, [str(issue).partition("config.yaml:")[2] for issue in issues]
+
+
+def test_there_is_no_issuer_by_default(tmp_path: Path) -> None:
+    settings, issues = checked(tmp_path)
+    assert issues == []
+    assert settings is not None
+    assert settings.identity.issuers == ()
+
+
+def test_an_issuer_has_safe_defaults(tmp_path: Path) -> None:
+    settings, issues = checked(tmp_path, ISSUER)
+    assert issues == []
+    assert settings is not None
+    (issuer,) = settings.identity.issuers
+    assert (issuer.audience, issuer.algorithms) == (("gkt-gateway",), DEFAULT_ALGORITHMS)
+    assert (issuer.clock_skew_s, issuer.refresh_s, issuer.jwks_url) == (60.0, 300.0, None)
+    assert settings.identity.named("corp") is issuer
+    assert settings.identity.named("other") is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://login.example.com",
+        "https://login.example.com/",
+        "https://login.example.com:8443/realms/corp",
+        "http://127.0.0.1:5556/dex",
+        "http://localhost:5556/dex",
+        "http://[::1]:5556",
+    ],
+)
+def test_a_url_is_kept_as_written(tmp_path: Path, url: str) -> None:
+    settings, issues = checked(tmp_path, f"name: corp, issuer: '{url}', audience: [a, b], jwks_url: '{url}'")
+    assert issues == []
+    assert settings is not None
+    (issuer,) = settings.identity.issuers
+    assert (issuer.issuer, issuer.jwks_url, issuer.audience) == (url, url, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("issuer", "issue"),
+    [
+        ("name: a, issuer: 'http://login.example.com', audience: x", "issuer: must begin with https://"),
+        ("name: a, issuer: 'http://10.0.0.1', audience: x", "issuer: must begin with https://"),
+        ("name: a, issuer: 'http://localhost.example.com', audience: x", "issuer: must begin with https://"),
+        ("name: a, issuer: 'https://u:p@login.example.com', audience: x", "issuer: must not contain a user name"),
+        ("name: a, issuer: 'https://login.example.com?x=1', audience: x", "issuer: must not contain '?'"),
+        ("name: a, issuer: 'https://login.example.com#x', audience: x", "issuer: must not contain '#'"),
+        ("name: a, issuer: 'https://login example.com', audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: 'https://', audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: 'https://h:0/', audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: 'https://h:x/', audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: 'file:///etc/passwd', audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: login.example.com, audience: x", "issuer: must be a URL like"),
+        ("name: a, issuer: 'https://h', audience: x, jwks_url: 'http://h/keys'", "jwks_url: must begin with https://"),
+        ("name: a, issuer: 'https://h'", "audience: missing"),
+        ("name: a, issuer: 'https://h', audience: []", "audience: must have at least 1 entry"),
+        ("name: a, issuer: 'https://h', audience: ''", "audience[0]: must not be empty"),
+        ("name: a, issuer: 'https://h', audience: {a: b}", "audience: must be a list"),
+        ("name: '(unknown)', issuer: 'https://h', audience: x", "name: must be 1 to 64 letters"),
+        ("name: a, issuer: 'https://h', audience: x, algorithms: [HS256]", "algorithms[0]: must be RS256"),
+        ("name: a, issuer: 'https://h', audience: x, algorithms: [none]", "algorithms[0]: must be RS256"),
+        ("name: a, issuer: 'https://h', audience: x, algorithms: []", "algorithms: must have at least 1 entry"),
+        (
+            "name: a, issuer: 'https://h', audience: x, algorithms: [RS256, RS256]",
+            "algorithms: names an algorithm twice",
+        ),
+        ("name: a, issuer: 'https://h', audience: x, clock_skew: 10m", "clock_skew: must be between 0s and 5m"),
+        ("name: a, issuer: 'https://h', audience: x, refresh: 1s", "refresh: must be between 10s and 1d"),
+        ("name: a, issuer: 'https://h', audience: x, secret: y", "secret: unknown key"),
+    ],
+)
+def test_an_issue_has_its_line_and_field(tmp_path: Path, issuer: str, issue: str) -> None:
+    settings, issues = checked(tmp_path, ISSUER, issuer)
+    assert settings is None
+    assert len(issues) == 1, issues
+    assert issues[0].startswith(f"5: identity.issuers[1].{issue}"), issues
+
+
+def test_names_and_urls_are_unique(tmp_path: Path) -> None:
+    _, issues = checked(tmp_path, ISSUER, ISSUER)
+    assert issues == [
+        "5: identity.issuers[1].name: issuers[0] has this name too: merge the two",
+        "5: identity.issuers[1].issuer: issuers[0] has this issuer too: merge the two",
+    ]
+    one = {"name": "a", "issuer": "https://h", "audience": "x"}
+    with pytest.raises(ValidationError, match="must be unique"):
+        IdentitySettings.model_validate({"issuers": [one, one]})
+
+
+def test_an_edit_takes_effect_at_once(tmp_path: Path) -> None:
+    before, _ = checked(tmp_path)
+    after, _ = checked(tmp_path, ISSUER)
+    assert before is not None
+    assert after is not None
+    assert live_changes(before, after) == ["identity.issuers"]
+    _, source, _ = check_settings(tmp_path / "config.yaml", {})
+    assert source is not None
+    assert needs_restart(before, after, source) == []
