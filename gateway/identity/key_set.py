@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import JWKRegistry
+from joserfc.jwk import JWKRegistry, RSAKey
 from joserfc.jws import JWSRegistry
 
 from gateway.identity.token import MAX_KID_CHARS, parse_object
@@ -91,8 +91,9 @@ def _signing_key(entry: Any) -> SigningKey:
     kid = entry.get("kid")
     if kid is not None and not (isinstance(kid, str) and 0 < len(kid) <= MAX_KID_CHARS):
         raise ValueError("its kid is not a short text")
-    kind = entry.get("kty")
-    algorithms = _ALGORITHMS.get((kind, None if kind == "RSA" else entry.get("crv")), frozenset[str]())
+    kind: Any = entry.get("kty")
+    curve: Any = None if kind == "RSA" else entry.get("crv")
+    algorithms = _ALGORITHMS.get((kind, curve), frozenset[str]())
     if (only := entry.get("alg")) is not None:
         algorithms &= {only}
     if not algorithms:
@@ -100,6 +101,6 @@ def _signing_key(entry: Any) -> SigningKey:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)  # short keys are rejected below
         key = JWKRegistry.import_key({name: entry[name] for name in _MEMBERS if name in entry})
-    if kind == "RSA" and key.raw_value.key_size not in _RSA_BITS:
+    if isinstance(key, RSAKey) and key.public_key.key_size not in _RSA_BITS:
         raise ValueError(f"RSA keys must have {_RSA_BITS.start} to {_RSA_BITS.stop - 1} bits")
     return SigningKey(kid, algorithms, key.thumbprint(), key)
