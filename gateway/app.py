@@ -50,6 +50,7 @@ from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring
 from gateway.keys.redis_keyring import RedisKeyring
+from gateway.keys.token_callers import TokenCallers
 from gateway.live.engines import LiveEngines
 from gateway.live.settings import RunningSettings, log_sample_of
 from gateway.pipeline.admission import Admission, Slots
@@ -300,7 +301,7 @@ async def gateway(
         admin[keys.LEDGER] = ledger
         admin[keys.LABEL_VALUES] = label_values
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
-        public[keys.CALLERS] = Callers(policies, ring, follower)
+        public[keys.CALLERS] = Callers(policies, ring, follower, TokenCallers(policies, issuers))
         admin[keys.ISSUERS] = issuers
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower

@@ -72,9 +72,13 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
     return scheme.lower(), "" if token.isspace() else token
 
 
-def authenticate(request: web.Request) -> Caller:
-    """Return the caller of a request by its key. Raises NotAuthenticated; the message never contains the key."""
-    caller = request.app[CALLERS].authenticate(caller_key(request))
+async def authenticate(request: web.Request) -> Caller:
+    """Return the caller of a request by its key or token. Raises NotAuthenticated; the message contains neither.
+
+    Only a token that was not verified before takes longer than a step of the event loop.
+    """
+    callers, key = request.app[CALLERS], caller_key(request)
+    caller = callers.known(key) or await callers.authenticate(key)
     # In the same step as the policy, so that the set contains all engines that the policy names.
     request[INFO].use_engines(request.app[ENGINES].engine_set)
     connection_of(request).authenticated(caller.policy)

@@ -46,13 +46,13 @@ class CompletionPipeline(Protocol[_Request_contra]):
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    caller, completions = await authenticate(request), request.app[COMPLETIONS]
     return await answered(request, completions, caller, await read_parsed(request, caller, parse_chat))
 
 
 async def text_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    caller, completions = await authenticate(request), request.app[COMPLETIONS]
     return await answered(request, completions, caller, await read_parsed(request, caller, parse_text_completion))
 
 
@@ -95,7 +95,7 @@ async def answered(
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     parsed = await read_parsed(request, caller, parse_embeddings)
     context = new_context(request, caller)
     with request.app[ADMISSION].cancel_on_drain():

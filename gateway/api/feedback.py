@@ -51,7 +51,7 @@ async def add_feedback(request: web.Request) -> web.Response:
 
     The receipt must still be in Redis, so that a score is stored at most once.
     """
-    caller = authenticate(request)
+    caller = await authenticate(request)
     score = await read_parsed(request, caller, parse_feedback)
     tenant, receipt_id = caller.policy.tenant, request.match_info["id"]
     raw = await _recent_receipt(request, caller, receipt_id)

@@ -25,14 +25,14 @@ _MAX_DIGITS = 9
 
 async def guidance(request: web.Request) -> web.StreamResponse:
     """POST /v1/guidance"""
-    caller = _device(request)
+    caller = await _device(request)
     chat, pipeline = await read_parsed(request, caller, parse_chat), request.app[HANDOVER]
     return await answered(request, pipeline, caller, chat)
 
 
 async def guidance_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/{receipt}/usage. A receipt of another tenant is a 404."""
-    caller = _device(request)
+    caller = await _device(request)
     usage = await read_parsed(request, caller, parse_edge_usage)
     accounts = request.app[EDGE_ACCOUNTS]
     return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage, engine_set_of(request)))
@@ -40,15 +40,15 @@ async def guidance_usage(request: web.Request) -> web.Response:
 
 async def offline_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/usage"""
-    caller = _device(request)
+    caller = await _device(request)
     report = await read_parsed(request, caller, parse_offline_usage)
     accounts = request.app[EDGE_ACCOUNTS]
     return _reply(caller, await accounts.add_offline(caller, report, engine_set_of(request), request.headers))
 
 
-def _device(request: web.Request) -> Caller:
+async def _device(request: web.Request) -> Caller:
     """Return the caller of a device. Raises NotAuthenticated, or EdgeVersion if the client's version is unsupported."""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     text = request.headers.get(VERSION_HEADER)
     if text is None:
         return caller

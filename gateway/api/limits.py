@@ -26,7 +26,7 @@ _UNUSED = RecentUsage(0, 0, 0)
 
 async def show_limits(request: web.Request) -> web.Response:
     """GET /v1/limits. The request counts against no limit."""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     defaults = request.app[POLICIES].defaults
     tenant = tenant_scope(caller.policy, defaults)
     key = key_scope(caller.policy, caller.key, defaults)

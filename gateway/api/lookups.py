@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 async def show_receipt(request: web.Request) -> web.Response:
     """GET /v1/receipts/{id}. The id is the x-request-id of a reply. A receipt of another tenant is a 404."""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
         return _json(await _receipt(request, caller))
 

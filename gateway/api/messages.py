@@ -27,7 +27,7 @@ _FORWARDED = ("anthropic-version", "anthropic-beta")
 
 async def messages(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages"""
-    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    caller, completions = await authenticate(request), request.app[COMPLETIONS]
     headers = _forwarded(request.headers)
     parsed = await read_parsed(request, caller, parse_messages)
     fields = MessagesFields(headers, parsed.passed, is_marked=parsed.is_marked, foreign_tool=parsed.foreign_tool)
@@ -38,7 +38,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens. The request counts against no limit."""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     chat = (await read_parsed(request, caller, parse_count_tokens)).chat
     counted = await _counted(request, caller, chat)
     return web.Response(body=orjson.dumps({"input_tokens": counted}), content_type="application/json")

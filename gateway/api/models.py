@@ -28,7 +28,7 @@ async def list_models(request: web.Request) -> web.Response:
     sends its version, and fails to decode a list without its own `models`. The array is empty: the gateway does not
     know the prompt and the tools that Codex expects there, and Codex then uses its own.
     """
-    names = models_of(authenticate(request))
+    names = models_of(await authenticate(request))
     if ANTHROPIC_VERSION in request.headers:
         return _json(_page(request, names))
     body: Json = {"object": "list", "data": [_model(name) for name in names]}
@@ -37,7 +37,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
-    caller = authenticate(request)
+    caller = await authenticate(request)
     name = request.match_info["model"]
     if not routes_for(caller, name):
         raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")

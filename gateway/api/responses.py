@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def responses(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses"""
-    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    caller, completions = await authenticate(request), request.app[COMPLETIONS]
     parsed = await read_parsed(request, caller, parse_responses)
     if parsed.needs_stored:
         parsed = await with_stored_input(request, caller, parsed)

@@ -124,7 +124,7 @@ class StoringReply:
 
 async def show_response(request: web.Request) -> web.Response:
     """GET /v1/responses/{id}"""
-    policy = authenticate(request).policy
+    policy = (await authenticate(request)).policy
     if request.query.get("stream") == "true":
         raise InvalidRequest(
             "'stream' is not supported: stored responses are complete. Read it without 'stream'.", param="stream"
@@ -135,14 +135,14 @@ async def show_response(request: web.Request) -> web.Response:
 
 async def delete_response(request: web.Request) -> web.Response:
     """DELETE /v1/responses/{id}"""
-    policy, response_id = authenticate(request).policy, request.match_info["id"]
+    policy, response_id = (await authenticate(request)).policy, request.match_info["id"]
     await request.app[STORED_RESPONSES].delete(policy, response_id)
     return _json(orjson.dumps({"id": response_id, "object": "response", "deleted": True}))
 
 
 async def list_input_items(request: web.Request) -> web.Response:
     """GET /v1/responses/{id}/input_items: the conversation up to the response, without its output."""
-    policy, response_id = authenticate(request).policy, request.match_info["id"]
+    policy, response_id = (await authenticate(request)).policy, request.match_info["id"]
     page = read_page(request.query)
     stored = await request.app[STORED_RESPONSES].get(policy, response_id)
     return _json(await _decoded(request, policy, [stored.items], lambda items: item_list(items, response_id, page)))

@@ -64,7 +64,7 @@ _DEFAULT_SINCE: dict[Granularity | None, str] = {None: "24h", "minute": "1h", "h
 
 async def show_usage(request: web.Request) -> web.Response:
     """GET /v1/usage. Rows sum all keys of the caller's tenant, unless `by` names the key."""
-    policy = authenticate(request).policy
+    policy = (await authenticate(request)).policy
     reader = request.app[USAGE]
     query = read_query(request, reader.retention).for_tenant(policy.tenant)
     is_by_label = needs_receipt_sums(query)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.config.models import ModelSettings
     from gateway.config.sections import AdminSettings, Defaults
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicySet
+    from gateway.policy.book import Caller, PolicySet
     from gateway.policy.schema import Route, TenantPolicy
 
 DEVELOPMENT_KEY = "gk-dev"
@@ -55,7 +55,15 @@ def check(
         list[str] | None,
         typer.Option(help="With --explain: a header of the request, like 'x-team: blue'. Can be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --explain: print JSON.")] = False,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            help="Show which rule (`identities`) matches the token in this file, or its claims as JSON; `-`: standard "
+            "input. With --explain: the caller of the request.",
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --explain or --identity: print JSON.")] = False,
 ) -> None:
     """Validate the configuration and all policies. Print every issue with its file and line.
 
@@ -64,23 +72,46 @@ def check(
 
     `echo '{"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}' | gkt-gateway check --explain -`
 
+    With --identity, print which rule gives a token its tenant and key id, and why others do not match. A token is
+    verified with the keys of its issuer, which must be reachable. Claims as JSON are not verified.
+
+    `echo '{"iss": "https://login.example.com", "sub": "ada"}' | gkt-gateway check --identity -`
+
     Neither engines nor Redis need to run. Exits with 1 if there is an issue or the request would be rejected.
     """
-    explain_options = {"--tenant": tenant, "--key": key, "--header": header, "--json": as_json}
+    explain_options = {"--tenant": tenant, "--key": key, "--header": header, "--json": as_json and identity is None}
     if explain is None and (unused := [name for name, value in explain_options.items() if value]):
         raise typer.BadParameter(f"{unused[0]} needs --explain FILE")
+    if identity is not None and (tenant or key):
+        raise typer.BadParameter("--identity determines the tenant and the key: omit --tenant and --key")
+    if identity == explain == "-":
+        raise typer.BadParameter("--identity and --explain cannot both read standard input")
     settings, book, issues = check_all(config)
     for issue in issues:
         typer.echo(str(issue), err=True)
     if settings is None or book is None:
         typer.echo(f"{_count(len(issues), 'issue')} found", err=True)
         raise typer.Exit(1)
-    if explain is not None:
-        # Imported here: checking does not need it.
-        from gateway.cli.explain import explain_request
+    caller: Caller | None = None
+    if identity is not None:
+        # Imported here, as below: checking does not need it.
+        from gateway.cli.identity_match import match_identity
 
-        explain_request(settings, book, explain, tenant, key, header or (), in_json=as_json)
-        return
+        caller = match_identity(settings, book, identity, in_json=as_json, quiet=explain is not None)
+    if explain is not None:
+        from gateway.cli.explain import caller_with_key, explain_request
+
+        if caller is not None:
+            key = caller.key.id
+        else:
+            caller = caller_with_key(book, tenant, key)
+        explain_request(settings, explain, caller, key, header or (), in_json=as_json)
+    elif caller is None:
+        _summarize(settings, book)
+
+
+def _summarize(settings: Settings, book: PolicySet) -> None:
+    """Print the warnings, the notes, and the numbers of a valid configuration."""
     warnings = list(warnings_of(settings, book))
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -208,8 +239,9 @@ def _admin_doubt(admin: AdminSettings) -> str | None:
 
 def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
     """Yield routes without default_max_tokens under a budget, where the gateway sets a limit of its own."""
-    keys = any(key.budget for key in policy.keys) or any(rule.has_budget for rule in policy.labels.values())
-    if keys or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
+    budgets = [*(key.budget for key in policy.keys), *(rule.budget for rule in policy.identities)]
+    budgets += [rule.has_budget for rule in policy.labels.values()]
+    if any(budgets) or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
         for route in policy.routes:
             if route.default_max_tokens is None and route.mode != "embeddings":
                 yield (
@@ -226,10 +258,11 @@ def _guessable(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
 
 
 def _unserved(policy: TenantPolicy) -> Iterator[str]:
-    for key in policy.keys:
-        for name in key.models or ():
+    named = [(f"key {key.id}", key.models) for key in policy.keys]
+    for owner, models in [*named, *((f"identity {rule.id}", rule.models) for rule in policy.identities)]:
+        for name in models or ():
             if not policy.routes_named(name):
-                yield f"key {key.id}: no route of the tenant has model {name}: correct or remove the name"
+                yield f"{owner}: no route of the tenant has model {name}: correct or remove the name"
 
 
 def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:

@@ -71,13 +71,14 @@ class Explanation(NamedTuple):
 
 
 def explain_request(
-    settings: Settings, book: PolicySet, file: str, tenant: str | None, key: str | None, headers: Iterable[str], *,
+    settings: Settings, file: str, caller: Caller, key: str | None, headers: Iterable[str], *,
     in_json: bool,
 ) -> None:  # fmt: skip
-    """Print how the request in `file` would be handled. Exits with 1 if it would be rejected or cannot be read."""
-    sent_headers = _headers(headers)
-    policy = _policy(book, tenant)
-    caller = Caller(policy, _key(policy, key))
+    """Print how the caller's request in `file` would be handled. `key` is the id of its key; None: any.
+
+    Exits with 1 if it would be rejected or cannot be read.
+    """
+    sent_headers, policy = _headers(headers), caller.policy
     kind, request = _request(file)
     explanation = _explain(caller, request, sent_headers, settings)
     size, model = request.size_bytes, request.model
@@ -89,6 +90,12 @@ def explain_request(
         Console().print(as_text(facts, routes, explanation), soft_wrap=True)
     if explanation.refused is not None:
         raise typer.Exit(1)
+
+
+def caller_with_key(book: PolicySet, tenant: str | None, key: str | None) -> Caller:
+    """Return the caller of a tenant, by default of the only one, with a key of its file, by default any key."""
+    policy = _policy(book, tenant)
+    return Caller(policy, _key(policy, key))
 
 
 def _stop(message: str) -> typer.Exit:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from gateway.errors import ConfigIssue
 
 _MODELS: Loc = ("models",)
-LIVE: frozenset[Loc] = frozenset(
-    {_MODELS, ("defaults",), ("alerts",), ("identity",), ("labels",), ("log", "requests")}
-)
+LIVE: frozenset[Loc] = frozenset({_MODELS, ("defaults",), ("alerts",), ("identity",), ("labels",), ("log", "requests")})
 """Settings that take effect while the gateway runs."""
 # Settings of a model that its engine does not read.
 _NOT_OF_ENGINE = frozenset({"price_rule", "max_output_tokens", "guidance_cache_bytes", "batch"})

@@ -1,4 +1,4 @@
-"""Authenticate callers by their API keys."""
+"""Authenticate callers by their API keys, or by tokens of issuers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gateway.policy.book import Caller
 if TYPE_CHECKING:
     from gateway.keys.follower import KeyFollower
     from gateway.keys.held import HeldKey, Keyring
+    from gateway.keys.token_callers import TokenCallers
     from gateway.policy.key_entry import KeyEntry
     from gateway.policy.policies import Policies
 
@@ -23,15 +24,18 @@ _NEW_KEY = "Ask the operator of this gateway for a new key."
 
 
 class Callers:
-    """Keys of policy files and of Redis. If a key is in both, the policy file applies."""
+    """Keys of policy files and of Redis, and tokens. If a key is in both, the policy file applies."""
 
-    def __init__(self, policies: Policies, ring: Keyring, follower: KeyFollower) -> None:
+    def __init__(self, policies: Policies, ring: Keyring, follower: KeyFollower, tokens: TokenCallers) -> None:
         self._policies = policies
         self._ring = ring
         self._follower = follower
+        self._tokens = tokens
 
-    def authenticate(self, token: str) -> Caller:
-        """Return the caller with this key. Raises NotAuthenticated with the reason, never with the key.
+    def known(self, token: str) -> Caller | None:
+        """Return the caller with this key, or with this token if it was verified before; None: verify the token.
+
+        Raises NotAuthenticated with the reason, never with the key. A key is no token, whatever its form.
 
         A dict lookup is safe against timing attacks. It compares SHA-256 digests, so its time reveals at most a common
         prefix of two digests. Finding a key with a given digest prefix costs as much as guessing keys.
@@ -39,12 +43,21 @@ class Callers:
         digest = digest_of(token)
         caller = self._policies.policy_set.caller_of(digest) or self._from_redis(digest)
         if caller is None:
+            if (found := self._tokens.known(digest)) is not None or self._tokens.takes(token):
+                return found
             raise NotAuthenticated("Unknown API key. Check the key, or ask the operator of this gateway for one.")
         expires_s = caller.key.expires
         if expires_s is not None and expires_s <= self._ring.now():
             raise NotAuthenticated(f"This API key expired on {utc_text(expires_s)}. {_NEW_KEY}")
         self._follower.record_use(digest)
         return caller
+
+    async def authenticate(self, token: str) -> Caller:
+        """Return the caller with this key or token. Raises NotAuthenticated with the reason.
+
+        A token is verified with the keys of its issuer. An unknown key of the issuer may take some seconds to read.
+        """
+        return self.known(token) or await self._tokens.verify(token, digest_of(token))
 
     def _from_redis(self, digest: str) -> Caller | None:
         held = self._ring.find(digest)

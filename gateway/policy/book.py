@@ -14,17 +14,19 @@ from gateway.config.yaml_source import YamlSource, display_path, in_file_order, 
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.files import CheckedFile, read_checked, yaml_files
+from gateway.policy.identity_checks import check_identities, identities_by_issuer, with_places
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 from gateway.policy.split import complete_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from gateway.config.settings import Settings
     from gateway.config.yaml_messages import Loc
+    from gateway.policy.identities import TenantIdentities
     from gateway.policy.key_entry import KeyEntry
     from gateway.policy.projections import Projection
 
@@ -74,6 +76,9 @@ def _parse(raw: bytes, digest: str, file: Path) -> CheckedFile[TenantPolicy]:
     if source is not None:
         policy, wrong = source.check(TenantPolicy)
         issues = [*issues, *wrong]
+        if policy is not None and policy.identities:
+            lines = (source.issue(("identities", index), "").line for index in range(len(policy.identities)))
+            policy = with_places(policy, [f"{source.file}:{line}" for line in lines])
     return CheckedFile(digest, source, policy, tuple(in_file_order(issues)))
 
 
@@ -90,13 +95,17 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """All policies and the projections that they may name. Immutable: a reload creates a new set."""
+    """All policies and the projections that they may name. Immutable: a reload creates a new set.
+
+    `identities` has the rules for tokens by issuer, then by tenant.
+    """
 
     policies: tuple[TenantPolicy, ...]
     projections: Mapping[str, Projection] = field(repr=False)
     _callers: Mapping[str, Caller] = field(repr=False)
     _of_tenant: Mapping[str, TenantPolicy] = field(repr=False)
     _only_embed: frozenset[str] = field(repr=False)
+    identities: Mapping[str, tuple[TenantIdentities, ...]] = field(repr=False)
 
     @classmethod
     def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicySet:
@@ -111,7 +120,8 @@ class PolicySet:
                 for name in route.engines:
                     modes.setdefault(name, set()).add(route.mode)
         only_embed = frozenset(name for name, used in modes.items() if used == {"embeddings"})
-        return cls(policies, projections, callers, {policy.tenant: policy for policy in policies}, only_embed)
+        of_tenant = {policy.tenant: policy for policy in policies}
+        return cls(policies, projections, callers, of_tenant, only_embed, identities_by_issuer(policies))
 
     def tenant_of_key(self, token: str) -> Caller | None:
         """Return the caller of a key from the policy files; None if there is none."""
@@ -162,7 +172,9 @@ def _check_all(
     if folder is None:
         return settings, None, source, issues
     protocols = _protocols(source)
-    policy_set, more = check_book(folder, list(settings.by_name if settings else protocols) or None, protocols, cache)
+    known = list(settings.by_name if settings else protocols) or None
+    issuers = None if settings is None else settings.identity.names
+    policy_set, more = check_book(folder, known, protocols, cache, issuers)
     return settings, policy_set, source, [*issues, *more]
 
 
@@ -171,6 +183,7 @@ def check_book(
     known_models: list[str] | None,
     protocols: Mapping[str, str] = MappingProxyType({}),
     cache: PolicyFileCache | None = None,
+    issuers: Collection[str] | None = None,
 ) -> tuple[PolicySet | None, list[ConfigIssue]]:
     """Check every *.yaml in `folder`, one tenant each, with the projections and exemplars in its subfolders.
 
@@ -179,6 +192,7 @@ def check_book(
     Args:
         known_models: the model names of config.yaml; None: unknown, so routes are not checked against them.
         protocols: the protocols of the models of config.yaml, by name: only `openai` has a route for embeddings.
+        issuers: the names of the issuers of config.yaml; None: unknown, so identities are not checked against them.
     """
     cache = cache if cache is not None else PolicyFileCache()
     try:
@@ -191,6 +205,7 @@ def check_book(
     hashes: dict[str, str] = {}
     issues += registry.read(folder)
     policies: list[TenantPolicy] = []
+    checked: list[tuple[TenantPolicy, YamlSource]] = []
     for file in files:
         policy_file = cache.read(file)
         found, source = list(policy_file.issues), policy_file.source
@@ -199,7 +214,9 @@ def check_book(
             found += registry.check(source)
             if policy_file.value is not None:
                 policies.append(registry.bind(file, policy_file.value, source))
+                checked.append((policy_file.value, source))
         issues += in_file_order(found)
+    issues += check_identities(checked, issuers)
     cache.retain(files)
     registry.close(frozenset(file.name for file in files))
     if not issues and not policies:

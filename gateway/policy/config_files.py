@@ -61,7 +61,7 @@ class ConfigFiles:
     def __init__(self, config: Path, started: _Checked, settings: Settings, cache: PolicyFileCache) -> None:
         self._config, self._cache = config, cache
         self._started = self._used = self._checked = started
-        self._folder, self._models = settings.policies, settings.models
+        self._folder, self._models, self._issuers = settings.policies, settings.models, settings.identity.names
         self._is_current = True  # whether the last reading of config.yaml found no issue
         self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
 
@@ -95,14 +95,14 @@ class ConfigFiles:
         self._is_current = checked is not None
         if checked is not None:
             settings, source = checked.read
-            policy_set, issues = self._check_policies(settings.models)
+            policy_set, issues = self._check_policies(settings.models, settings.identity.names)
             if policy_set is not None:
                 restart = needs_restart(self._started.read.settings, settings, source)
                 restart += self._issues_of_new_folder(settings)
                 lines = tuple(map(str, restart))
                 return ConfigReading(_short(digest), self.edition(), settings, policy_set, restart=lines)
             found = issues
-        policy_set, issues = self._check_policies(self._models)
+        policy_set, issues = self._check_policies(self._models, self._issuers)
         config_issues = [str(issue) for issue in found if issue not in issues]
         if not config_issues and digest != self._used.digest:
             config_issues.append(f"{display_path(self._config)}: not used while the policies have issues")
@@ -111,8 +111,8 @@ class ConfigFiles:
         )
 
     def accept(self, settings: Settings) -> None:
-        """Check later policies against these models, which are in use now."""
-        self._models, self._used = settings.models, self._checked
+        """Check later policies against these models and issuers, which are in use now."""
+        self._models, self._issuers, self._used = settings.models, settings.identity.names, self._checked
 
     def refuse(self, reason: str) -> None:
         """Treat the last valid config.yaml as invalid: the process cannot use it."""
@@ -148,16 +148,18 @@ class ConfigFiles:
         self._checked = _Checked(digest, _read(settings, source))
         return self._checked, []
 
-    def _check_policies(self, models: Sequence[ModelSettings]) -> tuple[PolicySet | None, list[ConfigIssue]]:
+    def _check_policies(
+        self, models: Sequence[ModelSettings], issuers: Sequence[str]
+    ) -> tuple[PolicySet | None, list[ConfigIssue]]:
         protocols: dict[str, str] = {model.name: model.protocol for model in models}
-        return check_book(self._folder, list(protocols), protocols, self._cache)
+        return check_book(self._folder, list(protocols), protocols, self._cache, issuers)
 
     def _issues_of_new_folder(self, settings: Settings) -> Iterable[ConfigIssue]:
         """Return the issues that a restart would find in another folder of policies."""
         if settings.policies == self._folder:
             return ()
         protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
-        return check_book(settings.policies, list(protocols), protocols)[1]
+        return check_book(settings.policies, list(protocols), protocols, None, settings.identity.names)[1]
 
 
 def _read(settings: Settings, source: YamlSource) -> ReadSettings:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import InvalidValue, Label, Moment, RouteName, text_pattern
@@ -15,16 +15,23 @@ from gateway.config.yaml_source import StrictModel
 from gateway.policy.labels import KeyLabels
 
 PLAYGROUND = "playground"
-"""Key name of playground requests in receipts. No key may have this name."""
+"""Key name of playground requests in receipts. No key and no rule may have this name."""
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_OF_NOTHING = sha256(b"").hexdigest()
 
 
+def not_reserved(value: str) -> str:
+    """Return the id of a key or of a rule. Raises InvalidValue for the name of playground requests."""
+    if value == PLAYGROUND:
+        raise InvalidValue("is reserved for playground requests: choose another id")
+    return value
+
+
 class KeyEntry(StrictModel):
     """A caller's key: its name for logs, the SHA-256 of the whole key, and its permissions."""
 
-    id: Label
+    id: Annotated[Label, AfterValidator(not_reserved)]
     """Name in logs and receipts, unique within the tenant."""
     sha256: Annotated[str, text_pattern("[0-9a-fA-F]{64}")] = Field(repr=False)
     """SHA-256 of the key, 64 hex digits."""
@@ -42,13 +49,6 @@ class KeyEntry(StrictModel):
         "key_alias": "here it is called id",
         "duration": "here it is called expires, and is a date or a time",
     }
-
-    @field_validator("id")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if value == PLAYGROUND:
-            raise InvalidValue("is reserved for playground requests: choose another id")
-        return value
 
     @field_validator("sha256")
     @classmethod

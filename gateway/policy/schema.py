@@ -31,6 +31,7 @@ from gateway.config.yaml_messages import follows_from_another
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, GuidanceRule
+from gateway.policy.identities import IdentityRule
 from gateway.policy.key_entry import KeyEntry
 from gateway.policy.labels import PolicyLabels, undeclared
 from gateway.policy.route_rules import (
@@ -286,6 +287,8 @@ class TenantPolicy(StrictModel):
     """Labels of requests, such as a team, by which costs are attributed and limited."""
     keys: tuple[KeyEntry, ...] = ()
     """Keys of the tenant's callers."""
+    identities: Annotated[tuple[IdentityRule, ...], Field(max_length=100)] = ()
+    """Callers with a token of an issuer of config.yaml, in the order in which the rules are tried."""
     limits: LimitsRule | None = None
     """Limits of all keys together; None: `defaults` of config.yaml."""
     key_limits: LimitsRule | None = None

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import NotAuthenticated
+from gateway.identity.issuers import Issuers
 from gateway.keys.callers import Callers
 from gateway.keys.held import HeldKey, Keyring, KeyTerms
 from gateway.keys.token import digest_of
+from gateway.keys.token_callers import TokenCallers
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.policy.schema import KeyEntry, Route, TenantPolicy
+from gateway.runtime.tasks import BackgroundTasks
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from typing import Any
@@ -47,12 +51,14 @@ def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen
     ring, seen = Keyring(lambda: 0.0), Seen()
     ring.mark_read(NOW)
     ring.update(made)
-    return Callers(Policies(PolicySet.of(policies)), ring, seen), seen  # type: ignore[arg-type]
+    held_policies = Policies(PolicySet.of(policies))
+    tokens = TokenCallers(held_policies, Issuers(BackgroundTasks(), Metrics()))
+    return Callers(held_policies, ring, seen, tokens), seen  # type: ignore[arg-type]
 
 
 def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
     found, seen = callers(held("gk-made", "globex", terms=KeyTerms("gk-mad", "a", models=("chat",))))
-    of_file, of_redis = found.authenticate("gk-file"), found.authenticate("gk-made")
+    of_file, of_redis = found.known("gk-file"), found.known("gk-made")
     assert (of_file.policy.tenant, of_file.key.id) == ("acme", "file")
     assert (of_redis.policy.tenant, of_redis.key.id, of_redis.key.models) == ("globex", "made", ("chat",))
     assert seen.seen == [digest_of("gk-file"), digest_of("gk-made")]
@@ -66,9 +72,9 @@ def test_a_part_of_a_key_or_its_hash_is_no_key(token: str) -> None:
     twin = held("gk-made" + "x" * 40, "globex")
     found, seen = callers(held("gk-made"), twin)
     with pytest.raises(NotAuthenticated, match="Unknown API key"):
-        found.authenticate(token)
-    assert found.authenticate("gk-made" + "x" * 40).policy.tenant == "globex"
-    assert found.authenticate("gk-made").policy.tenant == "acme"
+        found.known(token)
+    assert found.known("gk-made" + "x" * 40).policy.tenant == "globex"
+    assert found.known("gk-made").policy.tenant == "acme"
     assert len(seen.seen) == 2
 
 
@@ -86,24 +92,24 @@ def test_a_part_of_a_key_or_its_hash_is_no_key(token: str) -> None:
 def test_an_invalid_key_is_rejected_with_the_reason_and_not_quoted(made: HeldKey, words: str) -> None:
     found, seen = callers(made)
     with pytest.raises(NotAuthenticated, match=words) as caught:
-        found.authenticate("gk-made")
+        found.known("gk-made")
     assert "gk-made" not in caught.value.message
     assert seen.seen == []
 
 
 def test_a_key_holds_to_the_moment_before_its_end() -> None:
     found, _ = callers(held("gk-made", expires_s=NOW + 0.001), expires=NOW + 0.001)
-    assert found.authenticate("gk-made").key.expires == found.authenticate("gk-file").key.expires == NOW + 0.001
+    assert found.known("gk-made").key.expires == found.known("gk-file").key.expires == NOW + 0.001
     found, _ = callers(held("gk-made", expires_s=NOW + 60, replaced=True))
-    assert found.authenticate("gk-made").key.id == "made"
+    assert found.known("gk-made").key.id == "made"
 
 
 def test_a_key_of_a_file_expires_too() -> None:
     found, _ = callers(expires=NOW)
     with pytest.raises(NotAuthenticated, match="expired on 2027-01-15"):
-        found.authenticate("gk-file")
+        found.known("gk-file")
 
 
 def test_a_key_in_both_places_is_that_of_the_file() -> None:
     found, _ = callers(held("gk-file", "globex", revoked_s=NOW - 1))
-    assert found.authenticate("gk-file").policy.tenant == "acme"
+    assert found.known("gk-file").policy.tenant == "acme"

@@ -1,0 +1,205 @@
+"""Callers with tokens, at a running gateway: permissions, receipts, limits, and edits of issuers and rules."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.api import keys
+from gateway.redis.keys import RedisKeys
+from tests.gateway_process import KEY, redis_prefix, sha256
+from tests.identity_provider import TokenIssuer, published, token_issuer
+from tests.live.world import CHAT, Engine, World, following, route, student
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+
+STAFF = {"id": "staff", "issuer": "corp", "when": {"groups": ["llm-users"]}, "key": "sub", "models": ["chat"]}
+ROUTES = [route("chat", "small"), route("chat-2", "small")]
+
+
+class TokenWorld:
+    """A gateway with one issuer and one engine."""
+
+    def __init__(self, world: World, issuer: TokenIssuer, engine: Engine) -> None:
+        self.world, self.issuer, self.engine = world, issuer, engine
+
+    def write_policy(self, *identities: dict[str, Any], tenant: str = "acme", **more: Any) -> None:
+        known = [{"id": "only", "sha256": sha256(KEY)}] if tenant == "acme" else []
+        policy = {"tenant": tenant, "keys": known, "identities": list(identities), "routes": ROUTES, **more}
+        self.world._write(f"policies/{tenant}.yaml", policy)
+
+    def write_config(self, *issuers: dict[str, Any]) -> None:
+        self.world.write_config([student("small", self.engine)], identity={"issuers": list(issuers)})
+
+    @property
+    def version(self) -> str | None:
+        return self.world.parts.public[keys.POLICIES].edition.version
+
+    async def reloaded(self, before: str | None) -> None:
+        await self.world.until(lambda: self.version != before)
+
+    def token(self, **claims: Any) -> str:
+        return self.issuer.token(**{"groups": ["llm-users"], **claims})
+
+    async def ask(
+        self, token: str, model: str = "chat", header: str = "Authorization"
+    ) -> tuple[int, dict[str, Any], str]:
+        """Return the status of a request, its body and its id."""
+        credentials = {header: f"Bearer {token}" if header == "Authorization" else token}
+        headers = {**credentials, "Content-Type": "application/json"}
+        url = f"{self.world.url}{CHAT}"
+        async with self.world._session.post(url, data=World.body(model), headers=headers) as answer:
+            return answer.status, await answer.json(), answer.headers["x-request-id"]
+
+    async def get(self, path: str, token: str) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self.world._session.get(f"{self.world.url}{path}", headers=headers) as answer:
+            return await answer.json()
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, redis_url: str, patch: pytest.MonkeyPatch, *identities: dict[str, Any]
+) -> AsyncIterator[TokenWorld]:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine().running())
+        issuer = await stack.enter_async_context(token_issuer())
+        settings = {"issuers": [issuer.settings()]}
+        world = following(folder, redis_url, patch, [student("small", engine)], *ROUTES, identity=settings)
+        one = TokenWorld(await stack.enter_async_context(world), issuer, engine)
+        before = one.version
+        one.write_policy(*identities)
+        await one.reloaded(before)
+        yield one
+
+
+@pytest_asyncio.fixture
+async def one(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TokenWorld]:
+    async with running(tmp_path, redis_url, monkeypatch, STAFF) as world:
+        yield world
+
+
+async def test_a_token_answers_as_a_key_does_and_its_receipt_has_its_key_id(one: TokenWorld) -> None:
+    token = one.token()
+    status, _, request_id = await one.ask(token)
+    assert status == 200
+    assert (await one.world.receipt(request_id))["key"] == "staff:ada"
+    assert (await one.ask(token, header="x-api-key"))[0] == 200
+    assert (await one.world.ask())[0] == 200, "the API key of the tenant still works"
+    assert [entry["id"] for entry in (await one.get("/v1/models", token))["data"]] == ["chat"]
+    assert (await one.get("/v1/limits", token))["key"]["id"] == "staff:ada"
+    assert (await one.ask(token, "chat-2"))[0] == 404, "the rule does not allow this model"
+
+
+async def test_a_rejected_token_gets_401_with_the_reason_and_no_value(one: TokenWorld) -> None:
+    status, body, _ = await one.ask(one.token(groups=["secret-group"]))
+    assert status == 401
+    assert body["error"]["code"] == "invalid_api_key"
+    assert body["error"]["message"].endswith("They compare the claims groups.")
+    now = one.issuer.claims()["iat"]
+    status, body, _ = await one.ask(one.token(exp=now - 3600))
+    assert (status, body["error"]["message"]) == (
+        401,
+        "The token of issuer 'corp' has expired. Get a new token from the issuer.",
+    )
+    assert "secret-group" not in json.dumps(one.world.log, default=str)
+
+
+async def test_two_credentials_in_one_request_are_rejected(one: TokenWorld) -> None:
+    headers = {"Authorization": f"Bearer {one.token()}", "x-api-key": KEY, "Content-Type": "application/json"}
+    body = {"model": "chat", "max_tokens": 9, "messages": [{"role": "user", "content": "Write."}]}
+    async with one.world._session.post(f"{one.world.url}/v1/messages", json=body, headers=headers) as answer:
+        assert answer.status == 401
+
+
+async def test_limits_of_a_rule_count_each_key_id_and_expire(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = {**STAFF, "limits": {"rpm_limit": 1}, "budget": {"max_budget": 5}}
+    async with running(tmp_path, redis_url, monkeypatch, limited) as one:
+        ada, grace = one.token(sub="ada"), one.token(sub="grace")
+        assert [(await one.ask(token))[0] for token in (ada, grace, ada)] == [200, 200, 429]
+        again = one.token(sub="ada", jti="another token of the same caller")
+        assert (await one.ask(again))[0] == 429
+        redis = Redis.from_url(redis_url)
+        try:
+            names = RedisKeys(redis_prefix(tmp_path)).scope("acme", "key:staff:ada")
+            found = [(name, await redis.ttl(name)) for name in names if await redis.exists(name)]
+            assert found
+            assert all(ttl > 0 for _, ttl in found), "scopes of callers who left disappear"
+        finally:
+            await redis.aclose()
+
+
+async def test_a_token_of_one_tenant_does_not_reach_another(one: TokenWorld) -> None:
+    before = one.version
+    one.write_policy({**STAFF, "when": {"groups": ["partners"]}}, tenant="globex")
+    await one.reloaded(before)
+    _, _, request_id = await one.ask(one.token())
+    assert (await one.world.receipt(request_id))["tenant"] == "acme"
+    partner = one.token(groups=["partners"])
+    assert "error" in await one.get(f"/v1/receipts/{request_id}", partner)
+    status, body, _ = await one.ask(one.token(groups=["partners", "llm-users"]))
+    assert status == 401
+    assert "2 tenants" in body["error"]["message"]
+    (line,) = one.world.lines_of("token_without_caller")
+    assert line["rules"] == ["policies/acme.yaml:5", "policies/globex.yaml:3"] or len(line["rules"]) == 2
+
+
+async def test_edits_of_rules_and_issuers_apply_at_once(one: TokenWorld) -> None:
+    token = one.token()
+    assert (await one.ask(token))[0] == 200
+    before = one.version
+    one.write_policy({**STAFF, "when": {"groups": ["other"]}})
+    await one.reloaded(before)
+    assert (await one.ask(token))[0] == 401
+    before = one.version
+    one.write_policy(STAFF)
+    await one.reloaded(before)
+    assert (await one.ask(token))[0] == 200
+    one.write_config(one.issuer.settings(audience="another-gateway"))
+    await one.world.applied()
+    assert (await one.ask(token))[0] == 401
+    assert (await one.ask(one.token(aud="another-gateway")))[0] == 200
+    (line,) = one.world.lines_of("config_loaded")
+    assert line["settings"] == ["identity.issuers"]
+
+
+async def test_an_issuer_with_rules_cannot_be_removed(one: TokenWorld) -> None:
+    """The policies would name an unknown issuer, so the edit is refused as a whole."""
+    one.write_config()
+    await one.world.until(lambda: one.world.lines_of("config_refused"))
+    assert any("no issuer in config.yaml is called 'corp'" in line for line in one.world.config["error"])
+    assert (await one.ask(one.token()))[0] == 200
+    before = one.version
+    one.write_policy()
+    await one.reloaded(before)
+    status, body, _ = await one.ask(one.token())
+    assert (status, body["error"]["message"].partition(".")[0]) == (401, "Unknown API key")
+
+
+async def test_a_new_key_of_the_issuer_works_at_once_and_a_failing_issuer_is_shown(one: TokenWorld) -> None:
+    assert (await one.ask(one.token()))[0] == 200
+    issuers = one.world.parts.admin[keys.ISSUERS]
+    corp = issuers.named("corp")
+    assert corp is not None
+    corp._interval_s = 0.0
+    one.issuer.keys.append(published("k2"))
+    assert (await one.ask(one.token(kid="k2")))[0] == 200
+    shown = (await one.world.get("/readyz", admin=True))["issuers"]["corp"]
+    assert (shown["up"], shown["keys"], shown["error"]) == (True, 2, None)
+    one.issuer.status = 500
+    assert (await one.ask(one.token(kid="k3")))[0] == 401
+    assert (await one.ask(one.token(kid="k2", sub="grace")))[0] == 200
+    shown = (await one.world.get("/readyz", admin=True))["issuers"]["corp"]
+    assert (shown["up"], shown["keys"], shown["error"]) == (False, 2, "the reply has status 500")
+    assert one.world.metric("gkt_issuer_up", issuer="corp") == 0
+    assert one.world.lines_of("issuer_unreachable")
