@@ -64,6 +64,7 @@ class Issuer:
         self._discovery: Mapping[str, Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._tried_at = float("-inf")  # by the clock of the event loop
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -76,6 +77,10 @@ class Issuer:
             interval_s = self.settings.refresh_s
             interval_s = interval_s if self.state.error is None else min(interval_s, _RETRY_S)
             await asyncio.sleep(interval_s * random.uniform(0.9, 1.0))  # noqa: S311  spreads the processes' requests
+
+    def close(self) -> None:
+        """Publish nothing more: another issuer may have this name by now."""
+        self._closed = True
 
     async def refresh(self) -> None:
         """Read the keys now, or wait for the reading in progress. A failure is logged and is in `state`."""
@@ -115,10 +120,14 @@ class Issuer:
         try:
             keys = await self._read_keys()
         except DocumentError as error:
+            if self._closed:
+                return
             if self.state.error is None:
                 log.warning("issuer_unreachable", issuer=self.name, error=str(error), keys=self.state.keys)
             self.state = self.state._replace(error=str(error))
             self._metrics.issuer_up.labels(self.name).set(0)
+            return
+        if self._closed:
             return
         if self.state.error is not None:
             log.info("issuer_reachable_again", issuer=self.name)

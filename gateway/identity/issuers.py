@@ -93,6 +93,7 @@ class Issuers:
                 self._followed[one.issuer] = _Followed(issuer, task)
         names = {one.name for one in settings.issuers}
         for issuer, task in before.values():
+            issuer.close()
             task.cancel()
             if issuer.name not in names:
                 self._metrics.issuer_up.labels(issuer.name).set(math.nan)  # neither up nor down
@@ -159,6 +160,8 @@ class Issuers:
             raise reject(f"is signed with an algorithm that is not accepted. Accepted are {allowed}.", "algorithm")
         expires_s = self._check_claims(unverified, issuer, audience)
         key = await issuer.find_key(unverified.kid, unverified.algorithm)
+        if key is None and issuer.state.error is not None:
+            raise reject("is signed with an unknown key, and the keys of the issuer cannot be read now.", "no_keys")
         if key is None or self._followed.get(settings.issuer) is not followed:
             raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
         if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):

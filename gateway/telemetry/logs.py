@@ -66,13 +66,14 @@ def _log_hook(event: str, args: threading.ExceptHookArgs | sys.UnraisableHookArg
 
 
 # Code must not pass secrets to a logger. As a second safeguard, text that looks like a secret is hidden.
-_SIGNS = ("k-", "earer", "asic ", "ey: ", "://", "hf_")
+_SIGNS = ("k-", "earer", "asic ", "ey: ", "://", "hf_", "eyJ")
 _SECRETS = re.compile(
     # Keys of this gateway, of OpenAI and similar providers, and of Hugging Face. A color code before it ends in m.
     r"(?:(?<![A-Za-z0-9])|(?<=\dm))(?:gk-|sk-|hf_)[A-Za-z0-9_-]{8,}"
     r"|(?<=\b[Bb]earer )[^\s\"'\\]{8,}|(?<=\b[Xx]-[Aa][Pp][Ii]-[Kk]ey: )[^\s\"'\\]{8,}"
     r"|(?<=\b[Bb]asic )[^\s\"'\\]{8,}"
     r"|(?<=://)[^\s/@\"'\\]+(?=@)"  # user and password in a URL
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JSON Web Tokens
 )
 
 

@@ -87,7 +87,7 @@ def test_nothing_of_the_users_own_settings_reaches_a_client(monkeypatch: pytest.
 
 def test_the_lock_has_a_hash_and_no_address_of_each_package() -> None:
     """npm downloads the packages from the machine's configured registry."""
-    for client in ("node", "codex", "claude_code"):
+    for client in ("node", "codex", "claude_code", "oidc_provider"):
         lock = (HERE / client / "package-lock.json").read_text("utf-8")
         assert lock.count('"node_modules/') == lock.count('"integrity": "sha512-') > 0
         assert '"resolved"' not in lock

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import itertools
 import json
+import math
 import re
 import time
 from base64 import urlsafe_b64encode
@@ -402,7 +403,7 @@ async def test_the_last_keys_stay_in_use_while_the_issuer_fails() -> None:
         await one.refresh()
         assert one.up() == 0
         assert await one.verify(sub="grace")
-        await one.rejected(one.issuer.token("k2"), "unknown_key")
+        await one.rejected(one.issuer.token("k2"), "no_keys")
         issuer = one.issuers.named("corp")
         assert issuer is not None
         assert issuer.state.error == "the reply has status 503"
@@ -436,7 +437,7 @@ async def test_unusable_documents_are_reported(change: dict[str, Any], error: st
     async with world() as one:
         for name, value in change.items():
             setattr(one.issuer, name, value)
-        await one.rejected(one.issuer.token(), "unknown_key")
+        await one.rejected(one.issuer.token(), "no_keys")
         issuer = one.issuers.named("corp")
         assert issuer is not None
         assert issuer.state.error is not None
@@ -484,6 +485,20 @@ async def test_an_edit_keeps_the_keys_of_unchanged_issuers() -> None:
         one.use()
         assert not one.issuers
         await one.rejected(token, "unknown_issuer")
+
+
+async def test_a_removed_issuer_is_neither_up_nor_down_although_its_keys_arrive_later() -> None:
+    async with world() as one:
+        await one.verify()
+        removed = one.issuers.named("corp")
+        assert removed is not None
+        reading = asyncio.get_running_loop().create_task(removed.refresh())
+        await asyncio.sleep(0)  # the reading has begun
+        one.use()
+        await reading
+        up = one.up()
+        assert up is not None
+        assert math.isnan(up)
 
 
 async def test_keys_may_have_a_url_of_their_own() -> None:

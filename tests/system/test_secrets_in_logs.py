@@ -46,6 +46,11 @@ def test_keys_in_headers_are_redacted_whatever_their_form(header: str) -> None:
     assert without_secrets(f"{header}canary-9876") == f"{header}(hidden)"
 
 
+def test_tokens_are_redacted_wherever_they_are() -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJl"
+    assert without_secrets(f'{{"error":"cannot read {token}"}}') == '{"error":"cannot read (hidden)"}'
+
+
 @pytest.mark.parametrize(
     "line",
     [
