@@ -119,12 +119,17 @@ class Issuer:
     async def _read(self) -> None:
         try:
             keys = await self._read_keys()
-        except DocumentError as error:
+        except Exception as error:
+            # After any error, the last keys stay in use, and later readings follow.
+            unexpected = not isinstance(error, DocumentError)
+            why = f"internal error: {type(error).__name__}" if unexpected else str(error)
             if self._closed:
                 return
             if self.state.error is None:
-                log.warning("issuer_unreachable", issuer=self.name, error=str(error), keys=self.state.keys)
-            self.state = self.state._replace(error=str(error))
+                log.warning(
+                    "issuer_unreachable", issuer=self.name, error=why, keys=self.state.keys, exc_info=unexpected
+                )
+            self.state = self.state._replace(error=why)
             self._metrics.issuer_up.labels(self.name).set(0)
             return
         if self._closed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, RSAKey
 from joserfc.jws import JWSRegistry
@@ -63,7 +64,7 @@ class KeySet(NamedTuple):
         for index, entry in enumerate(entries):
             try:
                 keys.append(_signing_key(entry))
-            except (ValueError, TypeError, KeyError, JoseError) as error:
+            except (ValueError, TypeError, KeyError, JoseError, UnsupportedAlgorithm) as error:
                 why = str(error) if type(error) is ValueError else "the key is invalid"
                 ignored.append(f"keys[{index}]: {why}")
         if not keys:

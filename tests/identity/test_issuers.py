@@ -412,6 +412,18 @@ async def test_the_last_keys_stay_in_use_while_the_issuer_fails() -> None:
         assert (one.up(), issuer.state.error) == (1, None)
 
 
+async def test_an_unexpected_error_does_not_end_the_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as one:
+        await one.verify()
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.identity.issuer._parse_keys", lambda _: 1 / 0)
+            await one.refresh()
+        assert one.up() == 0
+        assert await one.verify(sub="grace")
+        await one.refresh()
+        assert one.up() == 1
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
