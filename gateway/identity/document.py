@@ -1,4 +1,4 @@
-"""Read a small document from an issuer over HTTP."""
+"""Read a small document from an issuer over HTTP, or send it a form."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
 MAX_BYTES = 512_000
@@ -38,20 +39,27 @@ class DocumentReader:
 
     async def read(self, url: str) -> bytes:
         """Return the body of a reply with status 200. Raises DocumentError, also for more than MAX_BYTES bytes."""
+        status, body = await self.request("GET", url)
+        if status != _OK:
+            raise DocumentError(f"the reply has status {status}")
+        return body
+
+    async def request(
+        self, method: str, url: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Return status and body of a reply. Raises DocumentError, also for more than MAX_BYTES bytes."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
             )
         try:
-            async with self._session.get(url, allow_redirects=False) as reply:
-                if reply.status != _OK:
-                    raise DocumentError(f"the reply has status {reply.status}")
+            async with self._session.request(method, url, data=form, headers=headers, allow_redirects=False) as reply:
                 body = bytearray()
                 async for chunk in reply.content.iter_any():
                     body += chunk
                     if len(body) > MAX_BYTES:
                         raise DocumentError(f"the document has more than {MAX_BYTES} bytes")
-                return bytes(body)
+                return reply.status, bytes(body)
         except TimeoutError:
             raise DocumentError("no reply in time") from None
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLError):
