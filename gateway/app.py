@@ -25,12 +25,17 @@ from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
+from gateway.admin.auth import authorize
 from gateway.admin.collected import SAMPLES
 from gateway.admin.guidance import GUIDANCE
+from gateway.admin.login_state import LoginStates
+from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
+from gateway.admin.oidc import OIDC, OidcProvider
+from gateway.admin.oidc_login import LOGIN_STATES
 from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
+from gateway.admin.routes import ROUTES_BY_ROLE as ADMIN_ROUTES_BY_ROLE
 from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.cors import allow_origins
@@ -249,14 +254,20 @@ async def gateway(
         public.add_routes(ROUTES)
         allow_origins(public, settings.server.cors)
         public[keys.ENDPOINTS] = Endpoints(ROUTES)
-        sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys)
+        sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys, oidc=settings.admin.oidc)
+        oidc = None if settings.admin.oidc is None else OidcProvider(settings.admin.oidc, issuers)
         admin = web.Application(
-            client_max_size=_ADMIN_BODY_BYTES, middlewares=[render_errors, needs_key(sessions, OPEN_ADMIN_ROUTES)]
+            client_max_size=_ADMIN_BODY_BYTES,
+            middlewares=[render_errors, authorize(sessions, OPEN_ADMIN_ROUTES, ADMIN_ROUTES_BY_ROLE, oidc)],
         )
         admin.add_routes(ADMIN_ROUTES)
         allow_origins(admin, settings.admin.cors)
         admin[keys.ENDPOINTS] = Endpoints(ADMIN_ROUTES)
         admin[SESSIONS] = sessions
+        if oidc is not None and settings.admin.oidc is not None:
+            stack.push_async_callback(oidc.close)
+            admin[OIDC] = oidc
+            admin[LOGIN_STATES] = LoginStates(settings.admin.key, settings.admin.oidc)
         admin[QUALITY] = quality
         admin[SAMPLES] = samples
         admin[GUIDANCE] = switch_follower

@@ -94,6 +94,10 @@ class AdminKeyUnset(RequestError, label="admin_key_unset", status=403):
     """Only on the admin listener."""
 
 
+class RoleRequired(RequestError, label="role_required", status=403):
+    """Only on the admin listener."""
+
+
 class CrossOrigin(RequestError, label="cross_origin", status=403):
     """Only on the admin listener."""
 

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
+from gateway.admin.oidc import OIDC
 from gateway.admin.session import SESSIONS
 from gateway.errors import NotFound
 
@@ -97,7 +98,8 @@ async def show_page(request: web.Request) -> web.Response:
     # Before the ETag is compared: a 304 would let a browser without a session show the page.
     if await sessions.of(request) is not None:
         return request.app[ASSETS].reply(request, "dashboard.html")  # its script shows the page of the path
-    query = urlencode({"why": "none" if sessions.key_set else "unset", "next": request.path_qs})
+    can_log_in = sessions.key_set or OIDC in request.app
+    query = urlencode({"why": "none" if can_log_in else "unset", "next": request.path_qs})
     return web.Response(status=302, headers={"Location": f"/login?{query}", "Cache-Control": "no-store"})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationInfo, field_validator
 
+from gateway.admin.roles import OPERATOR
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import (
@@ -209,8 +210,14 @@ def _no_number(name: str) -> Any:
 
 
 def actor_of(request: web.Request) -> str:
-    """Return the operator's name from the header x-gkt-actor, unverified. Raises InvalidRequest."""
-    name = request.headers.get("x-gkt-actor", "admin")
+    """Return the actor for the audit trail. Raises InvalidRequest.
+
+    A person has the name and role of the login. With the admin key, the header x-gkt-actor sets an unverified name.
+    """
+    operator = request[OPERATOR]
+    if operator.is_person:
+        return operator.actor
+    name = request.headers.get("x-gkt-actor", operator.actor)
     if not _ACTOR.fullmatch(name):
         raise InvalidRequest("'x-gkt-actor': expected 1 to 64 letters, digits or any of @ . _ + -", param="x-gkt-actor")
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 import orjson
 from aiohttp import web
@@ -17,12 +18,16 @@ from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.label_budgets import list_label_budgets, raise_label_budget
+from gateway.admin.login_state import CALLBACK_PATH
+from gateway.admin.oidc import START_PATH
+from gateway.admin.oidc_login import finish_login, start_login
 from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.policies import show_policies
 from gateway.admin.quality import show_quality
 from gateway.admin.receipts import list_receipts, show_receipt
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.reliability import show_reliability
+from gateway.admin.roles import Role
 from gateway.admin.split import show_split
 from gateway.admin.summary import show_summary
 from gateway.admin.usage import show_usage
@@ -51,6 +56,8 @@ async def queue(request: web.Request) -> web.Response:
 PAGE_ROUTES = [
     web.get("/", show_root),
     web.get("/login", show_login),
+    web.get(START_PATH, start_login),
+    web.get(CALLBACK_PATH, finish_login),
     web.get("/dashboard", show_page),
     web.get("/dashboard/{page:.+}", show_page),
     web.get("/playground", show_page),
@@ -67,37 +74,43 @@ OPEN_ROUTES = [
     web.get("/readyz", readyz_in_detail),
     *PAGE_ROUTES,
 ]
-# Routes that require the admin key, as does every route outside OPEN_ROUTES.
-KEYED_ROUTES = [
-    web.get("/keys", list_keys),
-    web.post("/keys", create_key),
-    web.post("/keys/{tenant}/{id}/rotate", rotate_key),
-    web.delete("/keys/{tenant}/{id}", revoke_key),
-    web.get("/budgets", list_budgets),
-    web.get("/budgets/{tenant}", show_budgets),
-    web.post("/budgets/{tenant}/raise", raise_budget),
-    web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
-    web.get("/budgets/{tenant}/labels", list_label_budgets),
-    web.post("/budgets/{tenant}/labels/{label}/raise", raise_label_budget),
-    web.get("/guidance", list_guidance),
-    web.post("/guidance/off", switch_guidance_off),
-    web.post("/guidance/on", switch_guidance_on),
-    web.get("/audit", show_audit),
-    web.get("/collected/{tenant}", show_samples),
-    web.get("/collected/{tenant}/requests", read_requests),
-    web.delete("/collected/{tenant}", delete_samples),
-    web.get("/policies", show_policies),
-    web.get("/quality", show_quality),
-    web.get("/summary", show_summary),
-    web.get("/reliability", show_reliability),
-    web.get("/config", show_config),
-    web.get("/usage", show_usage),
-    web.get("/usage/split", show_split),
-    web.get("/receipts", list_receipts),
-    web.get("/receipts/{id}", show_receipt),
-    web.get("/reconciliation", reconciliation),
-    web.get("/playground/options", show_options),
-    web.post("/playground/run", run_playground),
-    web.get("/playground/receipts/{tenant}/{id}", show_run),
-]
-ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]
+# All other routes need a role; a route outside these lists would need ADMIN. The admin key has the role ADMIN.
+ROUTES_BY_ROLE = {
+    Role.VIEWER: [
+        web.get("/keys", list_keys),
+        web.get("/budgets", list_budgets),
+        web.get("/budgets/{tenant}", show_budgets),
+        web.get("/budgets/{tenant}/labels", list_label_budgets),
+        web.get("/guidance", list_guidance),
+        web.get("/collected/{tenant}", show_samples),
+        web.get("/policies", show_policies),
+        web.get("/quality", show_quality),
+        web.get("/summary", show_summary),
+        web.get("/reliability", show_reliability),
+        web.get("/config", show_config),
+        web.get("/usage", show_usage),
+        web.get("/usage/split", show_split),
+        web.get("/receipts", list_receipts),
+        web.get("/receipts/{id}", show_receipt),
+        web.get("/reconciliation", reconciliation),
+        web.get("/playground/options", show_options),
+        web.get("/playground/receipts/{tenant}/{id}", show_run),
+    ],
+    Role.OPERATOR: [
+        web.post("/keys", create_key),
+        web.post("/keys/{tenant}/{id}/rotate", rotate_key),
+        web.delete("/keys/{tenant}/{id}", revoke_key),
+        web.post("/budgets/{tenant}/raise", raise_budget),
+        web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
+        web.post("/budgets/{tenant}/labels/{label}/raise", raise_label_budget),
+        web.post("/guidance/off", switch_guidance_off),
+        web.post("/guidance/on", switch_guidance_on),
+        web.post("/playground/run", run_playground),
+    ],
+    Role.ADMIN: [
+        web.get("/audit", show_audit),
+        web.get("/collected/{tenant}/requests", read_requests),
+        web.delete("/collected/{tenant}", delete_samples),
+    ],
+}
+ROUTES = [*OPEN_ROUTES, *chain.from_iterable(ROUTES_BY_ROLE.values())]

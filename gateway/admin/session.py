@@ -1,27 +1,32 @@
-"""Sessions of operators' browsers: a signed cookie that every worker and replica with the same admin key accepts.
+"""Sessions of operators' browsers: a signed cookie that every worker and replica with the same secrets accepts.
 
-A session ends at logout, after twelve hours, or after two hours without a request. A new admin key ends all sessions:
-the signing key is derived from it. Redis stores only the ids of sessions that ended at logout.
+A session ends at logout, after twelve hours, or after two hours without a request. The signing key is derived from the
+admin key, the session secret, and the rules for roles. A change of one of them ends all sessions. Redis stores only the
+ids of sessions that ended at logout.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
 from hashlib import sha256
 from hmac import compare_digest, digest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
 from redis.exceptions import RedisError
+
+from gateway.admin.roles import KEY_HOLDER, Operator, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic import SecretStr
 
+    from gateway.config.admin_oidc import OidcSettings
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
 
@@ -32,11 +37,11 @@ IDLE_S = 2 * 3600
 """A session ends after this time without a request."""
 _RENEW_AFTER_S = 60
 _CLOCKS_APART_S = 60
-_TOKEN = re.compile(r"([0-9]{10,12})\.([0-9]{10,12})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 _MAX_ENDED = 10_000
+_MAX_COOKIE_CHARS = 3_000
 
 
-class Session(NamedTuple):
+class Session(msgspec.Struct, frozen=True, array_like=True):
     """The session of one browser. All its cookies share the random `id`.
 
     `began` is the login, and `seen` the time at which the current cookie was issued, in Unix seconds.
@@ -45,18 +50,58 @@ class Session(NamedTuple):
     began: int
     seen: int
     id: str
+    name: str = KEY_HOLDER.name
+    role: Role = KEY_HOLDER.role
+    subject: str | None = None
+    """The person's identifier at the identity provider; None: a login with the admin key."""
 
     @property
     def until(self) -> int:
         """Return the end of the session without further requests, in Unix seconds."""
         return min(self.began + LONGEST_S, self.seen + IDLE_S)
 
+    @property
+    def operator(self) -> Operator:
+        return Operator(self.name, self.role, is_person=self.subject is not None)
+
+
+class CookieSigner:
+    """Signs values of cookies for one purpose. `secrets_` are the gateway's; a change of one invalidates all values."""
+
+    def __init__(self, purpose: str, *secrets_: SecretStr | None) -> None:
+        # Hashes have one length, so that no two lists of secrets give the same key.
+        hashes = [sha256(one.get_secret_value().encode()).digest() if one else bytes(32) for one in secrets_]
+        self._key = digest(b"".join(hashes), f"gkt-gateway {purpose}".encode(), "sha256") if any(secrets_) else None
+        # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
+        self.mark = "" if self._key is None else self.derive("name", "").hex()[:8]
+
+    def derive(self, purpose: str, value: str) -> bytes:
+        """Return a secret for a value. Without secrets of the gateway there is none: raises RuntimeError."""
+        if self._key is None:
+            raise RuntimeError("the gateway has no secret to sign with")
+        return digest(self._key, f"{purpose} {value}".encode(), "sha256")
+
+    def sign(self, content: bytes) -> str:
+        """Return the content with its signature, for a cookie."""
+        text = urlsafe_b64encode(content).decode().rstrip("=")
+        return f"{text}.{self.derive('signature', text).hex()}"
+
+    def verify(self, value: str) -> bytes | None:
+        """Return the content of a cookie, or None if its signature is wrong."""
+        text, _, signature = value.partition(".")
+        if self._key is None or not text or len(value) > _MAX_COOKIE_CHARS or not value.isascii():
+            return None
+        if not compare_digest(signature, self.derive("signature", text).hex()):
+            return None
+        return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
 
 class Sessions:
-    """Issues and verifies session cookies. Without an admin key there are none. `clock` returns Unix seconds.
+    """Issues and verifies session cookies. `clock` returns Unix seconds.
 
-    The ids of sessions that ended at logout are in Redis (if given) for all processes, and in memory for this one.
-    While Redis is away, a process knows only the logouts that it handled itself.
+    Without an admin key and a session secret there are no sessions. Without `oidc` there are none of persons. The ids
+    of sessions that ended at logout are in Redis (if given) for all processes, and in memory for this one. While Redis
+    is away, a process knows only the logouts that it handled itself.
     """
 
     def __init__(
@@ -65,18 +110,20 @@ class Sessions:
         clock: Callable[[], float] = time.time,
         redis: RedisClient | None = None,
         keys: RedisKeys | None = None,
+        oidc: OidcSettings | None = None,
     ) -> None:
-        secret = None if key is None else key.get_secret_value().encode()
         # Hashes have one length and are compared in constant time.
-        self._key_hash = None if secret is None else sha256(secret).digest()
-        self._signing = None if secret is None else digest(secret, b"gkt-gateway session 2", "sha256")
+        self._key_hash = None if key is None else sha256(key.get_secret_value().encode()).digest()
+        rules = b"" if oidc is None else oidc.model_dump_json(include={"issuer", "client_id", "roles"}).encode()
+        secret = None if oidc is None else oidc.session_secret
+        self._signer = CookieSigner(f"session 3 {sha256(rules).hexdigest()}", key, secret)
         self._clock = clock
+        # Behind a proxy that does not report TLS, too.
+        self._persons_use_https = oidc is not None and oidc.public_url.startswith("https:")
         self._redis = redis
         self._keys = keys
         self._ended: OrderedDict[str, None] = OrderedDict()
-        # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
-        mark = "" if self._signing is None else digest(self._signing, b"name", "sha256").hex()[:8]
-        self.cookie = f"gkt_session_{mark}"
+        self.cookie = f"gkt_session_{self._signer.mark}"
 
     @property
     def key_set(self) -> bool:
@@ -88,25 +135,35 @@ class Sessions:
             sha256(candidate.encode("utf-8", "surrogatepass")).digest(), self._key_hash
         )
 
-    def begin(self) -> Session:
-        """Return a new session, after a login with the admin key."""
+    def begin(self, operator: Operator = KEY_HOLDER, subject: str | None = None) -> Session:
+        """Return a new session, after a login with the admin key or of the person `subject`."""
         now = int(self._clock())
-        return Session(now, now, secrets.token_hex(16))
+        return Session(now, now, secrets.token_hex(16), operator.name, operator.role, subject)
 
-    async def end(self, session: Session) -> bool:
+    async def end(self, session_id: str) -> bool:
         """End a session at logout, with all its cookies. Return whether all processes reject it from now on."""
-        self._ended[session.id] = None
+        return await self._mark_ended(session_id) is not None
+
+    async def use_once(self, login_id: str) -> bool:
+        """Return whether this is the first use of a login's id. While Redis is away, only this process is asked."""
+        if login_id in self._ended:
+            return False
+        return await self._mark_ended(login_id) is not False
+
+    async def _mark_ended(self, id_: str) -> bool | None:
+        """Return whether the id was new, or None if other processes do not know of it because Redis is away."""
+        self._ended[id_] = None
         if len(self._ended) > _MAX_ENDED:
             self._ended.popitem(last=False)
         if self._redis is None or self._keys is None:
             return True
         if not self._redis.up:
-            return False
+            return None
         try:  # for as long as a cookie of the session could be valid
-            await self._redis.commands.set(self._keys.ended_session(session.id), 1, ex=LONGEST_S + _CLOCKS_APART_S)
+            key, keep_s = self._keys.ended_session(id_), LONGEST_S + _CLOCKS_APART_S
+            return bool(await self._redis.commands.set(key, 1, ex=keep_s, nx=True))
         except (RedisError, OSError):
-            return False
-        return True
+            return None
 
     async def of(self, request: web.Request) -> Session | None:
         """Return the session of a request; None: it has none, or the session has ended."""
@@ -124,40 +181,35 @@ class Sessions:
             return False
 
     def _in_cookie(self, request: web.Request) -> Session | None:
-        found = _TOKEN.fullmatch(request.cookies.get(self.cookie, ""))
-        if found is None or self._signing is None:
+        content = self._signer.verify(request.cookies.get(self.cookie, ""))
+        if content is None:
             return None
-        began, seen = int(found[1]), int(found[2])
-        session, now = Session(began, seen, found[3]), self._clock()
-        if not compare_digest(found[4], self._signature(session)):
+        try:
+            session = msgspec.json.decode(content, type=Session)
+        except msgspec.DecodeError:  # of another version
             return None
-        return session if seen - _CLOCKS_APART_S <= now < session.until else None
+        return session if session.seen - _CLOCKS_APART_S <= self._clock() < session.until else None
 
     def renewed(self, session: Session) -> Session | None:
         """Return the session with a new `seen` time, or None while the browser's cookie is recent enough."""
         now = int(self._clock())
-        return session._replace(seen=now) if now - session.seen >= _RENEW_AFTER_S else None
+        return msgspec.structs.replace(session, seen=now) if now - session.seen >= _RENEW_AFTER_S else None
 
     def set_cookie(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Set the session's cookie on a reply."""
         response.set_cookie(
             self.cookie,
-            f"{session.began}.{session.seen}.{session.id}.{self._signature(session)}",
+            self._signer.sign(msgspec.json.encode(session)),
             max_age=max(1, session.until - int(self._clock())),
             path="/",
             httponly=True,
             samesite="Strict",
-            secure=_is_https(request),
+            secure=_is_https(request) or (self._persons_use_https and session.subject is not None),
         )
 
     def delete_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
         """Delete the session's cookie with a reply."""
         response.del_cookie(self.cookie, path="/", httponly=True, samesite="Strict", secure=_is_https(request))
-
-    def _signature(self, session: Session) -> str:
-        assert self._signing is not None
-        signed = f"{session.began}.{session.seen}.{session.id}"
-        return digest(self._signing, signed.encode(), "sha256").hex()
 
 
 SESSIONS = web.AppKey("sessions", Sessions)

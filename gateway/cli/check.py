@@ -230,9 +230,10 @@ def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
 def _admin_doubt(admin: AdminSettings) -> str | None:
     if _is_loopback(admin.host):
         return None
+    is_open = admin.key is None and admin.oidc is None
     if is_private(admin.host):
-        return "without a key: set admin.key" if admin.key is None else None
-    if admin.key is None:
+        return "without a key: set admin.key" if is_open else None
+    if is_open:
         return "and requires no key: set admin.key, and keep it behind a firewall"
     return "and requires no key for probes, metrics and queues: keep it behind a firewall"
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from gateway.config.admin_oidc import OidcSettings
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
 from gateway.config.database_url import check_replica_url, check_usage_url
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
@@ -140,6 +141,15 @@ class AdminSettings(StrictModel):
     """Key for all requests except probes, metrics and queues. None: these requests are rejected."""
     cors: CorsSettings | None = None
     """Web pages that may call this listener with the admin key. None: only its own pages, by a session."""
+    oidc: OidcSettings | None = None
+    """Login of operators at an OpenID Connect provider, with roles. None: with the admin key only."""
+
+    @field_validator("oidc")
+    @classmethod
+    def _can_sign(cls, oidc: OidcSettings | None, info: ValidationInfo) -> OidcSettings | None:
+        if oidc is not None and oidc.session_secret is None and info.data.get("key", oidc) is None:
+            raise InvalidValue("needs a secret that signs sessions: set oidc.session_secret, or admin.key")
+        return oidc
 
     @field_validator("cors")
     @classmethod

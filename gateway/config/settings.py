@@ -23,6 +23,7 @@ from gateway.config.models import ModelSettings
 from gateway.config.providers import completed
 from gateway.config.scalars import InvalidValue, ValueOrigin, origin
 from gateway.config.sections import MAX_WORKERS, AdminSettings, ServerSettings
+from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import StrictModel, YamlSource, display_path, in_file_order, parse, read
 from gateway.errors import ConfigError, ConfigIssue
 
@@ -245,6 +246,7 @@ def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
     if server and admin and server[1] == admin[1] != 0 and (server[0] == admin[0] or {server[0], admin[0]} & _ANY):
         yield source.issue(("admin", "port"), f"server already listens on port {admin[1]}: use another port")
     yield from _duplicate_issuers(source)
+    yield from _unknown_issuer(source)
     seen: dict[str, int] = {}
     for index, entry in enumerate(source.items("models")):
         if not isinstance(entry, dict):
@@ -268,6 +270,17 @@ def _duplicate_issuers(source: YamlSource) -> Iterator[ConfigIssue]:
             if isinstance(value, str) and (first := seen.setdefault(value, index)) != index:
                 message = f"issuers[{first}] has this {field} too: merge the two"
                 yield source.issue(("identity", "issuers", index, field), message)
+
+
+def _unknown_issuer(source: YamlSource) -> Iterator[ConfigIssue]:
+    """Yield the issuer of the operators' login if `identity.issuers` has none of that name."""
+    name = source.get("admin", "oidc", "issuer")
+    known = [one["name"] for one in source.items("identity", "issuers") if isinstance(one, dict) and "name" in one]
+    if isinstance(name, str) and name not in known:
+        message = f"there is no issuer '{name}' in identity.issuers: add it there, or correct the name"
+        yield source.issue(
+            ("admin", "oidc", "issuer"), message, nearest(name, [one for one in known if isinstance(one, str)])
+        )
 
 
 def _listener(source: YamlSource, key: str, section: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:

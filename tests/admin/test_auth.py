@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from pydantic import SecretStr
 
-from gateway.admin.auth import needs_key
-from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES
+from gateway.admin.auth import authorize
+from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES, ROUTES_BY_ROLE
 from gateway.admin.session import Sessions
 from gateway.api import keys
 from gateway.api.error_body import render_errors
@@ -39,7 +39,7 @@ async def ask(
 ) -> tuple[int, dict[str, Any] | str]:
     """Return status and body from a listener with one open and one protected route."""
     open_to_all = [web.get("/open", answer)]
-    guard = needs_key(Sessions(None if key is None else SecretStr(key)), open_to_all)
+    guard = authorize(Sessions(None if key is None else SecretStr(key)), open_to_all, {})
     app = web.Application(middlewares=[render_errors, guard])
     app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
     app[keys.METRICS] = metrics = Metrics()
@@ -109,7 +109,8 @@ def test_only_probes_metrics_queues_and_pages_are_open() -> None:
 
 async def test_every_other_route_of_the_listener_requires_the_key() -> None:
     """The test reads the router, so it covers routes that are added later."""
-    app = web.Application(middlewares=[render_errors, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
+    guard = authorize(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES, ROUTES_BY_ROLE)
+    app = web.Application(middlewares=[render_errors, guard])
     app.add_routes(ROUTES)
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]

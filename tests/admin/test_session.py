@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -15,12 +18,15 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
+from gateway.admin.auth import authorize
+from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
+from gateway.admin.roles import Operator, Role
 from gateway.admin.routes import PAGE_ROUTES
-from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
+from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, CookieSigner, Sessions
 from gateway.api import keys
 from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
+from gateway.config.admin_oidc import OidcSettings, RoleRules
 from gateway.pipeline.admission import Admission
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
@@ -55,7 +61,7 @@ async def listener(
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """Run the pages, the session routes, and one route that requires the key."""
     sessions = Sessions(None if key is None else SecretStr(key), clock, redis, redis_keys)
-    app = web.Application(middlewares=[render_errors, needs_key(sessions, PAGE_ROUTES)])
+    app = web.Application(middlewares=[render_errors, authorize(sessions, PAGE_ROUTES, {})])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
     app[SESSIONS] = sessions
     app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
@@ -93,8 +99,10 @@ async def test_login_with_the_admin_key_sets_an_http_only_same_site_cookie() -> 
                 "object": "session",
                 "active": True,
                 "who": "admin",
+                "role": "admin",
                 "until": "2027-01-15T10:00:00Z",
                 "key_set": True,
+                "oidc": None,
             }
 
 
@@ -164,15 +172,24 @@ async def test_a_cookie_is_not_renewed_with_every_request() -> None:
             assert "Set-Cookie" in reply.headers
 
 
-def cookie_of(sessions: Sessions) -> str:
+ALICE = Operator("alice@example.com", Role.VIEWER, is_person=True)
+
+
+def cookie_of(sessions: Sessions, operator: Operator = ALICE) -> str:
     response = web.Response()
-    sessions.set_cookie(make_mocked_request("GET", "/"), response, sessions.begin())
+    session = sessions.begin(operator, "sub-1")
+    sessions.set_cookie(make_mocked_request("GET", "/"), response, session)
     return response.cookies[sessions.cookie].value
 
 
-def holds(sessions: Sessions, cookie: str, name: str | None = None) -> bool:
+def operator_of(sessions: Sessions, cookie: str, name: str | None = None) -> Operator | None:
     request = make_mocked_request("GET", "/", headers={"Cookie": f"{name or sessions.cookie}={cookie}"})
-    return asyncio.run(sessions.of(request)) is not None
+    session = asyncio.run(sessions.of(request))
+    return None if session is None else session.operator
+
+
+def holds(sessions: Sessions, cookie: str, name: str | None = None) -> bool:
+    return operator_of(sessions, cookie, name) is not None
 
 
 def test_every_replica_with_the_key_takes_the_cookie_and_none_with_another() -> None:
@@ -185,26 +202,95 @@ def test_every_replica_with_the_key_takes_the_cookie_and_none_with_another() -> 
     assert not holds(Sessions(None, clock), cookie)
 
 
+def oidc(secret: str | None = "s" * 32, group: str = "gkt") -> OidcSettings:
+    return OidcSettings(
+        issuer="corp",
+        client_id="gkt",
+        public_url="https://gkt.example.com",
+        roles=RoleRules(viewer={"groups": (group,)}),
+        session_secret=None if secret is None else SecretStr(secret),
+    )
+
+
+def test_a_new_key_and_session_secret_and_other_rules_for_roles_each_end_all_sessions() -> None:
+    clock, key, other = Clock(), SecretStr(KEY), SecretStr(KEY + "2")
+    settings = [(key, oidc()), (other, oidc()), (key, oidc("t" * 32)), (key, oidc(None)), (None, oidc()), (key, None),
+                (key, oidc(group="others"))]  # fmt: skip
+    all_sessions = [Sessions(key, clock, oidc=one) for key, one in settings]
+    cookie = cookie_of(all_sessions[0])
+    assert [holds(one, cookie, one.cookie) for one in all_sessions] == [True] + [False] * 6
+    assert len({one.cookie for one in all_sessions}) == len(all_sessions)
+    assert holds(Sessions(key, clock, oidc=oidc()), cookie)
+
+
+def test_a_session_secret_is_sufficient_and_is_no_admin_key() -> None:
+    sessions = Sessions(None, Clock(), oidc=oidc())
+    assert operator_of(sessions, cookie_of(sessions)) == ALICE
+    assert not sessions.key_set
+    assert not sessions.is_key("s" * 32)
+
+
+def test_a_session_has_the_name_and_the_role_of_its_login() -> None:
+    sessions = Sessions(SecretStr(KEY), Clock())
+    for role in Role:
+        operator = ALICE._replace(role=role)
+        assert operator_of(sessions, cookie_of(sessions, operator)) == operator
+
+
+def test_a_cookie_is_small_even_with_the_longest_names() -> None:
+    sessions = Sessions(SecretStr(KEY), Clock())
+    longest = Operator("\U0001f600" * 128, Role.ADMIN, is_person=True)
+    response = web.Response()
+    sessions.set_cookie(make_mocked_request("GET", "/"), response, sessions.begin(longest, "\U0001f600" * 255))
+    cookie = response.cookies[sessions.cookie].value
+    assert len(cookie) < 3_000
+    assert operator_of(sessions, cookie) == longest
+
+
 def test_a_cookie_that_was_changed_holds_no_more() -> None:
-    clock = Clock()
-    sessions = Sessions(SecretStr(KEY), clock)
+    """Every change counts: another time, id, name or role, a part of another cookie, and another signature."""
+    sessions = Sessions(SecretStr(KEY), Clock())
     cookie = cookie_of(sessions)
-    began, seen, name, mac = cookie.split(".")
-    changed = [
-        f"{int(began) + 3600}.{seen}.{name}.{mac}",
-        f"{began}.{int(seen) + 30}.{name}.{mac}",
-        f"{began}{seen}..{name}.{mac}",
-        f"{began}.{seen}.{'0' * 32}.{mac}",
-        f"{began}.{seen}.{name}.{'0' * 64}",
-        f"{began}.{seen}.{name}.{mac[:-1]}",
-        f"{began}.{seen}.{name}.{mac}0",
-        f"{began}.{seen}.{mac}",
-        f"{began}.{seen}",
+    text, _, mac = cookie.partition(".")
+    content = json.loads(urlsafe_b64decode(text + "=="))
+    changes = {0: content[0] + 3600, 1: content[1] + 30, 2: "0" * 32, 3: "bob@example.com", 4: 3, 5: "sub-2"}
+    assert content[4] == Role.VIEWER
+    others = [json.dumps([*content[:at], value, *content[at + 1 :]]) for at, value in changes.items()]
+    changed = [f"{urlsafe_b64encode(one.encode()).decode().rstrip('=')}.{mac}" for one in others]
+    changed += [
+        f"{text}=.{mac}",
+        f"{text}.{'0' * 64}",
+        f"{text}.{mac[:-1]}",
+        f"{text}.{mac}0",
+        f"{text}.{mac.upper()}",
+        f"{text}.",
+        text,
+        f".{mac}",
+        ".",
         "",
-        "." * 3,
+        "\u00e9.\u00e9",
+        f"{'A' * 5000}.{mac}",
     ]
     assert holds(sessions, cookie)
     assert [one for one in changed if holds(sessions, one)] == []
+
+
+def test_a_signed_cookie_of_another_form_or_purpose_is_no_session() -> None:
+    key, sessions = SecretStr(KEY), Sessions(SecretStr(KEY), Clock())
+    signer, other = (CookieSigner(f"{one} {sha256(b'').hexdigest()}", key, None) for one in ("session 3", "login 1"))
+    good = [int(Clock.now), int(Clock.now), "0" * 32, "alice", 3, None]
+    encoded = json.dumps(good).encode()
+    assert holds(sessions, signer.sign(encoded))
+    assert not holds(sessions, other.sign(encoded))
+    for content in (
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        json.dumps([*good[:4], 4, None]).encode(),
+        json.dumps(good[:2]).encode(),
+    ):
+        assert not holds(sessions, signer.sign(content)), content
 
 
 async def test_changes_in_a_session_require_the_origin_of_this_listener() -> None:

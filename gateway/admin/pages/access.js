@@ -1,6 +1,6 @@
 // Keys and budgets: create, rotate and revoke keys, raise budgets, and the audit trail.
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
-import { useData } from "./api.js";
+import { may, session, useData } from "./api.js";
 import { money, toMinute, utc } from "./format.js";
 import { Meter } from "./overview.js";
 import { api } from "./state.js";
@@ -10,6 +10,8 @@ const KINDS = { active: "good", expired: "", revoked: "", replaced: "warn" };
 const LENGTH_MS = { h: 3_600_000, d: 86_400_000, w: 7 * 86_400_000 };
 const path = (...parts) => `/${parts.map(encodeURIComponent).join("/")}`;
 const limits = (of) => Object.entries(of ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
+/** Columns without the last one, which has buttons, for persons who may not use them. */
+const allowed = (columns) => (may("operator") ? columns : columns.slice(0, -1));
 const Actions = ({ children }) => html`<span class="actions">${children}</span>`;
 
 /** Part of the period of a budget that has elapsed, from 0 to 1; null for a sliding window. */
@@ -36,7 +38,7 @@ function forecast(budget) {
   return html`<${Badge} kind="warn">used up ${toMinute(Date.now() + left * ((time * (1 - used)) / used))} UTC<//>`;
 }
 
-const keyColumns = (open) => [
+const keyColumns = (open) => allowed([
   { title: "Key", value: (row) => row.id },
   { title: "Tenant", value: (row) => row.tenant },
   { title: "Status", value: (row) => row.status, show: (row) => html`<${Badge} kind=${KINDS[row.status] ?? "warn"}>${row.status}<//>` },
@@ -52,12 +54,12 @@ const keyColumns = (open) => [
   { title: "Actions", plain: true, value: () => "", show: (row) => row.source === "redis" && row.status === "active" && html`<${Actions}>
     <button type="button" aria-label="Rotate ${row.tenant} ${row.id}" onClick=${() => open({ kind: "rotate", row })}>Rotate</button>
     <button type="button" aria-label="Revoke ${row.tenant} ${row.id}" onClick=${() => open({ kind: "revoke", row })}>Revoke</button><//>` },
-];
+]);
 
 /** The key, or the label and its value, of a budget in words. */
 const ownerOf = (row) => (row.label ? `, ${row.label} ${row.value}` : row.key ? `, key ${row.key}` : "");
 
-const budgetColumns = (open) => [
+const budgetColumns = (open) => allowed([
   { title: "Budget", value: (row) => `${row.tenant}${ownerOf(row)}` },
   { title: "Used", unit: "share", value: part, show: (row, format) => html`<${Meter} value=${part(row) ?? 0} mark=${elapsed(row)}
     label=${row.tenant} soft=${row.soft_budget ? row.soft_budget / limitOf(row) : 0.8} />${format(part(row))}` },
@@ -69,7 +71,7 @@ const budgetColumns = (open) => [
   { title: "At this rate", value: (row) => part(row), show: forecast },
   { title: "Actions", plain: true, value: () => "", show: (row) => html`<${Actions}><button type="button"
     aria-label="Raise ${row.tenant} ${row.key ?? row.value ?? ""}" onClick=${() => open({ kind: "raise", row })}>Raise</button><//>` },
-];
+]);
 
 const state = (value) => (value ? Object.entries(value).map(([name, one]) => `${name}: ${typeof one === "object" && one ? JSON.stringify(one) : one}`).join(", ") : "-");
 const AUDIT = [
@@ -134,11 +136,12 @@ const FORMS = { create: Create, rotate: Rotate, revoke: Revoke, raise: RaiseForm
 
 export function Access({ search, parameters }) {
   const [dialog, open] = useState(null);
+  const role = session.use()?.role;
   const tenant = parameters.get("tenant");
   const load = (route, more) => useData(() => api(route, more, { timeless: true, only: ["tenant"] }), search);
   const [keys, budgets] = [load("/keys", { limit: 500 }), load("/budgets", { limit: 500 })];
   const ofLabels = useData(() => (tenant ? path("budgets", tenant, "labels") : null), `labels ${search}`).data?.budgets ?? [];
-  const audit = useData(() => "/audit?limit=200", search);
+  const audit = useData(() => (may("admin") ? "/audit?limit=200" : null), `${search} ${role}`);
   const policies = useData(() => "/policies", "policies", { everyMs: 60_000 });
   const tenants = (policies.data?.data ?? []).map((one) => one.tenant);
   const changed = useRef(false);
@@ -151,21 +154,22 @@ export function Access({ search, parameters }) {
     for (const one of [keys, budgets, audit]) one.reload();
     open(["create", "rotate"].includes(dialog.kind) ? { kind: "secret", reply } : null);
   };
+  const readOnly = role && !may("operator") ? ` Your role ${role} cannot change them: that needs the role operator.` : "";
   const more = (reply) => reply.next && html`<p class="soft small">Only the first 500 are shown. Select a tenant to see the others.</p>`;
   return html`
-    <${Card} title="Keys" note="Keys of callers. Keys of policy files are changed in their file." side=${html`<button type="button"
-      class="primary" disabled=${!tenants.length} onClick=${() => open({ kind: "create" })}>New key</button>`}>
+    <${Card} title="Keys" note="Keys of callers. Keys of policy files are changed in their file.${readOnly}" side=${may("operator")
+      && html`<button type="button" class="primary" disabled=${!tenants.length} onClick=${() => open({ kind: "create" })}>New key</button>`}>
       <${Loaded} of=${keys}>${(reply) => html`<${Table} caption="Keys" columns=${keyColumns(open)} rows=${reply.keys}
         id=${(row) => `${row.tenant}/${row.id}`} search="Search keys" empty=${html`<${Empty}
-        title="No keys yet.">Create one for a tenant with "New key".<//>`} />${more(reply)}`}<//><//>
-    <${Card} title="Budgets" note="The bar is the spent and reserved part. The line in it is the elapsed part of the period.">
+        title="No keys yet.">${may("operator") ? 'Create one for a tenant with "New key".' : "An operator can create one for a tenant."}<//>`} />${more(reply)}`}<//><//>
+    <${Card} title="Budgets" note="The bar is the spent and reserved part. The line in it is the elapsed part of the period.${readOnly}">
       <${Loaded} of=${budgets}>${(reply) => html`<${Table} caption="Budgets" columns=${budgetColumns(open)} rows=${[...reply.budgets, ...ofLabels]}
         id=${(row) => `${row.tenant}/${row.key ?? ""}/${row.label ?? ""}/${row.value ?? ""}`} sort=${["Used", true]} search="Search budgets"
         empty=${html`<${Empty} title="No tenant and no key has a budget.">Set <code>budget</code> in a policy file, or give a new key a budget.<//>`} />${more(reply)}`}<//><//>
     <${Card} title="Audit trail" note="Actions of operators and of automatic rules, the newest first.">
-      <${Loaded} of=${audit}>${({ entries }) => html`<${Table} caption="Audit trail" columns=${AUDIT}
+      ${role && !may("admin") ? html`<${Empty} title="The audit trail needs the role admin.">Your role is ${role}.<//>` : html`<${Loaded} of=${audit}>${({ entries }) => html`<${Table} caption="Audit trail" columns=${AUDIT}
         rows=${entries.filter((one) => !tenant || one.tenant === tenant)} id=${(row) => row.id} search="Search the audit trail"
-        empty=${html`<${Empty} title="No action has been recorded.">Creating, rotating and revoking keys and raising budgets appear here.<//>`} />`}<//><//>
+        empty=${html`<${Empty} title="No action has been recorded.">Creating, rotating and revoking keys and raising budgets appear here.<//>`} />`}<//>`}<//>
     ${dialog && html`<${Dialog} key=${dialog.kind} title=${TITLES[dialog.kind](dialog.row)} onClose=${() => open((now) => (now === dialog ? null : now))}>
       <${FORMS[dialog.kind]} ...${dialog} tenants=${tenants} tenant=${tenant} done=${done} /><//>`}`;
 }

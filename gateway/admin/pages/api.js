@@ -76,6 +76,12 @@ export function signal(value) {
   };
 }
 
+const RANKS = { viewer: 1, operator: 2, admin: 3 };
+export const session = signal(null); // the reply of GET /session; null until it is there
+
+/** Return whether the person who is logged in has a role. The gateway checks every request, too. */
+export const may = (role) => (RANKS[session.get()?.role] ?? 0) >= RANKS[role];
+
 export const paused = signal(false);
 export const updatedAt = signal(null);
 export const problems = signal(new Map()); // messages at the top of the page, by subject

@@ -1,7 +1,7 @@
 // The dashboard: navigation, time range and filter, and the selected page.
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
 import { render } from "./vendor/preact.js";
-import { ask, paused, problems, report, updatedAt, useData } from "./api.js";
+import { ask, fetchJson, paused, problems, report, session, updatedAt, useData } from "./api.js";
 import { timeOfDay } from "./format.js";
 import { Access } from "./access.js";
 import { Configuration } from "./configuration.js";
@@ -13,7 +13,7 @@ import { Reliability } from "./reliability.js";
 import { Requests } from "./requests.js";
 import { Spend } from "./spend.js";
 import { api, FILTERS, labelFilter, link, period, RANGES, rfc3339, setParameters, useUrl } from "./state.js";
-import { Field, html, Link, Segments, Select } from "./ui.js";
+import { Badge, Field, html, Link, Segments, Select } from "./ui.js";
 
 /** Pages: path, title, component, and the parts of the range and filter that apply. */
 const PAGES = [
@@ -54,8 +54,9 @@ function skip(event) {
 async function logOut() {
   document.dispatchEvent(new Event("leaving")); // a running request would renew the session
   try {
-    await ask("/session", { method: "DELETE" });
-    location.assign("/login?why=left");
+    const reply = await ask("/session", { method: "DELETE" });
+    // With 200, the browser also logs out at the identity provider, which returns to the login page.
+    location.assign(reply.status === 200 ? (await reply.json()).logout_url : "/login?why=left");
   } catch (error) {
     report("logout", `You are still logged in: ${error.message}`);
   }
@@ -144,6 +145,12 @@ function Pulse() {
     <button type="button" class="quiet small" aria-pressed=${String(still)} onClick=${turn}>Pause</button></div>`;
 }
 
+function Person() {
+  const { who, role } = session.use() ?? {};
+  return who && html`<p class="person small" title="Logged in as ${who}"><span class="visually-hidden">Logged in as </span><span>${who}</span>${who !== role
+    && html` <${Badge}>${role}<//>`}</p>`;
+}
+
 const decoded = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
 
 function App() {
@@ -160,6 +167,9 @@ function App() {
     first.current = false;
   }, [path, search]);
   useEffect(() => {
+    fetchJson("/session").then((reply) => session.set(reply), (error) => report("session", `Your role is unknown: ${error.message}`));
+  }, []);
+  useEffect(() => {
     const change = () => document.dispatchEvent(new Event("themechange"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", change);
   }, []);
@@ -170,7 +180,7 @@ function App() {
       <nav aria-label="Pages">
         ${PAGES.map(([one, label]) => html`<${Link} key=${one} href=${link(one)} aria-current=${label === title ? "page" : undefined}>${label}<//>`)}
       </nav>
-      <div class="side-end"><${ThemeButton} /><button type="button" class="quiet" onClick=${logOut}>Log out</button></div>
+      <div class="side-end"><${Person} /><${ThemeButton} /><button type="button" class="quiet" onClick=${logOut}>Log out</button></div>
     </header>
     <main id="main" tabindex="-1" class="stack">
       <div class="row apart"><h1>${title}</h1><${Pulse} /></div>

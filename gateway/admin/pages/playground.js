@@ -1,6 +1,6 @@
 // The playground: a form, three answers and their comparison. The fragment of the URL has the settings, without the question.
 import { useEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
-import { report, useData } from "./api.js";
+import { may, report, session, useData } from "./api.js";
 import { duration, money, share } from "./format.js";
 import { answer, Column, IDLE, isTruncated, spoken, TITLES } from "./play-column.js";
 import { asCaller, curl, policy, python } from "./play-snippets.js";
@@ -144,6 +144,8 @@ function Form({ options }) {
   const [toast, setToast] = useState("");
   const [byHand, setByHand] = useState("");
   const [form, latest] = [useRef(null), useRef(null)];
+  const role = session.use()?.role;
+  const barred = Boolean(role) && !may("operator");
   const route = routeOf(options, values);
   const ofMode = (mode) => runs[mode] ?? IDLE;
   const engines = [route?.teacher, ...(route?.students ?? [])];
@@ -216,7 +218,7 @@ function Form({ options }) {
 
   async function ask(event) {
     event?.preventDefault();
-    if (running || !route || !ready()) return;
+    if (running || barred || !route || !ready()) return;
     const stop = new AbortController();
     const current = () => latest.current === stop;
     latest.current = stop;
@@ -263,6 +265,7 @@ function Form({ options }) {
   };
   const onKey = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && ask(event);
   return html`
+    ${barred && html`<p class="status" data-kind="warn">Questions cost money and need the role operator. Your role is ${role}. You can view and copy the settings.</p>`}
     ${!route && html`<p class="status" data-kind="warn">This tenant has no route for chat completions.</p>`}
     ${route?.conditional && html`<p class="status">${route.model} has several routes. The first one whose conditions match the question answers it.</p>`}
     <form id="form" class="card ask" novalidate ref=${form} onSubmit=${ask} onKeyDown=${onKey}>
@@ -275,7 +278,7 @@ function Form({ options }) {
         <details><summary>System message</summary><textarea name="system" rows="2" spellcheck="false" placeholder="None"
           aria-label="System message"></textarea></details>
         <div class="row run">
-          <button type="submit" class="primary" disabled=${!route || running !== null} aria-keyshortcuts="Control+Enter">Ask all three</button>
+          <button type="submit" class="primary" disabled=${barred || !route || running !== null} aria-keyshortcuts="Control+Enter">Ask all three</button>
           <button type="button" disabled=${running === null} onClick=${() => running?.abort()}>Stop</button>
           <button type="button" disabled=${!route} onClick=${() => ready() && copy(policy(values, route),
             "Copied as policy. Put the route into the tenant's policy file; it applies without a restart.")}>Copy as policy</button>

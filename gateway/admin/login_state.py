@@ -1,0 +1,121 @@
+"""State of a login at an identity provider between its start and the callback, in a signed cookie.
+
+The cookie has a random id. State, nonce and PKCE verifier are derived from the id with the gateway's secrets. Every
+process can therefore verify a callback, and a copy of the cookie does not contain them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+from hmac import compare_digest
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from gateway.admin.session import CookieSigner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+    from pydantic import SecretStr
+
+    from gateway.config.admin_oidc import OidcSettings
+
+CALLBACK_PATH = "/login/callback"
+LOGIN_LIMIT_S = 600
+"""The maximum time between the start of a login and its callback."""
+FIRST_PAGE = "/dashboard"
+_PAGE = re.compile(
+    r"/(playground|dashboard(/[A-Za-z0-9_%.-]+){0,2})(\?[A-Za-z0-9_.~!$&'()*+,;=:@/?%-]*)?"
+    r"(#[A-Za-z0-9_.~!$&'()*+,;=:@/?%-]*)?",
+    re.ASCII,
+)
+_DOTS = re.compile(r"/(\.|%2e)+(/|$)", re.IGNORECASE)
+_MAX_PAGE_CHARS = 1_000
+
+
+def page_or_first(path: str) -> str:
+    """Return the path of a page of the dashboard, or the first page for every other text."""
+    is_page = len(path) <= _MAX_PAGE_CHARS and _PAGE.fullmatch(path) and not _DOTS.search(re.split(r"[?#]", path)[0])
+    return path if is_page else FIRST_PAGE
+
+
+class _Cookie(msgspec.Struct, frozen=True, array_like=True):
+    began: int  # Unix seconds
+    id: str
+    page: str
+
+
+class PendingLogin(NamedTuple):
+    """A login that waits for its callback."""
+
+    id: str
+    page: str
+    """The page to open after the login."""
+    state: str
+    nonce: str
+    verifier: str
+
+    @property
+    def challenge(self) -> str:
+        """Return the PKCE challenge of the method S256 (RFC 7636, section 4.2)."""
+        return _base64(sha256(self.verifier.encode()).digest())
+
+
+class LoginStates:
+    """Writes and verifies the cookies of logins. `clock` returns Unix seconds."""
+
+    def __init__(self, key: SecretStr | None, oidc: OidcSettings, clock: Callable[[], float] = time.time) -> None:
+        self._signer = CookieSigner("login 1", key, oidc.session_secret)
+        self._clock = clock
+        self._is_https = oidc.public_url.startswith("https:")
+        self.cookie = f"gkt_login_{self._signer.mark}"
+
+    def begin(self, page: str) -> tuple[PendingLogin, str]:
+        """Return a new login, and the value of its cookie."""
+        content = _Cookie(int(self._clock()), secrets.token_hex(16), page_or_first(page))
+        return self._pending(content), self._signer.sign(msgspec.json.encode(content))
+
+    def set_cookie(self, response: web.StreamResponse, value: str) -> None:
+        """Set the cookie of a login. It replaces that of an earlier login of the browser."""
+        response.set_cookie(
+            self.cookie,
+            value,
+            max_age=LOGIN_LIMIT_S,
+            path=CALLBACK_PATH,
+            httponly=True,
+            samesite="Lax",  # the callback comes from the provider's site
+            secure=self._is_https,
+        )
+
+    def delete_cookie(self, response: web.StreamResponse) -> None:
+        """Delete the cookie."""
+        response.del_cookie(self.cookie, path=CALLBACK_PATH, httponly=True, samesite="Lax", secure=self._is_https)
+
+    def pending(self, request: web.Request, state: str) -> PendingLogin | None:
+        """Return the login of the browser, or None: there is none, it is too old, or `state` is of another login."""
+        content = self._signer.verify(request.cookies.get(self.cookie, ""))
+        if content is None:
+            return None
+        try:
+            cookie = msgspec.json.decode(content, type=_Cookie)
+        except msgspec.DecodeError:
+            return None
+        login, age_s = self._pending(cookie), self._clock() - cookie.began
+        is_current = age_s < LOGIN_LIMIT_S and compare_digest(login.state.encode(), state.encode("utf-8", "replace"))
+        return login if is_current else None
+
+    def _pending(self, cookie: _Cookie) -> PendingLogin:
+        state, nonce, verifier = (
+            _base64(self._signer.derive(one, cookie.id)) for one in ("state", "nonce", "verifier")
+        )
+        return PendingLogin(cookie.id, cookie.page, state, nonce, verifier)
+
+
+def _base64(value: bytes) -> str:
+    return urlsafe_b64encode(value).decode().rstrip("=")

@@ -1,0 +1,282 @@
+"""The identity provider of the admin pages: its URLs, the exchange of a code for an ID token, and the roles of persons.
+
+The flow is the authorization code flow of OpenID Connect Core 1.0 with PKCE (RFC 7636). The callback must be of the
+configured issuer (RFC 9207).
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from contextlib import contextmanager
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote_plus, urlencode
+
+import structlog
+from aiohttp import web
+
+from gateway.admin.login_state import CALLBACK_PATH
+from gateway.admin.roles import Operator, Role
+from gateway.config.claims import claim_of, mismatch
+from gateway.errors import RoleRequired
+from gateway.identity.document import DocumentError, DocumentReader
+from gateway.identity.token import TokenRejected, parse_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gateway.admin.login_state import PendingLogin
+    from gateway.config.admin_oidc import OidcSettings
+    from gateway.identity.issuer import Issuer
+    from gateway.identity.issuers import Issuers
+
+log = structlog.get_logger()
+
+START_PATH = "/login/oidc"
+_MAX_CALLS = 16
+_MAX_NAME_CHARS = 128
+_MAX_SUBJECT_CHARS = 255
+_OK = 200
+_ERRORS = frozenset(
+    {
+        "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
+        "invalid_scope", "access_denied", "unsupported_response_type", "server_error", "temporarily_unavailable",
+        "interaction_required", "login_required", "account_selection_required", "consent_required",
+    }
+)  # fmt: skip
+"""Error codes of OAuth 2.0 and OpenID Connect. Other texts of a provider are not logged."""
+
+
+class LoginError(Exception):
+    """A login failed. `why` selects the message of the login page; the error's own message is for the log."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class Person(NamedTuple):
+    """A person whom the provider has identified."""
+
+    subject: str
+    operator: Operator
+
+
+class _Tokens(NamedTuple):
+    id_token: str
+    access_token: str
+
+
+class OidcProvider:
+    """The provider at which operators log in. `max_calls` bounds the concurrent logins, which send requests to it."""
+
+    def __init__(self, settings: OidcSettings, issuers: Issuers, max_calls: int = _MAX_CALLS) -> None:
+        self._settings, self._issuers, self._reader = settings, issuers, DocumentReader()
+        self._max_calls, self._calls = max_calls, 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._reader.close()
+
+    @property
+    def title(self) -> str:
+        """Return the name of the provider on the login page."""
+        return self._settings.title or self._settings.issuer
+
+    @property
+    def login_url(self) -> str:
+        return self._settings.public_url + START_PATH
+
+    @property
+    def _redirect_uri(self) -> str:
+        return self._settings.public_url + CALLBACK_PATH
+
+    async def authorization_url(self, login: PendingLogin, *, again: bool = False) -> str:
+        """Return the provider's URL for a login. `again` asks for another login there. Raises LoginError."""
+        query = {
+            "response_type": "code",
+            "client_id": self._settings.client_id,
+            "redirect_uri": self._redirect_uri,
+            "scope": " ".join(self._settings.scopes),
+            "state": login.state,
+            "nonce": login.nonce,
+            "code_challenge": login.challenge,
+            "code_challenge_method": "S256",
+        }
+        if again:
+            query["prompt"] = "login"
+        with self._one_call():
+            return _with_query(await self._endpoint("authorization_endpoint"), query)
+
+    async def logout_url(self) -> str | None:
+        """Return the provider's URL for a logout there, or None if the configuration or the provider has none.
+
+        See OpenID Connect RP-Initiated Logout 1.0.
+        """
+        if self._settings.logout != "provider":
+            return None
+        try:
+            url = await self._endpoint("end_session_endpoint")
+        except LoginError as error:
+            log.warning("admin_logout_local", error=str(error))
+            return None
+        back = f"{self._settings.public_url}/login"
+        return _with_query(url, {"client_id": self._settings.client_id, "post_logout_redirect_uri": back})
+
+    async def person_of(self, login: PendingLogin, query: Mapping[str, str]) -> Person:
+        """Return the person of a callback whose state is verified. Raises LoginError."""
+        with self._one_call():
+            await self._check_issuer(query.get("iss"))
+            if (error := query.get("error")) is not None:
+                raise LoginError("refused", f"the provider replied with the error {_known(error)}")
+            if not (code := query.get("code")):
+                raise LoginError("invalid", "the callback has neither code nor error")
+            tokens = await self._exchange(code, login.verifier)
+            try:
+                claims = await self._claims(tokens.id_token)
+            except TokenRejected as rejected:
+                raise LoginError("invalid", f"the ID token was rejected: {rejected.message}") from None
+            nonce = claims.get("nonce")
+            if not isinstance(nonce, str) or not compare_digest(nonce.encode(), login.nonce.encode()):
+                raise LoginError("invalid", "the ID token has another nonce than the login")
+            if self._settings.userinfo:
+                claims = {**await self._userinfo(tokens.access_token, claims.get("sub")), **claims}
+            return self._person(claims)
+
+    async def operator_of(self, token: str) -> Operator:
+        """Return the operator whom a token for this client identifies. Raises TokenRejected and RoleRequired."""
+        claims = await self._claims(token)
+        try:
+            return self._person(claims).operator
+        except LoginError as error:
+            raise RoleRequired(f"The token is valid, but {error}.") from None
+
+    async def _claims(self, token: str) -> Mapping[str, Any]:
+        """Return the claims of a valid token for this client. Raises TokenRejected."""
+        settings = self._settings
+        verified = await self._issuers.verify_for(token, issuer=settings.issuer, audience=[settings.client_id])
+        claims = verified.claims
+        audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+        # OpenID Connect Core 1.0, section 3.1.3.7: the authorized party must be this client.
+        if claims.get("azp", settings.client_id if len(audiences) == 1 else None) != settings.client_id:
+            raise TokenRejected("The token was issued to another client (azp).", "audience", settings.issuer)
+        return claims
+
+    def _person(self, claims: Mapping[str, Any]) -> Person:
+        """Return the person of verified claims. Raises LoginError without a subject or a role."""
+        subject = claims.get("sub")
+        if not isinstance(subject, str) or not _is_line(subject, _MAX_SUBJECT_CHARS):
+            raise LoginError("invalid", "the token has no valid subject (sub)")
+        name = claim_of(claims, self._settings.name_claim)
+        is_unverified = self._settings.name_claim == "email" and claims.get("email_verified", True) is not True
+        if is_unverified or not isinstance(name, str) or not _is_line(name, _MAX_NAME_CHARS):
+            name = subject[:_MAX_NAME_CHARS]
+        rules = self._settings.roles
+        of_role = {Role.ADMIN: rules.admin, Role.OPERATOR: rules.operator, Role.VIEWER: rules.viewer}
+        for role, rule in of_role.items():
+            if rule is not None and mismatch(rule, claims) is None:
+                return Person(subject, Operator(name, role, is_person=True))
+        raise LoginError("no_role", f"no rule of admin.oidc.roles matches the claims of {name} (sub {subject})")
+
+    async def _check_issuer(self, issuer: str | None) -> None:
+        """Check the parameter `iss` of a callback (RFC 9207). Raises LoginError."""
+        if issuer is None:
+            if (await self._discovery()).get("authorization_response_iss_parameter_supported") is True:
+                raise LoginError("invalid", "the callback has no issuer (iss), which the provider always sends")
+        elif issuer != self._issuer().settings.issuer:
+            raise LoginError("invalid", "the callback is of another issuer (iss)")
+
+    async def _exchange(self, code: str, verifier: str) -> _Tokens:
+        """Return the tokens for a code. Raises LoginError."""
+        settings = self._settings
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._redirect_uri,
+            "code_verifier": verifier,
+        }
+        headers = {}
+        if settings.client_secret is None:
+            form["client_id"] = settings.client_id
+        elif await self._accepts_basic():
+            # RFC 6749, section 2.3.1: both parts are encoded first, since an id may contain a colon.
+            parts = (settings.client_id, settings.client_secret.get_secret_value())
+            headers["Authorization"] = f"Basic {b64encode(':'.join(map(quote_plus, parts)).encode()).decode()}"
+        else:
+            form |= {"client_id": settings.client_id, "client_secret": settings.client_secret.get_secret_value()}
+        reply = await self._call("token_endpoint", form, headers)
+        token, access_token = reply.get("id_token"), reply.get("access_token")
+        if not isinstance(token, str):
+            raise LoginError("invalid", "the reply of token_endpoint has no id_token: is openid in admin.oidc.scopes?")
+        return _Tokens(token, access_token if isinstance(access_token, str) else "")
+
+    async def _userinfo(self, access_token: str, subject: object) -> Mapping[str, Any]:
+        """Return more claims of the person (OpenID Connect Core 1.0, section 5.3). Raises LoginError."""
+        claims = await self._call("userinfo_endpoint", None, {"Authorization": f"Bearer {access_token}"})
+        if claims.get("sub") != subject:
+            raise LoginError("invalid", "the reply of userinfo_endpoint has another subject (sub) than the ID token")
+        return claims
+
+    async def _call(self, name: str, form: Mapping[str, str] | None, headers: Mapping[str, str]) -> Mapping[str, Any]:
+        """Return the JSON object that an endpoint replies with. Raises LoginError."""
+        url = await self._endpoint(name)
+        try:
+            status, body = await self._reader.request("GET" if form is None else "POST", url, form, headers)
+        except DocumentError as error:
+            raise LoginError("unreachable", f"{name}: {error}") from None
+        try:
+            reply = parse_object(body)
+        except ValueError:
+            reply = {}
+        if status != _OK:
+            raise LoginError("invalid", f"{name} replied with status {status} and error {_known(reply.get('error'))}")
+        return reply
+
+    async def _accepts_basic(self) -> bool:
+        """Return whether the client authenticates in a header, as it does by default, and not in the form."""
+        methods = (await self._discovery()).get("token_endpoint_auth_methods_supported")
+        return not isinstance(methods, list) or "client_secret_basic" in methods or "client_secret_post" not in methods
+
+    async def _discovery(self) -> Mapping[str, Any]:
+        try:
+            return await self._issuer().discovery()
+        except DocumentError as error:
+            raise LoginError("unreachable", f"the discovery document cannot be read: {error}") from None
+
+    async def _endpoint(self, name: str) -> str:
+        try:
+            return await self._issuer().endpoint(name)
+        except DocumentError as error:
+            raise LoginError("unreachable", f"{name} is unknown: {error}") from None
+
+    def _issuer(self) -> Issuer:
+        issuer = self._issuers.named(self._settings.issuer)
+        if issuer is None:
+            raise LoginError("unreachable", f"identity.issuers has no issuer '{self._settings.issuer}' any more")
+        return issuer
+
+    @contextmanager
+    def _one_call(self) -> Iterator[None]:
+        """Bound the calls to the provider: anyone can start a login."""
+        if self._calls >= self._max_calls:
+            raise LoginError("busy", f"{self._max_calls} logins are in progress")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+
+OIDC = web.AppKey("oidc", OidcProvider)
+
+
+def _with_query(url: str, query: Mapping[str, str]) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
+
+
+def _known(error: object) -> str:
+    return error if isinstance(error, str) and error in _ERRORS else "(another text)"
+
+
+def _is_line(text: str, max_chars: int) -> bool:
+    return 0 < len(text) <= max_chars and text.isprintable() and text == text.strip()
