@@ -9,22 +9,21 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, PrivateAttr, field_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator
 
+from gateway.config.claims import ClaimConditions, ClaimPath, claim_of, mismatch, typed
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import InvalidValue, Label, RouteName, text_pattern
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.key_entry import not_reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 MAX_KEY_CHARS = 64
 _RULE_ID = re.compile(r"[A-Za-z0-9._-]{1,30}", re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9._@+-]+", re.ASCII)
 _HASH_CHARS = 32
-# Claims whose text is a list of words (RFC 6749, RFC 9068).
-_WORDS = frozenset({"scope", "scp"})
 
 
 def _rule_id(value: str) -> str:
@@ -33,24 +32,7 @@ def _rule_id(value: str) -> str:
     return not_reserved(value)
 
 
-def _values(value: object) -> object:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _value(value: object) -> str | bool | int:
-    if isinstance(value, str | bool | int):
-        return value
-    raise InvalidValue("must be text, a whole number, true or false")
-
-
 RuleId: TypeAlias = Annotated[str, AfterValidator(_rule_id), text_pattern(_RULE_ID.pattern)]
-ClaimPath: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
-_Value: TypeAlias = Annotated[str | bool | int, PlainValidator(_value, json_schema_input_type=str | bool | int)]
-_Values: TypeAlias = Annotated[
-    tuple[_Value, ...],
-    BeforeValidator(_values, json_schema_input_type=_Value | Annotated[list[_Value], Field(min_length=1)]),
-    Field(min_length=1, max_length=100),
-]
 
 
 class IdentityRule(StrictModel):
@@ -63,7 +45,7 @@ class IdentityRule(StrictModel):
     """Name of the rule, unique within the tenant. The key ids of its callers begin with this name and a colon."""
     issuer: Label
     """Name of an issuer in `identity.issuers` of config.yaml."""
-    when: Annotated[dict[ClaimPath, _Values], Field(max_length=16)] = Field({})
+    when: Annotated[ClaimConditions, Field(max_length=16)] = Field({})
     """Claims that a token must have, each with one value or a list of alternatives. A dot leads into an object:
     `realm_access.roles`. A claim that is a list must contain a value. Default: all tokens of the issuer."""
     key: ClaimPath | None = None
@@ -97,13 +79,7 @@ class IdentityRule(StrictModel):
 
     def mismatch(self, claims: Mapping[str, object]) -> str | None:
         """Return why a token does not match, with names of claims only; None: it matches."""
-        for path, values in self.when.items():
-            found = claim_of(claims, path)
-            if found is None:
-                return f"there is no claim {path}"
-            if not any(_equal(one, value) for one in _members(path, found) for value in values):
-                return f"the claim {path} has another value"
-        return None
+        return mismatch(self.when, claims)
 
     def key_id(self, claims: Mapping[str, object]) -> str | None:
         """Return the key id of a token that matches: the rule's id, a colon, and the value of the claim `key`.
@@ -146,34 +122,3 @@ class TenantIdentities(NamedTuple):
         """Return the first rule that matches, or None."""
         rule = next((rule for rule in self.rules if rule.mismatch(claims) is None), None)
         return None if rule is None else IdentityMatch(self.tenant, rule)
-
-
-def claim_of(claims: Mapping[str, object], path: str) -> object:
-    """Return the claim at a path, or None. A claim with dots in its name comes before a claim of an object."""
-    if path in claims:
-        return claims[path]
-    for head, rest in _splits(path):
-        nested = claims.get(head)
-        if isinstance(nested, dict) and (found := claim_of(nested, rest)) is not None:
-            return found
-    return None
-
-
-def _splits(path: str) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a path before and after each of its dots."""
-    return ((path[: dot.start()], path[dot.end() :]) for dot in re.finditer(r"\.", path))
-
-
-def _members(path: str, found: object) -> list[object]:
-    if isinstance(found, list):
-        return found
-    return [*found.split()] if path in _WORDS and isinstance(found, str) else [found]
-
-
-def _equal(one: object, other: object) -> bool:
-    return type(one) is type(other) and one == other
-
-
-def typed(value: object) -> tuple[type, object]:
-    """Return a value with its type, for comparisons: in Python, 1 equals True."""
-    return type(value), value

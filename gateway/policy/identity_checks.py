@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from gateway.config.claims import typed
 from gateway.config.yaml_messages import nearest
-from gateway.policy.identities import TenantIdentities, typed
+from gateway.policy.identities import TenantIdentities
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

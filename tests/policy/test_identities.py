@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.config.claims import claim_of
 from gateway.policy.book import check_book
-from gateway.policy.identities import IdentityRule, claim_of
+from gateway.policy.identities import IdentityRule
 from gateway.policy.schema import KeyEntry
 
 if TYPE_CHECKING:
