@@ -7,11 +7,11 @@ header cannot replace the value of a token's claim or of a key.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from gateway.config.claims import claim_of
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import Flag, InvalidValue, LabelName, Whole, label_names
 from gateway.config.yaml_source import StrictModel
@@ -19,7 +19,7 @@ from gateway.errors import InvalidRequest
 from gateway.policy.header_names import checked_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from gateway.policy.book import Caller
     from gateway.protocol.requests import AnyRequest
@@ -230,7 +230,7 @@ def _first(
     name: str, rule: LabelRule, caller: Caller, headers: Mapping[str, str], metadata: object, user: object
 ) -> tuple[object, Source]:
     """Return the value of the most trusted source that has one."""
-    if rule.claim is not None and caller.claims and (value := _claim(caller.claims, rule.claim)) not in (None, ""):
+    if rule.claim is not None and caller.claims and (value := claim_of(caller.claims, rule.claim)) not in (None, ""):
         return value, "claim"
     own = caller.key.labels
     if own and (value := own.get(name)) is not None:
@@ -244,18 +244,6 @@ def _first(
     if rule.user and user not in (None, ""):
         return user, "user"
     return None, "none"
-
-
-def _claim(claims: Mapping[str, object], path: str) -> Any:
-    """Return a claim by its whole name, as in `https://example.com/team`, or by the names of nested claims."""
-    if path in claims:
-        return claims[path]
-    found: object = claims
-    for part in path.split("."):
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(part)
-    return found
 
 
 def _text_of(raw: object, *, hashed: bool) -> str | None:
