@@ -16,6 +16,7 @@ import structlog
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.admin.bodies import PlaygroundRun, only_query, read_shape
+from gateway.admin.engine_states import engine_states
 from gateway.admin.replies import json_reply
 from gateway.api import keys
 from gateway.api.error_body import error_body, internal_error
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from gateway.admin.engine_states import EngineState
     from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.engines.guard import GuardedEngine
     from gateway.guidance.seam import SeamJoin
@@ -61,7 +63,8 @@ async def show_options(request: web.Request) -> web.Response:
     """GET /playground/options: the choices of the form."""
     only_query(request)
     app = request.app
-    engines = [_engine(one) for one in app[keys.ENGINES].engine_set.by_name.values()]
+    states = await engine_states(app)
+    engines = [_engine(app[keys.ENGINES].engine_set.by_name[name], state) for name, state in states.items()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
     shown = await asyncio.to_thread(_options, app[keys.POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
@@ -245,11 +248,19 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
     }
 
 
-def _engine(engine: GuardedEngine) -> dict[str, Any]:
-    """Return an engine's state. `continues`: whether it continues a given prefix of an answer; null if not probed."""
+def _engine(engine: GuardedEngine, state: EngineState) -> dict[str, Any]:
+    """Return an engine's state over all workers.
+
+    `continues`: whether it continues a given prefix of an answer; null if this worker has not probed it.
+    """
     known = engine.state.continuation
     continues = None if known == "not_probed" else known is not None
-    return {"name": engine.name, "up": engine.state.up, "rests": engine.breaker == "open", "continues": continues}
+    return {
+        "name": engine.name,
+        "up": engine.state.up and not state.is_down,
+        "rests": state.is_open,
+        "continues": continues,
+    }
 
 
 class MarkedRelay(StreamRelay):

@@ -14,12 +14,11 @@ from gateway.admin.summary import requests_of, share_of
 from gateway.admin.usage import check_tenant
 from gateway.api.keys import ENGINES, METRICS, USAGE, WORKER
 from gateway.api.probes import warnings_of
+from gateway.telemetry.engine_figures import EngineFigures
 from gateway.usage.rollup import SumRow, merge_in
 from gateway.usage.usage import UsageQuery, figures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aiohttp import web
 
     from gateway.usage.usage import UsageResult
@@ -41,7 +40,7 @@ async def show_reliability(request: web.Request) -> web.Response:
     reader = app[USAGE]
     period = period_of(request, reader.retention, time.time(), since="24h")
     sums = await reader.read(UsageQuery(period.sums, None, _BY, only), _sums)
-    failed_calls = await asyncio.to_thread(app[METRICS].failed_calls)
+    fleet = await asyncio.to_thread(app[METRICS].engine_figures)
     counts = requests_of(sums.total)
     if not counts["total"]:
         check_tenant(request, only.get("tenant"))
@@ -51,7 +50,9 @@ async def show_reliability(request: web.Request) -> web.Response:
             "period": {**period.shown(), "month": period.month},
             "filters": only,
             "worker": app[WORKER],
-            "engines": [_engine(app, name, sums, failed_calls) for name in app[ENGINES].engine_set.by_name],
+            "engines": [
+                _engine(app, name, sums, fleet.get(name, EngineFigures())) for name in app[ENGINES].engine_set.by_name
+            ],
             "requests": counts["total"],
             "guided": counts["guided"],
             "errors": _errors(sums.total),
@@ -74,9 +75,8 @@ def _sums(usage: UsageResult) -> _Sums:
     return _Sums(total, by_engine)
 
 
-def _engine(
-    app: web.Application, name: str, sums: _Sums, failed_calls: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any]:
+def _engine(app: web.Application, name: str, sums: _Sums, fleet: EngineFigures) -> dict[str, Any]:
+    """Return the state of an engine as this worker sees it, and its calls over all workers."""
     engine = app[ENGINES].engine_set.by_name[name]
     return {
         "name": name,
@@ -84,9 +84,9 @@ def _engine(
         "since": time_shown(engine.state.since),
         "detail": engine.state.detail,
         "breaker": engine.breaker,
-        "in_flight": engine.calls,
+        "in_flight": fleet.in_flight,
         "warnings": warnings_of(app, name),
-        "failed_calls": failed_calls.get(name, {}),
+        "failed_calls": fleet.failed_calls,
         **{role: _role(role, sums.by_engine.get((role, name))) for role in _STAGES},
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.accounting.savings import FAILED, GUIDED, MEASURING, is_about_zero
 from gateway.admin.budgets import budget_of
+from gateway.admin.engine_states import engine_states
 from gateway.admin.guidance import GUIDANCE
 from gateway.admin.period import filters_of, period_of, previous_of, total_of
 from gateway.admin.quality_trend import trend_shown
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from gateway.admin.engine_states import EngineState
     from gateway.admin.period import ReportPeriod
 
 UNGUIDED_THRESHOLD = 0.2
@@ -44,13 +46,15 @@ async def show_summary(request: web.Request) -> web.Response:
     before = previous_of(period, reader.retention, now)
     recent = span(RequestedRange(now - _RECENT_S, now), None, reader.retention, now)
     scope = only.get("tenant"), only.get("route")
-    row, last, row_before, agreements, agreements_before, budget = await asyncio.gather(
+    await app[GUIDANCE].try_to_catch_up()
+    row, last, row_before, agreements, agreements_before, budget, states = await asyncio.gather(
         total_of(reader, period.sums, only),
         total_of(reader, recent, only),
         _total_before(request, before, only),
         database.agreements(period.sums.since, period.sums.until, *scope),
         _agreements_before(request, period, before, only),
         budget_of(app, only),
+        engine_states(app),
     )
     if not row.requests:
         check_tenant(request, only.get("tenant"))
@@ -66,7 +70,7 @@ async def show_summary(request: web.Request) -> web.Response:
                 app[POLICIES].policy_set, app[GUIDANCE].switches.off, only, agreements, agreements_before
             ),
             "requests": {**requests_of(row), "previous_total": _total_requests(row_before) if before else None},
-            "banners": [*_engine_banners(app), *_unguided_banner(last, recent.since)],
+            "banners": [*_engine_banners(app, states), *_unguided_banner(last, recent.since)],
         }
     )
 
@@ -153,14 +157,21 @@ def _errors(row: SumRow) -> int:
     return max(0, row.classes.get(FAILED, ClassSum()).requests - row.errors.get("client_gone", 0))
 
 
-def _engine_banners(app: web.Application) -> list[dict[str, Any]]:
+def _engine_banners(app: web.Application, states: Mapping[str, EngineState]) -> list[dict[str, Any]]:
+    """Return the engines that some worker cannot use. Time and reason of a failed probe are those of this worker."""
     banners = []
-    for name, engine in app[ENGINES].engine_set.by_name.items():
-        state, breaker = engine.state, engine.breaker
-        if state.up is False or breaker == "open":
-            reason = state.detail if state.up is False else "its circuit breaker refuses calls after failures"
-            since = time_shown(state.since) if state.up is False else None
-            banners.append({"kind": "engine", "engine": name, "since": since, "reason": reason, "breaker": breaker})
+    for name, one in states.items():
+        if not (one.is_down or one.is_open):
+            continue
+        own = app[ENGINES].engine_set.by_name[name].state
+        if one.is_down_here:
+            reason = own.detail
+        elif one.is_down:
+            reason = "the last probe of another worker failed"
+        else:
+            reason = "its circuit breaker refuses calls after failures"
+        since = time_shown(own.since) if one.is_down_here else None
+        banners.append({"kind": "engine", "engine": name, "since": since, "reason": reason, "breaker": one.breaker})
     return banners
 
 

@@ -29,6 +29,7 @@ from gateway.errors import (
     EngineUnreachable,
     EngineUnsupported,
 )
+from gateway.telemetry.engine_figures import BREAKER_STATES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -50,7 +51,7 @@ _LONGEST_RETRIED_S = 20.0
 _OVERDUE = 0.9  # the part of the longest duration of a call after which a canceled call without data has failed
 _LOST_INTERVAL_S = 10.0  # between two calls after lost connections
 
-STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
+STATE_VALUES = {state: value for value, state in enumerate(BREAKER_STATES)}
 
 
 class GuardedEngine:

@@ -100,13 +100,13 @@ class SwitchFollower:
 
     async def start(self) -> None:
         """Read the switches. If Redis fails, the policies apply until `follow` has read them."""
-        await self._try_to_catch_up()
+        await self.try_to_catch_up()
 
     async def follow(self) -> None:
         """Read changes until canceled."""
         while True:
             await asyncio.sleep(_READ_EVERY_S)
-            await self._try_to_catch_up()
+            await self.try_to_catch_up()
 
     async def catch_up(self) -> None:
         """Read all switches if any of them changed. Raises RedisError and OSError."""
@@ -122,7 +122,8 @@ class SwitchFollower:
             self.switches.replace(off)
             self._gauge.set((*scope, switch.by) for scope, switch in off.items())
 
-    async def _try_to_catch_up(self) -> None:
+    async def try_to_catch_up(self) -> None:
+        """Read changes, as `catch_up` does. If Redis fails, the switches that were read last apply."""
         try:
             await self.catch_up()
         except Exception as error:

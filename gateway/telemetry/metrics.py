@@ -9,12 +9,14 @@ import asyncio
 import math
 import platform
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from gateway.runtime.fair_share import ANONYMOUS
+from gateway.telemetry.engine_figures import figures_of
 from gateway.telemetry.gauges import BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
 from gateway.telemetry.series import OTHER, LabelSeries, SeriesLimit
@@ -22,6 +24,8 @@ from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from gateway.telemetry.engine_figures import EngineFigures
 
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -340,8 +344,9 @@ class Metrics:
         self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
         self.budgets, self.guidance_off = BudgetGauges(), GuidanceOffGauge(self.series)
-        registry.register(self.budgets)
-        registry.register(self.guidance_off)
+        self._of_fleet = (self.budgets, self.guidance_off)
+        for collector in self._of_fleet:
+            registry.register(collector)
         # Series used in alerts must exist at 0 first: Prometheus sees no increase in a new series.
         for metric, values in (
             (self.webhooks, ("ok", "failed")),
@@ -395,20 +400,16 @@ class Metrics:
         """Return whether a tenant has its own series."""
         return self.series.tenant(tenant) != OTHER
 
-    def failed_calls(self) -> dict[str, dict[str, int]]:
-        """Return failed calls by engine and error, over all workers. Takes milliseconds. Any thread may call it."""
-        failed: dict[str, dict[str, int]] = {}
-        for family in all_workers_registry().collect() if self._shared else self.engine_errors.collect():
-            for sample in family.samples:
-                if sample.name == "gkt_engine_errors_total" and sample.value:
-                    failed.setdefault(sample.labels["engine"], {})[sample.labels["label"]] = int(sample.value)
-        return failed
+    def engine_figures(self) -> dict[str, EngineFigures]:
+        """Return the figures of each engine over all workers. Takes milliseconds. Any thread may call it."""
+        own = (self.engine_errors, self.engine_in_flight, self.engine_up, self.engine_breaker)
+        return figures_of(all_workers_registry().collect() if self._shared else chain(*(one.collect() for one in own)))
 
     def render(self) -> bytes:
         """Return the Prometheus text format, over all workers. Takes milliseconds. Any thread may call it."""
         if not self._shared:
             return prometheus.generate_latest(self.registry)
         registry = all_workers_registry()
-        registry.register(self.budgets)
-        registry.register(self.guidance_off)
+        for collector in self._of_fleet:
+            registry.register(collector)
         return prometheus.generate_latest(registry)
