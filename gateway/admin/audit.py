@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.admin.bodies import number_of, only_query
 from gateway.admin.replies import json_reply, needs_redis, time_shown
+from gateway.admin.usage import check_tenant
 from gateway.api.keys import AUDIT
 from gateway.errors import InvalidRequest
 
@@ -22,13 +23,15 @@ _ENTRY_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,10}", re.ASCII)
 
 @needs_redis
 async def show_audit(request: web.Request) -> web.Response:
-    """GET /audit: entries, the newest first. `before` continues where the last reply ended."""
-    only_query(request, "limit", "before")
+    """GET /audit: entries of all tenants or of one, the newest first. `before` continues where the last reply ended."""
+    only_query(request, "limit", "before", "tenant")
     limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_PAGE)
     before = request.query.get("before")
     if before is not None and not _ENTRY_ID.fullmatch(before):
         raise InvalidRequest("'before': expected the id of an entry, like 1780000000000-0.", param="before")
-    entries = await request.app[AUDIT].read(limit, before_id=before)
+    entries = await request.app[AUDIT].read(limit, before_id=before, tenant=request.query.get("tenant") or None)
+    if not entries:
+        check_tenant(request, request.query.get("tenant") or None)
     following = entries[-1].id if len(entries) == limit else None
     shown = [
         one._asdict() | {"at": time_shown(one.at), "before": _json(one.before), "after": _json(one.after)}

@@ -13,6 +13,9 @@ MAX_ENTRIES = 10_000
 """Approximate limit, because Redis trims old entries in blocks. `common.lua` has the same number."""
 
 
+_READ_AT_ONCE = 1_000
+
+
 class AuditEntry(NamedTuple):
     """An action in the audit trail."""
 
@@ -48,11 +51,24 @@ class AuditTrail:
         values: dict[Any, Any] = dict(zip(_FIELDS, (actor, action, tenant, subject, before, after), strict=True))
         await self._redis.xadd(self._key, values, maxlen=self._max_entries, approximate=True)
 
-    async def read(self, limit: int, *, before_id: str | None = None) -> Sequence[AuditEntry]:
-        """Return entries, newest first, that are older than `before_id` if given. Raises RedisError and OSError."""
-        newest = "+" if before_id is None else f"({before_id}"
-        raw_entries: Any = await self._redis.xrevrange(self._key, max=newest, count=limit)
-        return [_entry(raw_id.decode(), values) for raw_id, values in raw_entries]
+    async def read(
+        self, limit: int, *, before_id: str | None = None, tenant: str | None = None
+    ) -> Sequence[AuditEntry]:
+        """Return entries, newest first, that are older than `before_id`, and those of `tenant`, if given.
+
+        Entries without a tenant concern all tenants, and are among those of each. Raises RedisError and OSError.
+        """
+        found: list[AuditEntry] = []
+        count = limit if tenant is None else max(limit, _READ_AT_ONCE)
+        while len(found) < limit:
+            newest = "+" if before_id is None else f"({before_id}"
+            raw_entries: Any = await self._redis.xrevrange(self._key, max=newest, count=count)
+            entries = [_entry(raw_id.decode(), values) for raw_id, values in raw_entries]
+            found += [one for one in entries if tenant is None or one.tenant in {tenant, ""}]
+            if len(entries) < count:
+                break
+            before_id = entries[-1].id
+        return found[:limit]
 
 
 def _entry(entry_id: str, values: dict[bytes, bytes]) -> AuditEntry:

@@ -266,7 +266,8 @@ def test_all_issues_of_a_body_are_reported_together(two: Two) -> None:
         ("GET", "/keys?tenants=acme", None, 400, "'tenants': unknown parameter; known parameters: tenant"),
         ("GET", "/keys?limit=0", None, 400, "'limit': expected a whole number from 1 to 500"),
         ("GET", "/audit?before=x", None, 400, "'before': expected the id of an entry"),
-        ("GET", "/audit?tenant=acme", None, 400, "'tenant': unknown parameter"),
+        ("GET", "/audit?tenant=acne", None, 404, "No policy file defines tenant 'acne'"),
+        ("GET", "/audit?tenants=acme", None, 400, "'tenants': unknown parameter"),
         ("PATCH", "/keys/acme/only", None, 405, "not allowed"),
         ("PUT", "/keys", None, 405, "not allowed"),
     ],
@@ -337,6 +338,18 @@ def test_the_audit_trail_records_actions_with_operator_and_time(two: Two) -> Non
         assert refused.status_code == 200, "who only looks leaves no entry"
         refused = admin(one, "DELETE", "/keys/acme/trail", **{"x-gkt-actor": name})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-gkt-actor")
+
+
+def test_the_audit_trail_of_a_tenant_has_its_actions_only(two: Two) -> None:
+    one, other = two
+    create(one, id="filtered")
+    create(one, id="filtered", tenant="globex")
+    admin(one, "DELETE", "/keys/acme/filtered")
+    entries = admin(other, "GET", "/audit?tenant=acme&limit=2").json()["entries"]
+    actions = [(entry["action"], entry["tenant"], entry["subject"]) for entry in entries]
+    assert actions == [("key.revoke", "acme", "filtered"), ("key.create", "acme", "filtered")]
+    (before,) = admin(other, "GET", f"/audit?tenant=globex&limit=1&before={entries[0]['id']}").json()["entries"]
+    assert (before["tenant"], before["subject"]) == ("globex", "filtered")
 
 
 def test_replies_that_may_contain_a_key_are_not_cacheable(two: Two) -> None:

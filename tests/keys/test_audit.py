@@ -15,6 +15,8 @@ from gateway.keys.audit import AuditTrail
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import pytest
+
 
 @pytest_asyncio.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
@@ -36,6 +38,20 @@ async def test_the_newest_action_comes_first_and_older_ones_follow(redis: Redis)
     assert abs(entries[0].at - int(seconds)) <= 30
     (oldest,) = await trail.read(2, before_id=entries[-1].id)
     assert oldest.after == '{"usd":0}'
+
+
+async def test_actions_of_a_tenant_are_found_among_many_others(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actions without a tenant concern each tenant."""
+    monkeypatch.setattr(audit, "_READ_AT_ONCE", 10)
+    trail = AuditTrail(redis, f"audit-{os.urandom(4).hex()}")
+    for number in range(60):
+        tenant = {3: "acme", 7: "", 41: "acme", 59: "acme"}.get(number, "globex")
+        await trail.write(actor="a", action="x", tenant=tenant, subject=str(number))
+    found = await trail.read(3, tenant="acme")
+    assert [one.subject for one in found] == ["59", "41", "7"]
+    assert [one.subject for one in await trail.read(3, tenant="acme", before_id=found[-1].id)] == ["3"]
+    assert [one.subject for one in await trail.read(100, tenant="acme")] == ["59", "41", "7", "3"]
+    assert [one.subject for one in await trail.read(2, tenant="initech")] == ["7"]
 
 
 async def test_old_actions_make_room_for_new_ones(redis: Redis) -> None:

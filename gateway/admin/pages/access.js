@@ -141,7 +141,7 @@ export function Access({ search, parameters }) {
   const load = (route, more) => useData(() => api(route, more, { timeless: true, only: ["tenant"] }), search);
   const [keys, budgets] = [load("/keys", { limit: 500 }), load("/budgets", { limit: 500 })];
   const ofLabels = useData(() => (tenant ? path("budgets", tenant, "labels") : null), `labels ${search}`).data?.budgets ?? [];
-  const audit = useData(() => (may("admin") ? "/audit?limit=200" : null), `${search} ${role}`);
+  const audit = useData(() => (may("admin") ? api("/audit", { limit: 200 }, { timeless: true, only: ["tenant"] }) : null), `${search} ${role}`);
   const policies = useData(() => "/policies", "policies", { everyMs: 60_000 });
   const tenants = (policies.data?.data ?? []).map((one) => one.tenant);
   const changed = useRef(false);
@@ -168,7 +168,7 @@ export function Access({ search, parameters }) {
         empty=${html`<${Empty} title="No tenant and no key has a budget.">Set <code>budget</code> in a policy file, or give a new key a budget.<//>`} />${more(reply)}`}<//><//>
     <${Card} title="Audit trail" note="Actions of operators and of automatic rules, the newest first.">
       ${role && !may("admin") ? html`<${Empty} title="The audit trail needs the role admin.">Your role is ${role}.<//>` : html`<${Loaded} of=${audit}>${({ entries }) => html`<${Table} caption="Audit trail" columns=${AUDIT}
-        rows=${entries.filter((one) => !tenant || one.tenant === tenant)} id=${(row) => row.id} search="Search the audit trail"
+        rows=${entries} id=${(row) => row.id} search="Search the audit trail"
         empty=${html`<${Empty} title="No action has been recorded.">Creating, rotating and revoking keys and raising budgets appear here.<//>`} />`}<//>`}<//>
     ${dialog && html`<${Dialog} key=${dialog.kind} title=${TITLES[dialog.kind](dialog.row)} onClose=${() => open((now) => (now === dialog ? null : now))}>
       <${FORMS[dialog.kind]} ...${dialog} tenants=${tenants} tenant=${tenant} done=${done} /><//>`}`;
