@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _REQUEST = r"req_[0-9a-f]{24}"
 REQUEST_ID = re.compile(_REQUEST, re.ASCII)
 """The id of a request and of its receipt."""
-RECEIPT_ID = re.compile(rf"{_REQUEST}(?:-[a-z]{{1,16}})?|edge_[0-9a-f]{{32}}", re.ASCII)
-"""The id of a receipt, also of a shadow, an edge report or an offline answer."""
+RECEIPT_ID = re.compile(rf"{_REQUEST}(?:-[a-z]{{1,16}}){{0,3}}|edge_[0-9a-f]{{32}}", re.ASCII)
+"""The id of a receipt, also of a shadow or quality sample (SHADOW_NAMES), an edge report or an offline answer."""
 SHADOW_NAMES = ("shadow", "shadow-teacher", "shadow-student", "shadow-judge-guided", "shadow-judge-student")
 """Ends of the ids of the shadows and quality samples of a request, after its own id and a hyphen."""
 

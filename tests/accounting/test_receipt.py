@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from gateway.accounting.receipt import Receipt
+from gateway.accounting.receipt import RECEIPT_ID, SHADOW_NAMES, Receipt
 from tests.accounting.receipt_builders import builder, closed, guided, plan
 
 
@@ -63,3 +63,11 @@ def test_callers_see_costs_only_if_the_policy_shows_them() -> None:
 def test_the_receipt_states_the_reason_for_missing_guidance() -> None:
     """A guided route that was answered without guidance states the reason."""
     assert closed(builder(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"
+
+
+def test_shadows_and_quality_samples_have_valid_ids() -> None:
+    """GET /v1/receipts/{id} returns each receipt of the caller's tenant, as GET /receipts/{id} does."""
+    request_id = "req_6926dd1c0011223344556677"
+    assert all(RECEIPT_ID.fullmatch(f"{request_id}-{name}") for name in SHADOW_NAMES)
+    assert not RECEIPT_ID.fullmatch(f"{request_id}-shadow-judge-guided-more")
+    assert not RECEIPT_ID.fullmatch(f"{request_id}-Shadow")
