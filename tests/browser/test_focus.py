@@ -147,3 +147,27 @@ async def test_a_broken_address_shows_the_error(browser: Browser, pages: Gateway
         )
         await expect(page.get_by_text("This part cannot be shown.")).to_be_visible()
         await expect(page.get_by_role("heading", level=1)).to_have_text("Requests")
+
+
+async def test_on_a_phone_buttons_for_sorting_are_visible_while_they_have_the_focus(
+    browser: Browser, pages: GatewayProcess
+) -> None:
+    async with logged_in(
+        browser, pages, "/dashboard/spend", synthetic=True, viewport={"width": 390, "height": 844}
+    ) as page:
+        button = page.get_by_role("table", name="Sums by tenant").get_by_role("button", name="Cost")
+        head = page.locator("table thead").first
+        hidden = await head.bounding_box()
+        assert hidden
+        assert hidden["width"] <= 1
+        await button.focus()
+        shown = await button.bounding_box()
+        assert shown
+        assert shown["height"] >= 24
+        assert shown["x"] >= 0
+        assert shown["x"] + shown["width"] <= 390
+        assert await button.evaluate("one => { const {x, y} = one.getBoundingClientRect();"
+                                     " return document.elementFromPoint(x + 3, y + 3) === one; }")  # fmt: skip
+        await button.press("Enter")
+        await expect(page.locator("th[aria-sort]")).to_have_count(1)
+        await expect(button).to_be_focused()

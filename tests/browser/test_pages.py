@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from playwright.async_api import expect
@@ -11,7 +12,7 @@ from tests.browser import world
 from tests.browser.conftest import accessible, loaded, logged_in, shoot
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser
+    from playwright.async_api import Browser, Page, Route
 
     from tests.gateway_process import GatewayProcess
 
@@ -170,3 +171,66 @@ async def test_names_are_text_and_never_markup(browser: Browser, pages: GatewayP
         await page.get_by_role("link", name="Spend", exact=True).click()
         await expect(page.get_by_role("rowheader", name=evil)).to_be_visible()
         assert await page.locator("main img").count() == 0
+
+
+@pytest.mark.parametrize("path", ["/dashboard/spending", "/dashboard/spend/acme", "/dashboard/requests/"])
+async def test_an_unknown_page_is_reported_with_a_link(browser: Browser, pages: GatewayProcess, path: str) -> None:
+    async with logged_in(browser, pages, f"{path}?tenant=acme", synthetic=True) as page:
+        heading = page.get_by_role("heading", level=1)
+        if path.endswith("/"):
+            await expect(heading).to_have_text("Requests")
+            return
+        await expect(heading).to_have_text("Page not found")
+        await expect(page).to_have_title("Page not found - GKT Gateway")
+        await expect(page.locator("nav [aria-current]")).to_have_count(0)
+        assert await accessible(page) == []
+        await page.get_by_role("link", name="Open the overview").click()
+        await expect(heading).to_have_text("Overview")
+        await expect(page).to_have_url(f"{pages.admin_url}/dashboard?tenant=acme")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("range=custom&since=2026-11-09T00:00:00Z&until=2026-11-08T00:00:00Z", "'since' must be earlier than 'until'."),
+        ("range=custom&since=yesterday", "A custom range needs 'since' and 'until' as times"),
+        ("range=custom&since=2036-11-09T00:00:00Z&until=2036-11-10T00:00:00Z", "'since' is in the future."),
+        ("range=2y", 'There is no range "2y".'),
+    ],
+)
+async def test_an_invalid_range_of_the_address_is_reported(
+    browser: Browser, pages: GatewayProcess, query: str, reason: str
+) -> None:
+    async with logged_in(browser, pages, f"/dashboard?{query}", synthetic=True) as page:
+        notice = page.locator(".filters .status")
+        await expect(notice).to_contain_text("so this month is shown.")
+        await expect(notice).to_contain_text(reason)
+        await page.get_by_role("button", name="24 h", exact=True).click()
+        await expect(notice).to_have_count(0)
+
+
+async def test_reasons_keep_their_colors_when_their_order_changes(browser: Browser, pages: GatewayProcess) -> None:
+    counts = {"engine_timeout": 9, "engine_overloaded": 4, "client_gone": 1}
+
+    async def answer(route: Route) -> None:
+        body = world.usage(dict(parse_qsl(urlsplit(route.request.url).query)))
+        for one in body["rows"]:
+            one["errors"] = counts
+        await route.fulfill(json=body)
+
+    async def colors(page: Page) -> dict[str, str]:
+        legend = page.get_by_role("figure", name="Errors", exact=True).locator(".legend li:not(.when)")
+        await expect(legend).to_have_text(sorted(counts, key=lambda name: -counts[name]))
+        shown = await legend.evaluate_all(
+            "all => all.map(one => [one.textContent.trim(), one.querySelector('i').style.color])"
+        )
+        return dict(shown)
+
+    async with logged_in(browser, pages, "/dashboard/access", synthetic=True) as page:
+        await page.route("**/usage?*", answer)
+        await page.get_by_role("link", name="Reliability", exact=True).click()
+        before = await colors(page)
+        assert len(set(before.values())) == 3
+        counts |= {"engine_timeout": 2, "client_gone": 8}
+        await page.get_by_role("button", name="24 h", exact=True).click()
+        assert await colors(page) == before

@@ -13,7 +13,7 @@ import { Reliability } from "./reliability.js";
 import { Requests } from "./requests.js";
 import { Spend } from "./spend.js";
 import { api, FILTERS, labelFilter, link, period, RANGES, rfc3339, setParameters, useUrl } from "./state.js";
-import { Badge, Field, html, Link, Segments, Select } from "./ui.js";
+import { Badge, Card, Field, html, Link, Segments, Select } from "./ui.js";
 
 /** Pages: path, title, component, and the parts of the range and filter that apply. */
 const PAGES = [
@@ -126,6 +126,7 @@ function FilterBar({ parts, parameters }) {
     ${parts.includes("label") && html`<${LabelFilter} policies=${policies.filter((one) => !tenant || one.tenant === tenant)} />`}
     ${[...FILTERS, "label"].some((one) => parameters.get(one)) && html`<button type="button" class="quiet"
       onClick=${() => setParameters({ tenant: "", route: "", key: "", label: "" })}>Clear</button>`}
+    ${parts.includes("range") && range.problem && !custom && html`<p class="status wide" data-kind="warn" role="status">${range.problem}</p>`}
     ${custom && html`<${Custom} range=${range} close=${() => setCustom(false)} />`}
   </div>`;
 }
@@ -150,13 +151,16 @@ function Person() {
   return who && html`<p class="person small" title="Logged in as ${who}"><span class="visually-hidden">Logged in as </span><span>${who}</span>${who !== role
     && html` <${Badge}>${role}<//>`}</p>`;
 }
+const NotFound = () => html`<${Card} title="There is no such page"><p>The address is wrong, or of another version.
+  <${Link} href=${link("/dashboard")}>Open the overview<//>, or choose a page from the navigation.</p><//>`;
 
 const decoded = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
 
 function App() {
-  const { path, parameters, search } = useUrl();
+  const { path: address, parameters, search } = useUrl();
+  const path = address.replace(/\/+$/, "");
   const [root, id] = /^(\/dashboard\/requests)\/(.+)$/.exec(path)?.slice(1) ?? [path, null];
-  const [, title, Page, parts] = PAGES.find(([one]) => one === root) ?? PAGES[0];
+  const [, title, Page, parts] = PAGES.find(([one]) => one === root) ?? ["", "Page not found", NotFound, []];
   useEffect(() => {
     document.title = `${title} - GKT Gateway`;
     document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone

@@ -23,7 +23,7 @@ const WHY = {
 
 const parameters = new URLSearchParams(location.search);
 
-const PAGE = /^\/(playground|dashboard(\/[\w%.-]+){0,2})$/;
+const PAGE = /^\/(playground|dashboard(\/[\w%.-]+){0,2})\/?$/;
 
 /** Return the page to open after the login. Only pages are allowed: a path such as //example.com is another site. */
 function nextPage() {

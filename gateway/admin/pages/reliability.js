@@ -43,12 +43,25 @@ const REASONS = [
   { title: "Share", unit: "share", value: (row) => row.share },
 ];
 
+/** Return a color for each name: the one that its letters select, or the next one that is free. The order has no influence. */
+function colorsOf(names) {
+  const taken = {};
+  for (const name of [...names].sort()) {
+    let at = [...name].reduce((sum, one) => (31 * sum + one.codePointAt(0)) % 9973, 0) % PALETTE.length;
+    while (Object.values(taken).includes(PALETTE[at])) at = (at + 1) % PALETTE.length;
+    taken[name] = PALETTE[at];
+  }
+  return taken;
+}
+
 /** The most frequent names as series of bars, the others as one. `of` returns the counts of a row by name. */
 function byName(rows, of) {
   const totals = {};
   for (const row of rows) for (const [name, count] of Object.entries(of(row) ?? {})) totals[name] = (totals[name] ?? 0) + count;
   const top = Object.keys(totals).filter((name) => totals[name]).sort((a, b) => totals[b] - totals[a]);
-  const series = top.slice(0, PALETTE.length).map((name, at) => ({ title: name, color: PALETTE[at], of: (row) => of(row)[name] ?? 0 }));
+  const shown = top.slice(0, PALETTE.length);
+  const colors = colorsOf(shown);
+  const series = shown.map((name) => ({ title: name, color: colors[name], of: (row) => of(row)[name] ?? 0 }));
   const rest = top.slice(PALETTE.length);
   return rest.length ? [...series, { title: "others", color: "--series-admission", of: (row) => rest.reduce((all, name) => all + (of(row)[name] ?? 0), 0) }] : series;
 }
@@ -74,7 +87,7 @@ export function Reliability({ search }) {
   return html`
     <${Loaded} of=${data}>${(all) => html`
       <p class="sentence">${whole(all.requests)} requests: ${share(all.error_share)} errors, ${share(all.unguided_share)} without guidance by failure (threshold ${share(all.threshold)}).</p>
-      <${Card} title="Engines" note=${`State, breaker and details as worker ${all.worker} sees them. Errors and latency are of the selected range, permits of the fleet.`}>
+      <${Card} title="Engines" note=${`State, breaker and details as worker ${all.worker} sees them. Errors and latency are of the selected range. Calls in flight are those of all workers.`}>
         <${Table} caption="Engines" columns=${engines(queues)} rows=${all.engines} id=${(row) => row.name} empty=${html`<${Empty}
           title="No engine is configured.">Add one to <code>models</code> in config.yaml.<//>`} /><//>
       <${Card} title="Requests without guidance" note="Of requests to guided routes, by reason. Only failures count toward the threshold.">

@@ -55,18 +55,27 @@ function granularityOf(since, until, now) {
   return until - since <= 7 * DAY && now - since <= 14 * DAY ? "hour" : "day";
 }
 
-/** Return the selected range: bounds in milliseconds, granularity, and words for a sentence. */
+/** Return why the range of the URL is not valid. */
+function reasonOf(named, from, to) {
+  if (named !== "custom") return `There is no range "${named}".`;
+  if (Number.isNaN(from) || Number.isNaN(to)) return "A custom range needs 'since' and 'until' as times such as 2026-11-01T00:00:00Z.";
+  return from >= to ? "'since' must be earlier than 'until'." : "'since' is in the future.";
+}
+
+/** Return the selected range: bounds in milliseconds, granularity, words for a sentence, and the problem of an invalid one. */
 export function period(now = Date.now()) {
   const parameters = new URLSearchParams(location.search);
   const [from, to] = ["since", "until"].map((one) => Date.parse(parameters.get(one) ?? ""));
   const named = parameters.get("range");
-  if (named === "custom" && from < to) {
+  if (named === "custom" && from < to && from < now) {
     return { name: "custom", since: from, until: to, granularity: granularityOf(from, to, now), words: `${utc(from)} to ${utc(to)}` };
   }
-  const [name, , words, length] = RANGES.find(([one]) => one === named) ?? RANGES.at(-1);
+  const known = RANGES.find(([one]) => one === named);
+  const [name, , words, length] = known ?? RANGES.at(-1);
   const today = new Date(now);
   const since = length ? now - length : Date.UTC(today.getUTCFullYear(), today.getUTCMonth());
-  return { name, since, until: now, granularity: granularityOf(since, now, now), words: length ? words : monthOf(now) };
+  const problem = !known && named ? `The address has no valid time range, so this month is shown. ${reasonOf(named, from, to)}` : null;
+  return { name, since, until: now, granularity: granularityOf(since, now, now), words: length ? words : monthOf(now), problem };
 }
 
 export const rfc3339 = (ms) => new Date(ms).toISOString().replace(/\.\d+Z$/, "Z");
