@@ -45,16 +45,16 @@ def docs(
     if name not in files:
         hint = suggestion(name, files)
         raise StartupError(f"The documentation has no page '{name}'.{hint} `gkt-gateway docs` lists all pages.")
-    if path:
-        typer.echo(files[name])
-        return
     text = files[name].read_text("utf-8")
     if section:
         parts = sections(text)
         if section not in parts:
             raise StartupError(f"The page '{name}' has no section '{section}'.{suggestion(section, parts)}")
         text = parts[section]
-    typer.echo(text, nl=False)
+    if path:
+        typer.echo(files[name])
+    else:
+        typer.echo(text, nl=False)
 
 
 def pages() -> dict[str, Path]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from gateway.cli import init_engines, init_files, new_files
 from gateway.cli.guided_answer import QUESTION, curl_command, print_answer, probed_gateway
 from gateway.cli.init_answers import Answers, EngineOptions
+from gateway.cli.init_engines import RejectedKey
 from gateway.cli.init_files import NewGateway, Ports
 from gateway.cli.interrupts import INTERRUPTED, run_until_interrupted
 from gateway.config.scalars import Label, Name
@@ -93,7 +94,8 @@ def init(
             EngineOptions(student, student_model, student_key, student_price),
         )
         redis_url = answers.redis(redis)
-        measured = run_until_interrupted(_measured(console, chosen, tokens, out.absolute()), "init")
+        measured = (_measured(answers, chosen[0], tokens), _measured(answers, chosen[1], tokens))
+        _print_measured(console, measured, tokens)
         deadline_s = init_engines.deadline_of(measured[0].guidance_s)
         plan = NewGateway(
             tenant,
@@ -148,18 +150,23 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-async def _measured(
-    console: Console, chosen: tuple[ChosenEngine, ChosenEngine], tokens: int, folder: Path
-) -> tuple[MeasuredEngine, MeasuredEngine]:
-    """Measure both engines one after the other, and print the facts. Raises StartupError."""
-    with console.status("") as status:
-        results = []
-        for engine in chosen:
-            status.update(f"measuring an answer of the {engine.role}: {tokens} tokens")
-            found = await init_engines.measure_engine(engine, tokens, folder)
-            _say(console, f"{engine.role:8} {init_files.speed_of(found)}")
-            results.append(found)
-    teacher, student = results
+def _measured(answers: Answers, engine: ChosenEngine, tokens: int) -> MeasuredEngine:
+    """Measure an engine, and print its speed. A terminal asks again for a rejected key. Raises StartupError."""
+    while True:
+        try:
+            with answers.console.status(f"measuring an answer of the {engine.role}: {tokens} tokens"):
+                measuring = init_engines.measure_engine(engine, tokens, answers.folder)
+                found = run_until_interrupted(measuring, "init")
+        except RejectedKey as error:
+            answers.type_other_key(error)
+        else:
+            _say(answers.console, f"{engine.role:8} {init_files.speed_of(found)}")
+            return found
+
+
+def _print_measured(console: Console, measured: tuple[MeasuredEngine, MeasuredEngine], tokens: int) -> None:
+    """Print how the student continues a text, and the deadline of guidance."""
+    teacher, student = measured
     if student.placement == "prefix" and student.continuation is not None:
         _say(console, f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
     else:
@@ -177,7 +184,6 @@ async def _measured(
         f"         deadline {as_duration(init_engines.deadline_of(teacher.guidance_s))}, since these tokens took "
         f"{teacher.guidance_s:.3g} s. Without them in time, the student answers alone",
     )
-    return teacher, student
 
 
 def _free_ports(engines: tuple[ChosenEngine, ...]) -> Ports:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from gateway.cli.init_engines import Role
+    from gateway.cli.init_engines import RejectedKey, Role
     from gateway.pricing import Price
     from gateway.protocol.body import Json
 
@@ -227,6 +227,18 @@ class Answers:
         os.environ[variable] = self._resolved(f"--{role}-key", None, prompt, _typed_key, secret=True)
         self.typed.append(variable)
         return f"env:{variable}"
+
+    def type_other_key(self, rejected: RejectedKey) -> None:
+        """Ask for another key of the engine, which only this process gets. Raise the error if there is no terminal."""
+        if not self.interactive:
+            raise rejected
+        engine = rejected.engine
+        self._print(f"  {rejected.message}", "red")
+        prompt = f"Another key of {engine.shown}. It is neither shown nor stored"
+        key = self._resolved(f"--{engine.role}-key", None, prompt, _typed_key, secret=True)
+        os.environ[rejected.variable] = key
+        if rejected.variable not in self.typed:
+            self.typed.append(rejected.variable)
 
     def _key(self, role: Role, text: str) -> str:
         """Return a reference to a key. Raises StartupError, which never quotes the text: it may be a key."""

@@ -57,7 +57,7 @@ class LiteLLMLibrary(NamedTuple):
     """LiteLLM's `acompletion` and `atext_completion`, facts of a model, and providers with a text route.
 
     `parameters` returns None if they are not known. `missing_variables` returns the environment variables that the
-    model's provider requires and this process lacks.
+    model's provider requires and this process lacks, or has without a value.
     """
 
     chat: Callable[..., Awaitable[Any]]
@@ -123,10 +123,20 @@ def _load() -> LiteLLMLibrary:
         known = litellm.get_supported_openai_params(model=name, custom_llm_provider=provider)
         return None if known is None else frozenset(known)
 
+    def missing_variables(model: str) -> list[str]:
+        # LiteLLM counts an empty variable as set.
+        empty = {name: value for name, value in os.environ.items() if not value.strip()}
+        for name in empty:
+            del os.environ[name]
+        try:
+            return list(litellm.validate_environment(model)["missing_keys"])
+        finally:
+            os.environ.update(empty)
+
     return LiteLLMLibrary(
         chat=litellm.acompletion,
         text=litellm.atext_completion,
         parameters=parameters,
-        missing_variables=lambda model: list(litellm.validate_environment(model)["missing_keys"]),
+        missing_variables=missing_variables,
         takes_text=frozenset({"openai", "azure", *litellm.openai_text_completion_compatible_providers}),
     )

@@ -42,10 +42,16 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
 
     `host` is an address, or a path that ends in `.sock` for a unix socket. Port 0 picks a free port. The address
     that was taken is the Server's `listening_address`. `name` is the model name in replies. Blocks while loading.
-    Raises StartupError if xllamacpp is not installed, or could not load the file or take the address.
+    Raises StartupError if xllamacpp is not installed or cannot be loaded, or could not load the file or take the
+    address.
     """
     require_library()
-    import xllamacpp
+    try:
+        import xllamacpp
+    except (ImportError, OSError) as error:  # such as a missing libgomp.so.1
+        raise StartupError(
+            f"xllamacpp is installed, but cannot be loaded ({error}): install the named library, or xllamacpp again"
+        ) from error
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model)

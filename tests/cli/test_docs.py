@@ -44,6 +44,13 @@ def test_a_page_is_printed_unchanged() -> None:
     assert run("docs", "receipts", "--path").stdout == f"{ROOT}/docs/reference/receipts.md\n"
 
 
+def test_a_path_is_printed_only_for_a_section_that_exists() -> None:
+    assert run("docs", "operations#readiness", "--path").stdout == f"{ROOT}/docs/operations.md\n"
+    done = run("docs", "operations#readyness", "--path")
+    assert done.returncode == 1
+    assert "has no section 'readyness'" in done.stderr
+
+
 def test_a_section_ends_at_the_next_heading_of_its_level() -> None:
     text = "# One\na\n## Two `x[]` & y\nb\n```\n# no heading\n```\n### Three\nc\n## [Two](z.md) `x[]` & y\nd\n# Four\n"
     found = sections(text)

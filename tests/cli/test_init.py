@@ -311,11 +311,15 @@ def test_an_engine_that_fails_during_the_measurement_is_reported(vllm: str, tmp_
     ("model", "variable"),
     [("openai/gpt-4.1", "OPENAI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],
 )
+@pytest.mark.parametrize("value", [None, " "], ids=["unset", "empty"])
 def test_the_variable_of_a_providers_missing_key_is_named(
-    vllm: str, tmp_path: Path, model: str, variable: str, monkeypatch: pytest.MonkeyPatch
+    vllm: str, tmp_path: Path, model: str, variable: str, value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An empty variable counts as missing."""
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     done = init(tmp_path, "--teacher", model, "--student", vllm, *PRICES)
     assert done.returncode == 1
     assert f"--teacher: {model} requires a key, and {variable} is not set: export {variable}, or name" in done.stderr
