@@ -172,7 +172,7 @@ class World:
 
     async def ask(self, route: str = "chat") -> tuple[int, str]:
         """Return the status of a request, and its id."""
-        async with self._post(route, stream=False) as answer:
+        async with self.post(route, stream=False) as answer:
             await answer.read()
             return answer.status, answer.headers["x-request-id"]
 
@@ -188,14 +188,14 @@ class World:
         messages = [{"role": "user", "content": "Write."}]
         return orjson.dumps({"model": route, "messages": messages, "stream": stream, "user": "test", "max_tokens": 50})
 
-    def _post(self, route: str, *, stream: bool) -> Any:
+    def post(self, route: str, *, stream: bool) -> Any:
         headers = HEADERS | {"Content-Type": "application/json"}
         return self._session.post(f"{self.url}{CHAT}", data=self.body(route, stream=stream), headers=headers)
 
     @asynccontextmanager
     async def streaming(self, route: str = "chat") -> AsyncIterator[aiohttp.ClientResponse]:
         """Begin a stream, whose first word has arrived."""
-        async with self._post(route, stream=True) as answer:
+        async with self.post(route, stream=True) as answer:
             assert answer.status == 200
             assert b"A ship" in await answer.content.readuntil(b"\n\n")
             yield answer
