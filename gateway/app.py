@@ -87,6 +87,7 @@ from gateway.stored_responses.redis_responses import RedisResponses
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess
+from gateway.usage.anomalies import AnomalyReporter, AnomalyStore
 from gateway.usage.uptime import Uptime
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ async def gateway(
         uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models))
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
+        anomalies = AnomalyReporter(AnomalyStore(redis.commands, redis_keys.ledger()), process_id, metrics, alarm)
         local_limits = LocalLimits(batcher.processes, batcher.joined_s)
         store = ReceiptStore(
             redis, in_redis, local=local_limits, on_event=alarm.send, archive=usage.receipts.find, metrics=metrics
@@ -311,6 +313,7 @@ async def gateway(
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.LEDGER] = ledger
         admin[keys.LABEL_VALUES] = label_values
+        admin[keys.ANOMALIES] = anomalies
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower, TokenCallers(policies, issuers))
         admin[keys.ISSUERS] = issuers
@@ -349,6 +352,7 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("usage_board", usage.workers.follow(redis))
+        tasks.keep("anomalies", anomalies.follow(redis))
         tasks.keep("outbox_trimmer", usage.trimmer.run())
         watch_budgets = BudgetMonitor(redis, budgets, policies, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
-class EngineState(NamedTuple):
+class SharedEngineState(NamedTuple):
     """The state of an engine: whether a probe of some worker failed, and the highest state of all circuit breakers.
 
     `is_down_here` is the part of this worker.
@@ -30,12 +30,12 @@ class EngineState(NamedTuple):
         return self.breaker == "open"
 
 
-async def engine_states(app: web.Application) -> Mapping[str, EngineState]:
+async def engine_states(app: web.Application) -> Mapping[str, SharedEngineState]:
     """Return the state of each engine."""
     fleet = await asyncio.to_thread(app[METRICS].engine_figures)
     states = {}
     for name, engine in app[ENGINES].engine_set.by_name.items():
         of_all, is_down = fleet.get(name, EngineFigures()), engine.state.up is False
         breaker = max(engine.breaker, of_all.breaker, key=BREAKER_STATES.index)
-        states[name] = EngineState(is_down or of_all.is_down, is_down, breaker)
+        states[name] = SharedEngineState(is_down or of_all.is_down, is_down, breaker)
     return states

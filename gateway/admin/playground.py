@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from gateway.admin.engine_states import EngineState
+    from gateway.admin.engine_states import SharedEngineState
     from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.engines.guard import GuardedEngine
     from gateway.guidance.seam import SeamJoin
@@ -248,7 +248,7 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
     }
 
 
-def _engine(engine: GuardedEngine, state: EngineState) -> dict[str, Any]:
+def _engine(engine: GuardedEngine, state: SharedEngineState) -> dict[str, Any]:
     """Return an engine's state over all workers.
 
     `continues`: whether it continues a given prefix of an answer; null if this worker has not probed it.

@@ -15,20 +15,22 @@ from gateway.admin.period import filters_of, period_of, previous_of, total_of
 from gateway.admin.quality_trend import trend_shown
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.usage import check_tenant
-from gateway.api.keys import ENGINES, POLICIES, USAGE, USAGE_DATABASE
+from gateway.api.keys import ANOMALIES, ENGINES, POLICIES, USAGE, USAGE_DATABASE
 from gateway.pricing import dollars
+from gateway.usage.anomalies import TENANT
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.usage import usd_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from aiohttp import web
 
-    from gateway.admin.engine_states import EngineState
+    from gateway.admin.engine_states import SharedEngineState
     from gateway.admin.period import ReportPeriod
+    from gateway.usage.anomalies import Anomaly
 
 UNGUIDED_THRESHOLD = 0.2
 """The unguided share from which a banner warns. The alert GktGuidanceFallingBack has the same."""
@@ -70,7 +72,11 @@ async def show_summary(request: web.Request) -> web.Response:
                 app[POLICIES].policy_set, app[GUIDANCE].switches.off, only, agreements, agreements_before
             ),
             "requests": {**requests_of(row), "previous_total": _total_requests(row_before) if before else None},
-            "banners": [*_engine_banners(app, states), *_unguided_banner(last, recent.since)],
+            "banners": [
+                *_engine_banners(app, states),
+                *_unguided_banner(last, recent.since),
+                *_anomaly_banners(app[ANOMALIES].current, only.get("tenant")),
+            ],
         }
     )
 
@@ -157,7 +163,7 @@ def _errors(row: SumRow) -> int:
     return max(0, row.classes.get(FAILED, ClassSum()).requests - row.errors.get("client_gone", 0))
 
 
-def _engine_banners(app: web.Application, states: Mapping[str, EngineState]) -> list[dict[str, Any]]:
+def _engine_banners(app: web.Application, states: Mapping[str, SharedEngineState]) -> list[dict[str, Any]]:
     """Return the engines that some worker cannot use. Time and reason of a failed probe are those of this worker."""
     banners = []
     for name, one in states.items():
@@ -191,3 +197,9 @@ def _unguided_banner(row: SumRow, since: int) -> list[dict[str, Any]]:
             "reasons": dict(sorted(reasons.items())),
         }
     ]
+
+
+def _anomaly_banners(current: Iterable[Anomaly], tenant: str | None) -> list[dict[str, Any]]:
+    """Return the anomalies. Those of other tenants do not concern a filter by tenant."""
+    shown = (one for one in current if tenant is None or one.dimension != TENANT or one.name == tenant)
+    return [{"kind": f"unusual_{one.kind}", **one.figures()} for one in shown]

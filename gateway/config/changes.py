@@ -18,8 +18,18 @@ if TYPE_CHECKING:
     from gateway.errors import ConfigIssue
 
 _MODELS: Loc = ("models",)
-LIVE: frozenset[Loc] = frozenset({_MODELS, ("defaults",), ("alerts",), ("identity",), ("labels",), ("log", "requests")})
-"""Settings that take effect while the gateway runs."""
+LIVE: frozenset[Loc] = frozenset(
+    {
+        _MODELS,
+        ("defaults",),
+        ("alerts", "webhook"),
+        ("alerts", "webhook_secret"),
+        ("identity",),
+        ("labels",),
+        ("log", "requests"),
+    }
+)
+"""Settings that take effect while the gateway runs. Usage workers read theirs at their start."""
 # Settings of a model that its engine does not read.
 _NOT_OF_ENGINE = frozenset({"price_rule", "max_output_tokens", "guidance_cache_bytes", "batch"})
 

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.config.admin_oidc import OidcSettings
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
@@ -339,11 +339,50 @@ class Defaults(StrictModel):
     """Budget of each key."""
 
 
-class AlertSettings(StrictModel):
-    """Notifications about budgets and the quality fallback."""
+class SpendAlertSettings(StrictModel):
+    """Alerts on tenants that spend more in an hour than in the same hour of their previous weeks."""
+
+    enabled: Flag = True
+    """Whether usage workers check the spend."""
+    min_usd: Annotated[Number, Field(ge=0.01, le=1_000_000)] = 5.0
+    """Least amount in USD above the expected spend of an hour."""
+    factor: Annotated[Number, Field(ge=1.1, le=100)] = 1.5
+    """Least ratio of the spend to the expected spend. A tenant whose spend varies more gets a higher one."""
+    min_history_s: Annotated[Duration, duration_between("8d", "28d")] = Field(14 * 86_400.0, alias="min_history")
+    """Time since the first request of a tenant without which its spend raises no alert."""
+
+
+class MissingUsageSettings(StrictModel):
+    """Alerts on engines that report the tokens of fewer calls than in the previous week."""
+
+    enabled: Flag = True
+    """Whether usage workers check the reports."""
+    share: Annotated[Number, Field(gt=0, le=1)] = 0.2
+    """Rise of the share of requests without reported tokens, over the median hour of the previous week."""
+    min_requests: Annotated[Whole, Field(ge=5, le=1_000_000)] = 30
+    """Least requests of the engine in the hour."""
+
+
+class AlertThresholds(StrictModel):
+    """The alerts that usage workers check. Gateways send the events, so a worker needs no webhook."""
+
+    spend: SpendAlertSettings = SpendAlertSettings()
+    """Alerts on unusual spend of tenants."""
+    missing_usage: MissingUsageSettings = MissingUsageSettings()
+    """Alerts on engines that stop to report tokens."""
+
+
+class WorkerAlerts(AlertThresholds):
+    """The section `alerts` as a usage worker reads it, without the webhook and its secret."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class AlertSettings(AlertThresholds):
+    """Notifications about budgets, the quality fallback, unusual spend and missing usage reports."""
 
     webhook: SecretOrText | None = None
-    """http(s) URL that receives events of budgets and quality fallbacks as JSON. It may contain a token."""
+    """http(s) URL that receives the events as JSON. It may contain a token."""
     webhook_secret: Secret | None = None
     """Secret that signs the events."""
 

@@ -79,6 +79,7 @@ class WorkerSettings(StrictModel):
     export: ExportSettings = ExportSettings()
     data: _Folder = Field(Path("data"), validate_default=True)
     log: sections.LogSettings = sections.LogSettings()
+    alerts: sections.WorkerAlerts = sections.WorkerAlerts()
 
 
 class Settings(StrictModel):
@@ -161,7 +162,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     source, issues = read(path, environ=environ)
     if source is None:
         raise ConfigError(issues)
-    names = (*WorkerSettings.model_fields, *_RENAMED)
+    names = (*(WorkerSettings.model_fields.keys() - {"alerts"}), "alerts.spend", "alerts.missing_usage", *_RENAMED)
     issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(names)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or issues:

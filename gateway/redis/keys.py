@@ -104,6 +104,8 @@ class LedgerKeys(NamedTuple):
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
     exporter: str  # the usage worker that sends receipts to a broker; expires when it does not renew it
     written: str  # hash: result -> number of receipts that usage workers wrote with it
+    anomalies: str  # hash: id of an unusual hour of spend or of engines' usage reports -> its state as JSON
+    anomaly_check: str  # the usage worker that looks for anomalies; expires when it does not renew it
     # Of the previous version:
     lease: str  # the process that sums receipts; expires when it does not renew it
     archived: str  # hash: tenant -> the entry of its outbox up to which all are written
@@ -112,6 +114,10 @@ class LedgerKeys(NamedTuple):
     holds: str  # hash: tenant -> the entry up to which its outbox may be trimmed, until `held_until` of `state`
     state: str  # hash: `held_until`, in Unix seconds, `building` while sums are rebuilt, and others
     base: str
+
+    def reported(self, anomaly_id: str) -> str:
+        """Return the key of the process that reported an anomaly."""
+        return f"{self.base}reported:{anomaly_id}"
 
     def worker(self, number: int) -> str:
         """Return the key of a usage worker's state as JSON. It expires when the worker does not renew it."""

@@ -29,6 +29,8 @@ from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
+from gateway.usage.anomalies import AnomalyStore
+from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.archive_import import archives_of
 from gateway.usage.export_stream import ExportLease, ExportStream
 from gateway.usage.feed import OutboxFeed
@@ -119,8 +121,17 @@ async def _running(
         feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
         exports = _exports(settings, store, ExportLease(client.commands, keys.ledger(), lease.process_id))
+        found = AnomalyStore(client.commands, keys.ledger())
         worker = UsageWorker(
-            client, feed, store, lease, minutes, keep_s=settings.usage.keep_s, imports=imports, exports=exports
+            client,
+            feed,
+            store,
+            lease,
+            minutes,
+            keep_s=settings.usage.keep_s,
+            imports=imports,
+            exports=exports,
+            anomalies=AnomalyWatch(found, store, lease.process_id, settings.alerts),
         )
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)

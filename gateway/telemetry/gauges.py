@@ -85,3 +85,32 @@ class GuidanceOffGauge(Collector):
             if labels[:2] != (ALL, ALL):
                 family.add_metric(labels, 1.0)
         yield family
+
+
+class AnomalyGauges(Collector):
+    """The anomalies that this process read last: of the kind `spend` by tenant, and of the kind `usage` by engine."""
+
+    def __init__(self) -> None:
+        self._names: frozenset[tuple[str, str]] = frozenset()
+
+    def set(self, names: Iterable[tuple[str, str]]) -> None:
+        """Replace the anomalies: kind and name."""
+        self._names = frozenset(names)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges, in the thread that renders."""
+        names = self._names
+        for kind, metric, label, text in (
+            ("spend", "gkt_spend_unusual", "tenant", "1 while a tenant spends unusually much."),
+            (
+                "usage",
+                "gkt_usage_not_reported",
+                "engine",
+                "1 while an engine reports tokens of fewer calls than usual.",
+            ),
+        ):
+            family = GaugeMetricFamily(metric, text, labels=(label,))
+            family.add_metric((ALL,), 0.0)  # an alert needs a series before the first anomaly
+            for name in sorted(name for one, name in names if one == kind):
+                family.add_metric((name,), 1.0)
+            yield family

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 
 from gateway.runtime.fair_share import ANONYMOUS
 from gateway.telemetry.engine_figures import figures_of
-from gateway.telemetry.gauges import BudgetGauges, GuidanceOffGauge
+from gateway.telemetry.gauges import AnomalyGauges, BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
 from gateway.telemetry.series import OTHER, LabelSeries, SeriesLimit
 from gateway.version import __version__
@@ -292,6 +292,11 @@ class Metrics:
             "Budgets that reached their soft limit (soft) or had no room for a request (hard).",
             ("tenant", "kind"),
         )
+        self.anomaly_events = counter(
+            "gkt_anomaly_events",
+            "Reported anomalies by kind: spend (unusual spend of a tenant), usage (an engine that reports no tokens).",
+            ("kind",),
+        )
         self.webhooks = counter("gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",))
         self.spans = counter(
             "gkt_spans", "Trace spans by outcome: sent, failed (rejected by the collector), dropped.", ("outcome",)
@@ -344,12 +349,14 @@ class Metrics:
         self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
         self.budgets, self.guidance_off = BudgetGauges(), GuidanceOffGauge(self.series)
-        self._of_fleet = (self.budgets, self.guidance_off)
+        self.anomalies = AnomalyGauges()
+        self._of_fleet = (self.budgets, self.guidance_off, self.anomalies)
         for collector in self._of_fleet:
             registry.register(collector)
         # Series used in alerts must exist at 0 first: Prometheus sees no increase in a new series.
         for metric, values in (
             (self.webhooks, ("ok", "failed")),
+            (self.anomaly_events, ("spend", "usage")),
             (self.policy_reloads, ("loaded", "refused")),
             (self.config_reloads, ("loaded", "refused")),
             (self.quality_samples, ("made", "unscored", "failed", "refused", "over_budget", "dropped")),

@@ -166,6 +166,20 @@ UPTIME = Table(
 )
 """Minutes of a day in which an hourly paid engine was up, and minutes in which any process checked it."""
 
+HOURS = Table(
+    "usage_hours",
+    METADATA,
+    Column("dimension", Text, primary_key=True),  # see hours.py
+    Column("name", Text, primary_key=True),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),  # Unix seconds
+    Column("requests", BigInteger, nullable=False),
+    Column("estimated", BigInteger, nullable=False),
+    Column("cost_pico", BigInteger, nullable=False),
+    Index("usage_hours_by_start", "start"),
+    sqlite_with_rowid=False,
+)
+"""Requests and spend of each hour by series, for alerts on unusual hours. SUMS has fewer weeks and more dimensions."""
+
 UNREADABLE = Table(
     "usage_unreadable",
     METADATA,
@@ -189,7 +203,7 @@ EXPORTS = Table(
 )
 """Receipts that the export stream has not sent yet."""
 
-ADDED = (OUTCOME_ROWS, TAGS, LABELS, EXPORTS)
+ADDED = (OUTCOME_ROWS, TAGS, LABELS, EXPORTS, HOURS)
 """Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)

@@ -57,16 +57,20 @@ async def test_the_overview_states_cost_savings_and_quality(browser: Browser, pa
         assert await accessible(page) == []
 
 
-async def test_banners_name_the_unavailable_engine_and_the_share_without_guidance(
-    browser: Browser, pages: GatewayProcess
-) -> None:
+async def test_banners_name_the_present_problems(browser: Browser, pages: GatewayProcess) -> None:
     async with logged_in(browser, pages, "/dashboard", synthetic=True) as page:
         banners = page.get_by_role("alert")
         await expect(banners.first).to_contain_text(
             "Engine big is unavailable since 25 Nov, 15:02:11 UTC. connection refused. Circuit breaker: open."
         )
-        await expect(banners.last).to_contain_text("83.0 % of 412 requests are without guidance")
-        await expect(banners.last).to_contain_text("teacher_late 342, teacher_unreachable 61, queue_full 7")
+        await expect(banners.nth(1)).to_contain_text("83.0 % of 412 requests are without guidance")
+        await expect(banners.nth(1)).to_contain_text("teacher_late 342, teacher_unreachable 61, queue_full 7")
+        await expect(banners.nth(2)).to_contain_text(
+            "Tenant globex spends more than usual since 25 Nov, 14:00:00 UTC. "
+            "$31.20 in the hour of 25 Nov, 15:00:00 UTC; $9.75 were expected, the limit is $17.10."
+        )
+        await expect(banners.nth(2).get_by_role("link", name="Spend")).to_be_visible()
+        await expect(banners.nth(3)).to_contain_text("Engine small reports no tokens for 97.3 % of its requests since")
         await expect(page.locator(".sentence")).to_have_text(
             "November: spent $79.12, saved $118.40 \u00b1 $9.20 through guidance; quality holding."
         )

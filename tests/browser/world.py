@@ -116,6 +116,26 @@ def summary(query: dict[str, str]) -> dict[str, Any]:
                 "requests": 412,
                 "reasons": REASONS,
             },
+            {
+                "kind": "unusual_spend",
+                "dimension": "tenant",
+                "name": "globex",
+                "since": "2026-11-25T14:00:00Z",
+                "hour": "2026-11-25T15:00:00Z",
+                "spent_usd": "31.2",
+                "expected_usd": "9.75",
+                "limit_usd": "17.1",
+            },
+            {
+                "kind": "unusual_usage",
+                "dimension": "engine",
+                "name": "small",
+                "since": "2026-11-25T15:00:00Z",
+                "hour": "2026-11-25T15:00:00Z",
+                "requests": 812,
+                "share": 0.973,
+                "usual_share": 0.002,
+            },
         ],
     }
 

@@ -81,14 +81,25 @@ const QualityTile = ({ quality }) => {
 
 const REASONS = (reasons) => Object.entries(reasons).sort((a, b) => b[1] - a[1]).map(([name, count]) => `${name} ${whole(count)}`).join(", ");
 
-const Banner = ({ banner }) => html`<div class="banner" role="alert" aria-relevant="additions">
-  ${banner.kind === "engine"
-    ? html`<strong>Engine ${banner.engine} is unavailable${banner.since
-      ? ` since ${utc(banner.since)}` : ""}.</strong> ${banner.reason}. Circuit breaker: ${banner.breaker}.`
-    : html`<strong>${share(banner.share)} of ${whole(banner.requests)} requests are without guidance${banner.since
-      ? ` since ${utc(banner.since)}` : ""}.</strong> The threshold is ${share(banner.threshold)}. Reasons: ${REASONS(banner.reasons)}.`}
-  ${" "}<${Link} href=${link("/dashboard/reliability")}>Reliability<//>
-</div>`;
+/** The text of each kind of banner: its first sentence and the rest. */
+const BANNERS = {
+  engine: (one) => [`Engine ${one.engine} is unavailable${one.since ? ` since ${utc(one.since)}` : ""}.`,
+    `${one.reason}. Circuit breaker: ${one.breaker}.`],
+  unguided: (one) => [`${share(one.share)} of ${whole(one.requests)} requests are without guidance${one.since ? ` since ${utc(one.since)}` : ""}.`,
+    `The threshold is ${share(one.threshold)}. Reasons: ${REASONS(one.reasons)}.`],
+  unusual_spend: (one) => [`${one.dimension === "tenant" ? "Tenant" : one.dimension} ${one.name} spends more than usual since ${utc(one.since)}.`,
+    `${money(one.spent_usd)} in the hour of ${utc(one.hour)}; ${money(one.expected_usd)} were expected, the limit is ${money(one.limit_usd)}.`],
+  unusual_usage: (one) => [`Engine ${one.name} reports no tokens for ${share(one.share)} of its requests since ${utc(one.since)}.`,
+    `Usually it is ${share(one.usual_share)}. The gateway counts the tokens itself, which may cost tenants more.`],
+};
+const DETAILS = { unusual_spend: ["/dashboard/spend", "Spend"] };
+
+function Banner({ banner }) {
+  const [title, text] = BANNERS[banner.kind]?.(banner) ?? [`${banner.kind}.`, ""];
+  const [path, label] = DETAILS[banner.kind] ?? ["/dashboard/reliability", "Reliability"];
+  return html`<div class="banner" role="alert" aria-relevant="additions"><strong>${title}</strong> ${text}${" "}
+    <${Link} href=${link(path)}>${label}<//></div>`;
+}
 
 export function CostChart({ rows, total, range }) {
   const baseline = Number(total.baseline_usd);
@@ -104,7 +115,7 @@ export function Overview({ search }) {
   const usage = useData(() => api("/usage", { granularity: range.granularity }), search);
   return html`<${Loaded} of=${summary}>${(data) => html`
     <p class="sentence">${sentence(data, range)}</p>
-    ${data.banners.map((one) => html`<${Banner} key=${one.engine ?? one.kind} banner=${one} />`)}
+    ${data.banners.map((one) => html`<${Banner} key=${`${one.kind} ${one.engine ?? one.name}`} banner=${one} />`)}
     <div class="tiles"><${SpentTile} ...${data} /><${SavedTile} ...${data} /><${QualityTile} ...${data} /></div>
     ${!data.requests.total && html`<${Card} title="First steps"><${Empty} title="No requests in this selection.">
       Send a request with an API key, select a longer range, or try a question in the <${Link} href=${link("/playground")}>playground<//>.<//><//>`}

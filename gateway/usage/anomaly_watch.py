@@ -1,0 +1,181 @@
+"""Look for anomalies in the sums of hours: tenants that spend unusually much, and engines that report no usage.
+
+A usage worker checks once a minute, also the hour that has not ended: its spend can only grow. An anomaly ends after
+three calm hours in a row. So it is reported once, even if some hours between are below the limit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import structlog
+from msgspec.structs import replace
+
+from gateway.usage import hours
+from gateway.usage.anomalies import ENGINE, TENANT, Anomaly
+from gateway.usage.hours import EVERYTHING, KEEP_S, HourSums, Series
+from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, usual_share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.config.sections import AlertThresholds
+    from gateway.usage.anomalies import AnomalyStore, Kind
+    from gateway.usage.hours import HourRows
+    from gateway.usage.queries import UsageQueries
+    from gateway.usage.store import UsageStore
+
+log = structlog.get_logger()
+
+CHECK_EVERY_S = 60.0
+_CHECK_HELD_S = 50.0
+_LATE_S = 26 * HOUR_S  # receipts of the last day may still arrive
+_HOURS_AT_ONCE = 24
+_CALM_HOURS = 3
+_LONGEST_UNKNOWN_S = 24 * HOUR_S  # an anomaly ends after a day without a judgment
+_CALM_SHARE = 0.5  # of the threshold
+_PICOS = 1e12
+
+Key: TypeAlias = "tuple[Kind, Series]"
+
+
+class _Judgment(NamedTuple):
+    is_unusual: bool
+    is_calm: bool
+    figures: dict[str, Any]  # fields of Anomaly
+
+
+class AnomalyWatch:
+    """Check the hours of the usage database.
+
+    `thresholds` are `alerts` of config.yaml, `process_id` is that of the worker, and `clock` returns Unix seconds.
+    """
+
+    def __init__(
+        self,
+        found: AnomalyStore,
+        store: UsageStore,
+        process_id: str,
+        thresholds: AlertThresholds,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._found, self._store, self._process_id, self._clock = found, store, process_id, clock
+        self._spend, self._usage = thresholds.spend, thresholds.missing_usage
+        self._rule = SpendRule(self._spend.min_usd, self._spend.factor, self._spend.min_history_s)
+        self._last_hour: int | None = None
+        self._limits: dict[Series, tuple[int, SpendLimit | None]] = {}
+        self._shares: dict[Series, tuple[int, float | None]] = {}
+
+    async def check(self) -> None:
+        """Store the sums of the last hours, and write the anomalies in them. Other workers skip this minute.
+
+        Raises RedisError, OSError, and the errors of `UsageStore`.
+        """
+        if not (self._spend.enabled or self._usage.enabled):
+            return
+        if not await self._found.begin_check(self._process_id, _CHECK_HELD_S):
+            return
+        now = int(self._clock() // HOUR_S) * HOUR_S
+        recorded = await self._record(now)
+        active: dict[Key, Anomaly] = {
+            (one.kind, Series(one.dimension, one.name)): one for one in await self._found.read()
+        }
+        before = dict(active)
+        for start in (now - HOUR_S, now):
+            if (rows := recorded.get(start)) is not None:
+                for key in {*active, *self._keys(rows)}:
+                    await self._update(active, key, start, rows.get(key[1], HourSums()), is_whole=start < now)
+        changed = [one for key, one in active.items() if before.get(key) != one]
+        ended = [one for key, one in before.items() if key not in active]
+        for one in ended:
+            log.info("anomaly_ended", kind=one.kind, dimension=one.dimension, name=one.name)
+        await self._found.write(changed, ended)
+
+    def _keys(self, rows: HourRows) -> list[Key]:
+        """Return the series of an hour that may be unusual."""
+        keys: list[Key] = []
+        for series, sums in rows.items():
+            if series.dimension == TENANT and self._spend.enabled and sums.cost_pico >= self._rule.min_usd * _PICOS:
+                keys.append(("spend", series))
+            elif series.dimension == ENGINE and self._usage.enabled and sums.estimated:
+                keys.append(("usage", series))
+        return keys
+
+    async def _update(
+        self, active: dict[Key, Anomaly], key: Key, start: int, sums: HourSums, *, is_whole: bool
+    ) -> None:
+        """Begin, continue or end the anomaly of a series by one hour."""
+        kind, series = key
+        judgment = await (
+            self._judge_spend(series, start, sums) if kind == "spend" else self._judge_usage(series, start, sums)
+        )
+        one = active.get(key)
+        if judgment is not None and judgment.is_unusual:
+            since = one.since if one is not None else start
+            active[key] = Anomaly(kind, *series, since, start, **judgment.figures)
+        elif one is not None and is_whole and start > one.checked:
+            calm = one.calm if judgment is None else one.calm + 1 if judgment.is_calm else 0
+            if calm >= _CALM_HOURS or start - one.hour > _LONGEST_UNKNOWN_S:
+                del active[key]
+            else:
+                active[key] = replace(one, calm=calm, checked=start)
+
+    async def _judge_spend(self, series: Series, start: int, sums: HourSums) -> _Judgment | None:
+        """Judge the spend of an hour. None: the history is too short."""
+        known = self._limits.get(series)
+        if known is None or known[0] != start:
+            known = self._limits[series] = start, await self._store.read(self._limit_of, series, start)
+        if (limit := known[1]) is None:
+            return None
+        figures = {"spent_pico": sums.cost_pico, "expected_pico": limit.expected_pico, "limit_pico": limit.limit_pico}
+        return _Judgment(sums.cost_pico > limit.limit_pico, sums.cost_pico <= limit.calm_pico, figures)
+
+    def _limit_of(self, queries: UsageQueries, series: Series, start: int) -> SpendLimit | None:
+        earlier = hours.history(queries, series, start)
+        return self._rule.limit({hour: sums.cost_pico for hour, sums in earlier.items()}, start)
+
+    async def _judge_usage(self, series: Series, start: int, sums: HourSums) -> _Judgment | None:
+        """Judge the share of estimated usage of an hour. None: it has too few requests, or its history has."""
+        if sums.requests < self._usage.min_requests:
+            return None
+        known = self._shares.get(series)
+        if known is None or known[0] != start:
+            known = self._shares[series] = start, await self._store.read(self._share_of, series, start)
+        if (usual := known[1]) is None:
+            return None
+        share = sums.estimated / sums.requests
+        figures = {"requests": sums.requests, "share": share, "usual_share": usual}
+        rise = share - usual
+        return _Judgment(rise > self._usage.share, rise <= _CALM_SHARE * self._usage.share, figures)
+
+    def _share_of(self, queries: UsageQueries, series: Series, start: int) -> float | None:
+        earlier = hours.history(queries, series, start)
+        week = [sums for hour, sums in earlier.items() if hour >= start - WEEK_S]
+        return usual_share([(sums.requests, sums.estimated) for sums in week])
+
+    async def _record(self, now: int) -> dict[int, HourRows]:
+        """Store the current hour, and once an hour the last day. Return the rows of hours that have any."""
+        if self._last_hour == now:
+            starts = [now]
+        else:
+            self._limits.clear()
+            self._shares.clear()
+            newest = await self._store.read(hours.newest)
+            oldest = now - min(KEEP_S, int(self._store.retention.hour) // HOUR_S * HOUR_S)
+            first = oldest if newest is None else max(oldest, min(newest, now - _LATE_S))
+            starts = list(range(first, now + 1, HOUR_S))
+        recorded: dict[int, HourRows] = {}
+        for index in range(0, len(starts), _HOURS_AT_ONCE):
+            part = starts[index : index + _HOURS_AT_ONCE]
+            rows = await self._store.read(hours.read_sums, part)
+            if now in part:
+                rows.setdefault(now, {EVERYTHING: HourSums()})  # a worker runs, so no requests are no gap
+            await self._store.change(hours.write, rows)
+            recorded |= rows
+        if self._last_hour != now and now - HOUR_S not in recorded:
+            # An hour without receipts is no gap if a worker ran.
+            earlier = await self._store.read(hours.rows_of, now - HOUR_S)
+            recorded |= {now - HOUR_S: earlier} if earlier else {}
+        self._last_hour = now
+        return recorded

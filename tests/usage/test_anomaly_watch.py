@@ -1,0 +1,357 @@
+"""Anomalies in a real database and a real Redis, reported once to a real webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from gateway.accounting.budget_watch import BudgetAlerts
+from gateway.config.sections import AlertThresholds
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import BackgroundTasks
+from gateway.telemetry.metrics import Metrics
+from gateway.usage import hours
+from gateway.usage.anomalies import ENGINE, TENANT, AnomalyReporter, AnomalyStore
+from gateway.usage.anomaly_watch import AnomalyWatch
+from gateway.usage.entries import OutboxEntry
+from gateway.usage.hours import EVERYTHING, HourSums, Series
+from gateway.usage.spend_limits import HOUR_S
+from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
+from tests.fakes import served
+from tests.usage.databases import FOREVER, receipt
+from tests.usage.outboxes import open_outboxes, receipts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from gateway.usage.anomalies import Anomaly
+
+NOW = 1_790_000_000 // HOUR_S * HOUR_S
+ACME, BIG, SMALL = Series(TENANT, "acme"), Series(ENGINE, "big"), Series(ENGINE, "small")
+
+
+def pico(usd: float) -> int:
+    return round(usd * 1e12)
+
+
+class World:
+    """A usage database with weeks of history, a worker that checks it, and the gateways that report anomalies."""
+
+    def __init__(self, redis: Redis, address: str, webhook: str, retention: Retention = FOREVER) -> None:
+        self.redis, self.address = redis, address
+        self.keys = RedisKeys(f"t{secrets.token_hex(6)}").ledger()
+        self.found = AnomalyStore(redis, self.keys)
+        self.store = UsageStore(address, retention)
+        self.now = float(NOW + 600)
+        self.watch = self.new_watch()
+        self.tasks = BackgroundTasks()
+        self.metrics = [Metrics(), Metrics()]
+        self.alerts = [BudgetAlerts(webhook, None, metrics=one, tasks=self.tasks) for one in self.metrics]
+        self.reporters = [
+            AnomalyReporter(self.found, f"gateway-{number}", metrics, alerts)
+            for number, (metrics, alerts) in enumerate(zip(self.metrics, self.alerts, strict=True))
+        ]
+
+    def new_watch(self, **alerts: Any) -> AnomalyWatch:
+        thresholds = AlertThresholds.model_validate(alerts)
+        return AnomalyWatch(self.found, self.store, "worker", thresholds, lambda: self.now)
+
+    async def remember(self, sums: Callable[[int], dict[Series, HourSums] | None], days: int = 29) -> None:
+        """Write the history before NOW. `sums` gets the hours until NOW; None: a gap."""
+        found = {NOW - back * HOUR_S: sums(back) for back in range(1, days * 24 + 1)}
+        rows = {start: {EVERYTHING: HourSums(), **one} for start, one in found.items() if one is not None}
+        await self.store.change(hours.write, rows)
+
+    async def spend(self, usd: float, tenant: str = "acme", **more: Any) -> None:
+        """Add a receipt of this hour."""
+        one = receipt(int(self.now), tenant=tenant, cost_usd=Decimal(str(usd)), **more)
+        await self.store.write([OutboxEntry(tenant, "1-0", one.to_json())])
+
+    async def check(self, watch: AnomalyWatch | None = None) -> list[Anomaly]:
+        """Check once, a minute after the last check, and let both gateways report. Return the anomalies."""
+        await self.redis.delete(self.keys.anomaly_check)
+        await (watch or self.watch).check()
+        for one in self.reporters:
+            await one.read()
+        current = await self.found.read()
+        assert sorted(one.id for one in current) == [one.id for one in self.reporters[0].current]
+        return current
+
+    async def close(self) -> None:
+        await self.tasks.close()
+        for one in self.alerts:
+            await one.close()
+        await self.store.close()
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A receiver of webhooks: its URL, and the events."""
+    events: list[dict[str, Any]] = []
+
+    async def receive(request: web.Request) -> web.Response:
+        events.append(await request.json())
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hook", receive)
+    with served(app) as url:
+        yield f"{url}/hook", events
+
+
+@asynccontextmanager
+async def opened_world(redis_url: str, address: str, webhook: str, **more: Any) -> AsyncIterator[World]:
+    async with Redis.from_url(redis_url) as redis:
+        world = World(redis, address, webhook, **more)
+        try:
+            yield world
+        finally:
+            await world.close()
+
+
+@pytest_asyncio.fixture
+async def world(redis_url: str, address: str, hook: tuple[str, list[Any]]) -> AsyncIterator[World]:
+    async with opened_world(redis_url, address, hook[0]) as world:
+        yield world
+
+
+async def posted(world: World, events: list[dict[str, Any]], count: int) -> None:
+    """Wait until all posts are made, and assert their number."""
+    await world.tasks.drain(10)
+    assert len(events) == count, events
+
+
+def steady(usd: float) -> Callable[[int], dict[Series, HourSums]]:
+    return lambda back: {ACME: HourSums(100, 0, pico(usd * (1 + 0.05 * (back % 5 - 2))))}
+
+
+async def test_doubled_spend_is_reported_once_until_it_has_ended(
+    world: World, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    """The hour need not end: its spend can only grow. Two gateways report together once."""
+    _, events = hook
+    await world.remember(steady(20))
+    await world.spend(21)
+    assert await world.check() == []
+    await world.spend(19)
+    (found,) = await world.check()
+    assert (found.kind, found.dimension, found.name, found.since, found.hour) == ("spend", "tenant", "acme", NOW, NOW)
+    assert found.spent_pico == pico(40)
+    assert pico(18) < found.expected_pico < found.limit_pico < pico(40)
+    await posted(world, events, 1)
+    assert events[0] | {"at": 0, "expected_usd": "", "limit_usd": ""} == {
+        "event": "spend_unusual", "dimension": "tenant", "name": "acme", "tenant": "acme",
+        "since": "2026-09-21T14:00:00Z", "hour": "2026-09-21T14:00:00Z",
+        "spent_usd": "40.000000000000", "expected_usd": "", "limit_usd": "", "at": 0,
+    }  # fmt: skip
+    value = world.metrics[1].registry.get_sample_value
+    assert value("gkt_spend_unusual", {"tenant": "acme"}) == 1
+    total = sum(
+        one.registry.get_sample_value("gkt_anomaly_events_total", {"kind": "spend"}) or 0 for one in world.metrics
+    )
+    assert total == 1
+    await world.spend(5)
+    (found,) = await world.check()
+    assert found.spent_pico == pico(45)
+    for usd in (50, 21, 21, 60, 20, 20):  # hours above the limit between calm ones
+        world.now += HOUR_S
+        await world.spend(usd)
+        (found,) = await world.check()
+        assert found.since == NOW
+    for _ in range(2):
+        world.now += HOUR_S
+        await world.spend(20)
+        await world.check()
+    assert await world.found.read() == []
+    assert value("gkt_spend_unusual", {"tenant": "acme"}) is None
+    await posted(world, events, 1)
+    world.now += HOUR_S
+    await world.spend(80)
+    (found,) = await world.check()
+    assert found.since > NOW
+    await posted(world, events, 2)
+
+
+async def test_a_weekly_pattern_a_new_tenant_and_small_amounts_raise_no_alert(
+    world: World, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    new, tiny = Series(TENANT, "new"), Series(TENANT, "tiny")
+
+    def sums(back: int) -> dict[Series, HourSums]:
+        found = {
+            ACME: HourSums(100, 0, pico(200 if back % 168 in {0, 1, 167} else 10)),
+            tiny: HourSums(9, 0, pico(0.1)),
+        }
+        return found | ({new: HourSums(100, 0, pico(10))} if back < 5 * 24 else {})
+
+    await world.remember(sums)
+    await world.spend(205)
+    await world.spend(100, "new")
+    await world.spend(100, "unknown")
+    await world.spend(3, "tiny")
+    assert await world.check() == []
+    world.now += 50 * HOUR_S
+    await world.spend(205)
+    (found,) = await world.check()
+    assert found.name == "acme"
+    await posted(world, hook[1], 1)
+
+
+async def test_hours_in_which_no_worker_ran_are_no_zeros(world: World) -> None:
+    """An hour without requests of the tenant counts as zero if a worker ran."""
+
+    def gap(back: int) -> dict[Series, HourSums] | None:
+        return None if back % 168 in {0, 1, 167} and back < 400 else {ACME: HourSums(100, 0, pico(20))}
+
+    await world.remember(gap)
+    await world.spend(28)
+    assert await world.check() == []
+    earlier = await world.store.read(hours.history, ACME, NOW)
+    assert {sums.cost_pico for sums in earlier.values()} == {pico(20)}
+    assert NOW - 168 * HOUR_S not in earlier
+
+    quiet = {ACME: HourSums(100, 0, pico(20))}
+    await world.remember(lambda back: {} if back % 24 in {23, 0, 1} else quiet)
+    world.watch = world.new_watch()
+    (found,) = await world.check()
+    assert found.expected_pico == 0
+
+
+async def test_an_hour_without_requests_is_stored_while_a_worker_runs(world: World) -> None:
+    await world.spend(1)
+    await world.check()
+    world.now += HOUR_S
+    await world.check()
+    world.now += 3 * HOUR_S  # no worker
+    await world.spend(1)
+    await world.check()
+    found = await world.store.read(hours.history, ACME, NOW + 10 * HOUR_S)
+    assert {start: sums.requests for start, sums in found.items()} == {NOW: 1, NOW + HOUR_S: 0, NOW + 4 * HOUR_S: 1}
+
+
+async def test_late_receipts_of_the_last_day_are_added_and_expired_sums_keep_their_rows(
+    redis_url: str, address: str, hook: tuple[str, list[Any]]
+) -> None:
+    retention = Retention(minute=3600, hour=2 * 86_400, day=1e9)
+    async with opened_world(redis_url, address, hook[0], retention=retention) as world:
+        world.now = time.time()  # the database counts no receipt that is too old for its sums
+        hour = int(world.now // HOUR_S) * HOUR_S
+        one = {hour - 50 * HOUR_S: {EVERYTHING: HourSums(), ACME: HourSums(7, 0, pico(7))}}
+        await world.store.change(hours.write, one)
+        late = receipt(hour - 20 * HOUR_S, tenant="acme", cost_usd=Decimal(3))
+        await world.store.write([OutboxEntry("acme", "1-0", late.to_json())])
+        await world.check()
+        found = await world.store.read(hours.history, ACME, hour)
+        assert {start: sums.cost_pico for start, sums in found.items() if sums.requests} == {
+            hour - 50 * HOUR_S: pico(7), hour - 20 * HOUR_S: pico(3)
+        }  # fmt: skip
+
+
+async def test_an_engine_that_stops_to_report_usage_is_reported_once(
+    world: World, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    """An engine that never reported usage, and one with few requests, are not."""
+    silent, rare = Series(ENGINE, "silent"), Series(ENGINE, "rare")
+
+    def sums(_: int) -> dict[Series, HourSums]:
+        return {SMALL: HourSums(100, 2), silent: HourSums(100, 100), rare: HourSums(100, 0)}
+
+    await world.remember(sums)
+    hour = NOW
+    rows = {EVERYTHING: HourSums(300), SMALL: HourSums(40, 8), silent: HourSums(90, 90), rare: HourSums(20, 20)}
+    await world.store.change(hours.write, {hour - HOUR_S: rows})
+    assert await world.check() == []
+    share = receipt().student
+    assert share is not None
+    counted = msgspec.structs.replace(share, estimated=True)
+    for _ in range(40):
+        await world.spend(0.01, student=counted, estimated=True)
+    (found,) = await world.check()
+    assert (found.kind, found.name, found.requests, found.share) == ("usage", "small", 40, 1.0)
+    await posted(world, hook[1], 1)
+    event = hook[1][0]
+    assert (event["event"], event["name"], event["share"], event["usual_share"]) == (
+        "usage_not_reported",
+        "small",
+        1.0,
+        0.02,
+    )
+    assert world.metrics[0].registry.get_sample_value("gkt_usage_not_reported", {"engine": "small"}) == 1
+    world.now += 26 * HOUR_S  # no further requests
+    await world.check()
+    await posted(world, hook[1], 1)
+
+
+async def test_calls_that_failed_or_were_canceled_do_not_count_as_missing_reports(world: World) -> None:
+    share = receipt().student
+    assert share is not None
+    counted = msgspec.structs.replace(share, estimated=True)
+    await world.spend(1, student=counted, estimated=True, status="client_gone")
+    await world.spend(1, student=counted, estimated=True)
+    await world.spend(1)
+    await world.check()
+    rows = await world.store.read(hours.rows_of, NOW)
+    assert rows[SMALL] == HourSums(2, 1, 0)
+    assert rows[BIG] == HourSums(2, 0, 0)
+    assert rows[ACME] == HourSums(3, 0, pico(3))
+
+
+async def test_alerts_that_are_switched_off_find_nothing(world: World) -> None:
+    await world.remember(lambda _: {ACME: HourSums(100, 0, pico(20))})
+    await world.spend(90)
+    off = world.new_watch(spend={"enabled": False}, missing_usage={"enabled": False})
+    assert await world.check(off) == []
+    assert await world.check(world.new_watch(spend={"enabled": False})) == []
+    assert [one.name for one in await world.check(world.new_watch(spend={"min_usd": 100}))] == []
+    assert [one.name for one in await world.check()] == ["acme"]
+
+
+async def test_of_several_workers_one_checks_at_a_time(world: World) -> None:
+    await world.remember(steady(20))
+    await world.spend(50)
+    await world.redis.set(world.keys.anomaly_check, "another worker")
+    await world.watch.check()
+    assert await world.found.read() == []
+    await world.check()
+    assert len(await world.found.read()) == 1
+
+
+async def test_an_unreadable_anomaly_is_left_alone(world: World) -> None:
+    await world.redis.hset(world.keys.anomalies, "later", b'{"kind": "of a later version"}')
+    with capture_logs() as log:
+        for one in world.reporters:
+            await one.read()
+    assert Counter(line["event"] for line in log) == {"anomaly_unreadable": 2}
+    assert await world.redis.hexists(world.keys.anomalies, "later")
+
+
+async def test_a_worker_checks_what_it_has_written(redis_url: str, address: str) -> None:
+    async with open_outboxes(redis_url, address) as outboxes:
+        found = AnomalyStore(outboxes.redis, outboxes.keys.ledger())
+        thresholds = AlertThresholds.model_validate({"spend": {"min_usd": 1}})
+        watch = AnomalyWatch(found, outboxes.store, "ann", thresholds)
+        hour = int(time.time() // HOUR_S) * HOUR_S
+        known = {
+            hour - back * HOUR_S: {EVERYTHING: HourSums(), ACME: HourSums(10, 0, pico(2))} for back in range(1, 29 * 24)
+        }
+        await outboxes.store.change(hours.write, known)
+        await outboxes.settle(*(msgspec.structs.replace(one, cost_usd=Decimal(1)) for one in receipts(9)))
+        worker = await outboxes.worker(anomalies=watch)
+        async with asyncio.timeout(30):
+            while await worker.round() == 0:
+                pass
+        (one,) = await found.read()
+        assert (one.name, one.spent_pico) == ("acme", pico(9))
