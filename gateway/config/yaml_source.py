@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.config.yaml_messages import Loc
 
 _TAG = "tag:yaml.org,2002:"
+_CONFIG = "config.yaml"
 _SYNTAX = {
     "'\\t'": "a tab instead of spaces",
     "mapping values are not allowed": (
@@ -191,7 +192,10 @@ def read(
 
 def unreadable(path: Path, error: OSError) -> ConfigIssue:
     """Return the issue of a file that cannot be read."""
-    return ConfigIssue(display_path(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
+    remedy = ": gkt-gateway init writes one" if isinstance(error, FileNotFoundError) and path.name == _CONFIG else ""
+    return ConfigIssue(
+        display_path(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}{remedy}"
+    )
 
 
 def read_bytes(path: Path, max_bytes: int | None = None) -> bytes | ConfigIssue:

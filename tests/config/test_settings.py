@@ -487,7 +487,9 @@ def test_loading_reports_all_issues_together(folder: Path) -> None:
 
 
 def test_a_missing_file_is_an_issue(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read: no such file or directory"):
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: cannot be read: no such file or directory: gkt-gateway init writes"
+    ):
         load_settings(folder / "config.yaml")
 
 
