@@ -20,6 +20,7 @@ from gateway.telemetry.engine_figures import figures_of
 from gateway.telemetry.gauges import AnomalyGauges, BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
 from gateway.telemetry.series import OTHER, LabelSeries, SeriesLimit
+from gateway.telemetry.usage_metrics import UsageMetrics
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -242,31 +243,7 @@ class Metrics:
             "Spooled receipts sent to Redis, by spool: own, or dead for a dead process's spool.",
             ("spool",),
         )
-        self.usage_up = newest(
-            "gkt_usage_up", "1 while a usage worker writes receipts to the database, over the fleet."
-        )
-        self.usage_lag = newest(
-            "gkt_usage_lag_seconds",
-            "Age of the oldest receipt in Redis that is not in the usage database yet, over the fleet.",
-        )
-        self.usage_waiting = newest(
-            "gkt_usage_waiting", "Receipts in Redis that are not in the usage database yet, over the fleet."
-        )
-        self.usage_receipts = newest(
-            "gkt_usage_receipts",
-            "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
-            "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
-            ("result",),
-        )
-        self.export_up = newest("gkt_export_up", "1 while a usage worker sends receipts to the broker, over the fleet.")
-        self.export_lag = newest("gkt_export_lag_seconds", "Age of the oldest receipt that no broker has confirmed.")
-        self.export_waiting = newest("gkt_export_waiting", "Receipts that no broker has confirmed, up to 100,000.")
-        self.export_receipts = newest(
-            "gkt_export_receipts",
-            "Messages of the export stream over the fleet, by result: sent, failed, rejected, expired. In Redis.",
-            ("result",),
-        )
-        self.receipts_buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")
+        self.usage = UsageMetrics(newest)
         self.stored_responses = counter(
             "gkt_stored_responses", "Responses to be stored, by result.", ("tenant", "result")
         )

@@ -119,9 +119,9 @@ class WorkerStateReader:
         # The first time, a worker may be restarting.
         self._missing = not states
         for result in RESULTS:
-            self._metrics.usage_receipts.labels(result).set(int(written.get(result.encode(), 0)))
+            self._metrics.usage.receipts.labels(result).set(int(written.get(result.encode(), 0)))
         for result in EXPORT_RESULTS:
-            self._metrics.export_receipts.labels(result).set(int(written.get(f"export_{result}".encode(), 0)))
+            self._metrics.usage.export_receipts.labels(result).set(int(written.get(f"export_{result}".encode(), 0)))
         return self.state
 
     async def follow(self, client: RedisClient) -> None:
@@ -137,13 +137,13 @@ class WorkerStateReader:
 
     def _set(self, state: WorkerState) -> None:
         self.state = state
-        self._metrics.usage_up.set(int(state.up is True))
-        self._metrics.usage_lag.set(state.lag_s)
-        self._metrics.usage_waiting.set(state.waiting)
+        self._metrics.usage.up.set(int(state.up is True))
+        self._metrics.usage.lag.set(state.lag_s)
+        self._metrics.usage.waiting.set(state.waiting)
         export = state.export or ExportState()
-        self._metrics.export_up.set(int(state.export is not None and export.error is None))
-        self._metrics.export_lag.set(export.lag_s)
-        self._metrics.export_waiting.set(export.waiting)
+        self._metrics.usage.export_up.set(int(state.export is not None and export.error is None))
+        self._metrics.usage.export_lag.set(export.lag_s)
+        self._metrics.usage.export_waiting.set(export.waiting)
 
 
 def _merged(states: Sequence[WorkerState]) -> WorkerState:

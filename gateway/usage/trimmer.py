@@ -85,7 +85,7 @@ class OutboxTrimmer:
                     await self.trim()
                     await self._forget_inactive()
                 else:
-                    self._metrics.receipts_buffered.set(self._state().waiting)
+                    self._metrics.usage.buffered.set(self._state().waiting)
             except Exception as error:
                 log.warning("trim_failed", error=type(error).__name__, exc_info=self._client.failed(error))
             await asyncio.sleep(_EVERY_S)
@@ -99,11 +99,11 @@ class OutboxTrimmer:
         lost = await self._count_lost()
         state = self._state()
         if (state.up and state.waiting <= self._limit // 2) or await self._redis.exists(self._keys.lease):
-            self._metrics.receipts_buffered.set(state.waiting)
+            self._metrics.usage.buffered.set(state.waiting)
             self._trimming = False
             return lost
         lengths = await self._measure()
-        self._metrics.receipts_buffered.set(sum(lengths.values()))
+        self._metrics.usage.buffered.set(sum(lengths.values()))
         if sum(lengths.values()) <= self._limit:
             self._trimming = False
             return lost

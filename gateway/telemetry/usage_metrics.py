@@ -1,0 +1,39 @@
+"""Gauges of usage workers, of their export stream and of the outboxes in Redis, over the fleet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import Gauge
+
+
+class UsageMetrics:
+    """The gauges. `newest` creates a gauge whose last written value counts, of whichever worker."""
+
+    def __init__(self, newest: Callable[..., Gauge]) -> None:
+        self.up = newest("gkt_usage_up", "1 while a usage worker writes receipts to the database, over the fleet.")
+        self.lag = newest(
+            "gkt_usage_lag_seconds",
+            "Age of the oldest receipt in Redis that is not in the usage database yet, over the fleet.",
+        )
+        self.waiting = newest(
+            "gkt_usage_waiting", "Receipts in Redis that are not in the usage database yet, over the fleet."
+        )
+        self.receipts = newest(
+            "gkt_usage_receipts",
+            "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
+            "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
+            ("result",),
+        )
+        self.export_up = newest("gkt_export_up", "1 while a usage worker sends receipts to the broker, over the fleet.")
+        self.export_lag = newest("gkt_export_lag_seconds", "Age of the oldest receipt that no broker has confirmed.")
+        self.export_waiting = newest("gkt_export_waiting", "Receipts that no broker has confirmed, up to 100,000.")
+        self.export_receipts = newest(
+            "gkt_export_receipts",
+            "Messages of the export stream over the fleet, by result: sent, failed, rejected, expired. In Redis.",
+            ("result",),
+        )
+        self.buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")
