@@ -241,7 +241,7 @@ def _admin_doubt(admin: AdminSettings) -> str | None:
 def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
     """Yield routes without default_max_tokens under a budget, where the gateway sets a limit of its own."""
     budgets = [policy.budget, policy.key_budget, settings.defaults.budget, settings.defaults.key_budget]
-    budgets += [one.budget for one in (*policy.keys, *policy.identities)]
+    budgets += [*(key.budget for key in policy.keys), *(rule.budget for rule in policy.identities)]
     if any(budgets) or any(rule.has_budget for rule in policy.labels.values()):
         for route in policy.routes:
             if route.default_max_tokens is None and route.mode != "embeddings":
