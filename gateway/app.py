@@ -173,7 +173,7 @@ async def gateway(
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         anomalies = AnomalyReporter(AnomalyStore(redis.commands, redis_keys.ledger()), process_id, metrics, alarm)
-        local_limits = LocalLimits(batcher.processes, batcher.joined_s)
+        local_limits = LocalLimits(batcher.processes, batcher.joined_s, by_tenant=redis.is_cluster)
         store = ReceiptStore(
             redis, in_redis, local=local_limits, on_event=alarm.send, archive=usage.receipts.find, metrics=metrics
         )

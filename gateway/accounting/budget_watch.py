@@ -84,6 +84,7 @@ class BudgetMonitor:
 
     async def _read(self, accounts: Sequence[Account]) -> list[tuple[Account, Balance]]:
         started_s = asyncio.get_running_loop().time()
+        accounts = [one for one in accounts if self.client.is_up(self.budgets.key_of(one))]
         found = list(zip(accounts, await self.budgets.read(accounts), strict=True))
         for (tenant, scope), balance in found:
             self.local.learn(tenant, scope, int(picodollars(balance.left_usd)), started_s, used=False)

@@ -120,9 +120,9 @@ class Budgets:
             pipe.time()
             for account in accounts:
                 # Read reservations first. A settlement in between then counts twice for a moment, but is never missed.
-                pipe.hmget(self._key(account), _FIELDS)
+                pipe.hmget(self.key_of(account), _FIELDS)
                 if not account.terms.aligned:
-                    pipe.hgetall(f"{self._key(account)}:{account.terms.seconds}")
+                    pipe.hgetall(f"{self.key_of(account)}:{account.terms.seconds}")
             (seconds, microseconds), *results = await pipe.execute()
         now_us = seconds * _MICRO + microseconds
         replies = iter(results)
@@ -131,7 +131,7 @@ class Budgets:
 
     async def put_raise(self, account: Account, raised: Raise | None) -> None:
         """Replace the raise of a budget; None removes it. A budget that is spent again sends a new event."""
-        key = self._key(account)
+        key = self.key_of(account)
         async with self._redis.pipeline(transaction=True) as pipe:
             if raised is None:
                 pipe.hdel(key, "raise", "raise_until")
@@ -142,7 +142,8 @@ class Budgets:
             pipe.hdel(key, "hard_told")
             await pipe.execute()
 
-    def _key(self, account: Account) -> str:
+    def key_of(self, account: Account) -> str:
+        """Return the key of a budget."""
         return self._keys.scope(account.tenant, account.scope.name)[2]
 
 

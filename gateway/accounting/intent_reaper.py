@@ -49,6 +49,8 @@ class Heartbeat:
             except Exception as error:
                 # The loop survives every error. Without it, other processes would take this one for dead.
                 log.warning("heartbeat_missed", error=type(error).__name__, exc_info=self._redis.failed(error))
+                if self._redis.up:  # the tenants' keys may be on other nodes
+                    self._on_beat()
             else:
                 if before is None and not first:
                     log.warning("heartbeat_lapsed")
@@ -133,7 +135,7 @@ class IntentReaper:
 
     def _tenants_of_round(self) -> Sequence[str]:
         """Return all tenants, or the next ones in turn."""
-        tenants = sorted(self._tenants())
+        tenants = sorted(one for one in self._tenants() if self._redis.is_up(self._in_redis.key_of(one)))
         if len(tenants) <= self._round_tenants:
             return tenants
         start = self._next % len(tenants)

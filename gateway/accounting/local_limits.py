@@ -84,31 +84,41 @@ class _Hold:
     running: bool = True
 
 
+@dataclass(slots=True)
+class _Outage:
+    """An outage of Redis. `settled_s` is set while Redis is up and other processes may not have reported to it."""
+
+    since_s: float
+    settled_s: float | None = None
+    pending_release: list[str] = field(default_factory=list)
+
+
 class LocalLimits:
     """Decide on requests while Redis is down. Times are seconds of one clock, amounts are picodollars.
 
     Args:
         fleet: returns the last known number of processes that share the limits.
         joined_s: returns the time at which this process joined the fleet; infinite before that.
+        by_tenant: whether Redis may be down for some tenants only: nodes of a cluster fail separately.
     """
 
-    def __init__(self, fleet: Callable[[], int], joined_s: Callable[[], float]) -> None:
+    def __init__(self, fleet: Callable[[], int], joined_s: Callable[[], float], *, by_tenant: bool = False) -> None:
         self._fleet = fleet
         self._joined_s = joined_s
+        self._by_tenant = by_tenant
         self._remainders: OrderedDict[_Name, _Remainder] = OrderedDict()
         self._uses: dict[_Name, _Use] = {}
         self._holds: dict[str, _Hold] = {}
-        self._pending_release: list[str] = []
-        self._down_since_s: float | None = None
-        self._settled_s: float | None = None  # set while Redis is up and other processes may not have reported to it
+        self._outages: dict[str, _Outage] = {}  # by tenant, or one with the name ''
 
-    def is_settling(self, now_s: float) -> bool:
+    def is_settling(self, tenant: str, now_s: float) -> bool:
         """Return whether Redis is up again and this process still limits itself to its share."""
-        return self._settled_s is not None and now_s < self._settled_s
+        outage = self._outage(tenant)
+        return outage is not None and outage.settled_s is not None and now_s < outage.settled_s
 
     def learn(self, tenant: str, scope: Scope, pico: int, now_s: float, *, used: bool = True) -> None:
         """Store the remainder of a budget as reported by Redis. `used`: a request of this process caused the report."""
-        if self._down_since_s is not None:
+        if self._outage(tenant) is not None:
             return  # it lacks what other processes spent during the outage
         name = (tenant, scope.name)
         before = self._remainders.get(name)
@@ -126,8 +136,8 @@ class LocalLimits:
 
     def admit(self, candidate: AdmissionRequest, running: Iterable[AdmissionRequest], now_s: float) -> AdmissionVerdict:
         """Decide without Redis, and count the request if it is admitted. The first call counts all `running` ones."""
-        if self._down_since_s is None:
-            self._begin(running, candidate.id, now_s)
+        if self._outage(candidate.tenant) is None:
+            self._begin(running, candidate, now_s)
         chosen = candidate.variants[0]
         refusal = self._check(candidate, chosen, now_s)
         if refusal is not None and refusal.limit == "budget":
@@ -159,45 +169,58 @@ class LocalLimits:
         """Stop counting requests that Redis counts now. They are counted here as well until the fleet has settled."""
         if not self._holds:
             return
-        if self._down_since_s is not None:
-            self._pending_release += [one for one in ids if one in self._holds]
-            return
         for one in ids:
-            hold = self._holds.pop(one, None)
-            if hold is not None:
-                for name in hold.names:
-                    self._uses[name].parallel -= hold.running
-                for name in hold.budgets:
-                    self._uses[name].pico -= hold.pico
+            hold = self._holds.get(one)
+            if hold is None:
+                continue
+            outage = self._outage(hold.names[0][0])
+            if outage is not None:
+                outage.pending_release.append(one)
+                continue
+            del self._holds[one]
+            for name in hold.names:
+                self._uses[name].parallel -= hold.running
+            for name in hold.budgets:
+                self._uses[name].pico -= hold.pico
 
     def lost(self, request_id: str) -> None:
         """Stop counting a request when Redis is up again. Its receipt is lost, so Redis will never count it."""
-        if request_id in self._holds:
-            self._pending_release.append(request_id)
+        self.release([request_id])
 
-    def fail(self) -> None:
-        """Restart the settling period: Redis is down again."""
-        self._settled_s = None
+    def fail(self, tenants: Iterable[str] | None = None) -> None:
+        """Restart the settling period: Redis is down again, for these tenants or for all."""
+        for tenant in self._outages if tenants is None else tenants:
+            if (outage := self._outage(tenant)) is not None:
+                outage.settled_s = None
 
-    def recover(self, now_s: float) -> None:
-        """Let Redis decide again once the fleet has settled. Requests that Redis does not count yet stay counted."""
-        if self._down_since_s is None:
-            return
-        if self._settled_s is None:
-            self._settled_s = now_s + min(MAX_BACKOFF_S, now_s - self._down_since_s) + _SETTLE_S
-        if now_s < self._settled_s:
-            return
-        self._down_since_s = self._settled_s = None
-        lost, self._pending_release = self._pending_release, []
-        self.release(lost)
-        held = {name for hold in self._holds.values() for name in hold.names}
-        self._uses = {name: use for name, use in self._uses.items() if name in held}
+    def recover(self, now_s: float, is_up: Callable[[str], bool] = lambda _: True) -> None:
+        """Let Redis decide again once the fleet has settled. Requests that Redis does not count yet stay counted.
 
-    def _begin(self, running: Iterable[AdmissionRequest], excluded_id: str, now_s: float) -> None:
+        `is_up` returns whether Redis is up for a tenant.
+        """
+        ended = [tenant for tenant, outage in self._outages.items() if self._has_settled(tenant, outage, now_s, is_up)]
+        for tenant in ended:
+            self.release(self._outages.pop(tenant).pending_release)
+        if ended:
+            held = {name for hold in self._holds.values() for name in hold.names}
+            self._uses = {name: use for name, use in self._uses.items() if name in held or self._outage(name[0])}
+
+    def _has_settled(self, tenant: str, outage: _Outage, now_s: float, is_up: Callable[[str], bool]) -> bool:
+        if tenant and not is_up(tenant):
+            return False
+        if outage.settled_s is None:
+            outage.settled_s = now_s + min(MAX_BACKOFF_S, now_s - outage.since_s) + _SETTLE_S
+        return now_s >= outage.settled_s
+
+    def _outage(self, tenant: str) -> _Outage | None:
+        return self._outages.get(tenant if self._by_tenant else "")
+
+    def _begin(self, running: Iterable[AdmissionRequest], first: AdmissionRequest, now_s: float) -> None:
         """Count running requests that Redis admitted. They use parallel slots; remainders exclude their cost."""
-        self._down_since_s = now_s
+        self._outages[first.tenant if self._by_tenant else ""] = _Outage(now_s)
         for candidate in running:
-            if candidate.id != excluded_id and candidate.id not in self._holds:
+            of_outage = not self._by_tenant or candidate.tenant == first.tenant
+            if of_outage and candidate.id != first.id and candidate.id not in self._holds:
                 self._hold(candidate, 0, ())
 
     def _hold(self, candidate: AdmissionRequest, pico: int, budgets: tuple[_Name, ...]) -> None:
@@ -235,8 +258,9 @@ class LocalLimits:
 
     def _allowance(self, name: _Name, fleet: int) -> int:
         """Return the amount that this process may spend during the outage, in picodollars."""
-        known, down_since_s = self._remainders.get(name), self._down_since_s
-        assert down_since_s is not None, "an allowance exists only while Redis is down"
+        known, outage = self._remainders.get(name), self._outage(name[0])
+        assert outage is not None, "an allowance exists only while Redis is down"
+        down_since_s = outage.since_s
         if known is None or known.learned_s < down_since_s - FRESH_S or self._joined_s() > down_since_s - KNOWN_AFTER_S:
             return 0
         return max(0, known.pico) // (_RESERVE_FACTOR * fleet)

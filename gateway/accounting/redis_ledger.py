@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
+from redis.exceptions import RedisError
 
 from gateway.accounting.scopes import Scope
 from gateway.accounting.verdict import ExchangeReply
 from gateway.pricing import picodollars
 from gateway.redis.script import RedisScript
+from gateway.redis.slots import is_cluster
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class ExchangeResult:
     Attributes:
         verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
         left: tenant, scope and the remainder of its budget in picodollars.
+        failed: in a cluster, the error of each tenant whose node failed. Its requests may have been stored.
     """
 
     verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)
@@ -105,6 +108,7 @@ class ExchangeResult:
     settled: set[str] = field(default_factory=set)  # ids of abandoned requests that this exchange settled
     events: list[TenantEvent] = field(default_factory=list)
     left: list[tuple[str, Scope, int]] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
 
 
 class RedisLedger:
@@ -126,13 +130,14 @@ class RedisLedger:
         self.ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
         self._named_tenants: dict[str, float] = {}  # tenant -> time at which to add it to the set of tenants again
+        self._unnamed: set[str] = set()  # tenants with a receipt that a cluster could not add to the set
         self._script = RedisScript(redis, "gateway.accounting", "exchange.lua")
 
     async def exchange(
         self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
     ) -> ExchangeResult:
         """Admit and settle requests in one round trip, and renew this process's lease for the tenants in `beats`.
-        Raises RedisError and OSError."""
+        Raises RedisError and OSError: all failed."""
         tenants: dict[str, list[_TenantCall]] = defaultdict(lambda: [_TenantCall()])
         for candidate in admitted:
             of_tenant = tenants[candidate.tenant]
@@ -145,20 +150,29 @@ class RedisLedger:
         for tenant in beats:
             tenants[tenant][0].beat = True
         calls = [(tenant, call) for tenant, calls_of in tenants.items() for call in calls_of]
-        return await self._run(calls, self.process_id)
+        result = await self._run(calls, self.process_id)
+        if result.failed and (len(result.failed) == len(tenants) or not is_cluster(self._redis)):
+            raise next(iter(result.failed.values()))
+        return result
 
     async def settle(self, process_id: str, settled: Sequence[Settlement]) -> ExchangeResult:
         """Settle requests of this process or of a dead one. Raises RedisError and OSError."""
         tenants: dict[str, _TenantCall] = defaultdict(_TenantCall)
         for settlement in settled:
             tenants[settlement.receipt.tenant].settled.append(settlement)
-        return await self._run(list(tenants.items()), process_id)
+        return await self._run_all(list(tenants.items()), process_id)
 
     async def abandon(self, tenant: str, process_id: str, left: Mapping[str, Settlement]) -> set[str]:
         """Settle intents of a dead process, by id; return the ids that no other process settled. Raises RedisError and
         OSError."""
         call = _TenantCall(settled=list(left.values()), gone=True)
-        return (await self._run([(tenant, call)], process_id)).settled
+        return (await self._run_all([(tenant, call)], process_id)).settled
+
+    async def _run_all(self, tenant_calls: Sequence[tuple[str, _TenantCall]], process_id: str) -> ExchangeResult:
+        result = await self._run(tenant_calls, process_id)
+        for error in result.failed.values():
+            raise error
+        return result
 
     async def _run(self, tenant_calls: Sequence[tuple[str, _TenantCall]], process_id: str) -> ExchangeResult:
         calls = []
@@ -168,7 +182,10 @@ class RedisLedger:
             calls.append((self._keys_of(tenant, process_id, call), [raw]))
         await self._name_tenants({tenant for tenant, call in tenant_calls if call.settled})
         result = ExchangeResult()
-        for (tenant, call), raw in zip(tenant_calls, await self._script.run(calls), strict=True):
+        for (tenant, call), raw in zip(tenant_calls, await self._script.run_each(calls), strict=True):
+            if isinstance(raw, Exception):
+                result.failed[tenant] = raw
+                continue
             reply = msgspec.msgpack.decode(raw, type=ExchangeReply)
             scopes = tuple(call.scopes.values())
             for candidate, verdict in zip(call.admitted, reply.verdicts, strict=True):
@@ -183,10 +200,21 @@ class RedisLedger:
         """Add tenants to the set of tenants before their first receipt, so that usage workers read their outboxes. Each
         tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/trimmer.py)."""
         now = time.monotonic()
-        if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:
+        if new := [tenant for tenant in settled | self._unnamed if self._named_tenants.get(tenant, now) <= now]:
             reply: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
-            await reply
+            try:
+                await reply
+            except (RedisError, OSError):
+                if not is_cluster(self._redis):
+                    raise
+                self._unnamed.update(new)  # receipts on other nodes do not wait for the node of this set
+                return
+            self._unnamed.difference_update(new)
             self._named_tenants.update(dict.fromkeys(new, now + NAMED_FOR_S))
+
+    def key_of(self, tenant: str) -> str:
+        """Return a key of a tenant: all of them are on one node."""
+        return self._keys.tenant_base(tenant)
 
     def forget_tenants(self) -> None:
         """Assume that Redis knows no tenants. A restarted Redis may have lost them."""

@@ -87,7 +87,7 @@ class ReceiptStore:
         self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
-        self._unsure = False  # Redis may lack intents of requests under way
+        self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
         self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
         self._failed = False  # the last exchange failed
         self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
@@ -104,7 +104,8 @@ class ReceiptStore:
         name = candidate.id
         self._under_way[name] = candidate
         waiting = len(self._waiting) + len(self._unsent)
-        if not candidate.scopes and on_failure != "reject" and not self.is_blocked and waiting < self._batch:
+        is_free = not candidate.scopes and on_failure != "reject"
+        if is_free and not self.is_blocked and self._is_up(candidate.tenant) and waiting < self._batch:
             # Nothing can refuse the request, so it does not wait. A crash in the meantime loses its intent. It waits if
             # the next exchange is full: otherwise requests could end faster than Redis stores their receipts.
             self._unsent[name] = candidate
@@ -112,7 +113,8 @@ class ReceiptStore:
             return None
         try:
             # Other processes may still have to report spending of the request's budgets to Redis.
-            alone = on_failure == "degrade" and self._local.is_settling(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            alone = on_failure == "degrade" and self._local.is_settling(candidate.tenant, now)
             alone = alone and any(scope.budget is not None for scope in candidate.scopes)
             admitted = await self._verdict(name, candidate, alone=alone)
             if admitted is None:
@@ -138,8 +140,8 @@ class ReceiptStore:
         return verdict
 
     async def _verdict(self, name: str, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
-        if alone or not self._redis.up:
-            self._unsure = True
+        if alone or not self._is_up(candidate.tenant):
+            self._unsure.add(name)
             self._work.set()
             return None
         self._unsent[name] = candidate
@@ -249,7 +251,7 @@ class ReceiptStore:
 
     def resend(self) -> None:
         """Resend all requests under way and the last receipts: Redis may have lost them."""
-        self._unsure = True
+        self._unsure.update(self._under_way)
         # Redis may have expired older receipts. It would count those again.
         since = asyncio.get_running_loop().time() - self._ledger.ttl_s / 2
         self._resending.update((one.receipt.id, one) for at, one in self._stored if at > since)
@@ -277,39 +279,34 @@ class ReceiptStore:
         return True
 
     async def _exchange(self) -> bool:
-        """Send one batch to Redis. Return False when Redis does not accept it."""
+        """Send one batch to Redis. Return False when Redis does not accept it, or not all of it."""
         async with self._exchanging:
-            if self._unsure:
-                # Requests that wait for a verdict are sent as they are. Admitted ones are only counted.
-                under_way = {name: one.forced() for name, one in self._under_way.items()}
-                self._unsent, self._unsure = {**under_way, **self._unsent}, False
-            ids = list(islice(self._unsent, self._batch))
+            self._resend_unsure()
+            ids = list(islice((name for name, one in self._unsent.items() if self._can_send(one.tenant)), self._batch))
             candidates = [self._unsent.pop(one) for one in ids]
-            settled = list(islice(chain(self._waiting.values(), self._resending.values()), self._batch))
+            waiting = chain(self._waiting.values(), self._resending.values())
+            settled = list(islice((one for one in waiting if self._can_send(one.receipt.tenant)), self._batch))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
-                self._failed = False  # nothing is left that could be rejected
-                return True
+                self._failed = bool(self._waiting)  # of tenants whose node failed, else nothing is left to reject
+                return not self._failed
             try:
                 result = await self._ledger.exchange(candidates, settled, beats)
-            except Exception as error:
-                unexpected = self._redis.failed(error)
-                self._local.fail()
-                self._unsure = True
-                self._in_doubt.update(one for one in ids if one in self._admitting)
-                self._answer(ids, None)
-                if not self._failed:
-                    count, kind = len(self._waiting), type(error).__name__
-                    log.warning("receipts_waiting", count=count, error=kind, exc_info=unexpected)
-                self._failed = True
+            except Exception as error:  # noqa: BLE001  reported
+                self._note_failure([error], ids, None)
                 return False
-        self._failed = False
+        if result.failed:
+            self._note_failure(
+                result.failed.values(), [one for one in ids if one not in result.verdicts], result.failed
+            )
+            settled = [one for one in settled if one.receipt.tenant not in result.failed]
         now = asyncio.get_running_loop().time()
-        self._local.release(ids)
-        self._local.recover(now)
-        for name, candidate in zip(ids, candidates, strict=True):
-            self._record_verdict(name, candidate, result.verdicts[name][0])
-        self._answer(ids, result)
+        admitted = [one for one in candidates if one.id in result.verdicts]
+        self._local.release(one.id for one in admitted)
+        self._local.recover(now, lambda tenant: tenant not in result.failed and self._can_send(tenant))
+        for one in admitted:
+            self._record_verdict(one.id, one, result.verdicts[one.id][0])
+        self._answer([one.id for one in admitted], result)
         self._mark_stored(settled)
         for tenant, scope, left in result.left:
             self._local.learn(tenant, scope, left, now)
@@ -318,9 +315,41 @@ class ReceiptStore:
             log.warning("abandoned_replaced", ids=result.replaced)
         for event in result.events:
             self._on_event(event)
-        if self._unsent or len(settled) == self._batch:
+        if len(settled) == self._batch or any(self._can_send(one.tenant) for one in self._unsent.values()):
             self._work.set()
-        return True
+        self._failed = self._redis.is_cluster and not all(
+            self._can_send(one.receipt.tenant) for one in self._waiting.values()
+        )
+        return not self._failed and not result.failed
+
+    def _resend_unsure(self) -> None:
+        """Send requests under way that Redis may lack, to be counted only. Do not let any wait for a failed node."""
+        if self._unsure:
+            under_way = {name: self._under_way[name] for name in self._unsure if name in self._under_way}
+            sent = {name: one.forced() for name, one in under_way.items() if self._can_send(one.tenant)}
+            self._unsent, self._unsure = {**sent, **self._unsent}, under_way.keys() - sent.keys()
+        if self._redis.is_cluster and not self._redis.is_whole:
+            self._answer([name for name, one in self._unsent.items() if not self._can_send(one.tenant)], None)
+
+    def _note_failure(self, errors: Iterable[Exception], ids: Sequence[str], tenants: Iterable[str] | None) -> None:
+        """Report errors of an exchange, and let its requests continue without a verdict. `tenants`: None for all."""
+        unexpected, kind = False, ""
+        for error in errors:
+            unexpected, kind = self._redis.failed(error) or unexpected, type(error).__name__
+        self._local.fail(tenants)
+        self._unsure.update(ids)
+        self._in_doubt.update(one for one in ids if one in self._admitting)
+        self._answer(ids, None)
+        if not self._failed:
+            log.warning("receipts_waiting", count=len(self._waiting), error=kind, exc_info=unexpected)
+        self._failed = True
+
+    def _can_send(self, tenant: str) -> bool:
+        """Return False in a cluster for a tenant whose node failed."""
+        return not self._redis.is_cluster or self._redis.is_up(self._ledger.key_of(tenant))
+
+    def _is_up(self, tenant: str) -> bool:
+        return self._redis.up and self._can_send(tenant)
 
     def _mark_stored(self, settled: Sequence[Settlement]) -> None:
         ids = [one.receipt.id for one in settled]
@@ -351,7 +380,7 @@ class ReceiptStore:
         for one in ids:
             if result is None:
                 # The request continues without a verdict or ends. From now on it is only to be counted.
-                self._unsure = True
+                self._unsure.add(one)
                 self._unsent.pop(one, None)
             admitted = self._admitting.get(one)
             if admitted is not None and not admitted.done():

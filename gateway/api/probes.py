@@ -85,7 +85,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "worker": request.app[keys.WORKER],
         "process": request.app[keys.PROCESS_ID],
         "in_flight": request.app[keys.ADMISSION].in_flight,
-        "redis": {"up": request.app[keys.REDIS].up},
+        "redis": {"up": request.app[keys.REDIS].up, "problems": request.app[keys.REDIS].problems},
         "usage": {"where": board.database, **msgspec.to_builtins(board.state)},
         "policies": policies_shown(request.app[keys.POLICIES]),
         "config": config_shown(request.app.get(keys.RELOADER)),
@@ -157,4 +157,4 @@ def status_of(app: web.Application) -> str:
     if not app[STARTUP].done:
         return "starting"
     down = any(engine.state.up is False for engine in app[keys.ENGINES].engine_set.by_name.values())
-    return "degraded" if down or not app[keys.REDIS].up else "ready"
+    return "degraded" if down or not app[keys.REDIS].is_whole else "ready"

@@ -86,6 +86,7 @@ class TeacherQueue:
         times: QueueTimes = QueueTimes(),
     ) -> None:
         self._redis, self._times = redis, times
+        self._key = keys.teacher(teacher).queue
         self._scheduler = RedisScheduler(redis.commands, keys, process_id, teacher)
         self._view = SchedulerView(redis.commands, keys, teacher)
         self._process_id, self._teacher, self._limits, self._on_failure = process_id, teacher, limits, on_failure
@@ -192,7 +193,7 @@ class TeacherQueue:
         """Return the state of the teacher over the fleet, or of this process alone if Redis does not answer."""
         limits = self._limits()
         why = "Redis is unavailable"
-        if self._redis.up:
+        if self._redis.is_up(self._key):
             try:
                 return await self._view.read(limits)
             except (RedisError, OSError) as error:
@@ -236,7 +237,7 @@ class TeacherQueue:
         async with self._exchange_lock:
             if self._leaving:
                 return self._times.heartbeat_s
-            use_redis = self._redis.up and _now() >= self._backoff.until
+            use_redis = self._redis.is_up(self._key) and _now() >= self._backoff.until
             decision = await self._exchange_with_fleet(limits) if use_redis else None
         if decision is None:
             decision = self._exchange_locally(limits)

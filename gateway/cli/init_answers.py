@@ -29,8 +29,8 @@ from gateway.cli.init_engines import (
     without_route,
 )
 from gateway.cli.interrupts import run_until_interrupted
+from gateway.config.redis_url import check_redis_url
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
-from gateway.config.sections import check_redis_url
 from gateway.config.settings import environment
 from gateway.errors import EngineError, StartupError
 from gateway.local.redis import find_server

@@ -5,13 +5,12 @@ Attribute names end in their units (`_s` seconds, `_bytes`). YAML keys do not, s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import Annotated, ClassVar, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
@@ -19,8 +18,8 @@ from gateway.config.admin_oidc import OidcSettings
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
 from gateway.config.database_url import check_replica_url, check_usage_url
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
+from gateway.config.redis_url import check_redis_url
 from gateway.config.scalars import (
-    PERCENT_ENCODE,
     Duration,
     Flag,
     HttpBase,
@@ -43,50 +42,6 @@ MAX_WORKERS = 256
 MAX_PORT = 65535
 _MIN_KEY_LENGTH = 16
 _LEASE_TIMEOUTS = 4
-_SCHEMES = ("redis://", "rediss://", "unix://")
-# Timeouts are left out, since redis.timeout sets them; so are options that change how replies are decoded.
-_OPTIONS = ("client_name", "db", "health_check_interval", "max_connections", "password", "username")
-_TCP = f"is not a valid URL: write it like redis://:PASSWORD@HOST:6379/0, and {PERCENT_ENCODE}"
-_UNIX = f"is not a valid URL: write it like unix:///run/redis.sock, with an absolute path, and {PERCENT_ENCODE}"
-_OPTION = f"has an unknown or invalid option after '?': use {', '.join(_OPTIONS)}, and ssl_... with rediss://; "
-
-
-def check_redis_url(url: str) -> None:
-    """Raise InvalidValue for a URL that the Redis client would reject or misread."""
-    if not url.startswith(_SCHEMES):
-        raise InvalidValue("must be embedded, or a URL that starts with redis://, rediss:// or unix://")
-    if not _is_complete(url):
-        raise InvalidValue(_UNIX if url.startswith("unix:") else _TCP)
-    if not _client_accepts(url):
-        raise InvalidValue(_OPTION + PERCENT_ENCODE)
-
-
-def _is_complete(url: str) -> bool:
-    """Return whether the URL names a host or a path and has no part that the client would ignore."""
-    with suppress(ValueError):  # no port, or a half of an IPv6 address
-        parts = urlsplit(url)
-        if url.startswith("unix:"):
-            has_address = parts.hostname is None and parts.port is None and len(parts.path) > 1
-        else:
-            has_address = bool(parts.hostname) and parts.port != 0 and re.fullmatch("/?[0-9]*", parts.path) is not None
-        return has_address and "#" not in url and is_spelled_as_url(url)
-    return False
-
-
-def _client_accepts(url: str) -> bool:
-    """Return whether the client accepts every option. It checks most of them only when it creates a connection."""
-    # Imported here: `check` of an embedded Redis needs no client.
-    from redis.asyncio import ConnectionPool
-    from redis.exceptions import RedisError
-
-    query = urlsplit(url).query
-    with suppress(ValueError, TypeError, AttributeError, RedisError):
-        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        if all(name in _OPTIONS or name.startswith("ssl_") for name, _ in options):
-            ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
-            return True
-    return False
-
 
 Port = Annotated[Whole, Field(ge=0, le=MAX_PORT)]
 
@@ -170,8 +125,9 @@ class RedisSettings(StrictModel):
     """Redis, which all replicas of a gateway share."""
 
     url: SecretOrText = SecretStr("embedded")
-    """`embedded` (the gateway starts a Redis of its own), or a URL: redis://, rediss:// or unix://. For a URL with a
-    password write env:NAME."""
+    """`embedded` (the gateway starts a Redis of its own), or a URL: redis://, rediss://, unix://, redis+sentinel:// or
+    redis+cluster:// (`gkt-gateway docs deployment#redis-sentinel-and-redis-cluster`). For a URL with a password write
+    env:NAME."""
     prefix: str = "gkt"
     """Prefix of all Redis keys. Independent gateways that share a Redis need different prefixes."""
     timeout_s: Annotated[Duration, duration_between("10ms", "10s")] = Field(0.2, alias="timeout")

@@ -10,23 +10,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import socket
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, MaxConnectionsError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 
+from gateway.config.redis_url import redis_address
 from gateway.config.scalars import PERCENT_ENCODE
 from gateway.errors import StartupError
-from gateway.redis.connection import connect
+from gateway.redis.cluster_client import NODE
+from gateway.redis.servers import servers_of
+from gateway.redis.slots import is_cluster
+from gateway.redis.topology import NodeDown, SlotNotServed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from gateway.redis.servers import Checks
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -34,9 +37,6 @@ log = structlog.get_logger()
 MINIMUM_VERSION = (7, 0)
 MAX_QUERIES = 200
 """Connections of `queries`, unless the URL sets `max_connections`."""
-# A peer that vanished is detected after 5 + 3 * 2 seconds instead of the system's two hours. TCP_KEEPALIVE is macOS's
-# name of TCP_KEEPIDLE. Some platforms lack the options.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Shorter than the default `redis.lease`, so that a process keeps its lease while it pauses.
 MAX_BACKOFF_S = 8.0
@@ -59,8 +59,19 @@ class ReconnectBackoff:
         self.until = now + self._last_s
 
 
+class _Node:
+    """The state of a node that fails separately: a server, a master, or a primary of a cluster."""
+
+    def __init__(self, first_pause_s: float) -> None:
+        self.up = True
+        self.run_id: str | None = None
+        self.backoff = ReconnectBackoff(first_pause_s)
+
+
 class RedisClient:
     """The connections of this process to Redis, and the circuit breaker. A command takes at most `timeout_s`.
+
+    In a cluster each primary has a breaker. Commands for a node whose breaker is open fail at once.
 
     Attributes:
         commands: for requests.
@@ -68,33 +79,24 @@ class RedisClient:
             of `commands`. Slots divide them between tenants.
         listening: for subscriptions.
         max_queries: the connection limit of `queries`.
+        is_cluster: whether nodes fail separately.
         on_restart: called when Redis was restarted or replaced. It may have lost writes.
         unchanged_at: loop time of the last check that found the same Redis as before; -inf before the first check.
         up: False from the first failure until Redis answers the watch after the pause. Check it before awaiting Redis
-            for a request, and continue without Redis where it is False.
+            for a request, and continue without Redis where it is False. In a cluster: whether some primary is up.
     """
 
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics, check_interval_s: float = 0.5) -> None:
         # Retry once at once: Redis may have closed a pooled connection while it was idle.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-        # The scripts' replies are decoded as RESP2.
-        options: dict[str, Any] = {"connect_timeout_s": timeout_s, "protocol": 2}
-        if not url.startswith("unix:"):
-            options["socket_keepalive"] = True  # detect a peer that vanished
-            options["socket_keepalive_options"] = {
-                getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)
-            }
         try:
-            address = urlsplit(url)
-            # Without user and password.
-            self._address = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-            self.commands = connect(url, command_timeout_s=timeout_s, retry=retry, **options)
-            self.queries = connect(
-                url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **options
-            )
-            self.max_queries: int = self.queries.connection_pool.max_connections
+            self._servers = servers_of(redis_address(url), timeout_s)
+            self.commands = self._servers.open(command_timeout_s=timeout_s, retry=retry)
+            self.queries = self._servers.open(command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES)
+            self.is_cluster = is_cluster(self.commands)
+            self.max_queries = self._servers.max_connections(self.queries)
             # Subscribers reconnect by themselves, since they must resubscribe.
-            self.listening = connect(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **options)
+            self.listening = self._servers.open(command_timeout_s=None, retry=Retry(NoBackoff(), 0))
         except (ValueError, TypeError, RedisError):
             # The library's message quotes the URL, which may contain the password.
             raise StartupError(
@@ -102,22 +104,38 @@ class RedisClient:
             ) from None
         self._metrics, self._check_interval_s = metrics, check_interval_s
         self.on_restart: Callable[[], None] = lambda: None
-        self._run_id: str | None = None
+        self._nodes = {"": _Node(check_interval_s)}
         self.unchanged_at = -math.inf
         self.up = True
-        self._backoff = ReconnectBackoff(check_interval_s)
         self._is_up = asyncio.Event()
         self._is_up.set()
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Return what is wrong with the servers. A cluster may have problems while it is up."""
+        return self._servers.problems
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether no breaker is open."""
+        return all(node.up for node in self._nodes.values())
+
+    def is_up(self, key: str) -> bool:
+        """Return whether the breaker of a key's node is closed."""
+        return self.up and self._servers.is_up(key)
 
     def failed(self, error: Exception) -> bool:
         """Report a failed command. It opens the breaker until Redis answers the watch.
 
         Return whether the error is unexpected, so that a log line needs its traceback: not of Redis or the network.
         Two kinds of errors are ignored: error replies of Redis, such as a script's, and local errors, such as a lack
-        of connections or files.
+        of connections or files. The reply READONLY counts as an outage, since the server has become a replica, and so
+        does CLUSTERDOWN.
         """
-        if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError) and not _is_local(error):
-            self._set_up(up=False, error=type(error).__name__)
+        is_reply = isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError | ClusterDownError)
+        is_known = isinstance(error, NodeDown | SlotNotServed)  # the breaker of the node is open, or the slot has none
+        if isinstance(error, RedisError | OSError) and not (is_reply or is_known or _is_local(error)):
+            self._set_up(getattr(error, NODE, ""), up=False, error=type(error).__name__)
         return not isinstance(error, RedisError | OSError)
 
     async def wait_up(self) -> None:
@@ -128,68 +146,100 @@ class RedisClient:
         """Wait until Redis has answered a command that is sent after this call."""
         while True:
             await self.wait_up()
-            try:
-                await self.commands.info("server")
-            except (RedisError, OSError) as error:
-                self.failed(error)
-                await asyncio.sleep(self._check_interval_s)
-            else:
+            checks = await self._servers.check(self.commands)
+            self._report(checks)
+            if _answers(checks):
                 return
+            await asyncio.sleep(self._check_interval_s)
 
     async def require(self, *, embedded: bool = True) -> None:
-        """Check at startup that Redis is up and recent enough. Raises StartupError, which may suggest `embedded`."""
-        try:
-            info = await self.commands.info("server")
-        except (RedisError, OSError, ValueError) as error:  # ValueError: invalid TLS options
+        """Check at startup that Redis is up, recent enough, and accepts writes.
+
+        A cluster is used as far as it answers. Raises StartupError, which may suggest `embedded`.
+        """
+        checks = await self._servers.check(self.commands)
+        infos = _answers(checks)
+        if not infos:
+            error = next(one for one in checks.values() if isinstance(one, Exception))
             advice = "Start it, or correct redis.url in config.yaml or GKT_REDIS_URL."
             if embedded:
                 advice = "Start it, correct redis.url in config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
-            reason = type(error).__name__
-            raise StartupError(f"Redis at {self._address} does not answer ({reason}). {advice}") from error
-        version = str(info["redis_version"])
-        if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
-            minimum = ".".join(map(str, MINIMUM_VERSION))
-            raise StartupError(f"Redis {version} is too old: version {minimum} or later is required.")
-        self._run_id = info.get("run_id")
-        self._metrics.redis_up.set(1)
+            raise StartupError(f"{await self._servers.explain(error)} {advice}") from error
+        for version in (str(info["redis_version"]) for info in infos):
+            if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
+                minimum = ".".join(map(str, MINIMUM_VERSION))
+                raise StartupError(f"Redis {version} is too old: version {minimum} or later is required.")
+        self._report(checks)
+        self._follow_run_ids(checks)
+        for problem in self.problems:
+            log.error("redis_problem", problem=problem)
+        self._metrics.redis_up.set(int(self.is_whole))
 
     async def watch(self) -> None:
         """Check Redis in intervals until canceled, so that an idle process detects an outage as well."""
         while True:
-            started_at = asyncio.get_running_loop().time()
-            try:
-                info = await self.commands.info("server")
-            except (RedisError, OSError) as error:
-                self.failed(error)
-            else:
-                self._check_run_id(info.get("run_id"))
+            loop = asyncio.get_running_loop()
+            started_at = loop.time()
+            checks = await self._servers.check(self.commands)
+            failures = self._report(checks)
+            if self._follow_run_ids(checks):
+                log.warning("redis_restarted")
+                self.on_restart()
+            if not failures:
                 self.unchanged_at = started_at
-                if asyncio.get_running_loop().time() >= self._backoff.until:
-                    self._set_up(up=True)
+            for name in checks.keys() - failures:
+                if loop.time() >= self._nodes[name].backoff.until:
+                    self._set_up(name, up=True)
             await asyncio.sleep(self._check_interval_s)
 
-    def _check_run_id(self, run_id: str | None) -> None:
-        previous, self._run_id = self._run_id, run_id
-        if previous is not None and run_id != previous:
-            log.warning("redis_restarted")
-            self.on_restart()
+    def _report(self, checks: Checks) -> set[str]:
+        """Report failed checks. Return the names of their nodes."""
+        if len(checks) > 1:
+            self._nodes = {name: self._nodes.get(name) or _Node(self._check_interval_s) for name in checks}
+            self._update()
+        failures = {name: one for name, one in checks.items() if isinstance(one, Exception)}
+        for name, error in failures.items():
+            self._set_up(name, up=False, error=type(error).__name__)
+        return set(failures)
 
-    def _set_up(self, *, up: bool, error: str | None = None) -> None:
-        self._metrics.redis_up.set(int(up))
-        if up == self.up:
-            return
-        self.up = up
-        if up:
+    def _follow_run_ids(self, checks: Checks) -> bool:
+        """Store the run ids. Return whether a node is another one than before: it may lack writes."""
+        known = {node.run_id for node in self._nodes.values()} - {None}
+        changed = False
+        for name, info in checks.items():
+            if not isinstance(info, Exception) and (run_id := info.get("run_id")) is not None:
+                changed = changed or (bool(known) and run_id not in known)
+                self._nodes[name].run_id = run_id
+        return changed
+
+    def _set_up(self, name: str, *, up: bool, error: str | None = None) -> None:
+        node = self._nodes.setdefault(name, _Node(self._check_interval_s))
+        was_up, node.up = node.up, up
+        if up != was_up:
+            if not up:
+                node.backoff.begin(asyncio.get_running_loop().time())
+            self._servers.set_up(name, up=up)
+            log.warning("redis", up=up, error=error, **({"node": name} if name else {}))
+        self._update()
+
+    def _update(self) -> None:
+        parts = [node.up for name, node in self._nodes.items() if name]
+        self.up = self._nodes[""].up and (any(parts) or not parts)
+        if self.up:
             self._is_up.set()
         else:
             self._is_up.clear()
-            self._backoff.begin(asyncio.get_running_loop().time())
-        log.warning("redis", up=up, error=error)
+        self._metrics.redis_up.set(int(self.is_whole))
 
     async def close(self) -> None:
         await self.commands.aclose()
         await self.queries.aclose()
         await self.listening.aclose()
+        await self._servers.close()
+
+
+def _answers(checks: Checks) -> list[Mapping[str, Any]]:
+    return [info for info in checks.values() if info and not isinstance(info, Exception)]
 
 
 def _is_local(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.connection import HiredisRespSerializer
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
@@ -18,7 +19,11 @@ from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
 _SERIALIZER = HiredisRespSerializer()
 
 
-class _WithLoopDeadlines(AbstractConnection):
+class ReplicaConnected(RedisConnectionError):
+    """The server is a replica, which rejects writes."""
+
+
+class WithLoopDeadlines(AbstractConnection):
     """A connection with loop deadlines: of one write and of one reply (None: for subscribers), and of connecting."""
 
     def __init__(self, *, command_timeout_s: float | None, connect_timeout_s: float, **more: Any) -> None:
@@ -36,11 +41,15 @@ class _WithLoopDeadlines(AbstractConnection):
         async with LoopDeadline(self._connect_timeout_s):
             await super()._connect()  # type: ignore[no-untyped-call, safe-super]
 
+    async def _reconnect(self) -> None:
+        """Connect for a retry of a command."""
+        await self.connect_check_health(check_health=False)
+
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if not self.is_connected:  # connecting has its own deadlines
+            await self._reconnect()
         if self._command_timeout_s is None:
             return await super().send_packed_command(command, check_health)
-        if not self.is_connected:  # connecting has its own deadlines
-            await self.connect_check_health(check_health=False)
         try:
             async with LoopDeadline(self._command_timeout_s):
                 return await super().send_packed_command(command, check_health)
@@ -71,5 +80,5 @@ def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: flo
     redis = Redis.from_url(url, command_timeout_s=command_timeout_s, connect_timeout_s=connect_timeout_s, **options)
     pool = redis.connection_pool
     original = pool.connection_class
-    pool.connection_class = type(original.__name__, (_WithLoopDeadlines, original), {})
+    pool.connection_class = type(original.__name__, (WithLoopDeadlines, original), {})
     return redis

@@ -204,6 +204,10 @@ class RedisKeys(NamedTuple):
         """
         return f"{self.tenant_base(tenant)}outbox"
 
+    def lost(self, tenant: str) -> str:
+        """Return the key of a hash in a cluster: receipts of the tenant that were deleted and not counted elsewhere."""
+        return f"{self.tenant_base(tenant)}lost"
+
     def feedback(self, tenant: str, receipt_id: str) -> str:
         """Return the key of the score of a request. It shares a hash tag with the outbox of outcomes."""
         return f"{self.tenant_base(OUTCOMES)}score:{tenant}:{receipt_id}"

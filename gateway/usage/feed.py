@@ -10,11 +10,12 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.keys import OUTCOMES
 from gateway.redis.script import RedisScript
+from gateway.redis.slots import by_slot, is_cluster, is_node_failure
 from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, batched, previous_id
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ class OutboxFeed:
         self._grouped: set[str] = set()
         self._old_until = 0.0
         self._script = RedisScript(redis, "gateway.usage", "outboxes.lua")
+        self._skipped = False
+
+    def take_skipped(self) -> bool:
+        """Return whether, since the last call, outboxes were skipped because their node of a cluster failed.
+
+        Their entries may be pending for this consumer.
+        """
+        skipped, self._skipped = self._skipped, False
+        return skipped
+
+    def _skips(self, reply: object) -> bool:
+        """Return whether to skip the outboxes of a reply, since their node failed."""
+        failed = is_node_failure(self._redis, reply)
+        self._skipped = self._skipped or failed
+        return failed
 
     async def read_new(self, limit: int, *, all_outboxes: bool = False) -> FeedBatch:
         """Return entries that no worker has read yet: first an equal share of each tenant, then of those with more.
@@ -142,6 +158,8 @@ class OutboxFeed:
                     pipe.xautoclaim(name, GROUP, self.consumer, round(idle_s * 1000), count=limit)
                 replies = await pipe.execute(raise_on_error=False)
             for tenant, reply in zip(batch, replies, strict=True):
+                if self._skips(reply):
+                    continue
                 if isinstance(reply, Exception):
                     if not _is_missing_group(reply):
                         raise reply
@@ -178,19 +196,28 @@ class OutboxFeed:
         A process of an earlier version that adds up receipts must still find them. While one runs, this method does not
         trim: it stores the last written ids, and that process trims.
         """
-        if await self._redis.exists(self._keys.lease):
+        # Earlier versions do not run on a cluster.
+        if not is_cluster(self._redis) and await self._redis.exists(self._keys.lease):
             self._old_until = self._clock() + _OLD_FOR_S
         trim = self._clock() >= self._old_until
         waiting: list[tuple[str, str, int, int]] = []
         written: Any = {}
         for batch in _calls(acks, self._max_ids, self._max_tenants):
-            values = [GROUP, "1" if trim else "0", *(" ".join(ids) for _, ids in batch)]
-            names = [self._all_keys.outbox(tenant) for tenant, _ in batch]
-            (outboxes,) = await self._script.run([(names, values)])
-            for index, first, delivered, length, pending in outboxes:
-                tenant, oldest = batch[index - 1][0], first.decode()
-                waiting.append((tenant, oldest, length, pending))
-                written[tenant] = previous_id(oldest) if oldest else delivered.decode()
+            groups = by_slot(self._redis, batch, lambda ack: self._all_keys.outbox(ack[0]))
+            calls: Any = [
+                ([self._all_keys.outbox(tenant) for tenant, _ in group],
+                 [GROUP, "1" if trim else "0", *(" ".join(ids) for _, ids in group)])
+                for group in groups
+            ]  # fmt: skip
+            for group, outboxes in zip(groups, await self._script.run_each(calls), strict=True):
+                if self._skips(outboxes):
+                    continue
+                if isinstance(outboxes, Exception):
+                    raise outboxes
+                for index, first, delivered, length, pending in outboxes:
+                    tenant, oldest = group[index - 1][0], first.decode()
+                    waiting.append((tenant, oldest, length, pending))
+                    written[tenant] = previous_id(oldest) if oldest else delivered.decode()
         if not trim and (last_ids := {tenant: last for tenant, last in written.items() if last != NOTHING}):
             await self._store_written(last_ids)
         return waiting
@@ -221,20 +248,45 @@ class OutboxFeed:
         read_all = is_due or len(self._tenants) <= self._max_tenants
         self._pass = self._tenants[::-1] if read_all else list(self._active)
 
-    async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[OutboxEntry]:
+    async def _read(
+        self, tenants: Sequence[str], each: int, after: str = ">", *, retry: bool = True
+    ) -> list[OutboxEntry]:
         """Read at most `each` entries of each tenant: new entries, or pending ones if `after` is an id."""
         await self._create_groups(tenants)
         names = {self._all_keys.outbox(tenant): tenant for tenant in tenants}
-        streams: Any = dict.fromkeys(names, after)
-        try:
-            read: Any = await self._redis.xreadgroup(GROUP, self.consumer, streams, count=each)
-        except ResponseError as error:
-            if not _is_missing_group(error):
-                raise
-            self._grouped.difference_update(tenants)
-            await self._create_groups(tenants)
-            read = await self._redis.xreadgroup(GROUP, self.consumer, streams, count=each)
-        return [entry for name, entries in read or () for entry in _entries(names[name.decode()], entries)]
+        found: list[OutboxEntry] = []
+        missing: list[str] = []
+        for group, reply in await self._read_groups(by_slot(self._redis, list(names), str), after, each):
+            if self._skips(reply):
+                continue
+            if isinstance(reply, Exception):
+                if not retry or not _is_missing_group(reply):
+                    raise reply
+                missing += [names[name] for name in group]
+                continue
+            found += [entry for name, entries in reply or () for entry in _entries(names[name.decode()], entries)]
+        if missing:
+            self._grouped.difference_update(missing)
+            found += await self._read(missing, each, after, retry=False)
+        return found
+
+    async def _read_groups(
+        self, groups: Iterable[Sequence[str]], after: str, each: int
+    ) -> list[tuple[Sequence[str], Any]]:
+        """Read groups of outboxes. Return each group with its reply or error."""
+        streams: Any
+        if not is_cluster(self._redis):
+            (group,) = groups
+            streams = dict.fromkeys(group, after)
+            try:
+                return [(group, await self._redis.xreadgroup(GROUP, self.consumer, streams, count=each))]
+            except ResponseError as error:
+                return [(group, error)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for group in groups:
+                streams = dict.fromkeys(group, after)
+                pipe.xreadgroup(GROUP, self.consumer, streams, count=each)
+            return list(zip(groups, await pipe.execute(raise_on_error=False), strict=True))
 
     async def _create_groups(self, tenants: Iterable[str]) -> None:
         new = [tenant for tenant in tenants if tenant not in self._grouped]
@@ -243,13 +295,21 @@ class OutboxFeed:
         async with self._redis.pipeline(transaction=False) as pipe:
             for tenant in new:
                 pipe.xgroup_create(self._all_keys.outbox(tenant), GROUP, id="0", mkstream=True)
-            for reply in await pipe.execute(raise_on_error=False):
-                if isinstance(reply, Exception) and not str(reply).startswith("BUSYGROUP"):
-                    raise reply
-        self._grouped.update(new)
+            replies = await pipe.execute(raise_on_error=False)
+        for tenant, reply in zip(new, replies, strict=True):
+            if self._skips(reply):
+                continue
+            if isinstance(reply, Exception) and not str(reply).startswith("BUSYGROUP"):
+                raise reply
+            self._grouped.add(tenant)
 
     async def _all_tenants(self) -> list[str]:
-        members: Any = await self._redis.smembers(self._keys.tenants)
+        try:
+            members: Any = await self._redis.smembers(self._keys.tenants)
+        except (RedisError, OSError) as error:
+            if not self._tenants or not self._skips(error):
+                raise
+            return self._tenants  # the last known ones, which may be on other nodes
         return [OUTBOX, OUTCOMES, *sorted(raw.decode() for raw in members)]
 
 

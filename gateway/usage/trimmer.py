@@ -16,7 +16,8 @@ from redis.exceptions import OutOfMemoryError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.keys import OUTCOMES
-from gateway.redis.script import RedisScript
+from gateway.redis.script import RedisScript, each_group
+from gateway.redis.slots import is_cluster
 from gateway.usage.entries import NOTHING, added_ms, batched
 from gateway.usage.feed import GROUP
 
@@ -141,15 +142,24 @@ class OutboxTrimmer:
 
     async def _delete_oldest(self, tenant: str, max_length: int) -> int:
         values = (GROUP, max_length, _DELETED_PER_CALL)
-        (deleted,) = await self._cut.run([([self._all_keys.outbox(tenant), self._keys.written], values)])
+        outbox, counts = self._all_keys.outbox(tenant), self._keys.written
+        if not is_cluster(self._redis):
+            (deleted,) = await self._cut.run([([outbox, counts], values)])
+            return int(deleted)
+        # The hash of all counts may be on another node than the outbox.
+        (deleted,) = await self._cut.run([([outbox, self._all_keys.lost(tenant)], values)])
+        lost: Any = await self._redis.hget(self._all_keys.lost(tenant), "lost")
+        if lost is not None:
+            await self._redis.hincrby(counts, "lost", int(lost))
+            await self._redis.unlink(self._all_keys.lost(tenant))
         return int(deleted)
 
     async def _measure(self) -> Mapping[str, int]:
         tenants = [OUTBOX, OUTCOMES, *await self._tenants()]
         lengths: dict[str, int] = {}
         for batch in batched(tenants, _TENANTS_PER_CALL):
-            (reply,) = await self._lengths.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])
-            lengths |= {batch[index - 1]: length for index, length in reply}
+            for group, reply in await each_group(self._redis, self._lengths, batch, self._all_keys.outbox):
+                lengths |= {group[index - 1]: length for index, length in reply}
         return lengths
 
     async def _forget_inactive(self) -> None:
@@ -209,12 +219,12 @@ class InactiveTenants:
         """Stop reading the outboxes of inactive tenants. Return these tenants."""
         inactive: list[str] = []
         for batch in batched(tenants, _INACTIVE_PER_CALL):
-            (outboxes,) = await self._idle.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])
-            for index, raw in outboxes:
-                last_id = raw.decode()
-                # NOTHING: the outbox never had an entry, because its tenant was just registered.
-                if last_id != NOTHING and added_ms(last_id) / 1000 < now - QUIET_S:
-                    inactive.append(batch[index - 1])
+            for group, outboxes in await each_group(self._redis, self._idle, batch, self._all_keys.outbox):
+                for index, raw in outboxes:
+                    last_id = raw.decode()
+                    # NOTHING: the outbox never had an entry, because its tenant was just registered.
+                    if last_id != NOTHING and added_ms(last_id) / 1000 < now - QUIET_S:
+                        inactive.append(group[index - 1])
         del inactive[_REMOVED_PER_ROUND:]
         if inactive:
             async with self._redis.pipeline(transaction=True) as pipe:

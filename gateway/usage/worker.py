@@ -204,6 +204,8 @@ class UsageWorker:
         self._check_pending = True
 
     async def _next(self) -> FeedBatch:
+        if self._feed.take_skipped():
+            self._expect_pending()
         if self._check_pending:
             batch = await self._feed.read_pending(self._read_entries)
             if batch.entries:

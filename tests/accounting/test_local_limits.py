@@ -47,7 +47,7 @@ class DetachedProcess:
     def back(self) -> None:
         """Let Redis recover and the fleet settle."""
         self.limits.recover(self.now_s)
-        while self.limits.is_settling(self.now_s):
+        while self.limits.is_settling("acme", self.now_s):
             self.now_s += 1
         self.limits.recover(self.now_s)
 
@@ -148,14 +148,14 @@ def test_a_process_keeps_its_share_until_the_others_have_reported_their_spending
     one.limits.release([spent.id])
     one.limits.recover(one.now_s)
     one.limits.learn("acme", scope, 6 * DOLLAR, one.now_s)
-    assert one.limits.is_settling(one.now_s + settles_s - 0.1)
-    assert not one.limits.is_settling(one.now_s + settles_s)
+    assert one.limits.is_settling("acme", one.now_s + settles_s - 0.1)
+    assert not one.limits.is_settling("acme", one.now_s + settles_s)
     assert not one.admits(asks("2", scope))
     assert one.admits(asks("1", scope))
     one.limits.fail()
-    assert not one.limits.is_settling(one.now_s), "Redis is away again"
+    assert not one.limits.is_settling("acme", one.now_s), "Redis is away again"
     one.limits.recover(one.now_s + 1)
-    assert one.limits.is_settling(one.now_s + 1 + settles_s - 0.1)
+    assert one.limits.is_settling("acme", one.now_s + 1 + settles_s - 0.1)
 
 
 def test_lost_receipts_count_until_redis_returns() -> None:
@@ -213,7 +213,7 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     one.limits.settle(ended.id, Decimal(1))
     one.limits.release([ended.id, running.id])
     one.back()
-    assert (one.limits._holds, one.limits._uses, one.limits._pending_release) == ({}, {}, [])
+    assert (one.limits._holds, one.limits._uses, one.limits._outages) == ({}, {}, {})
     without = DetachedProcess()
     plain = asks("1", Scope("tenant", 5, 0, 0))
     assert without.admits(plain)

@@ -26,6 +26,10 @@ class Redis:
         self.up = up
         self.calls = 0
 
+    @property
+    def is_whole(self) -> bool:
+        return self.up
+
     async def wait_answered(self) -> None:
         self.calls += 1
         while not self.up:

@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio.connection import parse_url
 
+from gateway.config.redis_url import check_redis_url, redis_address
 from gateway.config.scalars import InvalidValue
-from gateway.config.sections import check_redis_url
 from gateway.config.settings import OVERRIDES, check_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
@@ -35,6 +36,24 @@ HALF_READ = [
     f"redis://:{CANARY}@h/1/2",
     f"redis://:{CANARY}@[::1",
     f"redis://:{CANARY}@h?zzz=1",
+    f"redis+sentinel://:{CANARY}@h:26379",
+    f"redis+sentinel://:{CANARY}@h:26379/",
+    f"redis+sentinel://:{CANARY}@h:26379/main/0/1",
+    f"redis+sentinel://:{CANARY}@h:26379/main/{CANARY}",
+    f"redis+sentinel://:{CANARY}@h:26379/ma in/0",
+    f"redis+sentinel://:{CANARY}/Part2@h:26379/main",
+    f"redis+sentinel://:{CANARY}@h:26379,/main",
+    f"redis+sentinel://:{CANARY}@h:26379,i:0/main",
+    f"redis+sentinel://:{CANARY}@h:26379,i:99999/main",
+    f"redis+sentinel://:{CANARY}@h:26379/main?sentinel=1",
+    f"redis+sentinel://:{CANARY}@h:26379/main#2",
+    f"redis+sentinel://:{CANARY}@h/main?ssl_cert_reqs=none",
+    f"redis+cluster://:{CANARY}@h/1",
+    f"redis+cluster://:{CANARY}@h?db=1",
+    f"redis+cluster://:{CANARY}@h,i:x",
+    f"redis+cluster://:{CANARY}@h?sentinel_password=x",
+    f"redis+cluster://:{CANARY}/Part2@h",
+    "redis+cluster://",
     f"redis://:{CANARY}@h?socket_timeout=abc",
     f"redis://:{CANARY}@h?decode_responses=yes",
     f"redis://:{CANARY}@h?db={CANARY}",
@@ -84,14 +103,48 @@ def test_ambiguous_urls_are_rejected_without_being_shown(
         "rediss://h?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
         "unix:///run/redis.sock?db=1&password=x",
         "unix://user:p@/run/redis.sock",
+        "redis+sentinel://h/main",
+        "redis+sentinel://user:p%2Fw%23@h:26379,[::1]:26380,i/my-main_1/3?sentinel_password=a%20b&client_name=gateway",
+        "rediss+sentinel://:a@b@h,i/main/?ssl_cert_reqs=none&sentinel_username=s&sentinel_password=x",
+        "redis+cluster://h",
+        "redis+cluster://user:p%2Fw%23@h:7000,[::1]:7001,i/0?max_connections=5",
+        "rediss+cluster://:p@h/?ssl_ca_certs=/etc/ca.pem",
     ],
 )
 def test_urls_that_the_client_reads_are_accepted(url: str) -> None:
     check_redis_url(url)
 
 
+def test_sentinels_and_master_have_their_own_credentials() -> None:
+    url = (
+        "rediss+sentinel://ann:p%2Fw@h,[::1]:1/main/3?sentinel_username=bob&sentinel_password=a%20b%2F&ssl_ca_certs=/c"
+    )
+    address = redis_address(url)
+    assert address.master == "main"
+    assert address.hosts == ("h:26379", "[::1]:1")
+    assert parse_url(address.url) | {"connection_class": None} == {
+        "connection_class": None,
+        "host": "h",
+        "port": 26379,
+        "username": "ann",
+        "password": "p/w",
+        "db": 3,
+        "ssl_ca_certs": "/c",
+    }
+    for sentinel, (host, port) in zip(address.sentinels, [("h", 26379), ("::1", 1)], strict=True):
+        parsed = parse_url(sentinel)
+        assert (parsed["host"], parsed["port"], parsed["username"], parsed["password"]) == (host, port, "bob", "a b/")
+        assert parsed["ssl_ca_certs"] == "/c"
+        assert "db" not in parsed
+
+
+def test_a_host_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="names a host twice"):
+        check_redis_url(f"redis+cluster://:{CANARY}@h,h:6379")
+
+
 def test_another_scheme_is_none() -> None:
-    with pytest.raises(InvalidValue, match="redis://, rediss:// or unix://"):
+    with pytest.raises(InvalidValue, match="redis://, rediss://, unix://, redis"):
         check_redis_url(f"http://:{CANARY}@h")
 
 

@@ -48,18 +48,31 @@ class Load:
         keys: of the tenants that call, by name.
     """
 
-    def __init__(self, folder: Path, redis_url: str, max_usd: str, keys: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        redis_url: str,
+        max_usd: str,
+        keys: dict[str, str] | None = None,
+        *,
+        prefix: str | None = None,
+    ) -> None:
         self.budget_usd = Decimal(max_usd)
         self.engine = FakeEngine(self._answer)
         self.urls: list[str] = []
         self._keys = keys or {"acme": KEY}
         self._folder, self._redis_url = folder, redis_url
+        self._prefix = prefix or redis_prefix(folder)
         self._stopped = False
 
     async def _answer(self, _: web.Request, __: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(0.01)
         usage = {"prompt_tokens": TOKENS - 2, "completion_tokens": 2, "total_tokens": TOKENS}
         return web.json_response(reply(" Yes.") | {"usage": usage})
+
+    @property
+    def tenants(self) -> list[str]:
+        return list(self._keys)
 
     @property
     def spent_usd(self) -> Decimal:
@@ -76,7 +89,7 @@ class Load:
         return GatewayProcess(
             self._folder / name,
             redis_url=self._redis_url,
-            redis={"prefix": redis_prefix(self._folder)},  # the gateways share budgets
+            redis={"prefix": self._prefix},  # the gateways share budgets
             entry=entry,
             server={"port": port},
             models=[model("small", "openai", f"{self.engine.url}/v1", continuation="none")],

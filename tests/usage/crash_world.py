@@ -20,7 +20,9 @@ from redis.asyncio import Redis
 from gateway.accounting.receipt import Receipt
 from gateway.config.database_url import sqlalchemy_url
 from gateway.local.redis import EmbeddedRedis
+from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import GROUP
 from gateway.usage.rollup import SumRow
@@ -49,12 +51,22 @@ class World:
     """Attributes:
     answered: ids of the requests that were answered.
     broken: number of requests without an answer: their process or connection was gone, or this process, which is the
-        engine too, got no CPU for seconds.
+        engine too, got no CPU for seconds. `refused` counts them by status.
     """
 
-    def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, engine: str, **sections: Any) -> None:
-        self.folder, self.server, self.redis = folder, server, redis
-        self.keys = RedisKeys(f"a{secrets.token_hex(4)}")
+    def __init__(
+        self,
+        folder: Path,
+        server: EmbeddedRedis | None,
+        url: str,
+        redis: Redis,
+        engine: str,
+        prefix: str,
+        **sections: Any,
+    ) -> None:
+        self.folder, self._server, self.url, self.redis = folder, server, url, redis
+        self.keys = RedisKeys(prefix)
+        self.refused: Counter[str] = Counter()
         self._engine = engine
         self._sections = sections
         self.gateways: list[GatewayProcess] = []
@@ -64,10 +76,15 @@ class World:
         self._enough = asyncio.Event()
         self.store = UsageStore(sqlalchemy_url(sections["usage"].get("url", "sqlite"), folder / "data"), FOREVER)
 
+    @property
+    def server(self) -> EmbeddedRedis:
+        assert self._server is not None, "this world has another Redis"
+        return self._server
+
     async def add_gateway(self) -> GatewayProcess:
         process = GatewayProcess(
             self.folder / f"gateway-{len(self.gateways)}",
-            redis_url=self.server.url,
+            redis_url=self.url,
             redis={"prefix": self.keys.prefix, "lease": f"{LEASE_S:g}s"},
             data=str(self.folder / "data"),
             models=[model("small", "openai", f"{self._engine}/v1", continuation="trailing", echo=False)],
@@ -130,6 +147,7 @@ class World:
             answer = None
         if answer is None or answer.status_code in _NO_ANSWER:
             self.broken += 1
+            self.refused[str(answer.status_code) if answer is not None else "no reply"] += 1
             await asyncio.sleep(0.05)
         else:
             assert answer.status_code == 200, answer.text
@@ -170,7 +188,11 @@ class World:
         return max((seconds - int(one.partition("-")[0]) / 1000 for one in oldest if one), default=0.0)
 
     async def _outboxes(self) -> list[bytes]:
-        return list(await self.redis.keys(f"*{self.keys.prefix}:tenant:*:outbox"))
+        return await self._keys("outbox")
+
+    async def _keys(self, name: str) -> list[bytes]:
+        """Return the keys of all tenants with this name."""
+        return [raw async for raw in self.redis.scan_iter(f"*{self.keys.prefix}:tenant:*:{name}", 1000)]
 
     async def _oldest(self, outbox: bytes) -> str:
         """Return the oldest unacknowledged entry, or '' without one."""
@@ -190,7 +212,7 @@ class World:
 
     async def settled(self) -> bool:
         """Return whether Redis has no request in flight, and every entry is acknowledged."""
-        if await self.redis.keys(f"*{self.keys.prefix}:tenant:*:intents:*"):
+        if await self._keys("intents:*"):
             return False
         return not any([await self._oldest(name) for name in await self._outboxes()])
 
@@ -231,8 +253,7 @@ class World:
         assert lost() or await self._in_redis() <= set(ids)
 
     async def _in_redis(self) -> set[str]:
-        names = await self.redis.keys(f"*{self.keys.prefix}:tenant:*:receipt:*")
-        return {name.decode().rpartition(":")[2] for name in names}
+        return {name.decode().rpartition(":")[2] for name in await self._keys("receipt:*")}
 
     def _check_sums(self) -> int:
         today = int(time.time()) // DAY_S
@@ -295,9 +316,16 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, append_fsync: Any = None, *, url: str = "sqlite", run: str = "host", **sections: Any
+    folder: Path,
+    append_fsync: Any = None,
+    *,
+    url: str = "sqlite",
+    run: str = "host",
+    redis_url: str | None = None,
+    prefix: str | None = None,
+    **sections: Any,
 ) -> AsyncIterator[World]:
-    """Start a Redis and an engine.
+    """Start an engine, and a Redis unless `redis_url` names one.
 
     Args:
         url, run: of the section `usage`.
@@ -305,9 +333,24 @@ async def open_world(
     """
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(FakeEngine(says("An answer.")).running())
-        server = await stack.enter_async_context(EmbeddedRedis(append_fsync=append_fsync))
-        redis = await stack.enter_async_context(Redis.from_url(server.url, socket_timeout=60))
-        world = World(folder, server, redis, engine.url, usage={"url": url, "run": run}, **sections)
+        server = None
+        if redis_url is None:
+            server = await stack.enter_async_context(EmbeddedRedis(append_fsync=append_fsync))
+            redis = await stack.enter_async_context(Redis.from_url(server.url, socket_timeout=60))
+        else:
+            client = RedisClient(redis_url, timeout_s=60, metrics=Metrics())
+            stack.push_async_callback(client.close)
+            redis = client.commands
+        world = World(
+            folder,
+            server,
+            server.url if server is not None else str(redis_url),
+            redis,
+            engine.url,
+            prefix or f"a{secrets.token_hex(4)}",
+            usage={"url": url, "run": run},
+            **sections,
+        )
         stack.push_async_callback(world.close)
         yield world
 

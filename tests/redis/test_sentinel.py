@@ -1,0 +1,147 @@
+"""Clients of a Redis Sentinel deployment follow the master, and never write to a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from gateway.errors import StartupError
+from gateway.redis.client import RedisClient
+from gateway.runtime.tasks import BackgroundTasks
+from gateway.telemetry.metrics import Metrics
+from tests.redis_groups import (
+    MASTER,
+    PASSWORD,
+    PERCENT_ENCODED,
+    SENTINEL_PASSWORD,
+    SENTINEL_PERCENT_ENCODED,
+    SentinelGroup,
+    free_port,
+    sentinel_group,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def group() -> AsyncIterator[SentinelGroup]:
+    async with sentinel_group() as running:
+        yield running
+
+
+@asynccontextmanager
+async def client_on(url: str, timeout_s: float = 5.0) -> AsyncIterator[RedisClient]:
+    client, tasks = RedisClient(url, timeout_s=timeout_s, metrics=Metrics(), check_interval_s=0.05), BackgroundTasks()
+    tasks.keep("redis", client.watch())
+    try:
+        yield client
+    finally:
+        await tasks.close()
+        await client.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_replica_is_refused_by_name(group: SentinelGroup) -> None:
+    (replica,) = [server for server in group.servers if server is not await group.master()]
+    async with client_on(replica.url) as client:
+        with pytest.raises(StartupError, match=f"{replica.address} is a replica of 127.0.0.1:") as refused:
+            await client.require()
+    assert "redis+sentinel://" in refused.value.message
+    assert PASSWORD not in refused.value.message
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", ["another name", "no sentinel", "another password", "a password of Redis"])
+async def test_a_url_that_finds_no_master_is_refused_with_the_reason(group: SentinelGroup, case: str) -> None:
+    url, reason = {
+        "another name": (group.url.replace(f"/{MASTER}/", "/other/"), f"know no master 'other'; they know: {MASTER}"),
+        "no sentinel": (f"redis+sentinel://127.0.0.1:{free_port()}/{MASTER}", "do not answer (ConnectionError)"),
+        "another password": (
+            group.url.replace(SENTINEL_PERCENT_ENCODED, "wrong"),
+            "do not answer (AuthenticationError)",
+        ),
+        "a password of Redis": (
+            group.url.replace(PERCENT_ENCODED, "wrong"),
+            f"The master '{MASTER}' of the sentinels at",
+        ),
+    }[case]
+    async with client_on(url) as client:
+        with pytest.raises(StartupError) as refused:
+            await client.require()
+    assert reason in refused.value.message
+    assert "redis.url" in refused.value.message
+    for secret in (PASSWORD, PERCENT_ENCODED, SENTINEL_PASSWORD, SENTINEL_PERCENT_ENCODED):
+        assert secret not in refused.value.message
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_all_connections_follow_the_master(group: SentinelGroup) -> None:
+    """A stopped master is replaced. It returns as a replica, and no pooled connection to it writes again."""
+    restarts: list[bool] = []
+    before = await group.master()
+    async with client_on(group.url, timeout_s=0.5) as client:
+        await client.require()
+        client.on_restart = lambda: restarts.append(True)
+        # Several pooled connections to the first master.
+        await asyncio.gather(*(client.commands.set(f"key-{number}", 1) for number in range(5)))
+        await client.queries.get("key-0")
+        async with client.listening.pubsub() as pubsub:
+            await pubsub.subscribe("channel")
+            assert (await anext(pubsub.listen()))["type"] == "subscribe"
+            before.send(signal.SIGSTOP)
+            try:
+                await until(lambda: _is_down(client))
+                await until(lambda: group.has_moved(before))
+                await asyncio.wait_for(client.wait_up(), 30)
+            finally:
+                before.send(signal.SIGCONT)
+            assert restarts, "the new master may lack writes"
+            await until(lambda: group.follows(before))
+            with pytest.raises(RedisConnectionError):  # the sentinels close connections to a server that they demote
+                await asyncio.wait_for(_next_message(pubsub), 30)
+        after = await group.master()
+        await asyncio.gather(*(client.commands.set(f"later-{number}", 1) for number in range(20)))
+        async with client.commands.pipeline(transaction=False) as pipe:
+            for number in range(20):
+                pipe.set(f"pipelined-{number}", 1)
+            await pipe.execute()
+        assert await client.queries.get("later-19") == b"1"
+        async with client.listening.pubsub() as pubsub:
+            await pubsub.subscribe("channel")
+            assert (await anext(pubsub.listen()))["type"] == "subscribe"
+            async with after.client() as redis:
+                assert await redis.pubsub_numsub("channel") == [(b"channel", 1)]
+        async with after.client() as redis:
+            assert await redis.get("later-19") == b"1"
+
+
+async def _is_down(client: RedisClient) -> bool:
+    return not client.up
+
+
+async def _next_message(pubsub: object) -> None:
+    async for _ in pubsub.listen():  # type: ignore[attr-defined]
+        pass
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_connection_to_a_server_that_becomes_a_replica_does_not_write(group: SentinelGroup) -> None:
+    """An operator demotes the server, and the sentinels do not know it yet: the connection is closed at READONLY."""
+    before = await group.master()
+    async with client_on(before.url, timeout_s=1) as client:
+        await client.require()
+        other = next(server for server in group.servers if server is not before)
+        async with before.client() as redis:
+            await redis.execute_command("REPLICAOF", "127.0.0.1", str(other.port))
+        await until(lambda: _is_down(client))
+    await until(group.is_ready)
