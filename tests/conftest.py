@@ -29,6 +29,7 @@ from tests.gateway_process import (
     running_gateway,
 )
 from tests.readiness import wait_until_probed
+from tests.redis_groups import cluster_group, opened_by_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -107,7 +108,12 @@ SMALL_MODEL = "smollm2-135m-instruct"
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def redis_url() -> AsyncIterator[str]:
-    """A real Redis, empty at the start of the run."""
+    """A real Redis, empty at the start of the run; with GKT_TEST_REDIS=cluster a cluster of six nodes."""
+    if os.environ.get("GKT_TEST_REDIS") == "cluster":
+        async with cluster_group() as group:
+            with opened_by_url():
+                yield group.url
+        return
     async with EmbeddedRedis() as redis:
         yield redis.url
 

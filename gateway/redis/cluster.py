@@ -58,11 +58,13 @@ class ClusterServers:
         try:
             if self._topology.is_due:
                 await self._topology.refresh()
+            found = await self._check_primaries()
+            if any(isinstance(one, ReplicaConnected) for one in found.values()):
+                await self._topology.refresh()  # after a failover that an operator began
+                found = await self._check_primaries()
         except (RedisError, OSError, ValueError) as error:
             self.problems = [f"no node answers ({type(error).__name__})"]
             return {"": error}
-        nodes = list(self._topology.primaries)
-        found = dict(zip(nodes, await asyncio.gather(*map(self._check, nodes)), strict=True))
         uncovered = self._topology.uncovered()
         self.problems = [f"{uncovered} of {SLOTS} slots have no node"] if uncovered else []
         self.problems += [f"{node}: {_reason(one)}" for node, one in found.items() if isinstance(one, Exception)]
@@ -75,6 +77,10 @@ class ClusterServers:
                 for subscriber in self._listening:
                     await subscriber.disconnect(node)  # subscribe elsewhere
         return {"": {}, **found}
+
+    async def _check_primaries(self) -> dict[str, dict[str, Any] | Exception]:
+        nodes = list(self._topology.primaries)
+        return dict(zip(nodes, await asyncio.gather(*map(self._check, nodes)), strict=True))
 
     async def _check(self, node: str) -> dict[str, Any] | Exception:
         try:

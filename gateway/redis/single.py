@@ -1,4 +1,4 @@
-"""One Redis server."""
+"""Open clients of a single Redis server, and check it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NotSingle(RedisConnectionError):
 
 
 class SingleServer:
-    """One server."""
+    """A server that fails as a whole."""
 
     def __init__(self, address: RedisAddress, *, timeout_s: float, **options: Any) -> None:
         self._address, self._timeout_s, self._options = address, timeout_s, options

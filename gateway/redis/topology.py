@@ -76,7 +76,9 @@ class Topology:
         return random.choice(up or self.primaries or self._seeds)  # noqa: S311
 
     def is_up(self, key: str) -> bool:
-        """Return whether the node of a key is known and has not failed."""
+        """Return whether the node of a key is known and has not failed; True before the first refresh."""
+        if not self.primaries:
+            return True
         owner = self._owners[slot_of(key)]
         return owner is not None and owner not in self.down
 

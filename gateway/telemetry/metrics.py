@@ -226,7 +226,9 @@ class Metrics:
             "Calls that continued a broken stream, by engine and outcome: ok or failed.",
             ("engine", "outcome"),
         )
-        self.redis_up = smallest("gkt_redis_up", "1 while Redis is up for every worker.")
+        self.redis_up = smallest(
+            "gkt_redis_up", "1 while Redis is up for every worker; in a cluster, while all nodes are."
+        )
         self.receipts_waiting = total("gkt_receipts_waiting", "Receipts in memory that Redis has not stored yet.")
         self.receipts_lost = counter(
             "gkt_receipts_lost", "Receipts dropped because too many waited for Redis, or in Redis for a usage worker."

@@ -22,7 +22,7 @@ from gateway.usage.entries import NOTHING, added_ms, batched
 from gateway.usage.feed import GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -104,6 +104,9 @@ class OutboxTrimmer:
             self._trimming = False
             return lost
         lengths = await self._measure()
+        if is_cluster(self._redis):
+            await self._collect_lost(lengths)  # the reply of an earlier deletion may have been lost
+            lost += await self._count_lost()
         self._metrics.usage.buffered.set(sum(lengths.values()))
         if sum(lengths.values()) <= self._limit:
             self._trimming = False
@@ -115,6 +118,8 @@ class OutboxTrimmer:
             while count == _DELETED_PER_CALL:
                 count = await self._delete_oldest(tenant, max_length)
                 deleted += count
+        if is_cluster(self._redis):
+            await self._collect_lost(lengths)
         lost += await self._count_lost()
         if not self._trimming:
             log.error("receipts_lost", count=lost, deleted=deleted, limit=self._limit, worker=state.error)
@@ -142,17 +147,23 @@ class OutboxTrimmer:
 
     async def _delete_oldest(self, tenant: str, max_length: int) -> int:
         values = (GROUP, max_length, _DELETED_PER_CALL)
-        outbox, counts = self._all_keys.outbox(tenant), self._keys.written
-        if not is_cluster(self._redis):
-            (deleted,) = await self._cut.run([([outbox, counts], values)])
-            return int(deleted)
-        # The hash of all counts may be on another node than the outbox.
-        (deleted,) = await self._cut.run([([outbox, self._all_keys.lost(tenant)], values)])
-        lost: Any = await self._redis.hget(self._all_keys.lost(tenant), "lost")
-        if lost is not None:
-            await self._redis.hincrby(counts, "lost", int(lost))
-            await self._redis.unlink(self._all_keys.lost(tenant))
+        # In a cluster, the hash of all counts may be on another node than the outbox.
+        counts = self._all_keys.lost(tenant) if is_cluster(self._redis) else self._keys.written
+        (deleted,) = await self._cut.run([([self._all_keys.outbox(tenant), counts], values)])
         return int(deleted)
+
+    async def _collect_lost(self, tenants: Iterable[str]) -> None:
+        """Add the counts of tenants to those of all."""
+        tenants = list(tenants)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for tenant in tenants:
+                pipe.hget(self._all_keys.lost(tenant), "lost")
+            found = await pipe.execute(raise_on_error=False)
+        for tenant, lost in zip(tenants, found, strict=True):
+            if isinstance(lost, bytes):
+                added: Any = self._redis.hincrby(self._keys.written, "lost", int(lost))
+                await added
+                await self._redis.unlink(self._all_keys.lost(tenant))
 
     async def _measure(self) -> Mapping[str, int]:
         tenants = [OUTBOX, OUTCOMES, *await self._tenants()]

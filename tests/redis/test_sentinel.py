@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
 
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
+from gateway.redis.connection import ReplicaConnected
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.redis_groups import (
@@ -21,6 +23,7 @@ from tests.redis_groups import (
     PERCENT_ENCODED,
     SENTINEL_PASSWORD,
     SENTINEL_PERCENT_ENCODED,
+    RedisServer,
     SentinelGroup,
     free_port,
     sentinel_group,
@@ -29,6 +32,7 @@ from tests.redis_groups import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
@@ -135,13 +139,30 @@ async def _next_message(pubsub: object) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_connection_to_a_server_that_becomes_a_replica_does_not_write(group: SentinelGroup) -> None:
-    """An operator demotes the server, and the sentinels do not know it yet: the connection is closed at READONLY."""
-    before = await group.master()
-    async with client_on(before.url, timeout_s=1) as client:
-        await client.require()
-        other = next(server for server in group.servers if server is not before)
-        async with before.client() as redis:
-            await redis.execute_command("REPLICAOF", "127.0.0.1", str(other.port))
-        await until(lambda: _is_down(client))
-    await until(group.is_ready)
+async def test_a_server_that_becomes_a_replica_counts_as_down(tmp_path: Path) -> None:
+    """A managed service moves the name of the primary. Until then, the previous one rejects writes."""
+    first, second = RedisServer(tmp_path / "first"), RedisServer(tmp_path / "second")
+    try:
+        await first.start()
+        await second.start()
+        async with client_on(first.url, timeout_s=2) as client:
+            await client.require()
+            async with first.client() as redis:
+                await redis.execute_command("REPLICAOF", "127.0.0.1", str(second.port))
+                with pytest.raises(ReadOnlyError) as rejected:
+                    await client.commands.set("key", 1)
+                assert not client.failed(rejected.value)
+                assert not client.up
+                await until(lambda: _is_replica_seen(client))
+                assert not client.up
+                await redis.execute_command("REPLICAOF", "NO", "ONE")
+            await asyncio.wait_for(client.wait_up(), 30)
+            assert await client.commands.set("key", 1)
+    finally:
+        await first.stop()
+        await second.stop()
+
+
+async def _is_replica_seen(client: RedisClient) -> bool:
+    checks = await client._servers.check(client.commands)
+    return isinstance(checks[""], ReplicaConnected)
