@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
@@ -36,11 +37,16 @@ SENTINEL_PERCENT_ENCODED = "pass%20of%20sentinel"
 _STOP_LIMIT_S = parent_watch.KILL_AFTER_S + 5.0
 
 
+# Below the ports that systems give to outgoing connections, so that no connection uses one before its server starts.
+_PORTS = range(10_000, 32_000)
+
+
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:

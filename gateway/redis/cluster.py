@@ -71,11 +71,10 @@ class ClusterServers:
         versions = {str(one["redis_version"]) for one in found.values() if not isinstance(one, Exception)}
         if len(versions) > 1:
             self.problems.append(f"nodes have different versions: {', '.join(sorted(versions))}")
-        for node, one in found.items():
-            if isinstance(one, Exception):
-                self._topology.stale = True
-                for subscriber in self._listening:
-                    await subscriber.disconnect(node)  # subscribe elsewhere
+        healthy = [node for node, one in found.items() if not isinstance(one, Exception)]
+        self._topology.stale = self._topology.stale or len(healthy) < len(found)
+        for subscriber in self._listening:
+            await subscriber.disconnect_except(healthy)  # it subscribes to another node
         return {"": {}, **found}
 
     async def _check_primaries(self) -> dict[str, dict[str, Any] | Exception]:

@@ -24,7 +24,7 @@ from gateway.redis.slots import by_slot, slot_of_command
 from gateway.redis.topology import SlotNotServed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
@@ -137,10 +137,11 @@ class ClusterClient(_Commands):  # type: ignore[misc]
         node: Any = self.node(self._topology.any_node())
         return node.get_encoder()
 
-    async def disconnect(self, address: str) -> None:
-        """Close the connections to a node, also those in use."""
-        if address in self._nodes:
-            await self._nodes[address].connection_pool.disconnect()
+    async def disconnect_except(self, addresses: Collection[str]) -> None:
+        """Close the connections to all other nodes, also those in use."""
+        for address, node in self._nodes.items():
+            if address not in addresses:
+                await node.connection_pool.disconnect()
 
     async def aclose(self) -> None:
         for node in self._nodes.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +12,7 @@ import pytest_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from gateway.batching.redis_scheduler import listen_for_wakeups
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
 from gateway.redis.script import RedisScript
@@ -116,15 +117,41 @@ async def test_a_moving_slot_is_followed(group: ClusterGroup) -> None:
 
 
 async def test_a_publication_on_any_node_reaches_a_subscriber(group: ClusterGroup) -> None:
-    async with client_on(group.url) as client, client.listening.pubsub() as pubsub:
+    async with client_on(group.url) as client:
         await client.require()
-        await pubsub.subscribe("channel")
-        messages = pubsub.listen()
-        assert (await anext(messages))["type"] == "subscribe"
-        for server in group.servers[:3]:
+        async with client.listening.pubsub() as pubsub:
+            await pubsub.subscribe("channel")
+            messages = pubsub.listen()
+            assert (await anext(messages))["type"] == "subscribe"
+            for server in group.servers[:3]:
+                async with server.client() as redis:
+                    await redis.publish("channel", str(server.port))
+                assert (await asyncio.wait_for(anext(messages), 10))["data"] == b"%d" % server.port
+
+
+async def test_a_subscriber_leaves_a_node_that_hangs(group: ClusterGroup) -> None:
+    """The system answers for the node, so that the connection alone would never end."""
+    async with client_on(group.url, timeout_s=0.5) as client:
+        await client.require()
+        missed: asyncio.Queue[None] = asyncio.Queue()
+        tasks = BackgroundTasks()
+        tasks.keep(
+            "wakeups",
+            listen_for_wakeups(client.listening, "wakeups", lambda *_: None, lambda: missed.put_nowait(None)),
+        )
+        await asyncio.wait_for(missed.get(), 30)
+        hosts: list[RedisServer] = []
+        for server in group.servers:
             async with server.client() as redis:
-                await redis.publish("channel", str(server.port))
-            assert (await asyncio.wait_for(anext(messages), 10))["data"] == b"%d" % server.port
+                hosts += [server for _, count in await redis.pubsub_numsub("wakeups") if count]
+        (host,) = hosts
+        host.send(signal.SIGSTOP)
+        try:
+            await asyncio.wait_for(missed.get(), 30)
+        finally:
+            host.send(signal.SIGCONT)
+            await tasks.close()
+    await until(group.is_ready)
 
 
 async def test_a_cluster_url_of_a_single_server_is_refused(tmp_path: Path) -> None:
@@ -217,9 +244,7 @@ async def test_a_stopped_shard_does_not_stop_the_others(group: ClusterGroup) -> 
 async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> None:
     slot = slot_of("{uncovered}")
     owner = await group.owner(slot)
-    # The owner first: the others hear of the slots that it has.
-    for server in sorted(group.servers, key=lambda one: one is not owner):
-        await group.run(server, "CLUSTER", "DELSLOTS", slot)
+    await uncover(group, owner, slot)
     try:
         async with client_on(group.url, watched=False) as client:
             await client.require()
@@ -228,6 +253,36 @@ async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> N
                 await client.commands.get("{uncovered}")
             assert not client.is_up("{uncovered}")
             assert client.is_up(KEYS[0])
+        await require_coverage(group, "yes")
+        await uncover(group, owner, slot + 1)
+        refusals: list[str] = []
+
+        async def is_refused() -> bool:
+            async with client_on(group.url, watched=False) as client:
+                try:
+                    await client.require()
+                except StartupError as refused:
+                    refusals.append(refused.message)
+            return bool(refusals)
+
+        await until(is_refused, 30)
+        assert "serves no request: 2 of 16384 slots have no node; 127.0.0.1:" in refusals[0]
+        assert "cluster_state:fail" in refusals[0]
     finally:
-        await group.run(owner, "CLUSTER", "ADDSLOTS", slot)
+        await require_coverage(group, "no")
+        for one in (slot, slot + 1):
+            with suppress(ResponseError):  # it has an owner
+                await group.run(owner, "CLUSTER", "ADDSLOTS", one)
     await until(group.is_ready)
+
+
+async def uncover(group: ClusterGroup, owner: RedisServer, slot: int) -> None:
+    # The owner first: the others hear of the slots that it has.
+    for server in sorted(group.servers, key=lambda one: one is not owner):
+        await group.run(server, "CLUSTER", "DELSLOTS", slot)
+
+
+async def require_coverage(group: ClusterGroup, value: str) -> None:
+    """Let uncovered slots stop all nodes, or not."""
+    for server in group.servers:
+        await group.run(server, "CONFIG", "SET", "cluster-require-full-coverage", value)
