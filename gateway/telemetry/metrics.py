@@ -327,8 +327,7 @@ class Metrics:
         self.build.labels(__version__, platform.python_version()).set(1)
         self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
-        self.budgets, self.guidance_off = BudgetGauges(), GuidanceOffGauge(self.series)
-        self.anomalies = AnomalyGauges()
+        self.budgets, self.anomalies, self.guidance_off = BudgetGauges(), AnomalyGauges(), GuidanceOffGauge(self.series)
         self._of_fleet = (self.budgets, self.guidance_off, self.anomalies)
         for collector in self._of_fleet:
             registry.register(collector)
