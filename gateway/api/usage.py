@@ -34,6 +34,7 @@ DIMENSIONS = ("key", "route", "mode", "teacher", "student")
 """Dimensions that a tenant may group by."""
 FILTERS = ("key", "route", "mode")
 
+_LABEL_FILTER = rf"^(|[a-z][a-z0-9_]{{0,31}}=[^\x00]{{1,{MAX_VALUE_CHARS}}})$"
 PARAMETERS: dict[str, tuple[str, Json]] = {
     "since": (
         f"Start of the range: {TIMES}. The default is 24h; 1h with granularity minute, and 30d with day.",
@@ -51,7 +52,7 @@ PARAMETERS: dict[str, tuple[str, Json]] = {
     **{name: (f"Only usage of this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
     "label": (
         "Only requests with this label: NAME=VALUE. Rows have fewer figures, as for a dimension `label:NAME`.",
-        {"type": "string"},
+        {"type": "string", "pattern": _LABEL_FILTER},
     ),
     "mode": ("Only answers of this mode.", {"enum": ["", *MODES]}),
 }

@@ -375,4 +375,5 @@ async def test_the_upkeep_logs_a_failure_once(engine: UsageEngine, monkeypatch: 
     assert [one["table"] for one in logs if one["event"] == "usage_table_partitioned"] == [
         "usage_receipts",
         "usage_tags",
+        "usage_labels",
     ]

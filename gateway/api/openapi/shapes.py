@@ -307,15 +307,21 @@ class VariantSums(Struct):
 
 
 class Figures(Struct):
-    """Sums of receipts. Amounts are text in US dollars, and absent if receipts hide them."""
+    """Sums of receipts. Amounts are text in US dollars, and absent if receipts hide them.
+
+    Sums for labels have the numbers `requests`, `errors`, `input_tokens` and `output_tokens`, and three amounts. All
+    others have `errors` by error label, and no `input_tokens` and `output_tokens`.
+    """
 
     requests: Count
-    errors: dict[str, Count]
-    unguided: dict[str, Count]
-    tokens: UsageTokens
-    teacher_token_share: float | None
-    batches: Batches
-    latency_ms: Latencies
+    errors: dict[str, Count] | Count
+    unguided: dict[str, Count] | None = None
+    tokens: UsageTokens | None = None
+    teacher_token_share: float | None = None
+    batches: Batches | None = None
+    latency_ms: Latencies | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     variants: dict[str, VariantSums] | None = None
     cost_usd: Decimal | None = None
     teacher_cost_usd: Decimal | None = None
@@ -344,13 +350,13 @@ class UsageRow(Figures):
 
 
 class UsageReply(Struct):
-    """`since` and `until` are the covered range in whole periods; RFC 3339, in UTC."""
+    """`since` and `until` are the covered range in whole periods; RFC 3339, in UTC. `by` may have `label:NAME`."""
 
     object: Literal["usage"]
     since: str
     until: str
     granularity: Literal["minute", "hour", "day"] | None
-    by: list[Literal["key", "route", "mode", "teacher", "student"]]
+    by: list[str]
     rows: list[UsageRow]
     total: Figures
 
