@@ -33,7 +33,7 @@ async def show_quality(request: web.Request) -> web.Response:
     """GET /quality: the last `days` days in UTC, including today, or the days of a range; 7 days by default."""
     only = filters_of(request, "days")
     book = request.app[QUALITY]
-    await request.app[GUIDANCE].catch_up()
+    await request.app[GUIDANCE].try_to_catch_up()
     today = book.today()
     since, until = _days(request, today)
     scope = only.get("tenant"), only.get("route")

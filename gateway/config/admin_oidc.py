@@ -59,12 +59,18 @@ class RoleRules(StrictModel):
         return self
 
 
+def _client_id(value: str) -> str:
+    if not value.isascii() or not value.isprintable():
+        raise InvalidValue("must be printable ASCII characters: copy it from the provider")
+    return value
+
+
 class OidcSettings(StrictModel):
     """Login of operators at an OpenID Connect provider."""
 
     issuer: Label
     """Name of an issuer in `identity.issuers`."""
-    client_id: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+$")]
+    client_id: Annotated[str, AfterValidator(_client_id), Field(min_length=1, max_length=256)]
     """Client id of the gateway at the provider. Tokens must have it as audience."""
     client_secret: Secret | None = None
     """Client secret, as env:NAME or file:/path. None: a public client, which only PKCE protects."""

@@ -319,24 +319,21 @@ class MissingUsageSettings(StrictModel):
     """Least requests of the engine in the hour."""
 
 
-class AlertThresholds(StrictModel):
-    """The alerts that usage workers check. Gateways send the events, so a worker needs no webhook."""
+class WorkerAlerts(StrictModel):
+    """The section `alerts` as a usage worker reads it. Gateways send the events, so a worker needs no webhook."""
+
+    spend: SpendAlertSettings = SpendAlertSettings()
+    missing_usage: MissingUsageSettings = MissingUsageSettings()
+    model_config = ConfigDict(extra="ignore")
+
+
+class AlertSettings(StrictModel):
+    """Notifications about budgets, the quality fallback, unusual spend and missing usage reports."""
 
     spend: SpendAlertSettings = SpendAlertSettings()
     """Alerts on unusual spend of tenants."""
     missing_usage: MissingUsageSettings = MissingUsageSettings()
-    """Alerts on engines that stop to report tokens."""
-
-
-class WorkerAlerts(AlertThresholds):
-    """The section `alerts` as a usage worker reads it, without the webhook and its secret."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class AlertSettings(AlertThresholds):
-    """Notifications about budgets, the quality fallback, unusual spend and missing usage reports."""
-
+    """Alerts on engines that stop reporting tokens."""
     webhook: SecretOrText | None = None
     """http(s) URL that receives the events as JSON. It may contain a token."""
     webhook_secret: Secret | None = None

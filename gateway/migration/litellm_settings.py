@@ -167,6 +167,7 @@ class SectionConverter:
             self._context.notice(field, "not imported: no limit in LiteLLM without an amount above 0")
             return
         label = "labels", "end_user"
+        self._policy.put(*label, value={}, field=field)  # removed as a whole without a valid amount
         self._policy.put(*label, "user", value=True)
         self._policy.put(*label, "budget", "max_budget", value=amount, field=field)
         self._policy.put(*label, "budget", "budget_duration", value=f"{_MAX_DAYS}d")

@@ -27,6 +27,8 @@ NEEDED = {
     "GET /audit": "admin",
     "GET /budgets": "viewer",
     "GET /budgets/{tenant}": "viewer",
+    "GET /budgets/{tenant}/labels": "viewer",
+    "POST /budgets/{tenant}/labels/{label}/raise": "operator",
     "POST /budgets/{tenant}/keys/{id}/raise": "operator",
     "POST /budgets/{tenant}/raise": "operator",
     "DELETE /collected/{tenant}": "admin",

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
+from gateway.admin.guidance import GUIDANCE
 from gateway.admin.quality import QUALITY, show_quality
 from gateway.admin.receipts import list_receipts, show_receipt
 from gateway.admin.reconciliation import reconciliation
@@ -17,7 +18,9 @@ from gateway.admin.reliability import show_reliability
 from gateway.admin.usage import show_usage
 from gateway.api.error_body import render_errors
 from gateway.api.keys import ADMISSION, METRICS, USAGE, USAGE_DATABASE
+from gateway.policy.guidance_off import GuidanceSwitches
 from gateway.quality.book import QualityStore
+from gateway.quality.switches import GuidanceSwitchStore, SwitchFollower
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.database_reader import DatabaseReader
@@ -55,6 +58,8 @@ async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -
     app[USAGE_DATABASE] = DatabaseReader(threads)
     app[USAGE] = UsageReader(app[USAGE_DATABASE], KEPT)
     app[QUALITY] = QualityStore(Redis(), RedisKeys("none"))
+    switches = GuidanceSwitchStore(Redis(), RedisKeys("none"))
+    app[GUIDANCE] = SwitchFollower(switches, GuidanceSwitches(), app[METRICS].guidance_off)
     async with TestClient(TestServer(app)) as client:
         reply = await client.get(path)
         error = (await reply.json())["error"]

@@ -40,6 +40,9 @@ class _Link:
     def register_script(self, _: str) -> None:
         return None
 
+    def is_up(self, _: str) -> bool:
+        return self.up
+
     def failed(self, error: Exception) -> None:
         self.up = self.up and isinstance(error, ResponseError)
 

@@ -338,7 +338,7 @@ def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Pat
         ("admin: {port: 8080}\n" + BIG, "1: admin.port: server already listens on port 8080: use another"),
         (
             "redis: {url: 'http://h'}\n" + BIG,
-            "1: redis.url: must be embedded, or a URL that starts with redis://, rediss:// or",
+            "1: redis.url: must be embedded, or a URL that starts with redis://, rediss://, unix://,",
         ),
         ("redis: {prefix: '{a}'}\n" + BIG, "1: redis.prefix: must be 1 to 32 letters, digits, - or _"),
         ("redis: {timeout: 11s}\n" + BIG, "1: redis.timeout: must be between 10ms and 10s"),
@@ -461,7 +461,14 @@ def test_an_empty_variable_is_not_set(folder: Path) -> None:
         ("GKT_WORKERS", "two", "must be a number of processes: a whole number up to 256"),
         ("GKT_WORKERS", "0", "must be at least 1"),
         ("GKT_HOST", "a b", "must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::"),
-        ("GKT_REDIS_URL", "s3cret", "must be embedded, or a URL that starts with redis://, rediss:// or unix://"),
+        (
+            "GKT_REDIS_URL",
+            "s3cret",
+            (
+                "must be embedded, or a URL that starts with redis://, rediss://, unix://, redis+sentinel://, "
+                "rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+            ),
+        ),
     ],
 )
 def test_a_wrong_variable_is_named(folder: Path, variable: str, text: str, message: str) -> None:

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.accounting.budget_watch import BudgetAlerts
-from gateway.config.sections import AlertThresholds
+from gateway.config.sections import WorkerAlerts
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -66,7 +66,7 @@ class World:
         ]
 
     def new_watch(self, **alerts: Any) -> AnomalyWatch:
-        thresholds = AlertThresholds.model_validate(alerts)
+        thresholds = WorkerAlerts.model_validate(alerts)
         return AnomalyWatch(self.found, self.store, "worker", thresholds, lambda: self.now)
 
     async def remember(self, sums: Callable[[int], dict[Series, HourSums] | None], days: int = 29) -> None:
@@ -341,7 +341,7 @@ async def test_an_unreadable_anomaly_is_left_alone(world: World) -> None:
 async def test_a_worker_checks_what_it_has_written(redis_url: str, address: str) -> None:
     async with open_outboxes(redis_url, address) as outboxes:
         found = AnomalyStore(outboxes.redis, outboxes.keys.ledger())
-        thresholds = AlertThresholds.model_validate({"spend": {"min_usd": 1}})
+        thresholds = WorkerAlerts.model_validate({"spend": {"min_usd": 1}})
         watch = AnomalyWatch(found, outboxes.store, "ann", thresholds)
         hour = int(time.time() // HOUR_S) * HOUR_S
         known = {
