@@ -20,7 +20,7 @@ from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, us
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.config.sections import WorkerAlerts
+    from gateway.config.sections import AlertSettings, WorkerAlerts
     from gateway.usage.anomalies import AnomalyStore, Kind
     from gateway.usage.hours import HourRows
     from gateway.usage.queries import UsageQueries
@@ -57,7 +57,7 @@ class AnomalyWatch:
         found: AnomalyStore,
         store: UsageStore,
         process_id: str,
-        thresholds: WorkerAlerts,
+        thresholds: WorkerAlerts | AlertSettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._found, self._store, self._process_id, self._clock = found, store, process_id, clock
