@@ -50,13 +50,27 @@ class KafkaProducer:
         return errors
 
     async def _send(self, messages: Sequence[ExportMessage]) -> list[BaseException | None]:
+        from aiokafka.errors import InvalidTimestampError
+
+        errors = await self._deliver(messages)
+        # A topic may limit the distance of timestamps from its clock. One such message fails its whole batch.
+        untimely = [index for index, error in enumerate(errors) if isinstance(error, InvalidTimestampError)]
+        if untimely:
+            again = await self._deliver([messages[index] for index in untimely], timed=False)
+            for index, error in zip(untimely, again, strict=True):
+                errors[index] = error
+        return errors
+
+    async def _deliver(self, messages: Sequence[ExportMessage], *, timed: bool = True) -> list[BaseException | None]:
+        """Send messages with their own timestamps or, unless `timed`, with the current time."""
         from aiokafka.errors import KafkaError
 
         producer, topic = await self._started(), self._settings.topic
         deliveries: list[asyncio.Future[Any] | BaseException] = []
         for key, value, created_ms in messages:
             try:
-                deliveries.append(await producer.send(topic, value, key, timestamp_ms=created_ms, headers=_HEADERS))
+                at_ms = created_ms if timed else None
+                deliveries.append(await producer.send(topic, value, key, timestamp_ms=at_ms, headers=_HEADERS))
             except KafkaError as error:
                 deliveries.append(error)
                 if not _is_too_large(error):

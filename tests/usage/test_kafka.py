@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,6 +75,21 @@ async def test_messages_arrive_with_key_time_and_headers(broker: KafkaBroker, co
     found = await consumed(broker, settings.topic)
     assert {(one.key, one.value, one.timestamp) for one in found} == set(messages)
     assert dict(found[0].headers) == {"content-type": b"application/json", "gkt-schema": b"receipt/1"}
+
+
+async def test_messages_whose_time_the_topic_rejects_arrive(broker: KafkaBroker) -> None:
+    """A gateway's clock may be wrong. By default, Kafka 4 accepts times up to an hour after its own."""
+    settings = KafkaSettings.model_validate({"brokers": (broker.address,), "topic": "untimely"})
+    producer = KafkaProducer(settings)
+    messages = [message_of(one.to_json()) for one in receipts_of_a_day(10)]
+    ahead = messages[4]._replace(created_ms=round(time.time() * 1000) + 7_200_000)
+    try:
+        while any(await producer.send(messages[:1])):
+            await asyncio.sleep(0.2)
+        assert set(await producer.send([*messages[1:4], ahead, *messages[5:]])) == {None}
+    finally:
+        await producer.close()
+    assert {one.key for one in await consumed(broker, settings.topic)} == {one.key for one in messages}
 
 
 async def test_a_broker_that_is_away_gives_an_error_for_each_message(tmp_path: Path) -> None:
