@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _RETRY_S = 30.0
-# Without new transactions on the primary, a replica that has everything would seem to lag.
+# Without new transactions on the primary, a replica that has everything would seem to lag. Without a connection to the
+# primary, a replica has everything that it received, and nothing newer.
 _LAG = text(
-    "SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 "
+    "SELECT CASE WHEN NOT pg_is_in_recovery() OR (pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() "
+    "AND EXISTS (SELECT FROM pg_stat_wal_receiver)) THEN 0 "
     "ELSE EXTRACT(EPOCH FROM now() - pg_last_xact_replay_timestamp()) END"
 )
 
@@ -41,6 +43,8 @@ class UsageEngines:
         and StartupError."""
         if self._replica is None or (self._retry_at is not None and self._clock() < self._retry_at):
             return self._primary.reading()
+        if self._retry_at is not None:
+            self._retry_at = self._clock() + _RETRY_S  # one thread tries, because a hanging host delays it
         try:
             connection = self._replica.reading()
         except PoolTimeout:
@@ -63,6 +67,8 @@ class UsageEngines:
 
     def lag_s(self) -> float:
         """Return the age of the last transaction that the replica has applied, or 0 if it has applied everything.
+
+        A replica without a connection to the primary lags, too.
 
         Raises UsageDatabaseError and StartupError.
         """

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError, UsageUnavailable
@@ -21,7 +24,7 @@ from tests.postgres import Postgres, new_database, running_postgres
 from tests.usage.databases import FOREVER, database, entry, held, opened, receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
@@ -54,6 +57,28 @@ def test_a_failed_replica_is_replaced_by_the_primary_and_tried_again(postgres: P
             assert role_of(engines.reading()) == "replica"
         assert [one["event"] for one in logs] == ["usage_replica_available"]
         engines.close()
+
+
+def test_one_thread_tries_a_hanging_replica_again(postgres: Postgres, tmp_path: Path) -> None:
+    now = 0.0
+    with opened(address_of(postgres), role="primary") as primary:
+        primary.open()
+        engines = UsageEngines(
+            primary, replica_engine(f"postgresql+psycopg://gkt@/usage?host={tmp_path}", 2), lambda: now
+        )
+        with capture_logs():
+            engines.reading().close()
+        now, tried = 31.0, []
+
+        def fail() -> Connection:
+            tried.append(now)
+            assert role_of(engines.reading()) == "primary"  # another thread meanwhile
+            raise OSError
+
+        engines._replica = SimpleNamespace(reading=fail)  # type: ignore[assignment]
+        with capture_logs():
+            assert role_of(engines.reading()) == "primary"
+        assert tried == [31.0]
 
 
 def test_a_replica_never_gets_tables(postgres: Postgres) -> None:
@@ -138,6 +163,38 @@ async def test_a_real_replica_answers_queries(pair: tuple[Postgres, Postgres]) -
             replica.start()
     finally:
         await store.close()
+
+
+@pytest.mark.long
+async def test_a_replica_without_its_primary_lags(pair: tuple[Postgres, Postgres]) -> None:
+    primary, replica = pair
+    address = address_of(primary)
+    engines = engines_of(address, address.replace(str(primary.folder), str(replica.folder)), 2)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the lag did not change")
+
+    def has_tables() -> bool:
+        with suppress(StartupError, OperationalError):
+            return engines.lag_s() == 0
+        return False
+
+    try:
+        with opened(address) as writer:
+            writer.open()
+            await until(has_tables)
+        primary.stop()
+        try:
+            await until(lambda: engines.lag_s() > 0)
+        finally:
+            primary.start()
+        await until(lambda: engines.lag_s() == 0)
+    finally:
+        engines.close()
 
 
 async def test_both_unavailable_is_an_error(tmp_path: Path) -> None:
