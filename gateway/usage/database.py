@@ -21,14 +21,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from gateway.accounting.receipt import Receipt
-from gateway.policy.labels import MAX_LABELS
-from gateway.protocol.tags import MAX_TAGS
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.export_outbox import add_exports
 from gateway.usage.packing import pack, unpack
 from gateway.usage.partition_upkeep import DayPartitions
-from gateway.usage.partitions import drop_expired, is_locked, tables_to_trim
+from gateway.usage.partitions import drop_expired, expired, is_locked, tables_to_trim
 from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
@@ -62,6 +60,8 @@ ABANDONED = "abandoned"
 ROW_ERRORS = (DataError, IntegrityError, OverflowError, ValueError)
 """Errors that a row can cause. Every other error has another cause."""
 _DELETED_AT_ONCE = 1_000
+_MOST_STEPS = 30
+"""Limit of transactions that delete rows of one table. A dropped day may have had many rows in other tables."""
 _DECODED_AT_ONCE = 100  # receipts
 
 
@@ -194,27 +194,33 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete tags, labels, comparisons and outcomes of these days. A day has fewer comparisons and outcomes than
-        receipts. A daily partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
+        Also delete tags, labels, comparisons, outcomes and unsent exports of these days, in more steps: a daily
+        partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
-        self._delete(COMPARISONS, day)
-        self._delete(OUTCOME_ROWS, day)
-        self._delete(EXPORTS, day)
-        dropped = 0
+        dropped = self._drop_expired(day)
+        with self._engine.reading() as connection:
+            names = {one: tables_to_trim(connection, one) for one in (TAGS, LABELS, RECEIPTS)}
+        for table in (COMPARISONS, OUTCOME_ROWS, EXPORTS, TAGS, LABELS):
+            for name in names.get(table, [table.name]):
+                for _ in range(_MOST_STEPS):
+                    if self._delete(table, day, name) < _DELETED_AT_ONCE:
+                        break
+        return dropped + sum(self._delete(RECEIPTS, day, name) for name in names[RECEIPTS])
+
+    def _drop_expired(self, day: int) -> int:
+        """Drop partitions of days before `day`. Return the number of receipts in them."""
+        with self._engine.reading() as connection:
+            found, receipts = expired(connection, day)
+        if not found:
+            return 0
         try:
             with self._engine.writing() as connection:
-                dropped = drop_expired(connection, day)
+                return receipts if drop_expired(connection, found) else 0
         except OperationalError as error:
             if not is_locked(error):
                 raise
-        with self._engine.reading() as connection:
-            tables = {one: tables_to_trim(connection, one) for one in (TAGS, LABELS, RECEIPTS)}
-        for table, most in ((TAGS, MAX_TAGS), (LABELS, MAX_LABELS)):
-            for _ in range(most):  # of each receipt
-                if sum(self._delete(table, day, name) for name in tables[table]) < _DELETED_AT_ONCE:
-                    break
-        return dropped + sum(self._delete(RECEIPTS, day, name) for name in tables[RECEIPTS])
+            return 0
 
     def delete_sums(self) -> int:
         """Delete some expired sums, and return their number. Raises UsageDatabaseError."""
@@ -224,9 +230,9 @@ class UsageDatabase:
             deleted += self._delete_rows(SUMS, SUMS.c.seconds == seconds, SUMS.c.start <= before)
         return deleted
 
-    def _delete(self, table: Table, day: int, name: str | None = None) -> int:
+    def _delete(self, table: Table, day: int, name: str) -> int:
         """Delete some rows of days before `day` from a table, or from its partition `name`."""
-        if name not in (None, table.name):
+        if name != table.name:
             table = table.to_metadata(MetaData(), name=name)
         return self._delete_rows(table, table.c.day < day)
 

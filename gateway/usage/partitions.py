@@ -129,25 +129,41 @@ def days_in_default(connection: Connection) -> set[int]:
     return days
 
 
-def drop_expired(connection: Connection, before: int) -> int:
-    """Drop the oldest partitions whose days are all before `before`, up to the first one that has receipts.
+def expired(connection: Connection, before: int) -> tuple[list[tuple[Table, Partition]], int]:
+    """Return the oldest partitions whose days are all before `before`, up to the first one that has receipts.
 
-    Call it in a write transaction. Return the number of receipts in them. The lock on the table lasts for milliseconds,
-    because only the catalog changes. Raises OperationalError if a reader has the table for longer (`is_locked`).
+    Also return the number of receipts in them. Call it in a read transaction: a large partition takes long to count.
     """
-    dropped, limit = 0, before
+    found, receipts, limit = [], 0, before
     for table in PARTITIONED:  # receipts first: tags and labels follow their days
         for one in partitions(connection, table):
             if one.until is None or one.until > limit:
                 break
-            count = connection.exec_driver_sql(f"SELECT COUNT(*) FROM {one.name}").scalar_one()
-            limit_lock_wait(connection)
-            connection.exec_driver_sql(f"ALTER TABLE {table.name} DETACH PARTITION {one.name}")
-            connection.exec_driver_sql(f"DROP TABLE {one.name}")
-            if table is RECEIPTS and count:
-                dropped, limit = count, one.until
-                break
-    return dropped
+            found.append((table, one))
+            if table is RECEIPTS:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                receipts = connection.exec_driver_sql(f"SELECT COUNT(*) FROM {one.name}").scalar_one()
+                if receipts:
+                    limit = one.until
+                    break
+    return found, receipts
+
+
+def drop_expired(connection: Connection, found: Iterable[tuple[Table, Partition]]) -> bool:
+    """Drop partitions. Return False if another worker has dropped any of them.
+
+    Call it in a write transaction. The locks on the tables last for milliseconds, because only the catalog changes.
+    Raises OperationalError if a reader has a table for longer (`is_locked`).
+    """
+    is_first = True
+    for table, one in found:
+        if one not in partitions(connection, table):
+            is_first = False
+            continue
+        limit_lock_wait(connection)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DETACH PARTITION {one.name}")
+        connection.exec_driver_sql(f"DROP TABLE {one.name}")
+    return is_first
 
 
 def is_locked(error: BaseException) -> bool:

@@ -75,11 +75,14 @@ def _selected(when: UsageSpan, by: Sequence[str], only: Mapping[str, str], granu
     else:
         base, (first, *labels) = LABELS.alias("l0"), labels
         values, conditions = {f"{LABEL}{first}": base.c.value}, [base.c.label == first]
+    # `day` may differ by one from the day of `created`.
+    first_day, last_day = when.since // DAY_S - 1, when.until // DAY_S + 1
     joined: Any = base
     for index, name in enumerate(labels, 1):
         other = LABELS.alias(f"l{index}")
         same = and_(*(other.c[column] == base.c[column] for column in ("day", "id", "tenant")), other.c.label == name)
-        joined = joined.outerjoin(other, same)
+        # The equal days of both tables do not select the partitions of the other one.
+        joined = joined.outerjoin(other, and_(same, other.c.day.between(first_day, last_day)))
         values[f"{LABEL}{name}"] = func.coalesce(other.c.value, literal(NONE))
     values |= {name: base.c[name] for name in COLUMNS}
     columns = [values[dimension].label(f"d{index}") for index, dimension in enumerate(by)]
@@ -87,7 +90,6 @@ def _selected(when: UsageSpan, by: Sequence[str], only: Mapping[str, str], granu
         seconds = SECONDS[granularity]
         columns.append((base.c.created - base.c.created % seconds).label("start"))
     query = select(*columns, *(base.c[name] for name in SUMS)).select_from(joined)
-    # `day` may differ by one from the day of `created`.
-    days = base.c.day.between(when.since // DAY_S - 1, when.until // DAY_S + 1)
+    days = base.c.day.between(first_day, last_day)
     required = [values[dimension] == value for dimension, value in only.items()]
     return query.where(days, base.c.created >= when.since, base.c.created < when.until, *conditions, *required)

@@ -57,6 +57,13 @@ async def test_outcomes_are_found_by_day_and_kept_as_long_as_receipts(book: Usag
     assert (await sums(book, since=0))["long", "feedback"].outcomes == 3
 
 
+async def test_a_day_with_many_outcomes_leaves_none_behind(book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.database._DELETED_AT_ONCE", 2)
+    add(book, *(outcome(number, 1, created=NOON - 3 * DAY_S) for number in range(7)), outcome(8, 1))
+    database(book.engine).delete_receipts(NOON - 2 * DAY_S)
+    assert (await sums(book, since=0))["long", "feedback"].outcomes == 1
+
+
 async def test_a_comparison_of_a_variant_is_an_outcome_as_well(book: UsageBook) -> None:
     of_request = NOON, "acme", "judge", "64", "chat", 9_000, 4_000
     with book.engine.writing() as connection:

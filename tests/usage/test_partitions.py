@@ -22,12 +22,16 @@ from gateway.usage.partitions import (
     PARTITIONED,
     day_windows,
     days_in_default,
+    drop_expired,
+    expired,
     is_partitioned,
     partition_name,
     partitions,
 )
 from gateway.usage.queries import ReceiptFilter, UsageQueries
+from gateway.usage.receipt_sum_query import receipt_sums
 from gateway.usage.search import ReceiptSearch
+from gateway.usage.span import UsageSpan
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S, METADATA, RECEIPTS, TAGS
 from tests.postgres import new_database
@@ -246,6 +250,32 @@ def test_retention_drops_whole_days(engine: UsageEngine) -> None:
         ]
 
 
+def test_no_rows_are_counted_while_a_table_is_locked(engine: UsageEngine) -> None:
+    database(engine).add(entries(on_days(*[DAY - 5] * 3, stored_tags=("a",), stored_labels={"team": "a"})))
+    keep(engine, (DAY - 8) * DAY_S)  # partitions without receipts come first
+    statements: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.extend(word for word in ("COUNT(", "DETACH") if word in statement)
+
+    event.listen(engine.open(), "before_cursor_execute", note)
+    assert database(engine).delete_receipts(NOW - 2 * DAY_S) == 3
+    event.remove(engine.open(), "before_cursor_execute", note)
+    assert statements == ["COUNT("] * statements.count("COUNT(") + ["DETACH"] * statements.count("DETACH")
+    assert (statements.count("COUNT("), statements.count("DETACH")) == (4, 3 * 4)
+
+
+def test_a_partition_that_another_worker_has_dropped_counts_once(engine: UsageEngine) -> None:
+    database(engine).add(entries(on_days(*[DAY - 5] * 3)))
+    with engine.reading() as connection:
+        found, receipts = expired(connection, DAY - 2)
+    assert receipts == 3
+    for is_first in (True, False):
+        with engine.writing() as connection:
+            assert drop_expired(connection, found) is is_first
+    assert held(engine) == []
+
+
 def test_rows_of_a_partition_with_more_days_are_deleted(engine: UsageEngine) -> None:
     make_plain(engine)
     writer = of_earlier_version(engine)
@@ -272,15 +302,15 @@ def test_a_reader_delays_the_end_of_a_partition_only(engine: UsageEngine, monkey
 
 
 @contextmanager
-def planned(engine: UsageEngine) -> Iterator[list[int]]:
-    """Yield a list that receives, for each statement on receipts, the number of their partitions in its plan."""
+def planned(engine: UsageEngine, table: str = "usage_receipts") -> Iterator[list[int]]:
+    """Yield a list that receives, for each statement on a table, the number of its partitions in the plan."""
     counts: list[int] = []
 
     def plan(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        if "usage_receipts" in statement and "pg_" not in statement and "EXPLAIN" not in statement:
+        if table in statement and "pg_" not in statement and "EXPLAIN" not in statement:
             with engine.reading() as connection:
                 lines = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters).scalars()
-                counts.append(len(set(re.findall(r" on (usage_receipts_\w+)", "\n".join(lines)))))
+                counts.append(len(set(re.findall(rf" on ({table}_\w+)", "\n".join(lines)))))
 
     event.listen(engine.open(), "before_cursor_execute", plan)
     yield counts
@@ -310,6 +340,16 @@ def test_queries_touch_few_partitions(engine: UsageEngine) -> None:
             assert connection.execute(_LOCKED).scalar() == 0
         assert 0 < max(counts) <= partitions_each
         assert len(counts) <= statements
+
+
+def test_sums_by_two_labels_touch_the_partitions_of_their_days(engine: UsageEngine) -> None:
+    labels = {"team": "a", "environment": "prod"}
+    database(engine).add(entries(on_days(*range(DAY - 39, DAY + 1), stored_labels=labels)))
+    when = UsageSpan(DAY * DAY_S, (DAY + 1) * DAY_S, [])
+    with planned(engine, "usage_labels") as counts, engine.reading() as connection:
+        (found,) = receipt_sums(connection, when, ["label:team", "label:environment"], {})
+    assert found.names == ("a", "prod")
+    assert 0 < max(counts) <= 3  # of the day, the day before, and the default
 
 
 def test_a_write_touches_the_partitions_of_its_receipts(engine: UsageEngine) -> None:
