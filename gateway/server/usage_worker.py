@@ -131,13 +131,13 @@ async def _running(
             keep_s=settings.usage.keep_s,
             imports=imports,
             exports=exports,
-            anomalies=AnomalyWatch(found, store, lease.process_id, settings.alerts),
         )
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
         tasks.keep("partitions", keep_partitions(store))
+        tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts).run())
         if exports is not None:
             tasks.keep("export", exports.run())
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)

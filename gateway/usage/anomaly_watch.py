@@ -6,14 +6,18 @@ three calm hours in a row. So it is reported once, even if some hours between ar
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import structlog
 from msgspec.structs import replace
+from redis.exceptions import RedisError
 
+from gateway.errors import StartupError
 from gateway.usage import hours
 from gateway.usage.anomalies import ENGINE, TENANT, Anomaly
+from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.hours import EVERYTHING, KEEP_S, HourSums, Series
 from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, usual_share
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CHECK_EVERY_S = 60.0
+_CHECK_EVERY_S = 60.0
 _CHECK_HELD_S = 50.0
 _LATE_S = 26 * HOUR_S  # receipts of the last day may still arrive
 _HOURS_AT_ONCE = 24
@@ -64,8 +68,22 @@ class AnomalyWatch:
         self._spend, self._usage = thresholds.spend, thresholds.missing_usage
         self._rule = SpendRule(self._spend.min_usd, self._spend.factor, self._spend.min_history_s)
         self._last_hour: int | None = None
-        self._limits: dict[Series, tuple[int, SpendLimit | None]] = {}
+        self._limits: dict[tuple[Series, int], tuple[SpendLimit | None]] = {}
         self._shares: dict[Series, tuple[int, float | None]] = {}
+
+    async def run(self, every_s: float = _CHECK_EVERY_S) -> None:
+        """Check once a minute until canceled, beside the writing of receipts. A failure is logged once."""
+        failing = False
+        while True:
+            try:
+                await self.check()
+                failing = False
+            except Exception as error:
+                known = isinstance(error, (*UsageDatabaseError, RedisError, StartupError))
+                if not failing or not known:
+                    log.warning("anomalies_not_checked", error=type(error).__name__, exc_info=not known)
+                failing = True
+            await asyncio.sleep(every_s)
 
     async def check(self) -> None:
         """Store the sums of the last hours, and write the anomalies in them. Other workers skip this minute.
@@ -123,10 +141,10 @@ class AnomalyWatch:
 
     async def _judge_spend(self, series: Series, start: int, sums: HourSums) -> _Judgment | None:
         """Judge the spend of an hour. None: the history is too short."""
-        known = self._limits.get(series)
-        if known is None or known[0] != start:
-            known = self._limits[series] = start, await self._store.read(self._limit_of, series, start)
-        if (limit := known[1]) is None:
+        known = self._limits.get((series, start))
+        if known is None:
+            known = self._limits[series, start] = (await self._store.read(self._limit_of, series, start),)
+        if (limit := known[0]) is None:
             return None
         figures = {"spent_pico": sums.cost_pico, "expected_pico": limit.expected_pico, "limit_pico": limit.limit_pico}
         return _Judgment(sums.cost_pico > limit.limit_pico, sums.cost_pico <= limit.calm_pico, figures)

@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
 from gateway.quality.outcome import Outcome
-from gateway.usage.anomaly_watch import CHECK_EVERY_S
 from gateway.usage.database import ROW_ERRORS, add_comparisons, add_outcomes
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch, OutcomeEntry
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.redis.client import RedisClient
-    from gateway.usage.anomaly_watch import AnomalyWatch
     from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import OutboxEntry
     from gateway.usage.export_stream import ExportStream
@@ -82,7 +80,6 @@ class UsageWorker:
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
         exports: the export stream of this process, whose state is published.
-        anomalies: checks the sums; None: nothing does.
         max_entries: limit of entries of one transaction.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
         claim_after_s: age from which entries of other workers are claimed.
@@ -100,7 +97,6 @@ class UsageWorker:
         keep_s: float | None,
         imports: Sequence[ArchiveImport] = (),
         exports: ExportStream | None = None,
-        anomalies: AnomalyWatch | None = None,
         max_entries: int = MAX_ENTRIES,
         read_entries: int = 1_000,
         claim_after_s: float = 60.0,
@@ -109,7 +105,7 @@ class UsageWorker:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
         self._lease, self._minutes, self._clock = lease, minutes, clock
-        self._keep_s, self._imports, self._exports, self._anomalies = keep_s, imports, exports, anomalies
+        self._keep_s, self._imports, self._exports = keep_s, imports, exports
         self._uptime_copied = False
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
@@ -185,20 +181,7 @@ class UsageWorker:
             more = await self._import()
         if not more and self._is_due("delete", _DELETE_EVERY_S):
             more = await self._delete()
-        if not more and self._anomalies is not None and self._is_due("anomalies", CHECK_EVERY_S):
-            await self._check_anomalies(self._anomalies)
         return more
-
-    async def _check_anomalies(self, anomalies: AnomalyWatch) -> None:
-        """Look for anomalies in the sums that are written. An unexpected error does not stop the worker."""
-        try:
-            await anomalies.check()
-        except (RedisError, OSError):
-            raise
-        except (*UsageDatabaseError, StartupError) as error:
-            raise _DatabaseFailed(error) from error
-        except Exception:
-            log.exception("anomalies_not_checked")
 
     def _expect_pending(self) -> None:
         self._check_pending = True

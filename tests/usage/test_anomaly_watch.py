@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.accounting.budget_watch import BudgetAlerts
@@ -22,7 +23,7 @@ from gateway.config.sections import WorkerAlerts
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import hours
+from gateway.usage import anomaly_watch, hours
 from gateway.usage.anomalies import ENGINE, TENANT, AnomalyReporter, AnomalyStore
 from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.entries import OutboxEntry
@@ -338,7 +339,7 @@ async def test_an_unreadable_anomaly_is_left_alone(world: World) -> None:
     assert await world.redis.hexists(world.keys.anomalies, "later")
 
 
-async def test_a_worker_checks_what_it_has_written(redis_url: str, address: str) -> None:
+async def test_the_sums_that_a_worker_has_written_are_checked(redis_url: str, address: str) -> None:
     async with open_outboxes(redis_url, address) as outboxes:
         found = AnomalyStore(outboxes.redis, outboxes.keys.ledger())
         thresholds = WorkerAlerts.model_validate({"spend": {"min_usd": 1}})
@@ -349,9 +350,31 @@ async def test_a_worker_checks_what_it_has_written(redis_url: str, address: str)
         }
         await outboxes.store.change(hours.write, known)
         await outboxes.settle(*(msgspec.structs.replace(one, cost_usd=Decimal(1)) for one in receipts(9)))
-        worker = await outboxes.worker(anomalies=watch)
+        worker = await outboxes.worker()
         async with asyncio.timeout(30):
             while await worker.round() == 0:
                 pass
+        await watch.check()
         (one,) = await found.read()
         assert (one.name, one.spent_pico) == ("acme", pico(9))
+
+
+async def test_a_failure_of_the_checks_is_logged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = iter(range(4))
+
+    async def failing() -> None:
+        raise RedisTimeoutError
+
+    class Enough(Exception):
+        pass
+
+    async def sleep(_: float) -> None:
+        if next(pauses) == 3:
+            raise Enough
+
+    watch = world.new_watch()
+    monkeypatch.setattr(watch, "check", failing)
+    monkeypatch.setattr(anomaly_watch.asyncio, "sleep", sleep)
+    with capture_logs() as logs, pytest.raises(Enough):
+        await watch.run()
+    assert [one["event"] for one in logs] == ["anomalies_not_checked"]
