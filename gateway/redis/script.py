@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
-from gateway.redis.slots import by_slot, is_node_failure
+from gateway.redis.slots import by_slot, is_cluster, is_node_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,8 +51,10 @@ class RedisScript:
             keys, values = calls[0]
             try:
                 return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
-            except NoScriptError as error:
-                return [error]
+            except (RedisError, OSError) as error:
+                if isinstance(error, NoScriptError) or is_cluster(self._redis):
+                    return [error]
+                raise
         async with self._redis.pipeline(transaction=False) as pipe:
             for keys, values in calls:
                 pipe.evalsha(self._sha, len(keys), *keys, *values)
