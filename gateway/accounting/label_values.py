@@ -109,12 +109,21 @@ class LabelValues:
 
     async def register(self) -> None:
         """Register the waiting values, and read those of other processes. Raises RedisError and OSError."""
-        while self._unsent:
-            values = next(iter(self._unsent))
+        unsent, self._unsent = list(self._unsent), {}
+        failure: Exception | None = None
+        for values in unsent:
             known = self._known.get(values)
-            if known is not None:
-                await self._register(values, known)
-            self._unsent.pop(values, None)
+            if known is None:
+                continue
+            if failure is None or self._redis.is_cluster:  # the nodes of a cluster fail separately
+                try:
+                    await self._register(values, known)
+                    continue
+                except Exception as error:  # noqa: BLE001  raised below
+                    failure = error
+            self._unsent[values] = None
+        if failure is not None:
+            raise failure
 
     async def _register(self, values: ValueSet, known: _Known) -> None:
         sent, month = list(known.waiting), self._month

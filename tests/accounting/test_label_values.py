@@ -7,7 +7,9 @@ import calendar
 import secrets
 from typing import TYPE_CHECKING
 
+import pytest
 import pytest_asyncio
+from redis.exceptions import ResponseError
 
 from gateway.accounting.label_values import KEPT_S, MIN_WAITING, LabelValues, ValueSet
 from gateway.accounting.labels import HASH_DIGITS, Labeler
@@ -191,3 +193,30 @@ async def test_values_of_the_policy_and_of_keys_are_never_beyond_the_bound(fleet
     assert labeler.of_report(who, {"x-team": "research"}, None) == {"team": "research"}
     assert labeler.of_report(caller({"team": rule}, key={"team": "c"}), {"x-team": "b"}, None) == {"team": "c"}
     assert labeler.of_report(caller({}), {"x-team": "a"}, None) == {}
+
+
+async def test_a_value_that_arrives_during_a_registration_is_registered_next(fleet: Fleet) -> None:
+    process = fleet.process()
+    process.bounded(TEAM, "a", 9)
+
+    async def arrive() -> None:
+        process.bounded(TEAM, "b", 9)
+
+    await asyncio.gather(process.register(), arrive())  # the call is sent before
+    assert await fleet.count() == 1
+    await process.register()
+    assert await fleet.count() == 2
+
+
+async def test_a_failed_node_of_a_cluster_does_not_stop_the_values_of_other_tenants(fleet: Fleet) -> None:
+    fleet.redis.is_cluster = True
+    process, other = fleet.process(), TEAM._replace(tenant="beta")
+    await fleet.redis.commands.set(fleet.key(), "the script fails")
+    process.bounded(TEAM, "a", 9)
+    process.bounded(other, "b", 9)
+    with pytest.raises(ResponseError):
+        await process.register()
+    assert await fleet.count(other) == 1
+    await fleet.redis.commands.unlink(fleet.key())
+    await process.register()
+    assert await fleet.count() == 1
