@@ -25,7 +25,7 @@ from gateway.accounting.verdict import refusal_error
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 
     from gateway.accounting.local_limits import LocalLimits
     from gateway.accounting.receipt import Receipt
@@ -289,7 +289,7 @@ class ReceiptStore:
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
                 self._failed = bool(self._waiting)  # of tenants whose node failed, else nothing is left to reject
-                return not self._failed
+                return not (self._waiting or self._resending)
             try:
                 result = await self._ledger.exchange(candidates, settled, beats)
             except Exception as error:  # noqa: BLE001  reported
@@ -317,10 +317,8 @@ class ReceiptStore:
             self._on_event(event)
         if len(settled) == self._batch or any(self._can_send(one.tenant) for one in self._unsent.values()):
             self._work.set()
-        self._failed = self._redis.is_cluster and not all(
-            self._can_send(one.receipt.tenant) for one in self._waiting.values()
-        )
-        return not self._failed and not result.failed
+        self._failed = self._holds_unsendable(self._waiting)
+        return not (self._failed or result.failed or self._holds_unsendable(self._resending))
 
     def _resend_unsure(self) -> None:
         """Send requests under way that Redis may lack, to be counted only. Do not let any wait for a failed node."""
@@ -343,6 +341,10 @@ class ReceiptStore:
         if not self._failed:
             log.warning("receipts_waiting", count=len(self._waiting), error=kind, exc_info=unexpected)
         self._failed = True
+
+    def _holds_unsendable(self, settlements: Mapping[str, Settlement]) -> bool:
+        """Return whether some settlements wait for failed nodes of a cluster."""
+        return not self._redis.is_whole and not all(self._can_send(one.receipt.tenant) for one in settlements.values())
 
     def _can_send(self, tenant: str) -> bool:
         """Return False in a cluster for a tenant whose node failed."""

@@ -559,3 +559,17 @@ async def test_many_concurrent_receipt_reads_do_not_affect_admission(redis_url: 
         assert {type(one) for one in read} == {StoreUnavailable, type(None)}
         assert part.client.up
         assert part.value("gkt_intents_missed_total") == 0
+
+
+async def test_a_flush_ends_while_receipts_to_resend_wait_for_a_failed_node(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(redis_url, running=False) as part:
+        part.store.put(closed(guided()))
+        assert await part.store.flush()
+        monkeypatch.setattr(part.client, "is_cluster", True)
+        monkeypatch.setattr(part.client, "is_up", lambda _: False)
+        part.store.resend()
+        assert not await part.store.flush()
+        monkeypatch.setattr(part.client, "is_up", lambda _: True)
+        assert await part.store.flush()
