@@ -15,6 +15,7 @@ import msgspec
 from gateway.accounting.intent import Intent
 from gateway.accounting.scopes import ROLLING
 from gateway.backup.records import KeyContents, KeyLocation, KeyLocator, StreamEnd, StreamEntries
+from gateway.redis.slots import is_node_failure
 from gateway.usage.entries import batched
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ class BackupReader:
             for location, kind in existing:
                 pipe.pexpiretime(self._locator.key(location))
                 _read(pipe, self._locator.key(location), kind)
-            replies = iter(await pipe.execute(raise_on_error=False))
+            found = await pipe.execute(raise_on_error=False)
+        for reply in found:
+            if is_node_failure(self._redis, reply):  # without it, the backup would lack the keys of the node
+                raise reply
+        replies = iter(found)
         return [(location, kind, next(replies), next(replies)) for location, kind in existing]
 
     async def _kinds(self, locations: Collection[KeyLocation]) -> list[Kind | None]:

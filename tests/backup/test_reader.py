@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.accounting.budgets import Account, Budgets
 from gateway.backup.reader import BackupReader
@@ -40,3 +41,31 @@ async def test_a_request_during_the_key_scan_has_its_intent(
         Decimal("0.375"),
         Decimal("0.375") if known else Decimal("0.125"),
     ]
+
+
+async def test_a_failed_node_of_a_cluster_fails_the_backup(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster puts the error in place of each reply. The backup would lack the tenant without a word."""
+    async with deployment.parts() as here:
+        await here.budgets_fixture.ask("0.5", MONTH)
+        taking = BackupReader(here.redis, deployment.keys)
+        inventory = await taking.inventory()
+        open_pipeline: Any = here.redis.pipeline
+
+        def pipeline(transaction: bool = True) -> Any:
+            pipe = open_pipeline(transaction=transaction)
+            if transaction:
+                execute = pipe.execute
+
+                async def fail(raise_on_error: bool = True) -> list[Exception]:
+                    return [RedisConnectionError("lost") for _ in await execute(raise_on_error=raise_on_error)]
+
+                pipe.execute = fail
+            return pipe
+
+        monkeypatch.setattr(here.redis, "is_cluster", True, raising=False)
+        monkeypatch.setattr(here.redis, "pipeline", pipeline)
+        with pytest.raises(RedisConnectionError, match="lost"):
+            async for _ in taking.redis(inventory, lambda _: None):
+                pass
