@@ -105,6 +105,7 @@ class RedisClient:
         self._metrics, self._check_interval_s = metrics, check_interval_s
         self.on_restart: Callable[[], None] = lambda: None
         self._nodes = {"": _Node(check_interval_s)}
+        self._run_ids: set[str] = set()  # of all nodes by the last check of the watch
         self.unchanged_at = -math.inf
         self.up = True
         self._is_up = asyncio.Event()
@@ -204,12 +205,13 @@ class RedisClient:
 
     def _follow_run_ids(self, checks: Checks) -> bool:
         """Store the run ids. Return whether a node is another one than before: it may lack writes."""
-        known = {node.run_id for node in self._nodes.values()} - {None}
-        changed = False
+        # A check removes nodes that are no primaries now. So compare with the run ids before it.
+        known, changed = self._run_ids, False
         for name, info in checks.items():
             if not isinstance(info, Exception) and (run_id := info.get("run_id")) is not None:
                 changed = changed or (bool(known) and run_id not in known)
                 self._nodes[name].run_id = run_id
+        self._run_ids = {node.run_id for node in self._nodes.values() if node.run_id is not None} or known
         return changed
 
     def _set_up(self, name: str, *, up: bool, error: str | None = None) -> None:
@@ -218,8 +220,8 @@ class RedisClient:
         if up != was_up:
             if not up:
                 node.backoff.begin(asyncio.get_running_loop().time())
-            self._servers.set_up(name, up=up)
             log.warning("redis", up=up, error=error, **({"node": name} if name else {}))
+        self._servers.set_up(name, up=up)  # also without a change: a check may have replaced the state of the node
         self._update()
 
     def _update(self) -> None:

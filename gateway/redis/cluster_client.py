@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from gateway.redis.slots import by_slot, slot_of_command
-from gateway.redis.topology import SlotNotServed
+from gateway.redis.topology import SlotNotServed, node_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -73,7 +73,7 @@ class ClusterClient(_Commands):  # type: ignore[misc]
                     raise
                 await asyncio.sleep(_TRY_AGAIN_S)
             except MovedError as moved:
-                self._topology.move(moved.slot_id, f"{moved.host or _host(address)}:{moved.port}")
+                self._topology.move(moved.slot_id, _target(moved, address))
         raise TryAgainError(f"{args[0]} was redirected {_MAX_REDIRECTIONS} times")
 
     async def _send(self, address: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -83,18 +83,25 @@ class ClusterClient(_Commands):  # type: ignore[misc]
         except AskError as ask:
             if isinstance(ask, MovedError):
                 raise
-            # ASKING applies to the next command of its connection.
-            address = f"{ask.host or _host(address)}:{ask.port}"
+            return await self._ask(_target(ask, address), args, options)
+        except (RedisError, OSError) as error:
+            self.mark(error, address)
+            raise
+
+    async def _ask(self, address: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Send a command to the node that imports its slot. ASKING applies to the next command of its connection."""
+        try:
             async with self.node(address).pipeline(transaction=False) as pipe:
                 pipe.execute_command("ASKING")
                 pipe.execute_command(*args, **options)
                 _, reply = await pipe.execute(raise_on_error=False)
-            if isinstance(reply, Exception):
-                raise reply from None
-            return reply
         except (RedisError, OSError) as error:
             self.mark(error, address)
             raise
+        if isinstance(reply, Exception):
+            self.mark(reply, address)
+            raise reply from None
+        return reply
 
     def mark(self, error: Exception, address: str) -> None:
         """Store the node in an error, if the error indicates a failed node."""
@@ -139,7 +146,7 @@ class ClusterClient(_Commands):  # type: ignore[misc]
 
     async def disconnect_except(self, addresses: Collection[str]) -> None:
         """Close the connections to all other nodes, also those in use."""
-        for address, node in self._nodes.items():
+        for address, node in tuple(self._nodes.items()):  # a subscriber may add a node meanwhile
             if address not in addresses:
                 await node.connection_pool.disconnect()
 
@@ -224,12 +231,13 @@ class ClusterPipeline(_Commands):  # type: ignore[misc]
             try:
                 return await self._send(address, commands)
             except MovedError as moved:
-                address = f"{moved.host or _host(address)}:{moved.port}"
+                address = _target(moved, address)
                 self._topology.move(moved.slot_id, address)
             except (AskError, TryAgainError, ExecAbortError):
                 await asyncio.sleep(_TRY_AGAIN_S)
         raise TryAgainError(f"a transaction was redirected {_MAX_REDIRECTIONS} times")
 
 
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]
+def _target(redirection: AskError, address: str) -> str:
+    """Return the node that a redirection from the node at `address` names."""
+    return node_address(address.rpartition(":")[0], (redirection.host, redirection.port))

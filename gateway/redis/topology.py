@@ -146,7 +146,7 @@ class Topology:
                     raise NotACluster(f"{node} has cluster mode disabled")
                 raise reply
         epoch = int(cluster_info(info).get("cluster_current_epoch", 0))
-        return epoch, [(*map(int, one[:2]), [_address(host, server) for server in one[2:]]) for one in slots]
+        return epoch, [(*map(int, one[:2]), [node_address(host, server) for server in one[2:]]) for one in slots]
 
     def _replace(self, views: Iterable[tuple[int, list[Any]]]) -> None:
         owners: list[str | None] = [None] * SLOTS
@@ -171,7 +171,7 @@ def cluster_info(raw: Any) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _address(host: str, server: Sequence[Any]) -> str:
+def node_address(host: str, server: Sequence[Any]) -> str:
     """Return host and port of a server. Without a host, it has that of the node which named it."""
     name = server[0].decode() if isinstance(server[0], bytes) else server[0]
     if name and ":" in name and not name.startswith("["):
