@@ -37,6 +37,8 @@ _MAX_CALLS = 16
 _MAX_NAME_CHARS = 128
 _MAX_SUBJECT_CHARS = 255
 _OK = 200
+_VERIFIED = (True, "true")
+"""Values of `email_verified` for a verified address. Some providers send text."""
 _ERRORS = frozenset(
     {
         "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
@@ -167,9 +169,11 @@ class OidcProvider:
         subject = claims.get("sub")
         if not isinstance(subject, str) or not _is_line(subject, _MAX_SUBJECT_CHARS):
             raise LoginError("invalid", "the token has no valid subject (sub)")
+        if claims.get("email_verified", True) not in _VERIFIED:
+            # Persons may have chosen this address themselves. It gives them neither a name nor a role.
+            claims = {one: value for one, value in claims.items() if one != "email"}
         name = claim_of(claims, self._settings.name_claim)
-        is_unverified = self._settings.name_claim == "email" and claims.get("email_verified", True) is not True
-        if is_unverified or not isinstance(name, str) or not _is_line(name, _MAX_NAME_CHARS):
+        if not isinstance(name, str) or not _is_line(name, _MAX_NAME_CHARS):
             name = subject[:_MAX_NAME_CHARS]
         rules = self._settings.roles
         of_role = {Role.ADMIN: rules.admin, Role.OPERATOR: rules.operator, Role.VIEWER: rules.viewer}

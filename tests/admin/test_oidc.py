@@ -33,7 +33,7 @@ from gateway.identity.issuers import Issuers
 from gateway.pipeline.admission import Admission
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.identity_provider import published
+from tests.identity_provider import published, signed, signing_key
 from tests.listener_server import ListenerServer
 from tests.login_provider import CLIENT_ID, CLIENT_SECRET, ROLES, LoginProvider, login_provider
 
@@ -339,6 +339,26 @@ async def test_an_unverified_email_address_is_no_name() -> None:
     async with listener(roles={"viewer": {"groups": "staff"}}) as here:
         assert (await here.log_in("mallory"))[0] == "done"
         assert (await here.session())["who"] == "sub-mallory"
+
+
+def token_of(provider: LoginProvider, claims: dict[str, Any]) -> str:
+    """Return a token with these claims, of which None is one."""
+    header = {"alg": "RS256", "kid": "k1", "typ": "JWT"}
+    return signed(header, provider.claims() | claims, signing_key("k1"))
+
+
+@pytest.mark.parametrize("verified", [False, None, "false", 0])
+async def test_an_unverified_email_address_gives_no_role(verified: object) -> None:
+    """Mallory could otherwise take the role of Ada with her address, at a provider where persons edit theirs."""
+    async with listener(roles={"admin": {"email": "ada@example.com"}}) as here:
+        assert (await here.log_in("ada"))[0] == "done"
+        assert (await here.session())["role"] == "admin"
+        here.client.session.cookie_jar.clear()
+        assert (await here.log_in("mallory"))[0] == "no_role"
+        claims = {"aud": CLIENT_ID, "sub": "sub-mallory", "email": "ada@example.com"}
+        for value, status in ((verified, 403), (True, 200), ("true", 200)):
+            token = token_of(here.provider, claims | {"email_verified": value})
+            assert (await here.ask("GET", Authorization=f"Bearer {token}"))[0] == status, value
 
 
 async def test_another_claim_may_have_the_name() -> None:
