@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import structlog
 from aiohttp import web
 
-from gateway.admin.login_state import FIRST_PAGE, LoginStates, page_or_first
+from gateway.admin.login_state import FIRST_PAGE, LOGIN_LIMIT_S, LoginStates, page_or_first
 from gateway.admin.login_throttle import ATTEMPTS
 from gateway.admin.oidc import OIDC, LoginError
 from gateway.admin.session import SESSIONS
@@ -66,7 +66,7 @@ async def _pending(request: web.Request) -> PendingLogin:
     login = request.app[LOGIN_STATES].pending(request, query.get("state", ""))
     if login is None:
         raise LoginError("expired", "the browser has no login with this state, or an older one")
-    if not await request.app[SESSIONS].use_once(login.id):
+    if not await request.app[SESSIONS].use_once(login.id, LOGIN_LIMIT_S):
         raise LoginError("expired", "the login was finished before")
     return login
 

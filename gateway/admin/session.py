@@ -2,7 +2,7 @@
 
 A session ends at logout, after twelve hours, or after two hours without a request. The signing key is derived from the
 admin key, the session secret, and the rules for roles. A change of one of them ends all sessions. Redis stores only the
-ids of sessions that ended at logout.
+ids of sessions that ended at logout, and of finished logins.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Sessions:
         self._redis = redis
         self._keys = keys
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._used: OrderedDict[str, None] = OrderedDict()  # ids of logins
         self.cookie = f"gkt_session_{self._signer.mark}"
 
     @property
@@ -142,25 +143,29 @@ class Sessions:
 
     async def end(self, session_id: str) -> bool:
         """End a session at logout, with all its cookies. Return whether all processes reject it from now on."""
-        return await self._mark_ended(session_id) is not None
+        # For as long as a cookie of the session could be valid.
+        return await self._mark(self._ended, session_id, LONGEST_S) is not None
 
-    async def use_once(self, login_id: str) -> bool:
-        """Return whether this is the first use of a login's id. While Redis is away, only this process is asked."""
-        if login_id in self._ended:
+    async def use_once(self, login_id: str, valid_s: int) -> bool:
+        """Return whether this is the first use of a login's id. While Redis is away, only this process is asked.
+
+        Anyone can start logins. So their ids are kept for `valid_s` only, and never displace those of ended sessions.
+        """
+        if login_id in self._used:
             return False
-        return await self._mark_ended(login_id) is not False
+        return await self._mark(self._used, login_id, valid_s) is not False
 
-    async def _mark_ended(self, id_: str) -> bool | None:
+    async def _mark(self, ids: OrderedDict[str, None], id_: str, valid_s: int) -> bool | None:
         """Return whether the id was new, or None if other processes do not know of it because Redis is away."""
-        self._ended[id_] = None
-        if len(self._ended) > _MAX_ENDED:
-            self._ended.popitem(last=False)
+        ids[id_] = None
+        if len(ids) > _MAX_ENDED:
+            ids.popitem(last=False)
         if self._redis is None or self._keys is None:
             return True
         if not self._redis.up:
             return None
-        try:  # for as long as a cookie of the session could be valid
-            key, keep_s = self._keys.ended_session(id_), LONGEST_S + _CLOCKS_APART_S
+        try:
+            key, keep_s = self._keys.ended_session(id_), valid_s + _CLOCKS_APART_S
             return bool(await self._redis.commands.set(key, 1, ex=keep_s, nx=True))
         except (RedisError, OSError):
             return None

@@ -368,6 +368,26 @@ async def test_a_copy_of_a_cookie_ends_with_its_session_in_every_process_and_no_
     await there.close()
 
 
+async def test_ids_of_logins_are_used_once_kept_briefly_and_displace_no_ended_session(redis_url: str) -> None:
+    """Anyone can start logins, without a session."""
+    redis_keys = RedisKeys(f"test-{secrets.token_hex(4)}")
+    redis = RedisClient(redis_url, timeout_s=2.0, metrics=Metrics())
+    here, there = (Sessions(SecretStr(KEY), redis=redis, keys=redis_keys) for _ in range(2))
+    assert await here.use_once("1f", 600)
+    assert [await one.use_once("1f", 600) for one in (here, there)] == [False, False]
+    assert 600 <= await redis.commands.ttl(redis_keys.ended_session("1f")) <= 660
+    redis.up = False
+    session = here.begin()
+    assert not await here.end(session.id)
+    for number in range(10_001):
+        assert await here.use_once(f"login-{number}", 600)
+    response = web.Response()
+    here.set_cookie(make_mocked_request("GET", "/"), response, session)
+    cookie = {"Cookie": f"{here.cookie}={response.cookies[here.cookie].value}"}
+    assert await here.of(make_mocked_request("GET", "/", headers=cookie)) is None
+    await redis.close()
+
+
 async def test_a_bearer_key_that_is_wrong_is_not_mended_by_a_session() -> None:
     async with listener(Clock()) as client:
         await log_in(client)
