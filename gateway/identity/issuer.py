@@ -149,6 +149,8 @@ class Issuer:
         if url is None:
             self._discovery = await self._read_discovery()
             url = self._endpoint(self._discovery, "jwks_uri")
+        else:
+            self._discovery = None  # the next login reads it again
         raw = await self._reader.read(url)
         try:
             return await asyncio.to_thread(_parse_keys, raw)

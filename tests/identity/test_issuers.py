@@ -537,3 +537,14 @@ async def test_endpoints_come_from_the_discovery_document() -> None:
         issuer = one.issuers.named("corp")
         assert issuer is not None
         assert await issuer.endpoint("token_endpoint") == f"{one.issuer.url}/token"
+
+
+async def test_endpoints_are_read_again_after_the_keys_whose_url_is_configured() -> None:
+    async with world() as one:
+        one.use(one.issuer.settings(jwks_url=f"{one.issuer.url}/keys"))
+        issuer = one.issuers.named("corp")
+        assert issuer is not None
+        for name in ("old", "new"):
+            one.issuer.discovery = {"token_endpoint": f"{one.issuer.url}/{name}"}
+            await one.refresh()
+            assert await issuer.endpoint("token_endpoint") == f"{one.issuer.url}/{name}"
