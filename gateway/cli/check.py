@@ -192,6 +192,13 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     yield from _extras_missing(settings)
     if admin_doubt := _admin_doubt(settings.admin):
         yield f"admin: listens on {settings.admin.host} {admin_doubt}"
+    if (oidc := settings.admin.oidc) is not None:
+        issuer = settings.identity.named(oidc.issuer)
+        if issuer is not None and oidc.client_id in issuer.audience:
+            yield (
+                f"admin.oidc: its client_id is an audience of issuer {issuer.name}, too: tokens of callers may pass "
+                "for those of operators, and ID tokens of operators for those of callers. Use two names"
+            )
 
 
 def _extras_missing(settings: Settings) -> Iterator[str]:
@@ -218,7 +225,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
-    if not any(policy.keys for policy in book.policies):
+    if not any(policy.keys or policy.identities for policy in book.policies):
         yield f"{display_path(folder)}: no policy file has a key: create one with `gkt-gateway keys create`"
     rules = [route.guidance for policy in book.policies for route in policy.all_routes]
     referenced = {rule.exemplars for rule in rules}

@@ -100,6 +100,21 @@ def test_the_matching_rule_is_shown_and_why_the_others_do_not_match() -> None:
     ]
 
 
+def test_one_name_for_callers_and_for_the_login_is_a_warning_and_rules_need_no_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_SECRET", "s" * 32)
+    for client_id, count in (("gkt-dashboard", 0), ("gkt-gateway", 1)):
+        oidc: dict[str, Any] = {"issuer": "corp", "client_id": client_id, "public_url": "https://gkt.example.com"}
+        oidc |= {"session_secret": "env:SESSION_SECRET", "roles": {"viewer": {"groups": "staff"}}}
+        admin = json.dumps({"oidc": oidc})
+        (folder / "config.yaml").write_text(f"{CONFIG.format(url=URL)}admin: {admin}\n")
+        code, _, err = run()
+        assert code == 0, err
+        assert err.count("warning: admin.oidc: its client_id is an audience of issuer corp, too") == count
+        assert "no policy file has a key" not in err
+
+
 @pytest.mark.usefixtures("folder")
 def test_rejections_have_their_reason_and_exit_with_1() -> None:
     code, found = match(groups=["a"])
