@@ -74,7 +74,8 @@ class RedisUse:
         info: Any = redis.info("all")
         return cls(
             info["used_cpu_sys"] + info["used_cpu_user"],
-            *(info.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "hgetall")),
+            _calls(info, "evalsha"),
+            _calls(info, "hgetall"),
             info["total_commands_processed"],
             info["total_net_input_bytes"],
             info["total_net_output_bytes"],
@@ -96,6 +97,12 @@ class FleetCost:
     scripts: float
     commands: float
     redis_bytes: float
+
+
+def _calls(info: Any, command: str) -> int:
+    """Return the calls of a command in the reply of INFO."""
+    calls: int = info.get(f"cmdstat_{command}", {}).get("calls", 0)
+    return calls
 
 
 def main(
