@@ -6,6 +6,7 @@ configured issuer (RFC 9207).
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from contextlib import contextmanager
 from hmac import compare_digest
@@ -17,7 +18,7 @@ from aiohttp import web
 
 from gateway.admin.login_state import CALLBACK_PATH
 from gateway.admin.roles import Operator, Role
-from gateway.config.claims import claim_of, mismatch
+from gateway.config.claims import claim_of, mismatch, without_unverified_email
 from gateway.errors import RoleRequired
 from gateway.identity.document import DocumentError, DocumentReader
 from gateway.identity.token import TokenRejected, parse_object
@@ -37,8 +38,6 @@ _MAX_CALLS = 16
 _MAX_NAME_CHARS = 128
 _MAX_SUBJECT_CHARS = 255
 _OK = 200
-_VERIFIED = (True, "true")
-"""Values of `email_verified` for a verified address. Some providers send text."""
 _ERRORS = frozenset(
     {
         "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
@@ -169,9 +168,7 @@ class OidcProvider:
         subject = claims.get("sub")
         if not isinstance(subject, str) or not _is_line(subject, _MAX_SUBJECT_CHARS):
             raise LoginError("invalid", "the token has no valid subject (sub)")
-        if claims.get("email_verified", True) not in _VERIFIED:
-            # Persons may have chosen this address themselves. It gives them neither a name nor a role.
-            claims = {one: value for one, value in claims.items() if one != "email"}
+        claims = without_unverified_email(claims)  # it gives neither a name nor a role
         name = claim_of(claims, self._settings.name_claim)
         if not isinstance(name, str) or not _is_line(name, _MAX_NAME_CHARS):
             name = subject[:_MAX_NAME_CHARS]
@@ -229,7 +226,7 @@ class OidcProvider:
         except DocumentError as error:
             raise LoginError("unreachable", f"{name}: {error}") from None
         try:
-            reply = parse_object(body)
+            reply = await asyncio.to_thread(parse_object, body)
         except ValueError:
             reply = {}
         if status != _OK:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
+from gateway.config.claims import without_unverified_email
 from gateway.identity.issuers import Issuers
 from gateway.identity.token import TokenRejected, looks_like_jwt, parse_object
 from gateway.keys.token_callers import caller_of, matches_of
@@ -78,7 +79,7 @@ def _claims(settings: Settings, file: str) -> _Claims:
     if name is None:
         known = ", ".join(one.issuer for one in settings.identity.issuers) or "none"
         raise _stop(f"{file}: iss is not the URL of an issuer of config.yaml; known: {known}")
-    return _Claims(name, claims, is_verified=False)
+    return _Claims(name, without_unverified_email(claims), is_verified=False)
 
 
 async def _verified(settings: Settings, token: str) -> _Claims:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Claims whose text is a list of words (RFC 6749, RFC 9068).
 _WORDS = frozenset({"scope", "scp"})
+_VERIFIED = (True, "true")
+"""Values of `email_verified` for a verified address. Some issuers send text."""
 
 
 def _values(value: object) -> object:
@@ -48,6 +50,13 @@ def mismatch(conditions: Mapping[str, tuple[str | bool | int, ...]], claims: Map
         if not any(_equal(one, value) for one in _members(path, found) for value in values):
             return f"the claim {path} has another value"
     return None
+
+
+def without_unverified_email(claims: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the claims without an `email` that its issuer has not verified: persons may have chosen it themselves."""
+    if "email" not in claims or claims.get("email_verified", True) in _VERIFIED:
+        return claims
+    return {name: value for name, value in claims.items() if name != "email"}
 
 
 def claim_of(claims: Mapping[str, object], path: str) -> object:

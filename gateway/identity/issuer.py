@@ -160,7 +160,7 @@ class Issuer:
     async def _read_discovery(self) -> Mapping[str, Any]:
         raw = await self._reader.read(self.settings.issuer.rstrip("/") + DISCOVERY)
         try:
-            document = parse_object(raw)
+            document = await asyncio.to_thread(parse_object, raw)
         except ValueError as error:
             raise DocumentError(f"the discovery document is not usable: {error}") from None
         if document.get("issuer") != self.settings.issuer:

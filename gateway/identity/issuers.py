@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.config.claims import without_unverified_email
 from gateway.identity.document import DocumentReader
 from gateway.identity.issuer import UNKNOWN_KEY_INTERVAL_S, Issuer
 from gateway.identity.token import TokenRejected, parse
@@ -37,7 +38,7 @@ class VerifiedToken:
 
     Attributes:
         issuer: the settings of its issuer.
-        claims: its claims. Their values are JSON: text, numbers, lists, objects, true, false and null.
+        claims: its claims as JSON values, without an unverified `email`.
         expires_s: the end of its validity in Unix seconds, with the clock skew.
     """
 
@@ -166,7 +167,7 @@ class Issuers:
             raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
         if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):
             raise reject("has a wrong signature.", "signature")
-        return VerifiedToken(settings, unverified.claims, expires_s, key)
+        return VerifiedToken(settings, without_unverified_email(unverified.claims), expires_s, key)
 
     def _check_claims(self, token: UnverifiedToken, issuer: Issuer, audience: Collection[str] | None) -> float:
         """Return the end of the token's validity. Raises TokenRejected for a wrong audience or time."""

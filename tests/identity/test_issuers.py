@@ -102,6 +102,18 @@ async def test_a_token_is_verified_and_has_its_claims() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verified", "kept"),
+    [({}, True), ({"email_verified": True}, True), ({"email_verified": "true"}, True)]
+    + [({"email_verified": value}, False) for value in (False, "false", 0, [])],
+)
+async def test_an_address_that_is_not_verified_is_no_claim(verified: dict[str, Any], kept: bool) -> None:
+    async with world() as one:
+        found = await one.verify(email="ada@example.com", **verified)
+        assert ("email" in found.claims) is kept
+        assert found.claims["sub"] == "ada"
+
+
+@pytest.mark.parametrize(
     "algorithm", ["RS256", "RS384", "RS512", "PS256", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"]
 )
 async def test_each_algorithm_verifies_with_its_kind_of_key(algorithm: str) -> None:
