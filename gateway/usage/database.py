@@ -194,7 +194,7 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete tags, labels, comparisons, outcomes and unsent exports of these days, in more steps: a daily
+        Also delete tags, labels, comparisons, outcomes and unsent exports of these days, in more steps. A daily
         partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
