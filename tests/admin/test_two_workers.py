@@ -234,6 +234,7 @@ def test_a_session_of_one_worker_is_valid_at_the_other_until_its_logout(world: W
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 2), (2, 1)])
+@pytest.mark.long
 def test_the_receipt_of_a_playground_run_is_shown_by_the_other_worker(world: World, one: int, other: int) -> None:
     body = {"tenant": "acme", "model": "chat", "mode": "student", "prompt": "Why?"}
     answer = world.admin[one].post("/playground/run", json=body)
@@ -244,6 +245,7 @@ def test_the_receipt_of_a_playground_run_is_shown_by_the_other_worker(world: Wor
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 2), (2, 1)])
+@pytest.mark.long
 def test_a_circuit_that_one_worker_opened_is_shown_by_both(world: World, one: int, other: int) -> None:
     """The other worker sent no request. A success of a probe closes the circuit, so requests open it again."""
     seen: list[Any] = []

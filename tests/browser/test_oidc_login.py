@@ -125,6 +125,7 @@ async def test_a_viewer_sees_the_pages_without_the_buttons(browser: Browser, sso
         await shoot(page, "viewer-playground")
 
 
+@pytest.mark.long
 async def test_an_operator_changes_keys_in_their_own_name(browser: Browser, sso: SingleSignOn) -> None:
     made_key(sso.gateway, "of-operator-test")
     async with sso.opened(browser, "/dashboard/access", forgive="403") as page:
@@ -145,6 +146,7 @@ async def test_an_operator_changes_keys_in_their_own_name(browser: Browser, sso:
         await expect(audit.filter(has_text="key.revoke")).to_contain_text("oscar@example.com (operator)")
 
 
+@pytest.mark.long
 async def test_the_page_of_a_person_without_a_role_says_so(browser: Browser, sso: SingleSignOn) -> None:
     async with sso.opened(browser, "/playground#seed=7") as page:
         assert await accessible(page) == []
@@ -160,6 +162,7 @@ async def test_the_page_of_a_person_without_a_role_says_so(browser: Browser, sso
         await expect(page.locator(".person")).to_have_text("Logged in as admin")
 
 
+@pytest.mark.long
 async def test_a_logout_ends_the_session_here_and_at_the_provider(browser: Browser, sso: SingleSignOn) -> None:
     async with sso.opened(browser) as page:
         await sso.log_in(page, "vera")

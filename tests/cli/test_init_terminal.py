@@ -166,6 +166,7 @@ def test_a_terminal_asks_for_the_key_and_the_model_that_an_engine_requires(
     assert (big["api_key"], big["model"]) == ("env:TEACHER_KEY", "org/two")
 
 
+@pytest.mark.long
 def test_a_terminal_asks_for_a_providers_missing_key_and_stores_none(engines: tuple[str, str], tmp_path: Path) -> None:
     keys: set[str | None] = set()
 
@@ -189,6 +190,7 @@ def test_a_terminal_asks_for_a_providers_missing_key_and_stores_none(engines: tu
     assert "typed-secret" not in run.screen + "".join(path.read_text() for path in tmp_path.rglob("*.yaml"))
 
 
+@pytest.mark.long
 def test_a_terminal_asks_again_for_a_key_that_a_provider_rejects(engines: tuple[str, str], tmp_path: Path) -> None:
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.headers.get("Authorization") != "Bearer right-secret":

@@ -89,6 +89,7 @@ async def test_a_url_that_finds_no_master_is_refused_with_the_reason(group: Sent
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.long
 async def test_all_connections_follow_the_master(group: SentinelGroup) -> None:
     """A stopped master is replaced. It returns as a replica, and no pooled connection to it writes again."""
     restarts: list[bool] = []
