@@ -156,7 +156,8 @@ def tasks() -> Counter[str]:
     return Counter(name for name in names if not name.startswith("Task-"))
 
 
-@pytest.mark.parametrize("edits", [12, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("edits", [12, 200])
 async def test_edits_fail_no_request_and_leave_nothing_behind(
     edits: int, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, engines: list[Engine]
 ) -> None:
