@@ -168,7 +168,7 @@ async def test_names_are_text_and_never_markup(browser: Browser, pages: GatewayP
         body = world.usage({"by": "tenant"})
         body["rows"][0]["tenant"] = evil
         await page.route("**/usage?*by=tenant*", lambda route: route.fulfill(json=body))
-        await page.get_by_role("link", name="Spend", exact=True).click()
+        await page.get_by_role("navigation", name="Pages").get_by_role("link", name="Spend", exact=True).click()
         await expect(page.get_by_role("rowheader", name=evil)).to_be_visible()
         assert await page.locator("main img").count() == 0
 
