@@ -61,13 +61,14 @@ class Labeler:
             rule, value = policy.labels[name], one.value
             if not one.is_collective:
                 if rule.hash:
-                    value = self._hashed(policy.tenant, name, value)
+                    value = self.hashed(policy.tenant, name, value)
                 if one.source != "key" and not rule.is_configured(value):
                     values = ValueSet(policy.tenant, name, one.source in TRUSTED_SOURCES)
                     value = self._values.bounded(values, value, rule.max_values)
             labels[name] = value
         return labels
 
-    def _hashed(self, tenant: str, name: str, value: str) -> str:
+    def hashed(self, tenant: str, name: str, value: str) -> str:
+        """Return the hash of a label's value, as receipts and budgets have it."""
         text = f"{tenant}\0{name}\0{value}".encode("utf-8", "surrogatepass")
         return hmac.digest(self._hash_key, text, "sha256").hex()[:HASH_DIGITS]

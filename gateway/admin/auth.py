@@ -21,7 +21,7 @@ from gateway.api.body import read_body
 from gateway.api.error_body import error_response
 from gateway.api.keys import INFO
 from gateway.errors import AdminKeyUnset, CrossOrigin, InvalidRequest, NotAuthenticated, RoleRequired, StoreUnavailable
-from gateway.identity.token import looks_like_jwt
+from gateway.identity.token import TokenRejected, looks_like_jwt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -106,7 +106,11 @@ async def _authenticate(
     if sessions.is_key(credential):
         return KEY_HOLDER, None
     if oidc is not None and looks_like_jwt(credential):
-        return await oidc.operator_of(credential), None
+        try:
+            return await oidc.operator_of(credential), None
+        except TokenRejected as error:
+            log.warning("admin_token_rejected", reason=error.reason, remote=request.remote)
+            raise
     log.warning("admin_key_wrong", remote=request.remote)
     raise NotAuthenticated(WRONG_KEY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.accounting.budgets import Account
@@ -9,14 +10,17 @@ from gateway.accounting.scopes import label_scope
 from gateway.admin.bodies import only_query, read_shape
 from gateway.admin.budgets import NewRaise, budget_view, policy_of, put_raise
 from gateway.admin.replies import json_reply, needs_redis
-from gateway.api.keys import BUDGETS, KEYRING, LABEL_VALUES
+from gateway.api.keys import BUDGETS, KEYRING, LABEL_VALUES, LABELER
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import NotFound
 from gateway.policy.labels import NONE, OTHER
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from aiohttp import web
 
+    from gateway.keys.held import HeldKey
     from gateway.policy.schema import TenantPolicy
 
 MAX_LISTED = 500
@@ -39,12 +43,14 @@ async def list_label_budgets(request: web.Request) -> web.Response:
     only_query(request, "label")
     policy, only = policy_of(request), request.query.get("label")
     names = list(policy.limited_labels) if not only else [_declared(policy, only)]
-    held = [key.terms.labels for key in request.app[KEYRING].all() if key.tenant == policy.tenant]
-    of_keys = [*(key.labels for key in policy.keys), *held]
+    of_keys = await asyncio.to_thread(_labels_of_keys, policy, list(request.app[KEYRING].all()))
     accounts, truncated = [], False
     for name in names:
         rule = policy.labels[name]
-        known = [*rule.exceptions, *(rule.values or ()), *(labels[name] for labels in of_keys if name in labels)]
+        set_by_keys = {labels[name] for labels in of_keys if name in labels}
+        if rule.hash:
+            set_by_keys = {request.app[LABELER].hashed(policy.tenant, name, value) for value in set_by_keys}
+        known = [*rule.exceptions, *(rule.values or ()), *sorted(set_by_keys)]
         used = await request.app[LABEL_VALUES].listed(policy.tenant, name, MAX_LISTED + 1)
         values = list(dict.fromkeys([*known, *used, NONE, OTHER]))
         truncated = truncated or len(values) > MAX_LISTED
@@ -68,6 +74,12 @@ async def raise_label_budget(request: web.Request) -> web.Response:
             param="label",
         )
     return await put_raise(request, account, account.scope.name, new)
+
+
+def _labels_of_keys(policy: TenantPolicy, held: Iterable[HeldKey]) -> list[Mapping[str, str]]:
+    """Return the labels of each key of the tenant. Call it in a thread: there may be many keys."""
+    of_redis = (key.terms.labels for key in held if key.tenant == policy.tenant)
+    return [labels for labels in (*(key.labels for key in policy.keys), *of_redis) if labels]
 
 
 def _declared(policy: TenantPolicy, name: str) -> str:

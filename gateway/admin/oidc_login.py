@@ -45,7 +45,7 @@ async def finish_login(request: web.Request) -> web.Response:
     The redirect leads to the login page, because browsers send no SameSite=Strict cookie with a redirect that began at
     another site. The login page opens the requested page.
     """
-    states, page = request.app[LOGIN_STATES], FIRST_PAGE
+    states, page, login = request.app[LOGIN_STATES], FIRST_PAGE, None
     try:
         login = await _pending(request)
         page = login.page
@@ -54,7 +54,8 @@ async def finish_login(request: web.Request) -> web.Response:
         response = await _rejected(request, error, page)
     else:
         response = _logged_in(request, person, page)
-    states.delete_cookie(response)
+    if login is not None:  # another site can send a browser here with a wrong state
+        states.delete_cookie(response)
     return response
 
 

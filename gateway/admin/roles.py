@@ -36,7 +36,7 @@ class Operator(NamedTuple):
     name: str
     role: Role
     is_person: bool = False
-    """Whether an identity provider vouches for the name. The admin key belongs to nobody in particular."""
+    """True for a name from an identity provider, False for the admin key, which belongs to no particular person."""
 
     @property
     def actor(self) -> str:

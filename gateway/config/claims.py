@@ -36,7 +36,7 @@ ClaimValues: TypeAlias = Annotated[
     BeforeValidator(_values, json_schema_input_type=ClaimValue | Annotated[list[ClaimValue], Field(min_length=1)]),
     Field(min_length=1, max_length=100),
 ]
-"""One value, or a list of alternatives."""
+"""A value, or a list of alternatives."""
 ClaimConditions: TypeAlias = dict[ClaimPath, ClaimValues]
 """Claims that a token must have, all of them. A claim that is a list must contain one of the values."""
 

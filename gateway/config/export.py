@@ -51,6 +51,13 @@ class KafkaTls(StrictModel):
     key: _File | None = None
     """Private key of the certificate, as PEM without a passphrase. None: `certificate` contains it."""
 
+    @field_validator("key")
+    @classmethod
+    def _has_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if key is not None and info.data.get("certificate", key) is None:
+            raise InvalidValue("has no certificate: set certificate, too")
+        return key
+
 
 class KafkaSasl(StrictModel):
     """Login at the brokers."""

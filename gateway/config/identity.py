@@ -69,7 +69,7 @@ Texts: TypeAlias = Annotated[
     BeforeValidator(_names, json_schema_input_type=_Text | Annotated[list[_Text], Field(min_length=1, max_length=32)]),
     Field(min_length=1, max_length=32),
 ]
-"""One text, or a list of them."""
+"""A text, or a list of texts."""
 
 
 class IssuerSettings(StrictModel):

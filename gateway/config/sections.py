@@ -299,7 +299,7 @@ class SpendAlertSettings(StrictModel):
     """Alerts on tenants that spend more in an hour than in the same hour of their previous weeks."""
 
     enabled: Flag = True
-    """Whether usage workers check the spend."""
+    """Check the spend in usage workers."""
     min_usd: Annotated[Number, Field(ge=0.01, le=1_000_000)] = 5.0
     """Least amount in USD above the expected spend of an hour."""
     factor: Annotated[Number, Field(ge=1.1, le=100)] = 1.5
@@ -312,7 +312,7 @@ class MissingUsageSettings(StrictModel):
     """Alerts on engines that report the tokens of fewer calls than in the previous week."""
 
     enabled: Flag = True
-    """Whether usage workers check the reports."""
+    """Check the reports in usage workers."""
     share: Annotated[Number, Field(gt=0, le=1)] = 0.2
     """Rise of the share of requests without reported tokens, over the median hour of the previous week."""
     min_requests: Annotated[Whole, Field(ge=5, le=1_000_000)] = 30

@@ -89,15 +89,15 @@ class LabelRule(StrictModel):
     metadata: Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS)] | None = None
     """Field of `metadata` in the request body."""
     user: Flag = False
-    """Whether the body's `safety_identifier`, else its `user`, is a source; of /v1/messages, `metadata.user_id`."""
+    """Use the body's `safety_identifier`, else its `user`, as a source; of /v1/messages, `metadata.user_id`."""
     values: Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=1000)] | None = None
     """Allowed values; None: all."""
     invalid: Literal["other", "reject"] = "other"
     """Action for a value that is not allowed or malformed: count it as `(other)`, or answer 400."""
     required: Flag = False
-    """Whether requests without the label are answered with 400. Otherwise their value is `(none)`."""
+    """Answer requests without the label with 400. Otherwise their value is `(none)`."""
     hash: Flag = False
-    """Whether to keep only a keyed hash of the value (`labels.hash_key` of config.yaml)."""
+    """Keep only a keyed hash of the value (`labels.hash_key` of config.yaml)."""
     max_values: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
     """Most distinct values in a calendar month, without `values` and those of keys. Further values count as
     `(other)`."""

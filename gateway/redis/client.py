@@ -27,7 +27,7 @@ from gateway.redis.slots import is_cluster
 from gateway.redis.topology import NodeDown, SlotNotServed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from gateway.redis.servers import Checks
     from gateway.telemetry.metrics import Metrics
@@ -142,6 +142,17 @@ class RedisClient:
     async def wait_up(self) -> None:
         """Wait until the breaker is closed."""
         await self._is_up.wait()
+
+    async def keep_reading(self, read: Callable[[], Awaitable[object]], every_s: float, event: str) -> None:
+        """Call `read` in intervals while the breaker is closed, until canceled. Log an unexpected error as `event`."""
+        while True:
+            await self.wait_up()
+            try:
+                await read()
+            except Exception as error:
+                if self.failed(error):
+                    log.warning(event, error=type(error).__name__, exc_info=True)
+            await asyncio.sleep(every_s)
 
     async def wait_answered(self) -> None:
         """Wait until Redis has answered a command that is sent after this call."""

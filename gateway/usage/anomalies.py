@@ -5,7 +5,6 @@ An anomaly is unusual spend of a tenant, or an engine that stopped to report the
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -127,14 +126,7 @@ class AnomalyReporter:
 
     async def follow(self, client: RedisClient) -> None:
         """Read the anomalies every five seconds, until canceled."""
-        while True:
-            await client.wait_up()
-            try:
-                await self.read()
-            except Exception as error:
-                if client.failed(error):
-                    log.warning("anomalies_not_read", error=type(error).__name__, exc_info=True)
-            await asyncio.sleep(_READ_EVERY_S)
+        await client.keep_reading(self.read, _READ_EVERY_S, "anomalies_not_read")
 
     async def read(self) -> None:
         """Read the anomalies once, and report new ones. Raises RedisError and OSError."""

@@ -90,16 +90,15 @@ class AnomalyWatch:
 
         Raises RedisError, OSError, and the errors of `UsageStore`.
         """
-        if not (self._spend.enabled or self._usage.enabled):
-            return
         if not await self._found.begin_check(self._process_id, _CHECK_HELD_S):
             return
         now = int(self._clock() // HOUR_S) * HOUR_S
-        recorded = await self._record(now)
-        active: dict[Key, Anomaly] = {
+        enabled = {"spend": self._spend.enabled, "usage": self._usage.enabled}
+        recorded = await self._record(now) if any(enabled.values()) else {}
+        before: dict[Key, Anomaly] = {
             (one.kind, Series(one.dimension, one.name)): one for one in await self._found.read()
         }
-        before = dict(active)
+        active = {key: one for key, one in before.items() if enabled[one.kind]}
         for start in (now - HOUR_S, now):
             if (rows := recorded.get(start)) is not None:
                 for key in {*active, *self._keys(rows)}:

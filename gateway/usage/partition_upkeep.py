@@ -94,14 +94,20 @@ def keep_partitions(engine: UsageEngine, clock: Callable[[], float] = time.time)
     if engine.is_sqlite:
         return
     today = int(clock() // DAY_S)
+    prevented: StartupError | None = None
     for table in PARTITIONED:
-        _convert(engine, table, today)
+        try:
+            _convert(engine, table, today)
+        except StartupError as error:  # the other tables do not wait for an operator
+            prevented = error
     with engine.reading() as connection:
         days = {*range(today, today + AHEAD_DAYS + 1), *days_in_default(connection)}
     for some in days_at_once(missing_days(days, today)):
         with engine.writing() as connection:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # many rows may move
             create_partitions(connection, some)
+    if prevented is not None:
+        raise prevented
 
 
 def _convert(engine: UsageEngine, table: Table, today: int) -> None:
@@ -109,13 +115,17 @@ def _convert(engine: UsageEngine, table: Table, today: int) -> None:
     with engine.writing() as connection:
         if is_partitioned(connection, table):
             return
-        if dependents := sorted(connection.scalars(_DEPENDENTS, {"name": table.name})):
-            raise StartupError(
-                f"{table.name} cannot be partitioned while these depend on it: {', '.join(dependents)}. Drop them, and "
-                "create them again after the worker has logged usage_table_partitioned."
-            )
         began = time.monotonic()
-        check, until = _limit_days(connection, table, today)
+        dependents = sorted(connection.scalars(_DEPENDENTS, {"name": table.name}))
+        if dependents:
+            _drop_limits(connection, table)  # of an interrupted attempt: they would reject later days
+        else:
+            check, until = _limit_days(connection, table, today)
+    if dependents:
+        raise StartupError(
+            f"{table.name} cannot be partitioned while these depend on it: {', '.join(dependents)}. Drop them, and "
+            "create them again after the worker has logged usage_table_partitioned."
+        )
     with engine.open().begin() as connection:
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # it reads the whole table
         limit_lock_wait(connection)
@@ -125,6 +135,14 @@ def _convert(engine: UsageEngine, table: Table, today: int) -> None:
             return
         _attach(connection, table, check, until)
     log.info("usage_table_partitioned", table=table.name, seconds=round(time.monotonic() - began, 1))
+
+
+def _drop_limits(connection: Connection, table: Table) -> None:
+    """Drop the constraints of interrupted attempts."""
+    for name, _ in connection.execute(_CHECKS, {"name": table.name}).all():
+        if _CHECK.fullmatch(name) is not None:
+            limit_lock_wait(connection)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {name}")
 
 
 def _limit_days(connection: Connection, table: Table, today: int) -> tuple[str, int]:

@@ -5,7 +5,6 @@ A worker's key contains its number in the fleet, the first free one. The number 
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -126,14 +125,7 @@ class WorkerStateReader:
 
     async def follow(self, client: RedisClient) -> None:
         """Read the state every two seconds, until canceled."""
-        while True:
-            await client.wait_up()
-            try:
-                await self.read()
-            except Exception as error:
-                if client.failed(error):
-                    log.warning("usage_state_not_read", error=type(error).__name__, exc_info=True)
-            await asyncio.sleep(PUBLISH_INTERVAL_S)
+        await client.keep_reading(self.read, PUBLISH_INTERVAL_S, "usage_state_not_read")
 
     def _set(self, state: WorkerState) -> None:
         self.state = state

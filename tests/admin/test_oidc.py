@@ -215,6 +215,13 @@ async def test_a_callback_without_the_browsers_login_is_rejected() -> None:
         assert (await here.session())["active"] is False
 
 
+async def test_a_callback_of_another_site_does_not_end_the_login() -> None:
+    async with listener() as here:
+        callback = here.provider.approve(await here.start(), "ada")
+        assert await here.finish(f"{PUBLIC}/login/callback?code=x&state=y") == ("expired", "/dashboard")
+        assert await here.finish(callback) == ("done", "/dashboard")
+
+
 async def test_a_login_expires() -> None:
     async with listener() as here:
         callback = here.provider.approve(await here.start(), "ada")
@@ -529,10 +536,15 @@ async def test_a_token_for_the_client_has_the_same_roles() -> None:
         nobody = here.provider.token(aud=CLIENT_ID, groups=["staff"])
         status, body = await here.ask("GET", Authorization=f"Bearer {nobody}")
         assert (status, body["error"]["code"]) == (403, "role_required")
-        for wrong in (here.provider.token(groups=["gkt-admins"]), token[:-4] + "AAAA", "a.b.c"):
-            status, body = await here.ask("GET", Authorization=f"Bearer {wrong}")
-            assert (status, body["error"]["code"]) == (401, "invalid_api_key")
-            assert wrong not in str(body)
+        wrong_tokens = here.provider.token(groups=["gkt-admins"]), token[:-4] + "AAAA", "a.b.c"
+        with capture_logs() as logs:
+            for wrong in wrong_tokens:
+                status, body = await here.ask("GET", Authorization=f"Bearer {wrong}")
+                assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+                assert wrong not in str(body)
+        rejected = [line["reason"] for line in logs if line["event"] == "admin_token_rejected"]
+        assert rejected[:2] == ["audience", "signature"]
+        assert not any(wrong in str(logs) for wrong in wrong_tokens)
 
 
 async def test_without_a_session_the_api_asks_for_a_login() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.gateway_process import GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.long]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_the_focus_moves_to_the_content_if_its_link_is_gone(browser: Browser, pages: GatewayProcess) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.gateway_process import GatewayProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.long]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SHOW = """state => {
   Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});

@@ -166,7 +166,6 @@ def test_a_terminal_asks_for_the_key_and_the_model_that_an_engine_requires(
     assert (big["api_key"], big["model"]) == ("env:TEACHER_KEY", "org/two")
 
 
-@pytest.mark.long
 def test_a_terminal_asks_for_a_providers_missing_key_and_stores_none(engines: tuple[str, str], tmp_path: Path) -> None:
     keys: set[str | None] = set()
 

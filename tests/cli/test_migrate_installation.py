@@ -189,7 +189,6 @@ def check_migrated(installation: Installation) -> None:
     assert installation.archived() == 0
 
 
-@pytest.mark.long
 def test_all_sums_and_receipts_are_the_same(place: Place, previous: Mapping[str, str]) -> None:
     check_migrated(install(place, previous, 2_000))
 

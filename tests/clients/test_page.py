@@ -64,7 +64,6 @@ def test_openai_for_python(gateway: GatewayProcess, answer: str, tmp_path: Path)
     check(done.stdout, re.escape(answer), SHOWN, re.escape(answer), SHOWN)
 
 
-@pytest.mark.long
 def test_openai_for_node(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
     """Whole and streamed: the answer, the mode and the cost."""
     (tmp_path / "node_modules").symlink_to(node_modules())

@@ -22,6 +22,7 @@ SASL = {"username": "gkt", "password": "s3cret-password"}
         ({"brokers": ["a:1"], "topic": "gkt receipts"}, "1 to 249 letters, digits"),
         ({"brokers": ["a:1"], "topic": ".."}, "1 to 249 letters, digits"),
         ({"brokers": ["a:1"], "compression": "brotli"}, "'none', 'gzip'"),
+        ({"brokers": ["a:1"], "tls": {"key": "/k.pem"}}, "has no certificate: set certificate, too"),
         ({"brokers": ["a:1"], "sasl": {**SASL, "mechanism": "PLAIN"}}, "PLAIN sends the password unencrypted: set tls"),
     ],
 )

@@ -51,7 +51,9 @@ LIMITED = {
         "exceptions": {"research": {"budget": {"max_budget": 500}}, "fast": {"limits": {"rpm_limit": 3}}},
     },
     "required": {"header": "x-required", "required": True},
+    "cost_center": {"hash": True, "budget": {"max_budget": 1000}},
 }
+OF_GLOBEX = [{"id": "only", "sha256": sha256(OTHER_KEY), "labels": {"cost_center": "number-4711"}}]
 
 
 def keys(tenant_key: str, **more: dict[str, str]) -> list[dict[str, Any]]:
@@ -87,7 +89,11 @@ def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
             ],
             tenants={
                 "acme": {"labels": LABELS, "keys": keys(KEY, web={"app": "web", "team": "fixed"})},
-                "globex": {"labels": LIMITED, "routes": [CHEAP | {"student": "dear", "baseline": "dear"}]},
+                "globex": {
+                    "labels": LIMITED,
+                    "keys": OF_GLOBEX,
+                    "routes": [CHEAP | {"student": "dear", "baseline": "dear"}],
+                },
             },
         ) as process,
     ):  # fmt: skip
@@ -331,6 +337,14 @@ def test_a_spent_budget_refuses_its_value_until_it_is_raised(gate: GatewayProces
         "label:team=sales",
         "launch",
     )
+
+
+def test_the_hashed_label_of_a_key_is_listed_with_its_spending(gate: GatewayProcess) -> None:
+    hashed = receipt(gate, globex(gate, "hashing"), OTHER_KEY)["labels"]["cost_center"]
+    reply = admin(gate, "GET", "/budgets/globex/labels?label=cost_center")
+    assert "number-4711" not in reply.text
+    spent = {one["value"]: one["spent_usd"] for one in reply.json()["budgets"]}
+    assert spent[hashed] > 0
 
 
 @pytest.mark.parametrize(

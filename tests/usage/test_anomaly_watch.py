@@ -359,6 +359,14 @@ async def test_the_sums_that_a_worker_has_written_are_checked(redis_url: str, ad
         assert (one.name, one.spent_pico) == ("acme", pico(9))
 
 
+async def test_anomalies_of_a_disabled_kind_end(world: World) -> None:
+    await world.remember(lambda _: {ACME: HourSums(100, 0, pico(20))})
+    await world.spend(90)
+    assert [one.name for one in await world.check()] == ["acme"]
+    off = world.new_watch(spend={"enabled": False}, missing_usage={"enabled": False})
+    assert await world.check(off) == []
+
+
 async def test_a_failure_of_the_checks_is_logged_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses = iter(range(4))
 

@@ -221,11 +221,29 @@ def test_a_view_on_a_table_prevents_its_conversion(engine: UsageEngine) -> None:
         connection.execute(text("CREATE VIEW costs AS SELECT tenant, cost_pico FROM usage_receipts"))
     with pytest.raises(StartupError, match=r"usage_receipts cannot be partitioned while .*: view .*costs\. Drop them"):
         keep(engine)
+    with engine.reading() as connection:  # the others do not wait
+        assert [is_partitioned(connection, table) for table in PARTITIONED] == [False, True, True]
     assert database(engine).add(entries(on_days(DAY))).inserted == 1
     with engine.writing() as connection:
         connection.execute(text("DROP VIEW costs"))
     keep(engine)
     assert len(held(engine)) == 1
+
+
+def test_a_view_made_during_a_conversion_leaves_no_constraint(
+    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The constraint of the interrupted attempt would reject the receipts of later days."""
+    make_plain(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_upkeep, "_attach", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            keep(engine)
+    with engine.writing() as connection:
+        connection.execute(text("CREATE VIEW costs AS SELECT tenant FROM usage_receipts"))
+    with pytest.raises(StartupError, match="view"):
+        keep(engine)
+    assert database(engine).add(entries(on_days(DAY + 30))).inserted == 1
 
 
 def test_the_true_receipt_replaces_an_abandoned_one_in_a_partition(engine: UsageEngine) -> None:
@@ -413,7 +431,7 @@ async def test_the_upkeep_logs_a_failure_once(engine: UsageEngine, monkeypatch: 
     assert len(failed) == 1
     assert "view" in failed[0]["why"]
     assert [one["table"] for one in logs if one["event"] == "usage_table_partitioned"] == [
-        "usage_receipts",
         "usage_tags",
         "usage_labels",
+        "usage_receipts",
     ]
