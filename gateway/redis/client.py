@@ -24,7 +24,7 @@ from gateway.errors import StartupError
 from gateway.redis.cluster_client import NODE
 from gateway.redis.servers import servers_of
 from gateway.redis.slots import is_cluster
-from gateway.redis.topology import NodeDown, SlotNotServed
+from gateway.redis.topology import NodeDown, SlotNotServed, ranges_text, slot_count
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -64,6 +64,7 @@ class _Node:
 
     def __init__(self, first_pause_s: float) -> None:
         self.up = True
+        self.since = math.inf  # loop time since which its breaker is closed; infinity before the first reply
         self.run_id: str | None = None
         self.backoff = ReconnectBackoff(first_pause_s)
 
@@ -105,6 +106,7 @@ class RedisClient:
         self._metrics, self._check_interval_s = metrics, check_interval_s
         self.on_restart: Callable[[], None] = lambda: None
         self._nodes = {"": _Node(check_interval_s)}
+        self._unserved = self._servers.unserved
         self._run_ids: set[str] = set()  # of all nodes by the last check of the watch
         self.unchanged_at = -math.inf
         self.up = True
@@ -118,12 +120,16 @@ class RedisClient:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether no breaker is open."""
-        return all(node.up for node in self._nodes.values())
+        """Return whether no breaker is open, and some node serves each slot of a cluster."""
+        return all(node.up for node in self._nodes.values()) and not self._servers.unserved
 
     def is_up(self, key: str) -> bool:
         """Return whether the breaker of a key's node is closed."""
         return self.up and self._servers.is_up(key)
+
+    def up_since(self, key: str) -> float:
+        """Return the loop time since which this process reaches a key's node without failure; infinity if it failed."""
+        return max(self._nodes[""].since, self._servers.up_since(key))
 
     def failed(self, error: Exception) -> bool:
         """Report a failed command. It opens the breaker until Redis answers the watch.
@@ -212,6 +218,10 @@ class RedisClient:
         failures = {name: one for name, one in checks.items() if isinstance(one, Exception)}
         for name, error in failures.items():
             self._set_up(name, up=False, error=type(error).__name__)
+        for name in checks.keys() - failures:
+            node = self._nodes[name]
+            if node.up and node.since == math.inf:
+                node.since = asyncio.get_running_loop().time()
         return set(failures)
 
     def _follow_run_ids(self, checks: Checks) -> bool:
@@ -229,8 +239,10 @@ class RedisClient:
         node = self._nodes.setdefault(name, _Node(self._check_interval_s))
         was_up, node.up = node.up, up
         if up != was_up:
+            now = asyncio.get_running_loop().time()
+            node.since = now if up else math.inf
             if not up:
-                node.backoff.begin(asyncio.get_running_loop().time())
+                node.backoff.begin(now)
             log.warning("redis", up=up, error=error, **({"node": name} if name else {}))
         self._servers.set_up(name, up=up)  # also without a change: a check may have replaced the state of the node
         self._update()
@@ -243,6 +255,12 @@ class RedisClient:
         else:
             self._is_up.clear()
         self._metrics.redis_up.set(int(self.is_whole))
+        unserved = self._servers.unserved
+        if unserved and unserved != self._unserved:
+            log.error("redis_slots_unserved", count=slot_count(unserved), slots=ranges_text(unserved))
+        elif self._unserved and not unserved:
+            log.warning("redis_slots_served")
+        self._unserved = unserved
 
     async def close(self) -> None:
         await self.commands.aclose()

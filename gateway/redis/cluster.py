@@ -12,12 +12,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, RedisError
 
 from gateway.redis.cluster_client import ClusterClient
-from gateway.redis.connection import ReplicaConnected, connect
-from gateway.redis.slots import SLOTS
-from gateway.redis.topology import NotACluster, Topology, cluster_info
+from gateway.redis.connection import ReplicaConnected, connect, reason_of
+from gateway.redis.topology import NotACluster, SlotNotServed, Topology, cluster_info, unserved_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -63,10 +62,13 @@ class ClusterServers:
                 await self._topology.refresh()  # after a failover that an operator began
                 found = await self._check_primaries()
         except (RedisError, OSError, ValueError) as error:
-            self.problems = [f"no node answers ({type(error).__name__})"]
+            self.problems = [f"no node answers ({reason_of(error)})"]
             return {"": error}
-        uncovered = self._topology.uncovered()
-        self.problems = [f"{uncovered} of {SLOTS} slots have no node"] if uncovered else []
+        self.problems = []
+        if self.unserved:
+            self.problems = [f"{unserved_text(self.unserved)}. redis-cli --cluster fix HOST:PORT assigns them"]
+        if not found:
+            return {"": SlotNotServed("no node has slots")}
         self.problems += [f"{node}: {_reason(one)}" for node, one in found.items() if isinstance(one, Exception)]
         versions = {str(one["redis_version"]) for one in found.values() if not isinstance(one, Exception)}
         if len(versions) > 1:
@@ -76,6 +78,10 @@ class ClusterServers:
         for subscriber in self._listening:
             await subscriber.disconnect_except(healthy)  # it subscribes to another node
         return {"": {}, **found}
+
+    @property
+    def unserved(self) -> Sequence[tuple[int, int]]:
+        return self._topology.unserved
 
     async def _check_primaries(self) -> dict[str, dict[str, Any] | Exception]:
         nodes = list(self._topology.primaries)
@@ -99,17 +105,20 @@ class ClusterServers:
         hosts = ", ".join(self._address.hosts)
         if isinstance(error, NotACluster):
             return f"{error}: write redis:// instead of redis+cluster://."
-        if self._topology.primaries:
+        if self._topology.primaries or isinstance(error, SlotNotServed):
             return f"The Redis Cluster of {hosts} serves no request: {'; '.join(self.problems)}."
-        return f"The nodes of the Redis Cluster at {hosts} do not answer ({type(error).__name__})."
+        return f"The nodes of the Redis Cluster at {hosts} do not answer ({reason_of(error)})."
 
     def is_up(self, key: str) -> bool:
         return self._topology.is_up(key)
 
+    def up_since(self, key: str) -> float:
+        return self._topology.up_since(key)
+
     def set_up(self, node: str, *, up: bool) -> None:
         """Let commands for a node fail at once, or be sent again."""
         if up:
-            self._topology.down.discard(node)
+            self._topology.recover(node)
         elif node:
             self._topology.down.add(node)
             self._topology.stale = True
@@ -119,4 +128,4 @@ class ClusterServers:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ClusterDownError | ReplicaConnected) else type(error).__name__
+    return str(error) if isinstance(error, ClusterDownError | ReplicaConnected) else reason_of(error)

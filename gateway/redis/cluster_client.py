@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from gateway.redis.slots import by_slot, slot_of_command
-from gateway.redis.topology import SlotNotServed, node_address
+from gateway.redis.topology import SlotNotServed, node_address, unserved_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -128,8 +128,8 @@ class ClusterClient(_Commands):  # type: ignore[misc]
     async def scan_iter(self, match: Any = None, count: int | None = None, *_: Any, **__: Any) -> AsyncIterator[Any]:
         """Yield the keys of all primaries. A key that moves meanwhile may be yielded twice."""
         await self._topology.refresh()
-        if self._topology.uncovered():
-            raise SlotNotServed("some slots have no node")
+        if self._topology.unserved:
+            raise SlotNotServed(unserved_text(self._topology.unserved))
         for address in list(self._topology.primaries):
             async for key in self.node(address).scan_iter(match, count):
                 yield key

@@ -6,6 +6,7 @@ redis-py limits each read and write by `asyncio.timeout`. These connections use 
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any
 
 from redis.asyncio import Redis
@@ -82,3 +83,15 @@ def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: flo
     original = pool.connection_class
     pool.connection_class = type(original.__name__, (WithLoopDeadlines, original), {})
     return redis
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the kind of an error, and for an error of TLS its reason and the option to check."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"TLS: {cause.verify_message}; check ssl_ca_certs in redis.url"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {cause.reason}; check ssl_certfile and ssl_keyfile in redis.url"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__

@@ -20,7 +20,7 @@ from redis.asyncio.sentinel import (
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gateway.redis.connection import ReplicaConnected, WithLoopDeadlines, connect
+from gateway.redis.connection import ReplicaConnected, WithLoopDeadlines, connect, reason_of
 from gateway.redis.single import SingleServer
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ class SentinelServers(SingleServer):
                 masters: Any = await sentinel.sentinel_masters()
                 names.update(masters)
             except (RedisError, OSError) as failed:
-                failures.append(type(failed).__name__)
+                failures.append(reason_of(failed))
         if len(failures) == len(self._address.sentinels):
             return f"The sentinels at {hosts} do not answer ({', '.join(sorted(set(failures)))})."
         if master not in names:
             known = ", ".join(sorted(names)) or "none"
             return f"The sentinels at {hosts} know no master '{master}'; they know: {known}."
-        return f"The master '{master}' of the sentinels at {hosts} does not answer ({type(error).__name__})."
+        return f"The master '{master}' of the sentinels at {hosts} does not answer ({reason_of(error)})."
 
     async def close(self) -> None:
         await self._sentinels.aclose()

@@ -10,7 +10,7 @@ from gateway.redis.sentinel import SentinelServers
 from gateway.redis.single import SingleServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -26,9 +26,17 @@ Checks: TypeAlias = "Mapping[str, Mapping[str, Any] | Exception]"
 
 
 class Servers(Protocol):
-    """The servers that a URL names. `problems` states what is wrong with them, by the last check."""
+    """The servers that a URL names.
+
+    Attributes:
+        problems: the defects that the last check found.
+        unserved: ranges of hash slots that no node of a cluster serves.
+    """
 
     problems: list[str]
+
+    @property
+    def unserved(self) -> Sequence[tuple[int, int]]: ...
 
     def open(self, *, command_timeout_s: float | None, **options: Any) -> Redis:
         """Return a client, which connects with its first command. The arguments are those of `connect`."""
@@ -44,6 +52,9 @@ class Servers(Protocol):
 
     def is_up(self, key: str) -> bool:
         """Return whether the node of a key has not failed, if nodes fail separately; else True."""
+
+    def up_since(self, key: str) -> float:
+        """Return the loop time since which the node of a key has not failed, if nodes fail separately; else -inf."""
 
     def set_up(self, node: str, *, up: bool) -> None:
         """Store whether a node has failed."""

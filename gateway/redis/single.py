@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from gateway.redis.connection import ReplicaConnected, connect
+from gateway.redis.connection import ReplicaConnected, connect, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,8 @@ class NotSingle(RedisConnectionError):
 
 class SingleServer:
     """A server that fails as a whole."""
+
+    unserved: tuple[tuple[int, int], ...] = ()
 
     def __init__(self, address: RedisAddress, *, timeout_s: float, **options: Any) -> None:
         self._address, self._timeout_s, self._options = address, timeout_s, options
@@ -65,11 +68,15 @@ class SingleServer:
                 f"Redis at {self._address.hosts[0]} is {error}, and rejects writes. Name the primary; with Redis "
                 "Sentinel the sentinels: redis+sentinel://HOST:26379,HOST:26379/MASTER_NAME."
             )
-        return f"Redis at {self._address.hosts[0]} does not answer ({type(error).__name__})."
+        return f"Redis at {self._address.hosts[0]} does not answer ({reason_of(error)})."
 
     def is_up(self, key: str) -> bool:
         """Return True: the server fails as a whole."""
         return True
+
+    def up_since(self, key: str) -> float:
+        """Return -inf: the server fails as a whole."""
+        return -math.inf
 
     def set_up(self, node: str, *, up: bool) -> None:
         """Do nothing: clients may try at any time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _REFRESH_EVERY_S = 5.0
 _ASKED_AT_ONCE = 3
+_MAX_RANGES = 10
 
 
 class NodeDown(RedisConnectionError):
@@ -42,6 +44,7 @@ class Topology:
     Attributes:
         down: nodes that failed. Commands for them fail at once.
         stale: whether a failure or a redirection indicates a change.
+        unserved: ranges of slots without an owner; empty before the first refresh.
     """
 
     def __init__(self, seeds: Sequence[str], connect: Callable[[str], Redis]) -> None:
@@ -51,6 +54,9 @@ class Topology:
         self.primaries: list[str] = []
         self.down: set[str] = set()
         self.stale = True
+        self.unserved: list[tuple[int, int]] = []
+        self._up_since: dict[str, float] = {}  # of primaries
+        self._served_since: dict[int, float] = {}  # of slots that had no owner
         self._refreshed_at = 0.0
         self._refreshing = asyncio.Lock()
 
@@ -82,16 +88,26 @@ class Topology:
         owner = self._owners[slot_of(key)]
         return owner is not None and owner not in self.down
 
+    def up_since(self, key: str) -> float:
+        """Return the loop time since which the node of a key is known and has not failed; infinity if it has."""
+        slot = slot_of(key)
+        owner = self._owners[slot]
+        if owner is None or owner in self.down:
+            return math.inf
+        return max(self._up_since[owner], self._served_since.get(slot, -math.inf))
+
+    def recover(self, node: str) -> None:
+        """Send commands to a node again."""
+        if node in self.down:
+            self.down.discard(node)
+            self._up_since[node] = asyncio.get_running_loop().time()
+
     def move(self, slot: int, node: str) -> None:
         """Store a new owner of a slot, which another node named."""
         if self._owners[slot] != node:
-            self._owners[slot], self.stale = node, True
-            if node not in self.primaries:
-                self.primaries = [*self.primaries, node]
-
-    def uncovered(self) -> int:
-        """Return the number of slots without an owner."""
-        return self._owners.count(None)
+            owners = self._owners.copy()
+            owners[slot], self.stale = node, True
+            self._use(owners, [*dict.fromkeys([*self.primaries, node])])
 
     @property
     def is_due(self) -> bool:
@@ -159,8 +175,45 @@ class Topology:
         for owner in owners:
             if owner is not None:
                 primaries[owner] = None
-        self._owners, self._nodes, self.primaries = owners, list(nodes), list(primaries)
+        self._nodes = list(nodes)
+        self._use(owners, list(primaries))
         self.down &= set(primaries)
+
+    def _use(self, owners: list[str | None], primaries: list[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        for first, last in self.unserved:
+            self._served_since |= {slot: now for slot in range(first, last + 1) if owners[slot] is not None}
+        self._up_since = {node: self._up_since.get(node, now) for node in primaries}
+        self._owners, self.primaries, self.unserved = owners, primaries, _without_owner(owners)
+
+
+def _without_owner(owners: Sequence[str | None]) -> list[tuple[int, int]]:
+    """Return the first and the last slot of each range without an owner."""
+    ranges: list[tuple[int, int]] = []
+    if None in owners:
+        for slot, owner in enumerate(owners):
+            if owner is None and ranges and ranges[-1][1] == slot - 1:
+                ranges[-1] = ranges[-1][0], slot
+            elif owner is None:
+                ranges.append((slot, slot))
+    return ranges
+
+
+def unserved_text(ranges: Sequence[tuple[int, int]]) -> str:
+    """Return a sentence on slots without a node."""
+    return f"{slot_count(ranges)} of {SLOTS} slots have no node: {ranges_text(ranges)}"
+
+
+def ranges_text(ranges: Sequence[tuple[int, int]]) -> str:
+    """Return the first ranges of slots as text."""
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_MAX_RANGES]]
+    more = len(ranges) - len(shown)
+    return ", ".join(shown) + (f" and {more} more ranges" if more else "")
+
+
+def slot_count(ranges: Iterable[tuple[int, int]]) -> int:
+    """Return the number of slots in some ranges."""
+    return sum(last + 1 - first for first, last in ranges)
 
 
 def cluster_info(raw: Any) -> dict[str, str]:

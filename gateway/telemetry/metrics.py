@@ -227,7 +227,7 @@ class Metrics:
             ("engine", "outcome"),
         )
         self.redis_up = smallest(
-            "gkt_redis_up", "1 while Redis is up for every worker; in a cluster, while all nodes are."
+            "gkt_redis_up", "1 while Redis is up for every worker; in a cluster, while all nodes and slots are."
         )
         self.receipts_waiting = total("gkt_receipts_waiting", "Receipts in memory that Redis has not stored yet.")
         self.receipts_lost = counter(

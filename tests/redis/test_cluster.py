@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
 from gateway.batching.redis_scheduler import listen_for_wakeups
 from gateway.errors import StartupError
@@ -20,7 +22,15 @@ from gateway.redis.slots import slot_of
 from gateway.redis.topology import NodeDown
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.redis_groups import PASSWORD, ClusterGroup, RedisServer, cluster_group, until
+from tests.redis_groups import (
+    PASSWORD,
+    PERCENT_ENCODED,
+    ClusterGroup,
+    RedisServer,
+    cluster_group,
+    free_port,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,8 +48,11 @@ async def group() -> AsyncIterator[ClusterGroup]:
 
 
 @asynccontextmanager
-async def client_on(url: str, timeout_s: float = 5.0, *, watched: bool = True) -> AsyncIterator[RedisClient]:
-    client, tasks = RedisClient(url, timeout_s=timeout_s, metrics=Metrics(), check_interval_s=0.05), BackgroundTasks()
+async def client_on(
+    url: str, timeout_s: float = 5.0, *, watched: bool = True, metrics: Metrics | None = None
+) -> AsyncIterator[RedisClient]:
+    client = RedisClient(url, timeout_s=timeout_s, metrics=metrics or Metrics(), check_interval_s=0.05)
+    tasks = BackgroundTasks()
     if watched:
         tasks.keep("redis", client.watch())
     try:
@@ -248,7 +261,10 @@ async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> N
     try:
         async with client_on(group.url, watched=False) as client:
             await client.require()
-            assert client.problems == ["1 of 16384 slots have no node"]
+            assert client.problems == [
+                f"1 of 16384 slots have no node: {slot}. redis-cli --cluster fix HOST:PORT assigns them"
+            ]
+            assert not client.is_whole
             with pytest.raises(RedisConnectionError, match=f"no node serves slot {slot}"):
                 await client.commands.get("{uncovered}")
             assert not client.is_up("{uncovered}")
@@ -266,7 +282,7 @@ async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> N
             return bool(refusals)
 
         await until(is_refused, 30)
-        assert "serves no request: 2 of 16384 slots have no node; 127.0.0.1:" in refusals[0]
+        assert f"serves no request: 2 of 16384 slots have no node: {slot}-{slot + 1}. redis-cli" in refusals[0]
         assert "cluster_state:fail" in refusals[0]
     finally:
         await require_coverage(group, "no")
@@ -274,6 +290,53 @@ async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> N
             with suppress(ResponseError):  # it has an owner
                 await group.run(owner, "CLUSTER", "ADDSLOTS", one)
     await until(group.is_ready)
+
+
+async def test_uncovered_slots_are_reported_until_they_have_an_owner(group: ClusterGroup) -> None:
+    """In the log, in the metric, and to the readiness."""
+    slot = slot_of("{uncovered}")
+    owner = await group.owner(slot)
+    metrics = Metrics()
+    with capture_logs() as logs:
+        async with client_on(group.url, metrics=metrics) as client:
+            await client.require()
+            assert client.is_whole
+            await uncover(group, owner, slot)
+
+            async def is_reported() -> bool:
+                return not client.is_whole and bool(client.problems)
+
+            try:
+                await until(is_reported)
+                assert client.up
+                assert f"have no node: {slot}." in client.problems[0]
+                assert metrics.registry.get_sample_value("gkt_redis_up") == 0
+                assert client.up_since("{uncovered}") == math.inf
+                ended_s = asyncio.get_running_loop().time()
+            finally:
+                await group.run(owner, "CLUSTER", "ADDSLOTS", slot)
+
+            async def is_served() -> bool:
+                return client.is_whole and not client.problems
+
+            await until(is_served)
+            assert client.up_since("{uncovered}") >= ended_s
+            assert client.up_since(KEYS[0]) < ended_s
+    lines = [line for line in logs if line["event"].startswith("redis_slots")]
+    assert [line["event"] for line in lines] == ["redis_slots_unserved", "redis_slots_served"]
+    assert (lines[0]["count"], lines[0]["slots"]) == (1, str(slot))
+    await until(group.is_ready)
+
+
+async def test_a_cluster_without_slots_is_refused(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "node", **{"cluster-enabled": "yes", "cluster-port": str(free_port())})
+    try:
+        await server.start()
+        async with client_on(f"redis+cluster://:{PERCENT_ENCODED}@{server.address}", watched=False) as client:
+            with pytest.raises(StartupError, match=r"serves no request: 16384 of 16384 slots have no node: 0-16383\."):
+                await client.require()
+    finally:
+        await server.stop()
 
 
 async def uncover(group: ClusterGroup, owner: RedisServer, slot: int) -> None:
