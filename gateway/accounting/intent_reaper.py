@@ -64,6 +64,9 @@ class Heartbeat:
 class IntentReaper:
     """Settle intents of processes without a heartbeat. Every process runs one; the script settles each intent once.
 
+    No process can renew its heartbeat while Redis, or a node of a cluster, is down. So the reaper relies on a node's
+    heartbeats only after it has reached the node for one lease.
+
     Args:
         tenants: returns the tenants to check, in each round.
         holds: returns whether this process works on a request or has not stored its receipt yet.
@@ -92,21 +95,19 @@ class IntentReaper:
         """Sweep twice per lease until canceled."""
         while True:
             await asyncio.sleep(self._lease_s / 2)
-            if self._redis.up:
-                try:
-                    await self.sweep()
-                    continue
-                except Exception as error:
-                    log.warning("sweep_failed", error=type(error).__name__, exc_info=self._redis.failed(error))
             await self._redis.wait_up()
-            # No process could renew its heartbeat while Redis was down. Give all of them time to do so.
-            await asyncio.sleep(self._lease_s)
+            try:
+                await self.sweep()
+            except Exception as error:
+                log.warning("sweep_failed", error=type(error).__name__, exc_info=self._redis.failed(error))
 
     async def sweep(self) -> int:
         """Run one round. Return the number of settled requests. Raises RedisError and OSError."""
         tenants = self._tenants_of_round()
         read, settled = 0, await self._sweep_own(tenants)
-        for tenant, process_id in await self._in_redis.expired_processes(tenants, self._lease_s):
+        reliable = [one for one in tenants if self._is_reliable(self._in_redis.key_of(one))]
+        expired = await self._in_redis.expired_processes(reliable, self._lease_s, self._is_reliable)
+        for tenant, process_id in expired:
             intents = await self._in_redis.intents(tenant, process_id, self._round_intents - read)
             read, settled = read + len(intents), settled + await self._abandon(tenant, process_id, intents)
             if read >= self._round_intents:
@@ -132,6 +133,10 @@ class IntentReaper:
             if request_id in settled_ids:
                 self._ledger.record_abandoned(settlement.receipt)
         return len(settled_ids)
+
+    def _is_reliable(self, key: str) -> bool:
+        """Return whether this process has reached a key's node for one lease."""
+        return asyncio.get_running_loop().time() - self._redis.up_since(key) >= self._lease_s
 
     def _tenants_of_round(self) -> Sequence[str]:
         """Return all tenants, or the next ones in turn."""

@@ -23,7 +23,7 @@ from gateway.redis.slots import is_cluster
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -100,7 +100,8 @@ class ExchangeResult:
     Attributes:
         verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
         left: tenant, scope and the remainder of its budget in picodollars.
-        failed: in a cluster, the error of each tenant whose node failed. Its requests may have been stored.
+        failed: the error of each tenant whose call failed: in a cluster, its node may have failed. Its requests may
+            have been stored.
     """
 
     verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)
@@ -156,23 +157,20 @@ class RedisLedger:
         return result
 
     async def settle(self, process_id: str, settled: Sequence[Settlement]) -> ExchangeResult:
-        """Settle requests of this process or of a dead one. Raises RedisError and OSError."""
+        """Settle requests of this process or of a dead one. Raises RedisError and OSError: all failed."""
         tenants: dict[str, _TenantCall] = defaultdict(_TenantCall)
         for settlement in settled:
             tenants[settlement.receipt.tenant].settled.append(settlement)
-        return await self._run_all(list(tenants.items()), process_id)
+        return await self._run(list(tenants.items()), process_id)
 
     async def abandon(self, tenant: str, process_id: str, left: Mapping[str, Settlement]) -> set[str]:
         """Settle intents of a dead process, by id; return the ids that no other process settled. Raises RedisError and
         OSError."""
         call = _TenantCall(settled=list(left.values()), gone=True)
-        return (await self._run_all([(tenant, call)], process_id)).settled
-
-    async def _run_all(self, tenant_calls: Sequence[tuple[str, _TenantCall]], process_id: str) -> ExchangeResult:
-        result = await self._run(tenant_calls, process_id)
+        result = await self._run([(tenant, call)], process_id)
         for error in result.failed.values():
             raise error
-        return result
+        return result.settled
 
     async def _run(self, tenant_calls: Sequence[tuple[str, _TenantCall]], process_id: str) -> ExchangeResult:
         calls = []
@@ -234,8 +232,11 @@ class RedisLedger:
         found = await self._queries.get(self._keys.receipt(tenant, receipt_id))
         return found.encode() if isinstance(found, str) else found
 
-    async def expired_processes(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:
-        """Return (tenant, process id) of expired leases and heartbeats. Raises RedisError and OSError."""
+    async def expired_processes(
+        self, tenants: Iterable[str], lease_s: float, is_reliable: Callable[[str], bool] = lambda _: True
+    ) -> list[tuple[str, str]]:
+        """Return (tenant, process id) of expired leases and heartbeats. Raises RedisError and OSError. `is_reliable`
+        returns whether a missing heartbeat indicates a dead process, by the key of the heartbeat."""
         tenants = list(tenants)
         seconds, microseconds = await self._redis.time()
         newest = seconds * 1_000_000 + microseconds - round(lease_s * 1_000_000)
@@ -249,14 +250,16 @@ class RedisLedger:
             for raw in owners
             if (process_id := raw.decode()) != self.process_id
         ]
-        candidates = sorted({process_id for _, process_id in quiet})
+        candidates = sorted({one for _, one in quiet if is_reliable(self._keys.heartbeat(one))})
         if not candidates:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
             for process_id in candidates:
                 pipe.exists(self._keys.heartbeat(process_id))
-            alive = dict(zip(candidates, await pipe.execute(), strict=True))
-        return [(tenant, process_id) for tenant, process_id in quiet if not alive[process_id]]
+            found = await pipe.execute(raise_on_error=not is_cluster(self._redis))
+        # In a cluster, an error takes the place of heartbeats whose node failed.
+        dead = {process_id for process_id, reply in zip(candidates, found, strict=True) if reply == 0}
+        return [(tenant, process_id) for tenant, process_id in quiet if process_id in dead]
 
     async def own_intents(self, tenants: Sequence[str], limit: int) -> dict[str, list[str]]:
         """Return ids of intents of this process, by tenant, at most `limit` each. Raises RedisError and OSError."""

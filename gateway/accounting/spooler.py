@@ -93,7 +93,7 @@ class Spooler:
         Receipts without room on disk are logged."""
         async with self._busy:
             try:
-                while await self._write():
+                while await self._write(accepted=True):
                     pass
             except OSError as error:
                 self._failed(error)
@@ -113,21 +113,27 @@ class Spooler:
             if now - self._blocked_since >= self._delay_s:
                 while await self._write():
                     pass
+        else:
+            self._blocked_since = None
+        # A cluster may accept the receipts of other nodes.
+        if self._store.is_blocked and not (self._client.is_cluster and self._client.up):
             return
-        self._blocked_since = None
+        errors: list[Exception] = []
         if self._lines:
-            await self._send_own()
+            await self._send_own(errors)
         if now >= self._orphans_due:
             self._orphans_due = now + self._orphans_s
             for path in await asyncio.to_thread(other_spools, self._folder, self._own_path):
                 try:
-                    await self._send_orphaned(path)
+                    await self._send_orphaned(path, errors)
                 except OSError as error:  # another user's file must not stop the files after it from being sent
                     self._failed(error)
+        if errors:
+            raise errors[0]
 
-    async def _write(self) -> int:
-        """Spool one batch of waiting receipts. Return the number that was written."""
-        waiting = self._store.next_for_spool(_WRITE_BATCH)
+    async def _write(self, *, accepted: bool = False) -> int:
+        """Spool one batch of waiting receipts. `accepted`: also those that Redis accepts now. Return their number."""
+        waiting = self._store.next_for_spool(_WRITE_BATCH, accepted=accepted)
         if not waiting:
             return 0
         if self._own is None:
@@ -145,16 +151,14 @@ class Spooler:
             self._problem = None
         return written
 
-    async def _send_own(self) -> None:
+    async def _send_own(self, errors: list[Exception]) -> None:
         """Send the receipts that are in the spool alone. The store sends the others."""
         assert self._own is not None
-        if self._store.spool_only:
+        if sendable := self._store.sendable_spooled():
             lines = self._own.lines()
             while batch := await asyncio.to_thread(_next_batch, lines, self._send_batch):
-                left = [
-                    one for one in batch if one.entry is not None and one.entry.receipt.id in self._store.spool_only
-                ]
-                await self._send(self._own, left, "own")
+                left = [one for one in batch if one.entry is not None and one.entry.receipt.id in sendable]
+                await self._send(self._own, left, "own", errors)
             # Receipts that left memory meanwhile may be at an earlier line. The next pass finds them.
         if not self._store.has_spooled:
             await asyncio.to_thread(self._own.clear)
@@ -162,41 +166,50 @@ class Spooler:
             self._lines = 0
             self._update_metrics()
 
-    async def _send_orphaned(self, path: Path) -> None:
+    async def _send_orphaned(self, path: Path, errors: list[Exception]) -> None:
+        """Send the receipts of a dead process. The file stays until Redis has all of them."""
         spool = await asyncio.to_thread(Spool.open_orphaned, path)
         if spool is None:
             return
-        done, count, unreadable = False, 0, 0
+        done, sent, unsent, unreadable = False, 0, 0, 0
         try:
             lines = spool.lines()
             while batch := await asyncio.to_thread(_next_batch, lines, self._send_batch):
-                await self._send(spool, batch, "dead")
-                count += len(batch)
-                unreadable += sum(line.entry is None for line in batch)
-            if unreadable:
+                readable = [line for line in batch if line.entry is not None]
+                count = await self._send(spool, readable, "dead", errors)
+                sent, unsent = sent + count, unsent + len(readable) - count
+                unreadable += len(batch) - len(readable)
+            if unreadable and not unsent:
                 kept = await asyncio.to_thread(spool.quarantine)
                 log.error("spool_unreadable", lines=unreadable, file=str(kept))
-            done = not unreadable
-            log.warning("orphaned_spool_sent", receipts=count - unreadable, file=str(path))
+            done = not unreadable and not unsent
+            if sent or not unsent:
+                log.warning("orphaned_spool_sent", receipts=sent, left=unsent, file=str(path))
         finally:
             await asyncio.to_thread(spool.close, remove=done)
 
-    async def _send(self, spool: Spool, lines: Sequence[SpoolLine], origin: str) -> None:
-        by_process: dict[str, list[Settlement]] = {}
+    async def _send(self, spool: Spool, lines: Sequence[SpoolLine], origin: str, errors: list[Exception]) -> int:
+        """Send receipts, except those of tenants whose node failed. Return the number that Redis stored."""
+        by_process: dict[str, list[tuple[SpoolLine, Settlement]]] = {}
         for line in lines:
-            if line.entry is not None:
+            if line.entry is not None and self._client.is_up(self._ledger.key_of(line.entry.receipt.tenant)):
                 one = Settlement(line.entry.receipt, line.entry.intent)
-                by_process.setdefault(line.entry.process_id, []).append(one)
-        if not by_process:
-            return
-        for process_id, settled in by_process.items():
-            result = await self._ledger.settle(process_id, settled)
+                by_process.setdefault(line.entry.process_id, []).append((line, one))
+        count = 0
+        for process_id, found in by_process.items():
+            result = await self._ledger.settle(process_id, [one for _, one in found])
+            for error in result.failed.values():
+                self._client.failed(error)
+                errors.append(error)
             if result.replaced:
                 log.warning("abandoned_replaced", ids=result.replaced)
-            self._metrics.spool_replayed.labels(origin).inc(len(settled))
+            stored = [(line, one) for line, one in found if one.receipt.tenant not in result.failed]
+            await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
+            self._metrics.spool_replayed.labels(origin).inc(len(stored))
             if origin == "own":
-                self._store.confirm_spooled([one.receipt.id for one in settled])
-        await asyncio.to_thread(spool.mark_sent, [line for line in lines if line.entry is not None])
+                self._store.confirm_spooled([one.receipt.id for _, one in stored])
+            count += len(stored)
+        return count
 
     def _update_metrics(self) -> None:
         self._metrics.spool_receipts.set(self._lines)

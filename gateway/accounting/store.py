@@ -25,7 +25,7 @@ from gateway.accounting.verdict import refusal_error
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from gateway.accounting.local_limits import LocalLimits
     from gateway.accounting.receipt import Receipt
@@ -83,13 +83,14 @@ class ReceiptStore:
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
         metrics.follow(metrics.receipts_waiting, lambda: len(self._waiting))
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
-        self._spool_only: set[str] = set()  # settlements that are in the spool alone
+        self._spool_only: dict[str, str] = {}  # settlements that are in the spool alone -> their tenants
         self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
         self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
         self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
         self._failed = False  # the last exchange failed
+        self._rejected: Collection[str] | None = ()  # the tenants for which it failed; None for all
         self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # the delay of the timer
@@ -145,11 +146,10 @@ class ReceiptStore:
             self._work.set()
             return None
         self._unsent[name] = candidate
-        admitted: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
-        self._admitting[name] = admitted
+        self._admitting[name] = asyncio.get_running_loop().create_future()
         self._work.set()
         try:
-            return await admitted
+            return await self._admitting[name]
         finally:
             del self._admitting[name]
 
@@ -163,7 +163,7 @@ class ReceiptStore:
             oldest, lost = self._waiting.popitem(last=False)
             if oldest in self._on_disk:
                 self._on_disk.discard(oldest)
-                self._spool_only.add(oldest)
+                self._spool_only[oldest] = lost.receipt.tenant
             else:
                 self._lose(lost.receipt)
         self._wake_in(self._linger_s)
@@ -208,9 +208,12 @@ class ReceiptStore:
         """Return whether Redis does not accept receipts at present, as far as is known."""
         return not self._redis.up or self._failed
 
-    def next_for_spool(self, limit: int) -> list[Settlement]:
-        """Return the oldest waiting settlements that are not in the spool."""
-        return list(islice((one for name, one in self._waiting.items() if name not in self._on_disk), limit))
+    def next_for_spool(self, limit: int, *, accepted: bool = False) -> list[Settlement]:
+        """Return the oldest settlements that are not in the spool. `accepted`: also those that Redis accepts now."""
+        found = (one for name, one in self._waiting.items() if name not in self._on_disk)
+        if self._redis.up and not accepted and (rejected := self._rejected) is not None:
+            found = (one for one in found if one.receipt.tenant in rejected or not self._can_send(one.receipt.tenant))
+        return list(islice(found, limit))
 
     def mark_spooled(self, ids: Iterable[str]) -> None:
         """Record that these receipts are in the spool. Redis may have stored some of them in the meantime."""
@@ -221,10 +224,9 @@ class ReceiptStore:
         """Return whether the spool holds receipts that Redis does not have."""
         return bool(self._on_disk or self._spool_only)
 
-    @property
-    def spool_only(self) -> Set[str]:
-        """Return the ids of receipts that are in the spool alone. Memory had no room for them."""
-        return self._spool_only
+    def sendable_spooled(self) -> set[str]:
+        """Return the ids of receipts that are in the spool alone, except those for failed nodes. Memory was full."""
+        return {name for name, tenant in self._spool_only.items() if self._is_up(tenant)}
 
     def drop_unsaved(self) -> None:
         """Drop receipts that are neither in Redis nor in the spool, before the process ends."""
@@ -237,10 +239,10 @@ class ReceiptStore:
         self._metrics.receipts_lost.inc()
         log.error("receipt_lost", id=receipt.id, receipt=receipt.as_dict())
 
-    def confirm_spooled(self, ids: Iterable[str]) -> None:
+    def confirm_spooled(self, ids: Collection[str]) -> None:
         """Record that Redis stored these receipts from the spool."""
-        ids = list(ids)
-        self._spool_only.difference_update(ids)
+        for one in ids:
+            self._spool_only.pop(one, None)
         self._local.release(ids)
 
     def beat(self) -> None:
@@ -296,9 +298,8 @@ class ReceiptStore:
                 self._note_failure([error], ids, None)
                 return False
         if result.failed:
-            self._note_failure(
-                result.failed.values(), [one for one in ids if one not in result.verdicts], result.failed
-            )
+            missed = [one for one in ids if one not in result.verdicts]
+            self._note_failure(result.failed.values(), missed, result.failed)
             settled = [one for one in settled if one.receipt.tenant not in result.failed]
         now = asyncio.get_running_loop().time()
         admitted = [one for one in candidates if one.id in result.verdicts]
@@ -317,7 +318,7 @@ class ReceiptStore:
             self._on_event(event)
         if len(settled) == self._batch or any(self._can_send(one.tenant) for one in self._unsent.values()):
             self._work.set()
-        self._failed = self._holds_unsendable(self._waiting)
+        self._failed, self._rejected = self._holds_unsendable(self._waiting), result.failed
         return not (self._failed or result.failed or self._holds_unsendable(self._resending))
 
     def _resend_unsure(self) -> None:
@@ -329,7 +330,7 @@ class ReceiptStore:
         if self._redis.is_cluster and not self._redis.is_whole:
             self._answer([name for name, one in self._unsent.items() if not self._can_send(one.tenant)], None)
 
-    def _note_failure(self, errors: Iterable[Exception], ids: Sequence[str], tenants: Iterable[str] | None) -> None:
+    def _note_failure(self, errors: Iterable[Exception], ids: Sequence[str], tenants: Collection[str] | None) -> None:
         """Report errors of an exchange, and let its requests continue without a verdict. `tenants`: None for all."""
         unexpected, kind = False, ""
         for error in errors:
@@ -340,7 +341,7 @@ class ReceiptStore:
         self._answer(ids, None)
         if not self._failed:
             log.warning("receipts_waiting", count=len(self._waiting), error=kind, exc_info=unexpected)
-        self._failed = True
+        self._failed, self._rejected = True, tenants
 
     def _holds_unsendable(self, settlements: Mapping[str, Settlement]) -> bool:
         """Return whether some settlements wait for failed nodes of a cluster."""
@@ -384,8 +385,7 @@ class ReceiptStore:
                 # The request continues without a verdict or ends. From now on it is only to be counted.
                 self._unsure.add(one)
                 self._unsent.pop(one, None)
-            admitted = self._admitting.get(one)
-            if admitted is not None and not admitted.done():
+            if (admitted := self._admitting.get(one)) is not None and not admitted.done():
                 admitted.set_result(result.verdicts[one] if result is not None else None)
 
     def _wake_in(self, delay_s: float) -> None:

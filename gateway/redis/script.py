@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.redis.slots import by_slot, is_cluster, is_node_failure
 
@@ -52,7 +52,7 @@ class RedisScript:
             try:
                 return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
             except (RedisError, OSError) as error:
-                if isinstance(error, NoScriptError) or is_cluster(self._redis):
+                if isinstance(error, ResponseError) or is_cluster(self._redis):
                     return [error]
                 raise
         async with self._redis.pipeline(transaction=False) as pipe:

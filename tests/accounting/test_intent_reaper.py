@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -41,11 +42,13 @@ LEASE_S = 1.2
 class Process:
     """The ledger, heartbeat and reaper of one gateway process."""
 
-    def __init__(self, url: str, keys: RedisKeys, process_id: str, tenants: list[str], **limits: int) -> None:
+    def __init__(
+        self, url: str, keys: RedisKeys, process_id: str, tenants: list[str], timeout_s: float, **limits: int
+    ) -> None:
         self.keys = keys
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
-        self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
+        self.client = RedisClient(url, timeout_s=timeout_s, metrics=self.metrics)
         self.redis = Redis.from_url(url)  # for inspection
         self.in_redis = RedisLedger(self.client.commands, keys, process_id, 100, LEASE_S)
         self.store = ReceiptStore(
@@ -92,12 +95,21 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    url: str, keys: RedisKeys, process_id: str, *, tenants: list[str] | None = None, sweeps: bool = True, **limits: int
+    url: str,
+    keys: RedisKeys,
+    process_id: str,
+    *,
+    tenants: list[str] | None = None,
+    sweeps: bool = True,
+    beats: bool = True,
+    timeout_s: float = TIMEOUT_S,
+    **limits: int,
 ) -> AsyncIterator[Process]:
-    part = Process(url, keys, process_id, ["acme", "globex"] if tenants is None else tenants, **limits)
+    part = Process(url, keys, process_id, ["acme", "globex"] if tenants is None else tenants, timeout_s, **limits)
     part.tasks.keep("redis", part.client.watch())
     part.tasks.keep("receipts", part.store.run())
-    part.tasks.keep("heartbeat", part.heartbeat.run())
+    if beats:
+        part.tasks.keep("heartbeat", part.heartbeat.run())
     if sweeps:
         part.tasks.keep("sweeper", part.sweeper.run())
     try:
@@ -206,6 +218,17 @@ async def test_an_outage_of_redis_declares_no_process_dead(keys: RedisKeys) -> N
         await asyncio.sleep(2.5 * LEASE_S)
         assert await bob.receipts() == []
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
+
+
+async def test_a_new_process_waits_for_heartbeats_for_a_lease(redis_url: str, keys: RedisKeys) -> None:
+    """Redis may have been down until the start, so that no process could renew its heartbeat."""
+    await die(redis_url, keys, "ann", [intent()])
+    await asyncio.sleep(LEASE_S * 1.2)
+    async with process(redis_url, keys, "bob", sweeps=False) as bob:
+        await until(lambda: bob.client.up_since("") < math.inf)
+        assert await bob.sweeper.sweep() == 0
+        await asyncio.sleep(LEASE_S)
+        assert await bob.sweeper.sweep() == 1
 
 
 async def test_a_redis_that_lost_its_data_between_heartbeats_gets_all_intents_again(keys: RedisKeys) -> None:

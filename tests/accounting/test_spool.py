@@ -95,11 +95,11 @@ async def a_process(url: str, folder: Path, process_id: str, keys: RedisKeys, **
         await process.client.close()
 
 
-async def in_redis(url: str, keys: RedisKeys) -> tuple[list[str], list[str]]:
-    """Return the ids of receipts and of outbox entries."""
+async def in_redis(url: str, keys: RedisKeys, tenant: str = "acme") -> tuple[list[str], list[str]]:
+    """Return the ids of all receipts, and of the outbox entries of a tenant."""
     async with Redis.from_url(url) as redis:
         names = [name.decode().rpartition(":")[2] for name in await redis.keys(f"*{keys.prefix}:tenant:*:receipt:*")]
-        posted = await redis.xrange(keys.outbox("acme"))
+        posted = await redis.xrange(keys.outbox(tenant))
         return sorted(names), sorted(json.loads(fields[b"receipt"])["id"] for _, fields in posted)
 
 
@@ -293,6 +293,25 @@ async def test_an_unreadable_spool_does_not_block_the_others(redis_url: str, tmp
         await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 1)
         assert bob.value("gkt_spool_failures_total") == 1
     assert await in_redis(redis_url, keys) == ([one.id], [one.id])
+
+
+async def test_receipts_that_redis_rejects_do_not_stop_those_of_other_tenants(redis_url: str, tmp_path: Path) -> None:
+    """A key of one tenant has another type. Its receipts alone are sent again."""
+    keys = new()
+    rejected, others = closed(guided()), [msgspec.structs.replace(closed(guided()), tenant="globex") for _ in range(3)]
+    async with Redis.from_url(redis_url) as redis:
+        await redis.set(keys.intents("acme", "ann"), "a string")
+        spool = Spool.create(tmp_path / "ann.jsonl")
+        spool.append([SpoolEntry("ann", one).to_line() for one in (rejected, *others)], 1_000_000)
+        spool.close(remove=False)
+        async with a_process(redis_url, tmp_path, "bob", keys, orphans_interval_s=0.05) as bob:
+            await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 3)
+            assert spool.path.exists()
+            await redis.delete(keys.intents("acme", "ann"))
+            await until(lambda: not spool.path.exists())
+            assert bob.value("gkt_spool_replayed_total", spool="dead") == 4
+        assert await in_redis(redis_url, keys) == (ids([rejected, *others]), [rejected.id])
+        assert (await in_redis(redis_url, keys, "globex"))[1] == ids(others)
 
 
 async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp_path: Path) -> None:
