@@ -14,13 +14,14 @@ from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import MAX_RAISE_S, Account, Raise
 from gateway.accounting.scopes import key_of, key_scope, label_of, tenant_scope
+from gateway.admin.balances import read_key_changes, readable_balances
 from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES
 from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
-from gateway.errors import InvalidRequest, NotFound
+from gateway.errors import InvalidRequest, NotFound, StoreUnavailable
 from gateway.keys.held import HeldKey
 from gateway.pricing import dollars, total_usd, without_trailing_zeros
 
@@ -82,7 +83,7 @@ async def show_budgets(request: web.Request) -> web.Response:
 
 async def _listed(request: web.Request, tenant: str | None) -> web.Response:
     limit = number_of(request, "limit", default=_PAGE, maximum=_PAGE)
-    await request.app[KEY_FOLLOWER].catch_up()
+    is_current = await read_key_changes(request.app)
     ring = request.app[KEYRING]
     page, following = await asyncio.to_thread(
         _page_of,
@@ -92,9 +93,18 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
         after=request.query.get("after", ""),
         limit=limit,
     )
-    balances = await request.app[BUDGETS].read([account for _, account in page])
-    views = [budget_view(account, balance) for (_, account), balance in zip(page, balances, strict=True)]
-    return json_reply({"budgets": views, "next": following})
+    accounts = [account for _, account in page]
+    rows = list(zip(accounts, await readable_balances(request.app, accounts), strict=True))
+    unreadable = [account for account, balance in rows if balance is None]
+    if tenant is not None and unreadable:
+        raise StoreUnavailable(f"The node of Redis with the budgets of tenant '{tenant}' does not answer. Try again.")
+    body = {
+        "budgets": [budget_view(account, balance) for account, balance in rows if balance is not None],
+        "unreadable": [{"tenant": one.tenant, "key": key_of(one.scope.name)} for one in unreadable],
+        "keys_current": is_current,
+        "next": following,
+    }
+    return json_reply(body)
 
 
 @needs_redis

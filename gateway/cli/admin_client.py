@@ -21,6 +21,8 @@ from gateway.config.settings import admin_key, admin_listener
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import SecretStr
 
 # Longer than the largest `redis.timeout`, for which the gateway itself may wait.
@@ -89,13 +91,15 @@ class AdminClient:
 
     def list_all(self, path: str, name: str, **query: str | None) -> list[dict[str, Any]]:
         """Return all pages of the list that replies carry under `name`."""
-        entries: list[dict[str, Any]] = []
+        return [entry for page in self.pages(path, **query) for entry in page[name]]
+
+    def pages(self, path: str, **query: str | None) -> Iterator[dict[str, Any]]:
+        """Yield the replies with all pages of a list."""
         after: str | None = ""
         while after is not None:
             page = self.call("GET", f"{path}?{urlencode(without_none(**query, after=after or None))}")
-            entries += page[name]
+            yield page
             after = page["next"]
-        return entries
 
     async def request(self, session: aiohttp.ClientSession, method: str, path: str, **sent: Any) -> bytes:
         """Send a request with aiohttp's arguments `sent`. Return the body of a successful reply."""

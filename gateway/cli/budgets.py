@@ -47,17 +47,24 @@ def list_budgets(
     three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted.
     """
     client = AdminClient(url, config, keyed=True)
+    unreadable: list[dict[str, Any]] = []
     if label is None:
-        entries = client.list_all("/budgets", "budgets", tenant=tenant)
+        pages = list(client.pages("/budgets", tenant=tenant))
+        entries = [entry for page in pages for entry in page["budgets"]]
+        unreadable = [one for page in pages for one in page.get("unreadable", ())]  # earlier gateways omit it
     elif tenant is None:
         raise typer.BadParameter("needs --tenant, since each tenant has its own labels", param_hint="--label")
     else:
         path = f"/budgets/{quote(tenant, safe='')}/labels?label={quote(label, safe='')}"
         entries = client.call("GET", path)["budgets"]
     if as_json:
-        typer.echo(in_json({"budgets": entries}))
+        typer.echo(in_json({"budgets": entries, "unreadable": unreadable}))
     else:
         print_budgets(entries)
+    if unreadable:
+        names = ", ".join("/".join(filter(None, (one["tenant"], one["key"]))) for one in unreadable)
+        typer.echo(f"{len(unreadable)} budgets cannot be read: a node of Redis does not answer: {names}", err=True)
+        raise typer.Exit(1)
 
 
 @budgets.command(name="raise")

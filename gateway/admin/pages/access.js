@@ -73,6 +73,12 @@ const budgetColumns = (open) => allowed([
     aria-label="Raise ${row.tenant} ${row.key ?? row.value ?? ""}" onClick=${() => open({ kind: "raise", row })}>Raise</button><//>` },
 ]);
 
+const named = (row) => (row.key ? `${row.tenant} (key ${row.key})` : row.tenant);
+const unread = ({ unreadable = [], keys_current: current = true }) => html`${unreadable.length > 0 && html`<p class="small" role="status"><${Badge}
+  kind="bad">Incomplete<//> A node of Redis does not answer. These budgets cannot be read: ${unreadable.slice(0, 20).map(named).join(", ")}${unreadable.length > 20
+    ? ` and ${unreadable.length - 20} more`
+    : ""}.</p>`}${!current && html`<p class="small" role="status"><${Badge} kind="warn">Old keys<//> Redis does not answer for API keys. Their last changes may be missing.</p>`}`;
+
 const state = (value) => (value ? Object.entries(value).map(([name, one]) => `${name}: ${typeof one === "object" && one ? JSON.stringify(one) : one}`).join(", ") : "-");
 const AUDIT = [
   { title: "At, UTC", value: (row) => Date.parse(row.at), show: (row) => utc(row.at).replace(" UTC", "") },
@@ -165,7 +171,8 @@ export function Access({ search, parameters }) {
     <${Card} title="Budgets" note="The bar is the spent and reserved part. The line in it is the elapsed part of the period.${readOnly}">
       <${Loaded} of=${budgets}>${(reply) => html`<${Table} caption="Budgets" columns=${budgetColumns(open)} rows=${[...reply.budgets, ...ofLabels]}
         id=${(row) => `${row.tenant}/${row.key ?? ""}/${row.label ?? ""}/${row.value ?? ""}`} sort=${["Used", true]} search="Search budgets"
-        empty=${html`<${Empty} title="No tenant and no key has a budget.">Set <code>budget</code> in a policy file, or give a new key a budget.<//>`} />${more(reply)}`}<//><//>
+        empty=${reply.unreadable?.length ? html`<${Empty} title="No budget can be read.">Wait until Redis answers.<//>` : html`<${Empty}
+        title="No tenant and no key has a budget.">Set <code>budget</code> in a policy file, or give a new key a budget.<//>`} />${more(reply)}${unread(reply)}`}<//><//>
     <${Card} title="Audit trail" note="Actions of operators and of automatic rules, the newest first.">
       ${role && !may("admin") ? html`<${Empty} title="The audit trail needs the role admin.">Your role is ${role}.<//>` : html`<${Loaded} of=${audit}>${({ entries }) => html`<${Table} caption="Audit trail" columns=${AUDIT}
         rows=${entries} id=${(row) => row.id} search="Search the audit trail"
