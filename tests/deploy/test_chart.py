@@ -251,6 +251,27 @@ def test_labels_of_values_replace_those_of_the_chart_but_not_selectors(helm: Pat
         assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
+@pytest.mark.parametrize(
+    ("ports", "allowed"),
+    [
+        ([6379], [{"port": 6379}]),
+        ([6379, 26379], [{"port": 6379}, {"port": 26379}]),  # with Sentinel
+        ([7000, "7001-7005"], [{"port": 7000}, {"port": 7001, "endPort": 7005}]),  # nodes of a cluster
+    ],
+)
+def test_gateway_and_worker_may_connect_to_the_ports_of_redis(
+    ports: list[int | str], allowed: list[dict[str, int]], helm: Path
+) -> None:
+    peer = {"podSelector": {"matchLabels": {"app": "redis"}}}
+    policy = {"enabled": True, "redis": {"to": [peer], "ports": ports}, "engines": [{"to": []}]}
+    release = Release(run(helm, *TEMPLATE, CHART, "--set-json", f"networkPolicy={json.dumps(policy)}")[0])
+    policies = [one for one in release.objects if one["kind"] == "NetworkPolicy"]
+    assert len(policies) == 2
+    for one in policies:
+        (rule,) = [rule for rule in one["spec"]["egress"] if rule["to"] == [peer]]
+        assert rule["ports"] == [{"protocol": "TCP", **port} for port in allowed]
+
+
 def test_no_route_leads_to_the_admin_listener(helm: Path) -> None:
     release = rendered(helm, *options("production"))
     callers = next(

@@ -55,6 +55,8 @@ def test_the_schema_accepts_the_value_files(name: str) -> None:
         ({"policies": {"acme.yml": {}}}, f"policies: 'acme.yml' does not match {POLICY_NAMES!r}"),
         ({"secrets": {"big_key": {"secret": "engines"}}}, "secrets.big_key: 'key' is a required property"),
         ({"env": [{"name": "GKT_WORKERS", "value": 2}]}, "env.0.value: 2 is not of type 'string'"),
+        ({"networkPolicy": {"redis": {"ports": ["6379"]}}},
+         "networkPolicy.redis.ports.0: '6379' is not valid under any of the given schemas"),
         ({"image": {"digest": "sha256:abc"}}, "image.digest: 'sha256:abc' does not match '^(sha256:[0-9a-f]{64})?$'"),
     ],
 )  # fmt: skip
