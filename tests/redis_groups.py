@@ -12,6 +12,7 @@ import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import pytest
 from redis.asyncio import Redis
@@ -28,6 +29,8 @@ from gateway.runtime.child_processes import end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from tests.tls_certificates import TlsFiles
 
 MASTER = "main"
 PASSWORD = "pass/of#redis"
@@ -50,11 +53,14 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A Redis or Valkey server on a port of this machine, with a password."""
+    """A Redis or Valkey server on a port of this machine, with a password, and with TLS if it has certificates."""
 
-    def __init__(self, folder: Path, *, sentinel_lines: tuple[str, ...] = (), **config: str) -> None:
+    def __init__(
+        self, folder: Path, *, sentinel_lines: tuple[str, ...] = (), tls: TlsFiles | None = None, **config: str
+    ) -> None:
         self.port = free_port()
         self.folder = folder
+        self._tls = tls
         self._is_sentinel = bool(sentinel_lines)
         self.password = SENTINEL_PASSWORD if sentinel_lines else PASSWORD
         folder.mkdir(parents=True)
@@ -68,6 +74,12 @@ class RedisServer:
         }
         if not sentinel_lines:
             lines |= {"save": '""', "masterauth": f'"{PASSWORD}"', "repl-diskless-sync-delay": "0"}
+        if tls is not None:
+            lines |= {"port": "0", "tls-port": str(self.port), "tls-auth-clients": "yes", "tls-replication": "yes"}
+            lines |= {"tls-ca-cert-file": str(tls.ca), "tls-cert-file": str(tls.certificate)}
+            lines |= {"tls-key-file": str(tls.key)}
+            if "cluster-enabled" in config:
+                lines["tls-cluster"] = "yes"
         text = [f"{name} {value}" for name, value in (lines | config).items()] + list(sentinel_lines)
         (folder / "config").write_text("\n".join(text) + "\n")
         self._process: asyncio.subprocess.Process | None = None
@@ -83,7 +95,11 @@ class RedisServer:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Redis]:
         retry = Retry(NoBackoff(), 0)
-        redis = Redis(port=self.port, password=self.password, socket_timeout=5, retry=retry)
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": True, "ssl_ca_certs": str(self._tls.ca), "ssl_certfile": str(self._tls.certificate)}
+            tls["ssl_keyfile"] = str(self._tls.key)
+        redis = Redis(host="127.0.0.1", port=self.port, password=self.password, socket_timeout=5, retry=retry, **tls)
         async with redis:
             yield redis
 
@@ -125,18 +141,28 @@ class RedisServer:
         return (self.folder / "log").read_text(errors="replace")
 
 
+def _of_tls(tls: TlsFiles | None) -> tuple[str, list[str]]:
+    """Return the scheme of a URL, and its options."""
+    if tls is None:
+        return "redis", []
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    return "rediss", [f"{name}={quote(str(path), safe='')}" for name, path in files.items()]
+
+
 class SentinelGroup:
     """A master with one replica, and three sentinels that elect a new master after `down_after_s`."""
 
-    def __init__(self, folder: Path, *, down_after_s: float = 1.0) -> None:
-        self._folder, self._down_after_ms = folder, round(down_after_s * 1000)
-        self.servers = [RedisServer(folder / f"server-{number}") for number in range(2)]
+    def __init__(self, folder: Path, *, down_after_s: float = 1.0, tls: TlsFiles | None = None) -> None:
+        self._folder, self._down_after_ms, self._tls = folder, round(down_after_s * 1000), tls
+        self.servers = [RedisServer(folder / f"server-{number}", tls=tls) for number in range(2)]
         self.sentinels: list[RedisServer] = []
 
     @property
     def url(self) -> str:
         hosts = ",".join(sentinel.address for sentinel in self.sentinels)
-        return f"redis+sentinel://:{PERCENT_ENCODED}@{hosts}/{MASTER}/0?sentinel_password={SENTINEL_PERCENT_ENCODED}"
+        scheme, options = _of_tls(self._tls)
+        own = f"sentinel_password={SENTINEL_PERCENT_ENCODED}"
+        return f"{scheme}+sentinel://:{PERCENT_ENCODED}@{hosts}/{MASTER}/0?{'&'.join([own, *options])}"
 
     async def start(self, stack: AsyncExitStack) -> None:
         first, second = self.servers
@@ -152,7 +178,9 @@ class SentinelGroup:
             f"sentinel failover-timeout {MASTER} 5000",
             f'sentinel sentinel-pass "{SENTINEL_PASSWORD}"',
         )
-        self.sentinels = [RedisServer(self._folder / f"sentinel-{number}", sentinel_lines=lines) for number in range(3)]
+        self.sentinels = [
+            RedisServer(self._folder / f"sentinel-{number}", sentinel_lines=lines, tls=self._tls) for number in range(3)
+        ]
         for sentinel in self.sentinels:
             stack.push_async_callback(sentinel.stop)
             await sentinel.start()
@@ -221,7 +249,10 @@ class ClusterGroup:
     `full_coverage`: whether a failed shard stops all others.
     """
 
-    def __init__(self, folder: Path, *, node_timeout_s: float = 1.0, full_coverage: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, node_timeout_s: float = 1.0, full_coverage: bool = False, tls: TlsFiles | None = None
+    ) -> None:
+        self._tls = tls
         config = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(round(node_timeout_s * 1000)),
@@ -229,13 +260,15 @@ class ClusterGroup:
             "cluster-replica-validity-factor": "0",
         }
         self.servers = [
-            RedisServer(folder / f"node-{number}", **config, **{"cluster-port": str(free_port())})
+            RedisServer(folder / f"node-{number}", tls=tls, **config, **{"cluster-port": str(free_port())})
             for number in range(2 * NODES)
         ]
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://:{PERCENT_ENCODED}@{','.join(server.address for server in self.servers)}"
+        scheme, options = _of_tls(self._tls)
+        hosts = ",".join(server.address for server in self.servers)
+        return f"{scheme}+cluster://:{PERCENT_ENCODED}@{hosts}{'?' if options else ''}{'&'.join(options)}"
 
     async def start(self, stack: AsyncExitStack) -> None:
         for server in self.servers:
