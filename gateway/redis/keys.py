@@ -104,6 +104,7 @@ class LedgerKeys(NamedTuple):
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
     exporter: str  # the usage worker that sends receipts to a broker; expires when it does not renew it
     written: str  # hash: result -> number of receipts that usage workers wrote with it
+    lost_of: str  # hash in a cluster: tenant -> the part of its lost receipts that `written` contains
     anomalies: str  # hash: id of an unusual hour of spend or of engines' usage reports -> its state as JSON
     anomaly_check: str  # the usage worker that looks for anomalies; expires when it does not renew it
     # Of the previous version:
@@ -205,7 +206,7 @@ class RedisKeys(NamedTuple):
         return f"{self.tenant_base(tenant)}outbox"
 
     def lost(self, tenant: str) -> str:
-        """Return the key of a hash in a cluster: receipts of the tenant that were deleted and not counted elsewhere."""
+        """Return the key of a hash in a cluster: the number of receipts of the tenant that were deleted unread."""
         return f"{self.tenant_base(tenant)}lost"
 
     def feedback(self, tenant: str, receipt_id: str) -> str:

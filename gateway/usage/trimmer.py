@@ -72,6 +72,7 @@ class OutboxTrimmer:
         self._metrics = metrics
         self._lengths = RedisScript(redis, "gateway.usage", "lengths.lua")
         self._cut = RedisScript(redis, "gateway.usage", "cut.lua")
+        self._collect = RedisScript(redis, "gateway.usage", "collect.lua")
         self._inactive = InactiveTenants(redis, keys)
         self._inactive_at = 0.0
         self._trimming = False  # the last round exceeded the limit, too
@@ -153,17 +154,20 @@ class OutboxTrimmer:
         return int(deleted)
 
     async def _collect_lost(self, tenants: Iterable[str]) -> None:
-        """Add the counts of tenants to those of all."""
+        """Add the counts of tenants to those of all. Each receipt counts once, also after a lost reply."""
         tenants = list(tenants)
         async with self._redis.pipeline(transaction=False) as pipe:
             for tenant in tenants:
                 pipe.hget(self._all_keys.lost(tenant), "lost")
             found = await pipe.execute(raise_on_error=False)
-        for tenant, lost in zip(tenants, found, strict=True):
-            if isinstance(lost, bytes):
-                added: Any = self._redis.hincrby(self._keys.written, "lost", int(lost))
-                await added
-                await self._redis.unlink(self._all_keys.lost(tenant))
+        counts = [
+            value
+            for tenant, lost in zip(tenants, found, strict=True)
+            if isinstance(lost, bytes)
+            for value in (tenant, lost)
+        ]
+        if counts:
+            await self._collect.run([([self._keys.written, self._keys.lost_of], counts)])
 
     async def _measure(self) -> Mapping[str, int]:
         tenants = [OUTBOX, OUTCOMES, *await self._tenants()]

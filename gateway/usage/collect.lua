@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- Adds the lost receipts of tenants to those of all. Repeated calls add nothing, so that a lost reply does no harm. The
+-- script also runs if Redis has reached maxmemory.
+--
+-- KEYS  hash of counts, hash of the part of each tenant that the counts contain
+-- ARGV  for each tenant: its name, and the number of its lost receipts since the beginning
+
+for index = 1, #ARGV, 2 do
+  local tenant, lost = ARGV[index], tonumber(ARGV[index + 1])
+  local before = tonumber(redis.call('HGET', KEYS[2], tenant) or '0')
+  if lost < before then before = 0 end -- the node of the tenant lost its count, or an earlier version took it
+  if lost > before then
+    redis.call('HINCRBY', KEYS[1], 'lost', lost - before)
+    redis.call('HSET', KEYS[2], tenant, lost)
+  end
+end
