@@ -17,21 +17,32 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.certificates import Authority
+
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
 _JARS = Path.home() / ".cache" / "gkt-gateway" / "kafka-4.1.0"
 _FETCH_S, _START_S = 300, 120
 
 
-class KafkaBroker:
-    """A broker. `kill` ends it with SIGKILL, `start` starts it again with its data."""
+USER, PASSWORD = "gkt", "a-broker-password"
+_JAAS = "org.apache.kafka.common.security"
 
-    def __init__(self, folder: Path) -> None:
+
+class KafkaBroker:
+    """A broker. `kill` ends it with SIGKILL, `start` starts it again with its data.
+
+    With an authority, the broker has two more listeners with TLS: `mutual` requires a client certificate, `login` the
+    user USER with PASSWORD.
+    """
+
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
         self.port, controller = _free_port(), _free_port()
         self.address = f"127.0.0.1:{self.port}"
+        self.mutual, self.login = (f"localhost:{_free_port()}" for _ in range(2))
         self._log = folder / "kafka.log"
         self._properties = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
-        properties = {
+        properties: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
@@ -45,11 +56,35 @@ class KafkaBroker:
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
         }
+        if authority is not None:
+            properties |= self._secured(properties, authority)
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         arguments = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+        arguments += ["-S", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
         done = subprocess.run(_java(*arguments), capture_output=True, text=True, timeout=_START_S, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
+
+    def _secured(self, plain: dict[str, object], authority: Authority) -> dict[str, object]:
+        """Return the properties of the listeners with TLS."""
+        more = f"MUTUAL://{self.mutual},LOGIN://{self.login}"
+        protocols = f"{plain['listener.security.protocol.map']},MUTUAL:SSL,LOGIN:SASL_SSL"
+        return {
+            "listeners": f"{plain['listeners']},{more}",
+            "advertised.listeners": f"{plain['advertised.listeners']},{more}",
+            "listener.security.protocol.map": protocols,
+            "inter.broker.listener.name": "PLAINTEXT",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": authority.issue("broker"),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": authority.ca,
+            "listener.name.mutual.ssl.client.auth": "required",
+            "listener.name.login.sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN",
+            "listener.name.login.scram-sha-512.sasl.jaas.config": f"{_JAAS}.scram.ScramLoginModule required;",
+            "listener.name.login.plain.sasl.jaas.config": (
+                f'{_JAAS}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+            ),
+        }
 
     def start(self) -> None:
         """Start the broker, and wait until it accepts connections."""
@@ -76,7 +111,7 @@ class KafkaBroker:
 
 
 @contextmanager
-def running_kafka(folder: Path) -> Iterator[KafkaBroker]:
+def running_kafka(folder: Path, authority: Authority | None = None) -> Iterator[KafkaBroker]:
     """Start a broker, yield it and kill it. The test is skipped without Java and Maven."""
     if shutil.which("java") is None or (shutil.which("mvn") is None and not _JARS.exists()):
         pytest.skip("Apache Kafka needs Java and Maven")
@@ -85,7 +120,7 @@ def running_kafka(folder: Path) -> Iterator[KafkaBroker]:
         copy = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies", f"-DoutputDirectory={partial}"]
         subprocess.run(copy, check=True, timeout=_FETCH_S, stdin=subprocess.DEVNULL)
         partial.rename(_JARS)
-    broker = KafkaBroker(folder)
+    broker = KafkaBroker(folder, authority)
     broker.start()
     try:
         yield broker

@@ -79,6 +79,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
             "brokers": [] if kafka is None else list(kafka.brokers),
             "sending": export is not None and export.error is None,
             "error": None if export is None else export.error,
+            "fix": None if export is None else export.fix,
             "waiting": 0 if backlog is None else backlog.waiting,
             "lag_s": 0.0 if oldest is None else round(max(0.0, time.time() - oldest), 3),
         }
@@ -86,6 +87,8 @@ async def _status(settings: Settings) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     error = found["error"] or ("no usage worker sends" if found["topic"] else "export.kafka is not set in config.yaml")
+    if found["fix"]:
+        error = f"{error}: {found['fix']}"
     more = " or more" if found["waiting"] == COUNT_LIMIT else ""
     table = Table(box=None, show_header=False)
     table.add_row("topic", f"{found['topic'] or 'none'} {' '.join(found['brokers'])}".strip())

@@ -49,7 +49,9 @@ class KafkaTls(StrictModel):
     certificate: _File | None = None
     """Certificate of the gateway, as PEM. None: the brokers ask for none."""
     key: _File | None = None
-    """Private key of the certificate, as PEM without a passphrase. None: `certificate` contains it."""
+    """Private key of the certificate, as PEM. None: `certificate` contains it."""
+    key_passphrase: Secret | None = None
+    """Passphrase of the key, as a reference: env:NAME or file:/path. None: the key has none."""
 
     @field_validator("key")
     @classmethod

@@ -41,6 +41,14 @@ class RejectedMessage(Exception):
     """The broker will never accept this message, because of its size."""
 
 
+class SettingError(Exception):
+    """A setting is wrong. `name` is the class of the client's error, `fix` names the setting and the correction."""
+
+    def __init__(self, name: str, fix: str) -> None:
+        super().__init__(fix)
+        self.name, self.fix = name, fix
+
+
 class Producer(Protocol):
     """A client of a broker."""
 
@@ -144,19 +152,22 @@ class ExportStream:
 
     def _failed(self, error: BaseException) -> float:
         """Note a failure. Return the pause before the next batch in seconds."""
-        name = type(getattr(error, "orig", None) or error).__name__
-        if not self._failing:
-            log.warning("export_failed", error=name)
+        name, fix = type(getattr(error, "orig", None) or error).__name__, None
+        if isinstance(error, SettingError):
+            name, fix = error.name, error.fix
+        before = None if self.state is None else self.state.fix
+        if not self._failing or (fix is not None and fix != before):
+            log.warning("export_failed", error=name, fix=fix)
         self._failing = True
         self._retry_s = min(_MAX_RETRY_S, max(_FIRST_RETRY_S, 2 * self._retry_s))
-        self.state = replace(self.state or ExportState(), error=name)
+        self.state = replace(self.state or ExportState(), error=name, fix=fix)
         return self._retry_s * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
 
     def _succeeded(self) -> None:
         if self._failing:
             log.info("export_resumed")
         self._failing, self._retry_s = False, 0.0
-        self.state = replace(self.state or ExportState(), error=None)
+        self.state = replace(self.state or ExportState(), error=None, fix=None)
 
     async def _measure(self) -> None:
         now = self._clock()
@@ -165,8 +176,7 @@ class ExportStream:
         self._backlog_at = now + _BACKLOG_EVERY_S
         backlog = await self._store.read(export_backlog)
         lag_s = 0.0 if backlog.oldest is None else max(0.0, now - backlog.oldest)
-        error = None if self.state is None else self.state.error
-        self.state = ExportState(backlog.waiting, round(lag_s, 3), error)
+        self.state = replace(self.state or ExportState(), waiting=backlog.waiting, lag_s=round(lag_s, 3))
 
     async def _close(self) -> None:
         for close in (self._producer.close, self._lease.release):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StartupError
 from gateway.usage.export_stream import RejectedMessage
+from gateway.usage.kafka_errors import connect_errors, explained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,14 +41,15 @@ class KafkaProducer:
         """See `Producer.send`. After an error the next call connects again."""
         if not messages:
             return []
-        try:
-            async with asyncio.timeout(3 * self._settings.timeout_s):
-                errors = await self._send(messages)
-        except Exception as error:  # noqa: BLE001 - returned
-            errors = [error] * len(messages)
+        with connect_errors() as connecting:
+            try:
+                async with asyncio.timeout(3 * self._settings.timeout_s):
+                    errors = await self._send(messages)
+            except Exception as error:  # noqa: BLE001 - returned
+                errors = [error] * len(messages)
         if any(error is not None and not isinstance(error, RejectedMessage) for error in errors):
             await self.close()
-        return errors
+        return [None if error is None else explained(error, connecting.last) for error in errors]
 
     async def _send(self, messages: Sequence[ExportMessage]) -> list[BaseException | None]:
         from aiokafka.errors import InvalidTimestampError
@@ -134,13 +136,22 @@ def _options(settings: KafkaSettings) -> dict[str, Any]:
 
 def _ssl_context(tls: KafkaTls) -> ssl.SSLContext:
     """Return the context of connections. Raises StartupError for files that are no certificates or keys."""
+
+    def passphrase() -> str:
+        if tls.key_passphrase is None:  # OpenSSL would ask for it on the terminal
+            raise StartupError(
+                f"export.kafka.tls: {tls.key or tls.certificate} is protected by a passphrase: set key_passphrase, or "
+                "use a key without one."
+            )
+        return tls.key_passphrase.get_secret_value()
+
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.key)
+            context.load_cert_chain(tls.certificate, tls.key, passphrase)
     except (OSError, ValueError) as error:
         raise StartupError(
-            f"export.kafka.tls cannot be used ({type(error).__name__}): ca, certificate and key must be PEM files, and "
-            "the key must belong to the certificate."
+            f"export.kafka.tls cannot be used ({type(error).__name__}): ca, certificate and key must be PEM files, the "
+            "key must belong to the certificate, and key_passphrase must be that of the key."
         ) from None
     return context

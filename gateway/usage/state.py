@@ -40,6 +40,8 @@ class ExportState(msgspec.Struct, frozen=True):
     """Age of the oldest of them, since it was added to the outbox."""
     error: str | None = None
     """Class of the error of the last batch."""
+    fix: str | None = None
+    """The setting that causes the error, and its correction; None: unknown."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):

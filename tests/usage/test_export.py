@@ -21,11 +21,12 @@ from gateway.redis.keys import RedisKeys
 from gateway.usage import kafka
 from gateway.usage.export_message import SCHEMA_VERSION, message_of, message_schema
 from gateway.usage.export_outbox import add_exports, export_backlog, pending_exports, replayable
-from gateway.usage.export_stream import ExportLease, ExportStream, RejectedMessage
+from gateway.usage.export_stream import ExportLease, ExportStream, RejectedMessage, SettingError
 from gateway.usage.state import ExportState, WorkerStateReader
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
 from tests.accounting.receipt_builders import closed, guided
+from tests.certificates import Authority
 from tests.usage.databases import DAY, FOREVER, NOW, entries, entry, receipt, receipts_of_a_day
 from tests.usage.outboxes import open_outboxes, receipts
 from tests.usage.test_database import pair
@@ -344,3 +345,46 @@ def test_files_that_are_no_certificates_are_named(tmp_path: Path, monkeypatch: p
     settings = KafkaSettings.model_validate({"brokers": ("a:1",), "tls": {"ca": tmp_path / "none.pem"}})
     with pytest.raises(StartupError, match=r"export\.kafka\.tls cannot be used \(FileNotFoundError\)"):
         kafka.KafkaProducer(settings)
+
+
+def test_a_protected_key_needs_its_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL would ask for it on the terminal."""
+    monkeypatch.setattr(kafka, "find_spec", lambda _: True)
+    protected = Authority(tmp_path).issue("client", passphrase="a-key-passphrase")
+
+    def produce(**tls: Any) -> kafka.KafkaProducer:
+        settings = {"brokers": ("a:1",), "tls": {"certificate": protected} | tls}
+        return kafka.KafkaProducer(KafkaSettings.model_validate(settings))
+
+    with pytest.raises(StartupError, match=r"client\.pem is protected by a passphrase: set key_passphrase") as missing:
+        produce()
+    assert "export.kafka.tls" in str(missing.value)
+    with pytest.raises(StartupError, match="key_passphrase must be that of the key") as wrong:
+        produce(key_passphrase="another-passphrase")
+    assert "another-passphrase" not in str(wrong.value)
+    assert produce(key_passphrase="a-key-passphrase")._options["security_protocol"] == "SSL"
+
+
+async def test_a_setting_that_the_broker_rejects_is_logged_with_its_fix(world: World) -> None:
+    """Another cause is logged again."""
+
+    class Refusing(FakeBroker):
+        async def send(self, messages: Sequence[ExportMessage]) -> list[BaseException | None]:
+            name, fix = self.faults.pop(0).split(":")
+            return [SettingError(name, fix)] * len(messages)
+
+    await world.store.write(entries(receipts_of_a_day(3)))
+    stream = world.stream(Refusing("Login:set password", "Login:set password", "Trust:set ca"))
+    with capture_logs() as logs:
+        for _ in range(3):
+            await stream.round()
+    assert [(one["error"], one["fix"]) for one in logs] == [("Login", "set password"), ("Trust", "set ca")]
+    assert stream.state == ExportState(3, 0.0, "Trust", "set ca")
+    stream._producer = FakeBroker()
+    world.now += 10
+    with capture_logs() as logs:
+        await world.send_all(stream)
+        world.now += 10
+        await stream.round()
+    assert [one["event"] for one in logs] == ["export_resumed"]
+    assert stream.state == ExportState()
