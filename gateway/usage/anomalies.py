@@ -107,9 +107,13 @@ class AnomalyStore:
             await pipe.execute()
 
     async def claim_report(self, anomaly: Anomaly, process_id: str) -> bool:
-        """Return whether this process is the one that reports an anomaly."""
+        """Return whether this process is the one that reports an anomaly.
+
+        Call it again after an error: the claim may have succeeded although its reply was lost.
+        """
         key = self._keys.reported(anomaly.id)
-        return bool(await self._redis.set(key, process_id, nx=True, ex=_REPORTED_S))
+        holder: Any = await self._redis.set(key, process_id, nx=True, get=True, ex=_REPORTED_S)
+        return holder is None or holder.decode() == process_id
 
 
 class AnomalyReporter:
@@ -122,7 +126,7 @@ class AnomalyReporter:
     def __init__(self, store: AnomalyStore, process_id: str, metrics: Metrics, alerts: BudgetAlerts) -> None:
         self._store, self._process_id, self._metrics, self._alerts = store, process_id, metrics, alerts
         self.current: tuple[Anomaly, ...] = ()
-        self._reported: set[str] = set()
+        self._reported: dict[str, int] = {}  # start of the anomaly by id; a later claim would succeed again
 
     async def follow(self, client: RedisClient) -> None:
         """Read the anomalies every five seconds, until canceled."""
@@ -133,12 +137,13 @@ class AnomalyReporter:
         self.current = tuple(sorted(await self._store.read(), key=lambda one: one.id))
         self._metrics.anomalies.set((one.kind, self._label(one)) for one in self.current)
         ids = {one.id for one in self.current}
-        self._reported &= ids
+        oldest = max((one.since for one in self.current), default=0) - _REPORTED_S
+        self._reported = {id_: since for id_, since in self._reported.items() if id_ in ids or since > oldest}
         for one in self.current:
             if one.id not in self._reported:
                 if await self._store.claim_report(one, self._process_id):
                     self._report(one)
-                self._reported.add(one.id)
+                self._reported[one.id] = one.since
 
     def _report(self, one: Anomaly) -> None:
         facts = one.figures() | ({"tenant": one.name} if one.dimension == TENANT else {})

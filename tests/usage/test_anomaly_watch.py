@@ -330,6 +330,34 @@ async def test_of_several_workers_one_checks_at_a_time(world: World) -> None:
     assert len(await world.found.read()) == 1
 
 
+async def test_a_claim_whose_reply_is_lost_is_reported_once(
+    world: World, hook: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway claims the report again. An anomaly that comes back with the same id is no new one."""
+    await world.remember(steady(20))
+    await world.spend(50)
+    await world.watch.check()
+    execute = world.redis.set
+
+    async def lost(*arguments: Any, **more: Any) -> None:
+        await execute(*arguments, **more)
+        raise RedisTimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.redis, "set", lost)
+        with pytest.raises(RedisTimeoutError):
+            await world.reporters[0].read()
+    for one in (world.reporters[1], *world.reporters):
+        await one.read()
+    await posted(world, hook[1], 1)
+    (found,) = await world.found.read()
+    for current in ([], [found]):
+        await world.found.write(current, [] if current else [found])
+        for one in world.reporters:
+            await one.read()
+    await posted(world, hook[1], 1)
+
+
 async def test_an_unreadable_anomaly_is_left_alone(world: World) -> None:
     await world.redis.hset(world.keys.anomalies, "later", b'{"kind": "of a later version"}')
     with capture_logs() as log:
