@@ -188,7 +188,9 @@ class AnomalyWatch:
             rows = await self._store.read(hours.read_sums, part)
             if now in part:
                 rows.setdefault(now, {EVERYTHING: HourSums()})  # a worker runs, so no requests are no gap
-            await self._store.change(hours.write, rows)
+            # Each hour has its own short transaction, since no worker writes receipts during it.
+            for start, of_hour in (await self._store.read(hours.changed, rows)).items():
+                await self._store.change(hours.write, {start: of_hour})
             recorded |= rows
         if self._last_hour != now and now - HOUR_S not in recorded:
             # An hour without receipts is no gap if a worker ran.

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, func, select
 
 from gateway.usage.anomalies import ENGINE, TENANT
 from gateway.usage.rollup import SumRow
+from gateway.usage.sql import sql_of
 from gateway.usage.sums import Period
-from gateway.usage.tables import HOURS
+from gateway.usage.tables import DAY_S, HOURS
 from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
@@ -76,20 +77,34 @@ def read_sums(queries: UsageQueries, starts: Sequence[int]) -> dict[int, HourRow
     return {start: dict(rows) for start, rows in found.items()}
 
 
+def changed(queries: UsageQueries, hours: Mapping[int, HourRows]) -> dict[int, HourRows]:
+    """Return the hours whose rows differ from the stored ones."""
+    return {start: rows for start, rows in hours.items() if rows_of(queries, start) != rows}
+
+
 def write(connection: Connection, hours: Mapping[int, HourRows]) -> None:
-    """Replace the rows of these hours, and delete expired ones. Raises SQLAlchemyError."""
-    if not hours:
-        return
-    connection.execute(delete(HOURS).where(HOURS.c.start.in_(list(hours))))
-    connection.execute(
-        insert(HOURS),
-        [
-            {"start": start, **series._asdict(), **sums._asdict()}
-            for start, rows in hours.items()
-            for series, sums in rows.items()
-        ],
-    )
-    connection.execute(delete(HOURS).where(HOURS.c.start < max(hours) - KEEP_S))
+    """Replace the rows of these hours, and delete some expired ones. Raises SQLAlchemyError.
+
+    Only rows that differ are written. Readers see each hour before or after the change: pass few hours in one
+    transaction, because no worker writes receipts meanwhile.
+    """
+    for start, rows in hours.items():
+        stored = _rows_of(connection, start)
+        new = [(*series, start, *sums) for series, sums in rows.items() if stored.get(series) != sums]
+        sql_of(connection).put_hours(new)
+        if gone := [{"_dimension": one.dimension, "_name": one.name} for one in stored.keys() - rows.keys()]:
+            c = HOURS.c
+            where = c.start == start, c.dimension == bindparam("_dimension"), c.name == bindparam("_name")
+            connection.execute(delete(HOURS).where(*where), gone)
+    if hours:
+        _delete_expired(connection, max(hours) - KEEP_S)
+
+
+def _delete_expired(connection: Connection, before: int) -> None:
+    """Delete the oldest hours before `before`, at most a day of them: after a pause, the next calls continue."""
+    oldest = connection.execute(select(func.min(HOURS.c.start))).scalar()
+    if oldest is not None and oldest < before:
+        connection.execute(delete(HOURS).where(HOURS.c.start < min(before, oldest + DAY_S)))
 
 
 def newest(queries: UsageQueries) -> int | None:
@@ -100,7 +115,11 @@ def newest(queries: UsageQueries) -> int | None:
 
 def rows_of(queries: UsageQueries, start: int) -> HourRows:
     """Return the rows of an hour."""
-    found = queries.connection.execute(select(HOURS).where(HOURS.c.start == start))
+    return _rows_of(queries.connection, start)
+
+
+def _rows_of(connection: Connection, start: int) -> HourRows:
+    found = connection.execute(select(HOURS).where(HOURS.c.start == start))
     return {Series(row.dimension, row.name): HourSums(row.requests, row.estimated, row.cost_pico) for row in found}
 
 

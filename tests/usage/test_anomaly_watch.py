@@ -16,6 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from gateway.accounting.budget_watch import BudgetAlerts
@@ -29,6 +30,7 @@ from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.hours import EVERYTHING, HourSums, Series
 from gateway.usage.spend_limits import HOUR_S
+from gateway.usage.sql import UsageSql
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
 from tests.fakes import served
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 NOW = 1_790_000_000 // HOUR_S * HOUR_S
 ACME, BIG, SMALL = Series(TENANT, "acme"), Series(ENGINE, "big"), Series(ENGINE, "small")
+
+
+KEEP_DAYS = hours.KEEP_S // 86_400
 
 
 def pico(usd: float) -> int:
@@ -229,6 +234,53 @@ async def test_hours_in_which_no_worker_ran_are_no_zeros(world: World) -> None:
     world.watch = world.new_watch()
     (found,) = await world.check()
     assert found.expected_pico == 0
+
+
+async def test_an_hour_is_replaced_as_a_whole_and_only_where_it_differs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that vanish are deleted, and expired hours go a day at a time."""
+    old = {NOW - (KEEP_DAYS + back) * 86_400: {EVERYTHING: HourSums(1)} for back in range(1, 4)}
+    await world.store.change(hours.write, old)
+    rows = {EVERYTHING: HourSums(9), ACME: HourSums(5, 0, 50), BIG: HourSums(4, 1)}
+    await world.store.change(hours.write, {NOW: rows})
+    changed = {EVERYTHING: HourSums(9), ACME: HourSums(6, 0, 60), SMALL: HourSums(4, 1)}
+    assert await world.store.read(hours.changed, {NOW: rows, NOW + HOUR_S: rows}) == {NOW + HOUR_S: rows}
+    assert await world.store.read(hours.changed, {NOW: changed}) == {NOW: changed}
+    put, statements = UsageSql.put_hours, []
+
+    def noted(sql: UsageSql, new: Any) -> None:
+        statements.extend(new)
+        put(sql, new)
+
+    monkeypatch.setattr(UsageSql, "put_hours", noted)
+    await world.store.change(hours.write, {NOW: changed})
+    assert statements == [(*ACME, NOW, 6, 0, 60), (*SMALL, NOW, 4, 1, 0)]
+    assert await world.store.read(hours.rows_of, NOW) == changed
+    starts = text("SELECT DISTINCT start FROM usage_hours ORDER BY start")
+    left = await world.store.read(lambda queries: [row[0] for row in queries.connection.execute(starts)])
+    assert left == [NOW - (KEEP_DAYS + 1) * 86_400, NOW]
+
+
+async def test_each_hour_has_its_own_transaction(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receipts are written in between. An hour without changes needs none."""
+    for back in range(5):
+        one = receipt(NOW - back * HOUR_S, tenant="acme", cost_usd=Decimal(1))
+        await world.store.write([OutboxEntry("acme", "1-0", one.to_json())])
+    await world.store.change(hours.write, {NOW - 5 * HOUR_S: {EVERYTHING: HourSums()}})
+    written: list[list[int]] = []
+    write = hours.write
+
+    def noted(connection: Any, rows: Any) -> None:
+        written.append(list(rows))
+        write(connection, rows)
+
+    monkeypatch.setattr(hours, "write", noted)
+    await world.check()
+    assert written == [[NOW - back * HOUR_S] for back in (4, 3, 2, 1, 0)]
+    written.clear()
+    await world.check(world.new_watch())
+    assert written == []
 
 
 async def test_an_hour_without_requests_is_stored_while_a_worker_runs(world: World) -> None:
