@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import asdict
 from sqlalchemy import MetaData, delete, insert, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
 from gateway.accounting.receipt import Receipt
 from gateway.quality.outcome import Outcome
@@ -26,7 +26,7 @@ from gateway.usage.entries import OutboxEntry
 from gateway.usage.export_outbox import add_exports
 from gateway.usage.packing import pack, unpack
 from gateway.usage.partition_upkeep import DayPartitions
-from gateway.usage.partitions import drop_expired, expired, is_locked, tables_to_trim
+from gateway.usage.partitions import drop_expired, expired, is_dropped, is_locked, tables_to_trim
 from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
@@ -232,9 +232,15 @@ class UsageDatabase:
 
     def _delete(self, table: Table, day: int, name: str) -> int:
         """Delete some rows of days before `day` from a table, or from its partition `name`."""
-        if name != table.name:
-            table = table.to_metadata(MetaData(), name=name)
-        return self._delete_rows(table, table.c.day < day)
+        if name == table.name:
+            return self._delete_rows(table, table.c.day < day)
+        table = table.to_metadata(MetaData(), name=name)
+        try:
+            return self._delete_rows(table, table.c.day < day)
+        except ProgrammingError as error:
+            if not is_dropped(error):  # another worker has dropped the partition
+                raise
+            return 0
 
     def _delete_rows(self, table: Table, *where: Any) -> int:
         key = list(table.primary_key)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from gateway.usage.tables import DAY_S, LABELS, RECEIPTS, TAGS
 
@@ -36,9 +37,10 @@ _OLDEST_DAYS = 4_000
 _DAYS_AT_ONCE = 32  # of one transaction, which holds a lock on each new table and index
 _PARTITIONS_PER_WINDOW = 16
 _NEWEST_WINDOWS = (AHEAD_DAYS + 1, 1, 2, 4, 8)
-_MAX_DAY = 2**31 - 1
+_NO_LIMIT = 2**31  # above each day, for MAXVALUE
 _LOCK_NOT_AVAILABLE = "55P03"
-_BOUNDS = re.compile(r"FOR VALUES FROM \((?:'?(-?\d+)'?|MINVALUE)\) TO \('?(-?\d+)'?\)")
+_UNDEFINED_TABLE = "42P01"
+_BOUNDS = re.compile(r"FOR VALUES FROM \((?:'?(-?\d+)'?|MINVALUE)\) TO \((?:'?(-?\d+)'?|MAXVALUE)\)")
 _LISTED = text(
     "SELECT child.relname, pg_get_expr(child.relpartbound, child.oid) FROM pg_inherits "
     "JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:parent)"
@@ -47,9 +49,10 @@ _KIND = text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)")
 
 
 class Partition(NamedTuple):
-    """A partition with the days [first, until). The default partition has no `until`.
+    """A partition with the days [first, until). Only the default partition has no `until`.
 
-    `first` is None for the default partition, and for the one of the days before a conversion.
+    `first` is None for the default partition, and for the one of the days before a conversion. An operator may have
+    created a partition of several days, or without a last day.
     """
 
     name: str
@@ -75,15 +78,19 @@ def partitions(connection: Connection, table: Table) -> list[Partition]:
     found: list[Partition] = []
     for name, bounds in connection.execute(_LISTED, {"parent": table.name}):
         match = _BOUNDS.fullmatch(bounds)
-        first, until = match.groups() if match is not None else (None, None)
-        found.append(Partition(name, None if first is None else int(first), None if until is None else int(until)))
-    return sorted(found, key=lambda one: _MAX_DAY if one.until is None else one.until)
+        if match is None:  # DEFAULT
+            found.append(Partition(name, None, None))
+        else:
+            first, until = match.groups()
+            last = _NO_LIMIT if until is None else int(until)
+            found.append(Partition(name, None if first is None else int(first), last))
+    return sorted(found, key=lambda one: (one.until is None, one.until or 0))
 
 
 def create_defaults(connection: Connection) -> None:
     """Create the default partition of each partitioned table that has none."""
     for table in PARTITIONED:
-        if is_partitioned(connection, table) and all(one.until for one in partitions(connection, table)):
+        if is_partitioned(connection, table) and all(one.until is not None for one in partitions(connection, table)):
             connection.exec_driver_sql(f"CREATE TABLE {default_of(table)} PARTITION OF {table.name} DEFAULT")
 
 
@@ -133,7 +140,18 @@ def expired(connection: Connection, before: int) -> tuple[list[tuple[Table, Part
     """Return the oldest partitions whose days are all before `before`, up to the first one that has receipts.
 
     Also return the number of receipts in them. Call it in a read transaction: a large partition takes long to count.
+    Another worker may drop partitions meanwhile.
     """
+    while True:
+        try:
+            return _expired(connection, before)
+        except ProgrammingError as error:
+            if not is_dropped(error):
+                raise
+            connection.rollback()
+
+
+def _expired(connection: Connection, before: int) -> tuple[list[tuple[Table, Partition]], int]:
     found, receipts, limit = [], 0, before
     for table in PARTITIONED:  # receipts first: tags and labels follow their days
         for one in partitions(connection, table):
@@ -171,11 +189,17 @@ def is_locked(error: BaseException) -> bool:
     return getattr(getattr(error, "orig", None), "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
+def is_dropped(error: BaseException) -> bool:
+    """Return whether a statement failed because its table does not exist."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _UNDEFINED_TABLE
+
+
 def tables_to_trim(connection: Connection, table: Table) -> list[str]:
     """Return the names of tables whose expired rows must be deleted: those with more than one day."""
     if not is_partitioned(connection, table):
         return [table.name]
-    return [one.name for one in partitions(connection, table) if one.first is None]
+    found = partitions(connection, table)
+    return [one.name for one in found if one.first is None or one.until is None or one.until > one.first + 1]
 
 
 def limit_lock_wait(connection: Connection) -> None:

@@ -15,11 +15,13 @@ from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
 from gateway.usage import partition_upkeep, upkeep
+from gateway.usage import partitions as partitions_module
 from gateway.usage.database import UsageDatabase, WriteResult
 from gateway.usage.partition_upkeep import keep_partitions
 from gateway.usage.partitions import (
     AHEAD_DAYS,
     PARTITIONED,
+    create_defaults,
     day_windows,
     days_in_default,
     drop_expired,
@@ -292,6 +294,72 @@ def test_a_partition_that_another_worker_has_dropped_counts_once(engine: UsageEn
         with engine.writing() as connection:
             assert drop_expired(connection, found) is is_first
     assert held(engine) == []
+
+
+def test_a_partition_that_is_dropped_during_the_count_is_not_counted(
+    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker drops it after this one has listed it."""
+    writer = database(engine)
+    writer.add(entries([*on_days(*[DAY - 5] * 3), *on_days(*[DAY - 4] * 2), *(new := on_days(DAY))]))
+    listed, calls = partitions_module.partitions, []
+
+    def list_slowly(connection: Any, table: Any) -> Any:
+        found = listed(connection, table)
+        if not calls:
+            calls.append(table)
+            with engine.writing() as other:
+                assert drop_expired(other, [(table, found[0])])
+        return found
+
+    monkeypatch.setattr(partitions_module, "partitions", list_slowly)
+    assert writer.delete_receipts(NOW - 2 * DAY_S) == 2
+    assert calls
+    assert [one.id for one in held(engine)] == [one.id for one in new]
+
+
+def test_a_partition_that_is_dropped_before_its_rows_are_deleted_has_none(
+    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_plain(engine)
+    of_earlier_version(engine).add(entries(on_days(DAY - 5)))
+    keep(engine)
+    writer, trim = database(engine), partitions_module.tables_to_trim
+
+    def list_slowly(connection: Any, table: Any) -> Any:
+        found = trim(connection, table)
+        with engine.writing() as other:
+            drop_expired(other, [(table, one) for one in partitions(other, table) if one.name.endswith("_earlier")])
+        return found
+
+    monkeypatch.setattr("gateway.usage.database.tables_to_trim", list_slowly)
+    assert writer.delete_receipts(NOW - 2 * DAY_S) == 0
+    assert held(engine) == []
+
+
+def test_partitions_of_an_operator_are_no_default_partitions(engine: UsageEngine) -> None:
+    """One has several days, and one has no last day."""
+    engine.open()
+    with engine.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE usage_receipts_default")
+        for name, first, last in (("some", DAY - 9, DAY - 5), ("rest", DAY + 1, "MAXVALUE")):
+            bounds = f"FOR VALUES FROM ({first}) TO ({last})"
+            connection.exec_driver_sql(f"CREATE TABLE of_{name} PARTITION OF usage_receipts {bounds}")
+        create_defaults(connection)
+    before = on_days(DAY - 9, DAY - 8, DAY - 6)
+    after = on_days(DAY, DAY + 3)
+    writer = database(engine)
+    writer.add(entries([*before, *after]))
+    keep(engine)
+    assert names(engine) == ["of_some", partition_name(RECEIPTS, DAY), "of_rest", "usage_receipts_default"]
+    with engine.reading() as connection:
+        assert [one.name for one in partitions(connection, RECEIPTS) if one.until is None] == ["usage_receipts_default"]
+        assert days_in_default(connection) == set()
+    same(engine, [*before, *after])
+    assert writer.delete_receipts((DAY - 7) * DAY_S) == 2
+    same(engine, [before[2], *after])
+    assert writer.delete_receipts((DAY + 2) * DAY_S) == 1
+    assert names(engine)[0] != "of_some"
 
 
 def test_rows_of_a_partition_with_more_days_are_deleted(engine: UsageEngine) -> None:
