@@ -28,6 +28,8 @@ from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.partitions import days_in_default, partitions
 from gateway.usage.queries import ReceiptFilter, UsageQueries
+from gateway.usage.repair import COMMAND, damage_of
+from gateway.usage.repair import repair as repair_database
 from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S, RECEIPTS
@@ -35,6 +37,7 @@ from gateway.usage.verify import differences
 
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
+    from gateway.usage.repair import Repair
     from gateway.usage.rollup import SumRow
     from gateway.usage.verify import SumPlace
 
@@ -163,6 +166,30 @@ def migrate(
     typer.echo("Before and after are the same. The old sums in Redis are deleted.")
 
 
+@usage_db.command()
+def repair(config: ConfigOption = CONFIG) -> None:
+    """Write unreadable entries again, and drop what an interrupted conversion to partitions has left.
+
+    Run it if `status` or the log of a worker names it. Before a return to a version without partitions, stop the
+    workers of this version, and run it. The limits of an interrupted conversion reject receipts after a week.
+
+    Gateways and workers may run. Exits with 1 if entries stay unreadable.
+    """
+    done = result_of(_repair(settings_of(config)))
+    typer.echo(
+        f"{done.limits} limits of days dropped, {done.written} receipts written, {done.unreadable} entries unreadable"
+    )
+    if done.unreadable:
+        raise typer.Exit(1)
+
+
+async def _repair(settings: Settings) -> Repair:
+    async with usage_store(settings) as store:
+        if not await store.exists():
+            raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
+        return await repair_database(store)
+
+
 async def _status(settings: Settings) -> dict[str, Any]:
     async with stores(settings) as opened:
         redis, keys = opened.client.commands, opened.keys
@@ -184,8 +211,9 @@ async def _status(settings: Settings) -> dict[str, Any]:
             if not await opened.usage.exists():
                 return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
             span = await opened.usage.read(UsageQueries.span)
-            unreadable = await opened.usage.read(UsageQueries.count_unreadable)
-            found |= {"receipts": await opened.usage.count(), "unreadable": unreadable}
+            damage = await opened.usage.read(damage_of)
+            found |= {"receipts": await opened.usage.count(), "unreadable": damage.unreadable}
+            found |= {"rejected_from": {table: rfc3339(day * DAY_S)[:10] for table, day in damage.limits.items()}}
             found |= {"first": span and rfc3339(span[0]), "last": span and rfc3339(span[1])}
             found |= {"partitions": await opened.usage.read(_partitions)}
         except UsageDatabaseError:
@@ -276,7 +304,9 @@ def _show(found: dict[str, Any]) -> None:
         lag = found["replica_lag_s"]
         rows["replica"] = f"{found['replica']}, " + ("unavailable" if lag is None else f"{lag:.1f} s behind")
     if found.get("unreadable"):
-        rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`"
+        rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`. Run `{COMMAND}`"
+    for name, day in found.get("rejected_from", {}).items():
+        rows[name] = f"rejects receipts from {day}: its conversion was interrupted. Start a worker, or run `{COMMAND}`"
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)

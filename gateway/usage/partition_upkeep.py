@@ -45,7 +45,7 @@ log = structlog.get_logger()
 _LEAD_DAYS = 7
 """Days after today that the partition of a converted table has. An interrupted conversion must go on before."""
 _CHECK = re.compile(r"usage_days_before_(\d+)")
-_CHECKS = text("SELECT conname, convalidated FROM pg_constraint WHERE conrelid = to_regclass(:name) AND contype = 'c'")
+_CHECKS = text("SELECT conname FROM pg_constraint WHERE conrelid = to_regclass(:name) AND contype = 'c'")
 _INDEXES = text("SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = to_regclass(:name)")
 _GRANTS = text(
     "SELECT format('GRANT %s ON %I TO %s%s', privilege_type, CAST(:table AS text), "
@@ -118,7 +118,7 @@ def _convert(engine: UsageEngine, table: Table, today: int) -> None:
         began = time.monotonic()
         dependents = sorted(connection.scalars(_DEPENDENTS, {"name": table.name}))
         if dependents:
-            _drop_limits(connection, table)  # of an interrupted attempt: they would reject later days
+            drop_limits(connection, table)  # of an interrupted attempt: they would reject later days
         else:
             check, until = _limit_days(connection, table, today)
     if dependents:
@@ -137,25 +137,37 @@ def _convert(engine: UsageEngine, table: Table, today: int) -> None:
     log.info("usage_table_partitioned", table=table.name, seconds=round(time.monotonic() - began, 1))
 
 
-def _drop_limits(connection: Connection, table: Table) -> None:
-    """Drop the constraints of interrupted attempts."""
-    for name, _ in connection.execute(_CHECKS, {"name": table.name}).all():
-        if _CHECK.fullmatch(name) is not None:
-            limit_lock_wait(connection)
-            connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {name}")
+def limited_days(connection: Connection, table: Table) -> list[int]:
+    """Return the first days that constraints of interrupted conversions reject."""
+    if connection.dialect.name != "postgresql" or is_partitioned(connection, table):
+        return []
+    checks = connection.scalars(_CHECKS, {"name": table.name}).all()
+    return [int(match[1]) for name in checks if (match := _CHECK.fullmatch(name)) is not None]
+
+
+def drop_limits(connection: Connection, table: Table) -> int:
+    """Drop the constraints of interrupted conversions. Return their number. Call it in a write transaction."""
+    days = limited_days(connection, table)
+    for day in days:
+        limit_lock_wait(connection)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {_check_name(day)}")
+    return len(days)
+
+
+def _check_name(day: int) -> str:
+    return f"usage_days_before_{day}"
 
 
 def _limit_days(connection: Connection, table: Table, today: int) -> tuple[str, int]:
     """Add the constraint unless an earlier attempt has added it. Return its name and the first day after its days."""
     limit_lock_wait(connection)
-    for name, _ in connection.execute(_CHECKS, {"name": table.name}).all():
-        if (match := _CHECK.fullmatch(name)) is not None:
-            if int(match[1]) > today + 1:
-                return name, int(match[1])
-            connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {name}")
+    for day in limited_days(connection, table):
+        if day > today + 1:
+            return _check_name(day), day
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {_check_name(day)}")
     newest = connection.exec_driver_sql(f"SELECT MAX(day) FROM {table.name}").scalar()
     until = max(today, today if newest is None else newest) + 1 + _LEAD_DAYS
-    name = f"usage_days_before_{until}"
+    name = _check_name(until)
     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD CONSTRAINT {name} CHECK (day < {until}) NOT VALID")
     return name, until
 

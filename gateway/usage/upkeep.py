@@ -1,4 +1,4 @@
-"""Keep the partitions of the usage database in a usage worker."""
+"""Keep the partitions of the usage database in a usage worker, and warn of receipts that need a repair."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import StartupError
+from gateway.usage.repair import COMMAND, damage_of
+from gateway.usage.span import rfc3339
+from gateway.usage.tables import DAY_S
 
 if TYPE_CHECKING:
     from gateway.usage.store import UsageStore
@@ -19,11 +22,17 @@ _RETRY_S = 30.0
 
 
 async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry_s: float = _RETRY_S) -> None:
-    """Keep the partitions of the database until canceled. A failure is logged once, and tried again."""
-    failing = False
+    """Keep the partitions of the database until canceled. A failure is logged once, and tried again.
+
+    First log what an interrupted conversion has left.
+    """
+    failing, checked = False, False
     while True:
         pause_s = every_s
         try:
+            if not checked:
+                await _warn(store)
+                checked = True
             await store.keep_partitions()
             failing = False
         except Exception as error:  # noqa: BLE001 - logged
@@ -33,3 +42,20 @@ async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry
                 log.warning("usage_partitions_failed", error=name, why=why)
             failing, pause_s = True, retry_s
         await asyncio.sleep(pause_s)
+
+
+async def _warn(store: UsageStore) -> None:
+    """Log unreadable receipts, and days that the database rejects, with the command that repairs them."""
+    if not await store.exists():
+        return
+    damage = await store.read(damage_of)
+    if damage.unreadable:
+        found = {"count": damage.unreadable, "table": "usage_unreadable"}
+        log.warning("usage_receipts_unreadable", **found, fix=f"run {COMMAND}")
+    for table, day in damage.limits.items():
+        log.warning(
+            "usage_conversion_interrupted",
+            table=table,
+            rejects_from=rfc3339(day * DAY_S)[:10],
+            fix=f"the worker tries to continue; before a return to the earlier version run {COMMAND}",
+        )

@@ -151,6 +151,27 @@ def test_verify_finds_a_sum_that_differs_from_its_receipts(place: Place) -> None
     assert "all tenants" in done.stdout
 
 
+def test_unreadable_entries_are_shown_and_repaired(place: Place) -> None:
+    """One was rejected by the database, another is damaged."""
+    assert "does not exist yet" in place.run("repair").stderr
+    place.add(receipts(2))
+    rejected = receipts(1)[0]
+    rows = [("acme", "1-0", "IntegrityError", rejected.to_json()), ("acme", "2-0", "DecodeError", b"{")]
+    with closing(sqlite3.connect(place.data / "usage.db")) as file:
+        file.executemany("INSERT INTO usage_unreadable VALUES (?, ?, ?, ?)", rows)
+        file.commit()
+    shown = " ".join(place.run("status").stdout.split())
+    assert "unreadable 2, in the table `usage_unreadable`. Run `gkt-gateway usage-db repair`" in shown
+    done = place.run("repair")
+    assert (done.returncode, done.stdout) == (1, "0 limits of days dropped, 1 receipts written, 1 entries unreadable\n")
+    found = json.loads(place.run("status", "--json").stdout)
+    assert (found["receipts"], found["unreadable"], found["rejected_from"]) == (3, 1, {})
+    with closing(sqlite3.connect(place.data / "usage.db")) as file:
+        file.execute("DELETE FROM usage_unreadable")
+        file.commit()
+    assert place.run("repair").returncode == 0
+
+
 def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
     place = Place(tmp_path, redis_url, "env:USAGE")
     for command in ("status", "export", "verify", "migrate"):

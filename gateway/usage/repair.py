@@ -1,0 +1,97 @@
+"""Find and repair what an interrupted conversion to partitions leaves: rejected days, and receipts that were rejected.
+
+The conversion limits the days of a table for a week (partition_upkeep.py). If it does not go on, the database rejects
+later receipts. The worker then stores them in the table of unreadable entries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import delete, select, tuple_
+
+from gateway.usage.entries import OutboxEntry
+from gateway.usage.partition_upkeep import drop_limits, limited_days
+from gateway.usage.partitions import PARTITIONED
+from gateway.usage.tables import UNREADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from gateway.usage.queries import UsageQueries
+    from gateway.usage.store import UsageStore
+
+COMMAND = "gkt-gateway usage-db repair"
+_ENTRIES_AT_ONCE = 500
+_KEY = (UNREADABLE.c.tenant, UNREADABLE.c.entry)
+
+
+class Damage(NamedTuple):
+    """Damage to repair.
+
+    Attributes:
+        unreadable: entries that are not among the receipts.
+        limits: the first day (since the Unix epoch) that each table rejects, by table.
+    """
+
+    unreadable: int
+    limits: dict[str, int]
+
+
+class Repair(NamedTuple):
+    """The result of a repair: dropped limits, receipts that were written, and entries that stay unreadable."""
+
+    limits: int
+    written: int
+    unreadable: int
+
+
+def damage_of(queries: UsageQueries) -> Damage:
+    """Return the damage to repair."""
+    found = {table.name: limited_days(queries.connection, table) for table in PARTITIONED}
+    limits = {name: min(days) for name, days in found.items() if days}
+    return Damage(queries.count_unreadable(), limits)
+
+
+async def repair(store: UsageStore) -> Repair:
+    """Drop the limits of interrupted conversions, and write unreadable entries again. Raises the errors of UsageStore.
+
+    An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once.
+    """
+    limits = await store.change(_drop_all_limits)
+    written = unreadable = 0
+    after: tuple[str, str] | None = None
+    while entries := await store.read(_entries, after):
+        last = entries[-1]
+        readable = await _write(store, entries)
+        written, unreadable = written + readable, unreadable + len(entries) - readable
+        after = last.tenant, last.id
+    return Repair(limits, written, unreadable)
+
+
+def _drop_all_limits(connection: Connection) -> int:
+    return sum(drop_limits(connection, table) for table in PARTITIONED)
+
+
+def _entries(queries: UsageQueries, after: tuple[str, str] | None) -> list[OutboxEntry]:
+    query = select(*_KEY, UNREADABLE.c.receipt).order_by(*_KEY).limit(_ENTRIES_AT_ONCE)
+    if after is not None:
+        query = query.where(tuple_(*_KEY) > tuple_(*after))
+    return [OutboxEntry(*row) for row in queries.connection.execute(query)]
+
+
+async def _write(store: UsageStore, entries: Sequence[OutboxEntry]) -> int:
+    """Write entries again, and delete those that are readable from the unreadable ones. Return their number."""
+    if (await store.write(entries)).unreadable == 0:
+        await store.change(_delete, entries)
+        return len(entries)
+    if len(entries) == 1:
+        return 0
+    half = len(entries) // 2
+    return await _write(store, entries[:half]) + await _write(store, entries[half:])
+
+
+def _delete(connection: Connection, entries: Sequence[OutboxEntry]) -> None:
+    connection.execute(delete(UNREADABLE).where(tuple_(*_KEY).in_([(one.tenant, one.id) for one in entries])))
