@@ -233,6 +233,14 @@ ENGINES = Dashboard(
             bad=300,
         ),
         Panel(
+            "Lag of the read replica",
+            "Delay of the replica behind the usage database. Grows while workers cannot reach it. 0 without a replica.",
+            "s",
+            (Query("max(gkt_usage_replica_lag_seconds)", "lag"),),
+            warn=60,
+            bad=300,
+        ),
+        Panel(
             "Receipts in Redis",
             "waiting: not in the usage database. buffered: in the outboxes, limited by receipts.max_buffered. "
             "Above the limit, the oldest are lost.",

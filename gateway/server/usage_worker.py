@@ -36,7 +36,7 @@ from gateway.usage.export_stream import ExportLease, ExportStream
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.kafka import KafkaProducer
 from gateway.usage.state import WorkerLease
-from gateway.usage.store import store_of
+from gateway.usage.store import replica_lag_of, store_of
 from gateway.usage.upkeep import keep_partitions
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
@@ -112,6 +112,9 @@ async def _running(
         await client.require(embedded=False)
         store = store_of(settings)
         stack.push_async_callback(store.close)
+        replica = replica_lag_of(settings)
+        if replica is not None:
+            stack.push_async_callback(replica.close)
         imports = archives_of(settings)
         for archive in imports:
             stack.push_async_callback(asyncio.to_thread, archive.close)
@@ -131,6 +134,7 @@ async def _running(
             keep_s=settings.usage.keep_s,
             imports=imports,
             exports=exports,
+            replica_lag=None if replica is None else replica.lag_s,
         )
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
@@ -140,6 +144,8 @@ async def _running(
         tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts).run())
         if exports is not None:
             tasks.keep("export", exports.run())
+        if replica is not None:
+            tasks.keep("replica", replica.run())
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)
         running = tasks.spawn("usage", worker.run(stop))
         try:

@@ -22,6 +22,11 @@ class UsageMetrics:
         self.waiting = newest(
             "gkt_usage_waiting", "Receipts in Redis that are not in the usage database yet, over the fleet."
         )
+        self.replica_lag = newest(
+            "gkt_usage_replica_lag_seconds",
+            "Age of the newest transaction in the read replica of the usage database, 0 if it has everything. Grows "
+            "while the usage worker cannot reach the replica.",
+        )
         self.receipts = newest(
             "gkt_usage_receipts",
             "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "

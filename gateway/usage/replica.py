@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _RETRY_S = 30.0
+_MEASURE_EVERY_S = 15.0
 # Without new transactions on the primary, a replica that has everything would seem to lag. Without a connection to the
 # primary, a replica has everything that it received, and nothing newer.
 _LAG = text(
@@ -66,22 +68,58 @@ class UsageEngines:
         return str(self._replica)
 
     def lag_s(self) -> float:
-        """Return the age of the last transaction that the replica has applied, or 0 if it has applied everything.
-
-        A replica without a connection to the primary lags, too.
-
-        Raises UsageDatabaseError and StartupError.
-        """
-        if self._replica is None:
-            return 0.0
-        with self._replica.reading() as connection:
-            return float(connection.execute(_LAG).scalar() or 0.0)
+        """See `lag_of`."""
+        return 0.0 if self._replica is None else lag_of(self._replica)
 
     def close(self) -> None:
         """Close all connections that are not in use."""
         for engine in (self._primary, self._replica):
             if engine is not None:
                 engine.close()
+
+
+class ReplicaLag:
+    """Measure the lag of a replica for the metrics of the fleet. `clock` returns monotonic seconds."""
+
+    def __init__(self, replica: UsageEngine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._replica, self._clock = replica, clock
+        self._lag_s, self._measured_at = 0.0, clock()
+        self._failing = False
+
+    def lag_s(self) -> float:
+        """Return the lag in seconds. While the replica is unavailable, the lag grows."""
+        return self._lag_s + (self._clock() - self._measured_at if self._failing else 0.0)
+
+    async def run(self, every_s: float = _MEASURE_EVERY_S) -> None:
+        """Measure until canceled. A failure is logged once."""
+        while True:
+            await self.measure()
+            await asyncio.sleep(every_s)
+
+    async def measure(self) -> None:
+        """Measure once."""
+        try:
+            lag_s = await asyncio.to_thread(lag_of, self._replica)
+        except (*UsageDatabaseError, StartupError) as error:
+            if not self._failing:
+                name = type(getattr(error, "orig", None) or error).__name__
+                log.warning("usage_replica_not_measured", replica=str(self._replica), error=name)
+            self._failing = True
+        else:
+            self._lag_s, self._measured_at, self._failing = lag_s, self._clock(), False
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await asyncio.to_thread(self._replica.close)
+
+
+def lag_of(replica: UsageEngine) -> float:
+    """Return the age of the last transaction that the replica has applied, in seconds. 0: it has applied everything.
+
+    A replica without a connection to the primary lags, too. Raises UsageDatabaseError and StartupError.
+    """
+    with replica.reading() as connection:
+        return float(connection.execute(_LAG).scalar() or 0.0)
 
 
 def engines_of(address: str, replica: str | None, connections: int) -> UsageEngines:

@@ -59,6 +59,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     """Id of the process; for the fleet, all ids."""
     export: ExportState | None = None
     """State of the export stream, from the worker that sends; None: no worker sends."""
+    replica_lag_s: float | None = None
+    """Lag of the read replica; None: there is none."""
 
 
 class WorkerLease:
@@ -134,6 +136,7 @@ class WorkerStateReader:
         self._metrics.usage.up.set(int(state.up is True))
         self._metrics.usage.lag.set(state.lag_s)
         self._metrics.usage.waiting.set(state.waiting)
+        self._metrics.usage.replica_lag.set(state.replica_lag_s or 0.0)
         export = state.export or ExportState()
         self._metrics.usage.export_up.set(int(state.export is not None and export.error is None))
         self._metrics.usage.export_lag.set(export.lag_s)
@@ -150,4 +153,5 @@ def _merged(states: Sequence[WorkerState]) -> WorkerState:
         error=next((state.error for state in states if state.error is not None), None),
         by=", ".join(state.by for state in states if state.by is not None),
         export=next((state.export for state in states if state.export is not None), None),
+        replica_lag_s=max((state.replica_lag_s for state in states if state.replica_lag_s is not None), default=None),
     )

@@ -11,7 +11,7 @@ from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.partition_upkeep import keep_partitions
 from gateway.usage.queries import ReceiptFilter, UsageQueries
-from gateway.usage.replica import UsageEngines, replica_engine
+from gateway.usage.replica import ReplicaLag, UsageEngines, replica_engine
 from gateway.usage.sums import Retention
 
 if TYPE_CHECKING:
@@ -128,7 +128,17 @@ def store_of(settings: Settings | WorkerSettings, *, replica: bool = False) -> U
     """
     usage = settings.usage
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
-    url = usage.read_url if replica else None
-    read_address = None if url is None else sqlalchemy_url(url.get_secret_value(), settings.data)
+    read_address = _replica_address(settings) if replica else None
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
     return UsageStore(address, retention, replica=read_address, exports=settings.export.kafka is not None)
+
+
+def replica_lag_of(settings: Settings | WorkerSettings) -> ReplicaLag | None:
+    """Return a measurement of `usage.read_url` with its own connection; None without a replica. Raises StartupError."""
+    address = _replica_address(settings)
+    return None if address is None else ReplicaLag(replica_engine(address, 1, _ROLE))
+
+
+def _replica_address(settings: Settings | WorkerSettings) -> str | None:
+    url = settings.usage.read_url
+    return None if url is None else sqlalchemy_url(url.get_secret_value(), settings.data)

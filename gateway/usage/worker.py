@@ -80,6 +80,7 @@ class UsageWorker:
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
         exports: the export stream of this process, whose state is published.
+        replica_lag: returns the lag of the read replica in seconds, which is published; None: there is no replica.
         max_entries: limit of entries of one transaction.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
         claim_after_s: age from which entries of other workers are claimed.
@@ -97,6 +98,7 @@ class UsageWorker:
         keep_s: float | None,
         imports: Sequence[ArchiveImport] = (),
         exports: ExportStream | None = None,
+        replica_lag: Callable[[], float] | None = None,
         max_entries: int = MAX_ENTRIES,
         read_entries: int = 1_000,
         claim_after_s: float = 60.0,
@@ -105,7 +107,7 @@ class UsageWorker:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
         self._lease, self._minutes, self._clock = lease, minutes, clock
-        self._keep_s, self._imports, self._exports = keep_s, imports, exports
+        self._keep_s, self._imports, self._exports, self._replica_lag = keep_s, imports, exports, replica_lag
         self._uptime_copied = False
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
@@ -314,6 +316,7 @@ class UsageWorker:
             self._error,
             self._lease.process_id,
             None if exports is None else exports.state,
+            None if self._replica_lag is None else round(self._replica_lag(), 3),
         )
         await self._lease.publish(state, counts | {f"export_{result}": count for result, count in exported.items()})
         self._counts -= counts

@@ -295,6 +295,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
         "GktUsageBacklog",
         "GktUsageReceiptsMissed",
         "GktExportLate",
+        "GktReplicaLate",
         "GktBudgetNearlySpent",
         "GktPolicyStale",
     }

@@ -17,11 +17,13 @@ from structlog.testing import capture_logs
 
 from gateway.errors import StartupError, UsageUnavailable
 from gateway.usage.access import shares_of
-from gateway.usage.replica import UsageEngines, engines_of, replica_engine
+from gateway.usage.replica import ReplicaLag, UsageEngines, engines_of, replica_engine
+from gateway.usage.state import WorkerStateReader
 from gateway.usage.store import UsageStore
 from gateway.usage.threads import QueryThreads
 from tests.postgres import Postgres, new_database, running_postgres
 from tests.usage.databases import FOREVER, database, entry, held, opened, receipt
+from tests.usage.outboxes import open_outboxes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,14 +189,54 @@ async def test_a_replica_without_its_primary_lags(pair: tuple[Postgres, Postgres
         with opened(address) as writer:
             writer.open()
             await until(has_tables)
+        measured = ReplicaLag(replica_engine(address.replace(str(primary.folder), str(replica.folder)), 1))
+        await measured.measure()
+        assert measured.lag_s() == 0
         primary.stop()
         try:
             await until(lambda: engines.lag_s() > 0)
+            await measured.measure()
+            assert measured.lag_s() > 0
+            await measured.close()
         finally:
             primary.start()
         await until(lambda: engines.lag_s() == 0)
     finally:
         engines.close()
+
+
+async def test_the_lag_of_a_replica_that_is_away_grows(postgres: Postgres, tmp_path: Path) -> None:
+    """The failure is logged once."""
+    now, address = 100.0, address_of(postgres)
+    with opened(address) as primary:
+        primary.open()
+    lag = ReplicaLag(replica_engine(address, 1), lambda: now)
+    await lag.measure()
+    assert lag.lag_s() == 0
+    now = 160.0
+    assert lag.lag_s() == 0
+    await lag.measure()
+    reachable = lag._replica
+    lag._replica = replica_engine(f"postgresql+psycopg://gkt@/usage?host={tmp_path}", 1)
+    with capture_logs() as logs:
+        for now in (175.0, 190.0):
+            await lag.measure()
+            assert lag.lag_s() == now - 160
+    assert [one["event"] for one in logs] == ["usage_replica_not_measured"]
+    lag._replica = reachable
+    await lag.measure()
+    assert lag.lag_s() == 0
+    await lag.close()
+
+
+async def test_the_worker_publishes_the_lag_for_the_metric(redis_url: str, address: str) -> None:
+    async with open_outboxes(redis_url, address) as outboxes:
+        board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
+        lags = {"ann": lambda: 1.5, "bob": lambda: 420.0, "eve": None}
+        for name, lag in lags.items():
+            await (await outboxes.worker(name, replica_lag=lag)).publish_once()
+        assert (await board.read()).replica_lag_s == 420.0
+        assert outboxes.metrics.registry.get_sample_value("gkt_usage_replica_lag_seconds") == 420.0
 
 
 async def test_both_unavailable_is_an_error(tmp_path: Path) -> None:
