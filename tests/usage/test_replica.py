@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from ruamel.yaml import YAML
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
@@ -24,6 +25,7 @@ from gateway.usage.threads import QueryThreads
 from tests.postgres import Postgres, new_database, running_postgres
 from tests.usage.databases import FOREVER, database, entry, held, opened, receipt
 from tests.usage.outboxes import open_outboxes
+from tests.usage.test_worker_process import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,6 +239,29 @@ async def test_the_worker_publishes_the_lag_for_the_metric(redis_url: str, addre
             await (await outboxes.worker(name, replica_lag=lag)).publish_once()
         assert (await board.read()).replica_lag_s == 420.0
         assert outboxes.metrics.registry.get_sample_value("gkt_usage_replica_lag_seconds") == 420.0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+async def test_a_worker_process_measures_the_replica(postgres: Postgres, redis_url: str, tmp_path: Path) -> None:
+    address = address_of(postgres)
+    async with open_outboxes(redis_url, address) as outboxes:
+        workers = Workers(tmp_path, redis_url, outboxes, address.replace("+psycopg", ""))
+        yaml = YAML()
+        config = yaml.load(workers.config)
+        config["usage"]["read_url"] = f"postgresql://gkt@/usage?host={tmp_path}"
+        yaml.dump(config, workers.config)
+
+        async def lags() -> bool:
+            return ((await workers.state()).replica_lag_s or 0.0) > 0
+
+        try:
+            workers.start()
+            await workers.until(lags)
+            await workers.until(workers.is_up)
+            assert "usage_replica_not_measured" in workers.log.read_text()
+        finally:
+            workers.close()
 
 
 async def test_both_unavailable_is_an_error(tmp_path: Path) -> None:
