@@ -87,7 +87,7 @@ class Scopes:
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._cache: dict[tuple[str, str], tuple[Caller, tuple[Scope, ...]]] = {}
+        self._cache: dict[tuple[str, str], tuple[TenantPolicy, KeyEntry, tuple[Scope, ...]]] = {}
         self._of_labels: dict[tuple[str, str, str], tuple[TenantPolicy, Scope | None]] = {}
 
     def of(self, caller: Caller, labels: Mapping[str, str] = NO_LABELS) -> tuple[Scope, ...]:
@@ -112,12 +112,13 @@ class Scopes:
         policy, key = caller.policy, caller.key
         name = policy.tenant, key.id
         cached = self._cache.get(name)
-        # Compare by identity: the cache keeps both objects alive, so no other object can have the same identity.
-        if cached is None or cached[0].policy is not policy or cached[0].key is not key:
+        # Compare by identity: the cache keeps both objects alive, so no other object can have the same identity. It
+        # does not keep the claims of tokens.
+        if cached is None or cached[0] is not policy or cached[1] is not key:
             if len(self._cache) >= _MAX_CACHED:
                 self._cache.clear()
-            self._cache[name] = cached = (caller, scopes_of(caller, self._defaults))
-        return cached[1]
+            self._cache[name] = cached = (policy, key, scopes_of(caller, self._defaults))
+        return cached[2]
 
 
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:

@@ -33,8 +33,9 @@ class TokenCallers:
 
     def __init__(self, policies: Policies, issuers: Issuers) -> None:
         self._policies, self._issuers = policies, issuers
-        # The result for each cached token with the policies it was found in. It disappears with the token.
-        self._found: WeakKeyDictionary[VerifiedToken, tuple[PolicySet, Caller | TokenRejected]] = WeakKeyDictionary()
+        # The result for each cached token. It disappears with the token, or with the policies that it refers to.
+        self._found: WeakKeyDictionary[VerifiedToken, Caller | TokenRejected] = WeakKeyDictionary()
+        policies.on_change(lambda _: self._found.clear())
 
     def takes(self, token: str) -> bool:
         """Return whether a bearer token is to be verified: it is a JSON Web Token, and there are issuers."""
@@ -50,11 +51,10 @@ class TokenCallers:
         return self._caller(await self._issuers.verify(token, digest=digest))
 
     def _caller(self, verified: VerifiedToken) -> Caller:
-        policy_set = self._policies.policy_set
-        before, found = self._found.get(verified, (None, None))
-        if found is None or before is not policy_set:
-            found = caller_of(policy_set, verified.issuer.name, verified.claims)
-            self._found[verified] = policy_set, found
+        found = self._found.get(verified)
+        if found is None:
+            found = caller_of(self._policies.policy_set, verified.issuer.name, verified.claims)
+            self._found[verified] = found
             if isinstance(found, TokenRejected):  # logged once for each token
                 log.warning("token_without_caller", issuer=found.issuer, reason=found.reason, **found.facts)
         if isinstance(found, TokenRejected):

@@ -41,6 +41,19 @@ def test_a_policy_that_an_edit_has_replaced_is_not_kept() -> None:
     assert [one() for one in replaced] == [None] * 48 + [held]
 
 
+def test_the_claims_of_a_token_are_not_kept() -> None:
+    class Claims(dict[str, object]):
+        """A mapping that a weak reference may name."""
+
+    scopes, held, claims = Scopes(Defaults()), policy(5), Claims(groups=["staff"])
+    caller = Caller(held, held.keys[0], claims)
+    assert scopes.of(caller) is scopes.of(caller)
+    kept = weakref.ref(claims)
+    del claims, caller
+    gc.collect()
+    assert kept() is None
+
+
 def labeled(**rule: object) -> TenantPolicy:
     content = {
         "tenant": "acme",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +109,16 @@ async def test_an_edit_of_the_policies_applies_to_known_tokens() -> None:
         assert (await one.callers.authenticate(token)).policy.tenant == "globex"
         one.put(policy("acme"))
         await one.rejected(token, "no_rule")
+
+
+async def test_an_idle_token_keeps_no_former_policies_in_memory() -> None:
+    async with world() as one:
+        one.put(policy("acme", STAFF))
+        await one.callers.authenticate(one.issuer.token(groups=["llm-users"]))
+        former = weakref.ref(one.policies.policy_set.policies[0])
+        one.put(policy("acme"))
+        gc.collect()
+        assert former() is None
 
 
 async def test_the_first_rule_of_a_tenant_applies() -> None:
