@@ -14,6 +14,7 @@ from joserfc.jws import JWSRegistry, serialize_compact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from ssl import SSLContext
 
     from joserfc.jwk import Key
 
@@ -61,6 +62,7 @@ class TokenIssuer:
         discovery: members of the discovery document that replace the default ones.
         status: the status of all replies.
         body: the JWKS document as text; None: the `keys`.
+        compress: whether the keys are compressed although the gateway does not ask for it.
         reads: the paths requested so far.
     """
 
@@ -69,6 +71,7 @@ class TokenIssuer:
     discovery: dict[str, Any] = field(default_factory=dict)
     status: int = 200
     body: bytes | None = None
+    compress: bool = False
     reads: list[str] = field(default_factory=list)
 
     def claims(self, **more: Any) -> dict[str, Any]:
@@ -100,7 +103,10 @@ class TokenIssuer:
         self.reads.append(request.path)
         if self.body is not None:
             return web.Response(body=self.body, status=self.status)
-        return web.json_response({"keys": self.keys}, status=self.status)
+        response = web.json_response({"keys": self.keys}, status=self.status)
+        if self.compress:
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     @property
     def key_reads(self) -> int:
@@ -109,7 +115,9 @@ class TokenIssuer:
 
 
 @asynccontextmanager
-async def token_issuer(path: str = "/realms/corp", port: int = 0) -> AsyncIterator[TokenIssuer]:
+async def token_issuer(
+    path: str = "/realms/corp", port: int = 0, tls: SSLContext | None = None
+) -> AsyncIterator[TokenIssuer]:
     """Run an issuer on this machine, below a path."""
     issuer, app = TokenIssuer(), web.Application()
     app.router.add_get(f"{path}/.well-known/openid-configuration", issuer._discovery)
@@ -117,9 +125,9 @@ async def token_issuer(path: str = "/realms/corp", port: int = 0) -> AsyncIterat
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", port)
+        site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
         await site.start()
-        issuer.url = f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
+        issuer.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{runner.addresses[0][1]}{path}"
         yield issuer
     finally:
         await runner.cleanup()

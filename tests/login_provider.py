@@ -17,6 +17,7 @@ from tests.identity_provider import TokenIssuer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from ssl import SSLContext
 
 CLIENT_ID = "gkt dashboard:1"
 """A client id with characters that the header of basic authentication must encode."""
@@ -117,7 +118,7 @@ def _client_of(request: web.Request, form: dict[str, str]) -> tuple[str | None, 
 
 
 @asynccontextmanager
-async def login_provider(host: str = "127.0.0.1") -> AsyncIterator[LoginProvider]:
+async def login_provider(host: str = "127.0.0.1", tls: SSLContext | None = None) -> AsyncIterator[LoginProvider]:
     """Run a provider on this machine. With the host `localhost`, it is another site for browsers than 127.0.0.1."""
     provider, app, path = LoginProvider(), web.Application(), "/realms/corp"
     app.router.add_get(f"{path}/.well-known/openid-configuration", provider._discovery)
@@ -129,8 +130,8 @@ async def login_provider(host: str = "127.0.0.1") -> AsyncIterator[LoginProvider
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        provider.url = f"http://{host}:{runner.addresses[0][1]}{path}"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        provider.url = f"{'http' if tls is None else 'https'}://{host}:{runner.addresses[0][1]}{path}"
         names = {"authorization_endpoint": "authorize", "token_endpoint": "token", "userinfo_endpoint": "userinfo"}
         provider.discovery = {name: f"{provider.url}/{part}" for name, part in names.items()}
         provider.discovery |= {

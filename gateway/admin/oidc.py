@@ -222,7 +222,9 @@ class OidcProvider:
         """Return the JSON object that an endpoint replies with. Raises LoginError."""
         url = await self._endpoint(name)
         try:
-            status, body = await self._reader.request("GET" if form is None else "POST", url, form, headers)
+            status, body = await self._reader.request(
+                "GET" if form is None else "POST", url, form, headers, ca=self._issuer().settings.ca
+            )
         except DocumentError as error:
             raise LoginError("unreachable", f"{name}: {error}") from None
         try:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import Duration, InvalidValue, Secret, duration_between, origin, text_pattern
+from gateway.config.scalars import Duration, InvalidValue, Secret, duration_between, file_path, text_pattern
 from gateway.config.yaml_source import StrictModel
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}", re.ASCII)
@@ -29,16 +29,8 @@ def _topic(value: str) -> str:
     return value
 
 
-def _file(value: object, info: ValidationInfo) -> object:
-    source = origin(info)
-    path = Path(value) if isinstance(value, str | Path) and str(value) else None
-    if path is None:
-        raise InvalidValue("must be the path of a file")
-    return source.folder / path if source else path
-
-
 _Broker: TypeAlias = Annotated[str, AfterValidator(_broker), text_pattern(_BROKER.pattern)]
-_File: TypeAlias = Annotated[Path, BeforeValidator(_file)]
+_File: TypeAlias = Annotated[Path, BeforeValidator(file_path)]
 
 
 class KafkaTls(StrictModel):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import Duration, InvalidValue, Label, duration_between, is_spelled_as_url, text_pattern
+from gateway.config.scalars import (
+    Duration,
+    InvalidValue,
+    Label,
+    duration_between,
+    file_path,
+    is_spelled_as_url,
+    text_pattern,
+)
 from gateway.config.yaml_source import StrictModel
 
 Algorithm: TypeAlias = Literal[
@@ -57,6 +67,27 @@ def _issuer(url: str) -> str:
     return check_issuer_url(url)
 
 
+def trusting(ca: Path) -> ssl.SSLContext:
+    """Return the context of connections to servers whose certificates are signed by one of the file. Reads the file.
+
+    Raises OSError, and its subclass SSLError for a file without certificates.
+    """
+    return ssl.create_default_context(cafile=ca)
+
+
+def _certificates(value: object, info: ValidationInfo) -> Path:
+    file = file_path(value, info)
+    try:
+        trusting(file)
+    except ssl.SSLError:
+        raise InvalidValue(
+            f"{value} has no certificate as PEM: use the file that begins with -----BEGIN CERTIFICATE-----"
+        ) from None
+    except OSError as error:
+        raise InvalidValue(f"cannot read {value}: {(error.strerror or 'error').lower()}") from None
+    return file
+
+
 def _names(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -88,8 +119,19 @@ class IssuerSettings(StrictModel):
     """Largest difference of the clocks, for the claims `exp`, `nbf` and `iat`."""
     jwks_url: _Url | None = None
     """URL of the issuer's keys (JWKS). None: the `jwks_uri` of the issuer's discovery document."""
+    ca: Annotated[Path, BeforeValidator(_certificates)] | None = None
+    """File with the certificates that sign those of the issuer, as PEM, for a private CA: only these are trusted. A new
+    content applies from the next connection on. None: those of the system."""
     refresh_s: Annotated[Duration, duration_between("10s", "1d")] = Field(300.0, alias="refresh")
     """Interval at which the keys are read again. A key that the issuer removed is rejected after this time."""
+
+    @field_validator("ca")
+    @classmethod
+    def _has_tls(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        urls = [url for url in (info.data.get("issuer"), info.data.get("jwks_url")) if url is not None]
+        if ca is not None and urls and all(url.startswith("http:") for url in urls):
+            raise InvalidValue("has no effect without TLS: remove it, or use an issuer with https://")
+        return ca
 
     @field_validator("algorithms")
     @classmethod

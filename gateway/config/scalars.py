@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
@@ -22,7 +23,6 @@ from gateway.config.variables import Substituted, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
@@ -214,6 +214,15 @@ def _secret_or_text(value: object, info: ValidationInfo) -> SecretStr:
         raise InvalidValue("must be text, or a reference: env:NAME or file:/path")
     source = origin(info)
     return SecretStr((dereference(value, source) if source else None) or str(value))
+
+
+def file_path(value: object, info: ValidationInfo) -> Path:
+    """Return the path of a file. A relative path of a YAML file is relative to its folder. Raises InvalidValue."""
+    source = origin(info)
+    path = Path(value) if isinstance(value, str | Path) and str(value) else None
+    if path is None:
+        raise InvalidValue("must be the path of a file")
+    return source.folder / path if source else path
 
 
 def _name(value: str) -> str:

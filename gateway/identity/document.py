@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING
 
 import aiohttp
 
+from gateway.config.identity import trusting
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
 
 MAX_BYTES = 512_000
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0, connect=3.0)
 _OK = 200
-# A compressed document could be larger than its limit in memory.
+_UNKNOWN_CA = frozenset({18, 19, 20, 21})
+"""X509_V_ERR codes of OpenSSL for certificates that no trusted CA has signed."""
+# A compressed document could be larger than its limit in memory. It is not decompressed even if a server sends one.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
@@ -37,23 +43,41 @@ class DocumentReader:
     ) -> None:
         await self.close()
 
-    async def read(self, url: str) -> bytes:
+    async def read(self, url: str, ca: Path | None = None) -> bytes:
         """Return the body of a reply with status 200. Raises DocumentError, also for more than MAX_BYTES bytes."""
-        status, body = await self.request("GET", url)
+        status, body = await self.request("GET", url, ca=ca)
         if status != _OK:
             raise DocumentError(f"the reply has status {status}")
         return body
 
     async def request(
-        self, method: str, url: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        form: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ca: Path | None = None,
     ) -> tuple[int, bytes]:
-        """Return status and body of a reply. Raises DocumentError, also for more than MAX_BYTES bytes."""
+        """Return status and body of a reply. Raises DocumentError, also for more than MAX_BYTES bytes.
+
+        `ca` is a file with the only trusted certificates. Each call reads it, so that a renewed file applies.
+        """
+        try:
+            context = True if ca is None else await asyncio.to_thread(trusting, ca)
+        except OSError as error:
+            raise DocumentError(f"the file of ca cannot be used ({type(error).__name__})") from None
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
+                timeout=self._timeout,
+                headers=_HEADERS,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         try:
-            async with self._session.request(method, url, data=form, headers=headers, allow_redirects=False) as reply:
+            async with self._session.request(
+                method, url, data=form, headers=headers, allow_redirects=False, ssl=context
+            ) as reply:
                 body = bytearray()
                 async for chunk in reply.content.iter_any():
                     body += chunk
@@ -62,8 +86,8 @@ class DocumentReader:
                 return reply.status, bytes(body)
         except TimeoutError:
             raise DocumentError("no reply in time") from None
-        except (aiohttp.ClientConnectorCertificateError, ssl.SSLError):
-            raise DocumentError("the TLS certificate is not valid") from None
+        except (aiohttp.ClientConnectorCertificateError, ssl.SSLError) as error:
+            raise DocumentError(_why_invalid(error)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise DocumentError(f"not reachable ({type(error).__name__})") from None
 
@@ -72,3 +96,12 @@ class DocumentReader:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _why_invalid(error: aiohttp.ClientConnectorCertificateError | ssl.SSLError) -> str:
+    """Return the reason in the words of OpenSSL, which contain at most the host of the URL."""
+    cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
+    if not isinstance(cause, ssl.SSLCertVerificationError):
+        return "the TLS certificate is not valid"
+    hint = ": set `ca` of the issuer to the file of its CA" if cause.verify_code in _UNKNOWN_CA else ""
+    return f"the TLS certificate is not valid ({cause.verify_message}){hint}"

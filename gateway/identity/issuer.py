@@ -151,14 +151,14 @@ class Issuer:
             url = self._endpoint(self._discovery, "jwks_uri")
         else:
             self._discovery = None  # the next login reads it again
-        raw = await self._reader.read(url)
+        raw = await self._reader.read(url, self.settings.ca)
         try:
             return await asyncio.to_thread(_parse_keys, raw)
         except ValueError as error:
             raise DocumentError(f"the keys are not usable: {error}") from None
 
     async def _read_discovery(self) -> Mapping[str, Any]:
-        raw = await self._reader.read(self.settings.issuer.rstrip("/") + DISCOVERY)
+        raw = await self._reader.read(self.settings.issuer.rstrip("/") + DISCOVERY, self.settings.ca)
         try:
             document = await asyncio.to_thread(parse_object, raw)
         except ValueError as error:

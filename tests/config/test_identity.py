@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from gateway.config.changes import live_changes, needs_restart
 from gateway.config.identity import DEFAULT_ALGORITHMS, IdentitySettings
 from gateway.config.settings import check_settings
+from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +103,35 @@ def test_an_issue_has_its_line_and_field(tmp_path: Path, issuer: str, issue: str
     assert settings is None
     assert len(issues) == 1, issues
     assert issues[0].startswith(f"5: identity.issuers[1].{issue}"), issues
+
+
+def test_the_file_of_a_private_ca_is_relative_to_the_file_and_is_read(tmp_path: Path) -> None:
+    (tmp_path / "certs").mkdir()
+    authority = Authority(tmp_path / "certs")
+    settings, issues = checked(tmp_path, f"{ISSUER}, ca: certs/ca.pem")
+    assert issues == []
+    assert settings is not None
+    assert settings.identity.issuers[0].ca == authority.file
+
+
+@pytest.mark.parametrize(
+    ("issuer", "issue"),
+    [
+        ("issuer: 'https://h', ca: missing.pem", "cannot read missing.pem: no such file or directory"),
+        ("issuer: 'https://h', ca: empty.pem", "empty.pem has no certificate as PEM: use the file that begins with"),
+        ("issuer: 'https://h', ca: key.pem", "key.pem has no certificate as PEM"),
+        ("issuer: 'https://h', ca: 7", "must be the path of a file"),
+        ("issuer: 'http://127.0.0.1:5556', ca: ca.pem", "has no effect without TLS"),
+    ],
+)
+def test_an_unusable_ca_is_reported_with_its_line(tmp_path: Path, issuer: str, issue: str) -> None:
+    Authority(tmp_path)
+    (tmp_path / "empty.pem").write_text("")
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    settings, issues = checked(tmp_path, ISSUER, f"name: a, audience: x, {issuer}")
+    assert settings is None
+    assert len(issues) == 1, issues
+    assert issues[0].startswith(f"5: identity.issuers[1].ca: {issue}"), issues
 
 
 def test_names_and_urls_are_unique(tmp_path: Path) -> None:

@@ -22,9 +22,12 @@ from gateway.keys.token import digest_of
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.identity_provider import TokenIssuer, published, signed, signing_key, token_issuer
+from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
+    from ssl import SSLContext
 
     from gateway.identity.issuers import VerifiedToken
 
@@ -71,10 +74,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(interval_s: float = 0.0, **settings: Any) -> AsyncIterator[World]:
+async def world(interval_s: float = 0.0, tls: SSLContext | None = None, **settings: Any) -> AsyncIterator[World]:
     tasks, metrics, clock = BackgroundTasks(), Metrics(), Clock()
     issuers = Issuers(tasks, metrics, clock, interval_s)
-    async with token_issuer() as issuer:
+    async with token_issuer(tls=tls) as issuer:
         try:
             one = World(issuer, issuers, metrics, clock)
             one.use(issuer.settings(**settings))
@@ -406,6 +409,54 @@ async def test_concurrent_unknown_keys_share_one_reading() -> None:
         tokens = [one.issuer.token("k2", sub=f"s{n}") for n in range(20)]
         assert len(await asyncio.gather(*map(one.issuers.verify, tokens))) == 20
         assert one.issuer.key_reads == before + 1
+
+
+async def test_an_issuer_with_a_private_ca_needs_its_file(tmp_path: Path) -> None:
+    ours, other = Authority(tmp_path), Authority(tmp_path, "other")
+    async with world(tls=ours.server(), ca=ours.file) as one:
+        assert (await one.verify()).claims["sub"] == "ada"
+    for ca in (None, other.file):
+        async with world(tls=ours.server(), ca=ca) as one:
+            await one.rejected(one.issuer.token(), "no_keys")
+            issuer = one.issuers.named("corp")
+            assert issuer is not None
+            assert "unable to get local issuer certificate" in str(issuer.state.error)
+            assert "set `ca` of the issuer" in str(issuer.state.error)
+            assert one.issuer.reads == []
+
+
+async def test_a_certificate_for_another_host_is_rejected(tmp_path: Path) -> None:
+    ours = Authority(tmp_path)
+    async with world(tls=ours.server("127.0.0.2"), ca=ours.file) as one:
+        await one.rejected(one.issuer.token(), "no_keys")
+        issuer = one.issuers.named("corp")
+        assert issuer is not None
+        assert "mismatch" in str(issuer.state.error)
+
+
+async def test_a_renewed_ca_file_applies_without_a_restart(tmp_path: Path) -> None:
+    file, old, new = tmp_path / "trusted.pem", Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    file.write_bytes(old.file.read_bytes())
+    async with world(tls=new.server(), ca=file) as one:
+        await one.rejected(one.issuer.token(), "no_keys")
+        file.write_bytes(new.file.read_bytes())
+        assert await one.verify()
+        for content in ("", None):
+            file.write_text(content) if content is not None else file.unlink()
+            await one.refresh()
+            issuer = one.issuers.named("corp")
+            assert issuer is not None
+            assert "the file of ca cannot be used" in str(issuer.state.error)
+            assert await one.verify(jti=str(content)), "the last keys stay in use"
+
+
+async def test_a_compressed_document_is_not_decompressed() -> None:
+    """A small document could otherwise fill the memory."""
+    async with world() as one:
+        one.issuer.compress = True
+        await one.rejected(one.issuer.token(), "no_keys")
+        one.issuer.compress = False
+        assert await one.verify()
 
 
 async def test_the_last_keys_stay_in_use_while_the_issuer_fails() -> None:
