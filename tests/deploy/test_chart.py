@@ -17,7 +17,7 @@ from gateway.config.settings import worker_settings
 from gateway.policy.book import check_all
 from tests.deploy.chart import CHART, VALUE_FILES, VALUES
 from tests.deploy.go_programs import go_program, run
-from tests.deploy.written import DEPLOY, manifest
+from tests.deploy.written import DEPLOY, manifest, oidc_secrets
 from tests.installed import program
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def written(release: Release, folder: Path) -> Path:
     for source in volumes["secrets"]["projected"]["sources"]:
         for item in source["secret"]["items"]:
             (secrets / item["path"]).write_text(SECRETS.get(item["path"], "0123456789abcdef"), "utf-8")
+    if (secrets / "issuer_ca").exists():
+        oidc_secrets(secrets)
     config = release.named("ConfigMap", volumes["config"]["configMap"]["name"])["data"]["config.yaml"]
     (folder / "config.yaml").write_text(config.replace("/run/secrets", str(secrets)), "utf-8")
     data = folder / "policies" / "..data"  # as a kubelet writes volumes
@@ -149,15 +151,16 @@ def test_rendered_manifests_have_no_issues(name: str, helm: Path, tmp_path: Path
     } == {"gkt"}
 
 
-@pytest.mark.parametrize("name", ["default", "production", "single"])
+@pytest.mark.parametrize("name", ["default", "production", "single", "oidc"])
 def test_the_gateway_accepts_its_configuration(
     name: str, helm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_AUTHORIZATION", "placeholder")
     release = rendered(helm, *options(name))
     settings, book = read(release, tmp_path)
+    keyless = ["no policy file has a key: create one with `gkt-gateway keys create`"] if name != "oidc" else []
     assert [warning.partition(": ")[2] for warning in warnings_of(settings, book)] == [
-        "no policy file has a key: create one with `gkt-gateway keys create`",
+        *keyless,
         "listens on 0.0.0.0 and requires no key for probes, metrics and queues: keep it behind a firewall",
     ]
     assert {port["name"]: port["containerPort"] for port in container(release.gateway())["ports"]} == {

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from ruamel.yaml import YAML
 
 from deploy.check import documents
+from gateway.policy.book import check_all
 from gateway.version import __version__
 from tests.deploy.chart import CHART, SCHEMA, VALUE_FILES, VALUES, merged
-from tests.deploy.written import DEPLOY, manifest
+from tests.deploy.written import DEPLOY, made_secrets, manifest, oidc_secrets
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 POLICY_NAMES: str = SCHEMA["properties"]["policies"]["propertyNames"]["pattern"]
@@ -95,6 +101,25 @@ def test_the_production_example_uses_every_value() -> None:
     )
     switches = [name for name, value in VALUES.items() if isinstance(value, dict) and "enabled" in value]
     assert [name for name in switches if not merged(VALUES, own)[name]["enabled"]] == []
+
+
+def test_the_configuration_of_the_example_with_a_login_is_valid(tmp_path: Path) -> None:
+    values = values_of("oidc")
+    made_secrets(tmp_path / "secrets")
+    oidc_secrets(tmp_path / "secrets")
+    (tmp_path / "policies").mkdir()
+    files = {"config.yaml": values["config"], "policies/default.yaml": values["policies"]["default.yaml"]}
+    for name, content in files.items():
+        text = io.StringIO()
+        YAML().dump(content, text)
+        (tmp_path / name).write_text(text.getvalue().replace("/run/secrets", str(tmp_path / "secrets")), "utf-8")
+    assert {path.name for path in (tmp_path / "secrets").iterdir()} >= set(values["secrets"])
+    settings, book, issues = check_all(tmp_path / "config.yaml")
+    assert [str(issue) for issue in issues] == []
+    assert settings is not None
+    assert settings.admin.oidc is not None
+    assert book is not None
+    assert [rule.id for rule in book.policies[0].identities] == ["staff"]
 
 
 def test_the_defaults_are_those_of_the_manifests() -> None:

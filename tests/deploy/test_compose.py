@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from ruamel.yaml import YAML
 
+from deploy.check import documents, issues_in
 from gateway.api.routes import ROUTES
 from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
@@ -21,7 +23,18 @@ from gateway.config.settings import worker_settings
 from gateway.local.redis import find_server
 from gateway.policy.book import check_all
 from gateway.version import __version__
-from tests.deploy.written import AFTER_DRAIN_S, COMPOSE, DEPLOY, ROOT, SITES, made_secrets, seconds, secrets_of, site
+from tests.deploy.written import (
+    AFTER_DRAIN_S,
+    COMPOSE,
+    DEPLOY,
+    ROOT,
+    SITES,
+    made_secrets,
+    oidc_secrets,
+    seconds,
+    secrets_of,
+    site,
+)
 from tests.installed import program
 
 if TYPE_CHECKING:
@@ -137,6 +150,31 @@ def test_the_usage_worker_runs_with_the_secrets_of_its_own_sections_alone(name: 
     read = worker_settings(tmp_path / name / "config.yaml")
     assert read.usage == settings.usage
     assert read.redis.url == settings.redis.url
+
+
+def test_the_login_at_a_provider_is_valid_with_its_secrets(tmp_path: Path) -> None:
+    """Compose merges the second file into the first one; the sections are merged by hand."""
+    (overlay,), (sections,) = (documents(DEPLOY / "compose" / name) for name in ("oidc.yaml", "oidc-config.yaml"))
+    assert [str(issue) for issue in issues_in(DEPLOY / "compose" / "oidc.yaml")] == []
+    assert overlay["secrets"] == {
+        name: {"file": f"./secrets/{name}"} for name in overlay["services"]["gateway"]["secrets"]
+    }
+    assert overlay["secrets"].keys().isdisjoint(COMPOSE["secrets"])
+    text = (DEPLOY / "compose" / "oidc-config.yaml").read_text("utf-8")
+    assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(overlay["secrets"])
+    site("gateway", tmp_path)
+    oidc_secrets(tmp_path / "secrets")
+    config = tmp_path / "gateway" / "config.yaml"
+    (before,) = documents(config)
+    merged = before | {"identity": sections["identity"], "admin": before["admin"] | sections["admin"]}
+    with config.open("w") as file:
+        YAML().dump(merged, file)
+    config.write_text(config.read_text("utf-8").replace("/run/secrets", str(tmp_path / "secrets")), "utf-8")
+    settings, _, issues = check_all(config)
+    assert [str(issue) for issue in issues] == []
+    assert settings is not None
+    assert settings.admin.oidc is not None
+    assert settings.identity.issuers[0].ca == tmp_path / "secrets" / "issuer_ca"
 
 
 def test_a_secret_of_the_earlier_name_is_kept(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 from deploy.check import documents, issues_in
 from gateway.policy.book import check_all
 from tests.deploy.go_programs import go_program, run
-from tests.deploy.written import DEPLOY, MANIFESTS, made_secrets
+from tests.deploy.written import DEPLOY, MANIFESTS, made_secrets, oidc_secrets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BASE = DEPLOY / "kubernetes"
 OVERLAY = DEPLOY / "kustomize" / "production"
+OIDC = DEPLOY / "kustomize" / "oidc"
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +45,35 @@ def one(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]
     return found
 
 
-def test_the_overlays_configuration_is_valid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlay", [OVERLAY, OIDC], ids=lambda folder: folder.name)
+def test_the_overlays_configuration_is_valid(overlay: Path, tmp_path: Path) -> None:
     shutil.copytree(OVERLAY, tmp_path / "site")
+    shutil.copy(overlay / "config.yaml", tmp_path / "site")
     made_secrets(tmp_path / "secrets")
+    oidc_secrets(tmp_path / "secrets")
     config = tmp_path / "site" / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("/run/secrets", str(tmp_path / "secrets")), "utf-8")
     _, _, issues = check_all(config)
     assert list(issues) == []
+
+
+def test_the_overlay_with_a_login_adds_two_sections() -> None:
+    (production,), (oidc,) = (documents(one / "config.yaml") for one in (OVERLAY, OIDC))
+    (sections,) = documents(DEPLOY / "compose" / "oidc-config.yaml")
+    assert oidc.pop("identity") == sections["identity"]
+    assert oidc["admin"].pop("oidc") == sections["admin"]["oidc"]
+    assert oidc == production
+
+
+@pytest.mark.long
+def test_the_overlay_with_a_login_lets_the_gateway_reach_the_provider(kustomize: Path, tmp_path: Path) -> None:
+    production, manifests = built(kustomize, OVERLAY, tmp_path), built(kustomize, OIDC, tmp_path)
+    assert ids(manifests) == ids(production)
+    config = one(manifests, "ConfigMap", "gkt-config")["data"]["config.yaml"]
+    assert config == (OIDC / "config.yaml").read_text("utf-8")
+    for name, expected in (("gkt-gateway", True), ("gkt-usage-worker", False)):
+        egress = one(manifests, "NetworkPolicy", name)["spec"]["egress"]
+        assert ({"ipBlock": {"cidr": "10.30.0.0/24"}} in [to for rule in egress for to in rule["to"]]) is expected
 
 
 def test_the_base_lists_every_manifest() -> None:
