@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from gateway.config.claims import ClaimConditions, ClaimPath
+from gateway.config.claims import ClaimConditions, ClaimPath, check_conditions
 from gateway.config.identity import is_loopback
 from gateway.config.scalars import (
     Flag,
@@ -51,6 +51,12 @@ class RoleRules(StrictModel):
     """Change keys, budgets and guidance, and run the playground. None: nobody has this role."""
     viewer: _RoleRule | None = None
     """Read. None: nobody has this role."""
+
+    @field_validator("admin", "operator", "viewer")
+    @classmethod
+    def _matches_tokens(cls, rule: ClaimConditions | None) -> ClaimConditions | None:
+        check_conditions(rule or {})
+        return rule
 
     @model_validator(mode="after")
     def _some_role(self) -> RoleRules:

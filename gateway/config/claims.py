@@ -52,6 +52,15 @@ def mismatch(conditions: Mapping[str, tuple[str | bool | int, ...]], claims: Map
     return None
 
 
+def check_conditions(conditions: Mapping[str, tuple[str | bool | int, ...]]) -> None:
+    """Raise InvalidValue for conditions that no token can meet."""
+    for path in _WORDS & conditions.keys():
+        if not any(isinstance(value, str) and len(value.split()) == 1 for value in conditions[path]):
+            raise InvalidValue(f"matches no token: {path} is a list of words, so write each word as a value of its own")
+    if "email" in conditions and not any(one in _VERIFIED for one in conditions.get("email_verified", _VERIFIED)):
+        raise InvalidValue("matches no token: an email that is not verified counts as absent. Remove one of the two")
+
+
 def without_unverified_email(claims: Mapping[str, object]) -> Mapping[str, object]:
     """Return the claims without an `email` that its issuer has not verified: persons may have chosen it themselves."""
     if "email" not in claims or claims.get("email_verified", True) in _VERIFIED:

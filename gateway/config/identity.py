@@ -6,7 +6,7 @@ import ssl
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -21,6 +21,9 @@ from gateway.config.scalars import (
     text_pattern,
 )
 from gateway.config.yaml_source import StrictModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Algorithm: TypeAlias = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"
@@ -158,9 +161,9 @@ class IdentitySettings(StrictModel):
         return issuers
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the issuers."""
-        return tuple(one.name for one in self.issuers)
+    def urls(self) -> Mapping[str, str]:
+        """Return the URL of each issuer by its name."""
+        return {one.name: one.issuer for one in self.issuers}
 
     def named(self, name: str) -> IssuerSettings | None:
         """Return the issuer with this name, or None."""

@@ -73,14 +73,15 @@ def caller_of(policy_set: PolicySet, issuer: str, claims: Mapping[str, Any]) -> 
     tenants = policy_set.identities.get(issuer, ())
     matches = matches_of(tenants, claims)
     if not matches:
-        named = {path for tenant in tenants for rule in tenant.rules for path in rule.when}
-        names = sorted(named)[:_MAX_NAMES]
+        rules = [rule for tenant in tenants for rule in tenant.rules]
+        names = sorted({path for rule in rules for path in rule.when})[:_MAX_NAMES]
         compared = f"They compare the claims {', '.join(names)}." if names else "No rule names this issuer."
         return TokenRejected(
             f"The token of issuer '{issuer}' is valid, but no rule of this gateway's policies matches it. {compared}",
             "no_rule",
             issuer,
             claims=names,
+            rules=[rule.place for rule in rules[:_MAX_NAMES]],
         )
     if len(matches) > 1:
         return TokenRejected(

@@ -21,7 +21,7 @@ from gateway.policy.schema import TenantPolicy
 from gateway.policy.split import complete_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from gateway.config.settings import Settings
@@ -173,7 +173,7 @@ def _check_all(
         return settings, None, source, issues
     protocols = _protocols(source)
     known = list(settings.by_name if settings else protocols) or None
-    issuers = None if settings is None else settings.identity.names
+    issuers = None if settings is None else settings.identity.urls
     policy_set, more = check_book(folder, known, protocols, cache, issuers)
     return settings, policy_set, source, [*issues, *more]
 
@@ -183,7 +183,7 @@ def check_book(
     known_models: list[str] | None,
     protocols: Mapping[str, str] = MappingProxyType({}),
     cache: PolicyFileCache | None = None,
-    issuers: Collection[str] | None = None,
+    issuers: Mapping[str, str] | None = None,
 ) -> tuple[PolicySet | None, list[ConfigIssue]]:
     """Check every *.yaml in `folder`, one tenant each, with the projections and exemplars in its subfolders.
 
@@ -192,7 +192,7 @@ def check_book(
     Args:
         known_models: the model names of config.yaml; None: unknown, so routes are not checked against them.
         protocols: the protocols of the models of config.yaml, by name: only `openai` has a route for embeddings.
-        issuers: the names of the issuers of config.yaml; None: unknown, so identities are not checked against them.
+        issuers: the URLs of the issuers of config.yaml by name; None: unknown, so identities are not compared.
     """
     cache = cache if cache is not None else PolicyFileCache()
     try:

@@ -17,7 +17,7 @@ from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.policies import PolicyEdition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from gateway.config.effective import EffectiveSetting
@@ -61,7 +61,7 @@ class ConfigFiles:
     def __init__(self, config: Path, started: _Checked, settings: Settings, cache: PolicyFileCache) -> None:
         self._config, self._cache = config, cache
         self._started = self._used = self._checked = started
-        self._folder, self._models, self._issuers = settings.policies, settings.models, settings.identity.names
+        self._folder, self._models, self._issuers = settings.policies, settings.models, settings.identity.urls
         self._is_current = True  # whether the last reading of config.yaml found no issue
         self._refused: tuple[str, str] | None = None  # a hash of config.yaml, and why it cannot be used
 
@@ -95,7 +95,7 @@ class ConfigFiles:
         self._is_current = checked is not None
         if checked is not None:
             settings, source = checked.read
-            policy_set, issues = self._check_policies(settings.models, settings.identity.names)
+            policy_set, issues = self._check_policies(settings.models, settings.identity.urls)
             if policy_set is not None:
                 restart = needs_restart(self._started.read.settings, settings, source)
                 restart += self._issues_of_new_folder(settings)
@@ -112,7 +112,7 @@ class ConfigFiles:
 
     def accept(self, settings: Settings) -> None:
         """Check later policies against these models and issuers, which are in use now."""
-        self._models, self._issuers, self._used = settings.models, settings.identity.names, self._checked
+        self._models, self._issuers, self._used = settings.models, settings.identity.urls, self._checked
 
     def refuse(self, reason: str) -> None:
         """Treat the last valid config.yaml as invalid: the process cannot use it."""
@@ -149,7 +149,7 @@ class ConfigFiles:
         return self._checked, []
 
     def _check_policies(
-        self, models: Sequence[ModelSettings], issuers: Sequence[str]
+        self, models: Sequence[ModelSettings], issuers: Mapping[str, str]
     ) -> tuple[PolicySet | None, list[ConfigIssue]]:
         protocols: dict[str, str] = {model.name: model.protocol for model in models}
         return check_book(self._folder, list(protocols), protocols, self._cache, issuers)
@@ -159,7 +159,7 @@ class ConfigFiles:
         if settings.policies == self._folder:
             return ()
         protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
-        return check_book(settings.policies, list(protocols), protocols, None, settings.identity.names)[1]
+        return check_book(settings.policies, list(protocols), protocols, None, settings.identity.urls)[1]
 
 
 def _read(settings: Settings, source: YamlSource) -> ReadSettings:

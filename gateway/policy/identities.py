@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator
 
-from gateway.config.claims import ClaimConditions, ClaimPath, claim_of, mismatch, typed
+from gateway.config.claims import ClaimConditions, ClaimPath, check_conditions, claim_of, mismatch, typed
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import InvalidValue, Label, RouteName, text_pattern
 from gateway.config.yaml_source import StrictModel
@@ -64,6 +64,12 @@ class IdentityRule(StrictModel):
     def _not_empty(cls, when: object) -> object:
         if when is None:
             raise InvalidValue("empty: add a claim, or remove the line: a rule without `when` matches every token")
+        return when
+
+    @field_validator("when")
+    @classmethod
+    def _matches_tokens(cls, when: ClaimConditions) -> ClaimConditions:
+        check_conditions(when)
         return when
 
     @property

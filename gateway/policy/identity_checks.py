@@ -10,7 +10,7 @@ from gateway.config.yaml_messages import nearest
 from gateway.policy.identities import TenantIdentities
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gateway.config.yaml_messages import Loc
     from gateway.config.yaml_source import YamlSource
@@ -53,13 +53,13 @@ def with_places(policy: TenantPolicy, places: Sequence[str]) -> TenantPolicy:
 
 
 def check_identities(
-    policies: Iterable[tuple[TenantPolicy, YamlSource]], issuers: Collection[str] | None
+    policies: Iterable[tuple[TenantPolicy, YamlSource]], issuers: Mapping[str, str] | None
 ) -> Iterator[ConfigIssue]:
     """Yield the issues of the identities of valid policy files.
 
     Args:
         policies: each policy with its file.
-        issuers: names of the issuers of config.yaml; None: unknown, so they are not checked.
+        issuers: URLs of the issuers of config.yaml by name; None: unknown, so they are not checked.
     """
     placed = [
         _Placed(file, position, rule, source)
@@ -73,6 +73,9 @@ def check_identities(
             hint = nearest(name, issuers)
             known = "" if hint else f"; known: {', '.join(issuers) or 'none, add it under identity.issuers'}"
             yield one.source.issue((*one.loc, "issuer"), f"no issuer in config.yaml is called '{name}'{known}", hint)
+        elif issuers is not None and issuers[name] not in one.rule.when.get("iss", (issuers[name],)):
+            message = f"matches no token: tokens of issuer '{name}' have the claim iss {issuers[name]}: remove iss"
+            yield one.source.issue((*one.loc, "when", "iss"), message)
         if (first := ids.setdefault((one.file, one.rule.id), one.position)) != one.position:
             message = f"identities[{first}] has id {one.rule.id} too: ids must be unique"
             yield one.source.issue((*one.loc, "id"), message)

@@ -96,6 +96,7 @@ MISTAKES = [
         "    session_secret: env:SHORT\n    client_id",
         "7: admin.oidc.session_secret: must have at least",
     ),
+    ("{groups: gkt-admins}", "{scope: a b}", "11: admin.oidc.roles.admin: matches no token: scope is a list of words"),
     ("    client_id", "    logout: everywhere\n    client_id", "7: admin.oidc.logout: must be local or provider"),
 ]
 

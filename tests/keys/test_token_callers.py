@@ -144,7 +144,11 @@ async def test_a_token_of_two_tenants_is_rejected_and_both_rules_are_logged() ->
 
 async def test_a_token_without_a_rule_is_rejected_with_the_names_of_the_compared_claims() -> None:
     async with world(policy("acme", STAFF, {**STAFF, "id": "cli", "when": {"azp": "cli"}})) as one:
-        message = await one.rejected(one.issuer.token(groups=["secret-group"], azp="web"), "no_rule")
+        with structlog.testing.capture_logs() as log:
+            message = await one.rejected(one.issuer.token(groups=["secret-group"], azp="web"), "no_rule")
+        (entry,) = [entry for entry in log if entry["event"] == "token_without_caller"]
+        assert (entry["claims"], entry["rules"]) == (["azp", "groups"], ["acme.yaml:3", "acme.yaml:4"])
+        assert "secret-group" not in str(log)
         assert message == (
             "The token of issuer 'corp' is valid, but no rule of this gateway's policies matches it. "
             "They compare the claims azp, groups."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import PolicySet
 
 ROUTES = "routes: [{model: chat, mode: student, student: small}]\n"
-ISSUERS = ["corp", "partner"]
+ISSUERS = {"corp": "https://login.example.com/realms/corp", "partner": "https://partner.example.com"}
 
 
 def rule(**fields: Any) -> IdentityRule:
@@ -140,6 +140,16 @@ def test_no_api_key_can_have_the_id_of_a_token() -> None:
         ("id: a, issuer: corp, wen: {a: b}", "identities[0].wen: unknown key. Did you mean 'when'?"),
         ("id: a, issuer: corp, key: ''", "identities[0].key: must not be empty"),
         ("id: a, issuer: corp, limits: {rpm: 5}", "identities[0].limits.rpm: unknown key"),
+        (
+            "id: a, issuer: corp, when: {iss: https://partner.example.com}",
+            "identities[0].when.iss: matches no token: tokens of issuer 'corp' have the claim iss https://login",
+        ),
+        ("id: a, issuer: corp, when: {scope: read write}", "identities[0].when: matches no token: scope is a list of"),
+        ("id: a, issuer: corp, when: {scp: ['', 7]}", "identities[0].when: matches no token: scp is a list of words"),
+        (
+            "id: a, issuer: corp, when: {email: ada@example.com, email_verified: false}",
+            "identities[0].when: matches no token: an email that is not verified counts as absent",
+        ),
     ],
 )
 def test_an_issue_has_its_line_and_field(tmp_path: Path, one: str, issue: str) -> None:
@@ -171,6 +181,8 @@ def test_a_rule_that_an_earlier_one_hides_is_an_issue(tmp_path: Path, earlier: s
         (", when: {groups: a, azp: web}", ", when: {groups: a}"),
         (", when: {level: 1}", ", when: {level: true}"),
         (", when: {groups: a}", ", when: {roles: a}"),
+        (", when: {scope: [read, read write]}", ", when: {email: a@b, email_verified: [true, false]}"),
+        (", when: {iss: [https://other, https://login.example.com/realms/corp]}", ", when: {email_verified: false}"),
     ],
 )
 def test_a_rule_with_tokens_of_its_own_is_none(tmp_path: Path, earlier: str, later: str) -> None:
@@ -211,7 +223,7 @@ def test_ids_are_unique_within_a_tenant(tmp_path: Path) -> None:
 def test_an_issuer_that_config_yaml_does_not_have_is_an_issue_of_the_policy(tmp_path: Path) -> None:
     (tmp_path / "acme.yaml").write_text(f"tenant: acme\n{ROUTES}identities: [{{id: a, issuer: corp}}]\n")
     assert check_book(tmp_path, ["small"])[1] == []
-    (issue,) = check_book(tmp_path, ["small"], issuers=[])[1]
+    (issue,) = check_book(tmp_path, ["small"], issuers={})[1]
     assert "known: none, add it under identity.issuers" in issue.message
 
 
@@ -240,5 +252,5 @@ def test_thousands_of_tenants_of_one_issuer_are_compared_by_their_rarest_claim(
         )
         for number in range(2000)
     ]
-    assert list(check_identities([(policy, None) for policy in policies], ["corp"])) == []  # type: ignore[misc]
+    assert list(check_identities([(policy, None) for policy in policies], ISSUERS)) == []  # type: ignore[misc]
     assert compared < 10_000
