@@ -36,7 +36,7 @@ from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.routes import ROUTES_BY_ROLE as ADMIN_ROUTES_BY_ROLE
-from gateway.admin.session import SESSIONS, Sessions
+from gateway.admin.session import SESSIONS, Sessions, no_issuer
 from gateway.api import keys
 from gateway.api.cors import allow_origins
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
@@ -256,8 +256,11 @@ async def gateway(
         public.add_routes(ROUTES)
         allow_origins(public, settings.server.cors)
         public[keys.ENDPOINTS] = Endpoints(ROUTES)
-        sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys, oidc=settings.admin.oidc)
         oidc = None if settings.admin.oidc is None else OidcProvider(settings.admin.oidc, issuers)
+        issuer_url = no_issuer if oidc is None else oidc.issuer_url
+        sessions = Sessions(
+            settings.admin.key, redis=redis, keys=redis_keys, oidc=settings.admin.oidc, issuer_url=issuer_url
+        )
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
             middlewares=[render_errors, authorize(sessions, OPEN_ADMIN_ROUTES, ADMIN_ROUTES_BY_ROLE, oidc)],
@@ -269,7 +272,7 @@ async def gateway(
         if oidc is not None and settings.admin.oidc is not None:
             stack.push_async_callback(oidc.close)
             admin[OIDC] = oidc
-            admin[LOGIN_STATES] = LoginStates(settings.admin.key, settings.admin.oidc)
+            admin[LOGIN_STATES] = LoginStates(settings.admin.key, settings.admin.oidc, issuer_url=issuer_url)
         admin[QUALITY] = quality
         admin[SAMPLES] = samples
         admin[GUIDANCE] = switch_follower

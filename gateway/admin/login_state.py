@@ -1,7 +1,8 @@
 """State of a login at an identity provider between its start and the callback, in a signed cookie.
 
-The cookie has a random id. State, nonce and PKCE verifier are derived from the id with the gateway's secrets. Every
-process can therefore verify a callback, and a copy of the cookie does not contain them.
+The cookie has a random id. State, nonce and PKCE verifier are derived from the id and the issuer's URL with the
+gateway's secrets. Every process can therefore verify a callback, and a copy of the cookie does not contain them. A
+login that began at another issuer is not finished.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from gateway.admin.session import CookieSigner
+from gateway.admin.session import CookieSigner, no_issuer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,10 +69,16 @@ class PendingLogin(NamedTuple):
 
 
 class LoginStates:
-    """Writes and verifies the cookies of logins. `clock` returns Unix seconds."""
+    """Writes and verifies the cookies of logins. `clock` returns Unix seconds, and `issuer_url` the issuer's URL."""
 
-    def __init__(self, key: SecretStr | None, oidc: OidcSettings, clock: Callable[[], float] = time.time) -> None:
-        self._signer = CookieSigner("login 1", key, oidc.session_secret)
+    def __init__(
+        self,
+        key: SecretStr | None,
+        oidc: OidcSettings,
+        clock: Callable[[], float] = time.time,
+        issuer_url: Callable[[], str] = no_issuer,
+    ) -> None:
+        self._signer = CookieSigner("login 1", key, oidc.session_secret, issuer_url=issuer_url)
         self._clock = clock
         self._is_https = oidc.public_url.startswith("https:")
         self.cookie = f"gkt_login_{self._signer.mark}"

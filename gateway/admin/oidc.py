@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 
 from gateway.admin.login_state import CALLBACK_PATH
+from gateway.admin.login_throttle import AddressSlots
 from gateway.admin.roles import Operator, Role
 from gateway.config.claims import claim_of, mismatch, without_unverified_email
 from gateway.errors import RoleRequired
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 START_PATH = "/login/oidc"
-_MAX_CALLS = 16
+_MAX_CALLS = 64
+_MAX_CALLS_PER_ADDRESS = 8
 _MAX_NAME_CHARS = 128
 _MAX_SUBJECT_CHARS = 255
+_ACCESS_TOKENS = frozenset({"at+jwt", "application/at+jwt"})
 _OK = 200
 _ERRORS = frozenset(
     {
@@ -69,11 +72,22 @@ class _Tokens(NamedTuple):
 
 
 class OidcProvider:
-    """The provider at which operators log in. `max_calls` bounds the concurrent logins, which send requests to it."""
+    """The provider at which operators log in.
 
-    def __init__(self, settings: OidcSettings, issuers: Issuers, max_calls: int = _MAX_CALLS) -> None:
+    Args:
+        max_calls: concurrent logins, which send requests to the provider.
+        max_per_address: concurrent logins of one client address.
+    """
+
+    def __init__(
+        self,
+        settings: OidcSettings,
+        issuers: Issuers,
+        max_calls: int = _MAX_CALLS,
+        max_per_address: int = _MAX_CALLS_PER_ADDRESS,
+    ) -> None:
         self._settings, self._issuers, self._reader = settings, issuers, DocumentReader()
-        self._max_calls, self._calls = max_calls, 0
+        self._calls = AddressSlots(max_calls, max_per_address)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -92,6 +106,20 @@ class OidcProvider:
     def _redirect_uri(self) -> str:
         return self._settings.public_url + CALLBACK_PATH
 
+    def issuer_url(self) -> str:
+        """Return the URL of the issuer in config.yaml now; empty without the issuer."""
+        issuer = self._issuers.named(self._settings.issuer)
+        return "" if issuer is None else issuer.settings.issuer
+
+    @contextmanager
+    def call(self, remote: str) -> Iterator[None]:
+        """Bound the calls to the provider inside the block: anyone can start a login. Raises LoginError."""
+        if self._calls.is_full(remote):
+            of_all, of_one = self._calls.most, self._calls.most_per_address
+            raise LoginError("busy", f"{of_all} logins are in progress, or {of_one} of this address")
+        with self._calls.hold(remote):
+            yield
+
     async def authorization_url(self, login: PendingLogin, *, again: bool = False) -> str:
         """Return the provider's URL for a login. `again` asks for another login there. Raises LoginError."""
         query = {
@@ -106,8 +134,7 @@ class OidcProvider:
         }
         if again:
             query["prompt"] = "login"
-        with self._one_call():
-            return _with_query(await self._endpoint("authorization_endpoint"), query)
+        return _with_query(await self._endpoint("authorization_endpoint"), query)
 
     async def logout_url(self) -> str | None:
         """Return the provider's URL for a logout there, or None if the configuration or the provider has none.
@@ -126,23 +153,22 @@ class OidcProvider:
 
     async def person_of(self, login: PendingLogin, query: Mapping[str, str]) -> Person:
         """Return the person of a callback whose state is verified. Raises LoginError."""
-        with self._one_call():
-            await self._check_issuer(query.get("iss"))
-            if (error := query.get("error")) is not None:
-                raise LoginError("refused", f"the provider replied with the error {_known(error)}")
-            if not (code := query.get("code")):
-                raise LoginError("invalid", "the callback has neither code nor error")
-            tokens = await self._exchange(code, login.verifier)
-            try:
-                claims = await self._claims(tokens.id_token)
-            except TokenRejected as rejected:
-                raise LoginError("invalid", f"the ID token was rejected: {rejected.message}") from None
-            nonce = claims.get("nonce")
-            if not isinstance(nonce, str) or not compare_digest(nonce.encode(), login.nonce.encode()):
-                raise LoginError("invalid", "the ID token has another nonce than the login")
-            if self._settings.userinfo:
-                claims = {**await self._userinfo(tokens.access_token, claims.get("sub")), **claims}
-            return self._person(claims)
+        await self._check_issuer(query.get("iss"))
+        if (error := query.get("error")) is not None:
+            raise LoginError("refused", f"the provider replied with the error {_known(error)}")
+        if not (code := query.get("code")):
+            raise LoginError("invalid", "the callback has neither code nor error")
+        tokens = await self._exchange(code, login.verifier)
+        try:
+            claims = await self._claims(tokens.id_token)
+        except TokenRejected as rejected:
+            raise LoginError("invalid", f"the ID token was rejected: {rejected.message}") from None
+        nonce = claims.get("nonce")
+        if not isinstance(nonce, str) or not compare_digest(nonce.encode(), login.nonce.encode()):
+            raise LoginError("invalid", "the ID token has another nonce than the login")
+        if self._settings.userinfo:
+            claims = {**await self._userinfo(tokens.access_token, claims.get("sub")), **claims}
+        return self._person(claims)
 
     async def operator_of(self, token: str) -> Operator:
         """Return the operator whom a token for this client identifies. Raises TokenRejected and RoleRequired."""
@@ -157,6 +183,11 @@ class OidcProvider:
         settings = self._settings
         verified = await self._issuers.verify_for(token, issuer=settings.issuer, audience=[settings.client_id])
         claims = verified.claims
+        # RFC 9068 names access tokens in the header. Keycloak does so in a claim.
+        if verified.token_type in _ACCESS_TOKENS or claims.get("typ") == "Bearer":
+            raise TokenRejected(
+                "The token is an access token (typ). This listener accepts ID tokens.", "access_token", settings.issuer
+            )
         audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
         # OpenID Connect Core 1.0, section 3.1.3.7: the authorized party must be this client.
         if claims.get("azp", settings.client_id if len(audiences) == 1 else None) != settings.client_id:
@@ -177,7 +208,10 @@ class OidcProvider:
         for role, rule in of_role.items():
             if rule is not None and mismatch(rule, claims) is None:
                 return Person(subject, Operator(name, role, is_person=True))
-        raise LoginError("no_role", f"no rule of admin.oidc.roles matches the claims of {name} (sub {subject})")
+        compared = ", ".join(sorted({path for rule in of_role.values() for path in rule or ()}))
+        raise LoginError(
+            "no_role", f"no rule of admin.oidc.roles matches {name} (sub {subject}). They compare the claims {compared}"
+        )
 
     async def _check_issuer(self, issuer: str | None) -> None:
         """Check the parameter `iss` of a callback (RFC 9207). Raises LoginError."""
@@ -257,17 +291,6 @@ class OidcProvider:
         if issuer is None:
             raise LoginError("unreachable", f"identity.issuers has no issuer '{self._settings.issuer}' any more")
         return issuer
-
-    @contextmanager
-    def _one_call(self) -> Iterator[None]:
-        """Bound the calls to the provider: anyone can start a login."""
-        if self._calls >= self._max_calls:
-            raise LoginError("busy", f"{self._max_calls} logins are in progress")
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
 
 
 OIDC = web.AppKey("oidc", OidcProvider)

@@ -31,7 +31,8 @@ async def start_login(request: web.Request) -> web.Response:
     oidc, states, page = _oidc(request), request.app[LOGIN_STATES], page_or_first(request.query.get("next", ""))
     login, cookie = states.begin(page)
     try:
-        url = await oidc.authorization_url(login, again="again" in request.query)
+        with oidc.call(request.remote or ""):
+            url = await oidc.authorization_url(login, again="again" in request.query)
     except LoginError as error:
         return await _rejected(request, error, page)
     response = _redirect(url)
@@ -45,30 +46,32 @@ async def finish_login(request: web.Request) -> web.Response:
     The redirect leads to the login page, because browsers send no SameSite=Strict cookie with a redirect that began at
     another site. The login page opens the requested page.
     """
-    states, page, login = request.app[LOGIN_STATES], FIRST_PAGE, None
+    oidc, page, is_used = _oidc(request), FIRST_PAGE, False
     try:
-        login = await _pending(request)
+        login = _pending(request)
         page = login.page
-        person = await _oidc(request).person_of(login, request.query)
+        with oidc.call(request.remote or ""):
+            is_used = True
+            if not await request.app[SESSIONS].use_once(login.id, LOGIN_LIMIT_S):
+                raise LoginError("expired", "the login was finished before")
+            person = await oidc.person_of(login, request.query)
     except LoginError as error:
         response = await _rejected(request, error, page)
     else:
         response = _logged_in(request, person, page)
-    if login is not None:  # another site can send a browser here with a wrong state
-        states.delete_cookie(response)
+    if is_used:  # another site can send a browser here with a wrong state
+        request.app[LOGIN_STATES].delete_cookie(response)
     return response
 
 
-async def _pending(request: web.Request) -> PendingLogin:
-    """Return the login that this callback ends, once. Raises LoginError."""
+def _pending(request: web.Request) -> PendingLogin:
+    """Return the login that this callback ends. Raises LoginError."""
     query = request.query
     if len(set(query)) < len(query):
         raise LoginError("invalid", "the callback has a parameter twice")
     login = request.app[LOGIN_STATES].pending(request, query.get("state", ""))
     if login is None:
         raise LoginError("expired", "the browser has no login with this state, or an older one")
-    if not await request.app[SESSIONS].use_once(login.id, LOGIN_LIMIT_S):
-        raise LoginError("expired", "the login was finished before")
     return login
 
 

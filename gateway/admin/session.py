@@ -1,8 +1,8 @@
 """Sessions of operators' browsers: a signed cookie that every worker and replica with the same secrets accepts.
 
-A session ends at logout, after twelve hours, or after two hours without a request. The signing key is derived from the
-admin key, the session secret, and the rules for roles. A change of one of them ends all sessions. Redis stores only the
-ids of sessions that ended at logout, and of finished logins.
+A session ends at logout, after twelve hours, or after two hours without a request. Signatures depend on the admin key,
+the session secret, the rules for roles, and the URL of the issuer. A change of one of them ends all sessions. Redis
+stores only the ids of sessions that ended at logout, and of finished logins.
 """
 
 from __future__ import annotations
@@ -65,21 +65,32 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
         return Operator(self.name, self.role, is_person=self.subject is not None)
 
 
-class CookieSigner:
-    """Signs values of cookies for one purpose. `secrets_` are the gateway's; a change of one invalidates all values."""
+def no_issuer() -> str:
+    """Return the URL of the issuer where no provider is configured."""
+    return ""
 
-    def __init__(self, purpose: str, *secrets_: SecretStr | None) -> None:
+
+class CookieSigner:
+    """Signs values of cookies for one purpose. A change of a secret, or of the issuer's URL, invalidates all values.
+
+    Args:
+        secrets_: secrets of the gateway.
+        issuer_url: returns the present URL of the issuer, which an edit of config.yaml may change at any time.
+    """
+
+    def __init__(self, purpose: str, *secrets_: SecretStr | None, issuer_url: Callable[[], str] = no_issuer) -> None:
         # Hashes have one length, so that no two lists of secrets give the same key.
         hashes = [sha256(one.get_secret_value().encode()).digest() if one else bytes(32) for one in secrets_]
         self._key = digest(b"".join(hashes), f"gkt-gateway {purpose}".encode(), "sha256") if any(secrets_) else None
         # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
-        self.mark = "" if self._key is None else self.derive("name", "").hex()[:8]
+        self.mark = "" if self._key is None else digest(self._key, b"name ", "sha256").hex()[:8]
+        self._issuer_url = issuer_url
 
     def derive(self, purpose: str, value: str) -> bytes:
         """Return a secret for a value. Without secrets of the gateway there is none: raises RuntimeError."""
         if self._key is None:
             raise RuntimeError("the gateway has no secret to sign with")
-        return digest(self._key, f"{purpose} {value}".encode(), "sha256")
+        return digest(self._key, f"{purpose} {value} {self._issuer_url()}".encode(), "sha256")
 
     def sign(self, content: bytes) -> str:
         """Return the content with its signature, for a cookie."""
@@ -97,7 +108,7 @@ class CookieSigner:
 
 
 class Sessions:
-    """Issues and verifies session cookies. `clock` returns Unix seconds.
+    """Issues and verifies session cookies. `clock` returns Unix seconds, and `issuer_url` the issuer's present URL.
 
     Without an admin key and a session secret there are no sessions. Without `oidc` there are none of persons. The ids
     of sessions that ended at logout are in Redis (if given) for all processes, and in memory for this one. While Redis
@@ -111,12 +122,13 @@ class Sessions:
         redis: RedisClient | None = None,
         keys: RedisKeys | None = None,
         oidc: OidcSettings | None = None,
+        issuer_url: Callable[[], str] = no_issuer,
     ) -> None:
         # Hashes have one length and are compared in constant time.
         self._key_hash = None if key is None else sha256(key.get_secret_value().encode()).digest()
         rules = b"" if oidc is None else oidc.model_dump_json(include={"issuer", "client_id", "roles"}).encode()
         secret = None if oidc is None else oidc.session_secret
-        self._signer = CookieSigner(f"session 3 {sha256(rules).hexdigest()}", key, secret)
+        self._signer = CookieSigner(f"session 3 {sha256(rules).hexdigest()}", key, secret, issuer_url=issuer_url)
         self._clock = clock
         # Behind a proxy that does not report TLS, too.
         self._persons_use_https = oidc is not None and oidc.public_url.startswith("https:")

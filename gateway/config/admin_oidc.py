@@ -92,7 +92,8 @@ class OidcSettings(StrictModel):
     )
     """Requested scopes. Some providers send groups only with a scope of their own, such as `groups`."""
     userinfo: Flag = False
-    """Read claims that are not in the ID token from the provider's `userinfo_endpoint`."""
+    """Read claims that are not in the ID token from the provider's `userinfo_endpoint` at a login. Bearer tokens must
+    contain the claims themselves."""
     name_claim: ClaimPath = "email"
     """Claim with the person's name in the audit trail and on the pages. Without it, or with an email address that the
     provider has not verified, the name is `sub`."""

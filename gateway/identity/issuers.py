@@ -40,12 +40,14 @@ class VerifiedToken:
         issuer: the settings of its issuer.
         claims: its claims as JSON values, without an unverified `email`.
         expires_s: the end of its validity in Unix seconds, with the clock skew.
+        token_type: its header `typ` in lower case, such as `jwt` or `at+jwt`.
     """
 
     issuer: IssuerSettings
     claims: Mapping[str, Any]
     expires_s: float
     key: SigningKey
+    token_type: str
 
 
 class _Followed(NamedTuple):
@@ -167,7 +169,8 @@ class Issuers:
             raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
         if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):
             raise reject("has a wrong signature.", "signature")
-        return VerifiedToken(settings, without_unverified_email(unverified.claims), expires_s, key)
+        claims = without_unverified_email(unverified.claims)
+        return VerifiedToken(settings, claims, expires_s, key, unverified.token_type)
 
     def _check_claims(self, token: UnverifiedToken, issuer: Issuer, audience: Collection[str] | None) -> float:
         """Return the end of the token's validity. Raises TokenRejected for a wrong audience or time."""

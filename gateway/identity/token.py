@@ -37,13 +37,14 @@ class TokenRejected(NotAuthenticated):
 
 
 class UnverifiedToken(NamedTuple):
-    """The parts of a token. Nothing in it is verified."""
+    """The parts of a token. Nothing in it is verified. `token_type` is the header `typ` in lower case."""
 
     algorithm: str
     kid: str | None
     claims: dict[str, Any]
     signed: bytes
     signature: bytes
+    token_type: str
 
 
 def looks_like_jwt(token: str) -> bool:
@@ -70,7 +71,7 @@ def parse(token: str) -> UnverifiedToken:
     kind = header.get("typ", "JWT")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise TokenRejected("The token's header has a typ other than JWT or at+jwt.", "header")
-    return UnverifiedToken(algorithm, kid, claims, signed.encode("ascii"), _decode(last))
+    return UnverifiedToken(algorithm, kid, claims, signed.encode("ascii"), _decode(last), kind.lower())
 
 
 def parse_object(text: bytes) -> dict[str, Any]:

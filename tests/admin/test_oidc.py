@@ -19,7 +19,7 @@ from gateway.admin.auth import authorize
 from gateway.admin.bodies import actor_of
 from gateway.admin.login_state import LOGIN_LIMIT_S, LoginStates, page_or_first
 from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
-from gateway.admin.oidc import OIDC, OidcProvider
+from gateway.admin.oidc import OIDC, LoginError, OidcProvider
 from gateway.admin.oidc_login import LOGIN_STATES
 from gateway.admin.roles import Role
 from gateway.admin.routes import PAGE_ROUTES
@@ -36,9 +36,12 @@ from gateway.telemetry.metrics import Metrics
 from tests.identity_provider import published, signed, signing_key
 from tests.listener_server import ListenerServer
 from tests.login_provider import CLIENT_ID, CLIENT_SECRET, ROLES, LoginProvider, login_provider
+from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
+    from ssl import SSLContext
 
 KEY = "an-admin-key-for-tests"
 HERE = {"Sec-Fetch-Site": "same-origin"}
@@ -63,6 +66,13 @@ class Listener:
     client: TestClient[web.Request, web.Application]
     provider: LoginProvider
     clock: Clock
+    issuers: Issuers
+    login: OidcProvider
+
+    def use_issuer(self, url: str) -> None:
+        """Put another URL of the issuer into effect, as an edit of config.yaml does."""
+        one = {**self.provider.settings(), "issuer": url}
+        self.issuers.use(IdentitySettings.model_validate({"issuers": [one]}))
 
     async def start(self, page: str = "/dashboard", **query: str) -> str:
         """Return the URL to which the start of a login redirects."""
@@ -97,11 +107,18 @@ class Listener:
 
 @asynccontextmanager
 async def listener(
-    key: str | None = KEY, *, attempts: LoginThrottle | None = None, max_calls: int = 16, **settings: Any
+    key: str | None = KEY,
+    *,
+    attempts: LoginThrottle | None = None,
+    max_calls: int = 16,
+    max_per_address: int = 8,
+    tls: SSLContext | None = None,
+    ca: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Listener]:
     clock, tasks, metrics = Clock(), BackgroundTasks(), Metrics()
     admin_key = None if key is None else SecretStr(key)
-    async with login_provider() as provider, AsyncExitStack() as stack:
+    async with login_provider(tls=tls) as provider, AsyncExitStack() as stack:
         chosen = {
             "issuer": "corp",
             "client_id": CLIENT_ID,
@@ -111,24 +128,24 @@ async def listener(
             "session_secret": SecretStr("s" * 32),
         }
         oidc = OidcSettings.model_validate(chosen | settings)
-        identity = IdentitySettings.model_validate({"issuers": [provider.settings()]})
+        identity = IdentitySettings.model_validate({"issuers": [provider.settings(ca=ca)]})
         issuers = Issuers(tasks, metrics)
         issuers.use(identity)
-        sessions = Sessions(admin_key, clock, oidc=oidc)
-        login = OidcProvider(oidc, issuers, max_calls)
+        login = OidcProvider(oidc, issuers, max_calls, max_per_address)
+        sessions = Sessions(admin_key, clock, oidc=oidc, issuer_url=login.issuer_url)
         for close in (issuers.close, tasks.close, login.close):
             stack.push_async_callback(close)
         routes = {Role.VIEWER: [web.get("/data", answer)], Role.OPERATOR: [web.post("/data", change)]}
         app = web.Application(middlewares=[render_errors, authorize(sessions, PAGE_ROUTES, routes, login)])
         app.add_routes([*PAGE_ROUTES, *routes[Role.VIEWER], *routes[Role.OPERATOR]])
         app[SESSIONS], app[OIDC], app[ASSETS] = sessions, login, Assets()
-        app[LOGIN_STATES] = LoginStates(admin_key, oidc, clock)
+        app[LOGIN_STATES] = LoginStates(admin_key, oidc, clock, login.issuer_url)
         app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
         app[keys.METRICS] = metrics
         app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
         app[keys.ENDPOINTS] = Endpoints(PAGE_ROUTES)
         async with TestClient(ListenerServer(app)) as client:
-            yield Listener(client, provider, clock)
+            yield Listener(client, provider, clock, issuers, login)
 
 
 async def change(request: web.Request) -> web.Response:
@@ -431,6 +448,19 @@ async def test_without_the_provider_a_login_states_so_and_the_key_still_works() 
         assert (await here.ask("POST"))[0] == 200
 
 
+async def test_a_provider_with_a_private_ca_needs_its_file(tmp_path: Path) -> None:
+    ours, other = Authority(tmp_path), Authority(tmp_path, "other")
+    async with listener(tls=ours.server(), ca=ours.file, userinfo=True) as here:
+        assert (await here.log_in("vera"))[0] == "done"
+    for ca in (None, other.file):
+        async with listener(tls=ours.server(), ca=ca) as here:
+            with capture_logs() as lines:
+                async with here.client.get("/login/oidc", allow_redirects=False) as reply:
+                    assert "why=unreachable" in reply.headers["Location"]
+            assert "set `ca` of the issuer" in str(lines)
+            assert here.provider.reads == []
+
+
 async def test_failed_logins_are_delayed_and_bounded_without_locking_out_persons() -> None:
     attempts = LoginThrottle(pause_s=30.0, max_waiting=8, max_per_address=2)
     async with listener(attempts=attempts) as here, asyncio.TaskGroup() as group:
@@ -446,9 +476,44 @@ async def test_failed_logins_are_delayed_and_bounded_without_locking_out_persons
             task.cancel()
 
 
-async def test_calls_to_the_provider_are_bounded() -> None:
-    async with listener(max_calls=0) as here, here.client.get("/login/oidc", allow_redirects=False) as reply:
+@pytest.mark.parametrize("limits", [{"max_calls": 0}, {"max_per_address": 0}])
+async def test_calls_to_the_provider_are_bounded(limits: dict[str, int]) -> None:
+    async with listener(**limits) as here, here.client.get("/login/oidc", allow_redirects=False) as reply:
         assert "why=busy" in reply.headers["Location"]
+
+
+async def test_one_address_does_not_use_up_the_logins_of_others() -> None:
+    async with listener(max_calls=4, max_per_address=2) as here, AsyncExitStack() as held:
+        for address in ("192.0.2.1", "192.0.2.1"):
+            held.enter_context(here.login.call(address))
+        with pytest.raises(LoginError, match="2 of this address"):
+            held.enter_context(here.login.call("192.0.2.1"))
+        assert (await here.log_in("vera"))[0] == "done"
+
+
+async def test_a_busy_gateway_does_not_use_up_the_login() -> None:
+    async with listener(max_per_address=1) as here:
+        callback = here.provider.approve(await here.start(), "vera")
+        with here.login.call("127.0.0.1"):
+            assert await here.finish(callback) == ("busy", "/dashboard")
+        assert here.provider.token_calls == []
+        assert await here.finish(callback) == ("done", "/dashboard")
+
+
+async def test_another_issuer_ends_sessions_and_logins() -> None:
+    """Nobody at the new issuer has confirmed the person."""
+    async with listener() as here:
+        url = here.provider.url
+        await here.log_in("ada")
+        pending = here.provider.approve(await here.start(), "ada")
+        here.use_issuer("http://127.0.0.1:9/realms/other")
+        assert (await here.session())["active"] is False
+        assert (await here.ask())[0] == 401
+        calls = len(here.provider.token_calls)
+        assert (await here.finish(pending))[0] == "expired"
+        assert len(here.provider.token_calls) == calls
+        here.use_issuer(url)
+        assert (await here.ask())[0] == 200
 
 
 PAGES = ["/dashboard", "/playground#seed=7", "/dashboard/requests/req_1?range=7d&since=2026-11-01T00:00:00Z#a=b"]
@@ -545,6 +610,20 @@ async def test_a_token_for_the_client_has_the_same_roles() -> None:
         rejected = [line["reason"] for line in logs if line["event"] == "admin_token_rejected"]
         assert rejected[:2] == ["audience", "signature"]
         assert not any(wrong in str(logs) for wrong in wrong_tokens)
+
+
+@pytest.mark.parametrize(
+    ("header", "claims"),
+    [({"typ": "at+jwt"}, {}), ({"typ": "application/AT+JWT"}, {}), ({}, {"typ": "Bearer"})],
+)
+async def test_an_access_token_for_the_client_is_no_id_token(header: dict[str, Any], claims: dict[str, Any]) -> None:
+    async with listener() as here:
+        token = here.provider.token(header=header, aud=CLIENT_ID, groups=["gkt-admins"], **claims)
+        status, body = await here.ask("GET", Authorization=f"Bearer {token}")
+        assert status == 401
+        assert "access token" in body["error"]["message"]
+        id_token = here.provider.token(aud=CLIENT_ID, groups=["gkt-admins"], **({"typ": "ID"} if claims else {}))
+        assert (await here.ask("GET", Authorization=f"Bearer {id_token}"))[0] == 200
 
 
 async def test_without_a_session_the_api_asks_for_a_login() -> None:
