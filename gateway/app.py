@@ -24,6 +24,7 @@ from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
+from gateway.accounting.token_budgets import TokenBudgets
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import authorize
 from gateway.admin.collected import SAMPLES
@@ -196,12 +197,14 @@ async def gateway(
             redis, redis_keys.heartbeat(process_id), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
         )
         sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=policies.tenants, lease_s=lease_s)
+        token_budgets = TokenBudgets(redis, redis_keys)
         admission = Admission(
             settings.server.max_in_flight,
             ledger,
             metrics,
             defaults=settings.defaults,
             on_redis_failure=settings.redis.on_failure,
+            token_budgets=token_budgets,
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
@@ -316,6 +319,7 @@ async def gateway(
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.LEDGER] = ledger
         admin[keys.LABEL_VALUES] = label_values
+        admin[keys.TOKEN_BUDGETS] = token_budgets
         admin[keys.ANOMALIES] = anomalies
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower, TokenCallers(policies, issuers))
@@ -351,6 +355,7 @@ async def gateway(
         tasks.keep("receipts", store.run())
         tasks.keep("spooler", spooler.run())
         tasks.keep("label_values", label_values.run())
+        tasks.keep("token_budgets", token_budgets.run())
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from heapq import nsmallest
+from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,12 +18,13 @@ from gateway.accounting.scopes import key_of, key_scope, label_of, tenant_scope
 from gateway.admin.balances import read_key_changes, readable_balances
 from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
-from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES
+from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES, TOKEN_BUDGETS
 from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound, StoreUnavailable
 from gateway.keys.held import HeldKey
+from gateway.policy.identities import ALL_CALLERS, is_token_key
 from gateway.pricing import dollars, total_usd, without_trailing_zeros
 
 if TYPE_CHECKING:
@@ -32,12 +34,15 @@ if TYPE_CHECKING:
 
     from gateway.accounting.budgets import Balance
     from gateway.config.sections import Defaults
+    from gateway.keys.held import Keyring
     from gateway.policy.key_entry import KeyEntry
     from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()
 
 _PAGE = 500
+_TENANTS_AT_ONCE = 4
+"""Tenants whose budgets of tokens are read at once. Each has up to `MAX_LISTED`."""
 _VALID = {"active", "grace"}
 
 
@@ -69,7 +74,7 @@ class NewRaise(StrictModel):
 
 @needs_redis
 async def list_budgets(request: web.Request) -> web.Response:
-    """GET /budgets: the budgets of tenants and of their valid keys, 500 at a time, after `after`."""
+    """GET /budgets: the budgets of tenants, of their valid keys, and of tokens in use, 500 at a time, after `after`."""
     only_query(request, "tenant", "after", "limit")
     return await _listed(request, request.query.get("tenant"))
 
@@ -82,29 +87,55 @@ async def show_budgets(request: web.Request) -> web.Response:
 
 
 async def _listed(request: web.Request, tenant: str | None) -> web.Response:
-    limit = number_of(request, "limit", default=_PAGE, maximum=_PAGE)
+    limit, after = number_of(request, "limit", default=_PAGE, maximum=_PAGE), request.query.get("after", "")
     is_current = await read_key_changes(request.app)
-    ring = request.app[KEYRING]
+    ring, policies = request.app[KEYRING], request.app[POLICIES].policy_set.policies
+    of_tokens, unknown = await _token_owners(request.app, tenant, after, limit)
     page, following = await asyncio.to_thread(
         _page_of,
-        _owners(request.app[POLICIES].policy_set.policies, list(ring.all()), ring.now()),
+        chain(_owners(policies, list(ring.all()), ring.now()), of_tokens),
         request.app[POLICIES].defaults,
         tenant=tenant,
-        after=request.query.get("after", ""),
+        after=after,
         limit=limit,
     )
     accounts = [account for _, account in page]
     rows = list(zip(accounts, await readable_balances(request.app, accounts), strict=True))
-    unreadable = [account for account, balance in rows if balance is None]
+    unreadable = [(account.tenant, key_of(account.scope.name)) for account, balance in rows if balance is None]
+    unreadable += [(one, None) for one in unknown if one not in {name for name, _ in unreadable}]
     if tenant is not None and unreadable:
         raise StoreUnavailable(f"The node of Redis with the budgets of tenant '{tenant}' does not answer. Try again.")
     body = {
         "budgets": [budget_view(account, balance) for account, balance in rows if balance is not None],
-        "unreadable": [{"tenant": one.tenant, "key": key_of(one.scope.name)} for one in unreadable],
+        "unreadable": [{"tenant": owner, "key": key_id} for owner, key_id in unreadable],
         "keys_current": is_current,
         "next": following,
     }
     return json_reply(body)
+
+
+async def _token_owners(
+    app: web.Application, tenant: str | None, after: str, limit: int
+) -> tuple[list[BudgetOwner], list[str]]:
+    """Return the registered budgets of tokens on the page of `limit` budgets after `after`, and perhaps further ones.
+    Also return the tenants whose node of a cluster failed.
+
+    Only tenants whose rules identify callers have such budgets. The budgets of later tenants are not read once the page
+    is full.
+    """
+    found, unknown = list[BudgetOwner](), list[str]()
+    start, policies = after.partition("/")[::2], app[POLICIES].policy_set.policies
+    of_rules = [policy for policy in policies if any(rule.key is not None for rule in policy.identities)]
+    chosen = sorted(
+        (one for one in of_rules if tenant in {None, one.tenant} and one.tenant >= start[0]), key=lambda one: one.tenant
+    )
+    for batch in (chosen[at : at + _TENANTS_AT_ONCE] for at in range(0, len(chosen), _TENANTS_AT_ONCE)):
+        listed = await app[TOKEN_BUDGETS].listed([policy.tenant for policy in batch])
+        unknown += [policy.tenant for policy in batch if policy.tenant not in listed]
+        found += await asyncio.to_thread(_with_budgets, batch, listed, start, app[POLICIES].defaults)
+        if len(found) > limit:
+            break
+    return found, unknown
 
 
 @needs_redis
@@ -129,6 +160,9 @@ async def put_raise(request: web.Request, account: Account, subject: str, new: N
         before=ENCODER.encode(_audited(before.raised)).decode(),
         after=ENCODER.encode(after).decode(),
     )
+    key_id = key_of(account.scope.name)
+    if raised is not None and key_id is not None and is_token_key(key_id):
+        await request.app[TOKEN_BUDGETS].keep(account.tenant, key_id, raised.until_s)
     await budgets.put_raise(account, raised)
     log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=subject)
     (now,) = await budgets.read([account])
@@ -150,9 +184,8 @@ async def budget_of(app: web.Application, only: Mapping[str, str]) -> dict[str, 
         return None
     owners: Iterable[BudgetOwner] = map(BudgetOwner, found)
     if tenant is not None and key is not None:
-        held = ring.by_id(tenant, key)
-        every = _owners(found, [held] if held is not None else [], ring.now())
-        owners = [owner for owner in every if owner.key_id == key][:1]
+        owner = _owner_of(found[0], key, ring)
+        owners = [] if owner is None else [owner]
     accounts = [account for owner in owners if (account := owner.account(defaults)) is not None]
     balances: list[Balance] = []
     with suppress(RedisError, OSError):
@@ -194,14 +227,14 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
     await request.app[KEY_FOLLOWER].catch_up()
     key_id, ring = request.match_info.get("id"), request.app[KEYRING]
     policy = policy_of(request)
-    key = ring.by_id(policy.tenant, key_id) if key_id else None
-    found = _owners([policy], [key] if key else [], ring.now())
-    owner = next((one for one in found if one.key_id == key_id), None)
+    owner = _owner_of(policy, key_id, ring)
     if owner is None:
         known = [key.id for key in policy.keys] + [key.id for key in ring.all() if key.tenant == policy.tenant]
         close = suggestion(key_id or "", [one for one in known if one != key_id])
         raise NotFound(
-            f"Tenant '{policy.tenant}' has no valid key '{key_id}'.{close} GET /keys lists them.", param="id"
+            f"Tenant '{policy.tenant}' has no valid key '{key_id}'.{close} GET /keys lists them. Key ids of tokens "
+            "begin with the id of a rule and a colon.",
+            param="id",
         )
     account = owner.account(request.app[POLICIES].defaults)
     if account is None:
@@ -226,7 +259,7 @@ def policy_of(request: web.Request) -> TenantPolicy:
 
 
 class BudgetOwner(NamedTuple):
-    """A tenant, or one of its keys in Redis or in a policy file."""
+    """A tenant, or one of its keys: in Redis, in a policy file, or the key id of tokens."""
 
     policy: TenantPolicy
     key: HeldKey | KeyEntry | None = None
@@ -260,14 +293,48 @@ class BudgetOwner(NamedTuple):
         return (own or self.policy.key_budget or defaults.key_budget) is not None
 
 
+def _owners_of_tokens(policies: Iterable[TenantPolicy], key_ids: Mapping[str, Iterable[str]]) -> list[BudgetOwner]:
+    """Return the owners of budgets of tokens, without key ids that no rule of their tenant gives to callers."""
+    found = []
+    for policy in policies:
+        rules = {rule.id: rule for rule in policy.identities}
+        for key_id in key_ids.get(policy.tenant, ()):
+            rule = rules.get(key_id.partition(":")[0])
+            if rule is not None and rule.has_key(key_id):
+                found.append(BudgetOwner(policy, rule.entry(key_id)))
+    return found
+
+
+def _with_budgets(
+    policies: Iterable[TenantPolicy], key_ids: Mapping[str, Iterable[str]], start: tuple[str, ...], defaults: Defaults
+) -> list[BudgetOwner]:
+    """Return the owners of budgets of tokens whose names follow `start`."""
+    owners = _owners_of_tokens(policies, key_ids)
+    return [owner for owner in owners if owner.name > start and owner.has_budget(defaults)]
+
+
+def _owner_of(policy: TenantPolicy, key_id: str | None, ring: Keyring) -> BudgetOwner | None:
+    """Return the owner of the tenant's budget (None), of that of a valid key, or of that of tokens."""
+    if key_id is not None and is_token_key(key_id):
+        return next(iter(_owners_of_tokens([policy], {policy.tenant: [key_id]})), None)
+    key = ring.by_id(policy.tenant, key_id) if key_id else None
+    return next((one for one in _owners([policy], [key] if key else [], ring.now()) if one.key_id == key_id), None)
+
+
 def _owners(policies: Iterable[TenantPolicy], held: Iterable[HeldKey], now: float) -> Iterator[BudgetOwner]:
-    """Yield every tenant and every valid key. Two keys with one id share a budget; both are yielded."""
+    """Yield every tenant, every valid key, and the key id of each rule whose callers share one.
+
+    Two keys with one id share a budget; both are yielded.
+    """
     by_tenant = {policy.tenant: policy for policy in policies}
     for policy in by_tenant.values():
         yield BudgetOwner(policy)
         for key in policy.keys:
             if key.expires is None or key.expires > now:
                 yield BudgetOwner(policy, key)
+        for rule in policy.identities:
+            if rule.key is None:
+                yield BudgetOwner(policy, rule.entry(f"{rule.id}:{ALL_CALLERS}"))
     for held_key in held:
         tenant_policy = by_tenant.get(held_key.tenant)
         if tenant_policy is not None and held_key.status(now) in _VALID:

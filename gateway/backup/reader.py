@@ -31,8 +31,9 @@ _KEYS_PER_SCAN = 1_000
 _KEYS_PER_CALL = 200
 _VALUES_PER_RECORD = 2_000
 _ENTRIES_PER_CALL = 500
-_OWNERS, _OUTBOX, _INTENTS = "owners", "outbox", "intents:"
-_KINDS_OF_TENANTS: dict[str, Kind] = {_OWNERS: "zset", _OUTBOX: "stream"}  # all others are hashes
+_OWNERS, _OUTBOX, _INTENTS, _TOKEN_BUDGETS = "owners", "outbox", "intents:", "token_budgets"
+# All others are hashes.
+_KINDS_OF_TENANTS: dict[str, Kind] = {_OWNERS: "zset", _TOKEN_BUDGETS: "zset", _OUTBOX: "stream"}
 
 KeyInventory: TypeAlias = dict[tuple[str, str], dict[KeyLocation, None]]
 """Keys of Redis by part and tenant."""

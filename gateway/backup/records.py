@@ -114,7 +114,7 @@ def count(counts: BackupCounts, record: Record) -> None:
 
 
 _KEYRING = frozenset({*KeyringKeys._fields, "guidance_off"})
-_TENANT = re.compile(r"(?:tenant|(?:key|label):.+):budget(?::\d+)?|intents:.+|owners|outbox")
+_TENANT = re.compile(r"(?:tenant|(?:key|label):.+):budget(?::\d+)?|intents:.+|owners|outbox|token_budgets")
 _SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
 # Together with `state` and `cursors`, until `gkt-gateway usage-db migrate` has moved them.

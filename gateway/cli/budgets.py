@@ -44,7 +44,8 @@ def list_budgets(
     """Show the spent, reserved and remaining amount of every budget, and the end of its period.
 
     Reserved amounts belong to requests in flight; amounts that these do not spend are released. The bar shows all
-    three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted.
+    three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted. Budgets of
+    tokens are shown if they were used in the present period or are raised.
     """
     client = AdminClient(url, config, keyed=True)
     unreadable: list[dict[str, Any]] = []
@@ -74,7 +75,10 @@ def raise_budget(
         str, typer.Option(help="Amount to add to max_budget. 0 ends a raise.", metavar="USD", show_default=False)
     ],
     key_id: Annotated[
-        str | None, typer.Option("--key", help="Raise the budget of the tenant's key with this id.", metavar="ID")
+        str | None,
+        typer.Option(
+            "--key", help="Raise the budget of this key, or of this key id of tokens, RULE:VALUE.", metavar="ID"
+        ),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Raise the budget of this value of a label.", metavar="NAME=VALUE")

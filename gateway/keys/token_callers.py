@@ -9,7 +9,6 @@ import structlog
 
 from gateway.identity.token import TokenRejected, looks_like_jwt
 from gateway.policy.book import Caller
-from gateway.policy.key_entry import KeyEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,7 +100,4 @@ def caller_of(policy_set: PolicySet, issuer: str, claims: Mapping[str, Any]) -> 
             rules=[rule.place],
             claims=[rule.key],
         )
-    key = KeyEntry.model_construct(
-        id=key_id, sha256="", expires=None, models=rule.models, limits=rule.limits, budget=rule.budget
-    )
-    return Caller(policy, key, claims)
+    return Caller(policy, rule.entry(key_id), claims)

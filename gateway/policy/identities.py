@@ -15,7 +15,7 @@ from gateway.config.claims import ClaimConditions, ClaimPath, check_conditions, 
 from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.config.scalars import InvalidValue, Label, RouteName, text_pattern
 from gateway.config.yaml_source import StrictModel
-from gateway.policy.key_entry import not_reserved
+from gateway.policy.key_entry import KeyEntry, not_reserved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,9 @@ MAX_KEY_CHARS = 64
 _RULE_ID = re.compile(r"[A-Za-z0-9._-]{1,30}", re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9._@+-]+", re.ASCII)
 _HASH_CHARS = 32
+_HASHED = re.compile(r"~[0-9a-f]{32}", re.ASCII)
+ALL_CALLERS = "*"
+"""The part of a key id after the colon where a rule has no claim `key`: all its callers share one key id."""
 
 
 def _rule_id(value: str) -> str:
@@ -94,7 +97,7 @@ class IdentityRule(StrictModel):
         Return None if the claim is missing, or is neither text nor a whole number.
         """
         if self.key is None:
-            return f"{self.id}:*"
+            return f"{self.id}:{ALL_CALLERS}"
         value = claim_of(claims, self.key)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             return None
@@ -103,12 +106,32 @@ class IdentityRule(StrictModel):
             return f"{self.id}:{text}"
         return f"{self.id}:~{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH_CHARS]}"
 
+    def has_key(self, key_id: str) -> bool:
+        """Return whether `key_id` can return this key id."""
+        rule_id, _, value = key_id.partition(":")
+        if rule_id != self.id:
+            return False
+        if self.key is None:
+            return value == ALL_CALLERS
+        return bool((_SAFE.fullmatch(value) and len(key_id) <= MAX_KEY_CHARS) or _HASHED.fullmatch(value))
+
+    def entry(self, key_id: str) -> KeyEntry:
+        """Return the permissions of a key id of this rule."""
+        return KeyEntry.model_construct(
+            id=key_id, sha256="", expires=None, models=self.models, limits=self.limits, budget=self.budget
+        )
+
     def includes(self, other: IdentityRule) -> bool:
         """Return whether every token that matches the other rule matches this one."""
         return self.issuer == other.issuer and all(
             path in other.when and {*map(typed, other.when[path])} <= {*map(typed, values)}
             for path, values in self.when.items()
         )
+
+
+def is_token_key(key_id: str) -> bool:
+    """Return whether a key id is that of a token. No API key has a colon in its id."""
+    return ":" in key_id
 
 
 class IdentityMatch(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from gateway.accounting.token_budgets import TokenBudgets
 from gateway.keys.token import digest_of
 from tests.backup.deployment import Deployment
 from tests.canaries.search import Canaries
@@ -68,6 +69,26 @@ def test_a_restore_into_an_empty_redis_has_keys_budgets_and_sums(
     caught_up = asyncio.run(empty_deployment.standing(caught_up=True))
     assert caught_up == asyncio.run(deployment.standing(caught_up=True))
     assert (after.requests, caught_up.requests) == (38, 45)
+
+
+def test_budgets_of_tokens_are_listed_after_a_restore(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
+    until_s = int(time.time()) + 86_400
+
+    async def keep() -> None:
+        async with deployment.parts() as here:
+            await TokenBudgets(here.client, deployment.keys).keep("acme", "staff:ada", until_s)
+
+    async def listed() -> dict[str, list[str]]:
+        async with empty_deployment.parts() as here:
+            return await TokenBudgets(here.client, empty_deployment.keys).listed(["acme"])
+
+    asyncio.run(deployment.trade())
+    asyncio.run(keep())
+    back_up(deployment, file)
+    restored(empty_deployment, file)
+    assert asyncio.run(listed()) == {"acme": ["staff:ada"]}
 
 
 def test_receipts_after_a_restore_count_once(deployment: Deployment, empty_deployment: Deployment, file: Path) -> None:

@@ -23,6 +23,7 @@ LEDGER = KEYS.ledger()
         (KEYS.outbox("acme"), KeyLocation("tenants", "acme", "outbox")),
         (KEYS.intents("acme", "ann"), KeyLocation("tenants", "acme", "intents:ann")),
         (KEYS.owners("acme"), KeyLocation("tenants", "acme", "owners")),
+        (KEYS.token_budgets("acme"), KeyLocation("tenants", "acme", "token_budgets")),
         (LEDGER.tenants, KeyLocation("sums", "", "tenants")),
         (f"{LEDGER.base}state", KeyLocation("sums", "", "state")),
         (LEDGER.up("big", 86_400), KeyLocation("sums", "", "up:86400:big")),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -13,11 +17,13 @@ from gateway.api import keys
 from gateway.redis.keys import RedisKeys
 from tests.gateway_process import KEY, redis_prefix, sha256
 from tests.identity_provider import TokenIssuer, published, token_issuer
-from tests.live.world import CHAT, Engine, World, following, route, student
+from tests.live.world import ADMIN_HEADERS, CHAT, LIMIT_S, Engine, World, following, route, student
+from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+    from ssl import SSLContext
 
     import pytest
 
@@ -64,15 +70,34 @@ class TokenWorld:
         async with self.world._session.get(f"{self.world.url}{path}", headers=headers) as answer:
             return await answer.json()
 
+    async def raise_budget(self, key_id: str, usd: float) -> tuple[int, dict[str, Any]]:
+        url = f"{self.world.admin_url}/budgets/acme/keys/{quote(key_id, safe='')}/raise"
+        async with self.world._session.post(url, json={"usd": usd}, headers=ADMIN_HEADERS) as answer:
+            return answer.status, await answer.json()
+
+    async def budgets(self, query: str = "") -> list[str]:
+        """Return the key ids of the listed budgets, over all pages."""
+        found, after = list[str](), ""
+        while after is not None:
+            page = await self.world.get(f"/budgets?limit=2&after={quote(after)}{query}", admin=True)
+            found += [one["key"] for one in page["budgets"]]
+            after = page["next"]
+        return found
+
 
 @asynccontextmanager
 async def running(
-    folder: Path, redis_url: str, patch: pytest.MonkeyPatch, *identities: dict[str, Any]
+    folder: Path,
+    redis_url: str,
+    patch: pytest.MonkeyPatch,
+    *identities: dict[str, Any],
+    tls: SSLContext | None = None,
+    **of_issuer: Any,
 ) -> AsyncIterator[TokenWorld]:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine().running())
-        issuer = await stack.enter_async_context(token_issuer())
-        settings = {"issuers": [issuer.settings()]}
+        issuer = await stack.enter_async_context(token_issuer(tls=tls))
+        settings = {"issuers": [issuer.settings(**of_issuer)]}
         world = following(folder, redis_url, patch, [student("small", engine)], *ROUTES, identity=settings)
         one = TokenWorld(await stack.enter_async_context(world), issuer, engine)
         before = one.version
@@ -111,6 +136,11 @@ async def test_a_rejected_token_gets_401_with_the_reason_and_no_value(one: Token
         "The token of issuer 'corp' has expired. Get a new token from the issuer.",
     )
     assert "secret-group" not in json.dumps(one.world.log, default=str)
+    (line,) = one.world.lines_of("token_without_caller")
+    (rule,) = line["rules"]
+    file, _, number = rule.rpartition(":")
+    assert file.endswith("policies/acme.yaml")
+    assert "id: staff" in (one.world.folder / "policies/acme.yaml").read_text().splitlines()[int(number) - 1]
 
 
 async def test_two_credentials_in_one_request_are_rejected(one: TokenWorld) -> None:
@@ -137,6 +167,72 @@ async def test_limits_of_a_rule_count_each_key_id_and_expire(
             assert all(ttl > 0 for _, ttl in found), "scopes of callers who left disappear"
         finally:
             await redis.aclose()
+
+
+async def test_budgets_of_tokens_are_listed_and_raised(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget has room for no request until it is raised."""
+    each = {**STAFF, "budget": {"max_budget": 0.000001}}
+    shared = {"id": "apps", "issuer": "corp", "when": {"azp": "batch"}, "budget": {"max_budget": 7}}
+    without = {"id": "guests", "issuer": "corp", "when": {"azp": "guest"}, "key": "sub"}
+    async with running(tmp_path, redis_url, monkeypatch, each, shared, without) as one:
+        assert await one.budgets() == ["apps:*"], "the key id that all callers of a rule share needs no use"
+        ada = one.token(sub="ada")
+        assert (await one.ask(ada))[0] == 429
+        assert (await one.ask(one.token(groups=[], azp="guest")))[0] == 200
+        async with asyncio.timeout(LIMIT_S):
+            while "staff:ada" not in await one.budgets():
+                await asyncio.sleep(0.02)
+        status, budget = await one.raise_budget("staff:ada", 5)
+        assert (status, budget["key"], budget["raise"]["usd"]) == (200, "staff:ada", 5)
+        assert (await one.ask(ada))[0] == 200
+        assert (await one.raise_budget("staff:grace@example.com", 5))[0] == 200, "before the first request, too"
+        listed = ["apps:*", "staff:ada", "staff:grace@example.com"]
+        assert await one.budgets() == await one.budgets("&tenant=acme") == listed
+        for wrong in ("staf:ada", "staff:a da", "staff:", "staff:*", "apps:ada", "guests:ada", "staff:~x"):
+            assert (await one.raise_budget(wrong, 5))[0] == 404, wrong
+        shown = await one.world.get("/summary?tenant=acme&key=staff:ada", admin=True)
+        assert shown["spent"]["budget"]["of"] == "key"
+        (entry, *_) = (await one.world.get("/audit", admin=True))["entries"]
+        assert (entry["action"], entry["subject"]) == ("budget.raise", "staff:grace@example.com")
+        before = one.version
+        one.write_policy(shared, without)
+        await one.reloaded(before)
+        assert await one.budgets() == ["apps:*"], "no rule gives these key ids any more"
+
+
+async def test_an_issuer_with_a_private_ca(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "certs").mkdir()
+    authority = Authority(tmp_path / "certs")
+    async with running(tmp_path, redis_url, monkeypatch, STAFF, tls=authority.server(), ca="certs/ca.pem") as one:
+        assert (await one.ask(one.token()))[0] == 200
+        one.write_config(one.issuer.settings(ca="certs/missing.pem"))
+        await one.world.until(lambda: one.world.lines_of("config_refused"))
+        (line,) = [line for line in one.world.config["error"] if "missing.pem" in line]
+        assert line.startswith("config.yaml:")
+        assert "identity.issuers[0].ca: cannot read certs/missing.pem" in line
+        assert (await one.ask(one.token(sub="grace")))[0] == 200
+
+
+async def test_callers_who_left_keep_no_former_policy_in_memory(one: TokenWorld) -> None:
+    one.write_policy({**STAFF, "limits": {"rpm_limit": 100}})
+    before = one.version
+    await one.reloaded(before)
+    assert (await one.ask(one.token()))[0] == 200
+    (policy,) = one.world.parts.public[keys.POLICIES].policy_set.policies
+    former = weakref.ref(policy)
+    del policy
+    before = one.version
+    one.write_policy(STAFF)
+    await one.reloaded(before)
+    assert (await one.world.ask())[0] == 200
+
+    def is_gone() -> bool:
+        gc.collect()
+        return former() is None
+
+    await one.world.until(is_gone)
 
 
 async def test_a_token_of_one_tenant_does_not_reach_another(one: TokenWorld) -> None:
