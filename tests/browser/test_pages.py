@@ -94,6 +94,31 @@ async def test_a_selected_button_is_readable_while_hovered(
 
 
 @pytest.mark.long
+async def test_budgets_that_cannot_be_read_are_named(browser: Browser, pages: GatewayProcess) -> None:
+    """A node of a Redis Cluster is down."""
+    unreadable = [{"tenant": "initech", "key": None}, {"tenant": "initech", "key": "ci"}]
+
+    async def partial(route: Route) -> None:
+        await route.fulfill(json={**world.budgets({}), "unreadable": unreadable, "keys_current": False})
+
+    async def none(route: Route) -> None:
+        await route.fulfill(json={"budgets": [], "unreadable": unreadable, "keys_current": True, "next": None})
+
+    async with logged_in(browser, pages, "/dashboard", synthetic=True) as page:
+        await page.route("**/budgets?*", partial)
+        await page.get_by_role("link", name="Keys and budgets", exact=True).click()
+        budgets = page.get_by_role("region", name="Budgets")
+        await expect(budgets.get_by_role("status").first).to_contain_text("cannot be read: initech, initech (key ci).")
+        await expect(budgets.get_by_role("status").last).to_contain_text("last changes may be missing")
+        await expect(budgets.get_by_role("table", name="Budgets")).to_contain_text("globex")
+        assert await accessible(page) == []
+        await page.route("**/budgets?*", none)
+        await page.get_by_role("link", name="Overview", exact=True).click()
+        await page.get_by_role("link", name="Keys and budgets", exact=True).click()
+        await expect(budgets).to_contain_text("No budget can be read.")
+
+
+@pytest.mark.long
 async def test_an_invalid_range_has_an_error_at_its_fields(browser: Browser, pages: GatewayProcess) -> None:
     async with logged_in(browser, pages, "/dashboard/spend", synthetic=True) as page:
         await page.get_by_role("button", name="Custom").click()
