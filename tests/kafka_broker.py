@@ -75,7 +75,7 @@ class KafkaBroker:
             "listener.security.protocol.map": protocols,
             "inter.broker.listener.name": "PLAINTEXT",
             "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": authority.issue("broker"),
+            "ssl.keystore.location": authority.issue("broker", address="127.0.0.2"),
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": authority.ca,
             "listener.name.mutual.ssl.client.auth": "required",

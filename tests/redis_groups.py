@@ -11,7 +11,7 @@ import sys
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote
 
 import pytest
@@ -30,7 +30,6 @@ from gateway.runtime.child_processes import end
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from tests.tls_certificates import TlsFiles
 
 MASTER = "main"
 PASSWORD = "pass/of#redis"
@@ -50,6 +49,13 @@ def free_port() -> int:
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))
             return port
+
+
+class TlsFiles(NamedTuple):
+    """The certificate of an authority, and a file with a certificate that it signed and its key."""
+
+    ca: Path
+    certificate: Path
 
 
 class RedisServer:
@@ -76,8 +82,9 @@ class RedisServer:
             lines |= {"save": '""', "masterauth": f'"{PASSWORD}"', "repl-diskless-sync-delay": "0"}
         if tls is not None:
             lines |= {"port": "0", "tls-port": str(self.port), "tls-auth-clients": "yes", "tls-replication": "yes"}
-            lines |= {"tls-ca-cert-file": str(tls.ca), "tls-cert-file": str(tls.certificate)}
-            lines |= {"tls-key-file": str(tls.key)}
+            lines |= {"tls-ca-cert-file": str(tls.ca)} | dict.fromkeys(
+                ("tls-cert-file", "tls-key-file"), str(tls.certificate)
+            )
             if "cluster-enabled" in config:
                 lines["tls-cluster"] = "yes"
         text = [f"{name} {value}" for name, value in (lines | config).items()] + list(sentinel_lines)
@@ -98,7 +105,6 @@ class RedisServer:
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {"ssl": True, "ssl_ca_certs": str(self._tls.ca), "ssl_certfile": str(self._tls.certificate)}
-            tls["ssl_keyfile"] = str(self._tls.key)
         redis = Redis(host="127.0.0.1", port=self.port, password=self.password, socket_timeout=5, retry=retry, **tls)
         async with redis:
             yield redis
@@ -145,7 +151,7 @@ def _of_tls(tls: TlsFiles | None) -> tuple[str, list[str]]:
     """Return the scheme of a URL, and its options."""
     if tls is None:
         return "redis", []
-    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate}
     return "rediss", [f"{name}={quote(str(path), safe='')}" for name, path in files.items()]
 
 

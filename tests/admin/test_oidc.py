@@ -33,10 +33,10 @@ from gateway.identity.issuers import Issuers
 from gateway.pipeline.admission import Admission
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
+from tests.certificates import Authority
 from tests.identity_provider import published, signed, signing_key
 from tests.listener_server import ListenerServer
 from tests.login_provider import CLIENT_ID, CLIENT_SECRET, ROLES, LoginProvider, login_provider
-from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -450,9 +450,9 @@ async def test_without_the_provider_a_login_states_so_and_the_key_still_works() 
 
 async def test_a_provider_with_a_private_ca_needs_its_file(tmp_path: Path) -> None:
     ours, other = Authority(tmp_path), Authority(tmp_path, "other")
-    async with listener(tls=ours.server(), ca=ours.file, userinfo=True) as here:
+    async with listener(tls=ours.server(), ca=ours.ca, userinfo=True) as here:
         assert (await here.log_in("vera"))[0] == "done"
-    for ca in (None, other.file):
+    for ca in (None, other.ca):
         async with listener(tls=ours.server(), ca=ca) as here:
             with capture_logs() as lines:
                 async with here.client.get("/login/oidc", allow_redirects=False) as reply:

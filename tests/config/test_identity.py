@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gateway.config.changes import live_changes, needs_restart
 from gateway.config.identity import DEFAULT_ALGORITHMS, IdentitySettings
 from gateway.config.settings import check_settings
-from tests.tls_authority import Authority
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +111,7 @@ def test_the_file_of_a_private_ca_is_relative_to_the_file_and_is_read(tmp_path: 
     settings, issues = checked(tmp_path, f"{ISSUER}, ca: certs/ca.pem")
     assert issues == []
     assert settings is not None
-    assert settings.identity.issuers[0].ca == authority.file
+    assert settings.identity.issuers[0].ca == authority.ca
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.check import EVERYTHING, documents
 from gateway.policy.book import check_all
-from tests.tls_authority import Authority
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
@@ -47,7 +47,7 @@ def made_secrets(folder: Path) -> list[str]:
 
 def oidc_secrets(folder: Path) -> None:
     """Write the further secrets of the examples with an identity provider."""
-    shutil.copy(Authority(folder).file, folder / "issuer_ca")
+    shutil.copy(Authority(folder).ca, folder / "issuer_ca")
     (folder / "oidc_client_secret").write_text("0123456789abcdef")
 
 

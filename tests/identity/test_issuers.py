@@ -21,8 +21,8 @@ from gateway.identity.token import MAX_TOKEN_CHARS, TokenRejected
 from gateway.keys.token import digest_of
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
+from tests.certificates import Authority
 from tests.identity_provider import TokenIssuer, published, signed, signing_key, token_issuer
-from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -413,9 +413,9 @@ async def test_concurrent_unknown_keys_share_one_reading() -> None:
 
 async def test_an_issuer_with_a_private_ca_needs_its_file(tmp_path: Path) -> None:
     ours, other = Authority(tmp_path), Authority(tmp_path, "other")
-    async with world(tls=ours.server(), ca=ours.file) as one:
+    async with world(tls=ours.server(), ca=ours.ca) as one:
         assert (await one.verify()).claims["sub"] == "ada"
-    for ca in (None, other.file):
+    for ca in (None, other.ca):
         async with world(tls=ours.server(), ca=ca) as one:
             await one.rejected(one.issuer.token(), "no_keys")
             issuer = one.issuers.named("corp")
@@ -427,7 +427,7 @@ async def test_an_issuer_with_a_private_ca_needs_its_file(tmp_path: Path) -> Non
 
 async def test_a_certificate_for_another_host_is_rejected(tmp_path: Path) -> None:
     ours = Authority(tmp_path)
-    async with world(tls=ours.server("127.0.0.2"), ca=ours.file) as one:
+    async with world(tls=ours.server("127.0.0.2"), ca=ours.ca) as one:
         await one.rejected(one.issuer.token(), "no_keys")
         issuer = one.issuers.named("corp")
         assert issuer is not None
@@ -436,10 +436,10 @@ async def test_a_certificate_for_another_host_is_rejected(tmp_path: Path) -> Non
 
 async def test_a_renewed_ca_file_applies_without_a_restart(tmp_path: Path) -> None:
     file, old, new = tmp_path / "trusted.pem", Authority(tmp_path, "old"), Authority(tmp_path, "new")
-    file.write_bytes(old.file.read_bytes())
+    file.write_bytes(old.ca.read_bytes())
     async with world(tls=new.server(), ca=file) as one:
         await one.rejected(one.issuer.token(), "no_keys")
-        file.write_bytes(new.file.read_bytes())
+        file.write_bytes(new.ca.read_bytes())
         assert await one.verify()
         for content in ("", None):
             file.write_text(content) if content is not None else file.unlink()

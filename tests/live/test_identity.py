@@ -15,10 +15,10 @@ from redis.asyncio import Redis
 
 from gateway.api import keys
 from gateway.redis.keys import RedisKeys
+from tests.certificates import Authority
 from tests.gateway_process import KEY, redis_prefix, sha256
 from tests.identity_provider import TokenIssuer, published, token_issuer
 from tests.live.world import ADMIN_HEADERS, CHAT, LIMIT_S, Engine, World, following, route, student
-from tests.tls_authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,14 +16,12 @@ from gateway.redis.script import RedisScript
 from gateway.redis.slots import slot_of
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.redis_groups import cluster_group, sentinel_group, until
-from tests.tls_certificates import issued
+from tests.certificates import Authority
+from tests.redis_groups import TlsFiles, cluster_group, sentinel_group, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from tests.tls_certificates import TlsFiles
 
 _HAS_TLS = b"SSL_CTX_new" in find_server().read_bytes()
 pytestmark = [
@@ -52,6 +50,11 @@ async def refusal(url: str) -> str:
         with pytest.raises(StartupError) as refused:
             await client.require()
     return refused.value.message
+
+
+def issued(folder: Path) -> TlsFiles:
+    authority = Authority(folder)
+    return TlsFiles(authority.ca, authority.issue("node"))
 
 
 def with_files(url: str, own: TlsFiles, other: TlsFiles) -> str:
