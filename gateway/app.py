@@ -16,12 +16,13 @@ from aiohttp import web
 from gateway import wiring
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
+from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.intent_reaper import Heartbeat, IntentReaper
 from gateway.accounting.label_values import LabelValues
 from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
-from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
+from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.token_budgets import TokenBudgets

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.accounting.edge import State
+    from gateway.accounting.edge_book import EdgeBook, Outcome
     from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
-    from gateway.accounting.redis_ledger import EdgeBook, Outcome
     from gateway.accounting.store import ReceiptStore
     from gateway.pipeline.admission import Admission, Slots
     from gateway.policy.book import Caller

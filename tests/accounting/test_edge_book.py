@@ -12,8 +12,9 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.accounting.edge import closing_receipt
+from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.receipt import Receipt
-from gateway.accounting.redis_ledger import EdgeBook, RedisLedger, Settlement
+from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.redis.keys import RedisKeys
 from tests.accounting.receipt_builders import PRICES
 from tests.accounting.test_edge import USAGE, given

@@ -14,7 +14,8 @@ from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from gateway.accounting.redis_ledger import EdgeBook, RedisLedger
+from gateway.accounting.edge_book import EdgeBook
+from gateway.accounting.redis_ledger import RedisLedger
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX
 from gateway.usage.feed import GROUP
