@@ -23,6 +23,7 @@ from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import RedisLedger
+from gateway.accounting.slice_events import SliceEvents
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.token_budgets import TokenBudgets
@@ -168,7 +169,9 @@ async def gateway(
         )
         lease_s = settings.redis.lease_s
         receipts = settings.receipts
-        in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
+        in_redis = RedisLedger(
+            redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries, policies.slices_of
+        )
         usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
         uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models))
@@ -186,6 +189,7 @@ async def gateway(
         stack.push_async_callback(spooler.close)
         label_values = LabelValues(redis, redis_keys)
         labeler = Labeler(label_values, wiring.hash_key_of(settings))
+        budgets = Budgets(redis.commands, redis_keys)
         ledger = Ledger(
             store,
             process_id=process_id,
@@ -193,11 +197,13 @@ async def gateway(
             tasks=tasks,
             sample=log_sample_of(settings),
             spans=spans,
+            slice_events=SliceEvents(redis, budgets, alarm.send, tasks),
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(process_id), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
         )
-        sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=policies.tenants, lease_s=lease_s)
+        namespaces = partial(wiring.namespaces_of, policies)
+        sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=namespaces, lease_s=lease_s)
         token_budgets = TokenBudgets(redis, redis_keys)
         admission = Admission(
             settings.server.max_in_flight,
@@ -245,7 +251,6 @@ async def gateway(
             switches=switches,
         )
 
-        budgets = Budgets(redis.commands, redis_keys)
         reads = Slots(max(1, redis.max_queries // HARD_BOUND), "reads", metrics)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)

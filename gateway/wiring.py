@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from gateway.accounting.shares import UsageError
 from gateway.batching.ticket import TeacherLimits
 from gateway.errors import StartupError
+from gateway.redis.keys import slice_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -115,6 +116,11 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     update(policies.policy_set)
     policies.on_change(update)
     return lambda teacher: leases.get(teacher, lease_s)
+
+
+def namespaces_of(policies: Policies) -> list[str]:
+    """Return the names of all tenants and slices, removed ones included: their last requests may not be settled yet."""
+    return [name for tenant in policies.tenants() for name in slice_names(tenant, policies.slices_of(tenant))]
 
 
 def limits_of(name: str, engines: CurrentEngines, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:

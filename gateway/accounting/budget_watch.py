@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 import structlog
 
-from gateway.accounting.budgets import Account
+from gateway.accounting.budgets import Account, Balance
 from gateway.accounting.scopes import TENANT, key_of, label_of, tenant_scope
 from gateway.pricing import dollars, picodollars
 from gateway.telemetry.gauges import BudgetFigures
@@ -25,7 +25,7 @@ from gateway.telemetry.gauges import BudgetFigures
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.accounting.budgets import Balance, Budgets
+    from gateway.accounting.budgets import Budgets
     from gateway.accounting.local_limits import LocalLimits
     from gateway.accounting.redis_ledger import TenantEvent
     from gateway.policy.policies import Policies
@@ -70,15 +70,21 @@ class BudgetMonitor:
         found = {}
         policies = self.policies.policy_set.policies
         for start in range(0, len(policies), _BATCH):
-            for account, balance in await self._read(self._accounts(policies[start : start + _BATCH])):
-                figures = balance.limit_usd, balance.spent_usd, balance.left_usd
-                found[account.tenant] = BudgetFigures(*map(float, figures))
+            accounts = self._accounts(policies[start : start + _BATCH])
+            read = await self._read([part for account in accounts for part in account.parts])
+            by_name = {part.tenant: balance for part, balance in read}
+            for account in accounts:
+                parts = [by_name[part.tenant] for part in account.parts if part.tenant in by_name]
+                if len(parts) == account.slices:  # none is on a failed node
+                    balance = Balance.total(parts)
+                    figures = balance.limit_usd, balance.spent_usd, balance.left_usd
+                    found[account.tenant] = BudgetFigures(*map(float, figures))
         return found
 
     async def refresh(self) -> None:
         """Update the remainders of other budgets that this process used recently. Raises RedisError and OSError."""
         used = self.local.recently_used(asyncio.get_running_loop().time())
-        accounts = [Account(tenant, scope) for tenant, scope in used if scope.name != TENANT]
+        accounts = [Account(namespace, scope) for namespace, scope in used if scope.name != TENANT]
         for start in range(0, len(accounts), _BATCH):
             await self._read(accounts[start : start + _BATCH])
 
@@ -86,14 +92,18 @@ class BudgetMonitor:
         started_s = asyncio.get_running_loop().time()
         accounts = [one for one in accounts if self.client.is_up(self.budgets.key_of(one))]
         found = list(zip(accounts, await self.budgets.read(accounts), strict=True))
-        for (tenant, scope), balance in found:
-            self.local.learn(tenant, scope, int(picodollars(balance.left_usd)), started_s, used=False)
+        for one, balance in found:
+            self.local.learn(one.tenant, one.scope, int(picodollars(balance.left_usd)), started_s, used=False)
         return found
 
     def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
         tenants = (policy for policy in policies if self.metrics.has_own_series(policy.tenant))
-        scopes = ((policy.tenant, tenant_scope(policy, self.policies.defaults)) for policy in tenants)
-        return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]
+        scopes = ((policy, tenant_scope(policy, self.policies.defaults)) for policy in tenants)
+        return [
+            Account(policy.tenant, scope, policy.redis_slices)
+            for policy, scope in scopes
+            if scope is not None and scope.budget is not None
+        ]
 
 
 class BudgetAlerts:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.accounting.slices import share, share_of
 from gateway.pricing import dollars, picodollars, without_trailing_zeros
+from gateway.redis.keys import slice_name, slice_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -70,11 +73,20 @@ class Account(NamedTuple):
 
     tenant: str
     scope: Scope
+    slices: int = 1  # of the tenant
 
     @property
     def terms(self) -> BudgetTerms:
         assert self.scope.budget is not None, "the scope of an account has a budget"
         return self.scope.budget
+
+    @property
+    def parts(self) -> list[Account]:
+        """Return the budget of each slice, with the name of the slice as tenant."""
+        if self.slices == 1:
+            return [self]
+        numbers = range(self.slices)
+        return [Account(slice_name(self.tenant, one), share_of(self.scope, one, self.slices)) for one in numbers]
 
 
 class Raise(NamedTuple):
@@ -104,6 +116,19 @@ class Balance(NamedTuple):
         """Return the unspent and unreserved amount. It is 0 where requests during an outage exceeded the budget."""
         return max(Decimal(0), self.limit_usd - self.spent_usd - self.reserved_usd)
 
+    @classmethod
+    def total(cls, parts: Sequence[Balance]) -> Balance:
+        """Return the state of a budget from those of its slices."""
+        if len(parts) == 1:
+            return parts[0]
+        raises = [part.raised for part in parts if part.raised is not None]
+        return parts[0]._replace(
+            spent_usd=_sum(part.spent_usd for part in parts),
+            reserved_usd=_sum(part.reserved_usd for part in parts),
+            max_usd=_sum(part.max_usd for part in parts),
+            raised=Raise(_sum(one.usd for one in raises), raises[0].until_s) if raises else None,
+        )
+
 
 class Budgets:
     """Read and raise budgets. All methods raise RedisError and OSError."""
@@ -113,7 +138,11 @@ class Budgets:
         self._keys = keys
 
     async def read(self, accounts: Sequence[Account]) -> list[Balance]:
-        """Return the state of each budget, in one round trip."""
+        """Return the state of each budget, in one round trip. Slices are added up."""
+        balances = iter(await self._read([part for account in accounts for part in account.parts]))
+        return [Balance.total(list(islice(balances, account.slices))) for account in accounts]
+
+    async def _read(self, accounts: Sequence[Account]) -> list[Balance]:
         if not accounts:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -130,17 +159,29 @@ class Budgets:
         return [_balance(one, next(replies), {} if one.aligned else next(replies), now_us) for one in terms]
 
     async def put_raise(self, account: Account, raised: Raise | None) -> None:
-        """Replace the raise of a budget; None removes it. A budget that is spent again sends a new event."""
-        key = self.key_of(account)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            if raised is None:
-                pipe.hdel(key, "raise", "raise_until")
-            else:
-                values: dict[Any, Any] = {"raise": picodollars(raised.usd), "raise_until": raised.until_s}
-                pipe.hset(key, mapping=values)
-                pipe.expire(key, KEPT_S)
-            pipe.hdel(key, "hard_told")
-            await pipe.execute()
+        """Replace the raise of a budget; None removes it. A budget that is spent again sends a new event.
+
+        Each slice gets a part, one after the other.
+        """
+        for number, part in enumerate(account.parts):
+            key = self.key_of(part)
+            async with self._redis.pipeline(transaction=True) as pipe:
+                if raised is None:
+                    pipe.hdel(key, "raise", "raise_until")
+                else:
+                    usd = share(int(picodollars(raised.usd)), number, account.slices)
+                    values: dict[Any, Any] = {"raise": str(usd), "raise_until": raised.until_s}
+                    pipe.hset(key, mapping=values)
+                    pipe.expire(key, KEPT_S)
+                pipe.hdel(key, "hard_told")
+                await pipe.execute()
+        if account.slices > 1:
+            await self._redis.unlink(self._keys.event_sent(account.tenant, account.scope.name, "hard"))
+
+    async def claim_event(self, account: Account, kind: str, lasts_s: int) -> bool:
+        """Return whether no process has sent this event of a budget with slices in the last `lasts_s` seconds."""
+        key = self._keys.event_sent(account.tenant, account.scope.name, kind)
+        return bool(await self._redis.set(key, "", nx=True, ex=max(1, lasts_s)))
 
     def key_of(self, account: Account) -> str:
         """Return the key of a budget."""
@@ -171,6 +212,10 @@ def _usd(pico: bytes | str | int | None) -> Decimal:
     return without_trailing_zeros(dollars(str(int(pico or 0))))
 
 
+def _sum(amounts: Iterable[Decimal]) -> Decimal:
+    return without_trailing_zeros(sum(amounts, Decimal(0)))
+
+
 class RecentUsage(NamedTuple):
     """The use of the last 60 seconds, and the requests that run now."""
 
@@ -187,19 +232,26 @@ class LimitUsage:
         self._keys = keys
         self._lease_us = round(lease_s * _MICRO)
 
-    async def read(self, tenant: str, scopes: Sequence[Scope]) -> list[RecentUsage]:
-        """Return the use of each scope, in one round trip. Raises RedisError and OSError."""
+    async def read(self, tenant: str, scopes: Sequence[Scope], slices: int = 1) -> list[RecentUsage]:
+        """Return the use of each scope, over all slices, in one round trip. Raises RedisError and OSError."""
         if not scopes:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.zrange(self._keys.owners(tenant), 0, -1, withscores=True)
-            for scope in scopes:
-                window, parallel, _ = self._keys.scope(tenant, scope.name)
-                pipe.hgetall(window)
-                pipe.hgetall(parallel)
-            (seconds, microseconds), owners, *results = await pipe.execute()
+            for name in slice_names(tenant, slices):
+                pipe.zrange(self._keys.owners(name), 0, -1, withscores=True)
+                for scope in scopes:
+                    window, parallel, _ = self._keys.scope(name, scope.name)
+                    pipe.hgetall(window)
+                    pipe.hgetall(parallel)
+            (seconds, microseconds), *results = await pipe.execute()
         now_us = seconds * _MICRO + microseconds
+        size = 1 + 2 * len(scopes)
+        parts = [self._usages(results[at : at + size], now_us) for at in range(0, len(results), size)]
+        return [RecentUsage(*map(sum, zip(*usages, strict=True))) for usages in zip(*parts, strict=True)]
+
+    def _usages(self, replies: Sequence[Any], now_us: int) -> list[RecentUsage]:
+        owners, *results = replies
         living = {process_id for process_id, seen_us in owners if seen_us >= now_us - self._lease_us}
         return [
             RecentUsage(

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings, with_savings
 from gateway.accounting.scopes import Charge
+from gateway.redis.keys import slice_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,12 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     close: CloseTerms | None = None  # for a guidance request, the terms of its device's report
     tags: tuple[str, ...] = ()  # of the caller
     labels: dict[str, str] = {}  # by name
+    slice: int = 0  # the slice of the tenant that admits the request
+
+    @property
+    def namespace(self) -> str:
+        """Return the name of the slice, which is in Redis keys."""
+        return slice_name(self.tenant, self.slice)
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

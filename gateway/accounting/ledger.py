@@ -14,6 +14,7 @@ import structlog
 from gateway.accounting.intent import intend
 from gateway.accounting.receipt_counters import ReceiptCounters
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
+from gateway.accounting.slice_admission import SliceAdmission
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.errors import StoreUnavailable
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.request_log import LogSample
     from gateway.accounting.scopes import Scope
+    from gateway.accounting.slice_events import SliceEvents
     from gateway.accounting.spans import ReceiptSpans
     from gateway.accounting.store import Admitted, ReceiptStore
     from gateway.accounting.worst_case import MaxCost
@@ -44,6 +46,7 @@ class Ledger:
     Args:
         sample: the requests to log. It may be replaced.
         spans: adds receipts to traces; None where tracing is off.
+        slice_events: sends events of budgets with slices; None: no events.
         max_estimates: requests whose missing usage is counted at the same time. Further requests are bounded by their
             size in bytes.
         max_recounts: baselines that are counted at the same time. Further receipts keep their estimate.
@@ -58,10 +61,12 @@ class Ledger:
         tasks: BackgroundTasks,
         sample: LogSample,
         spans: ReceiptSpans | None = None,
+        slice_events: SliceEvents | None = None,
         max_estimates: int = 64,
         max_recounts: int = 256,
     ) -> None:
         self.sample, self._store, self._spans = sample, store, spans
+        self._slices = SliceAdmission(store, slice_events)
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
         self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
@@ -75,9 +80,10 @@ class Ledger:
         scopes: tuple[Scope, ...],
         *,
         on_failure: OnRedisFailure,
+        slices: int = 1,
     ) -> Admitted:
         """Reserve what the request may spend, and set it in `builder`. `ReceiptStore.admit` has the other facts.
-        `plans`: the possible plans by kind, the most expensive first."""
+        `plans`: the possible plans by kind, the most expensive first. `slices`: of the tenant (slices.py)."""
         engines = builder.engine_set
         max_costs: dict[int, MaxCost] = {}
         variants = []
@@ -87,7 +93,11 @@ class Ledger:
         # The reservation bounds the charge of each call, so it must not change after admission.
         builder.request, builder.reserved = request, max_costs[variants[0].kind]
         try:
-            admitted = await self._store.admit(AdmissionRequest(scopes, tuple(variants)), on_failure=on_failure)
+            candidate = AdmissionRequest(scopes, tuple(variants))
+            if slices == 1:
+                admitted = await self._store.admit(candidate, on_failure=on_failure)
+            else:
+                admitted = await self._slices.admit(candidate, slices, on_failure=on_failure)
         except StoreUnavailable:
             builder.refused = not self._store.holds(builder.id)
             raise

@@ -42,7 +42,7 @@ _SECOND_US = 1_000_000
 _STUDENT_ONLY = 3
 
 _Name: TypeAlias = "tuple[str, str]"
-"""Tenant and scope name."""
+"""Namespace (of a tenant, or of one of its slices) and scope name."""
 
 
 @dataclass(slots=True)
@@ -136,7 +136,7 @@ class LocalLimits:
 
     def admit(self, candidate: AdmissionRequest, running: Iterable[AdmissionRequest], now_s: float) -> AdmissionVerdict:
         """Decide without Redis, and count the request if it is admitted. The first call counts all `running` ones."""
-        if self._outage(candidate.tenant) is None:
+        if self._outage(candidate.namespace) is None:
             self._begin(running, candidate, now_s)
         chosen = candidate.variants[0]
         refusal = self._check(candidate, chosen, now_s)
@@ -217,9 +217,9 @@ class LocalLimits:
 
     def _begin(self, running: Iterable[AdmissionRequest], first: AdmissionRequest, now_s: float) -> None:
         """Count running requests that Redis admitted. They use parallel slots; remainders exclude their cost."""
-        self._outages[first.tenant if self._by_tenant else ""] = _Outage(now_s)
+        self._outages[first.namespace if self._by_tenant else ""] = _Outage(now_s)
         for candidate in running:
-            of_outage = not self._by_tenant or candidate.tenant == first.tenant
+            of_outage = not self._by_tenant or candidate.namespace == first.namespace
             if of_outage and candidate.id != first.id and candidate.id not in self._holds:
                 self._hold(candidate, 0, ())
 
@@ -234,7 +234,7 @@ class LocalLimits:
 
     def _check(self, candidate: AdmissionRequest, variant: Variant, now_s: float) -> Refusal | None:
         scopes = enumerate(candidate.scopes, 1)
-        refusals = (self._check_scope(candidate.tenant, scope, index, variant, now_s) for index, scope in scopes)
+        refusals = (self._check_scope(candidate.namespace, scope, index, variant, now_s) for index, scope in scopes)
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _check_scope(self, tenant: str, scope: Scope, index: int, variant: Variant, now_s: float) -> Refusal | None:
@@ -268,7 +268,7 @@ class LocalLimits:
 
 def _names(candidate: AdmissionRequest, *, of_budgets: bool = False) -> tuple[_Name, ...]:
     return tuple(
-        (candidate.tenant, scope.name) for scope in candidate.scopes if not of_budgets or scope.budget is not None
+        (candidate.namespace, scope.name) for scope in candidate.scopes if not of_budgets or scope.budget is not None
     )
 
 

@@ -1,6 +1,7 @@
 """Admit and settle requests in Redis.
 
-One call of exchange.lua per tenant reserves, settles and counts limits and budgets.
+One call of exchange.lua per tenant reserves, settles and counts limits and budgets. A tenant with slices (slices.py)
+has one call per slice. A namespace is the name of a tenant or of a slice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.scopes import Scope
 from gateway.accounting.verdict import ExchangeReply
 from gateway.pricing import picodollars
+from gateway.redis.keys import slice_names
 from gateway.redis.script import RedisScript
 from gateway.redis.slots import is_cluster
 from gateway.runtime.record import Record
@@ -47,11 +49,12 @@ class Variant(Record, frozen=True):
 
 
 class AdmissionRequest(Record, frozen=True):
-    """A request that waits for admission."""
+    """A request that waits for admission. With several `slices`, the scopes have the shares of one slice."""
 
     scopes: tuple[Scope, ...]
     variants: tuple[Variant, ...]  # the possible plans, the most expensive first
     force: bool = False  # whether the request was admitted already and is only to be counted
+    slices: int = 1  # of the tenant
 
     @property
     def id(self) -> str:
@@ -61,17 +64,22 @@ class AdmissionRequest(Record, frozen=True):
     def tenant(self) -> str:
         return self.variants[0].intent.tenant
 
+    @property
+    def namespace(self) -> str:
+        return self.variants[0].intent.namespace
+
     def forced(self) -> AdmissionRequest:
         """Return the request as one that was admitted with its first variant and is only to be counted."""
         variant = self.variants[0]
         intent = variant.intent
         if intent.reserved_usd > MAX_FORCED_USD:
             variant = Variant(variant.kind, replace(intent, reserved_usd=MAX_FORCED_USD))
-        return AdmissionRequest(self.scopes, (variant,), force=True)
+        return AdmissionRequest(self.scopes, (variant,), force=True, slices=self.slices)
 
     def with_variant(self, kind: int) -> AdmissionRequest:
         """Return the request with the variant of that kind alone."""
-        return AdmissionRequest(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
+        variants = tuple([one for one in self.variants if one.kind == kind])
+        return AdmissionRequest(self.scopes, variants, self.force, self.slices)
 
 
 class Settlement(Record, frozen=True):
@@ -79,6 +87,10 @@ class Settlement(Record, frozen=True):
 
     receipt: Receipt
     intent: Intent | None
+
+    @property
+    def namespace(self) -> str:
+        return self.receipt.tenant if self.intent is None else self.intent.namespace
 
 
 class TenantEvent(NamedTuple):
@@ -95,8 +107,9 @@ class ExchangeResult:
 
     Attributes:
         verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
-        left: tenant, scope and the remainder of its budget in picodollars.
-        failed: the error of each tenant whose call failed: in a cluster, its node may have failed. Its requests may
+        events: events of budgets without slices.
+        left: namespace, scope and the remainder of its budget in picodollars.
+        failed: the error of each namespace whose call failed: in a cluster, its node may have failed. Its requests may
             have been stored.
     """
 
@@ -115,35 +128,43 @@ class RedisLedger:
         ttl_s: seconds for which Redis keeps a receipt.
         lease_s: seconds without a heartbeat after which the parallel slots of a process are free.
         queries: the connection for reading callers' receipts.
+        slices: returns the number of slices of a tenant that may have receipts.
     """
 
     def __init__(
-        self, redis: Redis, keys: RedisKeys, process_id: str, ttl_s: float, lease_s: float, queries: Redis | None = None
+        self,
+        redis: Redis,
+        keys: RedisKeys,
+        process_id: str,
+        ttl_s: float,
+        lease_s: float,
+        queries: Redis | None = None,
+        slices: Callable[[str], int] = lambda _: 1,
     ) -> None:
         self._redis = redis
         self._queries = redis if queries is None else queries
-        self._keys = keys
+        self._keys, self._slices = keys, slices
         self.process_id = process_id
         self.ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
-        self._named_tenants: dict[str, float] = {}  # tenant -> time at which to add it to the set of tenants again
-        self._unnamed: set[str] = set()  # tenants with a receipt that a cluster could not add to the set
+        self._named_tenants: dict[str, float] = {}  # namespace -> time at which to add it to the set of tenants again
+        self._unnamed: set[str] = set()  # namespaces with a receipt that a cluster could not add to the set
         self._script = RedisScript(redis, "gateway.accounting", "exchange.lua")
 
     async def exchange(
         self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
     ) -> ExchangeResult:
-        """Admit and settle requests in one round trip, and renew this process's lease for the tenants in `beats`.
+        """Admit and settle requests in one round trip, and renew this process's lease for the namespaces in `beats`.
         Raises RedisError and OSError: all failed."""
         tenants: dict[str, list[_TenantCall]] = defaultdict(lambda: [_TenantCall()])
         for candidate in admitted:
-            of_tenant = tenants[candidate.tenant]
+            of_tenant = tenants[candidate.namespace]
             # After a policy edit, two requests may have different limits for one scope. Each needs its own call.
             if not of_tenant[-1].agrees(candidate):
                 of_tenant.append(_TenantCall())
             of_tenant[-1].add(candidate)
         for settlement in settled:
-            tenants[settlement.receipt.tenant][0].settled.append(settlement)
+            tenants[settlement.namespace][0].settled.append(settlement)
         for tenant in beats:
             tenants[tenant][0].beat = True
         calls = [(tenant, call) for tenant, calls_of in tenants.items() for call in calls_of]
@@ -156,7 +177,7 @@ class RedisLedger:
         """Settle requests of this process or of a dead one. Raises RedisError and OSError: all failed."""
         tenants: dict[str, _TenantCall] = defaultdict(_TenantCall)
         for settlement in settled:
-            tenants[settlement.receipt.tenant].settled.append(settlement)
+            tenants[settlement.namespace].settled.append(settlement)
         return await self._run(list(tenants.items()), process_id)
 
     async def abandon(self, tenant: str, process_id: str, left: Mapping[str, Settlement]) -> set[str]:
@@ -187,7 +208,8 @@ class RedisLedger:
             result.replaced += reply.replaced
             result.settled.update(reply.settled)
             result.left += [(tenant, scope, int(left)) for scope, left in zip(scopes, reply.left, strict=False) if left]
-            result.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in reply.events]
+            if call.admitted and call.admitted[0].slices == 1:  # slice_events.py has the events of other budgets
+                result.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in reply.events]
         return result
 
     async def _name_tenants(self, settled: set[str]) -> None:
@@ -207,7 +229,7 @@ class RedisLedger:
             self._named_tenants.update(dict.fromkeys(new, now + NAMED_FOR_S))
 
     def key_of(self, tenant: str) -> str:
-        """Return a key of a tenant: all of them are on one node."""
+        """Return a key of a tenant or of a slice: all of them are on one node."""
         return self._keys.tenant_base(tenant)
 
     def forget_tenants(self) -> None:
@@ -225,8 +247,14 @@ class RedisLedger:
 
     async def receipt(self, tenant: str, receipt_id: str) -> bytes | None:
         """Return a receipt as JSON. Raises RedisError and OSError."""
-        found = await self._queries.get(self._keys.receipt(tenant, receipt_id))
-        return found.encode() if isinstance(found, str) else found
+        async with self._queries.pipeline(transaction=False) as pipe:
+            for name in slice_names(tenant, self._slices(tenant)):
+                pipe.get(self._keys.receipt(name, receipt_id))
+            replies = await pipe.execute(raise_on_error=False)
+        found = next((reply for reply in replies if isinstance(reply, bytes)), None)
+        if found is None and (error := next((reply for reply in replies if isinstance(reply, Exception)), None)):
+            raise error
+        return found
 
     async def expired_processes(
         self, tenants: Iterable[str], lease_s: float, is_reliable: Callable[[str], bool] = lambda _: True

@@ -192,8 +192,10 @@ class Spooler:
         """Send receipts, except those of tenants whose node failed. Return the number that Redis stored."""
         by_process: dict[str, list[tuple[SpoolLine, Settlement]]] = {}
         for line in lines:
-            if line.entry is not None and self._client.is_up(self._ledger.key_of(line.entry.receipt.tenant)):
-                one = Settlement(line.entry.receipt, line.entry.intent)
+            if line.entry is None:
+                continue
+            one = Settlement(line.entry.receipt, line.entry.intent)
+            if self._client.is_up(self._ledger.key_of(one.namespace)):
                 by_process.setdefault(line.entry.process_id, []).append((line, one))
         count = 0
         for process_id, found in by_process.items():
@@ -203,7 +205,7 @@ class Spooler:
                 errors.append(error)
             if result.replaced:
                 log.warning("abandoned_replaced", ids=result.replaced)
-            stored = [(line, one) for line, one in found if one.receipt.tenant not in result.failed]
+            stored = [(line, one) for line, one in found if one.namespace not in result.failed]
             await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
             self._metrics.spool_replayed.labels(origin).inc(len(stored))
             if origin == "own":

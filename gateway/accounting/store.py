@@ -83,14 +83,14 @@ class ReceiptStore:
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
         metrics.follow(metrics.receipts_waiting, lambda: len(self._waiting))
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
-        self._spool_only: dict[str, str] = {}  # settlements that are in the spool alone -> their tenants
+        self._spool_only: dict[str, str] = {}  # settlements that are in the spool alone -> their namespaces
         self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
         self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
         self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
         self._failed = False  # the last exchange failed
-        self._rejected: Collection[str] | None = ()  # the tenants for which it failed; None for all
+        self._rejected: Collection[str] | None = ()  # the namespaces for which it failed; None for all
         self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # the delay of the timer
@@ -106,7 +106,7 @@ class ReceiptStore:
         self._under_way[name] = candidate
         waiting = len(self._waiting) + len(self._unsent)
         is_free = not candidate.scopes and on_failure != "reject"
-        if is_free and not self.is_blocked and self._is_up(candidate.tenant) and waiting < self._batch:
+        if is_free and not self.is_blocked and self.is_up(candidate.namespace) and waiting < self._batch:
             # Nothing can refuse the request, so it does not wait. A crash in the meantime loses its intent. It waits if
             # the next exchange is full: otherwise requests could end faster than Redis stores their receipts.
             self._unsent[name] = candidate
@@ -114,9 +114,8 @@ class ReceiptStore:
             return None
         try:
             # Other processes may still have to report spending of the request's budgets to Redis.
-            now = asyncio.get_running_loop().time()
-            alone = on_failure == "degrade" and self._local.is_settling(candidate.tenant, now)
-            alone = alone and any(scope.budget is not None for scope in candidate.scopes)
+            alone = on_failure == "degrade" and any(scope.budget is not None for scope in candidate.scopes)
+            alone = alone and self._local.is_settling(candidate.namespace, asyncio.get_running_loop().time())
             admitted = await self._verdict(name, candidate, alone=alone)
             if admitted is None:
                 self._metrics.intents_missed.inc()
@@ -141,7 +140,7 @@ class ReceiptStore:
         return verdict
 
     async def _verdict(self, name: str, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
-        if alone or not self._is_up(candidate.tenant):
+        if alone or not self.is_up(candidate.namespace):
             self._unsure.add(name)
             self._work.set()
             return None
@@ -163,14 +162,13 @@ class ReceiptStore:
             oldest, lost = self._waiting.popitem(last=False)
             if oldest in self._on_disk:
                 self._on_disk.discard(oldest)
-                self._spool_only[oldest] = lost.receipt.tenant
+                self._spool_only[oldest] = lost.namespace
             else:
                 self._lose(lost.receipt)
         self._wake_in(self._linger_s)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
-        """Return a tenant's receipt as JSON, or None where there is none. Raises StoreUnavailable: Redis is down, and
-        the receipt was not found elsewhere."""
+        """Return a tenant's receipt as JSON, or None. Raises StoreUnavailable: Redis is down and no archive has one."""
         waiting = self._waiting.get(receipt_id) or self._resending.get(receipt_id)
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
@@ -212,7 +210,7 @@ class ReceiptStore:
         """Return the oldest settlements that are not in the spool. `accepted`: also those that Redis accepts now."""
         found = (one for name, one in self._waiting.items() if name not in self._on_disk)
         if self._redis.up and not accepted and (rejected := self._rejected) is not None:
-            found = (one for one in found if one.receipt.tenant in rejected or not self._can_send(one.receipt.tenant))
+            found = (one for one in found if one.namespace in rejected or not self._can_send(one.namespace))
         return list(islice(found, limit))
 
     def mark_spooled(self, ids: Iterable[str]) -> None:
@@ -226,7 +224,7 @@ class ReceiptStore:
 
     def sendable_spooled(self) -> set[str]:
         """Return the ids of receipts that are in the spool alone, except those for failed nodes. Memory was full."""
-        return {name for name, tenant in self._spool_only.items() if self._is_up(tenant)}
+        return {name for name, namespace in self._spool_only.items() if self.is_up(namespace)}
 
     def drop_unsaved(self) -> None:
         """Drop receipts that are neither in Redis nor in the spool, before the process ends."""
@@ -246,8 +244,8 @@ class ReceiptStore:
         self._local.release(ids)
 
     def beat(self) -> None:
-        """Renew this process's lease for every tenant that has requests under way here."""
-        self._beats = {candidate.tenant for candidate in self._under_way.values()}
+        """Renew this process's lease for every tenant and slice that has requests under way here."""
+        self._beats = {candidate.namespace for candidate in self._under_way.values()}
         if self._beats:
             self._work.set()
 
@@ -284,10 +282,10 @@ class ReceiptStore:
         """Send one batch to Redis. Return False when Redis does not accept it, or not all of it."""
         async with self._exchanging:
             self._resend_unsure()
-            ids = list(islice((name for name, one in self._unsent.items() if self._can_send(one.tenant)), self._batch))
+            ids = list(islice((key for key, one in self._unsent.items() if self._can_send(one.namespace)), self._batch))
             candidates = [self._unsent.pop(one) for one in ids]
             waiting = chain(self._waiting.values(), self._resending.values())
-            settled = list(islice((one for one in waiting if self._can_send(one.receipt.tenant)), self._batch))
+            settled = list(islice((one for one in waiting if self._can_send(one.namespace)), self._batch))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
                 self._failed = bool(self._waiting)  # of tenants whose node failed, else nothing is left to reject
@@ -300,23 +298,23 @@ class ReceiptStore:
         if result.failed:
             missed = [one for one in ids if one not in result.verdicts]
             self._note_failure(result.failed.values(), missed, result.failed)
-            settled = [one for one in settled if one.receipt.tenant not in result.failed]
+            settled = [one for one in settled if one.namespace not in result.failed]
         now = asyncio.get_running_loop().time()
         admitted = [one for one in candidates if one.id in result.verdicts]
         self._local.release(one.id for one in admitted)
-        self._local.recover(now, lambda tenant: tenant not in result.failed and self._can_send(tenant))
+        self._local.recover(now, lambda name: name not in result.failed and self._can_send(name))
         for one in admitted:
             self._record_verdict(one.id, one, result.verdicts[one.id][0])
         self._answer([one.id for one in admitted], result)
         self._mark_stored(settled)
-        for tenant, scope, left in result.left:
-            self._local.learn(tenant, scope, left, now)
+        for namespace, scope, left in result.left:
+            self._local.learn(namespace, scope, left, now)
         if result.replaced:
             # Another process settled these requests as abandoned. Their real receipts replace those.
             log.warning("abandoned_replaced", ids=result.replaced)
         for event in result.events:
             self._on_event(event)
-        if len(settled) == self._batch or any(self._can_send(one.tenant) for one in self._unsent.values()):
+        if len(settled) == self._batch or any(self._can_send(one.namespace) for one in self._unsent.values()):
             self._work.set()
         self._failed, self._rejected = self._holds_unsendable(self._waiting), result.failed
         return not (self._failed or result.failed or self._holds_unsendable(self._resending))
@@ -325,10 +323,10 @@ class ReceiptStore:
         """Send requests under way that Redis may lack, to be counted only. Do not let any wait for a failed node."""
         if self._unsure:
             under_way = {name: self._under_way[name] for name in self._unsure if name in self._under_way}
-            sent = {name: one.forced() for name, one in under_way.items() if self._can_send(one.tenant)}
+            sent = {name: one.forced() for name, one in under_way.items() if self._can_send(one.namespace)}
             self._unsent, self._unsure = {**sent, **self._unsent}, under_way.keys() - sent.keys()
         if self._redis.is_cluster and not self._redis.is_whole:
-            self._answer([name for name, one in self._unsent.items() if not self._can_send(one.tenant)], None)
+            self._answer([name for name, one in self._unsent.items() if not self._can_send(one.namespace)], None)
 
     def _note_failure(self, errors: Iterable[Exception], ids: Sequence[str], tenants: Collection[str] | None) -> None:
         """Report errors of an exchange, and let its requests continue without a verdict. `tenants`: None for all."""
@@ -345,14 +343,15 @@ class ReceiptStore:
 
     def _holds_unsendable(self, settlements: Mapping[str, Settlement]) -> bool:
         """Return whether some settlements wait for failed nodes of a cluster."""
-        return not self._redis.is_whole and not all(self._can_send(one.receipt.tenant) for one in settlements.values())
+        return not self._redis.is_whole and not all(self._can_send(one.namespace) for one in settlements.values())
 
-    def _can_send(self, tenant: str) -> bool:
-        """Return False in a cluster for a tenant whose node failed."""
-        return not self._redis.is_cluster or self._redis.is_up(self._ledger.key_of(tenant))
+    def _can_send(self, namespace: str) -> bool:
+        """Return False in a cluster for a tenant, or a slice of one, whose node failed."""
+        return not self._redis.is_cluster or self._redis.is_up(self._ledger.key_of(namespace))
 
-    def _is_up(self, tenant: str) -> bool:
-        return self._redis.up and self._can_send(tenant)
+    def is_up(self, namespace: str) -> bool:
+        """Return whether Redis is up for a tenant or a slice."""
+        return self._redis.up and self._can_send(namespace)
 
     def _mark_stored(self, settled: Sequence[Settlement]) -> None:
         ids = [one.receipt.id for one in settled]
@@ -374,7 +373,8 @@ class ReceiptStore:
         if name not in self._under_way:
             return  # its receipt arrived in the meantime
         if verdict.refusal is not None:
-            del self._under_way[name]
+            del self._under_way[name]  # another slice may get the request
+            self._unsure.discard(name)
         elif verdict.variant != candidate.variants[0].kind:
             self._under_way[name] = candidate.with_variant(verdict.variant)
 

@@ -32,6 +32,11 @@ class Refusal(msgspec.Struct, frozen=True):
     used: str
     need: str
     retry_us: int
+    slices: int = 1  # the number of equal parts of the limit. The request must fit one of them.
+
+    @property
+    def largest_part(self) -> int:
+        return -(-int(self.maximum) // self.slices)
 
 
 class LimitRemainder(msgspec.Struct, frozen=True):
@@ -97,18 +102,24 @@ def refusal_error(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None)
             "ended.",
             retry_after_s=refusal.retry_us / _US,
         )
-    if refusal.limit == "tokens" and int(refusal.need) > int(refusal.maximum):
+    parts = _parts(refusal)
+    if refusal.limit == "tokens" and int(refusal.need) > refusal.largest_part:
         return NeverFits(
             f"This request may use {refusal.need} tokens, and the limit of {scope} is {refusal.maximum} per minute. "
-            "Send a shorter prompt or a lower max_tokens."
+            f"{parts}Send a shorter prompt or a lower max_tokens."
         )
     retry_s = refusal.retry_us / _US
     needs = f", and this request may use {refusal.need}" if refusal.limit == "tokens" else ""
     return RateLimited(
         f"The limit of {scope} is {refusal.maximum} {refusal.limit} per minute: {refusal.used} were used in the last "
-        f"minute{needs}. Try again in {retry_s:.{1 if retry_s < 10 else 0}f} s.",
+        f"minute{needs}. {parts if needs else ''}Try again in {retry_s:.{1 if retry_s < 10 else 0}f} s.",
         retry_after_s=retry_s,
     )
+
+
+def _parts(refusal: Refusal) -> str:
+    """Return a sentence on the parts of a limit, with a final space; "" for a limit without parts."""
+    return f"A request must fit one of {refusal.slices} equal parts of it. " if refusal.slices > 1 else ""
 
 
 def _away(refusal: Refusal, scope: Scope) -> ServiceError:
@@ -139,7 +150,7 @@ def _budget(refusal: Refusal, scope: Scope, now_us: int) -> str:
         change = f"It resets at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}."
     return (
         f"The budget of {scope}, {_usd(refusal.maximum)} {span}, has {_usd(str(left))} left, and this request may cost "
-        f"{_usd(refusal.need)}. {change} The gateway's operator can raise it."
+        f"{_usd(refusal.need)}. {_parts(refusal)}{change} The gateway's operator can raise it."
     )
 
 

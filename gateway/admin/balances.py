@@ -29,7 +29,8 @@ async def readable_balances(app: web.Application, accounts: Sequence[Account]) -
     if not redis.is_cluster or not redis.up:
         return [*await budgets.read(accounts)]
     found: list[Balance | None] = [None] * len(accounts)
-    up = [index for index, account in enumerate(accounts) if redis.is_up(budgets.key_of(account))]
+    keys = [[budgets.key_of(part) for part in account.parts] for account in accounts]
+    up = [index for index, of_account in enumerate(keys) if all(map(redis.is_up, of_account))]
     try:
         read: Sequence[Balance | BaseException] = await budgets.read([accounts[index] for index in up])
     except (RedisError, OSError):

@@ -283,7 +283,9 @@ class BudgetOwner(NamedTuple):
             except ValueError:
                 return None
             scope = key_scope(self.policy, entry, defaults)
-        return None if scope is None or scope.budget is None else Account(self.policy.tenant, scope)
+        if scope is None or scope.budget is None:
+            return None
+        return Account(self.policy.tenant, scope, self.policy.redis_slices)
 
     def has_budget(self, defaults: Defaults) -> bool:
         """Return whether the owner has a budget, without decoding all terms of a key: there may be many keys."""

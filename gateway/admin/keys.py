@@ -51,6 +51,12 @@ async def create_key(request: web.Request) -> web.Response:
     if (label := undeclared(new.labels, policy.labels)) is not None:
         close = suggestion(label, policy.labels)
         raise InvalidRequest(f"'labels': tenant '{new.tenant}' declares no label '{label}'.{close}", param="labels")
+    if new.limits is not None and (limit := new.limits.first_below(policy.redis_slices)) is not None:
+        raise InvalidRequest(
+            f"'limits.{limit}': {getattr(new.limits, limit)} is below the number of slices of tenant '{new.tenant}'. "
+            f"Set at least {policy.redis_slices} (`redis_slices` in its policy file).",
+            param=f"limits.{limit}",
+        )
     token, limits, budget = new_token(), policy_fields(new.limits), policy_fields(new.budget)
     terms = KeyTerms(hint_of(token), actor, new.models, limits, budget, new.labels)
     key = await request.app[KEYS_IN_REDIS].create(digest_of(token), new.tenant, new.id, terms, new.expires, actor)

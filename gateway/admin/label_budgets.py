@@ -91,4 +91,4 @@ def _declared(policy: TenantPolicy, name: str) -> str:
 
 def _account(policy: TenantPolicy, name: str, value: str) -> Account | None:
     scope = label_scope(policy, name, value)
-    return None if scope is None or scope.budget is None else Account(policy.tenant, scope)
+    return None if scope is None or scope.budget is None else Account(policy.tenant, scope, policy.redis_slices)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.accounting.budgets import Balance
     from gateway.accounting.scopes import Scope
     from gateway.policy.book import Caller
+    from gateway.policy.schema import TenantPolicy
     from gateway.protocol.body import Json
 
 _UNUSED = RecentUsage(0, 0, 0)
@@ -33,7 +34,7 @@ async def show_limits(request: web.Request) -> web.Response:
     shows_money = _shows_money(caller)
     with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
         scopes = [one for one in (tenant, key) if one]
-        usages, balances = await _read(request, caller.policy.tenant, scopes, shows_money)
+        usages, balances = await _read(request, caller.policy, scopes, shows_money)
     body: Json = {"object": "limits"}
     for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key.id, key)):
         view = body[role] = {"id": name, **_limits(scope, usages)}
@@ -49,18 +50,18 @@ def _shows_money(caller: Caller) -> bool:
 
 
 async def _read(
-    request: web.Request, tenant: str, scopes: list[Scope], shows_money: bool
+    request: web.Request, policy: TenantPolicy, scopes: list[Scope], shows_money: bool
 ) -> tuple[dict[str, RecentUsage], dict[str, Balance]]:
-    app = request.app
+    app, tenant, slices = request.app, policy.tenant, policy.redis_slices
     limited = [scope for scope in scopes if scope.rpm or scope.tpm or scope.parallel]
-    accounts = [Account(tenant, scope) for scope in scopes if shows_money and scope.budget is not None]
+    accounts = [Account(tenant, scope, slices) for scope in scopes if shows_money and scope.budget is not None]
     if not limited and not accounts:
         return {}, {}
     unavailable = StoreUnavailable("Usage of limits cannot be read while Redis is unavailable. Try again.")
     if not app[REDIS].up:
         raise unavailable
     try:
-        usages = await app[SPEEDS].read(tenant, limited)
+        usages = await app[SPEEDS].read(tenant, limited, slices)
         balances = await app[BUDGETS].read(accounts)
     except (RedisError, OSError) as error:
         # The circuit breaker of Redis ignores this error: a slow read must not affect completions.

@@ -68,6 +68,7 @@ class Explanation(NamedTuple):
     assumed: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()  # the fields that give the reason against guidance
     reserved_usd: Decimal | None = None  # the maximum cost that would be reserved, without that of a shadow
+    slices: int = 1  # parts of all limits and budgets
 
 
 def explain_request(
@@ -193,7 +194,9 @@ def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], se
         plan = structs.replace(plan, max_tokens=budget_max_tokens(plan, max_output))  # as admission does
     prices = {model.name: model.price for model in settings.models}
     reserved_usd = worst_case(plan, request, prices, max_output).usd
-    return Explanation(choice, plan, None, tenant, key, assumed, fields, reserved_usd)
+    return Explanation(
+        choice, plan, None, tenant, key, assumed, fields, reserved_usd, slices=caller.policy.redis_slices
+    )
 
 
 def _plan(

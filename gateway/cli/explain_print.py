@@ -58,6 +58,7 @@ def as_json(request: Json, routes: Sequence[Json], explanation: Explanation) -> 
         "plan": None if explanation.plan is None else _plan_json(explanation.plan),
         "limits": {"tenant": _limits_json(tenant.limits), "key": _limits_json(key.limits)},
         "budgets": {"tenant": _budget_json(tenant.budget), "key": _budget_json(key.budget)},
+        "redis_slices": explanation.slices,
         "reserved_usd": None if explanation.reserved_usd is None else f"{explanation.reserved_usd:f}",
         "assumed": list(explanation.assumed),
         "unguided_fields": list(explanation.fields),
@@ -174,6 +175,8 @@ def _allowance_rows(explanation: Explanation) -> Iterator[tuple[str, ...]]:
     for name, one in (("tenant", explanation.tenant), ("key", explanation.key)):
         yield f"{name} limits", _limits(one.limits)
         yield f"{name} budget", _budget(one.budget)
+    if (slices := explanation.slices) > 1:
+        yield "slices", f"{slices} in Redis; the request must fit one of {slices} equal parts of each limit and budget"
 
 
 def _limits(limits: LimitsRule) -> str:

@@ -67,6 +67,11 @@ class LimitsRule(StrictModel):
     def __bool__(self) -> bool:
         return any(limit is not None for limit in (self.rpm_limit, self.tpm_limit, self.max_parallel_requests))
 
+    def first_below(self, least: int) -> str | None:
+        """Return the name of the first limit below `least`; None if there is none."""
+        limits = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return next((name for name, limit in limits if limit is not None and limit < least), None)
+
 
 class BudgetRule(StrictModel):
     """A limit on cost."""

@@ -117,7 +117,8 @@ class Admission:
             builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder))
         plans = cheaper_plans(builder.plan) if any(map(_may_reduce_cost, scopes)) else {AS_PLANNED: builder.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
-        admitted = await self._ledger.admit(builder, request, plans, scopes, on_failure=on_failure)
+        slices = caller.policy.redis_slices
+        admitted = await self._ledger.admit(builder, request, plans, scopes, on_failure=on_failure, slices=slices)
         if self._token_budgets is not None and is_token_key(caller.key.id):
             self._token_budgets.record(builder.tenant, scopes)
         builder.admitted = time.perf_counter()

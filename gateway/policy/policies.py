@@ -42,14 +42,16 @@ class Policies:
         self.policy_set, self.defaults = policy_set, defaults
         self.edition = edition or PolicyEdition(None, 0, time.time())
         self.issues: tuple[str, ...] = ()
-        self._former: dict[str, None] = {}
+        self._former: dict[str, int] = {}  # tenant or removed tenant -> the largest number of its slices so far
         self._listeners: list[Callable[[PolicySet], object]] = []
 
     def put(self, policy_set: PolicySet, edition: PolicyEdition) -> None:
         """Put a policy set into effect."""
-        before, after = ({policy.tenant for policy in one.policies} for one in (self.policy_set, policy_set))
+        after = {policy.tenant: policy.redis_slices for policy in policy_set.policies}
+        for policy in self.policy_set.policies:
+            if after.get(policy.tenant, 0) < policy.redis_slices:
+                self._former[policy.tenant] = max(policy.redis_slices, self._former.pop(policy.tenant, 0))
         self.policy_set, self.edition, self.issues = policy_set, edition, ()
-        self._former.update(dict.fromkeys(sorted(before - after)))
         while len(self._former) > _MAX_FORMER:
             del self._former[next(iter(self._former))]
         for listener in self._listeners:
@@ -62,6 +64,11 @@ class Policies:
     def tenants(self) -> list[str]:
         """Return all tenants, removed ones included: their last requests may not be settled yet."""
         return list(dict.fromkeys((*(policy.tenant for policy in self.policy_set.policies), *self._former)))
+
+    def slices_of(self, tenant: str) -> int:
+        """Return the number of slices of a tenant, removed ones included: they may still have requests."""
+        policy = self.policy_set.policy_of(tenant)
+        return max(1 if policy is None else policy.redis_slices, self._former.get(tenant, 1))
 
 
 class EffectiveLimits(NamedTuple):

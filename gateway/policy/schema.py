@@ -48,7 +48,7 @@ from gateway.policy.split import SplitRule, complete_routes
 from gateway.policy.stored_responses import StoredResponsesRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 OverrideMode = Literal["guided", "student", "teacher"]
@@ -58,6 +58,8 @@ _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", 
 
 MAX_NAME_CHARS = 256
 """Longest name of a model for which a route `*` is used."""
+MAX_SLICES = 16
+"""Most slices of a tenant. A request that is refused asks each of them."""
 
 
 class OverridesRule(StrictModel):
@@ -273,6 +275,16 @@ def _by_name(
     return {name: tuple(found) for name, found in by_name.items()}
 
 
+def _all_limits(data: Mapping[str, Any]) -> Iterator[tuple[str, LimitsRule | None]]:
+    """Yield the limits in the valid fields of a policy, with their places."""
+    yield from ((name, data.get(name)) for name in ("limits", "key_limits"))
+    for name in ("keys", "identities"):
+        yield from ((f"{name}[{index}].limits", one.limits) for index, one in enumerate(data.get(name, ())))
+    for name, rule in data.get("labels", {}).items():
+        yield f"labels.{name}.limits", rule.limits
+        yield from ((f"labels.{name}.exceptions.{value}.limits", one.limits) for value, one in rule.exceptions.items())
+
+
 def _first_student(data: dict[str, Any]) -> str | None:
     students = data.get("students")
     return students[0].model if students else data.get("student")
@@ -299,6 +311,9 @@ class TenantPolicy(StrictModel):
     """Budget of each key without its own; None: `defaults` of config.yaml."""
     on_redis_failure: OnRedisFailure | None = None
     """Handling of requests while Redis cannot count limits and budgets; None: redis.on_failure."""
+    redis_slices: Annotated[Whole, Field(ge=1, le=MAX_SLICES)] = 1
+    """Hash slots of a Redis Cluster that count the tenant's limits and budgets, an equal part each, for a tenant with
+    more requests than one node can admit (`gkt-gateway docs deployment#slices-of-a-very-large-tenant`)."""
     log_content: Flag = False
     """Whether prompts and answers may be logged."""
     stored_responses: StoredResponsesRule | None = None
@@ -317,6 +332,15 @@ class TenantPolicy(StrictModel):
             if (name := undeclared(key.labels, info.data["labels"])) is not None:
                 raise InvalidValue(f"key {key.id} has the label {name}: declare it, with `labels: {{{name}: {{}}}}`")
         return keys
+
+    @field_validator("redis_slices")
+    @classmethod
+    def _fit_in_limits(cls, slices: int, info: ValidationInfo) -> int:
+        for where, limits in _all_limits(info.data):
+            if limits is not None and (name := limits.first_below(slices)) is not None:
+                least = f"{where}.{name} is {getattr(limits, name)}, below the number of slices"
+                raise InvalidValue(f"{least}: raise it to at least {slices}, or set fewer slices")
+        return slices
 
     @field_validator("routes")
     @classmethod

@@ -3,6 +3,9 @@
 Keys of one script call share a hash tag, so that they are in one slot of a Redis Cluster. `prefix` separates
 deployments that share a Redis. The number after `v` is the version of a layout. A new layout uses new names, so that
 two versions can run at the same time. CONTRIBUTING.md explains when to increase a number.
+
+The policy of a very large tenant may divide it into slices, for several nodes of a cluster. The name of a slice
+takes the place of the tenant's name in the keys of limits, budgets, requests under way, receipts and outboxes.
 """
 
 from __future__ import annotations
@@ -23,6 +26,17 @@ COLLECTED = 1
 
 OUTCOMES = "(outcomes)"
 """The name, in place of a tenant, of the outbox for all tenants' outcomes. Earlier versions do not read it."""
+_SLICE = "#"
+
+
+def slice_name(tenant: str, number: int) -> str:
+    """Return the name of a slice. Slice 0 has the name of the tenant. No tenant has a `#` in its name."""
+    return f"{tenant}{_SLICE}{number}" if number else tenant
+
+
+def slice_names(tenant: str, slices: int) -> list[str]:
+    """Return the names of all slices of a tenant."""
+    return [slice_name(tenant, number) for number in range(slices)]
 
 
 class TeacherKeys(NamedTuple):
@@ -99,7 +113,7 @@ class LedgerKeys(NamedTuple):
     deletes its other keys (usage/previous_sums.py).
     """
 
-    tenants: str  # set: tenants with receipts
+    tenants: str  # set: tenants with receipts, and their slices
     leaving: str  # sorted set: inactive tenants, by the time at which they left `tenants`
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
     exporter: str  # the usage worker that sends receipts to a broker; expires when it does not renew it
@@ -181,6 +195,10 @@ class RedisKeys(NamedTuple):
         base = f"{self.tenant_base(tenant)}{scope}:"
         return base + "window", base + "parallel", base + "budget"
 
+    def event_sent(self, tenant: str, scope: str, kind: str) -> str:
+        """Return the key that exists after an event of a budget with slices was sent. It expires with the period."""
+        return f"{self.tenant_base(tenant)}{scope}:sent:{kind}"
+
     def label_values(self, tenant: str, label: str, trusted: bool, month: str) -> str:
         """Return the key of a sorted set: the values of a label in a month, from claims or chosen by callers."""
         return f"{self.tenant_base(tenant)}label_values:{label}:{'claim' if trusted else 'caller'}:{month}"
@@ -249,5 +267,5 @@ class RedisKeys(NamedTuple):
         return f"{{{self.prefix}:ledger}}:v{LEDGER}:"
 
     def tenant_base(self, tenant: str, layout: int = TENANT) -> str:
-        """Return the common prefix of a tenant's keys."""
+        """Return the common prefix of the keys of a tenant, or of one of its slices."""
         return f"{{{self.prefix}:tenant:{tenant}}}:v{layout}:"

@@ -15,6 +15,7 @@ from gateway.accounting.budget_watch import BudgetMonitor
 from gateway.accounting.budgets import Account, Budgets, Raise
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.scopes import tenant_scope
+from gateway.accounting.slices import share_of
 from gateway.config.limits import BudgetRule
 from gateway.config.sections import Defaults
 from gateway.policy.book import PolicySet
@@ -85,6 +86,22 @@ async def test_limit_spent_and_left_are_those_of_redis(budgets_fixture: BudgetFi
     (seconds, _) = await budgets_fixture.redis.time()
     await budgets.put_raise(Account("acme", OWN), Raise(Decimal(3), seconds + 60))
     assert await monitor.read_budgets() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
+
+
+async def test_slices_are_added_up_and_learned_one_by_one(budgets_fixture: BudgetFixture, redis_url: str) -> None:
+    local, policy = LocalLimits(lambda: 1, lambda: 0.0), ACME.model_copy(update={"redis_slices": 4})
+    budgets = Budgets(budgets_fixture.redis, budgets_fixture.keys)
+    monitor = watch(redis_url, budgets, policy, GLOBEX, metrics=Metrics(), local=local)
+    part = share_of(OWN, 2, 4)
+    one = msgspec.structs.replace(intent(), reserved_usd=Decimal("0.25"), slice=2)
+    await budgets_fixture.tell(candidate(one, part))
+    assert await monitor.read_budgets() == {"acme": BudgetFigures(2.0, 0.0, 1.75)}
+
+    def fits(usd: str, number: int) -> bool:
+        one = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd), slice=number)
+        return local.admit(candidate(one, part), [], asyncio.get_running_loop().time()).refusal is None
+
+    assert [fits("0.13", 2), fits("0.12", 2), fits("0.25", 0), fits("0.01", 0)] == [False, True, True, False]
 
 
 async def test_the_defaults_of_config_yaml_are_budgets_too(budgets_fixture: BudgetFixture, redis_url: str) -> None:

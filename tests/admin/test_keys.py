@@ -32,6 +32,7 @@ def start(folder: Path, redis_url: str, engine_url: str, prefix: str) -> Gateway
         admin={"key": "file:admin.key"},
         models=[model("small", "openai", f"{engine_url}/v1", continuation="trailing", echo=False)],
         routes=[STUDENT_ONLY | {"baseline": "small"}, {"model": "other", "mode": "student", "student": "small"}],
+        tenants={"globex": {"redis_slices": 3}},
     )
     process.start()
     return process
@@ -243,6 +244,15 @@ def test_a_body_that_cannot_be_is_refused_by_its_field(
     assert error["param"] == param
     assert "gk-mine" not in answer.text
     assert "f" * 64 not in answer.text
+
+
+def test_a_key_of_a_tenant_with_slices_has_a_part_of_its_limit_in_each(two: Two) -> None:
+    answer = admin(two[0], "POST", "/keys", {"tenant": "globex", "id": "x", "limits": {"rpm_limit": 2}})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert "2 is below the number of slices of tenant 'globex'. Set at least 3" in error["message"]
+    assert error["param"] == "limits.rpm_limit"
+    create(two[0], tenant="globex", limits={"rpm_limit": 3})
 
 
 def test_all_issues_of_a_body_are_reported_together(two: Two) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.accounting.budgets import Account, Budgets
+from gateway.accounting.slices import share_of
 from gateway.backup.reader import BackupReader
 from gateway.backup.writer import RestoreWriter
+from gateway.redis.keys import slice_names
+from tests.accounting.receipt_builders import candidate
 from tests.backup.deployment import MONTH, ROLLING
 
 if TYPE_CHECKING:
@@ -41,6 +45,25 @@ async def test_a_request_during_the_key_scan_has_its_intent(
         Decimal("0.375"),
         Decimal("0.375") if known else Decimal("0.125"),
     ]
+
+
+async def test_slices_of_a_tenant_are_restored(deployment: Deployment, empty_deployment: Deployment) -> None:
+    """The request in progress, the spending and the waiting receipt of a slice."""
+    names, part = slice_names("acme", 3), share_of(MONTH, 2, 3)
+    async with deployment.parts() as here, empty_deployment.parts() as there:
+        ended, running = (msgspec.structs.replace(here.budgets_fixture.request("0.5", part), slice=2) for _ in range(2))
+        await here.budgets_fixture.tell(candidate(ended, part), candidate(running, part))
+        await here.budgets_fixture.settle(ended, "0.25")
+        taking = BackupReader(here.redis, deployment.keys)
+        records = [record async for record in taking.redis(await taking.inventory(), lambda _: None)]
+        await RestoreWriter(there.redis, empty_deployment.keys, None).put(records, lambda _: None)
+        (balance,) = await Budgets(there.redis, empty_deployment.keys).read([Account("acme", MONTH, 3)])
+        assert (balance.spent_usd, balance.reserved_usd) == (Decimal("0.25"), Decimal("0.5"))
+        assert await there.redis.smembers(empty_deployment.keys.ledger().tenants) == {b"acme#2"}
+        assert [await there.redis.xlen(empty_deployment.keys.outbox(name)) for name in names] == [0, 0, 1]
+        ledger = there.budgets_fixture.processes["bob"]
+        assert await ledger.expired_processes(names, 0) == [("acme#2", "ann")]
+        assert set(await ledger.intents("acme#2", "ann", 10)) == {running.id}
 
 
 async def test_a_failed_node_of_a_cluster_fails_the_backup(

@@ -161,6 +161,15 @@ def test_the_output_names_the_limits_and_budgets_of_the_request(folder: Path) ->
     assert explained(body=chat())["limits"]["key"] == {"rpm_limit": 60}
 
 
+def test_the_output_has_the_parts_of_limits_that_a_request_must_fit(folder: Path) -> None:
+    assert explained("--key", "prod", body=chat())["redis_slices"] == 1
+    assert "slices" not in run(body=chat())[1]
+    (folder / "policies" / "acme.yaml").write_text(ACME + "redis_slices: 2\n")
+    assert explained("--key", "prod", body=chat())["redis_slices"] == 2
+    line = "slices         2 in Redis; the request must fit one of 2 equal parts of each limit and budget"
+    assert line in run(body=chat())[1]
+
+
 def test_the_output_contains_the_reservation(folder: Path) -> None:
     """The teacher alone at 0.90 USD: a token for each byte and what stands around, the whole limit, and three calls."""
     found = explained("--header", "x-team: blue", body=chat(max_tokens=1000))

@@ -19,6 +19,7 @@ from gateway.policy.config_files import ConfigFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import EditDebounce, Reloader, ReloadInterval, SettingsChange
 from gateway.telemetry.metrics import Metrics
+from gateway.wiring import namespaces_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -137,6 +138,21 @@ async def test_a_removed_tenant_is_still_settled(folder: Path) -> None:
         (folder / "policies" / "globex.yaml").unlink()
         await seen.until(lambda: seen.models().keys() == {"acme"})
         assert seen.policies.tenants() == ["acme", "globex"]
+
+
+async def test_removed_slices_are_still_settled(folder: Path) -> None:
+    """The reaper settles requests in slices of earlier policies, too."""
+    file = folder / "policies" / "acme.yaml"
+    file.write_text("redis_slices: 3\n" + policy("acme"))
+    async with following(folder) as seen:
+        assert [seen.policies.slices_of(tenant) for tenant in ("acme", "globex", "nobody")] == [3, 1, 1]
+        file.write_text("redis_slices: 2\n" + policy("acme"))
+        await seen.until(lambda: seen.policies.policy_set.policies[0].redis_slices == 2)
+        assert seen.policies.slices_of("acme") == 3
+        file.unlink()
+        await seen.until(lambda: seen.models().keys() == {"globex"})
+        assert seen.policies.slices_of("acme") == 3
+        assert namespaces_of(seen.policies) == ["globex", "acme", "acme#1", "acme#2"]
 
 
 async def test_an_invalid_edit_changes_nothing_and_each_issue_has_its_line(folder: Path) -> None:

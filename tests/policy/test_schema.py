@@ -298,6 +298,36 @@ def test_a_tenant_without_weight_would_never_be_served(folder: Path, weight: str
     assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [f"a.yaml:{line}"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ("limits: {rpm_limit: 3}", "limits.rpm_limit is 3"),
+        ("key_limits: {rpm_limit: 9, max_parallel_requests: 2}", "key_limits.max_parallel_requests is 2"),
+        (f"keys: [{{id: ci, sha256: {'a' * 64}, limits: {{tpm_limit: 1}}}}]", "keys[0].limits.tpm_limit is 1"),
+        ("labels: {team: {header: x-team, limits: {rpm_limit: 2}}}", "labels.team.limits.rpm_limit is 2"),
+        (
+            "labels: {team: {header: x-team, exceptions: {blue: {limits: {rpm_limit: 1}}}}}",
+            "labels.team.exceptions.blue.limits.rpm_limit is 1",
+        ),
+    ],
+)
+def test_each_slice_has_a_part_of_each_limit(folder: Path, limits: str, line: str) -> None:
+    file = "tenant: a\nredis_slices: 4\nroutes:\n  - {model: x, mode: student, student: b}\n"
+    (folder / "a.yaml").write_text(f"{file}{limits}\n")
+    message = f"a.yaml:2: redis_slices: {line}, below the number of slices: raise it to at least 4, or set fewer slices"
+    assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [message]
+    (folder / "a.yaml").write_text(f"{file}limits: {{rpm_limit: 4, tpm_limit: 4, max_parallel_requests: 4}}\n")
+    assert load(folder / "a.yaml", TenantPolicy)[1] == []
+
+
+@pytest.mark.parametrize(("slices", "line"), [("0", "must be at least 1"), ("17", "must be at most 16")])
+def test_a_tenant_has_up_to_16_slices(folder: Path, slices: str, line: str) -> None:
+    (folder / "a.yaml").write_text(
+        f"tenant: a\nredis_slices: {slices}\nroutes:\n  - {{model: x, mode: student, student: b}}\n"
+    )
+    assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [f"a.yaml:2: redis_slices: {line}"]
+
+
 def test_a_tenant_without_routes_is_an_issue(folder: Path) -> None:
     (folder / "a.yaml").write_text("tenant: a\nroutes: []\n")
     assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [
