@@ -18,7 +18,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from gateway.accounting.local_limits import KNOWN_AFTER_S
-from gateway.redis.keys import RedisKeys
+from gateway.redis.keys import RedisKeys, slice_name, slice_names
 from gateway.redis.slots import slot_of
 from tests.gateway_process import KEY, OTHER_KEY
 from tests.redis_groups import SLOTS, cluster_group, sentinel_group, until
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 TENANTS = {"acme": KEY, "globex": OTHER_KEY}
+SLICES = 4
 
 
 @asynccontextmanager
@@ -179,6 +180,39 @@ async def test_a_stopped_shard_does_not_stop_other_tenants(tmp_path: Path) -> No
             await world.accounted(stopped="a shard", local_by_tenant=grown, answered_meanwhile=answered, **facts(world))
 
 
+async def test_a_tenant_with_slices_continues_without_one_of_them(tmp_path: Path) -> None:
+    """The shard of a slice hangs for ten seconds. The other slices admit all requests, with the limits of Redis."""
+    async with cluster_group() as group:
+        prefix, number = await sliced_prefix(group)
+        async with open_world(tmp_path, redis_url=group.url, prefix=prefix) as world:
+            world.tenants["acme"] = world.tenants["acme"] | {"redis_slices": SLICES}
+            processes = [await world.add_gateway() for _ in range(2)]
+            async with world.under_load(4, KEY):
+                await world.answer(100)
+                victim = await group.owner(slot_of(world.keys.tenant_base(slice_name("acme", number))))
+                stopped = [victim, *await group.replicas(victim)]
+                for server in stopped:
+                    server.send(signal.SIGSTOP)
+                for process in processes:
+                    await until(lambda: names_problem(process, victim))  # noqa: B023
+                before = sum(local_admissions(process)["acme"] for process in processes)
+                answered = len(world.answered)
+                await asyncio.sleep(10)
+                during = len(world.answered) - answered
+                after = sum(local_admissions(process)["acme"] for process in processes)
+                for server in stopped:
+                    server.send(signal.SIGCONT)
+                await until(group.is_ready)
+                await world.answer(100)
+            outboxes = [world.keys.outbox(name) for name in slice_names("acme", SLICES)]
+            existing = [name for name in outboxes if await world.redis.exists(name)]
+            added = [(await world.redis.xinfo_stream(name))["entries-added"] for name in existing]
+            await world.accounted(stopped="a slice", answered_meanwhile=during, by_slice=added, **facts(world))
+            assert during > 0
+            assert after == before
+            assert len(added) > 1
+
+
 async def test_a_killed_primary_and_a_stopped_shard_do_not_exceed_budgets(tmp_path: Path) -> None:
     async with cluster_group() as group:
         prefix = await spread_prefix(group)
@@ -235,6 +269,18 @@ async def spread_prefix(group: ClusterGroup) -> str:
         names = [keys.tenant_base("acme"), keys.tenant_base("globex"), keys.ledger_base]
         if len({owners[slot_of(name)] for name in names}) == len(names):
             return keys.prefix
+
+
+async def sliced_prefix(group: ClusterGroup) -> tuple[str, int]:
+    """Return a prefix with which the slices of a tenant are on several primaries, and a slice whose primary has neither
+    the first slice nor the set of all tenants."""
+    while True:
+        keys = RedisKeys(f"a{secrets.token_hex(4)}")
+        names = [keys.ledger_base, *(keys.tenant_base(name) for name in slice_names("acme", SLICES))]
+        busy, first, *others = [(await group.owner(slot_of(name))).port for name in names]
+        for number, port in enumerate(others, 1):
+            if port not in {busy, first}:
+                return keys.prefix, number
 
 
 async def has_new_owner(group: ClusterGroup, victim: RedisServer) -> bool:

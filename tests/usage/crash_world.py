@@ -67,6 +67,7 @@ class World:
         self.folder, self._server, self.url, self.redis = folder, server, url, redis
         self.keys = RedisKeys(prefix)
         self.refused: Counter[str] = Counter()
+        self.tenants: dict[str, dict[str, Any]] = dict(UNREACHED)
         self._engine = engine
         self._sections = sections
         self.gateways: list[GatewayProcess] = []
@@ -89,7 +90,7 @@ class World:
             data=str(self.folder / "data"),
             models=[model("small", "openai", f"{self._engine}/v1", continuation="trailing", echo=False)],
             routes=[STUDENT_ONLY | {"baseline": "small"}],
-            tenants=UNREACHED,
+            tenants=self.tenants,
             **self._sections,
         )
         self.gateways.append(process)
