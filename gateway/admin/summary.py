@@ -17,7 +17,6 @@ from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.usage import check_tenant
 from gateway.api.keys import ANOMALIES, ENGINES, POLICIES, USAGE, USAGE_DATABASE
 from gateway.pricing import dollars
-from gateway.usage.anomalies import TENANT
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import RequestedRange, span
@@ -201,5 +200,5 @@ def _unguided_banner(row: SumRow, since: int) -> list[dict[str, Any]]:
 
 def _anomaly_banners(current: Iterable[Anomaly], tenant: str | None) -> list[dict[str, Any]]:
     """Return the anomalies. Those of other tenants do not concern a filter by tenant."""
-    shown = (one for one in current if tenant is None or one.dimension != TENANT or one.name == tenant)
+    shown = (one for one in current if tenant is None or one.tenant in {None, tenant})
     return [{"kind": f"unusual_{one.kind}", **one.figures()} for one in shown]

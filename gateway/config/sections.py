@@ -296,16 +296,16 @@ class Defaults(StrictModel):
 
 
 class SpendAlertSettings(StrictModel):
-    """Alerts on tenants that spend more in an hour than in the same hour of their previous weeks."""
+    """Alerts on tenants and labels that spend more in an hour than in the same hour of their previous weeks."""
 
     enabled: Flag = True
     """Check the spend in usage workers."""
     min_usd: Annotated[Number, Field(ge=0.01, le=1_000_000)] = 5.0
     """Least amount in USD above the expected spend of an hour."""
     factor: Annotated[Number, Field(ge=1.1, le=100)] = 1.5
-    """Least ratio of the spend to the expected spend. A tenant whose spend varies more gets a higher one."""
+    """Least ratio of the spend to the expected spend. A tenant or value whose spend varies more gets a higher one."""
     min_history_s: Annotated[Duration, duration_between("8d", "28d")] = Field(14 * 86_400.0, alias="min_history")
-    """Time since the first request of a tenant without which its spend raises no alert."""
+    """Time since the first request of a tenant or value without which its spend raises no alert."""
 
 
 class MissingUsageSettings(StrictModel):
@@ -331,7 +331,7 @@ class AlertSettings(StrictModel):
     """Notifications about budgets, the quality fallback, unusual spend and missing usage reports."""
 
     spend: SpendAlertSettings = SpendAlertSettings()
-    """Alerts on unusual spend of tenants."""
+    """Alerts on unusual spend of tenants and of values of labels."""
     missing_usage: MissingUsageSettings = MissingUsageSettings()
     """Alerts on engines that stop reporting tokens."""
     webhook: SecretOrText | None = None

@@ -273,7 +273,7 @@ class Metrics:
         )
         self.anomaly_events = counter(
             "gkt_anomaly_events",
-            "Reported anomalies by kind: spend (unusual spend of a tenant), usage (an engine that reports no tokens).",
+            "Reported anomalies: spend (unusual spend of a tenant or label), usage (an engine that reports no tokens).",
             ("kind",),
         )
         self.webhooks = counter("gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",))

@@ -1,11 +1,12 @@
 """Anomalies in Redis: usage workers write them, and gateways report each one once.
 
-An anomaly is unusual spend of a tenant, or an engine that stopped to report the tokens of its calls.
+An anomaly is unusual spend of a tenant or of a label's value, or an engine that stopped to report the tokens of its
+calls.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -30,8 +31,28 @@ _KEEP_MS = 2 * 86_400_000  # without a usage worker
 _REPORTED_S = 30 * 86_400
 
 Kind = Literal["spend", "usage"]
-TENANT, ENGINE = "tenant", "engine"
+TENANT, ENGINE, LABEL = "tenant", "engine", "label"
 """Dimensions of series. A further one needs a name here, and its rows in `hours.read_sums`."""
+
+
+class LabelValue(NamedTuple):
+    """A value of a label of a tenant."""
+
+    tenant: str
+    label: str
+    value: str
+
+    @property
+    def name(self) -> str:
+        """The name of the value's series. Only the value may contain an equals sign."""
+        return f"{self.tenant}/{self.label}={self.value}"
+
+    @classmethod
+    def of(cls, name: str) -> LabelValue:
+        """Return the value of a series."""
+        label, _, value = name.partition("=")
+        tenant, _, label = label.rpartition("/")
+        return cls(tenant, label, value)
 
 
 class Anomaly(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,7 +60,7 @@ class Anomaly(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         kind: `spend`: more than usual. `usage`: an engine reports no tokens for more calls than usual.
-        dimension: the dimension of the series: `tenant`, or `engine` for the kind `usage`.
+        dimension: the dimension of the series: `tenant`, `label`, or `engine` for the kind `usage`.
         since: start of the first unusual hour, in Unix seconds.
         hour: start of the last unusual hour, to which the figures belong.
         calm: calm hours since then, without gaps.
@@ -64,9 +85,22 @@ class Anomaly(msgspec.Struct, frozen=True, omit_defaults=True):
     def id(self) -> str:
         return f"{self.kind}:{self.dimension}:{self.name}:{self.since}"
 
+    @property
+    def label(self) -> LabelValue | None:
+        """The value of a label; None for other dimensions."""
+        return LabelValue.of(self.name) if self.dimension == LABEL else None
+
+    @property
+    def tenant(self) -> str | None:
+        """The tenant that the anomaly concerns; None: all tenants of an engine."""
+        label = self.label
+        return label.tenant if label is not None else self.name if self.dimension == TENANT else None
+
     def figures(self) -> dict[str, Any]:
         """Return the name of the series and the figures of the last unusual hour, for events and the dashboard."""
         series = {"dimension": self.dimension, "name": self.name}
+        if (label := self.label) is not None:
+            series |= label._asdict()
         hours = {"since": rfc3339(self.since), "hour": rfc3339(self.hour)}
         if self.kind == "spend":
             usd = {"spent": self.spent_pico, "expected": self.expected_pico, "limit": self.limit_pico}
@@ -135,7 +169,10 @@ class AnomalyReporter:
     async def read(self) -> None:
         """Read the anomalies once, and report new ones. Raises RedisError and OSError."""
         self.current = tuple(sorted(await self._store.read(), key=lambda one: one.id))
-        self._metrics.anomalies.set((one.kind, self._label(one)) for one in self.current)
+        self._metrics.anomalies.set(
+            [(one.kind, self._label(one)) for one in self.current if one.label is None],
+            [(self._metrics.series.tenant(label.tenant), label.label) for one in self.current if (label := one.label)],
+        )
         ids = {one.id for one in self.current}
         oldest = max((one.since for one in self.current), default=0) - _REPORTED_S
         self._reported = {id_: since for id_, since in self._reported.items() if id_ in ids or since > oldest}
@@ -146,7 +183,7 @@ class AnomalyReporter:
                 self._reported[one.id] = one.since
 
     def _report(self, one: Anomaly) -> None:
-        facts = one.figures() | ({"tenant": one.name} if one.dimension == TENANT else {})
+        facts = one.figures() | ({} if one.tenant is None else {"tenant": one.tenant})
         log.warning("anomaly", kind=one.kind, **facts)
         self._metrics.anomaly_events.labels(one.kind).inc()
         event = "spend_unusual" if one.kind == "spend" else "usage_not_reported"

@@ -1,4 +1,4 @@
-"""Look for anomalies in the sums of hours: tenants that spend unusually much, and engines that report no usage.
+"""Look for anomalies in the sums of hours: tenants and labels that spend unusually much, and engines without usage.
 
 A usage worker checks once a minute, also the hour that has not ended: its spend can only grow. An anomaly ends after
 three calm hours in a row. So it is reported once, even if some hours between are below the limit.
@@ -16,13 +16,15 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.usage import hours
-from gateway.usage.anomalies import ENGINE, TENANT, Anomaly
+from gateway.usage.anomalies import ENGINE, LABEL, TENANT, Anomaly
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.hours import EVERYTHING, KEEP_S, HourSums, Series
-from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, usual_share
+from gateway.usage.hours import EVERYTHING, KEEP_S, OMITTED, HourSums, Series
+from gateway.usage.label_hours import changed_tenants, read_labels
+from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, neighbors, usual_share
+from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from gateway.config.sections import AlertSettings, WorkerAlerts
     from gateway.usage.anomalies import AnomalyStore, Kind
@@ -40,6 +42,12 @@ _CALM_HOURS = 3
 _LONGEST_UNKNOWN_S = 24 * HOUR_S  # an anomaly ends after a day without a judgment
 _CALM_SHARE = 0.5  # of the threshold
 _PICOS = 1e12
+_SPENDERS = (TENANT, LABEL)
+_MAX_LABELS = 100
+"""Most values of labels with an anomaly at once."""
+_LEAST_OF_LABELS, _NEGLIGIBLE = 0.01, 0.1
+"""Parts of `min_usd`: the spend of a tenant's hour that has rows of labels, and the spend of an omitted value that
+counts as zero."""
 
 Key: TypeAlias = "tuple[Kind, Series]"
 
@@ -69,6 +77,8 @@ class AnomalyWatch:
         self._rule = SpendRule(self._spend.min_usd, self._spend.factor, self._spend.min_history_s)
         self._last_hour: int | None = None
         self._limits: dict[tuple[Series, int], tuple[SpendLimit | None]] = {}
+        self._near: dict[int, dict[Series, dict[int, int]]] = {}  # by hour: the spend at its neighbors
+        self._first: dict[Series, int] = {}  # the first hours of series
         self._shares: dict[Series, tuple[int, float | None]] = {}
 
     async def run(self, every_s: float = _CHECK_EVERY_S) -> None:
@@ -101,23 +111,44 @@ class AnomalyWatch:
         active = {key: one for key, one in before.items() if enabled[one.kind]}
         for start in (now - HOUR_S, now):
             if (rows := recorded.get(start)) is not None:
-                for key in {*active, *self._keys(rows)}:
-                    await self._update(active, key, start, rows.get(key[1], HourSums()), is_whole=start < now)
+                for key in dict.fromkeys([*active, *await self._keys(rows, start)]):
+                    if key in active or key[1].dimension != LABEL or _labels_in(active) < _MAX_LABELS:
+                        await self._update(active, key, start, rows.get(key[1], HourSums()), is_whole=start < now)
         changed = [one for key, one in active.items() if before.get(key) != one]
         ended = [one for key, one in before.items() if key not in active]
         for one in ended:
             log.info("anomaly_ended", kind=one.kind, dimension=one.dimension, name=one.name)
         await self._found.write(changed, ended)
 
-    def _keys(self, rows: HourRows) -> list[Key]:
-        """Return the series of an hour that may be unusual."""
+    async def _keys(self, rows: HourRows, start: int) -> list[Key]:
+        """Return the series of an hour that may be unusual, the highest spend first."""
         keys: list[Key] = []
-        for series, sums in rows.items():
-            if series.dimension == TENANT and self._spend.enabled and sums.cost_pico >= self._rule.min_usd * _PICOS:
-                keys.append(("spend", series))
-            elif series.dimension == ENGINE and self._usage.enabled and sums.estimated:
-                keys.append(("usage", series))
+        if self._usage.enabled:
+            keys += [("usage", one) for one, sums in rows.items() if one.dimension == ENGINE and sums.estimated]
+        least_pico = self._rule.min_usd * _PICOS
+        spent = {
+            one: sums.cost_pico
+            for one, sums in rows.items()
+            if self._spend.enabled and one.dimension in _SPENDERS and one != OMITTED and sums.cost_pico >= least_pico
+        }
+        if spent:
+            keys += [("spend", one) for one in await self._store.read(self._above_least, spent, start)]
         return keys
+
+    def _above_least(self, queries: UsageQueries, spent: Mapping[Series, int], start: int) -> list[Series]:
+        """Return the series above the least limit that they can have. Few have, so few histories are read."""
+        if (near := self._near.get(start)) is None:
+            near = self._near[start] = hours.spend_at(queries, neighbors(start), _SPENDERS)
+        in_order = with_pauses(sorted(spent, key=lambda one: -spent[one]))
+        above = [one for one in in_order if spent[one] > self._rule.least(near.get(one, {}), start).limit_pico]
+        return [one for one in with_pauses(above) if not self._is_new(queries, one, start)]
+
+    def _is_new(self, queries: UsageQueries, series: Series, start: int) -> bool:
+        """Return whether the history of a series is too short for a limit."""
+        if (first := self._first.get(series)) is None:
+            earliest = hours.first_of(queries, series)
+            first = self._first[series] = start if earliest is None else earliest
+        return start - first < self._rule.min_history_s
 
     async def _update(
         self, active: dict[Key, Anomaly], key: Key, start: int, sums: HourSums, *, is_whole: bool
@@ -176,7 +207,9 @@ class AnomalyWatch:
         if self._last_hour == now:
             starts = [now]
         else:
-            self._limits.clear()
+            self._limits = {key: limit for key, limit in self._limits.items() if key[1] == now - HOUR_S}
+            self._near = {start: near for start, near in self._near.items() if start == now - HOUR_S}
+            self._first.clear()
             self._shares.clear()
             newest = await self._store.read(hours.newest)
             oldest = now - min(KEEP_S, int(self._store.retention.hour) // HOUR_S * HOUR_S)
@@ -191,10 +224,35 @@ class AnomalyWatch:
             # Each hour has its own short transaction, since no worker writes receipts during it.
             for start, of_hour in (await self._store.read(hours.changed, rows)).items():
                 await self._store.change(hours.write, {start: of_hour})
-            recorded |= rows
+            recorded |= await self._with_labels(rows, now)
         if self._last_hour != now and now - HOUR_S not in recorded:
             # An hour without receipts is no gap if a worker ran.
             earlier = await self._store.read(hours.rows_of, now - HOUR_S)
             recorded |= {now - HOUR_S: earlier} if earlier else {}
         self._last_hour = now
         return recorded
+
+    async def _with_labels(self, hours_rows: dict[int, HourRows], now: int) -> dict[int, HourRows]:
+        """Store the rows of labels of the last day, and return all rows.
+
+        In the current hour, only tenants that can have an unusual value count.
+        """
+        result = dict(hours_rows)
+        if not self._spend.enabled:
+            return result
+        min_pico = self._spend.min_usd * _PICOS
+        for start, rows in hours_rows.items():
+            if start >= now - _LATE_S:
+                least_pico = round(min_pico if start == now else min_pico * _LEAST_OF_LABELS)
+                changed = await self._store.read(changed_tenants, start, rows, least_pico)
+                if not changed and start < now - HOUR_S:
+                    continue  # the hour is not judged again
+                labels = await self._store.read(read_labels, start, changed, round(min_pico * _NEGLIGIBLE))
+                if changed:
+                    await self._store.change(hours.write_labels, {start: labels})
+                result[start] = rows | labels
+        return result
+
+
+def _labels_in(active: Iterable[Key]) -> int:
+    return sum(series.dimension == LABEL for _, series in active)

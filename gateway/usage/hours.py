@@ -1,7 +1,8 @@
-"""Requests and spend by hour of each tenant and engine, from the sums of receipts. All calls block: use threads.
+"""Requests and spend by hour of each series, from the sums of receipts. All calls block: use threads.
 
 The sums of hours are kept for two weeks by default, and have many rows for each tenant. This table has one row for each
 hour and series, and five weeks. An hour without any row is a gap: no worker ran. Otherwise a missing row means zero.
+label_hours.py adds the rows of labels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, select
 
-from gateway.usage.anomalies import ENGINE, TENANT
+from gateway.usage.anomalies import ENGINE, LABEL, TENANT
 from gateway.usage.rollup import SumRow
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import Period
@@ -21,7 +22,7 @@ from gateway.usage.threads import with_pauses
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from gateway.usage.queries import UsageQueries
 
@@ -40,12 +41,21 @@ EVERYTHING = Series("", "")
 """The series of all requests. It has a row for each hour in which a worker ran."""
 
 
+OMITTED = Series(LABEL, "")
+"""Values of labels without a row, in hours with too many. The sums are those of the largest such value."""
+READ_FROM = "labels"
+"""Dimension of the tenants' sums for which the rows of labels were read."""
+OF_LABELS = LABEL, READ_FROM
+"""Dimensions that label_hours.py writes."""
+_READ_KEPT_S = 3 * 86_400
+
+
 class HourSums(NamedTuple):
     """Sums of one hour and series.
 
     Attributes:
         requests: receipts. Of an engine: those with the status `ok`.
-        estimated: receipts whose tokens the gateway counted, since the engine reported none. 0 for tenants.
+        estimated: receipts whose tokens the gateway counted, since the engine reported none. Only of engines.
         cost_pico: the whole cost in picodollars. 0 for engines.
     """
 
@@ -78,26 +88,43 @@ def read_sums(queries: UsageQueries, starts: Sequence[int]) -> dict[int, HourRow
 
 
 def changed(queries: UsageQueries, hours: Mapping[int, HourRows]) -> dict[int, HourRows]:
-    """Return the hours whose rows differ from the stored ones."""
-    return {start: rows for start, rows in hours.items() if rows_of(queries, start) != rows}
+    """Return the hours whose rows differ from the stored ones. Rows of labels do not count."""
+    return {start: rows for start, rows in hours.items() if _stored(queries.connection, start) != rows}
 
 
 def write(connection: Connection, hours: Mapping[int, HourRows]) -> None:
-    """Replace the rows of these hours, and delete some expired ones. Raises SQLAlchemyError.
+    """Replace the rows of these hours except those of labels, and delete some expired ones. Raises SQLAlchemyError.
 
     Only rows that differ are written. Readers see each hour before or after the change: pass few hours in one
     transaction, because no worker writes receipts meanwhile.
     """
     for start, rows in hours.items():
-        stored = _rows_of(connection, start)
-        new = [(*series, start, *sums) for series, sums in rows.items() if stored.get(series) != sums]
-        sql_of(connection).put_hours(new)
-        if gone := [{"_dimension": one.dimension, "_name": one.name} for one in stored.keys() - rows.keys()]:
-            c = HOURS.c
-            where = c.start == start, c.dimension == bindparam("_dimension"), c.name == bindparam("_name")
-            connection.execute(delete(HOURS).where(*where), gone)
+        _replace(connection, start, _stored(connection, start), rows)
     if hours:
         _delete_expired(connection, max(hours) - KEEP_S)
+
+
+def write_labels(connection: Connection, hours: Mapping[int, HourRows]) -> None:
+    """Replace the rows of labels of these hours; see `write`. Raises SQLAlchemyError."""
+    for start, rows in hours.items():
+        _replace(connection, start, _stored(connection, start, of_labels=True), rows)
+    if hours:
+        read = HOURS.c.dimension == READ_FROM
+        connection.execute(delete(HOURS).where(read, HOURS.c.start < max(hours) - _READ_KEPT_S))
+
+
+def _stored(connection: Connection, start: int, *, of_labels: bool = False) -> HourRows:
+    rows = _rows(connection, HOURS.c.start == start)
+    return {series: sums for series, sums in rows.items() if (series.dimension in OF_LABELS) == of_labels}
+
+
+def _replace(connection: Connection, start: int, stored: HourRows, rows: HourRows) -> None:
+    new = [(*series, start, *sums) for series, sums in rows.items() if stored.get(series) != sums]
+    sql_of(connection).put_hours(new)
+    if gone := [{"_dimension": one.dimension, "_name": one.name} for one in stored.keys() - rows.keys()]:
+        c = HOURS.c
+        where = c.start == start, c.dimension == bindparam("_dimension"), c.name == bindparam("_name")
+        connection.execute(delete(HOURS).where(*where), gone)
 
 
 def _delete_expired(connection: Connection, before: int) -> None:
@@ -113,27 +140,52 @@ def newest(queries: UsageQueries) -> int | None:
     return queries.connection.execute(query).scalar()
 
 
+def first_of(queries: UsageQueries, series: Series) -> int | None:
+    """Return the first hour of a series."""
+    return queries.connection.execute(select(func.min(HOURS.c.start)).where(*_of(series))).scalar()
+
+
 def rows_of(queries: UsageQueries, start: int) -> HourRows:
     """Return the rows of an hour."""
-    return _rows_of(queries.connection, start)
+    return _rows(queries.connection, HOURS.c.start == start)
 
 
-def _rows_of(connection: Connection, start: int) -> HourRows:
-    found = connection.execute(select(HOURS).where(HOURS.c.start == start))
-    return {Series(row.dimension, row.name): HourSums(row.requests, row.estimated, row.cost_pico) for row in found}
+def read_from(queries: UsageQueries, start: int) -> HourRows:
+    """Return the rows of `READ_FROM` of an hour. There are few in the database."""
+    return _rows(queries.connection, HOURS.c.dimension == READ_FROM, HOURS.c.start == start)
+
+
+def _rows(connection: Connection, *where: ColumnElement[bool]) -> HourRows:
+    c = HOURS.c
+    query = select(c.dimension, c.name, c.requests, c.estimated, c.cost_pico).where(*where)
+    found = with_pauses(connection.execute(query))
+    return {Series(dimension, name): HourSums(*sums) for dimension, name, *sums in found}
+
+
+def spend_at(queries: UsageQueries, starts: Sequence[int], dimensions: Sequence[str]) -> dict[Series, dict[int, int]]:
+    """Return the spend in picodollars of these hours, by series and hour. Rows that are missing are no zeros."""
+    found: dict[Series, dict[int, int]] = defaultdict(dict)
+    c = HOURS.c
+    # With a condition on dimensions, SQLite would read all hours of them.
+    query = select(c.dimension, c.name, c.start, c.cost_pico).where(c.start.in_(starts), c.cost_pico > 0)
+    for dimension, name, start, cost_pico in with_pauses(queries.connection.execute(query)):
+        if dimension in dimensions:
+            found[Series(dimension, name)][start] = cost_pico
+    return dict(found)
 
 
 def history(queries: UsageQueries, series: Series, before: int) -> dict[int, HourSums]:
     """Return the sums of a series by hour, from its first hour to the one before `before`, in Unix seconds.
 
-    Hours without requests of the series have zeros. Gaps are missing.
+    Hours without requests of the series have zeros. Gaps are missing, and for labels also hours that omitted values.
     """
     since = before - KEEP_S
     rows = dict(_hours(queries, series, since, before))
     if not rows:
         return {}
     observed = _hours(queries, EVERYTHING, min(rows), before)
-    return {start: rows.get(start, HourSums()) for start, _ in observed} | rows
+    omitted = dict(_hours(queries, OMITTED, min(rows), before)) if series.dimension == LABEL else {}
+    return {start: rows.get(start, HourSums()) for start, _ in observed if start not in omitted} | rows
 
 
 def _hours(queries: UsageQueries, series: Series, since: int, before: int) -> Iterable[tuple[int, HourSums]]:

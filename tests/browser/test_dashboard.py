@@ -71,6 +71,7 @@ async def test_banners_name_the_present_problems(browser: Browser, pages: Gatewa
         )
         await expect(banners.nth(2).get_by_role("link", name="Spend")).to_be_visible()
         await expect(banners.nth(3)).to_contain_text("Engine small reports no tokens for 97.3 % of its requests since")
+        await expect(banners.nth(4)).to_contain_text("team research of tenant globex spends more than usual since")
         await expect(page.locator(".sentence")).to_have_text(
             "November: spent $79.12, saved $118.40 \u00b1 $9.20 through guidance; quality holding."
         )

@@ -136,6 +136,19 @@ def summary(query: dict[str, str]) -> dict[str, Any]:
                 "share": 0.973,
                 "usual_share": 0.002,
             },
+            {
+                "kind": "unusual_spend",
+                "dimension": "label",
+                "name": "globex/team=research",
+                "tenant": "globex",
+                "label": "team",
+                "value": "research",
+                "since": "2026-11-25T14:00:00Z",
+                "hour": "2026-11-25T15:00:00Z",
+                "spent_usd": "31.2",
+                "expected_usd": "9.75",
+                "limit_usd": "17.1",
+            },
         ],
     }
 

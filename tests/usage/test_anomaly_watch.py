@@ -24,11 +24,12 @@ from gateway.config.sections import WorkerAlerts
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from gateway.usage import anomaly_watch, hours
-from gateway.usage.anomalies import ENGINE, TENANT, AnomalyReporter, AnomalyStore
+from gateway.usage import anomaly_watch, hours, label_hours
+from gateway.usage.anomalies import ENGINE, LABEL, TENANT, AnomalyReporter, AnomalyStore, LabelValue
 from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.hours import EVERYTHING, HourSums, Series
+from gateway.usage.hours import EVERYTHING, OMITTED, READ_FROM, HourSums, Series
+from gateway.usage.label_hours import changed_tenants, read_labels
 from gateway.usage.spend_limits import HOUR_S
 from gateway.usage.sql import UsageSql
 from gateway.usage.store import UsageStore
@@ -41,12 +42,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from gateway.usage.anomalies import Anomaly
+    from gateway.usage.hours import HourRows
 
 NOW = 1_790_000_000 // HOUR_S * HOUR_S
 ACME, BIG, SMALL = Series(TENANT, "acme"), Series(ENGINE, "big"), Series(ENGINE, "small")
 
 
 KEEP_DAYS = hours.KEEP_S // 86_400
+
+
+def team(value: str, tenant: str = "acme") -> Series:
+    return Series(LABEL, LabelValue(tenant, "team", value).name)
 
 
 def pico(usd: float) -> int:
@@ -85,6 +91,20 @@ class World:
         """Add a receipt of this hour."""
         one = receipt(int(self.now), tenant=tenant, cost_usd=Decimal(str(usd)), **more)
         await self.store.write([OutboxEntry(tenant, "1-0", one.to_json())])
+
+    async def spend_as(self, value: str, usd: float, tenant: str = "acme") -> None:
+        """Add a receipt of this hour with a label."""
+        await self.spend(usd, tenant, stored_labels={"team": value})
+
+    async def labels(self) -> tuple[set[str], HourRows]:
+        """Return the tenants whose labels of this hour have changed, and the rows of labels."""
+        rows = (await self.store.read(hours.read_sums, [NOW]))[NOW]
+        changed = await self.store.read(changed_tenants, NOW, rows, 1)
+        return {series.name for series in changed}, await self.store.read(read_labels, NOW, changed, pico(0.5))
+
+    async def of_labels(self, start: int) -> HourRows:
+        rows = await self.store.read(hours.rows_of, start)
+        return {series: sums for series, sums in rows.items() if series.dimension in {LABEL, READ_FROM}}
 
     async def check(self, watch: AnomalyWatch | None = None) -> list[Anomaly]:
         """Check once, a minute after the last check, and let both gateways report. Return the anomalies."""
@@ -466,3 +486,121 @@ async def test_a_failure_of_the_checks_is_logged_once(world: World, monkeypatch:
     with capture_logs() as logs, pytest.raises(Enough):
         await watch.run()
     assert [one["event"] for one in logs] == ["anomalies_not_checked"]
+
+
+async def test_a_value_of_a_label_that_spends_more_is_reported_while_its_tenant_spends_as_usual(
+    world: World, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    _, events = hook
+    await world.remember(lambda _: {ACME: HourSums(9, 0, pico(100)), team("a=b"): HourSums(3, 0, pico(20))})
+    await world.spend_as("new", 60)  # without history
+    await world.spend_as("a=b", 28)
+    assert await world.check() == []
+    await world.spend_as("a=b", 12)
+    (found,) = await world.check()
+    assert (found.kind, found.dimension, found.name, found.since) == ("spend", "label", "acme/team=a=b", NOW)
+    assert (found.spent_pico, found.expected_pico, found.tenant) == (pico(40), pico(20), "acme")
+    await posted(world, events, 1)
+    named = {"dimension": "label", "name": "acme/team=a=b", "tenant": "acme", "label": "team", "value": "a=b"}
+    assert events[0].items() >= ({"event": "spend_unusual", "spent_usd": "40.000000000000"} | named).items()
+    registry = world.metrics[0].registry
+    assert registry.get_sample_value("gkt_label_spend_unusual", {"tenant": "acme", "label": "team"}) == 1
+    assert "a=b" not in "".join(str(one.labels) for metric in registry.collect() for one in metric.samples)
+    for _ in range(4):
+        world.now += HOUR_S
+        await world.spend_as("a=b", 20)
+        await world.check()
+    assert await world.found.read() == []
+    assert registry.get_sample_value("gkt_label_spend_unusual", {"tenant": "acme", "label": "team"}) is None
+
+
+async def test_rows_of_labels_are_added_up_again_only_after_a_change(world: World) -> None:
+    await world.spend_as("a", 3)
+    await world.spend_as("b", 4)
+    await world.spend_as("a", 5, tenant="globex")
+    changed, first = await world.labels()
+    assert changed == {"acme", "globex"}
+    assert {series: sums for series, sums in first.items() if series.dimension == LABEL} == {
+        team("a"): HourSums(1, 0, pico(3)), team("b"): HourSums(1, 0, pico(4)),
+        team("a", "globex"): HourSums(1, 0, pico(5)),
+    }  # fmt: skip
+    await world.store.change(hours.write_labels, {NOW: first})
+    assert await world.labels() == (set(), first)
+    await world.spend_as("a", 1)
+    changed, later = await world.labels()
+    assert changed == {"acme"}
+    assert (later[team("a")], later[team("a", "globex")]) == (
+        HourSums(2, 0, pico(4)), HourSums(1, 0, pico(5))
+    )  # fmt: skip
+    # A worker of an earlier version replaces all rows of an hour.
+    await world.store.change(hours.write_labels, {NOW: {}})
+    assert await world.labels() == ({"acme", "globex"}, later)
+
+
+async def test_an_hour_keeps_the_values_with_the_highest_spend_and_others_are_no_zeros(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_hours, "MAX_VALUES", 2)
+    for value, usd in (("a", 3), ("b", 5), ("c", 4)):
+        await world.spend_as(value, usd)
+    _, rows = await world.labels()
+    assert {series.name: sums.cost_pico for series, sums in rows.items() if series.dimension == LABEL} == {
+        team("b").name: pico(5), team("c").name: pico(4), "": pico(3)
+    }  # fmt: skip
+    await world.remember(lambda back: {OMITTED: HourSums(0, 0, pico(3))} if back < 3 else {team("a"): HourSums(1)})
+    known = await world.store.read(hours.history, team("a"), NOW)
+    assert NOW - 3 * HOUR_S in known
+    assert not {NOW - HOUR_S, NOW - 2 * HOUR_S} & set(known)
+    # Without the omitted values' spend, they are zeros.
+    await world.spend_as("d", 0.1)
+    monkeypatch.setattr(label_hours, "MAX_VALUES", 3)
+    assert OMITTED not in (await world.labels())[1]
+
+
+async def test_labels_of_finished_hours_are_stored_and_their_markers_expire(world: World) -> None:
+    await world.spend_as("a", 0.2)
+    await world.check()
+    stored = await world.of_labels(NOW)
+    assert stored == {}, "in the current hour, the tenant spent too little for an alert"
+    world.now += HOUR_S
+    await world.check()
+    stored = await world.of_labels(NOW)
+    assert stored == {team("a"): HourSums(1, 0, pico(0.2)), Series(READ_FROM, "acme"): HourSums(1, 0, pico(0.2))}
+    world.now += 100 * HOUR_S
+    await world.spend_as("a", 9)
+    await world.check()
+    assert set(await world.of_labels(NOW)) == {team("a")}
+
+
+async def test_the_number_of_labels_with_an_anomaly_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anomaly_watch, "_MAX_LABELS", 2)
+    values = [f"v{number}" for number in range(5)]
+    await world.remember(lambda _: {team(value): HourSums(3, 0, pico(1)) for value in values})
+    for number, value in enumerate(values):
+        await world.spend_as(value, 20 + number)
+    assert sorted(one.name for one in await world.check()) == ["acme/team=v3", "acme/team=v4"]
+
+
+async def test_a_limit_is_computed_once_and_only_above_the_least_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    limit = anomaly_watch.SpendRule.limit
+
+    def counted(rule: Any, history: Any, hour: int) -> Any:
+        computed.append(hour)
+        return limit(rule, history, hour)
+
+    monkeypatch.setattr(anomaly_watch.SpendRule, "limit", counted)
+    await world.remember(steady(20))
+    await world.spend(21)
+    await world.spend(90, "new")  # without history
+    await world.check()
+    assert computed == []
+    await world.spend(30)
+    for minute in range(3):
+        world.now = NOW + 600 + 60 * minute
+        assert len(await world.check()) == 1
+    world.now = NOW + HOUR_S + 60
+    assert len(await world.check()) == 1
+    assert Counter(computed) == {NOW: 1, NOW + HOUR_S: 1}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendRule, usual_share
+from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendRule, neighbors, usual_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +114,24 @@ def test_the_least_amount_and_the_least_ratio_are_settings() -> None:
     assert not is_alert(33.0, earlier, RULE._replace(factor=2.0))
     assert not is_alert(0.5, history(lambda _: 0.01))
     assert is_alert(0.5, history(lambda _: 0.01), RULE._replace(min_usd=0.1))
+
+
+def test_the_least_limit_is_never_above_the_limit() -> None:
+    """With all hours that decide the level, both have the same expected spend."""
+    rng = random.Random(11)
+    for _ in range(60):
+        gaps, level, noise = rng.choice([0.0, 0.05, 0.5]), rng.choice([0.1, 5.0, 300.0]), rng.uniform(0, 1)
+        values = [level * rng.lognormvariate(0, noise) * (rng.random() < 0.8) for _ in range(29 * 24 + 1)]
+        gap = {back for back in range(len(values)) if rng.random() < gaps}
+        spend = {back: None if back in gap else value for back, value in enumerate(values)}
+        earlier = history(spend.__getitem__, rng.randint(14, 29))
+        near = {start: earlier[start] for start in neighbors(NOW) if start in earlier}
+        limit, least = RULE.limit(earlier, NOW), RULE.least(near, NOW)
+        if limit is not None:
+            assert least.limit_pico <= limit.limit_pico
+            assert least.expected_pico <= limit.expected_pico
+            if len(near) == len(neighbors(NOW)):
+                assert least.expected_pico == limit.expected_pico
 
 
 def test_the_usual_share_is_the_median_of_hours_with_enough_requests() -> None:
