@@ -69,12 +69,17 @@ class LabelValues:
         self._work = asyncio.Event()
         self._failed = False
 
-    def bounded(self, values: ValueSet, value: str, maximum: int) -> str:
-        """Return the value, or `(other)` if it is beyond the bound. Does not wait."""
+    def bounded(self, values: ValueSet, value: str, maximum: int, *, register: bool = True) -> str:
+        """Return the value, or `(other)` if it is beyond the bound. Does not wait.
+
+        Without `register`, a new value is not counted.
+        """
         if self._clock() >= self._month_ends:
             self._begin_month()
         known = self._known.get(values)
         if known is None:
+            if not register:
+                return value
             known = self._known[values] = _Known(maximum)
         elif value in known.values:
             return value
@@ -84,6 +89,8 @@ class LabelValues:
         waiting = len(known.waiting)
         if len(known.values) + waiting >= maximum or waiting >= max(MIN_WAITING, maximum // WAITING_PART):
             return OTHER
+        if not register:
+            return value
         known.waiting[value] = None
         self._unsent[values] = None
         self._work.set()

@@ -25,12 +25,12 @@ class Labeler:
     """Return the labels of requests.
 
     Args:
-        values: bounds the distinct values.
+        values: bounds the distinct values; None: no bound.
         hash_key: the secret of hashed values. Without one, the hash is keyed by the tenant's name alone, so that
             anyone who guesses a value can compute its hash.
     """
 
-    def __init__(self, values: LabelValues, hash_key: str | None = None) -> None:
+    def __init__(self, values: LabelValues | None, hash_key: str | None = None) -> None:
         self._values = values
         self._hash_key = b""
         self.use(hash_key)
@@ -55,16 +55,28 @@ class Labeler:
             return {}
         return self._finished(caller, read_labels(caller, headers, metadata, None, strict=False))
 
-    def _finished(self, caller: Caller, found: Mapping[str, ReadLabel]) -> dict[str, str]:
+    def of_headers(self, caller: Caller, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels of a caller's requests with these headers, except those that a body may set.
+
+        New values do not count as used.
+        """
+        rules = caller.policy.labels
+        if not rules:
+            return {}
+        found = read_labels(caller, headers, None, None, strict=False)
+        known = {name: one for name, one in found.items() if one.source != "none" or not rules[name].is_in_body}
+        return self._finished(caller, known, register=False)
+
+    def _finished(self, caller: Caller, found: Mapping[str, ReadLabel], *, register: bool = True) -> dict[str, str]:
         policy, labels = caller.policy, {}
         for name, one in found.items():
             rule, value = policy.labels[name], one.value
             if not one.is_collective:
                 if rule.hash:
                     value = self.hashed(policy.tenant, name, value)
-                if one.source != "key" and not rule.is_configured(value):
+                if self._values is not None and one.source != "key" and not rule.is_configured(value):
                     values = ValueSet(policy.tenant, name, one.source in TRUSTED_SOURCES)
-                    value = self._values.bounded(values, value, rule.max_values)
+                    value = self._values.bounded(values, value, rule.max_values, register=register)
             labels[name] = value
         return labels
 

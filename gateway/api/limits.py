@@ -1,4 +1,4 @@
-"""GET /v1/limits: limits and budgets of the caller's key and tenant, and their current use."""
+"""GET /v1/limits: limits and budgets of the caller's key, tenant and labels, and their current use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import Account, RecentUsage
-from gateway.accounting.scopes import key_scope, tenant_scope
+from gateway.accounting.scopes import key_scope, label_scope, tenant_scope
 from gateway.api.auth import authenticate
-from gateway.api.keys import BUDGETS, POLICIES, READS, REDIS, SPEEDS
+from gateway.api.keys import BUDGETS, LABELER, POLICIES, READS, REDIS, SPEEDS
 from gateway.errors import StoreUnavailable
 from gateway.policy.routing import routes_for
 
@@ -31,16 +31,30 @@ async def show_limits(request: web.Request) -> web.Response:
     defaults = request.app[POLICIES].defaults
     tenant = tenant_scope(caller.policy, defaults)
     key = key_scope(caller.policy, caller.key, defaults)
+    labels = [(name, value, label_scope(caller.policy, name, value)) for name, value in _labels(request, caller)]
     shows_money = _shows_money(caller)
     with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
-        scopes = [one for one in (tenant, key) if one]
+        scopes = [one for one in (tenant, key, *(scope for _, _, scope in labels)) if one]
         usages, balances = await _read(request, caller.policy, scopes, shows_money)
-    body: Json = {"object": "limits"}
-    for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key.id, key)):
-        view = body[role] = {"id": name, **_limits(scope, usages)}
-        if shows_money:
-            view["budget"] = _budget(scope, balances)
+
+    def view(names: Json, scope: Scope | None) -> Json:
+        found = names | _limits(scope, usages)
+        return found | {"budget": _budget(scope, balances)} if shows_money else found
+
+    body: Json = {
+        "object": "limits",
+        "tenant": view({"id": caller.policy.tenant}, tenant),
+        "key": view({"id": caller.key.id}, key),
+    }
+    if caller.policy.limited_labels:
+        body["labels"] = [view({"label": name, "value": value}, scope) for name, value, scope in labels]
     return web.Response(body=orjson.dumps(body), content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _labels(request: web.Request, caller: Caller) -> list[tuple[str, str]]:
+    """Return the limited labels with the values of requests that have these headers."""
+    found = request.app[LABELER].of_headers(caller, request.headers)
+    return [(name, found[name]) for name in caller.policy.limited_labels if name in found]
 
 
 def _shows_money(caller: Caller) -> bool:

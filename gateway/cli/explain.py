@@ -16,15 +16,18 @@ from multidict import CIMultiDict
 from rich.console import Console
 
 from gateway.accounting.engine_set import max_output_of
+from gateway.accounting.labels import Labeler
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.cli.explain_print import as_json, as_text
+from gateway.config.limits import LimitsRule
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, read
 from gateway.errors import GatewayError
 from gateway.policy.book import Caller
 from gateway.policy.constraints import excluding_fields
 from gateway.policy.key_entry import KeyEntry
+from gateway.policy.labels import read_request_labels
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
@@ -39,9 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from decimal import Decimal
 
+    from gateway.config.limits import BudgetRule
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
     from gateway.policy.constraints import API, ExcludingField
+    from gateway.policy.labels import Source
     from gateway.policy.plan import Plan
     from gateway.policy.policies import EffectiveLimits
     from gateway.policy.routing import RouteChoice
@@ -57,8 +62,18 @@ _KINDS: dict[str, tuple[str, Callable[[bytes], AnyRequest]]] = {
 _MAX_NAMES = 20
 
 
+class ExplainedLabel(NamedTuple):
+    """A label of a request, with the limits and the budget of its value. A hashed label has the hash."""
+
+    name: str
+    value: str
+    source: Source
+    limits: LimitsRule
+    budget: BudgetRule | None
+
+
 class Explanation(NamedTuple):
-    """The explanation of a request, which counts against the limits of its tenant and of its key."""
+    """The explanation of a request, which counts against the limits of its tenant, key and labels."""
 
     choice: RouteChoice  # the matching route, and the reasons against earlier ones
     plan: Plan | None  # the plan; None if the request would be rejected
@@ -69,6 +84,7 @@ class Explanation(NamedTuple):
     fields: tuple[str, ...] = ()  # the fields that give the reason against guidance
     reserved_usd: Decimal | None = None  # the maximum cost that would be reserved, without that of a shadow
     slices: int = 1  # parts of all limits and budgets
+    labels: tuple[ExplainedLabel, ...] = ()
 
 
 def explain_request(
@@ -185,18 +201,34 @@ def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], se
     tenant, key = allowed_tenant(caller.policy, defaults), allowed_key(caller.policy, caller.key, defaults)
     try:
         plan, route = _plan(caller, choice, request, headers, settings)
+        labels = tuple(_labels(caller, request, headers, settings))
     except GatewayError as error:
         return Explanation(choice, None, error, tenant, key)
     excluding = _excluding(route, request)
-    assumed, fields = tuple(_assumed(plan, settings, excluding)), tuple(_fields(route, request, plan, excluding))
+    assumed, fields = (
+        tuple(_assumed(caller, plan, settings, excluding)),
+        tuple(_fields(route, request, plan, excluding)),
+    )
     max_output = max_output_of(settings.models)
-    if plan.max_tokens is None and plan.students and (tenant.budget or key.budget):
+    budgets = tenant.budget, key.budget, *(one.budget for one in labels)
+    if plan.max_tokens is None and plan.students and any(budgets):
         plan = structs.replace(plan, max_tokens=budget_max_tokens(plan, max_output))  # as admission does
     prices = {model.name: model.price for model in settings.models}
     reserved_usd = worst_case(plan, request, prices, max_output).usd
-    return Explanation(
-        choice, plan, None, tenant, key, assumed, fields, reserved_usd, slices=caller.policy.redis_slices
-    )
+    slices = caller.policy.redis_slices
+    return Explanation(choice, plan, None, tenant, key, assumed, fields, reserved_usd, slices, labels)
+
+
+def _labels(
+    caller: Caller, request: AnyRequest, headers: Mapping[str, str], settings: Settings
+) -> Iterator[ExplainedLabel]:
+    """Yield the labels of the request. Raises InvalidRequest for a required or an invalid one."""
+    hash_key = settings.labels.hash_key
+    labeler = Labeler(None, None if hash_key is None else hash_key.get_secret_value())
+    sources = read_request_labels(caller, headers, request)
+    for name, value in labeler.of_request(caller, headers, request).items():
+        limits, budget = caller.policy.labels[name].limits_of(value)
+        yield ExplainedLabel(name, value, sources[name].source, limits or LimitsRule(), budget)
 
 
 def _plan(
@@ -232,12 +264,14 @@ def _fields(route: Route, request: AnyRequest, plan: Plan, excluding: Iterable[E
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
-def _assumed(plan: Plan, settings: Settings, excluding: Collection[ExcludingField]) -> list[str]:
+def _assumed(caller: Caller, plan: Plan, settings: Settings, excluding: Collection[ExcludingField]) -> list[str]:
     engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.students]
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     assumed = ["every engine answers, and no circuit is open", *probes]
+    if any(rule.values is None for rule in caller.policy.labels.values()):
+        assumed.append("labels have fewer values this month than max_values")
     if plan.turn is not None and plan.turn.at_once is None:
         assumed.append(f"{plan.student} reports log-probabilities; without them, the student writes the turn")
         assumed.append("the previous turn was the teacher's only if the messages show it")

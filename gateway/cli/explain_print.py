@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gateway.cli.explain import Explanation
+    from gateway.cli.explain import ExplainedLabel, Explanation
     from gateway.config.limits import BudgetRule, LimitsRule
+    from gateway.policy.labels import Source
     from gateway.policy.plan import GuidancePlan, Plan, QualityPlan, TurnPlan
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
@@ -40,6 +41,9 @@ def as_text(request: Json, routes: Sequence[Json], explanation: Explanation) -> 
             parts += _section("shadow request", [sample, *_plan_rows(plan.shadow, route, explanation.fields)])
         if plan.quality is not None:
             parts += _section("quality sample", _quality_rows(plan.quality))
+    if explanation.labels:
+        rows = ((one.name, one.value, _SOURCES[one.source]) for one in explanation.labels)
+        parts += _section("labels", rows)
     if plan is not None and (reserved_usd := explanation.reserved_usd) is not None:
         parts += _section("counts against", _allowance_rows(explanation))
         bound = "" if plan.max_tokens is not None else "; without max_tokens, the engine's longest answer counts"
@@ -59,6 +63,7 @@ def as_json(request: Json, routes: Sequence[Json], explanation: Explanation) -> 
         "limits": {"tenant": _limits_json(tenant.limits), "key": _limits_json(key.limits)},
         "budgets": {"tenant": _budget_json(tenant.budget), "key": _budget_json(key.budget)},
         "redis_slices": explanation.slices,
+        "labels": {one.name: _label_json(one) for one in explanation.labels},
         "reserved_usd": None if explanation.reserved_usd is None else f"{explanation.reserved_usd:f}",
         "assumed": list(explanation.assumed),
         "unguided_fields": list(explanation.fields),
@@ -175,8 +180,22 @@ def _allowance_rows(explanation: Explanation) -> Iterator[tuple[str, ...]]:
     for name, one in (("tenant", explanation.tenant), ("key", explanation.key)):
         yield f"{name} limits", _limits(one.limits)
         yield f"{name} budget", _budget(one.budget)
+    for label in explanation.labels:
+        if label.limits or label.budget is not None:
+            yield f"{label.name} limits", f"{_limits(label.limits)}, of the value '{label.value}'"
+            yield f"{label.name} budget", f"{_budget(label.budget)}, of the value '{label.value}'"
     if (slices := explanation.slices) > 1:
         yield "slices", f"{slices} in Redis; the request must fit one of {slices} equal parts of each limit and budget"
+
+
+_SOURCES: dict[Source, str] = {
+    "claim": "from the token",
+    "key": "from the key",
+    "header": "from a header",
+    "metadata": "from metadata",
+    "user": "from the body's user",
+    "none": "not sent",
+}
 
 
 def _limits(limits: LimitsRule) -> str:
@@ -212,6 +231,10 @@ def _budget_json(budget: BudgetRule | None) -> Json | None:
         "budget_duration": str(budget.budget_duration),
         **_fields(budget, "calendar_aligned on_soft on_hard"),
     }
+
+
+def _label_json(one: ExplainedLabel) -> Json:
+    return _fields(one, "value source") | {"limits": _limits_json(one.limits), "budget": _budget_json(one.budget)}
 
 
 def _quality_json(quality: QualityPlan) -> Json:

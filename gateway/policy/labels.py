@@ -147,6 +147,11 @@ class LabelRule(StrictModel):
         return value in self.exceptions or (self.values is not None and value in self.values)
 
     @property
+    def is_in_body(self) -> bool:
+        """Return whether the body of a request is a source."""
+        return self.metadata is not None or self.user
+
+    @property
     def caller_sources(self) -> list[str]:
         """Return the sources that a caller chooses, in words."""
         body = [f"metadata.{self.metadata}"] if self.metadata is not None else []

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from gateway.accounting.label_values import KEPT_S, MIN_WAITING, LabelValues, ValueSet
 from gateway.accounting.labels import HASH_DIGITS, Labeler
 from gateway.policy.book import Caller
+from gateway.policy.key_entry import KeyEntry
 from gateway.policy.labels import NONE, OTHER
 from gateway.policy.schema import TenantPolicy
 from gateway.redis.client import RedisClient
@@ -220,3 +221,27 @@ async def test_a_failed_node_of_a_cluster_does_not_stop_the_values_of_other_tena
     await fleet.redis.commands.unlink(fleet.key())
     await process.register()
     assert await fleet.count() == 1
+
+
+async def test_labels_of_headers_leave_out_those_of_a_body_and_use_up_no_value(fleet: Fleet) -> None:
+    policy = TenantPolicy.model_validate(
+        {
+            "tenant": "acme",
+            "labels": {
+                "team": {"header": "x-team", "max_values": 1},
+                "user": {"metadata": "user", "header": "x-user"},
+                "app": {},
+                "cost_center": {"hash": True, "header": "x-cost-center"},
+            },
+            "routes": [{"model": "chat", "mode": "student", "student": "small"}],
+        }
+    )
+    process = fleet.process()
+    labeler, caller = Labeler(process, "secret"), Caller(policy, KeyEntry(id="one", sha256="0" * 64))
+    sent = {"x-team": "a", "x-cost-center": "number-4711"}
+    found = labeler.of_headers(caller, sent)
+    assert found == {"team": "a", "app": NONE, "cost_center": labeler.hashed("acme", "cost_center", "number-4711")}
+    assert labeler.of_headers(caller, {"x-user": "ann"})["user"] == "ann"
+    assert process.bounded(TEAM, "b", 1) == "b"
+    assert labeler.of_headers(caller, sent)["team"] == OTHER
+    assert labeler.of_headers(caller, {"x-team": "b"})["team"] == "b"

@@ -382,3 +382,38 @@ def test_the_choice_for_a_turn_with_tools_is_explained(folder: Path) -> None:
     assert found["plan"]["turn"]["threshold"] == pytest.approx(0.9)
     assert any("small reports log-probabilities" in one for one in found["assumed"])
     assert "big alone, if the first token of the student is less probable than 0.9" in run(body=body)[1]
+
+
+def test_the_labels_of_a_request_and_their_limits_are_explained(folder: Path) -> None:
+    policy = folder / "policies" / "acme.yaml"
+    policy.write_text(
+        f"""{policy.read_text()}
+labels:
+  team: {{header: x-team, metadata: team, required: true, budget: {{max_budget: 7}},
+         exceptions: {{blue: {{limits: {{rpm_limit: 9}}}}}}}}
+  user: {{user: true, hash: true}}
+"""
+    )
+    sent = ("--header", "x-team: blue")
+    found = explained(*sent, body=chat(user="ann"))
+    assert found["labels"]["team"].pop("budget")["max_budget"] == "7"
+    assert found["labels"]["team"] == {"value": "blue", "source": "header", "limits": {"rpm_limit": 9}}
+    assert found["labels"]["user"]["source"] == "user"
+    assert len(found["labels"]["user"]["value"]) == 24
+    assert "labels have fewer values this month than max_values" in found["assumed"]
+    assert explained(body=chat(metadata={"team": "red"}))["labels"]["team"]["value"] == "red"
+    refused = explained(body=chat())["refused"]
+    assert (refused["status"], refused["param"]) == (400, "x-team")
+    lines = run(*sent, body=chat(user="ann"))[1].splitlines()
+    assert "  team  blue                      from a header" in lines
+    assert "  team limits    9 requests a minute, of the value 'blue'" in lines
+    assert not any("user limits" in line for line in lines)
+
+
+def test_a_budget_of_a_label_limits_the_answer(folder: Path) -> None:
+    policy = folder / "policies" / "acme.yaml"
+    text = "\n".join(line for line in policy.read_text().splitlines() if "budget:" not in line)
+    policy.write_text(text)
+    assert explained(body=chat())["plan"]["max_tokens"] is None
+    policy.write_text(f"{text}\nlabels: {{team: {{header: x-team, budget: {{max_budget: 7}}}}}}\n")
+    assert explained(body=chat())["plan"]["max_tokens"] == 1024

@@ -13,6 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from gateway.accounting.labels import HASH_DIGITS
 from gateway.policy.labels import NONE, OTHER
 from tests.cli import in_process
 from tests.cli.in_process import ADMIN_KEY
@@ -414,3 +415,21 @@ def test_an_edit_of_the_policy_adds_and_removes_labels(gate: GatewayProcess) -> 
     labels_become({"team": "edit", "more": NONE})
     edit({})
     labels_become(None)
+
+
+def test_limits_show_the_labels_of_the_key_and_of_the_headers(gate: GatewayProcess) -> None:
+    def shown(**headers: str) -> dict[str, Any]:
+        sent = {"Authorization": f"Bearer {OTHER_KEY}", **headers}
+        reply = httpx.get(f"{gate.url}/v1/limits", headers=sent, timeout=30)
+        assert "4711" not in reply.text
+        return {one.pop("label"): one for one in reply.json()["labels"]}
+
+    found = shown(**{"x-team": "fast"})
+    assert list(found) == ["team", "cost_center"], "the label 'required' has no limits"
+    assert (found["team"]["value"], found["team"]["requests_per_minute"]["limit"]) == ("fast", 3)
+    assert (found["team"]["budget"]["max_usd"], found["cost_center"]["budget"]["max_usd"]) == ("0.75", "1000")
+    assert len(found["cost_center"]["value"]) == HASH_DIGITS
+    assert shown()["team"]["value"] == NONE
+    assert shown()["team"]["requests_per_minute"] is None
+    reply = httpx.get(f"{gate.url}/v1/limits", headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    assert "labels" not in reply.json()

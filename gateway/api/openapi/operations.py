@@ -211,7 +211,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         errors=(errors.NotFound, errors.FeedbackGiven, *_BUSY),
     ),
     show_limits: Operation(
-        "Return the limits of the key and its tenant, and their current use. The request counts toward no limit.",
+        "Return the limits of the key, its tenant and labels, with their current use. The request counts toward none.",
         "Limits",
         reply=shapes.LimitsReply,
         errors=(errors.StoreUnavailable,),

@@ -234,12 +234,28 @@ class Allowed(Struct):
     budget: BudgetUse | None = None
 
 
+class AllowedLabel(Struct):
+    """Limits of a value of a label; null: no limit. `budget` as for the tenant."""
+
+    label: str
+    value: str
+    requests_per_minute: LimitUse | None
+    tokens_per_minute: LimitUse | None
+    parallel_requests: LimitUse | None
+    budget: BudgetUse | None = None
+
+
 class LimitsReply(Struct):
-    """Limits for all keys of the tenant together, and for this key. A request must stay within both."""
+    """Limits for all keys of the tenant together, and for this key. A request must stay within all.
+
+    `labels` has the labels with limits, for the values that the key, the token and the headers of this request give.
+    Without limits of labels it is missing.
+    """
 
     object: Literal["limits"]
     tenant: Allowed
     key: Allowed
+    labels: list[AllowedLabel] = []
 
 
 class RoleTokens(Struct):
