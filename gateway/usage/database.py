@@ -19,6 +19,7 @@ from msgspec.structs import asdict
 from sqlalchemy import MetaData, delete, insert, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.sql import quoted_name
 
 from gateway.accounting.receipt import Receipt
 from gateway.quality.outcome import Outcome
@@ -234,7 +235,7 @@ class UsageDatabase:
         """Delete some rows of days before `day` from a table, or from its partition `name`."""
         if name == table.name:
             return self._delete_rows(table, table.c.day < day)
-        table = table.to_metadata(MetaData(), name=name)
+        table = table.to_metadata(MetaData(), name=quoted_name(name, quote=False))  # quoted already
         try:
             return self._delete_rows(table, table.c.day < day)
         except ProgrammingError as error:

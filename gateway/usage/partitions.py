@@ -36,14 +36,19 @@ _OLDEST_DAYS = 4_000
 """Days before today that may have partitions. Receipts with an earlier time are in the default partition."""
 _DAYS_AT_ONCE = 32  # of one transaction, which holds a lock on each new table and index
 _PARTITIONS_PER_WINDOW = 16
+_MOST_RETRIES = 5
 _NEWEST_WINDOWS = (AHEAD_DAYS + 1, 1, 2, 4, 8)
 _NO_LIMIT = 2**31  # above each day, for MAXVALUE
 _LOCK_NOT_AVAILABLE = "55P03"
 _UNDEFINED_TABLE = "42P01"
 _BOUNDS = re.compile(r"FOR VALUES FROM \((?:'?(-?\d+)'?|MINVALUE)\) TO \((?:'?(-?\d+)'?|MAXVALUE)\)")
+# The bounds of a partition that was dropped since the statement began are NULL.
 _LISTED = text(
-    "SELECT child.relname, pg_get_expr(child.relpartbound, child.oid) FROM pg_inherits "
-    "JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:parent)"
+    "SELECT CASE WHEN child.relnamespace = parent.relnamespace THEN quote_ident(child.relname) "
+    "ELSE format('%I.%I', nspname, child.relname) END, pg_get_expr(child.relpartbound, child.oid) FROM pg_inherits "
+    "JOIN pg_class child ON child.oid = inhrelid JOIN pg_namespace ON pg_namespace.oid = child.relnamespace "
+    "JOIN pg_class parent ON parent.oid = inhparent "
+    "WHERE inhparent = to_regclass(:parent) AND pg_get_expr(child.relpartbound, child.oid) IS NOT NULL"
 )
 _KIND = text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)")
 
@@ -51,6 +56,7 @@ _KIND = text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)")
 class Partition(NamedTuple):
     """A partition with the days [first, until). Only the default partition has no `until`.
 
+    `name` is quoted for SQL where needed, and has the schema if the partition is in another one than its table.
     `first` is None for the default partition, and for the one of the days before a conversion. An operator may have
     created a partition of several days, or without a last day.
     """
@@ -142,13 +148,14 @@ def expired(connection: Connection, before: int) -> tuple[list[tuple[Table, Part
     Also return the number of receipts in them. Call it in a read transaction: a large partition takes long to count.
     Another worker may drop partitions meanwhile.
     """
-    while True:
+    for _ in range(_MOST_RETRIES):
         try:
             return _expired(connection, before)
         except ProgrammingError as error:
             if not is_dropped(error):
                 raise
             connection.rollback()
+    return _expired(connection, before)
 
 
 def _expired(connection: Connection, before: int) -> tuple[list[tuple[Table, Partition]], int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import MetaData, event, text
+from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
@@ -360,6 +361,34 @@ def test_partitions_of_an_operator_are_no_default_partitions(engine: UsageEngine
     same(engine, [before[2], *after])
     assert writer.delete_receipts((DAY + 2) * DAY_S) == 1
     assert names(engine)[0] != "of_some"
+
+
+@pytest.mark.parametrize("name", ["cold.of_operator", '"Of operator"'])
+def test_partitions_in_another_schema_or_with_a_quoted_name_expire(engine: UsageEngine, name: str) -> None:
+    """Rows of a partition with several days are deleted, and the partition is dropped after its last day."""
+    engine.open()
+    with engine.writing() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS cold")
+        bounds = f"FOR VALUES FROM ({DAY - 9}) TO ({DAY - 5})"
+        connection.exec_driver_sql(f"CREATE TABLE {name} PARTITION OF usage_receipts {bounds}")
+    receipts = on_days(DAY - 9, DAY - 8, DAY - 6, DAY)
+    writer = database(engine)
+    writer.add(entries(receipts))
+    assert names(engine)[0] == name
+    assert writer.delete_receipts((DAY - 7) * DAY_S) == 2
+    same(engine, receipts[2:])
+    assert writer.delete_receipts((DAY - 2) * DAY_S) == 1
+    assert name not in names(engine)
+    same(engine, receipts[3:])
+
+
+def test_a_partition_that_no_statement_finds_is_an_error(engine: UsageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the worker would list the partitions forever, and write no receipts."""
+    engine.open()
+    gone = partitions_module.Partition("gone", DAY - 9, DAY - 8)
+    monkeypatch.setattr(partitions_module, "partitions", lambda *_: [gone])
+    with engine.reading() as connection, pytest.raises(ProgrammingError, match="gone"):
+        expired(connection, DAY)
 
 
 def test_rows_of_a_partition_with_more_days_are_deleted(engine: UsageEngine) -> None:
