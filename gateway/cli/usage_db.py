@@ -306,7 +306,7 @@ def _show(found: dict[str, Any]) -> None:
     if found.get("unreadable"):
         rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`. Run `{COMMAND}`"
     for name, day in found.get("rejected_from", {}).items():
-        rows[name] = f"rejects receipts from {day}: its conversion was interrupted. Start a worker, or run `{COMMAND}`"
+        rows[name] = f"rejects receipts from {day}: its conversion is incomplete. Start a worker, or run `{COMMAND}`"
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)

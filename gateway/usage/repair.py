@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import delete, select, tuple_
+from sqlalchemy.exc import OperationalError
 
+from gateway.errors import StartupError
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.partition_upkeep import drop_limits, limited_days
-from gateway.usage.partitions import PARTITIONED
+from gateway.usage.partitions import PARTITIONED, is_locked
 from gateway.usage.tables import UNREADABLE
 
 if TYPE_CHECKING:
@@ -58,9 +60,18 @@ def damage_of(queries: UsageQueries) -> Damage:
 async def repair(store: UsageStore) -> Repair:
     """Drop the limits of interrupted conversions, and write unreadable entries again. Raises the errors of UsageStore.
 
-    An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once.
+    An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once. Raises
+    StartupError if a table with a limit is in use.
     """
-    limits = await store.change(_drop_all_limits)
+    try:
+        limits = await store.change(_drop_all_limits)
+    except OperationalError as error:
+        if not is_locked(error):
+            raise
+        raise StartupError(
+            "A table with a limit is in use, by a worker that converts it or by a long query. Stop the workers of this "
+            f"version, and run {COMMAND} again."
+        ) from None
     written = unreadable = 0
     after: tuple[str, str] | None = None
     while entries := await store.read(_entries, after):

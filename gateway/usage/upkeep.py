@@ -24,7 +24,7 @@ _RETRY_S = 30.0
 async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry_s: float = _RETRY_S) -> None:
     """Keep the partitions of the database until canceled. A failure is logged once, and tried again.
 
-    First log what an interrupted conversion has left.
+    First log what an incomplete conversion has left. Another worker may be converting the table.
     """
     failing, checked = False, False
     while True:
@@ -54,8 +54,8 @@ async def _warn(store: UsageStore) -> None:
         log.warning("usage_receipts_unreadable", **found, fix=f"run {COMMAND}")
     for table, day in damage.limits.items():
         log.warning(
-            "usage_conversion_interrupted",
+            "usage_conversion_incomplete",
             table=table,
             rejects_from=rfc3339(day * DAY_S)[:10],
-            fix=f"the worker tries to continue; before a return to the earlier version run {COMMAND}",
+            fix=f"workers continue it; before a return to the earlier version run {COMMAND}",
         )

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from gateway.errors import StartupError
 from gateway.usage import partition_upkeep, upkeep
 from gateway.usage.database import WriteResult
 from gateway.usage.entries import OutboxEntry
@@ -72,6 +74,17 @@ async def test_a_repair_that_was_interrupted_counts_each_receipt_once(
     check_sums(store.engine)
 
 
+async def test_a_table_in_use_is_named(store: UsageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database itself is available."""
+    interrupt(store, monkeypatch)
+    monkeypatch.setattr("gateway.usage.partitions.LOCK_WAIT_MS", 50)
+    with store.engine.reading() as reader:
+        reader.execute(text("SELECT COUNT(*) FROM usage_receipts"))
+        with pytest.raises(StartupError, match="in use, by a worker that converts it or by a long query"):
+            await repair(store)
+    assert (await repair(store)).limits == 1
+
+
 async def test_a_worker_names_the_repair_at_its_start(store: UsageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(store, monkeypatch)
     of_earlier_version(store.engine).add(entries(on_days(DAY + 9)))
@@ -90,9 +103,9 @@ async def test_a_worker_names_the_repair_at_its_start(store: UsageStore, monkeyp
     with capture_logs() as logs, pytest.raises(Enough):
         await upkeep.keep_partitions(store)
     found: dict[str, Any] = {one["event"]: one for one in logs if "fix" in one}
-    assert set(found) == {"usage_receipts_unreadable", "usage_conversion_interrupted"}
+    assert set(found) == {"usage_receipts_unreadable", "usage_conversion_incomplete"}
     assert len([one for one in logs if "fix" in one]) == 2
-    unreadable, interrupted = found["usage_receipts_unreadable"], found["usage_conversion_interrupted"]
+    unreadable, interrupted = found["usage_receipts_unreadable"], found["usage_conversion_incomplete"]
     assert (unreadable["count"], unreadable["fix"]) == (1, "run gkt-gateway usage-db repair")
     assert (interrupted["table"], interrupted["rejects_from"]) == ("usage_receipts", "2026-09-29")
     assert interrupted["fix"].endswith("run gkt-gateway usage-db repair")
