@@ -177,7 +177,7 @@ def repair(config: ConfigOption = CONFIG) -> None:
     """
     done = result_of(_repair(settings_of(config)))
     typer.echo(
-        f"{done.limits} limits of days dropped, {done.written} receipts written, {done.unreadable} entries unreadable"
+        f"{done.limits} limits of days dropped, {done.written} entries written, {done.unreadable} entries unreadable"
     )
     if done.unreadable:
         raise typer.Exit(1)

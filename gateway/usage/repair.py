@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import OperationalError
 
 from gateway.errors import StartupError
+from gateway.quality.comparison import OUTBOX, Comparison
+from gateway.quality.outcome import Outcome
+from gateway.redis.keys import OUTCOMES
+from gateway.usage.database import ROW_ERRORS, add_comparisons, add_outcomes
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.partition_upkeep import drop_limits, limited_days
 from gateway.usage.partitions import PARTITIONED, is_locked
 from gateway.usage.tables import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
@@ -28,13 +33,18 @@ if TYPE_CHECKING:
 COMMAND = "gkt-gateway usage-db repair"
 _ENTRIES_AT_ONCE = 500
 _KEY = (UNREADABLE.c.tenant, UNREADABLE.c.entry)
+_OTHER_KINDS: dict[str, tuple[Callable[[bytes], Comparison | Outcome], Callable[..., None]]] = {
+    OUTBOX: (Comparison.from_json, add_comparisons),
+    OUTCOMES: (Outcome.from_json, add_outcomes),
+}
+"""Outboxes of entries that are no receipts: how to decode them, and how to write them."""
 
 
 class Damage(NamedTuple):
     """Damage to repair.
 
     Attributes:
-        unreadable: entries that are not among the receipts.
+        unreadable: entries that could not be written.
         limits: the first day (since the Unix epoch) that each table rejects, by table.
     """
 
@@ -43,7 +53,7 @@ class Damage(NamedTuple):
 
 
 class Repair(NamedTuple):
-    """The result of a repair: dropped limits, receipts that were written, and entries that stay unreadable."""
+    """The result of a repair: dropped limits, entries that were written, and entries that stay unreadable."""
 
     limits: int
     written: int
@@ -76,7 +86,10 @@ async def repair(store: UsageStore) -> Repair:
     after: tuple[str, str] | None = None
     while entries := await store.read(_entries, after):
         last = entries[-1]
-        readable = await _write(store, entries)
+        others = [entry for entry in entries if entry.tenant in _OTHER_KINDS]
+        readable = sum([await _write_other(store, entry) for entry in others])
+        if receipts := [entry for entry in entries if entry.tenant not in _OTHER_KINDS]:
+            readable += await _write(store, receipts)
         written, unreadable = written + readable, unreadable + len(entries) - readable
         after = last.tenant, last.id
     return Repair(limits, written, unreadable)
@@ -91,6 +104,17 @@ def _entries(queries: UsageQueries, after: tuple[str, str] | None) -> list[Outbo
     if after is not None:
         query = query.where(tuple_(*_KEY) > tuple_(*after))
     return [OutboxEntry(*row) for row in queries.connection.execute(query)]
+
+
+async def _write_other(store: UsageStore, entry: OutboxEntry) -> bool:
+    """Write a comparison or an outcome, and delete it from the unreadable entries. Return whether it is readable."""
+    decode, add = _OTHER_KINDS[entry.tenant]
+    try:
+        await store.change(add, [decode(entry.raw)])
+    except (msgspec.MsgspecError, *ROW_ERRORS):
+        return False
+    await store.change(_delete, [entry])
+    return True
 
 
 async def _write(store: UsageStore, entries: Sequence[OutboxEntry]) -> int:

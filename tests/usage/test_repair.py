@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
+from gateway.quality.comparison import OUTBOX, Comparison
+from gateway.quality.outcome import Outcome
+from gateway.redis.keys import OUTCOMES
 from gateway.usage import partition_upkeep, upkeep
 from gateway.usage.database import WriteResult
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.repair import Damage, Repair, damage_of, repair
 from gateway.usage.store import UsageStore
+from gateway.usage.tables import COMPARISONS, OUTCOME_ROWS, UNREADABLE
 from tests.postgres import new_database
-from tests.usage.databases import DAY, FOREVER, check_sums, entries, held, receipts_of_a_day
+from tests.usage.databases import DAY, FOREVER, NOW, check_sums, entries, held, receipts_of_a_day
 from tests.usage.test_partitions import keep, make_plain, of_earlier_version, on_days
 
 if TYPE_CHECKING:
@@ -109,6 +114,34 @@ async def test_a_worker_names_the_repair_at_its_start(store: UsageStore, monkeyp
     assert (unreadable["count"], unreadable["fix"]) == (1, "run gkt-gateway usage-db repair")
     assert (interrupted["table"], interrupted["rejects_from"]) == ("usage_receipts", "2026-09-29")
     assert interrupted["fix"].endswith("run gkt-gateway usage-db repair")
+
+
+async def test_comparisons_and_outcomes_are_written_again(address: str) -> None:
+    """They have outboxes of their own. Damaged ones, and those that the database rejects, stay."""
+    comparison = Comparison("req_1", NOW, "acme", "token_f1", "short", "chat", guided=9, student=8)
+    outcome = Outcome("req_2", NOW, "acme", "chat", "long", "u", "feedback", 7500)
+    rejected = msgspec.structs.replace(comparison, guided=10**30)
+    store = UsageStore(address, FOREVER)
+    raws = {
+        OUTBOX: (comparison.to_json(), rejected.to_json()),
+        OUTCOMES: (outcome.to_json(), b"damaged"),
+        "acme": (receipts_of_a_day(1)[0].to_json(), b"damaged"),
+    }
+    rows = [
+        {"tenant": tenant, "entry": f"{number}-0", "error": "DecodeError", "receipt": raw}
+        for tenant, found in raws.items()
+        for number, raw in enumerate(found)
+    ]
+    try:
+        await store.change(lambda connection: connection.execute(UNREADABLE.insert(), rows))
+        assert await repair(store) == Repair(0, 3, 3)
+        assert await store.read(damage_of) == Damage(3, {})
+        with store.engine.reading() as connection:
+            found = [connection.execute(select(table.c.id)).scalars().all() for table in (COMPARISONS, OUTCOME_ROWS)]
+        assert found == [["req_1"], ["req_2"]]
+        assert await store.count() == 1
+    finally:
+        await store.close()
 
 
 async def test_an_intact_database_needs_no_repair(address: str) -> None:
