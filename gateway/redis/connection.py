@@ -86,12 +86,35 @@ def connect(url: str, *, command_timeout_s: float | None, connect_timeout_s: flo
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the kind of an error, and for an error of TLS its reason and the option to check."""
+    """Return the kind of an error, and for an error of TLS its reason with a hint."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"TLS: {cause.verify_message}; check ssl_ca_certs in redis.url"
+            hint = _CERTIFICATE_HINTS.get(cause.verify_code, "check ssl_ca_certs in redis.url")
+            return f"TLS: {cause.verify_message.rstrip('.')}; {hint}"
         if isinstance(cause, ssl.SSLError):
-            return f"TLS: {cause.reason}; check ssl_certfile and ssl_keyfile in redis.url"
+            return f"TLS: {_with_hint(cause.reason or cause.strerror or type(cause).__name__)}"
+        if isinstance(cause, FileNotFoundError):
+            return "no such file: check the paths in redis.url"
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
+
+
+_NOT_NAMED = "redis.url needs a host that the certificate names"
+_RENEW = "renew the certificate of the server, or correct the clock"
+_CERTIFICATE_HINTS = {9: _RENEW, 10: _RENEW, 62: _NOT_NAMED, 64: _NOT_NAMED}
+"""By X509_V_ERR codes of OpenSSL: not valid yet, expired, another host name, another IP address."""
+_PLAIN = "this port has no TLS: correct the port, or write redis instead of rediss in redis.url"
+_TLS_HINTS = {
+    "WRONG_VERSION_NUMBER": _PLAIN,
+    "PACKET_LENGTH_TOO_LONG": _PLAIN,
+    "NO_CERTIFICATE_OR_CRL_FOUND": "the file ssl_ca_certs in redis.url has no certificate as PEM",
+}
+
+
+def _with_hint(reason: str) -> str:
+    """Return a reason of OpenSSL with the option to check, if one causes it."""
+    hint = _TLS_HINTS.get(reason)
+    if hint is None and any(part in reason for part in ("CERT", "KEY", "PEM", "UNKNOWN_CA", "HANDSHAKE")):
+        hint = "check ssl_certfile and ssl_keyfile in redis.url"
+    return f"{reason}; {hint}" if hint else reason
