@@ -56,7 +56,7 @@ class Topology:
         self.stale = True
         self.unserved: list[tuple[int, int]] = []
         self._up_since: dict[str, float] = {}  # of primaries
-        self._served_since: dict[int, float] = {}  # of slots that had no owner
+        self._served_since: dict[int, float] = {}  # of slots that had no owner, or one that failed
         self._refreshed_at = 0.0
         self._refreshing = asyncio.Lock()
 
@@ -183,6 +183,11 @@ class Topology:
         now = asyncio.get_running_loop().time()
         for first, last in self.unserved:
             self._served_since |= {slot: now for slot in range(first, last + 1) if owners[slot] is not None}
+        if self.down:  # an operator may have assigned slots of a failed node to another one
+            moved = zip(range(SLOTS), self._owners, owners, strict=True)
+            self._served_since |= {
+                slot: now for slot, before, owner in moved if before in self.down and owner != before
+            }
         self._up_since = {node: self._up_since.get(node, now) for node in primaries}
         self._owners, self.primaries, self.unserved = owners, primaries, _without_owner(owners)
 
