@@ -40,6 +40,8 @@ _MAX_CALLS_PER_ADDRESS = 8
 _MAX_NAME_CHARS = 128
 _MAX_SUBJECT_CHARS = 255
 _ACCESS_TOKENS = frozenset({"at+jwt", "application/at+jwt"})
+_OF_KEYCLOAK = ("Bearer", "DPoP")
+"""Values of Keycloak's claim `typ` in access tokens."""
 _OK = 200
 _ERRORS = frozenset(
     {
@@ -184,7 +186,7 @@ class OidcProvider:
         verified = await self._issuers.verify_for(token, issuer=settings.issuer, audience=[settings.client_id])
         claims = verified.claims
         # RFC 9068 names access tokens in the header. Keycloak does so in a claim.
-        if verified.token_type in _ACCESS_TOKENS or claims.get("typ") == "Bearer":
+        if verified.token_type in _ACCESS_TOKENS or claims.get("typ") in _OF_KEYCLOAK:
             raise TokenRejected(
                 "The token is an access token (typ). This listener accepts ID tokens.", "access_token", settings.issuer
             )

@@ -614,7 +614,7 @@ async def test_a_token_for_the_client_has_the_same_roles() -> None:
 
 @pytest.mark.parametrize(
     ("header", "claims"),
-    [({"typ": "at+jwt"}, {}), ({"typ": "application/AT+JWT"}, {}), ({}, {"typ": "Bearer"})],
+    [({"typ": "at+jwt"}, {}), ({"typ": "application/AT+JWT"}, {}), ({}, {"typ": "Bearer"}), ({}, {"typ": "DPoP"})],
 )
 async def test_an_access_token_for_the_client_is_no_id_token(header: dict[str, Any], claims: dict[str, Any]) -> None:
     async with listener() as here:
