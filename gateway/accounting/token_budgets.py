@@ -1,7 +1,7 @@
 """Register the key ids of tokens that have a budget, so that operators can list the budgets.
 
 No file has these key ids: they begin with the id of a rule, and callers bring the rest. A process registers a key id
-when a request of its budget is admitted, in the background. Redis keeps it until the end of the budget's present
+in the background when its budget admits or refuses a request. Redis keeps it until the end of the budget's present
 period, or of its raise, and at most `MAX_LISTED` for each tenant.
 """
 
