@@ -155,7 +155,7 @@ class RedisLedger:
         self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
     ) -> ExchangeResult:
         """Admit and settle requests in one round trip, and renew this process's lease for the namespaces in `beats`.
-        Raises RedisError and OSError: all failed."""
+        Raises RedisError and OSError where Redis is no cluster: all failed."""
         tenants: dict[str, list[_TenantCall]] = defaultdict(lambda: [_TenantCall()])
         for candidate in admitted:
             of_tenant = tenants[candidate.namespace]
@@ -169,7 +169,7 @@ class RedisLedger:
             tenants[tenant][0].beat = True
         calls = [(tenant, call) for tenant, calls_of in tenants.items() for call in calls_of]
         result = await self._run(calls, self.process_id)
-        if result.failed and (len(result.failed) == len(tenants) or not is_cluster(self._redis)):
+        if result.failed and not is_cluster(self._redis):
             raise next(iter(result.failed.values()))
         return result
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 from redis.exceptions import RedisError
 
+from gateway.accounting.exchange_batch import next_settlements, still_rejected, with_unsure
 from gateway.accounting.redis_ledger import Settlement
 from gateway.accounting.verdict import refusal_error
 from gateway.errors import StoreUnavailable
@@ -90,7 +91,7 @@ class ReceiptStore:
         self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
         self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
         self._failed = False  # the last exchange failed
-        self._rejected: Collection[str] | None = ()  # the namespaces for which it failed; None for all
+        self._rejected: Collection[str] | None = ()  # the namespaces whose last call failed; None for all
         self._work, self._exchanging = asyncio.Event(), asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # the delay of the timer
@@ -169,14 +170,9 @@ class ReceiptStore:
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
         """Return a tenant's receipt as JSON, or None. Raises StoreUnavailable: Redis is down and no archive has one."""
-        waiting = self._waiting.get(receipt_id) or self._resending.get(receipt_id)
-        if waiting is not None:
-            return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
         found, was_read = None, False
-        if self._redis.up:
-            # This failure does not count as an outage: a slow query must not stop requests from using Redis.
-            with suppress(RedisError, OSError):
-                found, was_read = await self._ledger.receipt(tenant, receipt_id), True
+        with suppress(StoreUnavailable):
+            found, was_read = await self.recent(tenant, receipt_id), True
         if found is None and self._archive is not None:
             found = await self._archive(tenant, receipt_id)
         if found is None and not was_read:
@@ -189,6 +185,7 @@ class ReceiptStore:
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
         if self._redis.up:
+            # This failure does not count as an outage: a slow query must not stop requests from using Redis.
             with suppress(RedisError, OSError):
                 return await self._ledger.receipt(tenant, receipt_id)
         raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
@@ -284,8 +281,8 @@ class ReceiptStore:
             self._resend_unsure()
             ids = list(islice((key for key, one in self._unsent.items() if self._can_send(one.namespace)), self._batch))
             candidates = [self._unsent.pop(one) for one in ids]
-            waiting = chain(self._waiting.values(), self._resending.values())
-            settled = list(islice((one for one in waiting if self._can_send(one.namespace)), self._batch))
+            waiting, before = chain(self._waiting.values(), self._resending.values()), set(self._rejected or ())
+            settled = next_settlements(waiting, self._batch, before, self._can_send)
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
                 self._failed = bool(self._waiting)  # of tenants whose node failed, else nothing is left to reject
@@ -295,11 +292,11 @@ class ReceiptStore:
             except Exception as error:  # noqa: BLE001  reported
                 self._note_failure([error], ids, None)
                 return False
+        is_full, now = len(settled) == self._batch, asyncio.get_running_loop().time()
         if result.failed:
             missed = [one for one in ids if one not in result.verdicts]
             self._note_failure(result.failed.values(), missed, result.failed)
             settled = [one for one in settled if one.namespace not in result.failed]
-        now = asyncio.get_running_loop().time()
         admitted = [one for one in candidates if one.id in result.verdicts]
         self._local.release(one.id for one in admitted)
         self._local.recover(now, lambda name: name not in result.failed and self._can_send(name))
@@ -314,9 +311,11 @@ class ReceiptStore:
             log.warning("abandoned_replaced", ids=result.replaced)
         for event in result.events:
             self._on_event(event)
-        if len(settled) == self._batch or any(self._can_send(one.namespace) for one in self._unsent.values()):
+        self._rejected = still_rejected(before, candidates, settled, beats, result.failed)
+        has_more = bool(settled) and (is_full or bool(before - self._rejected))
+        if has_more or any(self._can_send(one.namespace) for one in self._unsent.values()):
             self._work.set()
-        self._failed, self._rejected = self._holds_unsendable(self._waiting), result.failed
+        self._failed = self._holds_unsendable(self._waiting)
         return not (self._failed or result.failed or self._holds_unsendable(self._resending))
 
     def _resend_unsure(self) -> None:
@@ -324,7 +323,8 @@ class ReceiptStore:
         if self._unsure:
             under_way = {name: self._under_way[name] for name in self._unsure if name in self._under_way}
             sent = {name: one.forced() for name, one in under_way.items() if self._can_send(one.namespace)}
-            self._unsent, self._unsure = {**sent, **self._unsent}, under_way.keys() - sent.keys()
+            self._unsent = with_unsure(self._unsent, sent, self._rejected or ())
+            self._unsure = under_way.keys() - sent.keys()
         if self._redis.is_cluster and not self._redis.is_whole:
             self._answer([name for name, one in self._unsent.items() if not self._can_send(one.namespace)], None)
 
@@ -342,8 +342,9 @@ class ReceiptStore:
         self._failed, self._rejected = True, tenants
 
     def _holds_unsendable(self, settlements: Mapping[str, Settlement]) -> bool:
-        """Return whether some settlements wait for failed nodes of a cluster."""
-        return not self._redis.is_whole and not all(self._can_send(one.namespace) for one in settlements.values())
+        """Return whether some settlements wait for nodes of a cluster that failed or reject them."""
+        rejected, namespaces = self._rejected or (), {one.namespace for one in settlements.values()}
+        return any(one in rejected or not self._can_send(one) for one in namespaces)
 
     def _can_send(self, namespace: str) -> bool:
         """Return False in a cluster for a tenant, or a slice of one, whose node failed."""
@@ -362,8 +363,7 @@ class ReceiptStore:
             self._on_disk.discard(name)
             resent += self._resending.pop(name, None) is not None
             self._stored.append((now, one))
-        if resent:
-            self._metrics.receipts_resent.inc(resent)
+        self._metrics.receipts_resent.inc(resent)
         # Until the watch has checked its run id, Redis may have restarted and lost writes.
         while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
             self._stored.popleft()

@@ -229,3 +229,33 @@ async def test_receipts_of_a_slot_without_a_node_are_spooled(group: ClusterGroup
             await group.run(owner, "CLUSTER", "ADDSLOTS", slot)
         await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 20)
         assert await stored(group, keys) == ([one.id], [one.id])
+
+
+async def test_receipts_that_a_full_node_rejects_do_not_delay_those_of_other_tenants(
+    group: ClusterGroup, tmp_path: Path
+) -> None:
+    """The rejected receipts are older, and more than fit in an exchange."""
+    keys = await keys_on_nodes(group)
+    full = await group.owner(slot_of(keys.tenant_base("acme")))
+    async with a_process(group.url, tmp_path, "ann", keys) as ann:
+        rejected, others = receipts("acme", 300), receipts("globex", 300)
+        await group.run(full, "CONFIG", "SET", "maxmemory", "1")
+        try:
+            for one in rejected:
+                ann.store.put(one)
+            await until(lambda: ann.value("gkt_spool_receipts") == 300, 20)
+            for one in others:
+                ann.store.put(one)
+                await asyncio.sleep(0)
+            await until(lambda: not any(ann.store.holds(one.id) for one in others), 20)
+            more = receipts("acme", 5)
+            for one in (*more, *(latest := receipts("globex", 5))):
+                ann.store.put(one)
+            await until(lambda: ann.value("gkt_spool_receipts") == 305, 20)
+            assert sorted(ann.lines()) == ids(rejected, more)
+        finally:
+            await group.run(full, "CONFIG", "SET", "maxmemory", "0")
+        await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 20)
+        expected = ids(rejected, more, others, latest)
+        assert await stored(group, keys) == (expected, expected)
+        assert ann.value("gkt_receipts_lost_total") == 0
