@@ -209,7 +209,7 @@ class Spooler:
             await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
             self._metrics.spool_replayed.labels(origin).inc(len(stored))
             if origin == "own":
-                self._store.confirm_spooled([one.receipt.id for _, one in stored])
+                self._store.confirm_spooled([one for _, one in stored])
             count += len(stored)
         return count
 

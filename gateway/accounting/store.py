@@ -85,7 +85,7 @@ class ReceiptStore:
         metrics.follow(metrics.receipts_waiting, lambda: len(self._waiting))
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
         self._spool_only: dict[str, str] = {}  # settlements that are in the spool alone -> their namespaces
-        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=max_waiting)  # the last ones, with their times
+        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=2 * max_waiting)  # the last ones, with their times
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
         self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
@@ -234,11 +234,11 @@ class ReceiptStore:
         self._metrics.receipts_lost.inc()
         log.error("receipt_lost", id=receipt.id, receipt=receipt.as_dict())
 
-    def confirm_spooled(self, ids: Collection[str]) -> None:
+    def confirm_spooled(self, settled: Sequence[Settlement]) -> None:
         """Record that Redis stored these receipts from the spool."""
-        for one in ids:
-            self._spool_only.pop(one, None)
-        self._local.release(ids)
+        for one in settled:
+            self._spool_only.pop(one.receipt.id, None)
+        self._mark_stored(settled)
 
     def beat(self) -> None:
         """Renew this process's lease for every tenant and slice that has requests under way here."""

@@ -193,6 +193,24 @@ async def test_a_living_processs_spool_is_its_own(tmp_path: Path) -> None:
         assert ann.lines() == [one.id]
 
 
+async def test_receipts_from_the_spool_are_sent_again_if_redis_loses_them(tmp_path: Path) -> None:
+    """A replica that becomes the primary may lack the last writes. Memory had no room for all of the receipts."""
+    keys = new()
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", keys, max_waiting=5) as ann:
+        await server.stop()
+        ones = [closed(guided()) for _ in range(8)]
+        for number, some in enumerate((ones[:5], ones[5:])):
+            for one in some:
+                ann.store.put(one)
+            await until(lambda number=number: ann.value("gkt_spool_receipts") == (5, 8)[number])
+        await server.start()
+        await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 20)
+        await ann.client.commands.flushall()
+        ann.store.resend()
+        await until(lambda: ann.value("gkt_receipts_resent_total") == 8)
+        assert await in_redis(server.url, keys) == (ids(ones), ids(ones))
+
+
 async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(tmp_path: Path) -> None:
     size = len(SpoolEntry("ann", closed(guided())).to_line())
     async with (
