@@ -343,11 +343,11 @@ class ReceiptStore:
 
     def _holds_unsendable(self, settlements: Mapping[str, Settlement]) -> bool:
         """Return whether some settlements wait for nodes of a cluster that failed or reject them."""
-        rejected, namespaces = self._rejected or (), {one.namespace for one in settlements.values()}
-        return any(one in rejected or not self._can_send(one) for one in namespaces)
+        rejected = self._rejected or ()
+        checked = () if self._redis.is_whole and not rejected else {one.namespace for one in settlements.values()}
+        return any(one in rejected or not self._can_send(one) for one in checked)
 
     def _can_send(self, namespace: str) -> bool:
-        """Return False in a cluster for a tenant, or a slice of one, whose node failed."""
         return not self._redis.is_cluster or self._redis.is_up(self._ledger.key_of(namespace))
 
     def is_up(self, namespace: str) -> bool:
