@@ -10,7 +10,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.accounting.slices import share, share_of
+from gateway.accounting.slices import parts_of, share, share_of
 from gateway.pricing import dollars, picodollars, without_trailing_zeros
 from gateway.redis.keys import slice_name, slice_names
 
@@ -163,13 +163,14 @@ class Budgets:
 
         Each slice gets a part, one after the other.
         """
+        parts = parts_of(account.scope, account.slices)
         for number, part in enumerate(account.parts):
             key = self.key_of(part)
             async with self._redis.pipeline(transaction=True) as pipe:
                 if raised is None:
                     pipe.hdel(key, "raise", "raise_until")
                 else:
-                    usd = share(int(picodollars(raised.usd)), number, account.slices)
+                    usd = share(int(picodollars(raised.usd)), number, parts)
                     values: dict[Any, Any] = {"raise": str(usd), "raise_until": raised.until_s}
                     pipe.hset(key, mapping=values)
                     pipe.expire(key, KEPT_S)

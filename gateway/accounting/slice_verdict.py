@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from gateway.accounting.slices import share
+from gateway.accounting.slices import parts_of, share
 from gateway.accounting.verdict import LimitRemainder
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ def with_whole_limits(answer: SliceVerdict, whole: Sequence[Scope], number: int,
 def _scaled(
     kind: Literal["requests", "tokens"], part: LimitRemainder, whole: Sequence[Scope], number: int, slices: int
 ) -> LimitRemainder:
-    limits = [scope.rpm if kind == "requests" else scope.tpm for scope in whole]
+    limits = [(scope.rpm if kind == "requests" else scope.tpm, parts_of(scope, slices)) for scope in whole]
     # The script returns the part of the limit with the smallest remainder, without its scope.
-    limit = min((limit for limit in limits if share(limit, number, slices) == part.limit), default=part.limit * slices)
-    return LimitRemainder(limit, min(limit, part.left * slices), part.reset_us)
+    same = (one for one in limits if share(one[0], number, one[1]) == part.limit)
+    limit, parts = min(same, default=(part.limit * slices, slices))
+    return LimitRemainder(limit, min(limit, part.left * parts), part.reset_us)
 
 
 def merged(answers: Mapping[int, SliceVerdict], whole: tuple[Scope, ...], slices: int) -> SliceVerdict:
@@ -62,14 +63,14 @@ def merged(answers: Mapping[int, SliceVerdict], whole: tuple[Scope, ...], slices
     index = next(index for index, scope in enumerate(whole) if scope.name == name)
     same = {one: answer.refusal for one, answer in answers.items() if answer.refused_by == (name, kind)}
     # Other slices refused the request for another reason, or were not asked. Their parts count as used.
-    limit = _limit(whole[index], kind)
-    others = sum(share(limit, one, slices) for one in range(slices) if one not in same)
+    limit, parts = _limit(whole[index], kind), parts_of(whole[index], slices)
+    others = sum(share(limit, one, parts) for one in range(parts) if one not in same)
     refusal = replace(
         chosen.refusal,
         scope=index + 1,
         maximum=str(others + sum(int(one.maximum) for one in same.values())),
         used=str(others + sum(int(one.used) for one in same.values())),
-        slices=slices,
+        slices=parts,
     )
     scaled = with_whole_limits(chosen, whole, number, slices)
     return SliceVerdict(replace(scaled.verdict, refusal=refusal), whole, chosen.now_us)

@@ -19,32 +19,38 @@ if TYPE_CHECKING:
 _MAX_CACHED = 50_000
 
 
-def share(amount: int, number: int, slices: int) -> int:
+def parts_of(scope: Scope, slices: int) -> int:
+    """Return the number of parts of a scope's limits and budget, one for each slice from the first one on.
+
+    A limit below the number of slices, such as a limit of one request at a time, has fewer parts. Then all limits and
+    the budget of its scope have as many, so that requests can use all of each.
+    """
+    return min([slices, *(limit for limit in (scope.rpm, scope.tpm, scope.parallel) if limit)])
+
+
+def share(amount: int, number: int, parts: int) -> int:
     """Return the part of an amount for a slice. The first slices have the remainder of the division."""
-    return amount // slices + (number < amount % slices)
+    return amount // parts + (number < amount % parts) if number < parts else 0
 
 
 @lru_cache(_MAX_CACHED)
 def share_of(scope: Scope, number: int, slices: int) -> Scope:
     """Return a scope with the parts of its limits and its budget for a slice."""
+    parts = parts_of(scope, slices)
     return replace(
         scope,
-        rpm=share(scope.rpm, number, slices),
-        tpm=share(scope.tpm, number, slices),
-        parallel=share(scope.parallel, number, slices),
-        budget=None if scope.budget is None else _terms(scope.budget, number, slices),
+        rpm=share(scope.rpm, number, parts),
+        tpm=share(scope.tpm, number, parts),
+        parallel=share(scope.parallel, number, parts),
+        budget=None if scope.budget is None else _terms(scope.budget, number, parts),
     )
 
 
-def _terms(terms: BudgetTerms, number: int, slices: int) -> BudgetTerms:
-    soft = str(share(int(terms.soft), number, slices)) if terms.soft else ""
-    return replace(terms, max=str(share(int(terms.max), number, slices)), soft=soft)
+def _terms(terms: BudgetTerms, number: int, parts: int) -> BudgetTerms:
+    soft = str(share(int(terms.soft), number, parts)) if terms.soft else ""
+    return replace(terms, max=str(share(int(terms.max), number, parts)), soft=soft)
 
 
 def usable(scopes: Sequence[Scope], slices: int) -> int:
-    """Return the number of slices, from the first one on, in which each limit has a part.
-
-    A limit below the number of slices, such as a limit of one request at a time, has none in the last slices.
-    """
-    limits = (limit for scope in scopes for limit in (scope.rpm, scope.tpm, scope.parallel) if limit)
-    return min([slices, *limits])
+    """Return the number of slices, from the first one on, in which each scope has a part."""
+    return min([slices, *(parts_of(scope, slices) for scope in scopes)])

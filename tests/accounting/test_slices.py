@@ -92,6 +92,10 @@ def test_a_limit_below_the_number_of_slices_uses_fewer_slices() -> None:
     assert usable([tenant(rpm=100), key(parallel=1)], 4) == 1
     assert usable([tenant(rpm=100)], 4) == 4
     assert usable([], 4) == 4
+    small = msgspec.structs.replace(budget("10"), rpm=3, tpm=1000)
+    parts = [share_of(small, number, 4) for number in range(4)]
+    assert [(part.rpm, part.tpm) for part in parts] == [(1, 334), (1, 333), (1, 333), (0, 0)]
+    assert sum(int(part.budget.max) for part in parts if part.budget is not None) == 10**13
 
 
 async def test_requests_of_a_minute_are_exactly_the_limit(both: tuple[SlicedProcess, SlicedProcess]) -> None:
@@ -131,6 +135,24 @@ async def test_a_key_with_a_lower_limit_than_slices_has_its_limit(ann: SlicedPro
     assert Counter(verdict is not None and verdict.refusal is None for verdict in verdicts) == {True: 2, False: 4}
     last = await refused(ann, *scopes)
     assert (last.limit, last.scope, last.maximum, last.used) == ("parallel", 2, "2", "2")
+
+
+async def test_a_key_with_a_lower_limit_than_slices_can_use_all_of_its_limits_and_budget(ann: SlicedProcess) -> None:
+    """One request at a time, so one slice. It has the whole limit of tokens, and the whole budget with its raise."""
+    scope = msgspec.structs.replace(budget("1", name="key:prod"), tpm=1000, parallel=1)
+    account = Account("acme", scope, SLICES)
+    verdict = await admitted(ann, tenant(tpm=40_000), scope, usd="0.9", tokens=900)
+    assert verdict.left is not None
+    assert (verdict.left["tokens"].limit, verdict.left["tokens"].left) == (1000, 100)
+    ann.settle(ann.admitted[-1], "0.9")
+    assert await ann.store.flush()
+    no = await refused(ann, tenant(tpm=40_000), scope, usd="0.2")
+    assert (no.limit, no.maximum, no.used, no.slices) == ("budget", str(10**12), str(9 * 10**11), 1)
+    seconds, _ = await ann.redis.time()
+    await ann.budgets.put_raise(account, Raise(Decimal("0.1"), seconds + 60))
+    (balance,) = await ann.budgets.read([account])
+    assert (balance.limit_usd, balance.left_usd) == (Decimal("1.1"), Decimal("0.2"))
+    await admitted(ann, tenant(tpm=40_000), scope, usd="0.2")
 
 
 async def test_remainders_are_those_of_the_tenant(ann: SlicedProcess) -> None:
