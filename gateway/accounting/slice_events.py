@@ -29,7 +29,7 @@ class SliceEvents:
     """Check budgets whose slices are past a limit, at most every `check_every_s` seconds each.
 
     A slice may be past its part of a soft limit before the budget is. The budget is read again while requests exceed
-    the part.
+    the part. Budgets are checked one after the other: many at once would use all connections to Redis.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class SliceEvents:
         self._client, self._budgets, self._send, self._tasks = client, budgets, send, tasks
         self._check_every_s = check_every_s
         self._next_s: dict[tuple[Kind, str, str], float] = {}  # loop time of the next check of a budget
+        self._waiting: dict[tuple[Kind, str, str], Account] = {}  # budgets to check
+        self._checking = False
 
     def note(self, kind: Kind, tenant: str, slices: int, scopes: Iterable[Scope]) -> None:
         """Check the budgets of these scopes in the background.
@@ -54,14 +56,27 @@ class SliceEvents:
         for scope in scopes:
             if scope.budget is None or (kind == "soft" and not scope.budget.soft):
                 continue
-            if self._next_s.get((kind, tenant, scope.name), now) <= now:
+            is_due = self._next_s.get((kind, tenant, scope.name), now) <= now
+            if is_due and len(self._waiting) < _MAX_BUDGETS:
                 self._set_next(kind, tenant, scope, now + self._check_every_s)
-                self._tasks.spawn("slice_events", self._check(kind, Account(tenant, scope, slices)))
+                self._waiting[kind, tenant, scope.name] = Account(tenant, scope, slices)
+        if self._waiting and not self._checking:
+            self._checking = True
+            self._tasks.spawn("slice_events", self._check_waiting())
 
     def _set_next(self, kind: Kind, tenant: str, scope: Scope, at_s: float) -> None:
         if len(self._next_s) >= _MAX_BUDGETS:
             self._next_s.clear()
         self._next_s[kind, tenant, scope.name] = at_s
+
+    async def _check_waiting(self) -> None:
+        try:
+            while self._waiting and self._client.up:
+                name = next(iter(self._waiting))
+                await self._check(name[0], self._waiting.pop(name))
+        finally:
+            self._waiting.clear()  # without Redis: later requests note these budgets again
+            self._checking = False
 
     async def _check(self, kind: Kind, account: Account) -> None:
         try:

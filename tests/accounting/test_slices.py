@@ -32,8 +32,9 @@ from tests.accounting.sliced_process import SLICES, SlicedProcess, sliced_proces
 from tests.batching.process import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from gateway.accounting.budgets import Balance
     from gateway.accounting.scopes import Scope
     from gateway.accounting.verdict import AdmissionVerdict, Refusal
 
@@ -261,6 +262,27 @@ async def test_a_slice_past_its_part_of_a_soft_budget_sends_nothing(ann: SlicedP
         pass
     assert await ann.tasks.drain(5) == 0
     assert ann.events == []
+
+
+async def test_events_of_many_budgets_use_one_connection(ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels may have many budgets that end together. Exchanges of all tenants need connections meanwhile."""
+    read, running, most = ann.budgets.read, 0, 0
+
+    async def counted(accounts: Sequence[Account]) -> list[Balance]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await read(accounts)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(ann.budgets, "read", counted)
+    scopes = [budget("0.04", name=f"label:user={number}") for number in range(50)]
+    await asyncio.gather(*(refused(ann, scope, usd="0.02") for scope in scopes))
+    await until(lambda: len(ann.events) == len(scopes))
+    assert {one.scope for one in ann.events} == set(scopes)
+    assert most == 1
 
 
 async def test_a_lost_reply_admits_a_request_in_one_slice(ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
