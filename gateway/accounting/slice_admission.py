@@ -2,13 +2,16 @@
 
 The requests of a process use one slice for some seconds, so that they and their receipts share script calls. Then they
 use the next one. Each process begins with a random slice.
+
+A slice at a limit of requests per minute is not asked again before the limit has room. Otherwise each request above the
+limit would cost a script call in every slice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -18,9 +21,23 @@ from gateway.accounting.slices import share_of, usable
 from gateway.redis.keys import slice_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.accounting.scopes import Scope
     from gateway.accounting.slice_events import SliceEvents
     from gateway.accounting.store import Admitted, ReceiptStore
     from gateway.config.limits import OnRedisFailure
+
+_MAX_FULL = 10_000
+_US = 1_000_000
+
+
+class _Full(NamedTuple):
+    """A refusal by a limit of requests per minute, which a slice repeats until a loop time."""
+
+    scope: Scope  # with the part of the slice
+    answer: SliceVerdict
+    until_s: float
 
 
 class SliceAdmission:
@@ -37,12 +54,17 @@ class SliceAdmission:
     def __init__(self, store: ReceiptStore, events: SliceEvents | None = None, *, keep_s: float = 5.0) -> None:
         self._store, self._events, self._keep_s = store, events, keep_s
         self._first: dict[str, tuple[int, float]] = {}  # tenant -> the slice to try first, until a loop time
+        self._full: dict[tuple[str, str], _Full] = {}  # by slice and scope
 
     async def admit(self, whole: AdmissionRequest, slices: int, *, on_failure: OnRedisFailure) -> Admitted:
         """Return the verdict on a request, with the limits of its tenant. `ReceiptStore.admit` has the other facts."""
-        refusals: dict[int, SliceVerdict] = {}
-        for number in self._order(whole, usable(whole.scopes, slices)):
-            admitted = await self._store.admit(_in_slice(whole, number, slices), on_failure=on_failure)
+        numbers = self._order(whole, usable(whole.scopes, slices))
+        refusals = self._known_refusals(whole, numbers, slices)
+        # One slice is asked even if all are full.
+        soonest = min(numbers, key=lambda one: refusals[one].refusal.retry_us if one in refusals else 0)
+        for number in [one for one in numbers if one not in refusals] or [soonest]:
+            part, asked_s = _in_slice(whole, number, slices), asyncio.get_running_loop().time()
+            admitted = await self._store.admit(part, on_failure=on_failure)
             if admitted is None:
                 return None
             answer = SliceVerdict(*admitted)
@@ -54,10 +76,37 @@ class SliceAdmission:
                     self._events.note("soft", whole.tenant, slices, whole.scopes)
                 return with_whole_limits(answer, whole.scopes, number, slices)
             refusals[number] = answer
+            self._note_refusal(part, answer, asked_s)
         refused = merged(refusals, whole.scopes, slices)
         if self._events is not None and refused.refusal.limit == "budget" and refused.now_us is not None:
             self._events.note("hard", whole.tenant, slices, [whole.scopes[refused.refusal.scope - 1]])
         return refused
+
+    def _note_refusal(self, part: AdmissionRequest, answer: SliceVerdict, asked_s: float) -> None:
+        refusal = answer.refusal
+        if refusal.limit != "requests" or answer.now_us is None:
+            return
+        if len(self._full) >= _MAX_FULL:
+            self._full.clear()
+        scope = answer.scopes[refusal.scope - 1]
+        alone = SliceVerdict(replace(answer.verdict, refusal=replace(refusal, scope=1)), (scope,), answer.now_us)
+        self._full[part.namespace, scope.name] = _Full(scope, alone, asked_s + refusal.retry_us / _US)
+
+    def _known_refusals(self, whole: AdmissionRequest, numbers: Iterable[int], slices: int) -> dict[int, SliceVerdict]:
+        """Return the refusals that slices would repeat. Counts of requests only decrease with time."""
+        if not self._full:
+            return {}
+        now, found = asyncio.get_running_loop().time(), {}
+        for number in numbers:
+            name = slice_name(whole.tenant, number)
+            for scope in whole.scopes:
+                full = self._full.get((name, scope.name))
+                # After a policy edit, the slice has another part.
+                if full is not None and now < full.until_s and full.scope == share_of(scope, number, slices):
+                    refusal = replace(full.answer.refusal, retry_us=round((full.until_s - now) * _US))
+                    found[number] = full.answer._replace(verdict=replace(full.answer.verdict, refusal=refusal))
+                    break
+        return found
 
     def _order(self, whole: AdmissionRequest, slices: int) -> list[int]:
         """Return the slices to try, in random order after the first: those whose nodes are up, or all if none is up."""

@@ -48,9 +48,9 @@ class Counted:
         )
         await self.processes[by].exchange([], [Settlement(receipt, one)])
 
-    async def grow_older(self, scope: Scope, seconds: float) -> None:
+    async def grow_older(self, scope: Scope, seconds: float, namespace: str = "acme") -> None:
         """Move all counts into the past."""
-        window = self.keys.scope("acme", scope.name)[0]
+        window = self.keys.scope(namespace, scope.name)[0]
         slots = round(seconds * 1_000_000 / SLOT_US)
         held = {name.decode(): value for name, value in (await self.redis.hgetall(window)).items()}
         moved = {_earlier(name, slots): value for name, value in held.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.accounting.redis_ledger import TenantEvent
     from gateway.accounting.scopes import Scope
-    from gateway.accounting.verdict import AdmissionVerdict
+    from gateway.accounting.verdict import AdmissionVerdict, Refusal
     from gateway.config.limits import OnRedisFailure
 
 SLICES = 4
@@ -112,3 +112,19 @@ async def sliced_process(
         await part.tasks.close()
         await part.client.close()
         await part.redis.aclose()
+
+
+async def admitted(part: SlicedProcess, *scopes: Scope, **more: Any) -> AdmissionVerdict:
+    """Return the verdict on a request that is admitted."""
+    verdict = await part.ask(*scopes, **more)
+    assert verdict is not None
+    assert verdict.refusal is None
+    return verdict
+
+
+async def refused(part: SlicedProcess, *scopes: Scope, **more: Any) -> Refusal:
+    """Return the refusal of a request."""
+    verdict = await part.ask(*scopes, **more)
+    assert verdict is not None
+    assert verdict.refusal is not None
+    return verdict.refusal

@@ -28,15 +28,12 @@ from gateway.redis.keys import RedisKeys, slice_names
 from gateway.usage.feed import OutboxFeed
 from tests.accounting.budget_fixture import budget
 from tests.accounting.counts import key, tenant
-from tests.accounting.sliced_process import SLICES, SlicedProcess, sliced_process
+from tests.accounting.sliced_process import SLICES, SlicedProcess, admitted, refused, sliced_process
 from tests.batching.process import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
-    from gateway.accounting.budgets import Balance
-    from gateway.accounting.scopes import Scope
-    from gateway.accounting.verdict import AdmissionVerdict, Refusal
 
 pytestmark = pytest.mark.process
 
@@ -54,20 +51,6 @@ async def both(redis_url: str) -> AsyncIterator[tuple[SlicedProcess, SlicedProce
     async with AsyncExitStack() as stack:
         ann, bob = [await stack.enter_async_context(sliced_process(redis_url, keys, name)) for name in ("ann", "bob")]
         yield ann, bob
-
-
-async def admitted(part: SlicedProcess, *scopes: Scope, **more: Any) -> AdmissionVerdict:
-    verdict = await part.ask(*scopes, **more)
-    assert verdict is not None
-    assert verdict.refusal is None
-    return verdict
-
-
-async def refused(part: SlicedProcess, *scopes: Scope, **more: Any) -> Refusal:
-    verdict = await part.ask(*scopes, **more)
-    assert verdict is not None
-    assert verdict.refusal is not None
-    return verdict.refusal
 
 
 @given(st.integers(0, 10**18), st.integers(1, 16))
@@ -262,27 +245,6 @@ async def test_a_slice_past_its_part_of_a_soft_budget_sends_nothing(ann: SlicedP
         pass
     assert await ann.tasks.drain(5) == 0
     assert ann.events == []
-
-
-async def test_events_of_many_budgets_use_one_connection(ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels may have many budgets that end together. Exchanges of all tenants need connections meanwhile."""
-    read, running, most = ann.budgets.read, 0, 0
-
-    async def counted(accounts: Sequence[Account]) -> list[Balance]:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            return await read(accounts)
-        finally:
-            running -= 1
-
-    monkeypatch.setattr(ann.budgets, "read", counted)
-    scopes = [budget("0.04", name=f"label:user={number}") for number in range(50)]
-    await asyncio.gather(*(refused(ann, scope, usd="0.02") for scope in scopes))
-    await until(lambda: len(ann.events) == len(scopes))
-    assert {one.scope for one in ann.events} == set(scopes)
-    assert most == 1
 
 
 async def test_a_lost_reply_admits_a_request_in_one_slice(ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
