@@ -26,7 +26,8 @@ from gateway.redis.slots import slot_of
 from load_tests.machine import machine
 from tests.accounting.budget_fixture import budget
 from tests.accounting.sliced_process import SlicedProcess, sliced_process
-from tests.redis_groups import NODES, cluster_group, opened_by_url
+from tests.redis_clients import opened_by_url
+from tests.redis_groups import NODES, cluster_group
 
 if TYPE_CHECKING:
     from tests.redis_groups import ClusterGroup

@@ -29,7 +29,8 @@ from tests.gateway_process import (
     running_gateway,
 )
 from tests.readiness import wait_until_probed
-from tests.redis_groups import cluster_group, opened_by_url
+from tests.redis_clients import opened_by_url
+from tests.redis_groups import cluster_group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -9,26 +9,22 @@ import signal
 import socket
 import sys
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gateway.config.redis_url import redis_address
 from gateway.local import parent_watch
 from gateway.local.redis import find_server
-from gateway.redis.cluster_client import ClusterClient
-from gateway.redis.servers import servers_of
 from gateway.runtime.child_processes import end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 MASTER = "main"
@@ -343,6 +339,14 @@ class ClusterGroup:
                 return server
         raise AssertionError("no node answers")
 
+    async def owner_ports(self) -> list[int]:
+        """Return the port of the primary of each slot."""
+        owners: dict[int, int] = {}
+        for port, ranges in (await self.primaries()).items():
+            for first, last in ranges:
+                owners |= dict.fromkeys(range(first, last + 1), port)
+        return [owners[slot] for slot in range(SLOTS)]
+
     async def owner(self, slot: int, asked: RedisServer | None = None) -> RedisServer:
         """Return the primary of a slot."""
         for port, ranges in (await self.primaries(asked)).items():
@@ -386,53 +390,3 @@ async def cluster_group(**options: Any) -> AsyncIterator[ClusterGroup]:
         group = ClusterGroup(Path(folder), **options)
         await group.start(stack)
         yield group
-
-
-class InspectedCluster(ClusterClient):
-    """A client of a cluster, with more methods of a client of one server, for tests that look into Redis."""
-
-    def __init__(self, url: str) -> None:
-        servers: Any = servers_of(redis_address(url), 60.0)
-        self.__dict__ |= servers.open(command_timeout_s=60.0).__dict__
-        self._servers = servers
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        await self._servers.close()
-
-    async def keys(self, pattern: str = "*") -> list[bytes]:
-        return [raw async for raw in self.scan_iter(pattern, 1000)]
-
-    async def flushall(self) -> None:
-        await self.on_primaries("FLUSHALL")
-
-    flushdb = flushall
-
-    async def script_flush(self) -> None:
-        await self.on_primaries("SCRIPT FLUSH")
-
-    async def delete(self, *names: Any) -> int:
-        return await self.unlink(*names)
-
-    async def pubsub_numsub(self, channel: str) -> list[tuple[bytes, int]]:
-        replies = await self.on_primaries("PUBSUB NUMSUB", channel)
-        return [(channel.encode(), sum(int(count) for reply in replies for _, count in reply))]
-
-
-@contextmanager
-def opened_by_url() -> Iterator[None]:
-    """Let `Redis.from_url` open clusters, too."""
-    original: Any = Redis.__dict__["from_url"]
-
-    def from_url(cls: type[Redis], url: str, **options: Any) -> Any:
-        return InspectedCluster(url) if "+cluster" in url else original.__func__(cls, url, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Redis, "from_url", classmethod(from_url))
-        yield

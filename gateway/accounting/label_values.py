@@ -16,9 +16,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import structlog
-
 from gateway.policy.labels import OTHER
+from gateway.redis.background import run_on_work
 from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
-
-log = structlog.get_logger()
 
 KEPT_S = 40 * 86_400
 """Seconds for which Redis keeps the values of a month."""
@@ -67,7 +64,6 @@ class LabelValues:
         self._size = 0
         self._unsent: dict[ValueSet, None] = {}
         self._work = asyncio.Event()
-        self._failed = False
 
     def bounded(self, values: ValueSet, value: str, maximum: int, *, register: bool = True) -> str:
         """Return the value, or `(other)` if it is beyond the bound. Does not wait.
@@ -98,21 +94,14 @@ class LabelValues:
 
     async def run(self) -> None:
         """Register waiting values until canceled."""
-        while True:
-            await self._work.wait()
-            await asyncio.sleep(_LINGER_S)  # further new values share the call
-            await self._redis.wait_up()
-            self._work.clear()
-            try:
-                await self.register()
-                self._failed = False
-            except Exception as error:
-                unexpected = self._redis.failed(error)
-                if unexpected or not self._failed:
-                    log.warning("label_values_not_registered", error=type(error).__name__, exc_info=unexpected)
-                self._failed = True
-                self._work.set()
-                await asyncio.sleep(_RETRY_S)
+        await run_on_work(
+            self._redis,
+            self._work,
+            self.register,
+            linger_s=_LINGER_S,
+            retry_s=_RETRY_S,
+            failure="label_values_not_registered",
+        )
 
     async def register(self) -> None:
         """Register the waiting values, and read those of other processes. Raises RedisError and OSError."""

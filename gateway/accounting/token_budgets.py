@@ -11,12 +11,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import period_end
 from gateway.accounting.scopes import key_of
 from gateway.policy.identities import is_token_key
+from gateway.redis.background import run_on_work
 from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gateway.accounting.scopes import BudgetTerms, Scope
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
-
-log = structlog.get_logger()
 
 MAX_LISTED = 5_000
 _AGAIN_S = 600
@@ -45,7 +43,6 @@ class TokenBudgets:
         self._due: dict[tuple[str, str], float] = {}  # the next registration of a key id, by tenant and key id
         self._unsent: dict[tuple[str, str], int] = {}  # with the end of the period
         self._work = asyncio.Event()
-        self._failed = False
 
     def record(self, tenant: str, scopes: Iterable[Scope]) -> None:
         """Record the use of the budget of a token. Other budgets are ignored. Does not wait."""
@@ -67,21 +64,14 @@ class TokenBudgets:
 
     async def run(self) -> None:
         """Register recorded key ids until canceled."""
-        while True:
-            await self._work.wait()
-            await asyncio.sleep(_LINGER_S)  # further key ids share the call
-            await self._redis.wait_up()
-            self._work.clear()
-            try:
-                await self.register()
-                self._failed = False
-            except Exception as error:
-                unexpected = self._redis.failed(error)
-                if unexpected or not self._failed:
-                    log.warning("token_budgets_not_registered", error=type(error).__name__, exc_info=unexpected)
-                self._failed = True
-                self._work.set()
-                await asyncio.sleep(_RETRY_S)
+        await run_on_work(
+            self._redis,
+            self._work,
+            self.register,
+            linger_s=_LINGER_S,
+            retry_s=_RETRY_S,
+            failure="token_budgets_not_registered",
+        )
 
     async def register(self) -> None:
         """Register the recorded key ids. Those that fail are kept for the next call. Raises RedisError and OSError."""

@@ -24,7 +24,8 @@ from tests.accounting.test_intent_reaper import LEASE_S, die, process
 from tests.accounting.test_spool import a_process, in_redis
 from tests.batching.process import until
 from tests.redis.test_cluster import uncover
-from tests.redis_groups import SLOTS, cluster_group, opened_by_url
+from tests.redis_clients import opened_by_url
+from tests.redis_groups import cluster_group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -52,11 +53,7 @@ def _clusters_by_url() -> Iterator[None]:
 async def keys_on_nodes(group: ClusterGroup) -> RedisKeys:
     """Return keys with the tenant acme and the heartbeat of ann on one node, and all else on other nodes."""
     await until(group.is_ready, 60)
-    owners: dict[int, int] = {}
-    for port, ranges in (await group.primaries()).items():
-        for first, last in ranges:
-            owners |= dict.fromkeys(range(first, last + 1), port)
-    assert len(owners) == SLOTS
+    owners = await group.owner_ports()
     while True:
         keys = RedisKeys(f"t{secrets.token_hex(4)}")
         failing = {owners[slot_of(key)] for key in (keys.tenant_base("acme"), keys.heartbeat("ann"))}

@@ -15,7 +15,8 @@ from gateway.redis.keys import RedisKeys, slice_names
 from gateway.redis.slots import slot_of
 from tests.accounting.budget_fixture import budget
 from tests.accounting.sliced_process import SLICES, sliced_process
-from tests.redis_groups import cluster_group, opened_by_url, until
+from tests.redis_clients import opened_by_url
+from tests.redis_groups import cluster_group, until
 
 if TYPE_CHECKING:
     from tests.accounting.sliced_process import SlicedProcess

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +16,12 @@ from structlog.testing import capture_logs
 
 from gateway.batching.redis_scheduler import listen_for_wakeups
 from gateway.errors import StartupError
-from gateway.redis.client import RedisClient
 from gateway.redis.script import RedisScript
 from gateway.redis.slots import slot_of
 from gateway.redis.topology import NodeDown
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
+from tests.redis_clients import client_on
 from tests.redis_groups import (
     PASSWORD,
     PERCENT_ENCODED,
@@ -45,21 +45,6 @@ KEYS = [f"{{tenant-{number}}}:key" for number in range(60)]
 async def group() -> AsyncIterator[ClusterGroup]:
     async with cluster_group() as running:
         yield running
-
-
-@asynccontextmanager
-async def client_on(
-    url: str, timeout_s: float = 5.0, *, watched: bool = True, metrics: Metrics | None = None
-) -> AsyncIterator[RedisClient]:
-    client = RedisClient(url, timeout_s=timeout_s, metrics=metrics or Metrics(), check_interval_s=0.05)
-    tasks = BackgroundTasks()
-    if watched:
-        tasks.keep("redis", client.watch())
-    try:
-        yield client
-    finally:
-        await tasks.close()
-        await client.close()
 
 
 async def test_each_call_of_a_script_runs_on_the_node_of_its_keys(group: ClusterGroup) -> None:

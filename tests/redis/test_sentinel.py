@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
 from gateway.errors import StartupError
-from gateway.redis.client import RedisClient
 from gateway.redis.connection import ReplicaConnected
-from gateway.runtime.tasks import BackgroundTasks
-from gateway.telemetry.metrics import Metrics
+from tests.redis_clients import client_on
 from tests.redis_groups import (
     MASTER,
     PASSWORD,
@@ -34,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from gateway.redis.client import RedisClient
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 
@@ -41,17 +40,6 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 async def group() -> AsyncIterator[SentinelGroup]:
     async with sentinel_group() as running:
         yield running
-
-
-@asynccontextmanager
-async def client_on(url: str, timeout_s: float = 5.0) -> AsyncIterator[RedisClient]:
-    client, tasks = RedisClient(url, timeout_s=timeout_s, metrics=Metrics(), check_interval_s=0.05), BackgroundTasks()
-    tasks.keep("redis", client.watch())
-    try:
-        yield client
-    finally:
-        await tasks.close()
-        await client.close()
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -11,16 +10,13 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.local.redis import find_server
-from gateway.redis.client import RedisClient
 from gateway.redis.script import RedisScript
 from gateway.redis.slots import slot_of
-from gateway.runtime.tasks import BackgroundTasks
-from gateway.telemetry.metrics import Metrics
 from tests.certificates import Authority
+from tests.redis_clients import client_on
 from tests.redis_groups import TlsFiles, cluster_group, sentinel_group, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 _HAS_TLS = b"SSL_CTX_new" in find_server().read_bytes()
@@ -31,17 +27,6 @@ pytestmark = [
 ]
 
 KEYS = [f"{{tenant-{number}}}:key" for number in range(60)]
-
-
-@asynccontextmanager
-async def client_on(url: str) -> AsyncIterator[RedisClient]:
-    client, tasks = RedisClient(url, timeout_s=5, metrics=Metrics(), check_interval_s=0.05), BackgroundTasks()
-    tasks.keep("redis", client.watch())
-    try:
-        yield client
-    finally:
-        await tasks.close()
-        await client.close()
 
 
 async def refusal(url: str) -> str:

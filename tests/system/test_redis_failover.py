@@ -21,7 +21,7 @@ from gateway.accounting.local_limits import KNOWN_AFTER_S
 from gateway.redis.keys import RedisKeys, slice_name, slice_names
 from gateway.redis.slots import slot_of
 from tests.gateway_process import KEY, OTHER_KEY
-from tests.redis_groups import SLOTS, cluster_group, sentinel_group, until
+from tests.redis_groups import cluster_group, sentinel_group, until
 from tests.system.test_budgets_under_faults import CALLERS, EACH_USD, Load, counted, ready
 from tests.usage.crash_world import open_world
 
@@ -259,11 +259,7 @@ async def fleet(
 
 async def spread_prefix(group: ClusterGroup) -> str:
     """Return a prefix with which both tenants and the set of all tenants are on three primaries."""
-    owners: dict[int, int] = {}
-    for port, ranges in (await group.primaries()).items():
-        for first, last in ranges:
-            owners |= dict.fromkeys(range(first, last + 1), port)
-    assert len(owners) == SLOTS
+    owners = await group.owner_ports()
     while True:
         keys = RedisKeys(f"a{secrets.token_hex(4)}")
         names = [keys.tenant_base("acme"), keys.tenant_base("globex"), keys.ledger_base]

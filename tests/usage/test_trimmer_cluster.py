@@ -8,7 +8,8 @@ import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.redis.slots import slot_of
-from tests.redis_groups import cluster_group, opened_by_url
+from tests.redis_clients import opened_by_url
+from tests.redis_groups import cluster_group
 from tests.usage.outboxes import open_outboxes, receipts
 from tests.usage.test_trimmer import lost, trimmer
 
