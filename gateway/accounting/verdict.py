@@ -32,7 +32,7 @@ class Refusal(msgspec.Struct, frozen=True):
     used: str
     need: str
     retry_us: int
-    slices: int = 1  # the number of equal parts of the limit. The request must fit one of them.
+    slices: int = 1  # the number of equal parts of the limit. A request must fit one part.
 
     @property
     def largest_part(self) -> int:
@@ -119,7 +119,8 @@ def refusal_error(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None)
 
 def _parts(refusal: Refusal) -> str:
     """Return a sentence on the parts of a limit, with a final space; "" for a limit without parts."""
-    return f"A request must fit one of {refusal.slices} equal parts of it. " if refusal.slices > 1 else ""
+    name = "budget" if refusal.limit == "budget" else "limit"
+    return f"A request must fit one of {refusal.slices} equal parts of this {name}. " if refusal.slices > 1 else ""
 
 
 def _away(refusal: Refusal, scope: Scope) -> ServiceError:

@@ -212,7 +212,7 @@ class OidcProvider:
                 return Person(subject, Operator(name, role, is_person=True))
         compared = ", ".join(sorted({path for rule in of_role.values() for path in rule or ()}))
         raise LoginError(
-            "no_role", f"no rule of admin.oidc.roles matches {name} (sub {subject}). They compare the claims {compared}"
+            "no_role", f"no rule of admin.oidc.roles matches {name} (sub {subject}). Compared claims: {compared}"
         )
 
     async def _check_issuer(self, issuer: str | None) -> None:

@@ -64,7 +64,7 @@ def list_budgets(
         print_budgets(entries)
     if unreadable:
         names = ", ".join("/".join(filter(None, (one["tenant"], one["key"]))) for one in unreadable)
-        typer.echo(f"{len(unreadable)} budgets cannot be read: a node of Redis does not answer: {names}", err=True)
+        typer.echo(f"A node of Redis does not answer. {len(unreadable)} budgets cannot be read: {names}", err=True)
         raise typer.Exit(1)
 
 

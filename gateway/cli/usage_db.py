@@ -168,16 +168,17 @@ def migrate(
 
 @usage_db.command()
 def repair(config: ConfigOption = CONFIG) -> None:
-    """Write unreadable entries again, and drop what an interrupted conversion to partitions has left.
+    """Write unreadable entries again, and drop the constraints of an interrupted conversion to partitions.
 
-    Run it if `status` or the log of a worker names it. Before a return to a version without partitions, stop the
-    workers of this version, and run it. The limits of an interrupted conversion reject receipts after a week.
+    Run this command if `status` or the log of a worker names it. The constraints of an interrupted conversion reject
+    receipts after a week. Before a return to a version without partitions, stop the workers of this version, and run
+    this command.
 
-    Gateways and workers may run. Exits with 1 if entries stay unreadable.
+    Otherwise, gateways and workers may run. Exits with 1 if entries stay unreadable.
     """
     done = result_of(_repair(settings_of(config)))
     typer.echo(
-        f"{done.limits} limits of days dropped, {done.written} entries written, {done.unreadable} entries unreadable"
+        f"{done.limits} constraints dropped, {done.written} entries written, {done.unreadable} entries unreadable"
     )
     if done.unreadable:
         raise typer.Exit(1)

@@ -71,7 +71,7 @@ def _issuer(url: str) -> str:
 
 
 def trusting(ca: Path) -> ssl.SSLContext:
-    """Return the context of connections to servers whose certificates are signed by one of the file. Reads the file.
+    """Read a file of CA certificates. Return a context of connections that trusts only these.
 
     Raises OSError, and its subclass SSLError for a file without certificates.
     """
@@ -123,8 +123,8 @@ class IssuerSettings(StrictModel):
     jwks_url: _Url | None = None
     """URL of the issuer's keys (JWKS). None: the `jwks_uri` of the issuer's discovery document."""
     ca: Annotated[Path, BeforeValidator(_certificates)] | None = None
-    """File with the certificates that sign those of the issuer, as PEM, for a private CA: only these are trusted. A new
-    content applies from the next connection on. None: those of the system."""
+    """PEM file with the certificates of the private CA that signs those of the issuer. No other CA is trusted for this
+    issuer. A change of the file applies at the next connection. None: the CAs of the system."""
     refresh_s: Annotated[Duration, duration_between("10s", "1d")] = Field(300.0, alias="refresh")
     """Interval at which the keys are read again. A key that the issuer removed is rejected after this time."""
 

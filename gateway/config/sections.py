@@ -305,7 +305,7 @@ class SpendAlertSettings(StrictModel):
     factor: Annotated[Number, Field(ge=1.1, le=100)] = 1.5
     """Least ratio of the spend to the expected spend. A tenant or value whose spend varies more gets a higher one."""
     min_history_s: Annotated[Duration, duration_between("8d", "28d")] = Field(14 * 86_400.0, alias="min_history")
-    """Time since the first request of a tenant or value without which its spend raises no alert."""
+    """Least time since the first request of a tenant or value. Before, its spend raises no alert."""
 
 
 class MissingUsageSettings(StrictModel):

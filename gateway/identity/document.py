@@ -66,7 +66,7 @@ class DocumentReader:
         try:
             context = True if ca is None else await asyncio.to_thread(trusting, ca)
         except OSError as error:
-            raise DocumentError(f"the file of ca cannot be used ({type(error).__name__})") from None
+            raise DocumentError(f"the file of the issuer's `ca` cannot be used ({type(error).__name__})") from None
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout,

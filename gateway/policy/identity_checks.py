@@ -74,7 +74,7 @@ def check_identities(
             known = "" if hint else f"; known: {', '.join(issuers) or 'none, add it under identity.issuers'}"
             yield one.source.issue((*one.loc, "issuer"), f"no issuer in config.yaml is called '{name}'{known}", hint)
         elif issuers is not None and issuers[name] not in one.rule.when.get("iss", (issuers[name],)):
-            message = f"matches no token: tokens of issuer '{name}' have the claim iss {issuers[name]}: remove iss"
+            message = f"matches no token: tokens of issuer '{name}' have the claim iss {issuers[name]}. Remove iss"
             yield one.source.issue((*one.loc, "when", "iss"), message)
         if (first := ids.setdefault((one.file, one.rule.id), one.position)) != one.position:
             message = f"identities[{first}] has id {one.rule.id} too: ids must be unique"

@@ -59,7 +59,7 @@ _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", 
 MAX_NAME_CHARS = 256
 """Longest name of a model for which a route `*` is used."""
 MAX_SLICES = 16
-"""Most slices of a tenant. A request that is refused asks each of them."""
+"""Most slices of a tenant. A refused request costs a script call in each slice."""
 
 
 class OverridesRule(StrictModel):
@@ -312,8 +312,8 @@ class TenantPolicy(StrictModel):
     on_redis_failure: OnRedisFailure | None = None
     """Handling of requests while Redis cannot count limits and budgets; None: redis.on_failure."""
     redis_slices: Annotated[Whole, Field(ge=1, le=MAX_SLICES)] = 1
-    """Hash slots of a Redis Cluster that count the tenant's limits and budgets, an equal part each, for a tenant with
-    more requests than one node can admit (`gkt-gateway docs deployment#slices-of-a-very-large-tenant`)."""
+    """Slices of a tenant with more requests than one node of a Redis Cluster can admit. Each slice has its own hash
+    slot, and an equal part of each limit and budget (`gkt-gateway docs deployment#slices-of-a-very-large-tenant`)."""
     log_content: Flag = False
     """Whether prompts and answers may be logged."""
     stored_responses: StoredResponsesRule | None = None

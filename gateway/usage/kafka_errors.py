@@ -35,8 +35,8 @@ _WITHOUT_CAUSE = {"KafkaConnectionError", "KafkaTimeoutError", "TimeoutError"}
 _MISMATCHES = {62, 64}  # OpenSSL's codes for a certificate of another host name or IP address
 _TLS_ALERT = 0x15  # first byte of the alert with which TLS answers plain text
 _NO_TLS = (
-    "the brokers close the connection during the TLS handshake: check that they run, since a proxy before them may do "
-    "it. If they run, name a listener with TLS under export.kafka.brokers, or remove export.kafka.tls."
+    "the brokers, or a proxy in front of them, close the connection during the TLS handshake: check that the brokers "
+    "run. If they run, name a listener with TLS under export.kafka.brokers, or remove export.kafka.tls."
 )
 _VERSION = "the brokers support no TLS version of the gateway: enable TLS 1.2 or 1.3 on their listener."
 _ONLY_TLS = "the brokers expect TLS: set export.kafka.tls, or name a listener without TLS under export.kafka.brokers."

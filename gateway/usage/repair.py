@@ -1,7 +1,7 @@
-"""Find and repair what an interrupted conversion to partitions leaves: rejected days, and receipts that were rejected.
+"""Repair a database after an interrupted conversion to partitions.
 
-The conversion limits the days of a table for a week (partition_upkeep.py). If it does not go on, the database rejects
-later receipts. The worker then stores them in the table of unreadable entries.
+A constraint of the conversion limits the days of a table for a week (partition_upkeep.py). If the conversion does not
+continue, the database rejects later receipts. The worker then stores them in the table of unreadable entries.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OTHER_KINDS: dict[str, tuple[Callable[[bytes], Comparison | Outcome], Callable[
     OUTBOX: (Comparison.from_json, add_comparisons),
     OUTCOMES: (Outcome.from_json, add_outcomes),
 }
-"""Outboxes of entries that are no receipts: how to decode them, and how to write them."""
+"""Functions that decode and write entries that are no receipts, by outbox."""
 
 
 class Damage(NamedTuple):
@@ -53,7 +53,7 @@ class Damage(NamedTuple):
 
 
 class Repair(NamedTuple):
-    """The result of a repair: dropped limits, entries that were written, and entries that stay unreadable."""
+    """The result of a repair: dropped constraints (`limits`), written entries, and entries that stay unreadable."""
 
     limits: int
     written: int
@@ -68,10 +68,10 @@ def damage_of(queries: UsageQueries) -> Damage:
 
 
 async def repair(store: UsageStore) -> Repair:
-    """Drop the limits of interrupted conversions, and write unreadable entries again. Raises the errors of UsageStore.
+    """Drop constraints of interrupted conversions, and write unreadable entries again. Raises the errors of UsageStore.
 
     An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once. Raises
-    StartupError if a table with a limit is in use.
+    StartupError if a table with a constraint is in use.
     """
     try:
         limits = await store.change(_drop_all_limits)
@@ -79,8 +79,8 @@ async def repair(store: UsageStore) -> Repair:
         if not is_locked(error):
             raise
         raise StartupError(
-            "A table with a limit is in use, by a worker that converts it or by a long query. Stop the workers of this "
-            f"version, and run {COMMAND} again."
+            "A table with a constraint is in use, by a worker that converts it or by a long query. Stop the workers of "
+            f"this version, and run {COMMAND} again."
         ) from None
     written = unreadable = 0
     after: tuple[str, str] | None = None
@@ -107,7 +107,7 @@ def _entries(queries: UsageQueries, after: tuple[str, str] | None) -> list[Outbo
 
 
 async def _write_other(store: UsageStore, entry: OutboxEntry) -> bool:
-    """Write a comparison or an outcome, and delete it from the unreadable entries. Return whether it is readable."""
+    """Write a comparison or an outcome, and delete it from the unreadable entries. Return whether it was written."""
     decode, add = _OTHER_KINDS[entry.tenant]
     try:
         await store.change(add, [decode(entry.raw)])
@@ -118,7 +118,7 @@ async def _write_other(store: UsageStore, entry: OutboxEntry) -> bool:
 
 
 async def _write(store: UsageStore, entries: Sequence[OutboxEntry]) -> int:
-    """Write entries again, and delete those that are readable from the unreadable ones. Return their number."""
+    """Write entries again, and delete the written ones from the unreadable entries. Return the number written."""
     if (await store.write(entries)).unreadable == 0:
         await store.change(_delete, entries)
         return len(entries)

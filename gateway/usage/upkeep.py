@@ -24,7 +24,8 @@ _RETRY_S = 30.0
 async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry_s: float = _RETRY_S) -> None:
     """Keep the partitions of the database until canceled. A failure is logged once, and tried again.
 
-    First log what an incomplete conversion has left. Another worker may be converting the table.
+    First log constraints and unreadable receipts of an incomplete conversion. Another worker may be converting the
+    table.
     """
     failing, checked = False, False
     while True:
@@ -57,5 +58,5 @@ async def _warn(store: UsageStore) -> None:
             "usage_conversion_incomplete",
             table=table,
             rejects_from=rfc3339(day * DAY_S)[:10],
-            fix=f"workers continue it; before a return to the earlier version run {COMMAND}",
+            fix=f"workers continue the conversion; before a return to the earlier version run {COMMAND}",
         )

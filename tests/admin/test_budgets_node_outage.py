@@ -88,7 +88,7 @@ async def test_readable_budgets_are_listed_and_the_others_are_named(tmp_path: Pa
                 for server in stopped:
                     server.send(signal.SIGCONT)
             assert table.returncode == text.returncode == 1
-            assert "2 budgets cannot be read: a node of Redis does not answer: acme, acme/" in table.stderr
+            assert "A node of Redis does not answer. 2 budgets cannot be read: acme, acme/" in table.stderr
             assert "globex" in table.stdout
             assert len(json.loads(text.stdout)["unreadable"]) == 2
 

@@ -152,7 +152,7 @@ def test_verify_finds_a_sum_that_differs_from_its_receipts(place: Place) -> None
 
 
 def test_unreadable_entries_are_shown_and_repaired(place: Place) -> None:
-    """One was rejected by the database, another is damaged."""
+    """The database has rejected the first entry. The second entry is damaged."""
     assert "does not exist yet" in place.run("repair").stderr
     place.add(receipts(2))
     rejected = receipts(1)[0]
@@ -163,7 +163,7 @@ def test_unreadable_entries_are_shown_and_repaired(place: Place) -> None:
     shown = " ".join(place.run("status").stdout.split())
     assert "unreadable 2, in the table `usage_unreadable`. Run `gkt-gateway usage-db repair`" in shown
     done = place.run("repair")
-    assert (done.returncode, done.stdout) == (1, "0 limits of days dropped, 1 entries written, 1 entries unreadable\n")
+    assert (done.returncode, done.stdout) == (1, "0 constraints dropped, 1 entries written, 1 entries unreadable\n")
     found = json.loads(place.run("status", "--json").stdout)
     assert (found["receipts"], found["unreadable"], found["rejected_from"]) == (3, 1, {})
     with closing(sqlite3.connect(place.data / "usage.db")) as file:

@@ -446,7 +446,7 @@ async def test_a_renewed_ca_file_applies_without_a_restart(tmp_path: Path) -> No
             await one.refresh()
             issuer = one.issuers.named("corp")
             assert issuer is not None
-            assert "the file of ca cannot be used" in str(issuer.state.error)
+            assert "the file of the issuer's `ca` cannot be used" in str(issuer.state.error)
             assert await one.verify(jti=str(content)), "the last keys stay in use"
 
 

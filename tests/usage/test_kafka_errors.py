@@ -1,4 +1,4 @@
-"""Failures of TLS that have another cause than a wrong setting, or more than one."""
+"""TLS failures with several possible causes, or without a wrong setting."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_connection_that_closes_may_be_an_outage() -> None:
     """A proxy without a broker behind it also closes the connection: TLS must not be removed then."""
     error = await error_of_tls(b"")
     assert error.name == "ConnectionResetError"
-    assert error.fix.startswith("the brokers close the connection during the TLS handshake: check that they run")
+    assert error.fix.startswith("the brokers, or a proxy in front of them, close the connection during the TLS")
 
 
 async def test_a_tls_version_that_brokers_do_not_support_is_no_wrong_certificate() -> None:

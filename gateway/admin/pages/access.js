@@ -77,7 +77,7 @@ const named = (row) => (row.key ? `${row.tenant} (key ${row.key})` : row.tenant)
 const unread = ({ unreadable = [], keys_current: current = true }) => html`${unreadable.length > 0 && html`<p class="small" role="status"><${Badge}
   kind="bad">Incomplete<//> A node of Redis does not answer. These budgets cannot be read: ${unreadable.slice(0, 20).map(named).join(", ")}${unreadable.length > 20
     ? ` and ${unreadable.length - 20} more`
-    : ""}.</p>`}${!current && html`<p class="small" role="status"><${Badge} kind="warn">Old keys<//> Redis does not answer for API keys. Their last changes may be missing.</p>`}`;
+    : ""}.</p>`}${!current && html`<p class="small" role="status"><${Badge} kind="warn">Old keys<//> The node of Redis with the API keys does not answer. The last changes may be missing.</p>`}`;
 
 const state = (value) => (value ? Object.entries(value).map(([name, one]) => `${name}: ${typeof one === "object" && one ? JSON.stringify(one) : one}`).join(", ") : "-");
 const AUDIT = [

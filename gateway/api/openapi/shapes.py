@@ -246,10 +246,10 @@ class AllowedLabel(Struct):
 
 
 class LimitsReply(Struct):
-    """Limits for all keys of the tenant together, and for this key. A request must stay within all.
+    """Limits of the tenant for all keys together, of this key, and of labels. A request must stay within all.
 
-    `labels` has the labels with limits, for the values that the key, the token and the headers of this request give.
-    Without limits of labels it is missing.
+    `labels` has the limits of the values that the key, the token and the headers of this request give. A tenant
+    without limits of labels has no `labels`.
     """
 
     object: Literal["limits"]
