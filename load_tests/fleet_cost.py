@@ -5,9 +5,9 @@
 
 The gateways call nginx, which answers at once as teacher and as student. Each gateway has its own callers. Together the
 callers make a fixed number of requests per second, so a larger fleet has fewer requests per gateway. Receipts go to one
-usage worker. The first table has CPU time and Redis commands of the whole fleet per second without requests, the second
-per request. CPU times do not depend on the number of cores. All requests are of one tenant, so those that arrive
-together share calls of scripts.
+usage worker. The first table has CPU time and Redis commands of the whole fleet per second without requests. The second
+table has those of a request. CPU times do not depend on the number of cores. All requests are of one tenant, so
+requests that arrive together share calls of scripts.
 
 For the third table, prepared calls of the admission script go to Redis as fast as it answers. Only loopback is used.
 The run ends by itself; Ctrl-C ends it and its processes.

@@ -58,7 +58,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def namespace(self) -> str:
-        """Return the name of the slice, which is in Redis keys."""
+        """Return the name of the slice, as Redis keys have it."""
         return slice_name(self.tenant, self.slice)
 
     def to_json(self) -> bytes:

@@ -49,7 +49,7 @@ class Variant(Record, frozen=True):
 
 
 class AdmissionRequest(Record, frozen=True):
-    """A request that waits for admission. With several `slices`, the scopes have the shares of one slice."""
+    """A request that waits for admission. With several `slices`, the scopes have the parts of one slice."""
 
     scopes: tuple[Scope, ...]
     variants: tuple[Variant, ...]  # the possible plans, the most expensive first
@@ -109,8 +109,7 @@ class ExchangeResult:
         verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
         events: events of budgets without slices.
         left: namespace, scope and the remainder of its budget in picodollars.
-        failed: the error of each namespace whose call failed: in a cluster, its node may have failed. Its requests may
-            have been stored.
+        failed: the error of each namespace whose call failed. Redis may have stored the requests of the namespace.
     """
 
     verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)

@@ -3,8 +3,8 @@
 The requests of a process use one slice for some seconds, so that they and their receipts share script calls. Then they
 use the next one. Each process begins with a random slice.
 
-A slice at a limit of requests per minute is not asked again before the limit has room. Otherwise each request above the
-limit would cost a script call in every slice.
+A slice at a limit of requests per minute is not called again before the limit has room. Otherwise each request above
+the limit would cost a script call in every slice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _US = 1_000_000
 
 
 class _Full(NamedTuple):
-    """A refusal by a limit of requests per minute, which a slice repeats until a loop time."""
+    """The refusal of a slice at a limit of requests per minute. Until a loop time, the slice would refuse again."""
 
     scope: Scope  # with the part of the slice
     answer: SliceVerdict
@@ -60,7 +60,7 @@ class SliceAdmission:
         """Return the verdict on a request, with the limits of its tenant. `ReceiptStore.admit` has the other facts."""
         numbers = self._order(whole, usable(whole.scopes, slices))
         refusals = self._known_refusals(whole, numbers, slices)
-        # One slice is asked even if all are full.
+        # Call one slice even if all are full.
         soonest = min(numbers, key=lambda one: refusals[one].refusal.retry_us if one in refusals else 0)
         for number in [one for one in numbers if one not in refusals] or [soonest]:
             part, asked_s = _in_slice(whole, number, slices), asyncio.get_running_loop().time()
@@ -93,7 +93,7 @@ class SliceAdmission:
         self._full[part.namespace, scope.name] = _Full(scope, alone, asked_s + refusal.retry_us / _US)
 
     def _known_refusals(self, whole: AdmissionRequest, numbers: Iterable[int], slices: int) -> dict[int, SliceVerdict]:
-        """Return the refusals that slices would repeat. Counts of requests only decrease with time."""
+        """Return the refusals that slices would repeat. The count of a full slice can only decrease."""
         if not self._full:
             return {}
         now, found = asyncio.get_running_loop().time(), {}

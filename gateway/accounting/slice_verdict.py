@@ -1,4 +1,4 @@
-"""The verdict on a request of a tenant with slices, with the limits of the whole tenant. Pure."""
+"""Turn verdicts of slices into a verdict with the limits of the whole tenant. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _scaled(
 
 
 def merged(answers: Mapping[int, SliceVerdict], whole: tuple[Scope, ...], slices: int) -> SliceVerdict:
-    """Return one refusal for those of the slices, by number. It has the shortest time until a retry."""
+    """Merge the refusals of slices, by number, into one with the shortest time until a retry."""
     # No time can be given for a budget, nor for a request above the part of a slice: their time is 0.
     number = min(answers, key=lambda one: answers[one].refusal.retry_us or float("inf"))
     chosen = answers[number]
@@ -62,7 +62,7 @@ def merged(answers: Mapping[int, SliceVerdict], whole: tuple[Scope, ...], slices
     name, kind = chosen.refused_by
     index = next(index for index, scope in enumerate(whole) if scope.name == name)
     same = {one: answer.refusal for one, answer in answers.items() if answer.refused_by == (name, kind)}
-    # Other slices refused the request for another reason, or were not asked. Their parts count as used.
+    # Other slices refused the request for another reason, or were not called. Their parts count as used.
     limit, parts = _limit(whole[index], kind), parts_of(whole[index], slices)
     others = sum(share(limit, one, parts) for one in range(parts) if one not in same)
     refusal = replace(

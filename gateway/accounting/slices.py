@@ -23,7 +23,7 @@ def parts_of(scope: Scope, slices: int) -> int:
     """Return the number of parts of a scope's limits and budget, one for each slice from the first one on.
 
     A limit below the number of slices, such as a limit of one request at a time, has fewer parts. Then all limits and
-    the budget of its scope have as many, so that requests can use all of each.
+    the budget of the scope have this number of parts, so that requests can use all of each.
     """
     return min([slices, *(limit for limit in (scope.rpm, scope.tpm, scope.parallel) if limit)])
 

@@ -169,7 +169,7 @@ class ReceiptStore:
         self._wake_in(self._linger_s)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
-        """Return a tenant's receipt as JSON, or None. Raises StoreUnavailable: Redis is down and no archive has one."""
+        """Return a tenant's receipt as JSON, or None. Raises StoreUnavailable: Redis is down and no archive has it."""
         found, was_read = None, False
         with suppress(StoreUnavailable):
             found, was_read = await self.recent(tenant, receipt_id), True
@@ -220,7 +220,7 @@ class ReceiptStore:
         return bool(self._on_disk or self._spool_only)
 
     def sendable_spooled(self) -> set[str]:
-        """Return the ids of receipts that are in the spool alone, except those for failed nodes. Memory was full."""
+        """Return the ids of receipts that are in the spool alone, not in memory, except those for failed nodes."""
         return {name for name, namespace in self._spool_only.items() if self.is_up(namespace)}
 
     def drop_unsaved(self) -> None:

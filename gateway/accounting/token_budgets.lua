@@ -1,7 +1,7 @@
 -- Registers key ids of tokens with a budget, and drops those whose period is over.
 --
 -- KEYS  a sorted set: key id -> the Unix seconds until which it is listed
--- ARGV  most key ids, then the seconds and the key id of each
+-- ARGV  the largest number of key ids, then the seconds and the key id of each
 
 for index = 2, #ARGV, 2 do
   redis.call('ZADD', KEYS[1], 'GT', ARGV[index], ARGV[index + 1])

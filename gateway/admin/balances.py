@@ -34,7 +34,7 @@ async def readable_balances(app: web.Application, accounts: Sequence[Account]) -
     try:
         read: Sequence[Balance | BaseException] = await budgets.read([accounts[index] for index in up])
     except (RedisError, OSError):
-        # A node failed that was up before. The others are read one by one.
+        # A node that was up before failed. Read the budgets one by one.
         each = await asyncio.gather(*(budgets.read([accounts[index]]) for index in up), return_exceptions=True)
         read = [one if isinstance(one, BaseException) else one[0] for one in each]
     for index, balance in zip(up, read, strict=True):

@@ -316,7 +316,7 @@ def _with_budgets(
 
 
 def _owner_of(policy: TenantPolicy, key_id: str | None, ring: Keyring) -> BudgetOwner | None:
-    """Return the owner of the tenant's budget (None), of that of a valid key, or of that of tokens."""
+    """Return the owner of the budget of a tenant (`key_id` is None), of a valid key, or of a key id of tokens."""
     if key_id is not None and is_token_key(key_id):
         return next(iter(_owners_of_tokens([policy], {policy.tenant: [key_id]})), None)
     key = ring.by_id(policy.tenant, key_id) if key_id else None

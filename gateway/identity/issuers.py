@@ -40,7 +40,7 @@ class VerifiedToken:
         issuer: the settings of its issuer.
         claims: its claims as JSON values, without an unverified `email`.
         expires_s: the end of its validity in Unix seconds, with the clock skew.
-        token_type: its header `typ` in lower case, such as `jwt` or `at+jwt`.
+        token_type: the header `typ` of the token in lower case, such as `jwt` or `at+jwt`.
     """
 
     issuer: IssuerSettings

@@ -4,7 +4,7 @@ Keys of one script call share a hash tag, so that they are in one slot of a Redi
 deployments that share a Redis. The number after `v` is the version of a layout. A new layout uses new names, so that
 two versions can run at the same time. CONTRIBUTING.md explains when to increase a number.
 
-The policy of a very large tenant may divide it into slices, for several nodes of a cluster. The name of a slice
+A policy may divide a very large tenant into slices, for several nodes of a cluster. The name of a slice
 takes the place of the tenant's name in the keys of limits, budgets, requests under way, receipts and outboxes.
 """
 
@@ -228,7 +228,8 @@ class RedisKeys(NamedTuple):
         return f"{self.tenant_base(tenant)}outbox"
 
     def lost(self, tenant: str) -> str:
-        """Return the key of a hash in a cluster: the number of receipts of the tenant that were deleted unread."""
+        """Return the key of a hash in a cluster: the number of receipts of the tenant that were deleted before a
+        usage worker read them."""
         return f"{self.tenant_base(tenant)}lost"
 
     def feedback(self, tenant: str, receipt_id: str) -> str:

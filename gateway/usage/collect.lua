@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Adds the lost receipts of tenants to those of all. Repeated calls add nothing, so that a lost reply does no harm. The
--- script also runs if Redis has reached maxmemory.
+-- Adds the numbers of lost receipts of tenants to the total. A repeated call adds nothing, so that no receipt counts
+-- twice after a lost reply. The script also runs if Redis has reached maxmemory.
 --
--- KEYS  hash of counts, hash of the part of each tenant that the counts contain
+-- KEYS  hash of totals, hash of the number of each tenant that the total contains
 -- ARGV  for each tenant: its name, and the number of its lost receipts since the beginning
 
 for index = 1, #ARGV, 2 do

@@ -14,7 +14,7 @@ NOTHING = "0-0"
 
 
 class OutboxEntry(NamedTuple):
-    """An entry of an outbox. `tenant` is the name of its tenant or of a slice, `raw` the receipt as JSON."""
+    """An entry of an outbox. `tenant` is the name of a tenant or of a slice, `raw` the receipt as JSON."""
 
     tenant: str
     id: str

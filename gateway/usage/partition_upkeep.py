@@ -118,7 +118,7 @@ def _convert(engine: UsageEngine, table: Table, today: int) -> None:
         began = time.monotonic()
         dependents = sorted(connection.scalars(_DEPENDENTS, {"name": table.name}))
         if dependents:
-            drop_limits(connection, table)  # of an interrupted attempt: they would reject later days
+            drop_limits(connection, table)  # constraints of an interrupted attempt would reject later days
         else:
             check, until = _limit_days(connection, table, today)
     if dependents:

@@ -53,8 +53,8 @@ class SpendRule(NamedTuple):
     def limit(self, history: Mapping[int, int], hour: int) -> SpendLimit | None:
         """Return the limit of the hour that starts at `hour`, in Unix seconds. None: the history is too short.
 
-        `history` has the spend in picodollars by the start of earlier hours, since the first request. It has zeros, and
-        no value for hours without data. Takes milliseconds: call it in a thread.
+        `history` has the spend in picodollars by the start of earlier hours, since the first request. Hours without
+        requests have zeros, and hours without data have no value. Takes milliseconds: call it in a thread.
         """
         known = {start: cost for start, cost in history.items() if hour - _HOURS * HOUR_S <= start < hour}
         if not known or hour - min(known) < self.min_history_s:
@@ -92,7 +92,10 @@ class SpendRule(NamedTuple):
 
 
 def neighbors(hour: int) -> list[int]:
-    """Return the hours that decide the usual level of an hour: its hour of each previous week, and those beside."""
+    """Return the hours that decide the usual level of an hour.
+
+    Each previous week has three: the same hour, the hour before and the hour after.
+    """
     return [hour - week * WEEK_S + step for week in range(1, WEEKS + 1) for step in (-HOUR_S, 0, HOUR_S)]
 
 
@@ -107,7 +110,7 @@ def _expected(levels: Sequence[float | None]) -> float | None:
 
 
 class _Column:
-    """The levels of one hour of the week in all weeks, and those of the hours beside it."""
+    """The levels of one hour of the week in all weeks, and of the hours before and after it."""
 
     def __init__(self, levels: Sequence[float | None], first: int) -> None:
         # One week beyond both ends: an hour there may have a neighbor within.

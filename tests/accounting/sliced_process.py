@@ -62,7 +62,7 @@ class SlicedProcess:
     async def ask(
         self, *scopes: Scope, usd: str = "0.01", tokens: int = 10, on_failure: OnRedisFailure = "degrade"
     ) -> AdmissionVerdict | None:
-        """Admit a request. None: it continues uncounted."""
+        """Return the verdict on a request. None: the request continues uncounted."""
         one = msgspec.structs.replace(intent(self.process_id), reserved_usd=Decimal(usd), tokens=tokens)
         admitted = await self.admission.admit(candidate(one, *scopes), self.slices, on_failure=on_failure)
         verdict = None if admitted is None else admitted[0]
@@ -101,7 +101,7 @@ async def sliced_process(
     timeout_s: float = 5.0,
     keep_s: float = 0.0,
 ) -> AsyncIterator[SlicedProcess]:
-    """Run a process that draws another slice for each request, unless `keep_s` is set."""
+    """Run a process that tries another slice first for each request, unless `keep_s` is set."""
     keys = keys or RedisKeys(f"t{secrets.token_hex(6)}")
     part = SlicedProcess(url, keys, process_id, slices=slices, timeout_s=timeout_s, keep_s=keep_s)
     part.tasks.keep("redis", part.client.watch())

@@ -1,4 +1,4 @@
-"""One shard of a real cluster fails: tenants on other nodes are not affected, and each receipt is stored once."""
+"""The failure of a shard of a real cluster does not affect tenants on other nodes. Each receipt is stored once."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def swept(part: Process) -> int:
 
 
 async def test_no_living_process_is_declared_dead_after_the_outage_of_its_node(group: ClusterGroup) -> None:
-    """The node of the tenant and of the heartbeat hung for longer than a lease. The process renews both later."""
+    """The node of the tenant and of the heartbeat hangs for longer than a lease. The process renews both later."""
     keys = await keys_on_nodes(group)
     base = keys.tenant_base("acme")
     async with (
@@ -112,7 +112,7 @@ async def test_no_living_process_is_declared_dead_after_the_outage_of_its_node(g
         beating.keep("heartbeat", ann.heartbeat.run())
         await ann.admit(one := intent())
         await until(lambda: ann.redis.hexists(keys.intents("acme", "ann"), one.id))
-        await beating.close()  # before: a stopped server executes a heartbeat in its buffer when it continues
+        await beating.close()  # first, because a stopped server executes a buffered heartbeat when it continues
         async with stopped_shard(group, base):
             await until(lambda: not bob.client.is_up(base), 20)
             await asyncio.sleep(2 * LEASE_S)
@@ -128,7 +128,7 @@ async def test_no_living_process_is_declared_dead_after_the_outage_of_its_node(g
 
 
 async def test_requests_of_dead_processes_on_other_nodes_are_settled_meanwhile(group: ClusterGroup) -> None:
-    """The heartbeat of another process is on the failed node: its requests stay."""
+    """The heartbeat of another process is on the failed node, so the requests of that process stay."""
     keys = await keys_on_nodes(group)
     await die(group.url, keys, "dave", [of_dave := intent("dave", tenant="globex")])
     await die(group.url, keys, "ann", [of_ann := intent("ann", tenant="globex")])

@@ -35,7 +35,7 @@ async def ann(redis_url: str) -> AsyncIterator[SlicedProcess]:
 async def test_a_request_above_a_limit_of_requests_asks_one_slice(
     ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The refusal is that of all slices. A higher limit applies at once."""
+    """The refusal has the limit of all slices. A higher limit applies at once."""
     scope = tenant(rpm=8)
     verdicts = [await ann.ask(scope) for _ in range(8)]
     assert all(verdict is not None and verdict.refusal is None for verdict in verdicts)

@@ -1,4 +1,4 @@
-"""A tenant with slices has the limits and budgets of one without, except for the parts of single requests."""
+"""Slices do not change the limits and budgets of a tenant. Only single requests must fit the part of a slice."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_limit_below_the_number_of_slices_uses_fewer_slices() -> None:
 
 
 async def test_requests_of_a_minute_are_exactly_the_limit(both: tuple[SlicedProcess, SlicedProcess]) -> None:
-    """Two processes and 120 callers at once: 42 requests pass, and the refusal names the whole limit."""
+    """Two processes have 120 callers at once. 42 requests pass, and the refusal names the whole limit."""
     scope = tenant(rpm=42)
     verdicts = await asyncio.gather(*(part.ask(scope) for _ in range(60) for part in both))
     refusals = [verdict.refusal for verdict in verdicts if verdict is not None and verdict.refusal is not None]
@@ -102,7 +102,7 @@ async def test_requests_are_spread_over_all_slices(ann: SlicedProcess) -> None:
 
 
 async def test_requests_of_a_process_share_a_slice_for_a_while(redis_url: str) -> None:
-    """After a refusal, they share the slice that had room."""
+    """After a refusal, requests share the slice that had room."""
     async with sliced_process(redis_url, keep_s=1000.0) as ann:
         scope = tenant(rpm=40)
         for _ in range(10):
@@ -122,7 +122,7 @@ async def test_a_key_with_a_lower_limit_than_slices_has_its_limit(ann: SlicedPro
 
 
 async def test_a_key_with_a_lower_limit_than_slices_can_use_all_of_its_limits_and_budget(ann: SlicedProcess) -> None:
-    """One request at a time, so one slice. It has the whole limit of tokens, and the whole budget with its raise."""
+    """A limit of one request at a time uses one slice, with the whole limit of tokens and the whole raised budget."""
     scope = msgspec.structs.replace(budget("1", name="key:prod"), tpm=1000, parallel=1)
     account = Account("acme", scope, SLICES)
     verdict = await admitted(ann, tenant(tpm=40_000), scope, usd="0.9", tokens=900)
@@ -217,7 +217,7 @@ async def test_a_raise_is_divided_and_read_as_one(ann: SlicedProcess) -> None:
 async def test_events_are_sent_once_with_the_figures_of_the_whole_budget(
     both: tuple[SlicedProcess, SlicedProcess],
 ) -> None:
-    """Two processes and four slices: one soft and one hard event. A raise repeats the hard event."""
+    """Two processes send one soft and one hard event for four slices. After a raise, the hard event is sent again."""
     ann, bob = both
     scope = budget("0.4", soft="0.2")
     await ann.ask_until_refused(scope, usd="0.01")
@@ -238,7 +238,7 @@ async def test_events_are_sent_once_with_the_figures_of_the_whole_budget(
 
 
 async def test_a_slice_past_its_part_of_a_soft_budget_sends_nothing(ann: SlicedProcess) -> None:
-    """One large request: its slice is past the part of the soft budget, and the budget is not."""
+    """A large request exceeds the slice's part of the soft budget, but not the soft budget."""
     scope = budget("4", soft="2")
     assert not (await admitted(ann, scope, usd="0.9")).soft
     while not (await admitted(ann, scope, usd="0.01")).soft:
@@ -276,7 +276,7 @@ async def test_a_lost_reply_admits_a_request_in_one_slice(ann: SlicedProcess, mo
 async def test_requests_of_a_dead_process_are_settled_in_their_slices(
     both: tuple[SlicedProcess, SlicedProcess],
 ) -> None:
-    """The process was only unreachable. Its own receipt replaces the other in the slice."""
+    """The process was only unreachable. Its own receipt replaces the abandoned one in the slice."""
     ann, bob = both
     scope = msgspec.structs.replace(budget("1"), rpm=12)
     for _ in range(12):
@@ -338,7 +338,7 @@ async def test_errors_name_the_whole_limit_and_the_part_that_a_request_must_fit(
 async def test_without_redis_a_process_has_its_part_of_each_slice(
     ann: SlicedProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes: each spends a quarter of what the slices had left, in whole requests of each slice."""
+    """Each of two processes spends a quarter of the remainder of the slices, in whole requests of each slice."""
     scope = msgspec.structs.replace(budget("1.6"), rpm=40)
     for _ in range(40):
         await ann.ask(scope, usd="0.01")

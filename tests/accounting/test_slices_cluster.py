@@ -1,4 +1,4 @@
-"""Slices on a real cluster: a failed node costs its slices, and no others."""
+"""On a real cluster, a failed node affects only the slices on it."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ async def test_requests_continue_while_the_node_of_a_slice_fails() -> None:
 
 
 async def spread_keys(group: ClusterGroup) -> tuple[RedisKeys, list[int]]:
-    """Return keys with which the slices are on several primaries, and the port of each slice. The last slice is on
-    another primary than the first and the set of all tenants."""
+    """Return keys with which the slices are on several primaries, and the port of each slice. The primary of the
+    last slice has neither the first slice nor the set of all tenants."""
     while True:
         keys = RedisKeys(f"t{secrets.token_hex(6)}")
         names = [keys.ledger_base, *(keys.tenant_base(name) for name in slice_names("acme", SLICES))]

@@ -501,7 +501,7 @@ async def test_a_busy_gateway_does_not_use_up_the_login() -> None:
 
 
 async def test_another_issuer_ends_sessions_and_logins() -> None:
-    """Nobody at the new issuer has confirmed the person."""
+    """The new issuer has not confirmed the person."""
     async with listener() as here:
         url = here.provider.url
         await here.log_in("ada")

@@ -48,7 +48,7 @@ async def test_a_request_during_the_key_scan_has_its_intent(
 
 
 async def test_slices_of_a_tenant_are_restored(deployment: Deployment, empty_deployment: Deployment) -> None:
-    """The request in progress, the spending and the waiting receipt of a slice."""
+    """A slice has a request in progress, spending and a waiting receipt."""
     names, part = slice_names("acme", 3), share_of(MONTH, 2, 3)
     async with deployment.parts() as here, empty_deployment.parts() as there:
         ended, running = (msgspec.structs.replace(here.budgets_fixture.request("0.5", part), slice=2) for _ in range(2))

@@ -278,7 +278,7 @@ async def test_uncovered_slots_are_reported_at_startup(group: ClusterGroup) -> N
 
 
 async def test_uncovered_slots_are_reported_until_they_have_an_owner(group: ClusterGroup) -> None:
-    """In the log, in the metric, and to the readiness."""
+    """The log, the metric and the readiness details report them."""
     slot = slot_of("{uncovered}")
     owner = await group.owner(slot)
     metrics = Metrics()

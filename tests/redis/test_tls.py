@@ -52,7 +52,7 @@ def without_certificate(url: str) -> str:
 
 
 async def test_a_cluster_with_tls(tmp_path: Path) -> None:
-    """Commands, a script, a subscription, and a failover."""
+    """Commands, a script, a subscription and a failover work."""
     tls, other = issued(tmp_path / "own"), issued(tmp_path / "other")
     async with cluster_group(tls=tls) as group:
         assert group.url.startswith("rediss+cluster://")

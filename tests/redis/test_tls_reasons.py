@@ -1,4 +1,4 @@
-"""Errors of TLS name the reason and the fix. The server has TLS alone, so no Redis with TLS is needed."""
+"""Errors of TLS name the reason and the fix. The test server only has TLS, so no Redis is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def server(tls: ssl.SSLContext | None) -> AsyncIterator[str]:
-    """A server that replies to nothing but the handshake. Yield its address."""
+    """Run a server that replies only to the handshake. Yield its address."""
 
     async def reject(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"-ERR no Redis\r\n")

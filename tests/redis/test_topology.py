@@ -1,4 +1,4 @@
-"""The topology of a cluster knows since when a node serves a slot."""
+"""The topology of a cluster records the time since which a node serves a slot."""
 
 from __future__ import annotations
 

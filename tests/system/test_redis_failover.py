@@ -268,8 +268,10 @@ async def spread_prefix(group: ClusterGroup) -> str:
 
 
 async def sliced_prefix(group: ClusterGroup) -> tuple[str, int]:
-    """Return a prefix with which the slices of a tenant are on several primaries, and a slice whose primary has neither
-    the first slice nor the set of all tenants."""
+    """Return a prefix with which the slices of a tenant are on several primaries, and the number of a slice.
+
+    The primary of that slice has neither the first slice nor the set of all tenants.
+    """
     while True:
         keys = RedisKeys(f"a{secrets.token_hex(4)}")
         names = [keys.ledger_base, *(keys.tenant_base(name) for name in slice_names("acme", SLICES))]

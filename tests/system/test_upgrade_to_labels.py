@@ -1,4 +1,4 @@
-"""A rolling upgrade from the last version without labels: each version reads what the other has written.
+"""A rolling upgrade from the last version without labels. Each version reads the data of the other.
 
 The old code comes from this repository's history. Receipts, outboxes and intents of both versions are in one Redis, and
 usage workers of both write to one database. The counts are printed (`pytest -rP`, or `-s`).
@@ -52,7 +52,7 @@ _TEAM = {"labels": {"team": {"header": "x-team", "budget": {"max_budget": 5}, "l
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """How to start a gateway of the old version."""
+    """Return the arguments that start a gateway of the old version."""
     return {
         "entry": COMMAND,
         "environ": extract_previous(tmp_path_factory.mktemp("previous"), WITHOUT_LABELS),

@@ -366,7 +366,7 @@ def test_a_protected_key_needs_its_passphrase(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_setting_that_the_broker_rejects_is_logged_with_its_fix(world: World) -> None:
-    """Another cause is logged again."""
+    """A second failure with another fix is logged, too."""
 
     class Refusing(FakeBroker):
         async def send(self, messages: Sequence[ExportMessage]) -> list[BaseException | None]:

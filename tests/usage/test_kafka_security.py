@@ -78,7 +78,7 @@ async def sent(settings: KafkaSettings) -> list[BaseException | None]:
 
 @pytest.mark.parametrize("name", ["client", "protected"])
 async def test_messages_arrive_with_a_client_certificate(secured: Secured, name: str) -> None:
-    """A key may have a passphrase."""
+    """The key of the certificate may have a passphrase."""
     passphrase = {"key_passphrase": PASSPHRASE} if name == "protected" else {}
     settings = secured.mutual(certificate=getattr(secured, name), **passphrase)
     settings = settings.model_copy(update={"topic": f"mutual-{name}"})

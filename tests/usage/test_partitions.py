@@ -300,7 +300,7 @@ def test_a_partition_that_another_worker_has_dropped_counts_once(engine: UsageEn
 def test_a_partition_that_is_dropped_during_the_count_is_not_counted(
     engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another worker drops it after this one has listed it."""
+    """Another worker drops the partition after this worker has listed it."""
     writer = database(engine)
     writer.add(entries([*on_days(*[DAY - 5] * 3), *on_days(*[DAY - 4] * 2), *(new := on_days(DAY))]))
     listed, calls = partitions_module.partitions, []
@@ -339,7 +339,7 @@ def test_a_partition_that_is_dropped_before_its_rows_are_deleted_has_none(
 
 
 def test_partitions_of_an_operator_are_no_default_partitions(engine: UsageEngine) -> None:
-    """One has several days, and one has no last day."""
+    """A partition may have several days, or no last day."""
     engine.open()
     with engine.writing() as connection:
         connection.exec_driver_sql("DROP TABLE usage_receipts_default")
@@ -383,7 +383,7 @@ def test_partitions_in_another_schema_or_with_a_quoted_name_expire(engine: Usage
 
 
 def test_a_partition_that_no_statement_finds_is_an_error(engine: UsageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the worker would list the partitions forever, and write no receipts."""
+    """Without this error, the worker would list the partitions forever, and write no receipts."""
     engine.open()
     gone = partitions_module.Partition("gone", DAY - 9, DAY - 8)
     monkeypatch.setattr(partitions_module, "partitions", lambda *_: [gone])

@@ -1,4 +1,4 @@
-"""What an interrupted conversion leaves is shown, logged and repaired."""
+"""Constraints and unreadable receipts of an interrupted conversion are shown, logged and repaired."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_worker_names_the_repair_at_its_start(store: UsageStore, monkeyp
 
 
 async def test_comparisons_and_outcomes_are_written_again(address: str) -> None:
-    """They have outboxes of their own. Damaged ones, and those that the database rejects, stay."""
+    """Comparisons and outcomes have their own outboxes. Damaged entries, and those that the database rejects, stay."""
     comparison = Comparison("req_1", NOW, "acme", "token_f1", "short", "chat", guided=9, student=8)
     outcome = Outcome("req_2", NOW, "acme", "chat", "long", "u", "feedback", 7500)
     rejected = msgspec.structs.replace(comparison, guided=10**30)

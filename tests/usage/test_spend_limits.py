@@ -117,7 +117,7 @@ def test_the_least_amount_and_the_least_ratio_are_settings() -> None:
 
 
 def test_the_least_limit_is_never_above_the_limit() -> None:
-    """With all hours that decide the level, both have the same expected spend."""
+    """Both limits have the same expected spend if all hours that decide the level are known."""
     rng = random.Random(11)
     for _ in range(60):
         gaps, level, noise = rng.choice([0.0, 0.05, 0.5]), rng.choice([0.1, 5.0, 300.0]), rng.uniform(0, 1)

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 async def test_lost_receipts_are_counted_once_despite_lost_replies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node of the counts stores them, and its reply is lost. A later round of any process counts the rest."""
+    """The node of the total stores the counts, and the reply is lost. A later round of any process adds the rest."""
     async with cluster_group() as group:
         with opened_by_url():
             async with open_outboxes(group.url, f"sqlite:///{tmp_path}/usage.db") as outboxes:
