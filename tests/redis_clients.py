@@ -1,4 +1,4 @@
-"""Clients of Redis for tests: a gateway's client that is watched, and one that looks into a cluster."""
+"""Clients of Redis for tests: the client of a gateway, and a client that reads the keys of a cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def client_on(
 
 
 class InspectedCluster(ClusterClient):
-    """A client of a cluster, with more methods of a client of one server, for tests that look into Redis."""
+    """A client of a cluster, with more methods of a client of one server, for tests that read keys of all nodes."""
 
     def __init__(self, url: str) -> None:
         servers: Any = servers_of(redis_address(url), 60.0)
