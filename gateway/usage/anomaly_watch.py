@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import structlog
@@ -16,15 +17,16 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.usage import hours
-from gateway.usage.anomalies import ENGINE, LABEL, TENANT, Anomaly
+from gateway.usage.anomalies import ENGINE, LABEL, TENANT, Anomaly, LabelValue
 from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.entries import batched
 from gateway.usage.hours import EVERYTHING, KEEP_S, OMITTED, HourSums, Series
 from gateway.usage.label_hours import changed_tenants, read_labels
 from gateway.usage.spend_limits import HOUR_S, WEEK_S, SpendLimit, SpendRule, neighbors, usual_share
 from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
     from gateway.config.sections import AlertSettings, WorkerAlerts
     from gateway.usage.anomalies import AnomalyStore, Kind
@@ -43,8 +45,9 @@ _LONGEST_UNKNOWN_S = 24 * HOUR_S  # an anomaly ends after a day without a judgme
 _CALM_SHARE = 0.5  # of the threshold
 _PICOS = 1e12
 _SPENDERS = (TENANT, LABEL)
-_MAX_LABELS = 100
-"""Most values of labels with an anomaly at once."""
+_MAX_LABELS = 10
+"""Most values of a tenant's labels with an anomaly at once."""
+_TENANTS_AT_ONCE = 20
 _LEAST_OF_LABELS, _NEGLIGIBLE = 0.01, 0.1
 """Parts of `min_usd`: the spend of a tenant's hour that has rows of labels, and the spend of an omitted value that
 counts as zero."""
@@ -111,32 +114,46 @@ class AnomalyWatch:
         active = {key: one for key, one in before.items() if enabled[one.kind]}
         for start in (now - HOUR_S, now):
             if (rows := recorded.get(start)) is not None:
-                for key in dict.fromkeys([*active, *await self._keys(rows, start)]):
-                    if key in active or key[1].dimension != LABEL or _labels_in(active) < _MAX_LABELS:
-                        await self._update(active, key, start, rows.get(key[1], HourSums()), is_whole=start < now)
+                await self._check_hour(active, rows, start, is_whole=start < now)
         changed = [one for key, one in active.items() if before.get(key) != one]
         ended = [one for key, one in before.items() if key not in active]
         for one in ended:
             log.info("anomaly_ended", kind=one.kind, dimension=one.dimension, name=one.name)
         await self._found.write(changed, ended)
 
+    async def _check_hour(self, active: dict[Key, Anomaly], rows: HourRows, start: int, *, is_whole: bool) -> None:
+        """Update the anomalies by an hour. Each tenant has a bound on those of its labels."""
+        for key in list(active):
+            await self._update(active, key, start, _sums_of(rows, key[1]), is_whole=is_whole)
+        labels = Counter(one.tenant for one in active.values() if one.dimension == LABEL)
+        for key in await self._keys(rows, start):
+            series = key[1]
+            tenant = LabelValue.of(series.name).tenant if series.dimension == LABEL else None
+            if key in active or (tenant is not None and labels[tenant] >= _MAX_LABELS):
+                continue
+            await self._update(active, key, start, rows[series], is_whole=is_whole)
+            if tenant is not None:
+                labels[tenant] += key in active
+
     async def _keys(self, rows: HourRows, start: int) -> list[Key]:
         """Return the series of an hour that may be unusual, the highest spend first."""
         keys: list[Key] = []
         if self._usage.enabled:
             keys += [("usage", one) for one, sums in rows.items() if one.dimension == ENGINE and sums.estimated]
+        if self._spend.enabled:
+            keys += [("spend", one) for one in await self._store.read(self._above_least, rows, start)]
+        return keys
+
+    def _above_least(self, queries: UsageQueries, rows: HourRows, start: int) -> list[Series]:
+        """Return the series above the least limit that they can have. Few have, so few histories are read."""
         least_pico = self._rule.min_usd * _PICOS
         spent = {
             one: sums.cost_pico
-            for one, sums in rows.items()
-            if self._spend.enabled and one.dimension in _SPENDERS and one != OMITTED and sums.cost_pico >= least_pico
+            for one, sums in with_pauses(rows.items())
+            if one.dimension in _SPENDERS and sums.cost_pico >= least_pico
         }
-        if spent:
-            keys += [("spend", one) for one in await self._store.read(self._above_least, spent, start)]
-        return keys
-
-    def _above_least(self, queries: UsageQueries, spent: Mapping[Series, int], start: int) -> list[Series]:
-        """Return the series above the least limit that they can have. Few have, so few histories are read."""
+        if not spent:
+            return []
         if (near := self._near.get(start)) is None:
             near = self._near[start] = hours.spend_at(queries, neighbors(start), _SPENDERS)
         in_order = with_pauses(sorted(spent, key=lambda one: -spent[one]))
@@ -151,13 +168,14 @@ class AnomalyWatch:
         return start - first < self._rule.min_history_s
 
     async def _update(
-        self, active: dict[Key, Anomaly], key: Key, start: int, sums: HourSums, *, is_whole: bool
+        self, active: dict[Key, Anomaly], key: Key, start: int, sums: HourSums | None, *, is_whole: bool
     ) -> None:
-        """Begin, continue or end the anomaly of a series by one hour."""
+        """Begin, continue or end the anomaly of a series by one hour. Without sums, they are unknown."""
         kind, series = key
-        judgment = await (
-            self._judge_spend(series, start, sums) if kind == "spend" else self._judge_usage(series, start, sums)
-        )
+        judgment = None
+        if sums is not None:
+            judge = self._judge_spend if kind == "spend" else self._judge_usage
+            judgment = await judge(series, start, sums)
         one = active.get(key)
         if judgment is not None and judgment.is_unusual:
             since = one.since if one is not None else start
@@ -242,17 +260,21 @@ class AnomalyWatch:
             return result
         min_pico = self._spend.min_usd * _PICOS
         for start, rows in hours_rows.items():
-            if start >= now - _LATE_S:
-                least_pico = round(min_pico if start == now else min_pico * _LEAST_OF_LABELS)
-                changed = await self._store.read(changed_tenants, start, rows, least_pico)
-                if not changed and start < now - HOUR_S:
-                    continue  # the hour is not judged again
-                labels = await self._store.read(read_labels, start, changed, round(min_pico * _NEGLIGIBLE))
-                if changed:
-                    await self._store.change(hours.write_labels, {start: labels})
-                result[start] = rows | labels
+            if start < now - _LATE_S:
+                continue
+            is_whole = start < now
+            least_pico = round(min_pico * _LEAST_OF_LABELS if is_whole else min_pico)
+            changed = await self._store.read(changed_tenants, start, rows, least_pico, is_whole)
+            for some in batched(list(changed.items()), _TENANTS_AT_ONCE):
+                labels = await self._store.read(read_labels, start, dict(some), round(min_pico * _NEGLIGIBLE))
+                await self._store.change(hours.write_labels, start, labels)
+            if start >= now - HOUR_S:  # others are not judged again
+                result[start] = await self._store.read(hours.rows_of, start)
         return result
 
 
-def _labels_in(active: Iterable[Key]) -> int:
-    return sum(series.dimension == LABEL for _, series in active)
+def _sums_of(rows: HourRows, series: Series) -> HourSums | None:
+    """Return the sums of a series in an hour. None: the hour may have omitted the value of a label."""
+    if series.dimension == LABEL and Series(OMITTED, LabelValue.of(series.name).tenant) in rows:
+        return rows.get(series)
+    return rows.get(series, HourSums())

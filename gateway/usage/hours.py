@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, delete, func, or_, select
 
-from gateway.usage.anomalies import ENGINE, LABEL, TENANT
+from gateway.usage.anomalies import ENGINE, LABEL, TENANT, LabelValue
 from gateway.usage.rollup import SumRow
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import Period
@@ -39,14 +39,13 @@ class Series(NamedTuple):
 
 EVERYTHING = Series("", "")
 """The series of all requests. It has a row for each hour in which a worker ran."""
-
-
-OMITTED = Series(LABEL, "")
-"""Values of labels without a row, in hours with too many. The sums are those of the largest such value."""
 READ_FROM = "labels"
 """Dimension of the tenants' sums for which the rows of labels were read."""
-OF_LABELS = LABEL, READ_FROM
-"""Dimensions that label_hours.py writes."""
+LABELS_READ = Series(READ_FROM, "")
+"""The series of hours whose rows of labels are complete. Other hours are gaps for labels."""
+OMITTED = "omitted"
+"""Dimension of tenants with too many values in an hour. The sums are those of the largest value without a row."""
+_OF_LABELS = LABEL, READ_FROM, OMITTED
 _READ_KEPT_S = 3 * 86_400
 
 
@@ -104,18 +103,28 @@ def write(connection: Connection, hours: Mapping[int, HourRows]) -> None:
         _delete_expired(connection, max(hours) - KEEP_S)
 
 
-def write_labels(connection: Connection, hours: Mapping[int, HourRows]) -> None:
-    """Replace the rows of labels of these hours; see `write`. Raises SQLAlchemyError."""
-    for start, rows in hours.items():
-        _replace(connection, start, _stored(connection, start, of_labels=True), rows)
-    if hours:
-        read = HOURS.c.dimension == READ_FROM
-        connection.execute(delete(HOURS).where(read, HOURS.c.start < max(hours) - _READ_KEPT_S))
+def write_labels(connection: Connection, start: int, rows: HourRows) -> None:
+    """Replace the rows of labels of an hour, for the tenants with a row of `READ_FROM`; see `write`.
+
+    Raises SQLAlchemyError.
+    """
+    tenants = {series.name for series in rows if series.dimension == READ_FROM}
+    c = HOURS.c
+    names = or_(c.name.in_(tenants), *(c.name.startswith(f"{tenant}/", autoescape=True) for tenant in tenants))
+    found = _rows(connection, c.start == start, names)
+    # SQLite ignores case in LIKE.
+    stored = {one: sums for one, sums in found.items() if one.dimension in _OF_LABELS and _tenant_of(one) in tenants}
+    _replace(connection, start, stored, rows)
+    connection.execute(delete(HOURS).where(c.dimension == READ_FROM, c.name != "", c.start < start - _READ_KEPT_S))
 
 
-def _stored(connection: Connection, start: int, *, of_labels: bool = False) -> HourRows:
+def _stored(connection: Connection, start: int) -> HourRows:
     rows = _rows(connection, HOURS.c.start == start)
-    return {series: sums for series, sums in rows.items() if (series.dimension in OF_LABELS) == of_labels}
+    return {series: sums for series, sums in rows.items() if series.dimension not in _OF_LABELS}
+
+
+def _tenant_of(series: Series) -> str:
+    return LabelValue.of(series.name).tenant if series.dimension == LABEL else series.name
 
 
 def _replace(connection: Connection, start: int, stored: HourRows, rows: HourRows) -> None:
@@ -177,14 +186,17 @@ def spend_at(queries: UsageQueries, starts: Sequence[int], dimensions: Sequence[
 def history(queries: UsageQueries, series: Series, before: int) -> dict[int, HourSums]:
     """Return the sums of a series by hour, from its first hour to the one before `before`, in Unix seconds.
 
-    Hours without requests of the series have zeros. Gaps are missing, and for labels also hours that omitted values.
+    Hours without requests of the series have zeros. Gaps are missing. For labels, gaps are hours whose rows of labels
+    are incomplete, and hours that omitted values of the tenant.
     """
     since = before - KEEP_S
     rows = dict(_hours(queries, series, since, before))
     if not rows:
         return {}
-    observed = _hours(queries, EVERYTHING, min(rows), before)
-    omitted = dict(_hours(queries, OMITTED, min(rows), before)) if series.dimension == LABEL else {}
+    first, omitted = min(rows), dict[int, HourSums]()
+    if series.dimension == LABEL:
+        omitted = dict(_hours(queries, Series(OMITTED, LabelValue.of(series.name).tenant), first, before))
+    observed = _hours(queries, LABELS_READ if series.dimension == LABEL else EVERYTHING, first, before)
     return {start: rows.get(start, HourSums()) for start, _ in observed if start not in omitted} | rows
 
 

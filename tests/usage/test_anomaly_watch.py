@@ -28,7 +28,7 @@ from gateway.usage import anomaly_watch, hours, label_hours
 from gateway.usage.anomalies import ENGINE, LABEL, TENANT, AnomalyReporter, AnomalyStore, LabelValue
 from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.hours import EVERYTHING, OMITTED, READ_FROM, HourSums, Series
+from gateway.usage.hours import EVERYTHING, LABELS_READ, OMITTED, READ_FROM, HourSums, Series
 from gateway.usage.label_hours import changed_tenants, read_labels
 from gateway.usage.spend_limits import HOUR_S
 from gateway.usage.sql import UsageSql
@@ -97,14 +97,15 @@ class World:
         await self.spend(usd, tenant, stored_labels={"team": value})
 
     async def labels(self) -> tuple[set[str], HourRows]:
-        """Return the tenants whose labels of this hour have changed, and the rows of labels."""
+        """Write the rows of labels of this hour. Return the tenants whose labels have changed, and all such rows."""
         rows = (await self.store.read(hours.read_sums, [NOW]))[NOW]
-        changed = await self.store.read(changed_tenants, NOW, rows, 1)
-        return {series.name for series in changed}, await self.store.read(read_labels, NOW, changed, pico(0.5))
+        changed = await self.store.read(changed_tenants, NOW, rows, 1, False)
+        await self.store.change(hours.write_labels, NOW, await self.store.read(read_labels, NOW, changed, pico(0.5)))
+        return {series.name for series in changed}, await self.of_labels(NOW)
 
     async def of_labels(self, start: int) -> HourRows:
         rows = await self.store.read(hours.rows_of, start)
-        return {series: sums for series, sums in rows.items() if series.dimension in {LABEL, READ_FROM}}
+        return {series: sums for series, sums in rows.items() if series.dimension in {LABEL, READ_FROM, OMITTED}}
 
     async def check(self, watch: AnomalyWatch | None = None) -> list[Anomaly]:
         """Check once, a minute after the last check, and let both gateways report. Return the anomalies."""
@@ -524,7 +525,6 @@ async def test_rows_of_labels_are_added_up_again_only_after_a_change(world: Worl
         team("a"): HourSums(1, 0, pico(3)), team("b"): HourSums(1, 0, pico(4)),
         team("a", "globex"): HourSums(1, 0, pico(5)),
     }  # fmt: skip
-    await world.store.change(hours.write_labels, {NOW: first})
     assert await world.labels() == (set(), first)
     await world.spend_as("a", 1)
     changed, later = await world.labels()
@@ -533,28 +533,81 @@ async def test_rows_of_labels_are_added_up_again_only_after_a_change(world: Worl
         HourSums(2, 0, pico(4)), HourSums(1, 0, pico(5))
     )  # fmt: skip
     # A worker of an earlier version replaces all rows of an hour.
-    await world.store.change(hours.write_labels, {NOW: {}})
+    await world.store.change(lambda connection: connection.execute(text("DELETE FROM usage_hours")))
     assert await world.labels() == ({"acme", "globex"}, later)
 
 
-async def test_an_hour_keeps_the_values_with_the_highest_spend_and_others_are_no_zeros(
+async def test_a_tenants_hour_keeps_the_values_with_the_highest_spend_and_others_are_no_zeros(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(label_hours, "MAX_VALUES", 2)
     for value, usd in (("a", 3), ("b", 5), ("c", 4)):
         await world.spend_as(value, usd)
     _, rows = await world.labels()
-    assert {series.name: sums.cost_pico for series, sums in rows.items() if series.dimension == LABEL} == {
-        team("b").name: pico(5), team("c").name: pico(4), "": pico(3)
+    omitted = Series(OMITTED, "acme")
+    assert {series: sums.cost_pico for series, sums in rows.items() if series.dimension != READ_FROM} == {
+        team("b"): pico(5), team("c"): pico(4), omitted: pico(3)
     }  # fmt: skip
-    await world.remember(lambda back: {OMITTED: HourSums(0, 0, pico(3))} if back < 3 else {team("a"): HourSums(1)})
+    read = {LABELS_READ: HourSums(), omitted: HourSums(0, 0, pico(3))}
+    await world.remember(lambda back: read if back < 3 else {team("a"): HourSums(1)})
     known = await world.store.read(hours.history, team("a"), NOW)
     assert NOW - 3 * HOUR_S in known
     assert not {NOW - HOUR_S, NOW - 2 * HOUR_S} & set(known)
     # Without the omitted values' spend, they are zeros.
     await world.spend_as("d", 0.1)
     monkeypatch.setattr(label_hours, "MAX_VALUES", 3)
-    assert OMITTED not in (await world.labels())[1]
+    assert omitted not in (await world.labels())[1]
+
+
+async def test_many_expensive_values_of_a_tenant_leave_those_of_other_tenants(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_hours, "MAX_VALUES", 2)
+    for number in range(5):
+        await world.spend_as(f"v{number}", 90 + number)
+    await world.spend_as("b", 2, tenant="globex")
+    await world.remember(lambda _: {team("b", "globex"): HourSums(1)})
+    _, rows = await world.labels()
+    assert {series: sums.cost_pico for series, sums in rows.items() if series.dimension != READ_FROM} == {
+        team("v4"): pico(94), team("v3"): pico(93), Series(OMITTED, "acme"): pico(92), team("b", "globex"): pico(2)
+    }  # fmt: skip
+
+
+async def test_hours_whose_labels_were_not_read_are_no_zeros(world: World) -> None:
+    """Labels are not read while the alerts are switched off, nor by a worker of an earlier version."""
+    await world.spend_as("a", 20)
+    await world.check()
+    off = world.new_watch(spend={"enabled": False})
+    for watch in (off, off, world.watch, world.watch):
+        world.now += 30 * HOUR_S
+        await world.spend_as("other", 20)
+        await world.check(watch)
+    world.now += HOUR_S
+    await world.check()
+    spans = {number: NOW + 30 * number * HOUR_S for number in range(5)}
+    of_tenant = await world.store.read(hours.history, ACME, spans[4] + HOUR_S)
+    assert set(spans.values()) <= set(of_tenant)
+    known = await world.store.read(hours.history, team("a"), spans[4] + HOUR_S)
+    assert {start: sums.cost_pico for start, sums in known.items()} == {spans[0]: pico(20), spans[4]: 0}
+
+
+async def test_an_hour_that_may_have_omitted_a_value_does_not_end_its_anomaly(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_hours, "MAX_VALUES", 1)
+    await world.remember(lambda _: {team("a"): HourSums(3, 0, pico(1))})
+    await world.spend_as("a", 50)
+    assert [one.name for one in await world.check()] == ["acme/team=a"]
+    for _ in range(6):
+        world.now += HOUR_S
+        await world.spend_as("a", 50)
+        await world.spend_as("b", 60)
+        assert [one.name for one in await world.check()] == ["acme/team=a"]
+    for _ in range(4):
+        world.now += HOUR_S
+        await world.spend_as("b", 60)
+        await world.check()
+    assert await world.found.read() == []
 
 
 async def test_labels_of_finished_hours_are_stored_and_their_markers_expire(world: World) -> None:
@@ -565,20 +618,27 @@ async def test_labels_of_finished_hours_are_stored_and_their_markers_expire(worl
     world.now += HOUR_S
     await world.check()
     stored = await world.of_labels(NOW)
-    assert stored == {team("a"): HourSums(1, 0, pico(0.2)), Series(READ_FROM, "acme"): HourSums(1, 0, pico(0.2))}
+    sums = HourSums(1, 0, pico(0.2))
+    assert stored == {team("a"): sums, Series(READ_FROM, "acme"): sums, LABELS_READ: HourSums()}
     world.now += 100 * HOUR_S
     await world.spend_as("a", 9)
     await world.check()
-    assert set(await world.of_labels(NOW)) == {team("a")}
+    assert set(await world.of_labels(NOW)) == {team("a"), LABELS_READ}
 
 
-async def test_the_number_of_labels_with_an_anomaly_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_a_tenants_labels_with_an_anomaly_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(anomaly_watch, "_MAX_LABELS", 2)
     values = [f"v{number}" for number in range(5)]
-    await world.remember(lambda _: {team(value): HourSums(3, 0, pico(1)) for value in values})
+    other = team("b", "globex")
+    await world.remember(lambda _: {one: HourSums(3, 0, pico(1)) for one in (*map(team, values), other)})
     for number, value in enumerate(values):
         await world.spend_as(value, 20 + number)
-    assert sorted(one.name for one in await world.check()) == ["acme/team=v3", "acme/team=v4"]
+    await world.spend_as("b", 9, tenant="globex")
+    found = ["acme/team=v3", "acme/team=v4", "globex/team=b"]
+    for _ in range(2):
+        assert sorted(one.name for one in await world.check()) == found
 
 
 async def test_a_limit_is_computed_once_and_only_above_the_least_one(
