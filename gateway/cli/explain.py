@@ -270,6 +270,8 @@ def _assumed(caller: Caller, plan: Plan, settings: Settings, excluding: Collecti
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     assumed = ["every engine answers, and no circuit is open", *probes]
+    if any(rule.claim is not None for rule in caller.policy.labels.values()):
+        assumed.append("the caller has a key: no label comes from a claim of a token")
     if any(rule.values is None for rule in caller.policy.labels.values()):
         assumed.append("labels have fewer values this month than max_values")
     if plan.turn is not None and plan.turn.at_once is None:

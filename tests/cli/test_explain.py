@@ -408,6 +408,12 @@ labels:
     assert "  team  blue                      from a header" in lines
     assert "  team limits    9 requests a minute, of the value 'blue'" in lines
     assert not any("user limits" in line for line in lines)
+    claims = "the caller has a key: no label comes from a claim of a token"
+    assert claims not in found["assumed"]
+    policy.write_text(policy.read_text().replace("team: {header", "team: {claim: org.team, header"))
+    found = explained(*sent)
+    assert found["labels"]["team"]["source"] == "header"
+    assert claims in found["assumed"]
 
 
 def test_a_budget_of_a_label_limits_the_answer(folder: Path) -> None:
