@@ -119,8 +119,7 @@ def write_labels(connection: Connection, start: int, rows: HourRows) -> None:
 
 
 def _stored(connection: Connection, start: int) -> HourRows:
-    rows = _rows(connection, HOURS.c.start == start)
-    return {series: sums for series, sums in rows.items() if series.dimension not in _OF_LABELS}
+    return _rows(connection, HOURS.c.start == start, HOURS.c.dimension.not_in(_OF_LABELS))
 
 
 def _tenant_of(series: Series) -> str:
