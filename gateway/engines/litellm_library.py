@@ -91,6 +91,8 @@ def _load() -> LiteLLMLibrary:
     warnings.filterwarnings("ignore", "Items? .* using the `ReadOnly` qualifier", UserWarning)
     # Pydantic's warning about a reply of another shape, which quotes the reply.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
+    # A canceled call leaves the coroutine that LiteLLM's thread returns afterwards. It holds no connection.
+    warnings.filterwarnings("ignore", "coroutine '.*completion.*' was never awaited", RuntimeWarning)
     folder = os.environ.get(_TIKTOKEN_FOLDER)
     os.environ.update(_BEFORE_IMPORT)
     try:

@@ -82,6 +82,33 @@ async def main(url):
 asyncio.run(main(sys.argv[1]))
 """
 
+CANCELED = """
+import asyncio, json, sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from gateway.engines.http import EngineDeadlines
+from gateway.engines.litellm import LiteLLMEngine
+from gateway.engines.litellm_library import load
+
+class Threads(ThreadPoolExecutor):
+    def submit(self, *work, **more):
+        result = super().submit(*work, **more)
+        wait([result])
+        asyncio.get_running_loop().call_soon(call.cancel)
+        return result
+
+async def main(url):
+    global call
+    model = "anthropic/claude-sonnet-4-5"
+    engine = LiteLLMEngine("e", model, await load([model]), deadlines=EngineDeadlines(), api_base=url, api_key="k")
+    asyncio.get_running_loop().set_default_executor(Threads())
+    call = asyncio.create_task(engine.complete({"messages": [{"role": "user", "content": "hi"}]}))
+    await asyncio.wait([call])
+    await engine.close()
+    print(json.dumps({"canceled": call.cancelled()}))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
 GATEWAY = """
 from pathlib import Path
 from gateway.app import gateway
@@ -126,6 +153,12 @@ async def test_litellm_calls_only_the_engine(tmp_path: Path) -> None:
     assert output["tiktoken"] == str(tmp_path)
     assert output["handlers"] == []
     assert output["held_s"] < 1.5  # the import takes longer but does not hold the lock
+
+
+async def test_a_call_that_is_canceled_while_litellm_prepares_it_prints_nothing() -> None:
+    async with serving({"/v1/messages": replying(message(" o p"))}) as fake:
+        output = await asyncio.to_thread(said_by, CANCELED, fake.url)
+    assert (output, fake.requests) == ({"canceled": True}, [])
 
 
 async def test_a_failed_import_of_litellm_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
