@@ -208,8 +208,8 @@ class Spooler:
             stored = [(line, one) for line, one in found if one.namespace not in result.failed]
             await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
             self._metrics.spool_replayed.labels(origin).inc(len(stored))
-            if origin == "own":
-                self._store.confirm_spooled([one for _, one in stored])
+            keep = self._store.confirm_spooled if origin == "own" else self._store.remember
+            keep([one for _, one in stored])
             count += len(stored)
         return count
 

@@ -190,9 +190,13 @@ class ReceiptStore:
                 return await self._ledger.receipt(tenant, receipt_id)
         raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
 
-    def remember(self, receipt: Receipt) -> None:
-        """Resend this receipt if Redis loses it. Something else stored it."""
-        self._stored.append((asyncio.get_running_loop().time(), Settlement(receipt, None)))
+    def remember(self, settled: Sequence[Settlement]) -> None:
+        """Resend these settlements if Redis loses them. Something else stored them."""
+        now = asyncio.get_running_loop().time()
+        self._stored.extend((now, one) for one in settled)
+        # Until the watch has checked its run id, Redis may have restarted and lost writes.
+        while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
+            self._stored.popleft()
 
     def holds(self, request_id: str) -> bool:
         """Return whether a request is under way here, or its receipt is not stored yet."""
@@ -357,16 +361,11 @@ class ReceiptStore:
     def _mark_stored(self, settled: Sequence[Settlement]) -> None:
         ids = [one.receipt.id for one in settled]
         self._local.release(ids)
-        now, resent = asyncio.get_running_loop().time(), 0
-        for name, one in zip(ids, settled, strict=True):
+        for name in ids:
             self._waiting.pop(name, None)
             self._on_disk.discard(name)
-            resent += self._resending.pop(name, None) is not None
-            self._stored.append((now, one))
-        self._metrics.receipts_resent.inc(resent)
-        # Until the watch has checked its run id, Redis may have restarted and lost writes.
-        while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
-            self._stored.popleft()
+        self._metrics.receipts_resent.inc(sum(self._resending.pop(name, None) is not None for name in ids))
+        self.remember(settled)
 
     def _record_verdict(self, name: str, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
         """Record a verdict at once. The waiting request may read it only after the next exchange has begun."""

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from gateway.accounting.edge import GUIDANCE, check_report, closing_id, closing_receipt, offline_receipt, state_of
 from gateway.accounting.receipt import REQUEST_ID, Receipt
+from gateway.accounting.redis_ledger import Settlement
 from gateway.errors import (
     EdgeClosed,
     EdgeExpired,
@@ -180,7 +181,7 @@ class EdgeReports:
         if result == "written":
             self.metrics.edge_closings.labels(outcome).inc()
             self.ledger.record_edge_report(receipt)
-            self.store.remember(receipt)
+            self.store.remember([Settlement(receipt, None)])
         elif result in _REJECTED_OUTCOMES:
             self.metrics.edge_closings.labels(_REJECTED_OUTCOMES[result]).inc()
         return result

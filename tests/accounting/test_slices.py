@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from gateway.accounting.budgets import Account, LimitUsage, Raise
 from gateway.accounting.intent_reaper import IntentReaper
 from gateway.accounting.receipt import Receipt
+from gateway.accounting.redis_ledger import Settlement
 from gateway.accounting.slices import share, share_of, usable
 from gateway.accounting.verdict import refusal_error
 from gateway.errors import BudgetSpent, NeverFits, RateLimited
@@ -182,7 +183,7 @@ async def test_a_receipt_is_stored_in_the_slice_of_its_request_and_found(ann: Sl
     receipts = {one.id: ann.settle(one, "0.001") for one in ann.admitted}
     assert sum(map(len, in_slices)) == 20
     assert await ann.store.flush()
-    ann.store.remember(next(iter(receipts.values())))
+    ann.store.remember([Settlement(next(iter(receipts.values())), None)])
     for receipt in receipts.values():
         assert Receipt.from_json(await ann.store.get("acme", receipt.id) or b"") == receipt
     for name, ids in zip(slice_names("acme", SLICES), in_slices, strict=True):

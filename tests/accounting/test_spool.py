@@ -211,6 +211,19 @@ async def test_receipts_from_the_spool_are_sent_again_if_redis_loses_them(tmp_pa
         assert await in_redis(server.url, keys) == (ids(ones), ids(ones))
 
 
+async def test_receipts_of_a_dead_process_are_sent_again_if_redis_loses_them(tmp_path: Path) -> None:
+    keys, ones = new(), [closed(guided()) for _ in range(8)]
+    spool = Spool.create(tmp_path / "ann.jsonl")
+    spool.append([SpoolEntry("ann", one).to_line() for one in ones], 1_000_000)
+    spool.close(remove=False)
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "bob", keys, orphans_interval_s=0.1) as bob:
+        await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 8, 20)
+        await bob.client.commands.flushall()
+        bob.store.resend()
+        await until(lambda: bob.value("gkt_receipts_resent_total") == 8)
+        assert await in_redis(server.url, keys) == (ids(ones), ids(ones))
+
+
 async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(tmp_path: Path) -> None:
     size = len(SpoolEntry("ann", closed(guided())).to_line())
     async with (
