@@ -14,7 +14,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,17 @@ class Terminal:
             assert time.monotonic() < give_up, f"input is shown:\n{self.screen}"
             time.sleep(0.01)
         self.type(text + "\n")
+
+    def press(self, key: str) -> None:
+        """Press Ctrl-C or Ctrl-D at a prompt until the command ends.
+
+        Python loses a signal that arrives after the prompt and before `input` reads. The second one ends the read.
+        """
+        give_up = time.monotonic() + LIMIT_S
+        while self.process.poll() is None and time.monotonic() < give_up:
+            self.type(key)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
 
     def end(self) -> int:
         """Wait for the end of the command. Return its exit status."""

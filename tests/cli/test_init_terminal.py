@@ -216,7 +216,7 @@ def test_a_prompt_that_is_interrupted_writes_nothing(pressed: str, tmp_path: Pat
     with terminal("init", folder=tmp_path) as run:
         run.wait_for("URL of the teacher")
         run.wait_for(": ")
-        run.type(pressed)
+        run.press(pressed)
         assert run.end() == 130
     assert "Stopped. Nothing was written." in run.screen
     assert "Traceback" not in run.screen
