@@ -166,6 +166,7 @@ def test_a_terminal_asks_for_the_key_and_the_model_that_an_engine_requires(
     assert (big["api_key"], big["model"]) == ("env:TEACHER_KEY", "org/two")
 
 
+@pytest.mark.long
 def test_a_terminal_asks_for_a_providers_missing_key_and_stores_none(engines: tuple[str, str], tmp_path: Path) -> None:
     keys: set[str | None] = set()
 
@@ -223,7 +224,7 @@ def test_a_prompt_that_is_interrupted_writes_nothing(pressed: str, tmp_path: Pat
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_during_the_measurement_writes_nothing(
     engines: tuple[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:

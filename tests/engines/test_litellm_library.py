@@ -155,6 +155,7 @@ async def test_litellm_calls_only_the_engine(tmp_path: Path) -> None:
     assert output["held_s"] < 1.5  # the import takes longer but does not hold the lock
 
 
+@pytest.mark.long
 async def test_a_call_that_is_canceled_while_litellm_prepares_it_prints_nothing() -> None:
     async with serving({"/v1/messages": replying(message(" o p"))}) as fake:
         output = await asyncio.to_thread(said_by, CANCELED, fake.url)
