@@ -7,6 +7,7 @@ with its intent. A receipt that is sent twice counts once, since the script know
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -206,10 +207,16 @@ class Spooler:
             if result.replaced:
                 log.warning("abandoned_replaced", ids=result.replaced)
             stored = [(line, one) for line, one in found if one.namespace not in result.failed]
-            await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
+            settled = [one for _, one in stored]
+            # Before the next wait: Redis may lose the receipts during it.
+            if origin == "own":
+                self._store.confirm_spooled(settled)
+            else:
+                # Redis may have expired older receipts. It would count those again.
+                since = time.time() - self._ledger.ttl_s / 2
+                self._store.remember(one for one in settled if one.receipt.created > since)
             self._metrics.spool_replayed.labels(origin).inc(len(stored))
-            keep = self._store.confirm_spooled if origin == "own" else self._store.remember
-            keep([one for _, one in stored])
+            await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])
             count += len(stored)
         return count
 

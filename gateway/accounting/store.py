@@ -12,7 +12,7 @@ the last writes that it acknowledged, so the store keeps recent settlements for 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,6 +21,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.exchange_batch import next_settlements, still_rejected, with_unsure
+from gateway.accounting.recent_settlements import RecentSettlements
 from gateway.accounting.redis_ledger import Settlement
 from gateway.accounting.verdict import refusal_error
 from gateway.errors import StoreUnavailable
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
-
-# With appendfsync everysec, Redis may lose two seconds of writes.
-REMEMBERED_S = 3.0
 
 ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Reads a receipt that Redis does not have, by tenant and id."""
@@ -85,7 +83,7 @@ class ReceiptStore:
         metrics.follow(metrics.receipts_waiting, lambda: len(self._waiting))
         self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
         self._spool_only: dict[str, str] = {}  # settlements that are in the spool alone -> their namespaces
-        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=2 * max_waiting)  # the last ones, with their times
+        self._recent = RecentSettlements(2 * max_waiting)
         self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
         self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
         self._unsure: set[str] = set()  # requests whose intents Redis may lack, if they are under way
@@ -190,13 +188,9 @@ class ReceiptStore:
                 return await self._ledger.receipt(tenant, receipt_id)
         raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
 
-    def remember(self, settled: Sequence[Settlement]) -> None:
-        """Resend these settlements if Redis loses them. Something else stored them."""
-        now = asyncio.get_running_loop().time()
-        self._stored.extend((now, one) for one in settled)
-        # Until the watch has checked its run id, Redis may have restarted and lost writes.
-        while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
-            self._stored.popleft()
+    def remember(self, settled: Iterable[Settlement]) -> None:
+        """Resend settlements that another part of the gateway sent, if Redis loses them."""
+        self._recent.add_of_others(settled, asyncio.get_running_loop().time(), self._redis.unchanged_at)
 
     def holds(self, request_id: str) -> bool:
         """Return whether a request is under way here, or its receipt is not stored yet."""
@@ -255,8 +249,7 @@ class ReceiptStore:
         self._unsure.update(self._under_way)
         # Redis may have expired older receipts. It would count those again.
         since = asyncio.get_running_loop().time() - self._ledger.ttl_s / 2
-        self._resending.update((one.receipt.id, one) for at, one in self._stored if at > since)
-        self._stored.clear()
+        self._resending.update((one.receipt.id, one) for one in self._recent.take(since))
         self._ledger.forget_tenants()
         self._work.set()
 
@@ -365,7 +358,8 @@ class ReceiptStore:
             self._waiting.pop(name, None)
             self._on_disk.discard(name)
         self._metrics.receipts_resent.inc(sum(self._resending.pop(name, None) is not None for name in ids))
-        self.remember(settled)
+        # Until the watch has checked its run id, Redis may have restarted and lost writes.
+        self._recent.add(settled, asyncio.get_running_loop().time(), self._redis.unchanged_at)
 
     def _record_verdict(self, name: str, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
         """Record a verdict at once. The waiting request may read it only after the next exchange has begun."""

@@ -46,6 +46,7 @@ _SWITCHES: dict[str, object] = {
     "REPEATED_STREAMING_CHUNK_LIMIT": sys.maxsize,  # otherwise the hundredth dash of a line is an error
     "num_retries": 0,
 }
+_UNAWAITED = r"coroutine '.*\.(acompletion|async_completion|async_streaming)\w*' was never awaited"
 _LOGGERS = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 _CALLBACKS = (
     *("callbacks", "input_callback", "success_callback", "failure_callback", "service_callback"),
@@ -91,8 +92,8 @@ def _load() -> LiteLLMLibrary:
     warnings.filterwarnings("ignore", "Items? .* using the `ReadOnly` qualifier", UserWarning)
     # Pydantic's warning about a reply of another shape, which quotes the reply.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
-    # A canceled call leaves the coroutine that LiteLLM's thread returns afterwards. It holds no connection.
-    warnings.filterwarnings("ignore", "coroutine '.*completion.*' was never awaited", RuntimeWarning)
+    # A canceled call leaves the coroutine that LiteLLM's thread returns afterwards, which holds no connection.
+    warnings.filterwarnings("ignore", _UNAWAITED, RuntimeWarning)
     folder = os.environ.get(_TIKTOKEN_FOLDER)
     os.environ.update(_BEFORE_IMPORT)
     try:

@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -98,9 +98,11 @@ async def until_stored(group: ClusterGroup, keys: RedisKeys, *expected: list[Rec
     async def is_stored() -> bool:
         return await stored() == (ids(*expected), ids(*expected))
 
-    with suppress(AssertionError):
+    try:
         await until(is_stored, 20)
-    assert await stored() == (ids(*expected), ids(*expected))
+    except AssertionError:
+        assert await stored() == (ids(*expected), ids(*expected))
+        raise
 
 
 async def swept(part: Process) -> int:

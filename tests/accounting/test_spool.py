@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -211,17 +212,26 @@ async def test_receipts_from_the_spool_are_sent_again_if_redis_loses_them(tmp_pa
         assert await in_redis(server.url, keys) == (ids(ones), ids(ones))
 
 
-async def test_receipts_of_a_dead_process_are_sent_again_if_redis_loses_them(tmp_path: Path) -> None:
-    keys, ones = new(), [closed(guided()) for _ in range(8)]
+@pytest.mark.parametrize(("max_waiting", "resent"), [(10_000, 8), (3, 3)])
+async def test_receipts_of_a_dead_process_are_sent_again_if_redis_loses_them(
+    tmp_path: Path, max_waiting: int, resent: int
+) -> None:
+    """They take at most half of the memory for resending. Redis may have expired a receipt from yesterday."""
+    keys, intents = new(), [intent("ann") for _ in range(8)]
+    now = int(time.time())
+    ones = [msgspec.structs.replace(closed(guided()), id=one.id, created=now) for one in intents]
+    old = msgspec.structs.replace(closed(guided()), created=now - 86_400)
+    entries = [SpoolEntry("ann", old), *map(SpoolEntry, ["ann"] * 8, ones, intents)]
     spool = Spool.create(tmp_path / "ann.jsonl")
-    spool.append([SpoolEntry("ann", one).to_line() for one in ones], 1_000_000)
+    spool.append([one.to_line() for one in entries], 1_000_000)
     spool.close(remove=False)
-    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "bob", keys, orphans_interval_s=0.1) as bob:
-        await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 8, 20)
+    often = {"orphans_interval_s": 0.1, "max_waiting": max_waiting}
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "bob", keys, **often) as bob:
+        await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 9, 20)
         await bob.client.commands.flushall()
         bob.store.resend()
-        await until(lambda: bob.value("gkt_receipts_resent_total") == 8)
-        assert await in_redis(server.url, keys) == (ids(ones), ids(ones))
+        await until(lambda: bob.value("gkt_receipts_resent_total") == resent)
+        assert await in_redis(server.url, keys) == (ids(ones[:resent]), ids(ones[:resent]))
 
 
 async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from structlog.testing import capture_logs
 
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.receipt import Receipt
+from gateway.accounting.recent_settlements import REMEMBERED_S
 from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.scopes import Scope
-from gateway.accounting.store import REMEMBERED_S, ReceiptStore
+from gateway.accounting.store import ReceiptStore
 from gateway.errors import StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from gateway.pricing import dollars
@@ -494,7 +495,7 @@ async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_s
             return one
 
         first = await settle()
-        taken = part.store._stored
+        taken = part.store._recent._kept
         taken[0] = (taken[0][0] - 2 * REMEMBERED_S, taken[0][1])
         second = await settle()
         await part.redis.flushdb()

@@ -14,7 +14,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,16 +109,16 @@ class Terminal:
             time.sleep(0.01)
         self.type(text + "\n")
 
-    def press(self, key: str) -> None:
-        """Press Ctrl-C or Ctrl-D at a prompt until the command ends.
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt, and again if the command does not end within 20 s.
 
         Python loses a signal that arrives after the prompt and before `input` reads. The second one ends the read.
         """
-        give_up = time.monotonic() + LIMIT_S
-        while self.process.poll() is None and time.monotonic() < give_up:
-            self.type(key)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
+        self.type("\x03")
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.type("\x03")
 
     def end(self) -> int:
         """Wait for the end of the command. Return its exit status."""

@@ -92,9 +92,8 @@ def test_answers_to_collected_requests_are_compared_with_the_teachers(engines: E
     assert scores["student"] == [0.0] * 3
     assert set(scores["guided"]) <= {0.0, 0.5}
     sent = [body for body in engines.student.requests if "messages" in body]
-    assert [message["content"] for message in sent[-1]["messages"][:4]] == [
-        message["content"] for message in LINES[-1]["messages"]
-    ]
+    texts = [[message["content"] for message in body["messages"][:4]] for body in sent]
+    assert [message["content"] for message in LINES[-1]["messages"]] in texts
     calls = len(engines.judge.requests)
     # Both orders of each pair; equal texts need no call.
     assert calls >= 6
