@@ -316,6 +316,7 @@ def test_promtool_passes_configuration_and_rules() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
     promtool("test", "rules", *CASES)
 
