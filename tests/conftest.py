@@ -93,8 +93,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if fixtures & PROCESS_FIXTURES or PROCESS_NAMES & set(vars(item.getparent(pytest.Module).module)):
             item.add_marker("process")
     if hasattr(config, "workerinput"):
-        # Slow tests first, so that no worker has one left at the end of the run.
-        first = {item.path for item in items for mark in ("process", "long") if item.get_closest_marker(mark)}
+        # Long tests first, so that no worker has one left at the end of the run.
+        first = {item.path for item in items if item.get_closest_marker("process")}
         items.sort(key=lambda item: item.path not in first)
 
 
