@@ -27,13 +27,17 @@ class RecentSettlements:
 
     def add(self, settled: Iterable[Settlement], now: float, unchanged_at: float) -> None:
         """Keep settlements. Drop those from before the last check that found Redis unchanged, at `unchanged_at`."""
+        self._drop_old(unchanged_at)
         self._kept.extend((now, one) for one in settled)
-        while self._kept and self._kept[0][0] < unchanged_at - REMEMBERED_S:
-            self._kept.popleft()
 
     def add_of_others(self, settled: Iterable[Settlement], now: float, unchanged_at: float) -> None:
         """Keep settlements of others as far as there is room for them."""
+        self._drop_old(unchanged_at)  # an idle process may have old ones, which take no room
         self.add(islice(settled, max(0, self._limit // 2 - len(self._kept))), now, unchanged_at)
+
+    def _drop_old(self, unchanged_at: float) -> None:
+        while self._kept and self._kept[0][0] < unchanged_at - REMEMBERED_S:
+            self._kept.popleft()
 
     def take(self, since: float) -> list[Settlement]:
         """Return the settlements that were kept after `since`, and forget all."""
