@@ -93,9 +93,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if fixtures & PROCESS_FIXTURES or PROCESS_NAMES & set(vars(item.getparent(pytest.Module).module)):
             item.add_marker("process")
     if hasattr(config, "workerinput"):
-        # Long tests first, so that no worker has one left at the end of the run.
+        # Long tests first, so that no worker has one left at the end of the run. The soak is the last of these: for 20
+        # minutes it needs CPU time that tests of leases and failovers would lack.
         first = {item.path for item in items if item.get_closest_marker("process")}
-        items.sort(key=lambda item: item.path not in first)
+        items.sort(key=lambda item: (item.path not in first, item.path.name == "test_soak.py"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

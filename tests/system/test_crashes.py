@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.store import REMEMBERED_S
+from gateway.accounting.recent_settlements import REMEMBERED_S
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
