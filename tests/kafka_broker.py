@@ -119,7 +119,12 @@ def running_kafka(folder: Path, authority: Authority | None = None) -> Iterator[
         partial = _JARS.with_name(f"{_JARS.name}-{secrets.token_hex(4)}")
         copy = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies", f"-DoutputDirectory={partial}"]
         subprocess.run(copy, check=True, timeout=_FETCH_S, stdin=subprocess.DEVNULL)
-        partial.rename(_JARS)
+        try:
+            partial.rename(_JARS)
+        except OSError:  # another worker of pytest has fetched them meanwhile
+            if not _JARS.exists():
+                raise
+            shutil.rmtree(partial)
     broker = KafkaBroker(folder, authority)
     broker.start()
     try:
