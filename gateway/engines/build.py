@@ -80,12 +80,6 @@ async def build(
     return engines
 
 
-def _max_guidance_tokens(model: str, book: PolicySet) -> int:
-    """Return the most guidance tokens that a route requests from this model as its teacher."""
-    routes = ((policy, route) for policy in book.policies for route in policy.all_routes)
-    return max((policy.max_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
-
-
 def _traced(engine: Engine, model: ModelSettings) -> Engine:
     """Wrap an engine inside its breaker, so that refused calls have no span."""
     from gateway.engines.traced import TracedEngine
@@ -134,7 +128,7 @@ def _engine(
             model=model.model,
             continuation=model.continuation,
             max_concurrency=model.max_concurrency,
-            max_guidance_tokens=lambda: _max_guidance_tokens(model.name, policies.policy_set),
+            max_guidance_tokens=lambda: policies.policy_set.max_guidance_tokens(model.name),
         )
     return OpenAIEngine(
         model.name,

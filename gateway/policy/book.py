@@ -105,6 +105,7 @@ class PolicySet:
     _callers: Mapping[str, Caller] = field(repr=False)
     _of_tenant: Mapping[str, TenantPolicy] = field(repr=False)
     _only_embed: frozenset[str] = field(repr=False)
+    _guidance_tokens: Mapping[str, int] = field(repr=False)  # by teacher
     identities: Mapping[str, tuple[TenantIdentities, ...]] = field(repr=False)
 
     @classmethod
@@ -113,15 +114,19 @@ class PolicySet:
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
         modes: dict[str, set[str]] = {}
+        tokens_of: dict[str, int] = {}
         for policy in policies:
             for key in policy.keys:
                 callers.setdefault(key.sha256, Caller(policy, key))
             for route in policy.routes:
                 for name in route.engines:
                     modes.setdefault(name, set()).add(route.mode)
+            for route in policy.all_routes:
+                if route.teacher and (tokens := policy.max_guidance_tokens(route)):
+                    tokens_of[route.teacher] = max(tokens, tokens_of.get(route.teacher, 0))
         only_embed = frozenset(name for name, used in modes.items() if used == {"embeddings"})
         of_tenant = {policy.tenant: policy for policy in policies}
-        return cls(policies, projections, callers, of_tenant, only_embed, identities_by_issuer(policies))
+        return cls(policies, projections, callers, of_tenant, only_embed, tokens_of, identities_by_issuer(policies))
 
     def tenant_of_key(self, token: str) -> Caller | None:
         """Return the caller of a key from the policy files; None if there is none."""
@@ -137,8 +142,11 @@ class PolicySet:
 
     def teachers(self) -> set[str]:
         """Return the models that give guidance on some route, also in a shadow or on a caller's request."""
-        routes = ((policy, route) for policy in self.policies for route in policy.all_routes)
-        return {route.teacher for policy, route in routes if policy.max_guidance_tokens(route) and route.teacher}
+        return set(self._guidance_tokens)
+
+    def max_guidance_tokens(self, teacher: str) -> int:
+        """Return the most guidance tokens that a route requests from this teacher; 0 without such a route."""
+        return self._guidance_tokens.get(teacher, 0)
 
     def only_embeds(self, name: str) -> bool:
         """Return whether a configured model serves only embeddings."""

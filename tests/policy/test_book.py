@@ -268,9 +268,18 @@ def test_teachers_of_shadows_and_overrides_are_guidance_teachers(folder: Path) -
     routes = "  - {model: x, mode: shadow, teacher: big, student: small}\n"
     tenant(folder, "a", keys=("k1",), routes=routes)
     assert book_of(folder).teachers() == {"big"}
+    assert book_of(folder).max_guidance_tokens("small") == 0
     tenant(folder, "a", keys=("k1",), routes=routes.replace("shadow", "student"))
     assert book_of(folder).teachers() == set()
     (folder / "policies" / "a.yaml").write_text(
         (folder / "policies" / "a.yaml").read_text() + "overrides: {modes: [guided]}\n"
     )
     assert book_of(folder).teachers() == {"big"}
+
+
+def test_a_teachers_most_guidance_tokens_are_those_of_any_tenant_and_route(folder: Path) -> None:
+    route = "  - {{model: {}, mode: guided, teacher: big, student: small, guidance: {{tokens: {}}}}}\n".format
+    tenant(folder, "a", keys=("k1",), routes=route("x", 30) + route("y", 20))
+    tenant(folder, "b", keys=("k2",), routes=route("x", 50) + route("y", 40))
+    book = book_of(folder)
+    assert (book.max_guidance_tokens("big"), book.max_guidance_tokens("none")) == (50, 0)
