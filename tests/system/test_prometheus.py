@@ -61,7 +61,7 @@ def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
 
 def promtool(*arguments: str | Path, given: str | None = None) -> None:
     done = subprocess.run(
-        [program("promtool"), *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+        [program("promtool"), *arguments], input=given, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
