@@ -54,9 +54,8 @@ class StreamRelay:
         return self._seam is not None and self._seam.restarted
 
     def name_model(self, model: str) -> None:
-        """Set `model` of all chunks, unless chunks with another one were sent."""
-        if not self._roles_sent:
-            self._head = replace(self._head, model=model)
+        """Set `model` of the following chunks."""
+        self._head, self._templates = replace(self._head, model=model), None
 
     def restart(self) -> bool:
         """Discard the answer so far, if nothing was sent to the caller. Return whether it was discarded."""

@@ -89,10 +89,10 @@ class StreamedAnswer:
         self._has_output = False
         seam_join, reasoning_filter = build_seam(plan, student, self._request, self._guidance, broken)
         self._placed = seam_join is not None
-        if plan.names_engine:
-            relay.name_model(student.engine)
         opened: ChunkGroup = ()
         if broken is None:
+            if plan.names_engine:
+                relay.name_model(student.engine)
             opened = relay.join(seam_join, reasoning_filter)
         else:
             relay.resume(seam_join, reasoning_filter, len(broken.sent))

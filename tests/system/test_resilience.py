@@ -309,22 +309,37 @@ def test_after_the_first_text_only_students_that_continue_are_called(world: Worl
 @pytest.mark.parametrize("name", ["named", "named-guided"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_replies_name_the_engine_that_answers_if_the_route_says_so(world: World, name: str, stream: bool) -> None:
-    """A stream keeps one name, also where another student continues it or the guidance was shown before a failure."""
+    """A stream keeps one name where another student continues the text of the first one."""
 
     def models_of(answer: httpx.Response) -> set[str]:
         return {part["model"] for part in (events_of(answer) if stream else [answer.json()])}
 
     assert models_of(world.ask(name, stream=stream)) == {"first"}
     assert models_of(world.ask("both", stream=stream)) == {"both"}
-    world.first.behave = answers(401)
-    sent_before = stream and name == "named-guided"
-    assert models_of(world.ask(name, stream=stream)) == {"first" if sent_before else "second"}
     world.first.behave = two_words
     if stream:
         assert models_of(world.ask(name, stream=True)) == {"first"}
+    world.first.behave = answers(401)
+    if not (stream and name == "named-guided"):
+        assert models_of(world.ask(name, stream=stream)) == {"second"}
     world.teacher.behave = says(KEPT, "stop")
     if name == "named-guided" and not stream:
         assert models_of(world.ask(name)) == {"big"}
+
+
+@pytest.mark.parametrize(
+    ("opening", "finish_reason", "completed_by"), [(OPENING, "length", "second"), (KEPT, "stop", "big")]
+)
+def test_a_guided_stream_names_the_engine_that_completes_it(
+    world: World, opening: str, finish_reason: str, completed_by: str
+) -> None:
+    """The guidance was sent before another engine was known to complete the answer."""
+    world.teacher.behave, world.first.behave = says(opening, finish_reason), answers(401)
+    chunks = events_of(world.ask("named-guided", stream=True, stream_options={"include_usage": True}))
+    models = [chunk["model"] for chunk in chunks]
+    assert list(dict.fromkeys(models)) == ["first", completed_by]
+    assert "first" not in models[models.index(completed_by) :]
+    assert all(chunk["choices"][0]["delta"].get("content") in KEPT for chunk in chunks[: models.index(completed_by)])
 
 
 def test_failed_calls_are_part_of_the_cost(world: World) -> None:
