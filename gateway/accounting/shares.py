@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import orjson
+from msgspec.structs import replace
 
 from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_messages, count_text, texts_of
 from gateway.accounting.receipt import EngineShare
@@ -119,35 +120,62 @@ def share_call(
         error: why the reported usage is impossible.
         encodings: the tokenizer, by model. Counting takes milliseconds. None: bytes bound the tokens.
     """
-    usage = call.usage
+    usage, price = call.usage, prices[call.model]
     if usage is not None and not error:
-        read, written = usage.input_tokens, usage.output_tokens
-        if bound is not None:
-            read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
-        price, stored, stored_1h = prices[call.model], usage.cache_write_input_tokens, usage.cache_write_1h_input_tokens
-        if stored_1h is None:
-            # The split is not reported. The upper bound is that of one lifetime.
-            stored_1h = stored if price.cache_write_1h_usd > price.cache_write_usd else 0
-        cache_tokens = usage.cached_input_tokens, stored, stored_1h
-        share = _share(call, read, written, price, *cache_tokens, estimated=usage.estimated)
+        share = _reported_share(call, usage, price, bound)
         return share, share
     likely = _likely(call, request, encodings)
     if bound is None:
-        share = _share(call, *likely, prices[call.model], estimated=True, at_least=call.unbounded)
+        share = _share(call, *likely, price, estimated=True, at_least=call.unbounded)
         return share, share
-    if usage is not None and error == "too_high":
+    encoding = None if encodings is None else encodings[call.model]
+    max_written = bound.output_tokens if call.unbounded else _max_written(call, encoding)
+    at_least = call.unbounded and not bound.known
+    if usage is not None and usage.input_tokens <= bound.input_tokens:
+        # Only the count of the output is wrong. The text is no evidence against the count of the prompt.
+        written = max_written if error == "too_low" else usage.output_tokens
+        likely_usage = replace(usage, output_tokens=min(likely[1], written), estimated=True)
+        return (
+            _reported_share(
+                call,
+                replace(usage, output_tokens=written, estimated=True),
+                price,
+                bound,
+                at_least=at_least,
+                error=error,
+            ),
+            _reported_share(call, likely_usage, price, bound),
+        )
+    if usage is not None:
         read, written = usage.input_tokens, usage.output_tokens
     else:
-        encoding = None if encodings is None else encodings[call.model]
-        read = _max_read(call, request, bound, encoding)
-        written = bound.output_tokens if call.unbounded else _max_written(call, encoding)
+        read, written = _max_read(call, request, bound, encoding), max_written
     charged = min(read, bound.input_tokens), min(written, bound.output_tokens)
-    at_least = call.unbounded and not bound.known
-    price = prices[call.model]
     return (
         _share(call, *charged, price.upper_bound, estimated=True, at_least=at_least, error=error),
         _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
     )
+
+
+def _reported_share(
+    call: EngineCall,
+    usage: TokenUsage,
+    price: Price,
+    bound: CallBound | None,
+    *,
+    at_least: bool = False,
+    error: UsageError = "",
+) -> EngineShare:
+    """Return the share for a usage, at most the bound."""
+    read, written = usage.input_tokens, usage.output_tokens
+    if bound is not None:
+        read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
+    stored, stored_1h = usage.cache_write_input_tokens, usage.cache_write_1h_input_tokens
+    if stored_1h is None:
+        # The split is not reported. The upper bound is that of one lifetime.
+        stored_1h = stored if price.cache_write_1h_usd > price.cache_write_usd else 0
+    cache_tokens = usage.cached_input_tokens, stored, stored_1h
+    return _share(call, read, written, price, *cache_tokens, estimated=usage.estimated, at_least=at_least, error=error)
 
 
 def within(share: EngineShare, bound: CallBound, price: Price) -> EngineShare:

@@ -230,6 +230,20 @@ def test_a_count_below_the_words_of_all_answers_is_not_taken() -> None:
     assert receipt.estimated
 
 
+@pytest.mark.parametrize(("written", "error"), [(5, "too_low"), (999, "too_high")])
+def test_a_plausible_prompt_count_survives_an_implausible_output_count(written: int, error: str) -> None:
+    """llama.cpp counts the output of one of two answers. 40 tokens came from the prompt cache."""
+    request = chat(n=2, messages=[{"role": "user", "content": "Why? " * 99}])
+    usage = TokenUsage(131, written, 40)
+    share = student(request, usage, text=StringIO("word " * 20), min_output_tokens=20).student
+    assert share is not None
+    assert (share.input_tokens, share.cached_input_tokens, share.usage_error) == (131, 40, error)
+    assert share.output_tokens >= 20
+    price = PRICES["small"]
+    expected_usd = 91 * price.input_usd + 40 * price.cached_input_usd + share.output_tokens * price.output_usd
+    assert share.cost_usd == expected_usd
+
+
 def test_echo_does_not_lift_the_cap_on_a_count() -> None:
     """In a chat, text is evidence of a low count: no engine repeats a prompt there."""
     raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
