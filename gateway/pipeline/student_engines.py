@@ -128,8 +128,10 @@ def may_refuse_prefix(error: EngineError) -> bool:
 
 
 def drop_prefix(builder: ReceiptBuilder, error: EngineError) -> Guidance:
+    """Record that a student rejected the request with the guidance, and why. Return the guidance of the next call."""
     builder.record_failure(error)
-    builder.drop_guidance("student_refused_prefix")
+    too_long = isinstance(error, EngineRejected) and error.exceeds_context
+    builder.drop_guidance("student_context_exceeded" if too_long else "student_refused_prefix")
     return UNGUIDED
 
 

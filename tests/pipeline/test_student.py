@@ -199,6 +199,26 @@ def test_a_request_rejected_without_the_prefix_too_is_the_callers_error(world: W
     assert Decimal(receipt["teacher"]["cost_usd"]) > 0
 
 
+TOO_LONG = "This model's maximum context length is 50 tokens. However, you requested 60 tokens."
+
+
+def test_a_request_that_exceeds_the_context_has_that_reason(world: World) -> None:
+    """The receipt names the context, and the caller can shorten the request."""
+    world.student.behave = rejects(TOO_LONG, always=True)
+    answer = world.ask()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    receipt = world.receipt(answer)
+    assert (receipt["status"], receipt["unguided"]) == ("invalid_request", "student_context_exceeded")
+    assert receipt["student"] is None
+
+
+def test_a_request_that_fits_without_the_guidance_is_answered_with_that_reason(world: World) -> None:
+    world.student.behave = rejects(TOO_LONG)
+    answer = world.ask()
+    assert (answer.status_code, text_of(answer)) == (200, REST)
+    assert answer.headers["x-gkt-unguided"] == "student_context_exceeded"
+
+
 def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> None:
     """The guidance was sent, so no answer without it is possible. The caller cannot correct the request."""
     world.student.behave = rejects(NO_PREFILL)
