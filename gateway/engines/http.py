@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 
 from gateway.engines.base import current_origin
-from gateway.engines.http_pool import HttpPool
+from gateway.engines.http_pool import HttpPool, TooManyInformational
 from gateway.engines.refusal import (
     BLAMES_CREDENTIALS,
     ReportedError,
@@ -298,6 +298,8 @@ class EngineHttp:
             failed = kind(f"Engine '{self.name}' did not {action} within {limit_s:g} s.", engine=self.name)
             failed.may_have_run = not connecting
             return failed
+        if isinstance(error, TooManyInformational):
+            return bad_reply(self.name, str(error))
         return connection_failed(self.name, may_have_run=not isinstance(error, aiohttp.ClientConnectorError))
 
     async def _decoded(self, raw: bytes) -> Any:

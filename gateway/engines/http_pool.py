@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiohttp.connector import Connection as _Connection
+    from aiohttp.http import RawResponseMessage
     from multidict import CIMultiDictProxy
 
 # Less than the 5 s after which uvicorn closes an idle connection: a call at that moment would be lost.
@@ -29,10 +30,63 @@ _JOINED_BYTES = 65_536  # up to this size one joined buffer is written faster th
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # all but the tab
 _INFORMATIONAL = range(100, 200)
 _SWITCHING_PROTOCOLS = 101
+_MAX_INFORMATIONAL = 32  # per call; servers send one or two
+_PARSED_BYTES = 8_192  # parsed at once: at most 480 replies, which take 5 ms
 _LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
 
 
+class TooManyInformational(aiohttp.ClientPayloadError):
+    """The server sent more 1xx replies than a call may have."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {_MAX_INFORMATIONAL} informational replies (1xx) to one call")
+
+
 class _Protocol(ResponseHandler):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._unparsed = b""
+        self._informational = 0
+        self._has_reply = False
+
+    def expect_reply(self) -> None:
+        """Prepare for the reply of the next call. A new parser ignores bytes that arrived after an earlier reply."""
+        self._informational, self._has_reply = 0, False
+        self.set_response_params(read_until_eof=True)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse received bytes in parts. Stop while reading is paused, and after the connection was closed."""
+        if not self._unparsed and len(data) <= _PARSED_BYTES:
+            super().data_received(data)
+            return
+        self._unparsed += data
+        while self._unparsed and self.is_connected():
+            part, self._unparsed = self._unparsed[:_PARSED_BYTES], self._unparsed[_PARSED_BYTES:]
+            super().data_received(part)
+            if self._reading_paused:
+                return
+        self._unparsed = b""
+
+    def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
+        """Keep the reply. Skip 1xx replies before it, and close the connection after too many or for another reply."""
+        code = data[0].code
+        if self._has_reply:
+            self._end()
+        elif code not in _INFORMATIONAL or code == _SWITCHING_PROTOCOLS:
+            self._has_reply = True
+            super().feed_data(data, size)
+        else:
+            self._informational += 1
+            if self._informational > _MAX_INFORMATIONAL and self._exception is None:
+                self.set_exception(TooManyInformational())
+                self._end()
+
+    def _end(self) -> None:
+        """Close the connection after the replies that it delivered."""
+        self.force_close()
+        if self.transport is not None:
+            self.transport.close()
+
     def set_exception(self, *error: Any) -> None:
         """Report broken framing to the reader of the body, which aiohttp 3.14 would leave waiting for a timeout."""
         payload = self._payload
@@ -123,6 +177,7 @@ class HttpPool:
 
         Raises:
             aiohttp.ConnectionTimeoutError: no connection within `connect_s`.
+            TooManyInformational: more 1xx replies than a call may have.
             aiohttp.ClientError, OSError, ValueError: another failure.
             TimeoutError: no reply within `total_s`.
         """
@@ -138,21 +193,18 @@ class HttpPool:
             if connection is None:
                 connection = await self._connect(request, deadline)
             protocol, transport = connection.protocol, connection.transport
-            if protocol is None or transport is None or transport.is_closing():
+            if not isinstance(protocol, _Protocol) or transport is None or transport.is_closing():
                 raise aiohttp.ClientConnectionResetError("The connection closed before the call was written.")
             self._deadlines[connection] = deadline
             if self._call_timer is None:
                 self._call_timer = self._loop.call_at(deadline, self._time_out_calls)
-            # A new parser: bytes after a reply must not affect this one.
-            protocol.set_response_params(read_until_eof=True)
+            protocol.expect_reply()
             if data is None:
                 transport.write(head + b"\r\n")
             else:
                 head += b"Content-Length: %d\r\n\r\n" % len(data)
                 transport.writelines((head, data) if len(data) > _JOINED_BYTES else (head + data,))
             message, content = await protocol.read()
-            while message.code in _INFORMATIONAL and message.code != _SWITCHING_PROTOCOLS:
-                message, content = await protocol.read()
         except BaseException as error:
             if connection is not None:
                 self.discard(connection)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from aiohttp.http import HttpResponseParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -421,6 +422,73 @@ async def test_an_informational_reply_is_not_the_reply() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     async with talking(says(hints + hints + final)) as url, engine_http(url) as http:
         assert (await http.post("/x", {})).body == {}
+
+
+@pytest.fixture
+def parsed_replies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which aiohttp's parser adds the status of each reply that it parses."""
+    statuses: list[int] = []
+
+    class CountingParser(HttpResponseParser):  # type: ignore[misc]
+        def feed_data(self, data: bytes) -> Any:
+            parsed = super().feed_data(data)
+            statuses.extend(message.code for message, _ in parsed[0])
+            return parsed
+
+    monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", CountingParser)
+    return statuses
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("hints", [20_000, 80_000])
+async def test_informational_replies_are_bounded(parsed_replies: list[int], hints: int, *, streamed: bool) -> None:
+    """The work does not grow with their number, and calls to other engines continue."""
+    async with (
+        talking(says(b"HTTP/1.1 103 \r\n\r\n" * hints)) as url,
+        engine_http(url) as http,
+        serving({"/x": replying({})}) as other,
+        engine_http(other.url) as other_http,
+    ):
+        error, reply = await asyncio.gather(
+            failure(events_of(http) if streamed else http.post("/x", {}), url), other_http.post("/x", {})
+        )
+    assert isinstance(error, EngineProtocolError)
+    assert error.message == "Engine 'the-engine' sent more than 32 informational replies (1xx) to one call."
+    assert reply.body == {}
+    assert 32 < parsed_replies.count(103) < 1_000
+
+
+async def test_an_informational_reply_now_and_then_does_not_put_off_the_first_token() -> None:
+    """The headers of the reply are due with the first token."""
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(5), talking(talk) as url, engine_http(url, first_token_s=0.1) as http:
+        assert isinstance(await failure(events_of(http), url), EngineTimeout)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"a": "' + b"x" * 900_000 + b'"}'])
+async def test_replies_after_a_reply_are_not_parsed(parsed_replies: list[int], body: bytes) -> None:
+    """The call gets its reply, whose connection is closed."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with talking(says(raw + b"HTTP/1.1 204 \r\n\r\n" * 20_000)) as url, engine_http(url) as http:
+        for _ in range(2):
+            assert await http.post_raw("/x", {}, max_reply_bytes=1_000_000) == body
+    assert parsed_replies.count(200) == 2
+    assert parsed_replies.count(204) < 2_000
+
+
+async def test_small_chunks_of_a_paused_body_arrive_complete() -> None:
+    """Reading is paused after 16,384 unread chunks."""
+    chunks = 60_000
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;a=b\r\nx\r\n" * chunks + b"0\r\n\r\n"
+    async with talking(says(raw)) as url, engine_http(url) as http:
+        assert await http.post_raw("/x", {}, max_reply_bytes=1_000_000) == b"x" * chunks
 
 
 @pytest.mark.parametrize("key", ["a\r\nX-Other: b", "a\nb", "a\0b", "a\x7fb"])
