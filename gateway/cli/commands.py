@@ -11,7 +11,7 @@ from gateway.cli.lazy import SETTINGS, LazyGroup
 COMMANDS = {
     "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
     "demo": "Start Redis, a teacher, a student and the gateway on this machine, and answer a question.",
-    "init": "Write config.yaml and a policy for two running engines, and ask a first guided question.",
+    "init": "Write config.yaml, a policy and an admin key for two running engines, and ask a first guided question.",
     "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
     "check": "Validate the configuration and all policies. Print every issue with its file and line.",
     "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",

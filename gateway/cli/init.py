@@ -70,7 +70,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files. Keeps copies: FILE.bak.")] = False,
     no_question: Annotated[bool, typer.Option("--no-question", help="Do not ask a question at the end.")] = False,
 ) -> None:
-    """Write config.yaml and a policy for two running engines, and ask a first guided question.
+    """Write config.yaml, a policy and an admin key for two running engines, and ask a first guided question.
 
     `gkt-gateway init --teacher http://127.0.0.1:8090 --teacher-price 0.90,0.90 --student http://127.0.0.1:8000
     --student-price 0.10,0.10`
@@ -79,8 +79,9 @@ def init(
     continues a text, and the time of one answer. The deadline of guidance follows from the teacher's time. Keys of
     engines are read from the environment, or typed without echo for a provider. They are not written.
 
-    The new API key is printed once; the policy has its SHA-256. Files are written at the end, so that Ctrl-C or an
-    error before leaves none. See `gkt-gateway docs quickstart`.
+    The new API key is printed once; the policy has its SHA-256. The admin key opens the dashboard. It is in the file
+    admin.key, which only its owner may read. Files are written at the end, so that Ctrl-C or an error before leaves
+    none. See `gkt-gateway docs quickstart`.
     """
     set_up_logs("error", "auto")
     _check_name("--tenant", tenant, TypeAdapter(Label))
@@ -110,14 +111,17 @@ def init(
                 (init_engines.with_measured_keys(chosen[1], measured[1]), measured[1]),
             ),
             new_token(),
+            secrets.token_urlsafe(32),
         )
         files = plan.files()
         settings, book = init_files.checked(files, out.absolute())
         init_files.require_new(out, tenant, force=force)
-        copies = new_files.write_all({out / path: text for path, text in files.items()})
+        copies = new_files.write_all(
+            {out / path: text for path, text in files.items()}, private={out / init_files.ADMIN_KEY}
+        )
     try:
-        names = " and ".join(display_path(out / path) for path in files)
-        _say(console, f"written  {names}, which pass `gkt-gateway check`")
+        *names, last = (display_path(out / path) for path in files)
+        _say(console, f"written  {', '.join(names)} and {last}, which pass `gkt-gateway check`")
         if copies:
             _say(console, f"kept     {' and '.join(map(display_path, copies))}: the replaced files")
         if not no_question:
@@ -231,6 +235,7 @@ def _print_next(console: Console, plan: NewGateway, out: Path, typed: list[str])
     folder = "" if out == Path() else f"cd {shlex.quote(str(out))} && "
     curl = curl_command(f"http://127.0.0.1:{plan.ports.server}", plan.key, plan.route)
     policy = display_path(out / init_files.policy_path(plan.tenant))
+    admin_key = display_path(out / init_files.ADMIN_KEY)
     if names := init_files.overriding():
         _say(console, f"\nIn this shell, {', '.join(names)} would override config.yaml.")
     if typed:
@@ -238,5 +243,7 @@ def _print_next(console: Console, plan: NewGateway, out: Path, typed: list[str])
     _say(
         console,
         f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen call the gateway from another terminal. The command has the new "
-        f"API key, which is shown only once; {policy} has its SHA-256:\n\n{curl}\n\nDocumentation: {_DOCS}",
+        f"API key, which is shown only once; {policy} has its SHA-256:\n\n{curl}\n\n"
+        f"The dashboard is at http://127.0.0.1:{plan.ports.admin}/. Log in with the admin key in {admin_key}. "
+        f"Keep that file out of version control.\n\nDocumentation: {_DOCS}",
     )

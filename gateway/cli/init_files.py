@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 CONFIG = Path("config.yaml")
+ADMIN_KEY = Path("admin.key")
 KEY_ID = "first"
 _POLICIES = Path("policies")
 _CONFIG_HEAD = """\
 Written by `gkt-gateway init`. `gkt-gateway docs configuration` lists all settings and their defaults.
 Edits of models apply without a restart: `gkt-gateway docs operations#edit-configyaml`. `gkt-gateway check`
 validates them.
-For the dashboard, the playground, keys and budgets, set admin.key to env:GKT_ADMIN_KEY: `gkt-gateway docs operations`.
 """
 _POLICY_HEAD = """\
 Written by `gkt-gateway init`. `gkt-gateway docs policy` lists all settings and their defaults.
@@ -63,10 +63,15 @@ class NewGateway:
     lease_s: float
     engines: tuple[tuple[ChosenEngine, MeasuredEngine], tuple[ChosenEngine, MeasuredEngine]]  # teacher, student
     key: str  # the API key; only its SHA-256 is written
+    admin_key: str
 
     def files(self) -> dict[Path, str]:
         """Return the files by their path."""
-        return {CONFIG: self._config(), policy_path(self.tenant): self._policy()}
+        return {
+            CONFIG: self._config(),
+            policy_path(self.tenant): self._policy(),
+            ADMIN_KEY: f"{self.admin_key}\n",
+        }
 
     def _config(self) -> str:
         redis = {"url": escaped(self.redis)}
@@ -77,9 +82,11 @@ class NewGateway:
             redis["lease"] = as_duration(self.lease_s)
             comments["redis", "lease"] = "at least the guidance deadline of the policy"
         models = [{name: escaped(value) for name, value in engine.keys.items()} for engine, _ in self.engines]
-        data: Json = {"redis": redis, "models": models}
+        admin: Json = {"key": f"file:{ADMIN_KEY}"}
+        comments["admin", "key"] = "of the dashboard, the playground, and commands such as `gkt-gateway keys`"
+        data: Json = {"admin": admin, "redis": redis, "models": models}
         if self.ports != Ports():
-            data = {"server": {"port": self.ports.server}, "admin": {"port": self.ports.admin}, **data}
+            data = {"server": {"port": self.ports.server}, **data, "admin": {"port": self.ports.admin, **admin}}
             comments["server", "port"] = f"{Ports().server} or {Ports().admin} was in use"
         for index, (engine, measured) in enumerate(self.engines):
             comments |= {("models", index, name): text for name, text in _comments(engine, measured)}
@@ -168,7 +175,7 @@ def overriding() -> list[str]:
 def require_new(folder: Path, tenant: str, *, force: bool) -> None:
     """Raise StartupError if the files cannot be written or would replace a file, or if other policies would not fit."""
     new_files.require_writable(folder)
-    new_files.require_new((folder / path for path in (CONFIG, policy_path(tenant))), force=force)
+    new_files.require_new((folder / path for path in (CONFIG, policy_path(tenant), ADMIN_KEY)), force=force)
     policies = folder / _POLICIES
     if policies.is_dir() and (others := sorted({*policies.glob("*.yaml")} - {folder / policy_path(tenant)})):
         raise StartupError(

@@ -14,7 +14,7 @@ from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 
 def require_writable(folder: Path) -> None:
@@ -35,8 +35,10 @@ def require_new(targets: Iterable[Path], *, force: bool) -> None:
         raise StartupError(f"{names} {verb}: overwrite with --force, or choose another folder with --out")
 
 
-def write_all(texts: Mapping[Path, str]) -> list[Path]:
+def write_all(texts: Mapping[Path, str], private: Container[Path] = ()) -> list[Path]:
     """Write all files, or none: each gets its content by a rename. Raises StartupError.
+
+    Only their owner may read the files in `private`.
 
     Return the copies of replaced files with another content: FILE.bak, or FILE.bak.2 if that exists.
     """
@@ -51,6 +53,7 @@ def write_all(texts: Mapping[Path, str]) -> list[Path]:
                     parent.mkdir()
                     undo.callback(parent.rmdir)
                 undo.callback(unfinished[target].unlink, missing_ok=True)
+                unfinished[target].touch(mode=0o600 if target in private else 0o666)
                 unfinished[target].write_text(text, encoding="utf-8")
             for target, text in texts.items():
                 if not target.exists():

@@ -89,7 +89,7 @@ def test_two_engines_become_a_configuration_that_check_accepts(tgi: str, vllm: s
     assert "placement" not in guidance
     assert "continuation vllm" in done.stdout
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
-        *("new/config.yaml", "new/policies/default.yaml")
+        *("new/admin.key", "new/config.yaml", "new/policies/default.yaml")
     ]
 
 

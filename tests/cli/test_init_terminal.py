@@ -77,7 +77,11 @@ def test_from_an_empty_folder_to_a_guided_answer_and_a_gateway(engines: tuple[st
     (policy,) = (tmp_path / "policies").iterdir()
     assert hashlib.sha256(key.encode()).hexdigest() in policy.read_text()
     assert key not in policy.read_text() + (tmp_path / "config.yaml").read_text()
-    with _served(tmp_path) as url:
+    admin_key = (tmp_path / "admin.key").read_text().strip()
+    assert (tmp_path / "admin.key").stat().st_mode & 0o777 == 0o600
+    assert admin_key not in done.stdout + (tmp_path / "config.yaml").read_text()
+    assert "The dashboard is at http://127.0.0.1:" in last
+    with _served(tmp_path) as (url, admin_url):
         reply = httpx.post(
             url + "/v1/chat/completions",
             content=call[2],
@@ -86,11 +90,13 @@ def test_from_an_empty_folder_to_a_guided_answer_and_a_gateway(engines: tuple[st
         )
         assert (reply.status_code, reply.headers["x-gkt-mode"]) == (200, "guided"), reply.text
         assert httpx.get(url + "/v1/models", headers={"Authorization": "Bearer gk-another"}).status_code == 401
+        with httpx.Client(base_url=admin_url, headers={"Authorization": f"Bearer {admin_key}"}) as operator:
+            assert operator.get("/summary").status_code == 200
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    """Run `gkt-gateway serve` in a folder, on free ports. Yield its URL once it has probed the engines."""
+def _served(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run `gkt-gateway serve` in a folder, on free ports. Yield both URLs once it has probed the engines."""
     process = subprocess.Popen(
         command("serve"),
         cwd=folder,
@@ -105,7 +111,7 @@ def _served(folder: Path) -> Iterator[str]:
         listening = next(event for event in events if event["event"] == "listening")
         threading.Thread(target=process.stderr.read, daemon=True).start()
         wait_until_probed(listening["admin"])
-        yield listening["public"]
+        yield listening["public"], listening["admin"]
     finally:
         process.terminate()
         process.wait(30)
