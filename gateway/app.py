@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from gateway import wiring
+from gateway.accounting.answer_length_book import AnswerLengths
 from gateway.accounting.budget_watch import BudgetAlerts, BudgetMonitor
 from gateway.accounting.budgets import Budgets, LimitUsage
 from gateway.accounting.edge_book import EdgeBook
@@ -190,6 +191,7 @@ async def gateway(
         label_values = LabelValues(redis, redis_keys)
         labeler = Labeler(label_values, wiring.hash_key_of(settings))
         budgets = Budgets(redis.commands, redis_keys)
+        lengths = AnswerLengths(redis, redis_keys)
         ledger = Ledger(
             store,
             process_id=process_id,
@@ -197,6 +199,7 @@ async def gateway(
             tasks=tasks,
             sample=log_sample_of(settings),
             spans=spans,
+            lengths=lengths,
             slice_events=SliceEvents(redis, budgets, alarm.send, tasks),
         )
         heartbeat = Heartbeat(
@@ -361,6 +364,7 @@ async def gateway(
         tasks.keep("receipts", store.run())
         tasks.keep("spooler", spooler.run())
         tasks.keep("label_values", label_values.run())
+        tasks.keep("answer_lengths", lengths.run())
         tasks.keep("token_budgets", token_budgets.run())
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())

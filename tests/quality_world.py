@@ -182,6 +182,7 @@ class running_world:  # noqa: N801  used as the function that it is
                     GUIDED | {"model": "chat", "quality": ALL},
                     GUIDED | {"model": "chat-short", "shadow": "100%"},
                     GUIDED | {"model": "chat-none"},
+                    GUIDED | {"model": "chat-rambling", "quality": ALL},
                     GUIDED | {"model": "chat-numeric", "quality": ALL | {"compare": "numeric"}},
                     GUIDED | {"model": "chat-judged", "quality": ALL | {"compare": "judge", "judge": "grader"}},
                     GUIDED | {"model": "chat-poor", "quality": ALL | {"max_budget": 0.00065}},

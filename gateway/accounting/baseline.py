@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
+from gateway.accounting.answer_length import UNMEASURED, LengthRule, RouteLengths, apply_rule, doubt_of
 from gateway.accounting.estimate import (
     TOKENS_PER_MESSAGE,
     TextSize,
@@ -43,11 +44,16 @@ _NOTHING = TextSize(0, 0)
 
 
 class Baseline(Record, frozen=True):
-    """A baseline. The true cost is within `error_usd` of `usd`. `basis` is the less reliable basis of its parts."""
+    """A baseline. The true cost is within `error_usd` of `usd`. `basis` is the less reliable basis of its parts.
+
+    `answer_tokens` is the caller's answer as counted, before the `length_rule` (answer_length.py).
+    """
 
     usd: Decimal
     error_usd: Decimal
     basis: Basis
+    answer_tokens: int = 0
+    length_rule: LengthRule | None = None
 
 
 class Counted(Record, frozen=True):
@@ -69,6 +75,9 @@ class AnsweredRequest(Protocol):
     guidance_text: str
     complete: bool
     continued_tokens: int
+    unguided: str | None
+    finish_reason: str | None
+    lengths: RouteLengths
 
     @property
     def placement(self) -> str | None: ...
@@ -83,8 +92,10 @@ def baseline(
     student: EngineShare | None,
     price: Price,
     tokenizer: str | None,
+    cost_usd: Decimal,
 ) -> Baseline:
-    """Return the baseline of a request. Counting by the model's own `tokenizer` takes milliseconds; None: no count."""
+    """Return the baseline of a request with this cost. Counting by the model's own `tokenizer` takes milliseconds;
+    None: no count."""
     if builder.continued_tokens:
         student, teacher = _whole(student, builder), teacher if student is not None else _whole(teacher, builder)
     last = student or teacher
@@ -103,7 +114,8 @@ def baseline(
         # A prompt with exemplars says less about a short caller's prompt than the student's prompt does.
         second = _prompt(builder, student, teacher, tokenizer)
         read, prompt = (student, second) if second.error < prompt.error else (read, prompt)
-    answer = _answer(builder, teacher, student, tokenizer)
+    counted = _answer(builder, teacher, student, tokenizer)
+    answer, rule = _by_rule(builder, last, counted)
     cached = stored = stored_1h = 0
     if own is not None and own is read:
         cached, stored = own.cached_input_tokens, own.cache_write_input_tokens
@@ -114,11 +126,24 @@ def baseline(
         # Text after the caller's messages was not cached yet.
         stored = min(stored, max(0, prompt.tokens - cached))
         stored_1h = min(stored, own.cache_write_1h_input_tokens)
-    return Baseline(
-        charge_usd(price, prompt.tokens, answer.tokens, cached, stored, stored_1h),
-        charge_usd(price.upper_bound if stored else price, prompt.error, answer.error),
-        _weaker(prompt.basis, answer.basis),
-    )
+    usd = charge_usd(price, prompt.tokens, answer.tokens, cached, stored, stored_1h)
+    error_usd = charge_usd(price.upper_bound if stored else price, prompt.error, answer.error)
+    if rule in UNMEASURED and usd > cost_usd:
+        # The answer saves nothing. Its true baseline is between 0 and the largest estimate.
+        usd, error_usd = cost_usd, max(usd + error_usd - cost_usd, cost_usd)
+    return Baseline(usd, error_usd, _weaker(prompt.basis, answer.basis), counted.tokens, rule)
+
+
+def _by_rule(builder: AnsweredRequest, last: EngineShare, counted: Counted) -> tuple[Counted, LengthRule | None]:
+    """Apply the rule for the length of the answer. What the baseline model completed itself has its own length."""
+    call = builder.student if builder.student is not None else builder.teacher
+    if last.model == builder.plan.baseline or not counted.tokens or call is None:
+        return counted, None
+    guided = builder.plan.guidance is not None and builder.unguided is None
+    measured = builder.lengths.guided if guided else builder.lengths.student
+    doubt = doubt_of(builder.finish_reason, call.text.getvalue())
+    tokens, error, rule = apply_rule(counted.tokens, counted.error, doubt, measured)
+    return Counted(tokens, error, counted.basis if measured is None else "estimate"), rule
 
 
 def _whole(share: EngineShare | None, builder: AnsweredRequest) -> EngineShare | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
+    from gateway.accounting.answer_length_book import AnswerLengths
     from gateway.accounting.content import LoggedContent
     from gateway.accounting.receipt import Receipt
     from gateway.accounting.receipt_builder import ReceiptBuilder
@@ -46,6 +47,7 @@ class Ledger:
     Args:
         sample: the requests to log. It may be replaced.
         spans: adds receipts to traces; None where tracing is off.
+        lengths: measures the lengths of answers; None: baselines have the answers' own lengths.
         slice_events: sends events of budgets with slices; None: no events.
         max_estimates: requests whose missing usage is counted at the same time. Further requests are bounded by their
             size in bytes.
@@ -61,6 +63,7 @@ class Ledger:
         tasks: BackgroundTasks,
         sample: LogSample,
         spans: ReceiptSpans | None = None,
+        lengths: AnswerLengths | None = None,
         slice_events: SliceEvents | None = None,
         max_estimates: int = 64,
         max_recounts: int = 256,
@@ -70,6 +73,7 @@ class Ledger:
         self._process_id, self._metrics, self._tasks = process_id, metrics, tasks
         self._max_estimates, self._max_recounts = max_estimates, max_recounts
         self._recounting = self._estimating = 0
+        self._lengths = lengths
         self._counters = ReceiptCounters(metrics)
 
     async def admit(
@@ -85,6 +89,8 @@ class Ledger:
         """Reserve what the request may spend, and set it in `builder`. `ReceiptStore.admit` has the other facts.
         `plans`: the possible plans by kind, the most expensive first. `slices`: of the tenant (slices.py)."""
         engines = builder.engine_set
+        if self._lengths is not None:
+            builder.lengths = self._lengths.of_route(builder.tenant, builder.route, builder.plan.baseline)
         max_costs: dict[int, MaxCost] = {}
         variants = []
         for kind, plan in plans.items():
@@ -193,6 +199,8 @@ class Ledger:
         self._counters.count_stages(receipt.timings, receipt.mode)
         if self._spans is not None:
             self._spans.put(receipt, builder)
+        if self._lengths is not None and builder.measures is not None:
+            self._lengths.add(builder)
         self._log(receipt, builder.content)
 
     def _log(self, receipt: Receipt, content: LoggedContent | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway.accounting.answer_length import LengthRule
 from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
 from gateway.policy.plan import SplitFacts
 from gateway.pricing import total_usd
@@ -163,6 +164,8 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_labels: dict[str, str] | UnsetType = msgspec.field(default=UNSET, name="labels")  # omitted without labels
     # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
     stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
+    # The rule for the length of the baseline's answer; omitted where it has the answer's own length.
+    stored_length_rule: LengthRule | UnsetType = msgspec.field(default=UNSET, name="length_rule")
 
     @property
     def continued_tokens(self) -> int:

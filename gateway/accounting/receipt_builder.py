@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from gateway.accounting.baseline import baseline, measure
+from gateway.accounting.answer_length import LengthRule, RouteLengths
+from gateway.accounting.baseline import Baseline, baseline, measure
 from gateway.accounting.content import LoggedContent
 from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.receipt import (
@@ -35,6 +36,7 @@ from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
 
     from gateway.accounting.estimate import Encoding
     from gateway.accounting.shares import Shares, UsageError
@@ -96,7 +98,10 @@ class ReceiptBuilder(msgspec.Struct):
     labels: dict[str, str] = {}  # by name
     refused: bool = False  # refused before a reservation: the request has no receipt
     terms: CloseTerms | None = None  # for guidance, the terms of the device's report
-    measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
+    measures: ReceiptBuilder | None = None  # another answer to the prompt, to measure its baseline or lengths
+    lengths: RouteLengths = RouteLengths()  # as measured at admission
+    answer_tokens: int = 0  # the answer as counted for the baseline, before the rule
+    length_rule: LengthRule | None = None  # of the baseline (answer_length.py)
     request: AnyRequest | None = None  # the admitted request, for token counts
     reserved: MaxCost | None = None  # the bound on the charges of all calls; None: not admitted
     likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # teacher and student, for the baseline
@@ -211,15 +216,21 @@ class ReceiptBuilder(msgspec.Struct):
         if not self.needs_recount(receipt, encodings):
             return receipt
         model = receipt.baseline_model
-        counted = baseline(self, *self.likely, prices[model], encodings[model].name)
+        counted = self._baseline(prices[model], encodings[model].name, receipt.cost_usd)
         receipt = msgspec.structs.replace(
             receipt,
             baseline_usd=counted.usd,
             baseline_estimated=counted.basis == "estimate",
             baseline_basis=counted.basis,
             baseline_error_usd=counted.error_usd,
+            stored_length_rule=counted.length_rule or UNSET,
         )
         return with_savings(receipt)
+
+    def _baseline(self, price: Price, tokenizer: str | None, cost_usd: Decimal) -> Baseline:
+        counted = baseline(self, *self.likely, price, tokenizer, cost_usd)
+        self.answer_tokens, self.length_rule = counted.answer_tokens, counted.length_rule
+        return counted
 
     def build_receipt(
         self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding] | None, *, exact: bool = False
@@ -250,7 +261,7 @@ class ReceiptBuilder(msgspec.Struct):
         cost, price = total_cost(shares), prices[self.plan.baseline]
         # Savings use likely shares. With upper bounds, savings would grow with unknown usage.
         self.likely = likely_teacher, likely_student
-        estimate = baseline(self, *self.likely, price, None)
+        estimate = self._baseline(price, None, cost)
         measured = None
         if self.measures is not None and status == "ok":
             measured = measure(self.measures.receipt, likely_teacher, price)
@@ -295,6 +306,7 @@ class ReceiptBuilder(msgspec.Struct):
             stored_tags=self.tags or UNSET,
             stored_labels=self.labels or UNSET,
             stored_probability=UNSET if self.student_probability is None else self.student_probability,
+            stored_length_rule=estimate.length_rule or UNSET,
         )
 
     def _bound(self, call: EngineCall) -> CallBound | None:

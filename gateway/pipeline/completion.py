@@ -261,7 +261,9 @@ class Completions:
         if (rule := builder.plan.collect) is not None:
             self.collector.start(builder, request, rule)
         if (shadow := builder.plan.shadow) is not None:
-            self.shadows.start(builder.child_receipt(shadow, "shadow"), request, caller)
+            child = builder.child_receipt(shadow, "shadow")
+            child.measures = builder
+            self.shadows.start(child, request, caller)
         if answer_buffer is not None:
             self.quality_sampler.start(builder, request, caller, answer_buffer)
 

@@ -164,8 +164,11 @@ class QualitySampler:
 
     async def _compare(self, sample: _Sample) -> None:
         """Call both engines, one after the other, and store the comparison. Raises _SampleSkipped."""
-        teacher = await self._run(sample, sample.quality.teacher, sample.request, "shadow-teacher", measures=True)
-        student = await self._run(sample, _student_alone(sample.source), sample.request, "shadow-student")
+        teacher_builder = _child(sample, sample.quality.teacher, sample.request, "shadow-teacher")
+        teacher = await self._call(sample, teacher_builder, sample.request, sample.source)
+        student_builder = _child(sample, _student_alone(sample.source), sample.request, "shadow-student")
+        measures = None if teacher_builder.measures is None else teacher_builder
+        student = await self._call(sample, student_builder, sample.request, measures)
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
         alone = await self._agreement(sample, student, teacher, "student")
         source, tally = sample.source, QualityTally.of(guided, alone)
@@ -233,11 +236,18 @@ class QualitySampler:
             raise _SampleSkipped("unscored")
         return score
 
-    async def _run(
-        self, sample: _Sample, plan: Plan, request: CompletionRequest, name: str, *, measures: bool = False
-    ) -> str:
+    async def _run(self, sample: _Sample, plan: Plan, request: CompletionRequest, name: str) -> str:
         """Return an engine's answer, with a receipt of its own, within the route's daily budget."""
-        builder = sample.source.child_receipt(_single_bounded_call(plan, request), name)
+        return await self._call(sample, _child(sample, plan, request, name), request)
+
+    async def _call(
+        self,
+        sample: _Sample,
+        builder: ReceiptBuilder,
+        request: CompletionRequest,
+        measures: ReceiptBuilder | None = None,
+    ) -> str:
+        """Return the answer of a builder's call, as `_run` does. `measures`: see `ReceiptBuilder.measures`."""
         max_cost_usd = spent = self.ledger.max_usd(builder, request)
         max_budget = sample.quality.rule.max_budget
         with self._convert_redis_errors():
@@ -251,7 +261,7 @@ class QualitySampler:
                 builder.finish_reason = reply["choices"][0].get("finish_reason")
                 # If the caller set no limit, an answer that ended at the sample's limit is incomplete.
                 cut = builder.finish_reason == "length" and sample.source.plan.max_tokens is None
-                builder.measures = sample.source if measures and not cut else None
+                builder.measures = measures if builder.student is not None or not cut else None
                 # Close the receipt before it settles: the reservation returns the unused part of its cost.
                 await self.ledger.close(builder)
             spent = builder.receipt.cost_usd if builder.receipt is not None else max_cost_usd
@@ -286,6 +296,10 @@ def _student_alone(source: ReceiptBuilder) -> Plan:
     answered = [one for one in plan.students if source.student is not None and one.engine == source.student.model]
     unguided = structs.replace(plan, mode="student", guidance=None, unguided=None, quality=None, split=None)
     return structs.replace(unguided, students=(*answered, *plan.students)[:1])
+
+
+def _child(sample: _Sample, plan: Plan, request: CompletionRequest, name: str) -> ReceiptBuilder:
+    return sample.source.child_receipt(_single_bounded_call(plan, request), name)
 
 
 def _single_bounded_call(plan: Plan, request: CompletionRequest) -> Plan:

@@ -154,6 +154,11 @@ class LedgerKeys(NamedTuple):
         """Return the key of a hash: tenant/route -> picodollars that comparisons spent or reserved on that day."""
         return f"{self.base}quality_spent:{day}"
 
+    def answer_lengths(self, period: int) -> str:
+        """Return the key of a hash: sums of lengths of answers, by number and scope. It expires. `period`: its start in
+        Unix seconds."""
+        return f"{self.base}answer_lengths:{period}"
+
     def rates(self, day: int) -> str:
         """Return the key of a hash: engine with an hourly price -> USD per hour on that day."""
         return f"{self.base}rates:{day}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.accounting.answer_length import MIN_ANSWERS
 from gateway.capabilities.anthropic import MessagesFields, answering, messages_fields
 from gateway.local.redis import EmbeddedRedis
 from gateway.pipeline.quality_sampler import QualitySampler
@@ -113,6 +114,29 @@ def test_an_answer_cut_by_the_samples_own_limit_measures_nothing(world: World) -
     world.teacher.behave = opens("One two three four five", "length")
     assert world.run_of(world.compared("made", max_tokens=None), "teacher")["measured"] is None
     assert world.run_of(world.compared("made", max_tokens=50), "teacher")["measured"] is not None
+
+
+def test_a_rambling_student_saves_nothing_until_the_teachers_lengths_are_measured(world: World) -> None:
+    """The student's loop has 364 tokens. The teacher alone writes five."""
+    loop = " four five and then the whole story from its very beginning once more" * 28
+    world.student.behave = goes_on(loop, loop)
+
+    def served(answer: httpx.Response) -> dict[str, Any]:
+        return world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+
+    for _ in range(MIN_ANSWERS):
+        receipt = served(world.compared("made", "chat-rambling", max_tokens=1000))
+        assert receipt["student"]["output_tokens"] == 364
+        assert (receipt["savings_class"], receipt["length_rule"]) == ("guided", "repeats")
+        assert (Decimal(receipt["savings_usd"]), receipt["baseline_usd"]) == (0, receipt["cost_usd"])
+        assert Decimal(receipt["baseline_error_usd"]) > Decimal(receipt["cost_usd"])
+    give_up = time.monotonic() + 20
+    while (receipt := served(world.ask("chat-rambling", max_tokens=1000)))["length_rule"] == "repeats":
+        assert time.monotonic() < give_up
+    assert receipt["length_rule"] == "measured_mean"
+    teacher = receipt["teacher"]
+    usd_per_token = Decimal(teacher["cost_usd"]) / (teacher["input_tokens"] + teacher["output_tokens"])
+    assert Decimal(receipt["baseline_usd"]) == usd_per_token * (teacher["input_tokens"] + 5)
 
 
 def test_agreement_is_counted_by_route_and_length(world: World) -> None:
