@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BreakerState = Literal["closed", "open", "half_open"]
 
@@ -52,10 +52,11 @@ class _Scope:
     open_until: float | None = None
     trial_until: float = 0.0
 
-    def refuses_for_s(self, now: float) -> float:
-        if self.open_until is None:
-            return 0.0
-        return max(0.0, self.open_until - now, self.trial_until - now)
+    def cools_for_s(self, now: float) -> float:
+        return 0.0 if self.open_until is None else max(0.0, self.open_until - now)
+
+    def tries_for_s(self, now: float) -> float:
+        return 0.0 if self.open_until is None else max(0.0, self.trial_until - now)
 
     def start_trial(self, now: float) -> bool:
         """Start a trial if the circuit is open. Other calls are refused until its outcome, for one cooldown at most."""
@@ -112,13 +113,20 @@ class Breaker:
 
     def refuses_for_s(self, tenant: str, now: float) -> float:
         """Return for how many seconds calls of the tenant are refused; 0 if the next call may start."""
+        return max(self.cools_for_s(tenant, now), self.tries_for_s(tenant, now))
+
+    def cools_for_s(self, tenant: str, now: float) -> float:
+        """Return the seconds left of the cooldowns and pauses that apply to the tenant; 0 if there are none."""
         if self.state(now) == "closed":
             return 0.0
         paused_until = max(self._all_paused_until, self._paused.get(tenant, 0.0))
-        refused_s = max(paused_until - now, self._engine.refuses_for_s(now))
-        if (failing := self._tenants.get(tenant)) is not None:
-            refused_s = max(refused_s, failing.scope.refuses_for_s(now))
-        return refused_s
+        return max(paused_until - now, *(scope.cools_for_s(now) for scope in self._scopes(tenant)))
+
+    def tries_for_s(self, tenant: str, now: float) -> float:
+        """Return the seconds after which the outcome of a trial in flight is no longer awaited; 0 if there is none."""
+        if self._engine.open_until is None and self._tenants_open_until is None:
+            return 0.0
+        return max(scope.tries_for_s(now) for scope in self._scopes(tenant))
 
     def start_call(self, tenant: str, request_id: str, now: float) -> BreakerCall:
         """Register a call that `refuses_for_s` permits. Return the handle for reporting its outcome."""
@@ -209,16 +217,25 @@ class Breaker:
         self._end_tenant_trial(call)
 
     def probe_succeeded(self, now: float) -> None:
-        """Record a successful background probe: trials may start at once, and a suspension ends."""
+        """Record a successful background probe: the engine's circuit closes, and a suspension ends.
+
+        A tenant's circuit is due for its trial: a probe does not show that the engine generates answers.
+        """
         if self._suspended:
             self._suspended = False
             self._paused.clear()
             self._last_pause_until = self._all_paused_until = 0.0
-        for scope in (self._engine, *(failing.scope for failing in self._tenants.values())):
-            if scope.open_until is not None:
-                scope.open_until = min(scope.open_until, now)
+        self._connected()
+        for failing in self._tenants.values():
+            if failing.scope.open_until is not None:
+                failing.scope.open_until = min(failing.scope.open_until, now)
         if self._tenants_open_until is not None:
             self._tenants_open_until = min(self._tenants_open_until, now)
+
+    def _scopes(self, tenant: str) -> Sequence[_Scope]:
+        """Return the circuits that apply to the tenant."""
+        failing = self._tenants.get(tenant)
+        return (self._engine,) if failing is None else (self._engine, failing.scope)
 
     def _reaches_limit(self, failing: _Tenant) -> bool:
         """Return whether the failures of this tenant, or of all tenants, are evidence against the engine."""

@@ -6,20 +6,18 @@ A failure that is proven to be caused by the request is raised as EngineRejected
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
-
-import structlog
 
 from gateway.engines.base import current_origin
 from gateway.engines.breaker import BreakerCall
 from gateway.engines.call_slots import CallSlots
 from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT, ControlCall
 from gateway.engines.failures import record_failure
-from gateway.engines.request_faults import RequestFaults, fingerprint_of, proven_rejection
+from gateway.engines.published_breaker import PublishedBreaker
+from gateway.engines.request_faults import fingerprint_of, proven_rejection
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -29,7 +27,6 @@ from gateway.errors import (
     EngineUnreachable,
     EngineUnsupported,
 )
-from gateway.telemetry.engine_figures import BREAKER_STATES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -42,16 +39,12 @@ if TYPE_CHECKING:
     from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.metrics import Metrics
 
-log = structlog.get_logger()
-
 _CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
 # A call that fails later, without any data, is not repeated at the engine. It may be as slow again.
 _LONGEST_RETRIED_S = 20.0
 
 _OVERDUE = 0.9  # the part of the longest duration of a call after which a canceled call without data has failed
 _LOST_INTERVAL_S = 10.0  # between two calls after lost connections
-
-STATE_VALUES = {state: value for value, state in enumerate(BREAKER_STATES)}
 
 
 class GuardedEngine:
@@ -77,7 +70,9 @@ class GuardedEngine:
         self.total_s, self.always_streams = total_s, always_streams
         self.name, self.state = engine.name, engine.state
         self._engine = engine
-        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s)
+        self._guard = PublishedBreaker(
+            engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s
+        )
         self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
         self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
 
@@ -101,19 +96,27 @@ class GuardedEngine:
         """Return whether a call that completes an answer must wait for a slot first."""
         return self._guard.slots.is_full
 
-    async def wait_for_slot(self, most_s: float = math.inf) -> None:
-        """Wait for a slot, for at most `most_s`. The caller must start its call before its next suspension.
+    def must_wait(self, tenant: str) -> bool:
+        """Return whether a call that completes an answer must wait first: for a slot, or for a trial's outcome."""
+        return self.is_full or self._guard.awaits_trial(tenant)
 
-        Raises CircuitOpen and EngineOverloaded.
+    async def wait_for_slot(self, most_s: float = math.inf) -> None:
+        """Wait for the outcome of a trial, and for a slot. The caller must start its call before its next suspension.
+
+        Each of the two waits ends after `most_s`. Raises CircuitOpen and EngineOverloaded.
         """
         tenant, request_id, _ = current_origin()
         try:
-            if (refusal := self.refusal(tenant)) is not None:
-                raise refusal
-            await self._guard.slots.wait(tenant, most_s)
+            await self._guard.wait_for_trial(tenant, most_s)
+            if self.is_full:
+                await self._guard.slots.wait(tenant, most_s)
         except EngineError as error:
             record_failure(error, request_id, self._guard.metrics)
             raise
+
+    async def wait_for_trial(self, most_s: float) -> None:
+        """Wait until no trial is in flight, for at most `most_s`. Raises CircuitOpen."""
+        await self._guard.wait_for_trial(current_origin().tenant, most_s)
 
     def update_limit(self, processes: int, others: int = 0) -> None:
         """Follow the engine's own limit on calls in flight, and the number of processes that share it.
@@ -127,8 +130,9 @@ class GuardedEngine:
         return self._guard.breaker.refuses_for_s(tenant, self._guard.clock()) > 0
 
     def refusal(self, tenant: str) -> CircuitOpen | None:
-        """Return the error that a call of the tenant would raise now; None if the call is permitted."""
-        return self._guard.refusal(tenant, self._guard.clock())
+        """Return the error that a call of the tenant would raise now; None if it may start, or wait for a trial."""
+        guard = self._guard
+        return guard.refusal(guard.breaker.cools_for_s(tenant, guard.clock()))
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
@@ -203,78 +207,6 @@ class GuardedEngine:
         await self._engine.close()
 
 
-class _Guard:
-    """The breaker of one engine, the evidence of its calls, and the published state.
-
-    `slots` counts the calls in flight, and `sent` all calls. A gauge update in each call would cost more than the rest
-    of this module.
-    """
-
-    __slots__ = (
-        *("_budgets", "_published", "breaker", "clock", "faults", "metrics", "name", "on_lost", "sent", "slots"),
-        "total_s",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        breaker: Breaker,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        budgets: RetryBudgets | None,
-        slots: CallSlots,
-        total_s: float,
-    ) -> None:
-        self.name, self.total_s = name, total_s
-        self.breaker = breaker
-        self.clock = clock
-        self.faults = RequestFaults()
-        self.slots = slots
-        self.on_lost: Callable[[], None] = lambda: None
-        self.sent = 0
-        self._budgets = budgets
-        self.metrics = metrics
-        self._published: BreakerState = "closed"
-        metrics.engine_breaker.labels(name).set(0)
-
-    def has_earlier(self, number: int) -> bool:
-        """Return whether a call before the one with this number is in flight. At most all calls after it are, too."""
-        return self.slots.in_flight - self.slots.reserved > self.sent - number
-
-    def is_closed(self, now: float) -> bool:
-        """Return whether no circuit is open, no tenant is paused, and this is published."""
-        return self._published == "closed" and self.breaker.state(now) == "closed"
-
-    def refusal(self, tenant: str, now: float) -> CircuitOpen | None:
-        wait_s = self.breaker.refuses_for_s(tenant, now)
-        if wait_s <= 0:
-            return None
-        return CircuitOpen(
-            f"The circuit breaker of engine '{self.name}' is open: the engine failed, requested a pause, or sleeps. "
-            "Retry after the time in Retry-After.",
-            engine=self.name,
-            retry_after_s=wait_s,
-        )
-
-    def answered(self, call: BreakerCall, sent_at: float) -> None:
-        """Record a successful call in the breaker, the request faults and the retry budgets."""
-        closed = self.breaker.succeeded()
-        self.faults.succeeded(call.request_id, sent_at, self.clock())
-        if self._budgets is not None:
-            self._budgets.succeeded(self.name, call.tenant)
-        if closed or self._published != "closed":
-            self.publish()
-
-    def publish(self) -> None:
-        """Publish the state of the breaker in the metric and the log if it changed."""
-        state = self.breaker.state(self.clock())
-        if state == self._published:
-            return
-        self._published = state
-        self.metrics.engine_breaker.labels(self.name).set(STATE_VALUES[state])
-        log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
-
-
 class _GuardedCall:
     """The context of one call. Entering it may raise CircuitOpen; leaving it reports the outcome to the breaker."""
 
@@ -284,7 +216,7 @@ class _GuardedCall:
     _number: int  # counts the calls of the engine
     _sent_at: float
 
-    def __init__(self, guard: _Guard, sent: Any, control: ControlCall | None) -> None:
+    def __init__(self, guard: PublishedBreaker, sent: Any, control: ControlCall | None) -> None:
         self._guard = guard
         self._sent = sent
         self._control = control
@@ -297,7 +229,7 @@ class _GuardedCall:
         if guard.is_closed(now):
             self._call = BreakerCall(tenant, request_id)
         else:
-            if (refusal := guard.refusal(tenant, now)) is not None:
+            if (refusal := guard.refusal(guard.breaker.refuses_for_s(tenant, now))) is not None:
                 raise refusal
             self._call = guard.breaker.start_call(tenant, request_id, now)
             guard.publish()

@@ -21,7 +21,7 @@ from gateway.accounting.engine_set import CurrentEngines, EngineSet, encoding_of
 from gateway.accounting.estimate import load
 from gateway.config.changes import ModelChanges, is_same_engine
 from gateway.engines.build import build
-from gateway.engines.guard import STATE_VALUES
+from gateway.engines.published_breaker import STATE_VALUES
 from gateway.engines.watch import wait_until_probed, watch
 
 if TYPE_CHECKING:

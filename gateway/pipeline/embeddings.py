@@ -68,7 +68,7 @@ class Embeddings:
         while True:
             engine = builder.engine_set.by_name[retries.student.engine]
             try:
-                if engine.is_full:
+                if engine.must_wait(builder.tenant):
                     await engine.wait_for_slot(left_s(deadline))
             except EngineError as error:
                 deadline = deadline or RequestDeadline.of(builder)

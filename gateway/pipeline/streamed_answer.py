@@ -63,7 +63,7 @@ class StreamedAnswer:
                 yield opened
             try:
                 engine = builder.engine_set.by_name[self._student.engine]
-                if engine.is_full:
+                if engine.must_wait(builder.tenant):
                     await engine.wait_for_slot(left_s(self._deadline))
                 stream, generation, student_request = self._begin(self._student)
                 called = engine.stream(student_request.body, student_request.prefill)

@@ -108,7 +108,7 @@ class StudentCall(StudentEngines):
         builder: ReceiptBuilder,
         deadline: RequestDeadline | None,
     ) -> Json:
-        if (engine := builder.engine_set.by_name[student.engine]).is_full:
+        if (engine := builder.engine_set.by_name[student.engine]).must_wait(builder.tenant):
             await engine.wait_for_slot(left_s(deadline))
         student_request = build_student_request(builder.plan, student, request, guidance)
         generation = self.begin(student, request, guidance, builder, student_request)

@@ -225,6 +225,8 @@ class TeacherCall:
             on_piece = stream.feed if stream is not None else None
             while True:
                 try:
+                    # The other half of the deadline is left for the call.
+                    await engine.wait_for_trial(deadline_s / 2)
                     return await engine.generate_guidance(teacher_request, batch=batch, on_text=on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.

@@ -138,7 +138,7 @@ class ToolTurns:
         call = EngineCall(engine.name, prompt_messages(request), lost_tokens=1, role="warmup")
         try:
             async with asyncio.timeout(turn.deadline_s):
-                if engine.is_full:
+                if engine.must_wait(builder.tenant):
                     await engine.wait_for_slot()
                 # Until the engine answers, it is unknown whether it generated the token.
                 builder.running = builder.warmup = call

@@ -347,6 +347,9 @@ class ScriptedEngine:
         self.pause_s = 0.0
         self.record_deadline: list[TeacherRequest] = []
 
+    async def wait_for_trial(self, _: float) -> None:
+        """Return at once: no trial is in flight."""
+
     async def generate_guidance(self, request: TeacherRequest, **_: Any) -> TeacherReply:
         self.record_deadline.append(request)
         await asyncio.sleep(self.pause_s)

@@ -166,9 +166,18 @@ def test_a_probe_does_not_end_a_pause_that_the_engine_requested() -> None:
     assert one.refuses_for_s("a", 1) == 9
 
 
-@pytest.mark.parametrize("connected", [True, False])
-def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -> None:
-    one = opened(connected=connected)
+@pytest.mark.parametrize("now", [0.2, 30.0])
+def test_a_successful_probe_closes_the_circuit_after_connection_failures(now: float) -> None:
+    """No later call is a trial for which others wait."""
+    one = opened(connected=False)
+    one.probe_succeeded(now)
+    assert not one.start_call("a", "first", now).engine_trial
+    assert (one.state(now), one.refuses_for_s("a", now), one.refuses_for_s("b", now)) == ("closed", 0, 0)
+
+
+def test_a_successful_probe_makes_the_trial_of_a_tenant_due() -> None:
+    """A server whose model hangs may answer probes."""
+    one = opened()
     one.probe_succeeded(0.2)
     assert (one.state(0.2), one.refuses_for_s("a", 0.2)) == ("half_open", 0)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.engines import published_breaker
 from gateway.engines.base import EngineState, set_origin
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.control_call import CONTROL_CHAT
@@ -210,6 +211,96 @@ async def test_calls_in_flight_are_counted_however_they_end() -> None:
         assert isinstance(await world.call(), EngineFailed)
     assert isinstance(await world.call(), CircuitOpen)
     assert world.engine.calls == 0
+
+
+# Calls that wait for a trial.
+
+
+class HalfOpen(World):
+    """A world whose circuit for tenant acme is half open. The trial ends with `outcome` when `release` is set."""
+
+    def __init__(self, outcome: EngineError | None) -> None:
+        super().__init__()
+        self.outcome, self.release, self.sent = outcome, asyncio.Event(), 0
+        self.scripted.complete = self._complete
+
+    async def _complete(self, _: Any, __: Any = None) -> dict[str, Any]:
+        self.sent += 1
+        if self.now == 0.0:
+            raise failed()
+        await self.release.wait()
+        if self.outcome is not None:
+            raise self.outcome
+        return {}
+
+    async def ask(self, tenant: str = "acme") -> EngineError | None:
+        """Make a call as a student's caller does."""
+        set_origin(tenant, f"request-{next(_ids)}")
+        try:
+            if self.engine.must_wait(tenant):
+                await self.engine.wait_for_slot()
+            await self.engine.complete({})
+        except EngineError as error:
+            return error
+        return None
+
+    async def parallel(self, calls: int) -> list[asyncio.Task[EngineError | None]]:
+        """Open the circuit, and start calls when the trial is due. Return them when one is in flight."""
+        for _ in range(2):
+            await self.ask()
+        self.now = 1.0
+        loop = asyncio.get_running_loop()
+        asked = [loop.create_task(self.ask()) for _ in range(calls)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert self.sent == 3, "one call is the trial"
+        return asked
+
+
+async def test_calls_wait_for_the_outcome_of_a_trial_that_succeeds() -> None:
+    world = HalfOpen(None)
+    asked = await world.parallel(6)
+    assert not any(one.done() for one in asked)
+    assert world.engine.refusal("acme") is None
+    world.release.set()
+    assert await asyncio.gather(*asked) == [None] * 6
+    assert world.sent == 8
+
+
+async def test_calls_that_wait_for_a_trial_are_refused_if_it_fails() -> None:
+    world = HalfOpen(failed())
+    asked = await world.parallel(6)
+    world.release.set()
+    outcomes = [type(one) for one in await asyncio.gather(*asked)]
+    assert sorted(outcomes, key=str) == [CircuitOpen] * 5 + [EngineFailed]
+    assert world.sent == 3
+
+
+async def test_a_call_that_waits_takes_the_place_of_a_canceled_trial() -> None:
+    world = HalfOpen(None)
+    trial, other = await world.parallel(2)
+    trial.cancel()
+    world.release.set()
+    assert await other is None
+
+
+async def test_the_calls_of_a_tenant_that_wait_for_a_trial_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_breaker, "_MAX_WAITING", 2)
+    world = HalfOpen(None)
+    asked = await world.parallel(5)
+    assert [one.done() for one in asked] == [False, False, False, True, True]
+    assert isinstance(asked[-1].result(), CircuitOpen)
+    world.release.set()
+    assert await asyncio.gather(*asked[:3]) == [None] * 3
+
+
+async def test_calls_do_not_wait_for_a_trial_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_breaker, "_TRIAL_WAIT_S", 0.0)
+    world = HalfOpen(None)
+    trial, other = await world.parallel(2)
+    assert isinstance(await other, CircuitOpen)
+    world.release.set()
+    assert await trial is None
 
 
 # Failures that the request causes.

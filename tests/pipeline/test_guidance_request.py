@@ -41,6 +41,9 @@ class Teacher:
     name = "big"
     state = EngineState(revision="first")
 
+    async def wait_for_trial(self, _: float) -> None:
+        """Return at once: no trial is in flight."""
+
     async def generate_guidance(self, _: Any, *, batch: str | None, on_text: Callable[[str], None]) -> TeacherReply:
         self.on_text = on_text
         on_text("The quick brown")
@@ -105,6 +108,9 @@ class WordTeacher:
         self.words = text.split(" ")
         self.sent_words = 0
 
+    async def wait_for_trial(self, _: float) -> None:
+        """Return at once: no trial is in flight."""
+
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None, on_text: Callable[[str], None] | None
     ) -> TeacherReply:
@@ -132,6 +138,9 @@ class FailsBatches:
 
     def __init__(self) -> None:
         self.batches: list[str | None] = []
+
+    async def wait_for_trial(self, _: float) -> None:
+        """Return at once: no trial is in flight."""
 
     async def generate_guidance(self, _: Any, *, batch: str | None, on_text: Any) -> TeacherReply:
         self.batches.append(batch)

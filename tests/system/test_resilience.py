@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,6 +136,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     engine("second", second.url),
                     engine("mute", second.url, continuation="none"),
                     engine("fragile", first.url, breaker=fast),
+                    engine("slow", second.url, breaker=fast),
+                    engine("slow-teacher", second.url, breaker=fast),
                     engine("busy", first.url),
                     engine("gone", "http://127.0.0.1:9"),
                     engine(
@@ -150,6 +155,14 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     route("guided-gone", ["gone", "second"], "guided"),
                     route("guided-down", ["down"], "guided", retries={"num_retries": 0}),
                     route("fragile", ["fragile"], retries={"num_retries": 0}),
+                    route("slow", ["slow"], retries={"num_retries": 0}),
+                    route(
+                        "slow-teacher",
+                        ["first"],
+                        "guided",
+                        teacher="slow-teacher",
+                        guidance={"tokens": 6, "deadline": "60s", "on_failure": "reject"},
+                    ),
                     route("busy", ["busy", "second"]),
                 ],
             )
@@ -390,6 +403,42 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
     assert text_of(world.ask("fragile")) == "Well."
     assert world.detail("fragile")["breaker"] == "closed"
     assert world.gateway.wait_for_log("breaker", engine="fragile", state="closed")
+
+
+@pytest.mark.parametrize("mode", ["slow", "slow-teacher"])
+def test_no_request_is_rejected_while_the_trial_of_a_recovered_engine_runs(world: World, mode: str) -> None:
+    """The others wait for its outcome, as a student and as a teacher whose guidance the policy requires."""
+    release = threading.Event()
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+        return await says("Well.")(request, body)
+
+    def in_flight() -> int:
+        number: int = httpx.get(f"{world.gateway.admin_url}/readyz").json()["in_flight"]
+        return number
+
+    world.second.behave = answers(500)
+    for _ in range(3):
+        assert world.ask(mode).status_code >= 500
+    give_up = time.monotonic() + 60
+    while world.detail(mode)["breaker"] == "open":
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    world.second.behave = slowly
+    world.second.requests.clear()
+    with ThreadPoolExecutor(6) as pool:
+        try:
+            asked = [pool.submit(world.ask, mode) for _ in range(6)]
+            while in_flight() < 6 and not any(one.done() for one in asked):
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+            assert len(world.second.requests) == 1
+        finally:
+            release.set()
+        assert [one.result().status_code for one in asked] == [200] * 6
+    assert world.detail(mode)["breaker"] == "closed"
 
 
 def test_an_engine_with_retry_after_is_not_called_until_then(world: World) -> None:
