@@ -37,6 +37,7 @@ from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
 from gateway.admin.oidc import OIDC, OidcProvider
 from gateway.admin.oidc_login import LOGIN_STATES
 from gateway.admin.quality import QUALITY
+from gateway.admin.reliability import REJECTED
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.routes import ROUTES_BY_ROLE as ADMIN_ROUTES_BY_ROLE
@@ -92,6 +93,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess
 from gateway.usage.anomalies import AnomalyReporter, AnomalyStore
+from gateway.usage.rejections import Rejections
 from gateway.usage.uptime import Uptime
 
 if TYPE_CHECKING:
@@ -254,6 +256,8 @@ async def gateway(
             switches=switches,
         )
 
+        rejections = Rejections(redis, redis_keys)
+        stack.push_async_callback(rejections.close)
         reads = Slots(max(1, redis.max_queries // HARD_BOUND), "reads", metrics)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
@@ -288,6 +292,7 @@ async def gateway(
         admin[QUALITY] = quality
         admin[SAMPLES] = samples
         admin[GUIDANCE] = switch_follower
+        admin[REJECTED] = rejections
         admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets)
         public[keys.DOCUMENT] = document(ROUTES)
@@ -313,6 +318,7 @@ async def gateway(
             labeler=labeler,
         )
         public[keys.READS] = reads
+        public[keys.REJECTIONS] = rejections
         public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
         public[keys.TOKEN_COUNTER] = TokenCounter(engines)
         public[keys.STORED_RESPONSES] = StoredResponses(
@@ -380,6 +386,7 @@ async def gateway(
             tasks.keep("gauges", metrics.publish())
         tasks.keep("loop_lag", signs.watch_loop())
         tasks.keep("uptime", uptime.run())
+        tasks.keep("rejections", rejections.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())

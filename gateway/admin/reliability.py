@@ -6,6 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aiohttp import web
+from redis.exceptions import RedisError
+
 from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.accounting.savings import STUDENT_BY_POLICY, savings_class
 from gateway.admin.period import filters_of, period_of
@@ -15,13 +18,17 @@ from gateway.admin.usage import check_tenant
 from gateway.api.keys import ENGINES, METRICS, USAGE, WORKER
 from gateway.api.probes import warnings_of
 from gateway.telemetry.engine_figures import EngineFigures
+from gateway.usage.rejections import RejectionCounts, Rejections
 from gateway.usage.rollup import SumRow, merge_in
 from gateway.usage.usage import UsageQuery, figures
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from collections.abc import Mapping
 
+    from gateway.admin.period import ReportPeriod
     from gateway.usage.usage import UsageResult
+
+REJECTED = web.AppKey("rejected", Rejections)
 
 _BY = ("mode", "teacher", "student")
 _STAGES = {"teacher": ("teacher",), "student": ("first_token", "total")}
@@ -41,6 +48,7 @@ async def show_reliability(request: web.Request) -> web.Response:
     period = period_of(request, reader.retention, time.time(), since="24h")
     sums = await reader.read(UsageQuery(period.sums, None, _BY, only), _sums)
     fleet = await asyncio.to_thread(app[METRICS].engine_figures)
+    rejected = await _read_rejections(app[REJECTED], period)
     counts = requests_of(sums.total)
     if not counts["total"]:
         check_tenant(request, only.get("tenant"))
@@ -60,8 +68,33 @@ async def show_reliability(request: web.Request) -> web.Response:
             "unguided": _unguided(sums.total),
             "unguided_share": counts["unguided_share"],
             "threshold": counts["threshold"],
+            "rejections": None if rejected is None else _rejections(rejected, only),
         }
     )
+
+
+async def _read_rejections(rejections: Rejections, period: ReportPeriod) -> RejectionCounts | None:
+    """Return the rejections of the period, or None while Redis is unavailable."""
+    try:
+        return await rejections.read(period.sums.since, period.sums.until, period.now)
+    except (RedisError, OSError):
+        return None
+
+
+def _rejections(counts: RejectionCounts, only: Mapping[str, str]) -> dict[str, Any]:
+    """Return the rejections of all callers or of a tenant, the most frequent first."""
+    rows = [
+        {"status": row.status, "error": row.error, "tenant": row.tenant, "requests": number}
+        for row, number in counts.rows.most_common()
+        if only.get("tenant") in {None, row.tenant}
+    ]
+    return {
+        "since": time_shown(counts.since),
+        "until": time_shown(counts.until),
+        "total": sum(row["requests"] for row in rows),
+        "rows": rows,
+        "ignored": [name for name in ("route", "key") if name in only],
+    }
 
 
 def _sums(usage: UsageResult) -> _Sums:

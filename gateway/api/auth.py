@@ -80,7 +80,9 @@ async def authenticate(request: web.Request) -> Caller:
     callers, key = request.app[CALLERS], caller_key(request)
     caller = callers.known(key) or await callers.authenticate(key)
     # In the same step as the policy, so that the set contains all engines that the policy names.
-    request[INFO].use_engines(request.app[ENGINES].engine_set)
+    info = request[INFO]
+    info.use_engines(request.app[ENGINES].engine_set)
+    info.tenant = caller.policy.tenant
     connection_of(request).authenticated(caller.policy)
     if caller.policy.log_content:
         allow_content_in_logs(allowed=True)

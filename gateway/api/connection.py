@@ -64,7 +64,7 @@ class ListenerState(NamedTuple):
     unfinished_bodies: BoundedHoldings  # bodies that arrive or wait to be decoded
     unfinished_bytes: BoundedHoldings  # of these bodies
     unread_replies: BoundedHoldings  # replies that their callers do not read
-    rejected: Counter  # replies with an error, by error label
+    rejected: Callable[[int, str], None]  # counts a reply with an error, by HTTP status and error label
     dropped: Counter  # holdings dropped for another tenant, by kind
 
 
@@ -288,8 +288,8 @@ class Connection(web.RequestHandler):
         error = _parse_error(exc) if status < 500 else GatewayError("The gateway failed with an internal error.")
         if isinstance(exc, GatewayError):
             error = exc
-        self._shared.rejected.labels(error.label).inc()
         response = error_response(error, new_request_id(), path=request.path)
+        self._shared.rejected(response.status, error.label)
         response.force_close()
         return response
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -14,7 +13,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.api.headers import client_request_id, is_messages, name_reply
-from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, RequestInfo
+from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, REJECTIONS, RequestInfo
 from gateway.api.not_found import shown
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.protocol.anthropic.errors import anthropic_error, anthropic_status
@@ -79,13 +78,14 @@ async def render_errors(
             with bound_contextvars(client_request_id=name):  # in every log line of the request
                 response = await handler(request)
     except GatewayError as error:
-        if not error.recorded:
-            request.app[METRICS].refused.labels(error.label).inc()
         response = error_response(error, info.id, path=request.path)
+        if not error.recorded:
+            _count_rejection(request, response.status, error.label)
         if isinstance(error, BodyTooSlow) or request.content.exception() is not None:
             response.force_close()  # the rest of the body would be parsed as the next request
     except web.HTTPException as error:
-        response = _http_error(request, error, info.id)
+        response, label = _http_error(request, error, info.id)
+        _count_rejection(request, response.status, label)
     except ConnectionError:
         raise  # the caller has disconnected
     except Exception:
@@ -100,22 +100,34 @@ async def render_errors(
     return response
 
 
+def _count_rejection(request: web.Request, status: int, label: str) -> None:
+    """Count a reply with an error that no receipt records."""
+    app = request.app
+    app[METRICS].refused.labels(label).inc()
+    if (rejections := app.get(REJECTIONS)) is not None:
+        rejections.count(status, label, request[INFO].tenant)
+
+
 def internal_error(request_id: str) -> GatewayError:
     """Return the error for an unexpected exception. The log has the exception under this id; the reply does not."""
     return GatewayError(f"The gateway failed with an internal error. The log has the details of {request_id}.")
 
 
-def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> web.Response:
-    respond = partial(error_response, request_id=request_id, path=request.path)
+def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> tuple[web.Response, str]:
+    """Return the reply for an error of aiohttp, and the label of the error."""
+
+    def respond(refused: GatewayError, status: int | None = None) -> tuple[web.Response, str]:
+        return error_response(refused, request_id, status=status, path=request.path), refused.label
+
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.app._client_max_size  # noqa: SLF001
         return respond(BodyTooLarge(f"The body is larger than the limit of {limit} bytes."))
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         refused = MethodNotAllowed(f"{request.method} is not allowed on {shown(request.path)}. Use {allowed}.")
-        response = respond(refused)
+        response, label = respond(refused)
         response.headers["Allow"] = allowed
-        return response
+        return response, label
     if not isinstance(error, web.HTTPNotFound):
-        return respond(InvalidRequest(f"{error.reason}."), status=error.status)
+        return respond(InvalidRequest(f"{error.reason}."), error.status)
     return respond(NotFound(request.app[ENDPOINTS].not_found(request.method, request.path)))

@@ -38,6 +38,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.anomalies import AnomalyReporter
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.reader import UsageReader
+from gateway.usage.rejections import Rejections
 from gateway.usage.state import WorkerStateReader
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class RequestInfo:
     id: str
     started: float  # time.perf_counter() seconds
     client_id: str | None = None  # X-Client-Request-Id
+    tenant: str | None = None  # of the authenticated caller
     allowance: Allowance | None = None  # the remainder of the caller's limits; None: the caller is not known yet
     state: RequestState | None = None  # decides whether a request continues after a disconnect
     engine_set: EngineSet | None = None  # set with the caller's policy, which names its engines
@@ -98,6 +100,7 @@ USAGE = web.AppKey("usage", UsageReader)
 ANOMALIES = web.AppKey("anomalies", AnomalyReporter)
 USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
+REJECTIONS = web.AppKey("rejections", Rejections)  # on the callers' listener only
 TOKEN_COUNTER = web.AppKey("token_counter", TokenCounter)
 SPEEDS = web.AppKey("speeds", LimitUsage)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.api.connection import MAX_HEADERS, MAX_LINE_BYTES, Connection, ListenerState, ListenerTimes
 from gateway.api.disconnects import DetachedHandlers
+from gateway.api.keys import REJECTIONS
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import BoundedHoldings, Holdings
 
@@ -58,6 +59,13 @@ class Runner(web.AppRunner):
     ) -> None:
         options |= {"max_line_size": MAX_LINE_BYTES, "max_field_size": MAX_LINE_BYTES, "max_headers": MAX_HEADERS}
         super().__init__(app, keepalive_timeout=IDLE_S, **options)
+        rejections = app.get(REJECTIONS)
+
+        def count_rejection(status: int, label: str) -> None:
+            metrics.refused.labels(label).inc()
+            if rejections is not None:
+                rejections.count(status, label)
+
         self._shared = ListenerState(
             times=times,
             scheduler=scheduler,
@@ -67,7 +75,7 @@ class Runner(web.AppRunner):
             unfinished_bodies=BoundedHoldings(max(1, max_connections // _UNFINISHED_PART)),
             unfinished_bytes=BoundedHoldings(unfinished_bytes),
             unread_replies=BoundedHoldings(max(1, max_connections // _UNREAD_PART)),
-            rejected=metrics.refused,
+            rejected=count_rejection,
             dropped=metrics.holdings_dropped,
         )
 

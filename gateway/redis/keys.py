@@ -159,6 +159,14 @@ class LedgerKeys(NamedTuple):
         Unix seconds."""
         return f"{self.base}answer_lengths:{period}"
 
+    def rejections(self) -> str:
+        """Return the start of the keys of `rejections_of`. The script selects the period by the clock of Redis."""
+        return f"{self.base}rejections"
+
+    def rejections_of(self, seconds: int, start: int) -> str:
+        """Return the key of a hash: status, error and tenant -> number of rejected requests of an hour or a day."""
+        return f"{self.rejections()}:{seconds}:{start}"
+
     def rates(self, day: int) -> str:
         """Return the key of a hash: engine with an hourly price -> USD per hour on that day."""
         return f"{self.base}rates:{day}"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from gateway.accounting.receipt import Timings
 from tests.admin.dashboard_world import dashboard_world
+from tests.gateway_process import KEY, OTHER_KEY
+from tests.prometheus_world import until
 from tests.usage.databases import receipt
 
 if TYPE_CHECKING:
@@ -52,3 +57,37 @@ def test_engines_and_reasons_of_a_period(redis_url: str, tmp_path: Path) -> None
         ("budget", "policy", 1),
     }
     assert found["unguided_share"] == round(1 / 12, 6)
+
+
+def test_rejections_are_counted_by_status_error_and_tenant(redis_url: str, tmp_path: Path) -> None:
+    acme, globex = ({"Authorization": f"Bearer {key}"} for key in (KEY, OTHER_KEY))
+    body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
+    invented = [{"Authorization": f"Bearer gkt-invented-{number}"} for number in range(20)]
+    with dashboard_world(tmp_path, redis_url, tenants={"globex": {"limits": {"rpm_limit": 1}}}) as world:
+        url = world.gateway.url
+        with httpx.Client(timeout=60) as client:  # on one connection: a tenant is that of the request alone
+            for headers in (acme, {}, *invented):
+                client.get(f"{url}/v1/limits", headers=headers)
+            client.get(f"{url}/v1/assistants", headers=acme)
+            client.put(f"{url}/v1/models", headers=acme)
+            client.post(f"{url}/v1/chat/completions", json=body | {"model": "missing"}, headers=acme)
+            for _ in range(2):
+                client.post(f"{url}/v1/chat/completions", json=body, headers=globex)
+        httpx.get(f"{world.gateway.admin_url}/usage", timeout=60)  # operators' errors are not counted
+        until(lambda: world.get("/reliability")["rejections"]["total"] == 25, "all rejections are counted")
+        found = world.get("/reliability", since="7d")
+        of_acme = world.get("/reliability", since="7d", tenant="acme", key="only")
+        metrics = world.reply("/metrics").text
+    shown = found["rejections"]["rows"]
+    rows = Counter({(one["status"], one["error"], one["tenant"]): one["requests"] for one in shown})
+    assert rows == {
+        (401, "not_authenticated", None): 21,
+        (404, "not_found", None): 1,
+        (405, "method_not_allowed", None): 1,
+        (404, "model_not_found", "acme"): 1,
+        (429, "rate_limited", "globex"): 1,
+    }
+    assert shown[0]["requests"] == 21, "the most frequent first"
+    assert found["requests"] == 0, "no rejection has a receipt"
+    assert (of_acme["rejections"]["total"], of_acme["rejections"]["ignored"]) == (1, ["key"])
+    assert 'gkt_refused_total{status="not_found"} 1.0' in metrics

@@ -181,6 +181,8 @@ async def test_reliability_names_engines_and_reasons(browser: Browser, pages: Ga
     async with logged_in(browser, pages, "/dashboard/reliability", synthetic=True) as page:
         await expect(row(page, "Engines", "connection refused")).to_contain_text("down")
         await expect(row(page, "Engines", "spare")).to_contain_text("not probed yet")
+        await expect(row(page, "Rejected requests", "not_authenticated")).to_contain_text("unknown1,200")
+        await expect(row(page, "Rejected requests", "rate_limited")).to_contain_text("acme")
         await row(page, "Requests without guidance", "teacher_late").get_by_role("link").click()
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard/requests?unguided=teacher_late")
 

@@ -276,6 +276,16 @@ def reliability(_: dict[str, str]) -> dict[str, Any]:
         ],
         "unguided_share": 0.0738,
         "threshold": 0.2,
+        "rejections": {
+            "since": "2026-11-24T15:00:00Z",
+            "until": "2026-11-25T16:00:00Z",
+            "total": 1204,
+            "rows": [
+                {"status": 401, "error": "not_authenticated", "tenant": None, "requests": 1200},
+                {"status": 429, "error": "rate_limited", "tenant": "acme", "requests": 4},
+            ],
+            "ignored": [],
+        },
     }
 
 

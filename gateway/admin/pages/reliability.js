@@ -1,7 +1,7 @@
 // Reliability: engines, requests without guidance by reason, errors and latency over time.
 import { useData } from "./api.js";
 import { Chart } from "./chart.js";
-import { duration, share, short, sum, utc, whole } from "./format.js";
+import { duration, share, short, sum, toMinute, utc, whole } from "./format.js";
 import { api, link, period } from "./state.js";
 import { Badge, Card, Empty, html, Link, Loaded, Table } from "./ui.js";
 
@@ -42,6 +42,21 @@ const REASONS = [
   { title: "Requests", unit: "count", value: (row) => row.requests },
   { title: "Share", unit: "share", value: (row) => row.share },
 ];
+
+const REJECTIONS = [
+  { title: "Error", value: (row) => row.error, show: (row) => html`<code>${row.error}</code>` },
+  { title: "Status", value: (row) => String(row.status) },
+  { title: "Tenant", value: (row) => row.tenant ?? "unknown" },
+  { title: "Requests", unit: "count", value: (row) => row.requests },
+];
+
+/** Rejected requests have no receipt, so they are in no other figure. */
+const Rejections = ({ of }) => html`<${Card} title="Rejected requests" note=${of
+  ? `${whole(of.total)} requests were rejected from ${toMinute(of.since)} to ${toMinute(of.until)} UTC, before a receipt existed. They cost nothing and are in no other figure.${of.ignored.length
+    ? ` The filter ${of.ignored.join(", ")} does not apply: rejections have none.` : ""}`
+  : "Redis is unavailable, so rejections are not known."}>
+  ${of && html`<${Table} caption="Rejected requests" columns=${REJECTIONS} rows=${of.rows} id=${(row) => `${row.status} ${row.error} ${row.tenant}`}
+    sort=${["Requests", true]} empty=${html`<${Empty} title="No request was rejected.">Nothing to do.<//>`} />`}<//>`;
 
 /** Return a color for each name: the one that its letters select, or the next one that is free. The order has no influence. */
 function colorsOf(names) {
@@ -92,7 +107,8 @@ export function Reliability({ search }) {
           title="No engine is configured.">Add one to <code>models</code> in config.yaml.<//>`} /><//>
       <${Card} title="Requests without guidance" note="Of requests to guided routes, by reason. Only failures count toward the threshold.">
         <${Table} caption="Requests without guidance" columns=${REASONS} rows=${all.unguided} id=${(row) => row.reason}
-          sort=${["Requests", true]} empty=${html`<${Empty} title="Each request of a guided route got guidance.">Nothing to do.<//>`} /><//>`}<//>
+          sort=${["Requests", true]} empty=${html`<${Empty} title="Each request of a guided route got guidance.">Nothing to do.<//>`} /><//>
+      <${Rejections} of=${all.rejections} />`}<//>
     ${usage.data && html`<div class="charts">
       ${chart("Errors", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No errors in this period.",
         children: `${whole(sum(usage.data.total.errors))} of ${short(usage.data.total.requests)} requests ended in an error.` })}
