@@ -107,6 +107,8 @@ async def print_answer(
     if receipt is None:
         raise StartupError("The answer ended before its receipt.")
     console.print("\n")
+    if mode == "guided" and receipt["student"] is None:  # the head of the stream is older than the teacher's last token
+        console.print("The teacher wrote the whole answer. No student was called.\n", soft_wrap=True)
     table, facts = _receipt_table(receipt, models)
     console.print(table)
     console.print(facts, soft_wrap=True, highlight=False)
@@ -114,7 +116,7 @@ async def print_answer(
 
 def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | tuple[str, str]]:
     teacher = ("the teacher", TEACHER_STYLE)
-    if mode == "teacher_complete" and marked:
+    if mode == "teacher_complete":
         return "by ", teacher, " to the end"
     if marked:
         return "by ", teacher, ", then the student"

@@ -20,9 +20,9 @@ MODELS = {"teacher": "big [1]", "student": "small"}
 SHARE = {"input_tokens": 10, "output_tokens": 5, "cost_usd": "0.00001"}
 
 
-def _gateway(mode: str, unguided: str | None, *, hidden: bool) -> web.Application:
+def _gateway(mode: str, unguided: str | None, *, hidden: bool, completed: bool) -> web.Application:
     """A gateway that answers in this mode, as the playground is answered; an opening comes in two chunks and a half."""
-    opened = mode in {"guided", "teacher_complete"} and not hidden
+    opened = mode == "teacher_complete" or (mode == "guided" and not hidden)
 
     async def chat(request: web.Request) -> web.StreamResponse:
         why = {"x-gkt-unguided": unguided} if unguided else {}
@@ -31,7 +31,8 @@ def _gateway(mode: str, unguided: str | None, *, hidden: bool) -> web.Applicatio
         for guidance, text in (("First", ""), (" then", ""), (" a", " word")):
             marks = {"x_gkt": {"opening": guidance}} if opened else {}
             await response.write(event(chunk({"content": guidance + text}) | marks))
-        await response.write(event(_receipt(mode, unguided)))
+        receipt = _receipt("teacher_complete" if completed else mode, unguided)
+        await response.write(event(receipt | ({"student": None} if completed else {})))
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -47,10 +48,10 @@ def _receipt(mode: str, unguided: str | None) -> dict[str, object]:
     return {"id": "req_1", "mode": mode, **amounts, **shares, **rest}
 
 
-async def _printed(mode: str, placement: Placement, unguided: str | None = None) -> str:
+async def _printed(mode: str, placement: Placement, unguided: str | None = None, *, completed: bool = False) -> str:
     paper = io.StringIO()
     console = Console(file=paper, width=200)
-    with served(_gateway(mode, unguided, hidden=placement == "context")) as url:
+    with served(_gateway(mode, unguided, hidden=placement == "context", completed=completed)) as url:
         async with aiohttp.ClientSession() as session:
             await print_answer(console, session, url, "Why?", placement=placement, models=MODELS)
     return paper.getvalue()
@@ -61,6 +62,7 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
     [
         ("guided", "prefix", None, "by the teacher, then the student\n\n[First then a] word\n"),
         ("teacher_complete", "prefix", None, "by the teacher to the end\n\n[First then a] word\n"),
+        ("teacher_complete", "context", None, "by the teacher to the end\n\n[First then a] word\n"),
         (
             "guided",
             "context",
@@ -77,6 +79,12 @@ async def test_only_visible_guidance_is_marked(
     text = await _printed(mode, placement, unguided)
     assert f"Answer   {expected}" in text
     assert ("[First then a]" in text) == ("[First then a]" in expected)
+
+
+async def test_an_answer_that_the_teacher_completed_after_the_head_is_the_teachers() -> None:
+    said = "The teacher wrote the whole answer. No student was called."
+    assert said in await _printed("guided", "prefix", completed=True)
+    assert said not in await _printed("guided", "prefix")
 
 
 async def test_the_receipt_names_roles_and_models() -> None:
