@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
-from gateway.engines.replies import aborted, bad_reply, closed_early, first_choice
+from gateway.engines.replies import aborted, bad_reply, closed_early, finish_reason, first_choice
 from gateway.engines.reply_json import Unreadable, are_few, decode, in_thread
 from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError, EngineTimeout, EngineUnreachable
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup, ChunkTemplate
-
-# The finish reasons for a text that the model ended: one of OpenAI, two of TGI.
-_STOP_REASONS = ("stop", "eos_token", "stop_sequence")
 
 # vLLM and SGLang end a request so that the operator aborts, also by putting the engine to sleep.
 _ABORTED = "abort"
@@ -59,6 +56,9 @@ class ChatWire:
             raise bad_reply(self._name, "a reply without a message")
         if choices[0].get("finish_reason") == _ABORTED:
             raise aborted(self._name)
+        for choice in choices:
+            if finish := choice.get("finish_reason"):
+                choice["finish_reason"] = finish_reason(finish)
         return reply  # type: ignore[no-any-return]
 
     async def stream(self, body: Json) -> AsyncGenerator[ChunkGroup, None]:
@@ -97,6 +97,8 @@ class ChatWire:
                         unfinished.discard(choice.get("index", 0))
                         if finish == _ABORTED:
                             choice["finish_reason"], is_aborted = None, True
+                        else:
+                            choice["finish_reason"] = finish_reason(finish)
         return is_aborted
 
     @staticmethod
@@ -253,7 +255,7 @@ def token_fields(request: TeacherRequest, of_chat: Mapping[str, Any]) -> Json:
 
 def teacher_finish(reason: Any) -> Finish:
     """Return how the teacher's text ended. An unknown reason counts as `length`, so that the student continues."""
-    return "stop" if reason in _STOP_REASONS else "length"
+    return "stop" if isinstance(reason, str) and finish_reason(reason) == "stop" else "length"
 
 
 def teacher_reply(engine: str, reply: Json, text: Any) -> TeacherReply:

@@ -26,7 +26,7 @@ from gateway.engines.refusal import (
     refusal,
     reported,
 )
-from gateway.engines.replies import bad_reply, connection_failed
+from gateway.engines.replies import bad_reply, connection_failed, short_name
 from gateway.engines.reply_json import Unreadable, decode, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable
@@ -223,7 +223,7 @@ class EngineHttp:
     def _require_events(self, reply: HttpReply) -> None:
         content_type = reply.headers.get("Content-Type", "")
         if not content_type.lower().startswith("text/event-stream"):
-            answered = f"answered a stream request with content type {content_type or 'none'}"
+            answered = f"answered a stream request with content type {short_name(content_type) or 'none'}"
             raise EngineProtocolError(
                 f"Engine '{self.name}' {answered} instead of text/event-stream.", engine=self.name
             )

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gateway.engines.chat import CACHE_WRITE_DETAILS
+from gateway.engines.replies import finish_reason
 from gateway.protocol.reply import usage_body
 
 if TYPE_CHECKING:
@@ -143,9 +144,6 @@ def _has_address(value: Any, name: str = "") -> bool:
     return isinstance(value, list) and any(_has_address(one, name) for one in value)
 
 
-_FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-
-
 def plain_reply(reply: Any, *, with_thinking: bool = False) -> Json:
     """Return a reply of LiteLLM in OpenAI's shape, without LiteLLM's own fields. Thinking blocks are Anthropic's."""
     return _whole(reply, [_choice(choice, "message", with_thinking=with_thinking) for choice in reply.choices])
@@ -173,8 +171,7 @@ def _choice(choice: Any, holder: str, *, with_thinking: bool) -> Json:
         "index": getattr(choice, "index", 0) or 0,
         holder: message,
         "logprobs": _dumped(getattr(choice, "logprobs", None)),
-        # An unknown reason counts as a cut.
-        "finish_reason": None if reason is None else reason if reason in _FINISHES else "length",
+        "finish_reason": None if reason is None else finish_reason(str(reason)),
     }
 
 

@@ -33,6 +33,7 @@ from gateway.engines.replies import (
     listed_model,
     message_text,
     reject_foreign_tool,
+    short_name,
     unsupported,
 )
 from gateway.engines.vllm_status import VllmStatus
@@ -230,10 +231,10 @@ class OpenAIEngine:
         # `created` is omitted: some servers report the current time. One name may have several quantizations.
         values: list[Any] = [mine.get(key) for key in ("id", "owned_by", "root", "parent")]
         values += [meta.get("n_params"), meta.get("size")]
-        self.state.revision = orjson.dumps([self._model, *values]).decode()
+        self.state.revision = short_name(orjson.dumps([self._model, *values]).decode())
         self.state.facts = {
-            "owned_by": owner if isinstance(owner := mine.get("owned_by"), str) else None,
-            "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
+            "owned_by": short_name(owner) if isinstance(owner := mine.get("owned_by"), str) else None,
+            "models": [short_name(name) for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
         self.state.context_tokens = context_of(mine, known) or tokens_of(meta.get("n_ctx"))
         kind = kind_of(mine.get("owned_by"), self._http.host)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from gateway.engines.replies import short_name
 from gateway.errors import (
     EngineError,
     EngineFailed,
@@ -113,7 +114,7 @@ def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
         reasons += [body.get("code"), body.get("type")]
         statuses = [body.get("http_status_code"), body.get("code")]
         body = body.get("message", "")
-    reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
+    reason = next((short_name(reason) for reason in reasons if reason and isinstance(reason, str)), None)
     status = next((one for one in statuses if isinstance(one, int) and one in _STATUSES), None)
     text = body if isinstance(body, str) else ""
     tgi_type = next((kind for start, kind, _ in _TGI_ERRORS if text.startswith(start)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import EngineFailed, EngineProtocolError, EngineUnreachable, EngineUnsupported
@@ -10,6 +11,30 @@ from gateway.protocol.messages import text_of
 if TYPE_CHECKING:
     from gateway.capabilities.anthropic import MessagesFields
     from gateway.protocol.body import Json
+
+MAX_NAME_CHARS = 200
+"""The size limit of a name that an engine reports, such as that of its model."""
+_HASH_BYTES = 8
+_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+_STOPS = frozenset({"eos", "eos_token", "stop_sequence"})  # names of `stop`: Together's and TGI's
+
+
+def finish_reason(reported: str) -> str:
+    """Return OpenAI's name of an engine's finish reason. An unknown reason counts as a cut, `length`.
+
+    Receipts, logs and metrics contain the name, so that no other text of an engine may be one.
+    """
+    if reported in _FINISH_REASONS:
+        return reported
+    return "stop" if reported in _STOPS else "length"
+
+
+def short_name(reported: str) -> str:
+    """Return a name of bounded size. The end of a longer name is replaced by a hash, so that names stay different."""
+    if len(reported) <= MAX_NAME_CHARS:
+        return reported
+    digest = blake2b(reported.encode(errors="replace"), digest_size=_HASH_BYTES).hexdigest()
+    return f"{reported[: MAX_NAME_CHARS - len(digest) - 3]}...{digest}"
 
 
 def first_choice(reply: Any) -> Json:

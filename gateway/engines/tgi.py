@@ -23,7 +23,7 @@ from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import TgiRenderer, is_raw
-from gateway.engines.replies import bad_reply, first_choice, message_text, reject_foreign_tool, unsupported
+from gateway.engines.replies import bad_reply, first_choice, message_text, reject_foreign_tool, short_name, unsupported
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_chat import adapt_chat
 from gateway.engines.token_ends import token_ends, token_texts
@@ -52,7 +52,6 @@ _ERRORS: dict[str, type[hub_errors.TextGenerationError]] = {
     "validation": hub_errors.ValidationError,
 }
 
-_TGI_STOPS = frozenset({"eos_token", "stop_sequence"})  # finish reasons
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
 
@@ -169,8 +168,6 @@ class TGIEngine:
         for choice in reply["choices"]:
             if stops:
                 _end_at_stop(choice, choice["message"], StopFilter(stops), ended=True)
-            elif choice.get("finish_reason") in _TGI_STOPS:
-                choice["finish_reason"] = "stop"
         return reply
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
@@ -212,8 +209,9 @@ class TGIEngine:
             raise bad_reply(self.name, "an /info without model_id")
         kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
                 "max_stop_sequences")  # fmt: skip
-        self.state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
-        self.state.facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
+        self.state.revision = short_name(f"{info['model_id']}@{info.get('model_sha')}/{self._model}")
+        facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
+        self.state.facts = {key: short_name(one) if isinstance(one, str) else one for key, one in facts.items()}
         self._probed = self._probed and (bool(self.state.up) or self._configured in {"trailing", "none"})
         if not self._probed:
             await self._probe_continuation()
@@ -323,7 +321,7 @@ def _details_texts(generated: Any) -> list[str] | None:
 
 
 def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) -> None:
-    """Remove the stop string from a message or delta, and use OpenAI's finish reason in its choice, in place.
+    """Remove the stop string from a message or delta, and set the finish reason of its choice, in place.
 
     `stops` filters the whole text of the choice, of which this may be the last part.
     """
@@ -332,5 +330,5 @@ def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) ->
         part["content"] = stops.feed(text)
     if ended and (held := stops.finish()):
         part["content"] = (part["content"] if isinstance(text, str) else "") + held
-    if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in _TGI_STOPS):
+    if choice.get("finish_reason") and stops.met:
         choice["finish_reason"] = "stop"

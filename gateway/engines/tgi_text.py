@@ -15,7 +15,7 @@ from huggingface_hub import TextGenerationInput, TextGenerationInputGeneratePara
 
 from gateway.engines.chat import read_usage
 from gateway.engines.http import END_TIMEOUT_S
-from gateway.engines.replies import bad_reply, closed_early
+from gateway.engines.replies import bad_reply, closed_early, finish_reason
 from gateway.engines.reply_json import decoded_events
 from gateway.engines.tgi_chat import tgi_seed
 from gateway.errors import EngineError
@@ -159,11 +159,11 @@ def _counts(event: Json) -> Json | None:
 
 
 def _finish(generated: Json) -> str | None:
-    """Return TGI's finish reason; None if the text has not ended or TGI reports no reason."""
+    """Return the finish reason in OpenAI's terms; None if the text has not ended."""
     details = generated.get("details")
     finish = details.get("finish_reason") if isinstance(details, dict) else None
     if isinstance(finish, str):
-        return finish
+        return finish_reason(finish)
     return "length" if isinstance(generated.get("generated_text"), str) else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.engines.replies import short_name
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class VllmStatus:
     async def version(self) -> Json:
         """Return the server's `version`, and the `rust_frontend_version` of the Rust front end, as last reported."""
         if (reply := await self._get("/version")) is not None:
-            self._version = {name: reply[name] for name in _VERSIONS if isinstance(reply.get(name), str)}
+            self._version = {name: short_name(reply[name]) for name in _VERSIONS if isinstance(reply.get(name), str)}
         return self._version
 
     async def is_asleep(self) -> bool:

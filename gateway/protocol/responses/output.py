@@ -22,8 +22,7 @@ INDEX_DIGITS = 4
 NO_ARGUMENTS = "{}"
 """The arguments of a complete call for which an engine wrote none. Clients parse them as JSON."""
 
-# `finish_reason` of a complete answer; the last two are TGI's.
-_COMPLETE = frozenset({"stop", "tool_calls", "function_call", "eos_token", "stop_sequence"})
+_COMPLETE = frozenset({"stop", "tool_calls", "function_call"})  # `finish_reason` of a complete answer
 
 
 def incomplete_reason(finish_reason: str | None) -> str | None:
