@@ -321,6 +321,18 @@ class EngineRejected(EngineError, label="engine_rejected"):
         """Return whether a content filter rejected the request."""
         return self.engine_code in _CONTENT_FILTERS or self.reason in _CONTENT_FILTERS
 
+    @property
+    def caller_code(self) -> str | None:
+        """Return OpenAI's `error.code` for the caller; None: the engine reported none."""
+        return self.engine_code or ("content_filter" if self.is_filtered else None)
+
+    def for_other_requests(self) -> Self:
+        """Return a copy for the other requests of a shared call, which the content filter rejected as well."""
+        copied = super().for_other_requests()
+        if self.is_filtered:
+            copied.engine_code = "content_filter"
+        return copied
+
 
 class EngineUnsupported(EngineRejected):
     """The engine does not support the request, so the gateway did not send it. Another engine may support it."""

@@ -7,12 +7,12 @@ lead and the others follow. A call runs as long as one of its requests waits, ev
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.batching.ticket import SharedGuidance
-from gateway.engines.base import TeacherReply, TokenUsage
+from gateway.engines.base import Finish, TeacherReply, TokenUsage
 from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
 from gateway.runtime.record import Record
 
@@ -134,7 +134,7 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     """A teacher's reply as stored in Redis."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Finish
     usage: TokenUsage | None
     ends_at: None = None  # earlier versions had a value
     token_ends: tuple[int, ...] | None = None

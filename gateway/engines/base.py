@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from gateway.runtime.record import Record
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.content_run import ChunkGroup
 
-Finish = Literal["stop", "length"]
+CONTENT_FILTER: Final = "content_filter"
+"""OpenAI's finish reason and error code of a refusal by a content filter."""
+Finish = Literal["stop", "length", "content_filter"]
 
 
 class TokenUsage(Record, frozen=True):
@@ -59,7 +61,9 @@ class TeacherReply(Record, frozen=True):
     """The text that the teacher generated."""
 
     text: str
-    finish: Finish  # `stop` if the teacher ended the text itself, `length` if the text was cut
+    finish: (
+        Finish  # `stop` if the teacher ended the text itself, `length` if it was cut, or its content filter ended it
+    )
     usage: TokenUsage | None
     span: Any = None  # the span context of the call; None without tracing
     token_ends: tuple[int, ...] | None = None  # the number of characters after each token; None: not reported

@@ -7,7 +7,7 @@ from io import StringIO
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from gateway.engines.base import TeacherReply, TokenUsage
+from gateway.engines.base import CONTENT_FILTER, TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.replies import aborted, bad_reply, closed_early, finish_reason, first_choice
 from gateway.engines.reply_json import Unreadable, are_few, decode, in_thread
@@ -255,19 +255,24 @@ def token_fields(request: TeacherRequest, of_chat: Mapping[str, Any]) -> Json:
 
 def teacher_finish(reason: Any) -> Finish:
     """Return how the teacher's text ended. An unknown reason counts as `length`, so that the student continues."""
-    return "stop" if isinstance(reason, str) and finish_reason(reason) == "stop" else "length"
+    if not isinstance(reason, str):
+        return "length"
+    if reason == CONTENT_FILTER:
+        return CONTENT_FILTER
+    return "stop" if finish_reason(reason) == "stop" else "length"
 
 
 def teacher_reply(engine: str, reply: Json, text: Any) -> TeacherReply:
     """Return the teacher's reply with this text. Raises EngineProtocolError if it is no text."""
+    choice = first_choice(reply)
+    finish = teacher_finish(choice.get("finish_reason"))
+    if text is None and finish == CONTENT_FILTER:
+        text = ""
     if not isinstance(text, str):
         raise bad_reply(engine, "a reply without text")
-    choice = first_choice(reply)
     tokens = token_texts(choice) if choice.get("logprobs") else None
     ends = token_ends(text, tokens) if tokens else None
-    return TeacherReply(
-        text, teacher_finish(choice.get("finish_reason")), read_usage(reply.get("usage")), token_ends=ends
-    )
+    return TeacherReply(text, finish, read_usage(reply.get("usage")), token_ends=ends)
 
 
 def read_usage(usage: Any) -> TokenUsage | None:

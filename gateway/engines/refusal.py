@@ -46,6 +46,8 @@ _TGI_STATUS = {kind: status for _, kind, status in _TGI_ERRORS}  # takes precede
 # The HTTP status for an error type of OpenAI, Anthropic and vLLM under HTTP 200.
 _STATUS_OF_TYPE = {
     "BadRequestError": HTTPStatus.BAD_REQUEST,
+    "content_filter": HTTPStatus.BAD_REQUEST,
+    "content_policy_violation": HTTPStatus.BAD_REQUEST,
     "context_length_exceeded": HTTPStatus.BAD_REQUEST,
     "invalid_request_error": HTTPStatus.BAD_REQUEST,
     "overloaded_error": HTTPStatus.TOO_MANY_REQUESTS,
@@ -142,7 +144,10 @@ def reported(engine: str, report: ReportedError, predicate: str) -> EngineError:
         predicate = "rejected the request"
     error.message = f"Engine '{engine}' {predicate}" + (f": {report.text}" if report.text else ".")
     error.args = (error.message,)
-    return _with_report(error, report)
+    error = _with_report(error, report)
+    # A filter may end a generation that has begun.
+    error.may_have_run = error.may_have_run or (isinstance(error, EngineRejected) and error.is_filtered)
+    return error
 
 
 def _with_report(error: EngineError, report: ReportedError) -> EngineError:

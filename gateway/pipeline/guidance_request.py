@@ -10,7 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.shares import EngineCall
-from gateway.engines.base import TeacherRequest
+from gateway.engines.base import CONTENT_FILTER, TeacherRequest
 from gateway.engines.token_ends import tokens_in
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.engines.base import TeacherReply
-    from gateway.guidance.keep import GrowingKeep
+    from gateway.guidance.keep import GrowingKeep, KeptGuidance
     from gateway.policy.plan import GuidancePlan, Plan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
@@ -50,6 +50,8 @@ class Guidance(Record, frozen=True):
 
 
 UNGUIDED = Guidance()
+TEACHER_FILTERED = "teacher_content_filter"
+"""The `unguided` reason of an answer whose teacher's content filter refused the request."""
 
 
 class GuidanceStream:
@@ -130,20 +132,22 @@ def guidance_from_reply(
 ) -> Guidance | str:
     """Return the guidance in a teacher's reply, or the reason if nothing of it is kept. Record it in the builder.
 
+    Text that a content filter ended is the whole answer, unless the policy says otherwise.
     `stream` is the reply as it was streamed; None: it was not streamed. `count` is the teacher's own tokenizer, where
     config.yaml names one.
     """
     may_finish = guidance_plan.projection.teacher_may_finish and guidance_plan.may_answer
     shown = guidance_plan.placement == "prefix"
-    cut = reply.finish == "length"
+    cut = reply.finish != "stop"
+    is_refused = reply.finish == CONTENT_FILTER and plan.retries.is_filter_final
     if stream is not None and stream.tokens:
         found = stream.keep.finish(cut=cut)
     else:
         stop, skip = request.stop if may_finish or shown else (), guidance_plan.projection.skip
         found = keep(reply.text, skip, guidance_plan.tokens, cut=cut, stop=stop, boundary=guidance_plan.boundary)
     trimmed = found.trimmed
-    if not trimmed.text:
-        return "guidance_boilerplate" if found.skipped else "guidance_empty"
+    if (why_empty := _why_empty(reply, found, is_refused=is_refused, shown=shown)) is not None:
+        return why_empty
     tokens, estimated = _kept_tokens(reply, trimmed.text, guidance_plan.tokens, count)
     ended = not found.cut and not trimmed.dropped
     constraints = guidance_plan.constraints
@@ -151,6 +155,8 @@ def guidance_from_reply(
     finish_reason: str | None = None
     if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish and tokens >= least):
         finish_reason = "stop"
+    elif is_refused:
+        finish_reason = CONTENT_FILTER
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
         finish_reason = "length"
     if constraints is not None and finish_reason is None and (words := constraints.get("bad_words")):
@@ -158,7 +164,8 @@ def guidance_from_reply(
         if not trimmed.text:
             return "guidance_empty"
         tokens, estimated = _kept_tokens(reply, trimmed.text, guidance_plan.tokens, count)
-    if constraints is not None and finish_reason != "stop" and estimated and not _COUNTED.isdisjoint(constraints):
+    is_whole = finish_reason in ("stop", CONTENT_FILTER)
+    if constraints is not None and not is_whole and estimated and not _COUNTED.isdisjoint(constraints):
         builder.unguided = STOP_CONDITION
         return UNGUIDED
     builder.kept_tokens, builder.kept_estimated = tokens, estimated
@@ -176,6 +183,17 @@ def guidance_from_reply(
     else:
         lead = _lead_of(reply.text, text)
     return Guidance(text, lead, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
+
+
+def _why_empty(reply: TeacherReply, found: KeptGuidance, *, is_refused: bool, shown: bool) -> str | None:
+    """Return the reason if no guidance is kept of a reply; None: it is kept, or a refusal ends the answer."""
+    if is_refused:
+        return None if shown else TEACHER_FILTERED
+    if found.trimmed.text:
+        return None
+    if reply.finish == CONTENT_FILTER:
+        return TEACHER_FILTERED
+    return "guidance_boilerplate" if found.skipped else "guidance_empty"
 
 
 def _lead_of(text: str, kept: str) -> str:
@@ -221,6 +239,8 @@ def _kept_tokens(
 ) -> tuple[int, bool]:
     """Return the teacher's tokens before the seam, and whether the number is an estimate."""
     usage, ends = reply.usage, reply.token_ends
+    if not kept:
+        return 0, False
     if usage is not None and reply.finish == "stop" and len(kept) >= len(reply.text.strip()):
         return usage.output_tokens, usage.estimated  # with the token that ended the answer
     if ends is not None:

@@ -58,7 +58,7 @@ async def retry_or_raise(
         caused = not continued and (named or not placed)
         if isinstance(error, EngineRejected) and error.blames_request and caused:
             param = error.param or _refused_field(error, builder)
-            raise InvalidRequest(error.message, param=param, code=error.engine_code) from error
+            raise InvalidRequest(error.message, param=param, code=error.caller_code) from error
         raise error
     builder.record_failure(error)
     metrics.retries.labels(retries.student.engine, error.label).inc()
@@ -168,8 +168,9 @@ class Retries:
                 return pause_s
         if isinstance(error, EngineRejected) and error.blames_request and not error.proven:
             same = not placed and not isinstance(error, EngineUnsupported) and not error.exceeds_context
-            if same or error.is_filtered:
-                return None  # the next engine would get the same request
+            # The next engine would get the same request.
+            if self._rule.is_filter_final if error.is_filtered else same:
+                return None
         failed = self._students.pop(0).engine
         self._retries = 0
         if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):

@@ -117,7 +117,7 @@ class StreamRelay:
             if held:
                 chunks.append(self._first_choice_chunk(held))
         self.finish_reason = reason or "stop"
-        choice = _choice({}, self.finish_reason)
+        choice = _choice({} if 0 in self._roles_sent else _first_delta("assistant", {}), self.finish_reason)
         _name_stop(choice, self._seam)
         chunks.append(self._chunk([choice]))
         return chunks

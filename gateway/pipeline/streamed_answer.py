@@ -10,7 +10,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.errors import EngineError
+from gateway.errors import EngineError, EngineRejected, InvalidRequest
 from gateway.pipeline.broken_answer import DEFAULT_ENCODING, BrokenAnswer, may_continue, sent_text, written_tokens
 from gateway.pipeline.prefill_echo import prefill_echo
 from gateway.pipeline.request_deadline import RequestDeadline, left_s, within
@@ -126,6 +126,8 @@ class StreamedAnswer:
                 self._broken = longer
                 return
             if self._broken is not None or not relay.restart():
+                if isinstance(error, EngineRejected) and error.is_filtered:
+                    raise InvalidRequest(error.message, code=error.caller_code) from error
                 raise error
         if self._placed and not larger and not relay.has_sent_guidance and may_refuse_prefix(error):
             self._guidance = drop_prefix(builder, error)

@@ -21,6 +21,7 @@ from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.accounting.worst_case import TEACHER_RETRIES, added_bytes
 from gateway.batching.ticket import Ticket
+from gateway.engines.base import CONTENT_FILTER
 from gateway.engines.failures import REASONS, record_failure
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.engines.replies import unsupported
@@ -37,6 +38,7 @@ from gateway.errors import (
 from gateway.guidance.keep import GrowingKeep
 from gateway.pipeline.context_length import least_tokens, may_be_too_long
 from gateway.pipeline.guidance_request import (
+    TEACHER_FILTERED,
     UNGUIDED,
     Guidance,
     GuidanceStream,
@@ -130,7 +132,8 @@ class TeacherCall:
 
         Raises:
             GuidanceUnavailable: the teacher did not deliver, and the policy forbids unguided answers.
-            InvalidRequest: the teacher rejected the request, and the policy forbids unguided answers.
+            InvalidRequest: the teacher rejected the request, and the policy forbids unguided answers, or its content
+                filter refused the request.
             QueueFull: too many requests of the tenant wait, and the policy rejects requests then.
             StoreUnavailable: Redis is unavailable and the configuration says `reject`.
         """
@@ -165,7 +168,8 @@ class TeacherCall:
             builder.guided = time.perf_counter()
             if not error.may_have_run:
                 builder.teacher = None
-            reason = "teacher_" + error.label.removeprefix("engine_")
+            filtered = isinstance(error, EngineRejected) and error.is_filtered
+            reason = TEACHER_FILTERED if filtered else "teacher_" + error.label.removeprefix("engine_")
             return self._without(guidance_plan, builder, reason, error, stream)
         counter = _counter(guidance_plan.teacher, builder.engine_set)
         guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream, counter)
@@ -291,15 +295,18 @@ class TeacherCall:
         cause: EngineError | None,
         stream: GuidanceStream | None = None,
     ) -> Guidance:
+        is_refused = reason == TEACHER_FILTERED and builder.plan.retries.is_filter_final
         if stream is not None and stream.shown:
-            return _cut_short(guidance_plan, builder, reason, stream)
+            return _cut_short(guidance_plan, builder, reason, stream, CONTENT_FILTER if is_refused else None)
         builder.unguided = reason
-        if guidance_plan.required and isinstance(cause, EngineRejected) and cause.blames_request:
+        if isinstance(cause, EngineRejected) and (is_refused or (guidance_plan.required and cause.blames_request)):
             # An engine may quote its input, a part of which is not the caller's.
             quoted = bool(guidance_plan.projection.shown)
             message = "This route's teacher rejected the request." if quoted else cause.message
-            code = cause.engine_code if not quoted or cause.engine_code in REASONS else None
+            code = cause.caller_code if not quoted or cause.caller_code in REASONS else None
             raise InvalidRequest(message, code=code) from cause
+        if is_refused:
+            raise InvalidRequest("The content filter of this route's teacher refused the request.", code=CONTENT_FILTER)
         if guidance_plan.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy forbids unguided answers.",
@@ -335,8 +342,17 @@ def _counter(teacher: str, engines: EngineSet) -> Callable[[str], int] | None:
     return partial(count_text, encoding.name) if encoding is not None and encoding.own else None
 
 
-def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream) -> Guidance:
-    """Return the guidance that was shown before the teacher failed: the student continues from there."""
+def _cut_short(
+    guidance_plan: GuidancePlan,
+    builder: ReceiptBuilder,
+    reason: str,
+    stream: GuidanceStream,
+    finish_reason: str | None,
+) -> Guidance:
+    """Return the guidance that was shown before the teacher failed.
+
+    The student continues from there, unless `finish_reason` ends the answer.
+    """
     text, max_tokens = stream.text.getvalue(), builder.plan.max_tokens
     tokens = kept_of_tokens(text, stream.ends, stream.shown)
     if builder.teacher is not None:
@@ -345,7 +361,8 @@ def _cut_short(guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str
     builder.kept_tokens, builder.kept_estimated = tokens, not stream.sends_tokens
     builder.guidance_text, builder.cut_short = stream.shown, reason
     # A student cannot be called for zero tokens.
-    finish_reason = "length" if max_tokens is not None and tokens >= max_tokens else None
+    if finish_reason is None and max_tokens is not None and tokens >= max_tokens:
+        finish_reason = "length"
     return Guidance(stream.shown, stream.lead, tokens=tokens, finish_reason=finish_reason)
 
 

@@ -194,6 +194,8 @@ def _replace_engine(builder: ReceiptBuilder, planned: Plan, error: GatewayError)
         builder.record_failure(cause)
         _plan_teacher(builder, turn, TOO_LONG)
         return
+    if isinstance(cause, EngineRejected) and cause.is_filtered and planned.retries.is_filter_final:
+        raise error
     reason = "teacher_" + cause.label.removeprefix("engine_")
     if turn.required:
         if not isinstance(error, EngineError):  # the caller's request is wrong, in its own terms

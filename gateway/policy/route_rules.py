@@ -135,6 +135,14 @@ class RetryRule(StrictModel):
     """Retries of a tenant at one engine, relative to its calls there that succeeded in the last 10 s."""
     floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10
     """Additional retries in 10 s. All tenants of one engine together have twice as many."""
+    content_filter: Literal["final", "next_engine"] = "final"
+    """A request that the content filter of the teacher or a student refuses. final: the caller gets the refusal.
+    next_engine: the student answers instead of the teacher, or the next student instead of the first."""
+
+    @property
+    def is_filter_final(self) -> bool:
+        """Return whether the caller gets a refusal by a content filter."""
+        return self.content_filter == "final"
 
 
 class StudentRule(StrictModel):

@@ -176,7 +176,7 @@ async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
         ("stop", "stop"),
         ("length", "length"),
         ("model_length", "length"),
-        ("content_filter", "length"),
+        ("content_filter", "content_filter"),
         (None, "length"),
         ("", "length"),
     ],
