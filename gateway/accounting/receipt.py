@@ -162,6 +162,7 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_split: SplitFacts | UnsetType = msgspec.field(default=UNSET, name="split")  # omitted without a split
     stored_tags: tuple[str, ...] | UnsetType = msgspec.field(default=UNSET, name="tags")  # of the caller; or omitted
     stored_labels: dict[str, str] | UnsetType = msgspec.field(default=UNSET, name="labels")  # omitted without labels
+    stored_unguided_field: str | UnsetType = msgspec.field(default=UNSET, name="unguided_field")  # omitted without one
     # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
     stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
     # The rule for the length of the baseline's answer; omitted where it has the answer's own length.
@@ -248,7 +249,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
     def facts(self, *, show_cost: bool) -> Json:
         """Return the facts for the reply: `x-gkt-` headers, or `x_gkt` in the last chunk."""
-        facts = first_facts(self.mode, self.split, self.unguided, self.hint)
+        field = None if self.stored_unguided_field is UNSET else self.stored_unguided_field
+        facts = first_facts(self.mode, self.split, self.unguided, field, self.hint)
         if self.stored_probability is not UNSET:
             facts["student_probability"] = self.stored_probability
         teacher, student, timings = self.teacher, self.student, self.timings
@@ -289,13 +291,15 @@ class Receipt(msgspec.Struct, frozen=True):
         return facts
 
 
-def first_facts(mode: str, split: SplitFacts | None, unguided: str | None, hint: str | None) -> Json:
+def first_facts(
+    mode: str, split: SplitFacts | None, unguided: str | None, unguided_field: str | None, hint: str | None
+) -> Json:
     """Return the facts of a reply about its mode."""
     facts: Json = {"mode": mode}
     if split is not None:
         facts["variant"] = split.variant
     if unguided is not None:
-        facts["unguided"] = unguided
+        facts["unguided"] = unguided if unguided_field is None else f"{unguided}: {unguided_field}"
     if hint is not None:
         facts["hint"] = hint
     return facts

@@ -30,6 +30,7 @@ from gateway.accounting.savings import apply_class, savings_class
 from gateway.accounting.shares import MAX_CHARS_PER_TOKEN, EngineCall, FailedCall, share_call, usage_error, within
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import CallBound, MaxCost
+from gateway.policy.constraints import FIELD_NOT_KNOWN
 from gateway.policy.plan import Plan
 from gateway.protocol.requests import AnyRequest
 from gateway.protocol.text import TextRequest
@@ -169,6 +170,11 @@ class ReceiptBuilder(msgspec.Struct):
         return call.model if call is not None else self.plan.student
 
     @property
+    def unguided_field(self) -> str | None:
+        """Return the unknown field of the request that is the reason for `unguided`."""
+        return self.plan.unguided_field if self.unguided == FIELD_NOT_KNOWN else None
+
+    @property
     def placement(self) -> str | None:
         """Return the placement in the student's request, or the planned one before that request."""
         return self.placed or (self.plan.guidance.placement if self.plan.guidance is not None else None)
@@ -305,6 +311,7 @@ class ReceiptBuilder(msgspec.Struct):
             stored_split=self.plan.split or UNSET,
             stored_tags=self.tags or UNSET,
             stored_labels=self.labels or UNSET,
+            stored_unguided_field=self.unguided_field or UNSET,
             stored_probability=UNSET if self.student_probability is None else self.student_probability,
             stored_length_rule=estimate.length_rule or UNSET,
         )
@@ -330,7 +337,7 @@ class ReceiptBuilder(msgspec.Struct):
 
     def facts(self) -> Json:
         """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""
-        facts = first_facts(self.mode, self.plan.split, self.unguided, self.hint)
+        facts = first_facts(self.mode, self.plan.split, self.unguided, self.unguided_field, self.hint)
         if self.student_probability is not None:
             facts["student_probability"] = self.student_probability
         shared = self.teacher.shared if self.teacher else None

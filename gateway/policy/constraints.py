@@ -10,6 +10,7 @@ docs/reference/request-fields.md shows the tables, with their sources; a test co
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -170,6 +171,9 @@ MAX_ALLOWED_FIELDS = 64
 """Maximum names that one policy may add."""
 MAX_FIELDS = 1024
 """A body with more fields has an unknown one, since there are fewer known names."""
+MAX_NAMED_CHARS = 64
+"""Maximum characters of an unknown field's name in a receipt and in a header."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class Placements(NamedTuple):
@@ -241,6 +245,18 @@ def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str]
             yield from _excluding(fields, holder, _NEUTRAL_HELD[api], api, allowed)
         elif fields is not None:
             yield ExcludingField(holder, None, FIELD_NOT_KNOWN, "none", _LAST)
+
+
+def unknown_field(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> str | None:
+    """Return the name of a body's first unknown field, for a receipt and a header; None if no field is unknown.
+
+    The name is the caller's text: unsafe characters become `?`, and the end of a long name is cut.
+    """
+    if len(body) > MAX_FIELDS:
+        return None
+    unknown = (one.path for one in excluding_fields(body, api, allowed) if one.reason == FIELD_NOT_KNOWN)
+    name = next(unknown, None)
+    return None if name is None else _UNSAFE.sub("?", name[:MAX_NAMED_CHARS])
 
 
 def known_fields() -> frozenset[str]:

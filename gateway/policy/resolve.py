@@ -16,11 +16,13 @@ from gateway.errors import InvalidRequest, RouteWithoutGuidance
 from gateway.policy.affinity import NO_LOAD, conversation_key, conversation_order
 from gateway.policy.constraints import (
     CALLER_PREFILL,
+    FIELD_NOT_KNOWN,
     MIN_TOKENS,
     TOKEN_LIMIT,
     UNCONSTRAINED,
     placements,
     shared_constraints,
+    unknown_field,
 )
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
 from gateway.policy.plan_variants import with_turn, without_guidance
@@ -163,7 +165,7 @@ def _plan(
         _sort_students(students, policy, route, request, headers, load_of)
     continuation = students[0][2]
     max_tokens = request.max_tokens if request.max_tokens is not None else route.default_max_tokens
-    unguided = guidance = constraints = None
+    unguided = unguided_field = guidance = constraints = None
     if route.mode == "guided":
         limit = max_tokens
         if limit is None and isinstance(request, TextRequest):
@@ -179,6 +181,8 @@ def _plan(
         if unguided is None:
             guidance = _guidance(policy, route, request, limit, continuation, allowed, constraints)
             max_tokens = limit
+        elif unguided == FIELD_NOT_KNOWN:
+            unguided_field = unknown_field(request.body, api, route.guidance.allow_fields)
     return Plan(
         mode=route.mode,
         students=tuple([student for _, student, _ in students]),
@@ -188,6 +192,7 @@ def _plan(
         max_tokens=max_tokens,
         show_cost=route.show_cost,
         names_engine=route.reply_model == "engine",
+        unguided_field=unguided_field,
         retries=route.retries,
     )
 

@@ -155,14 +155,20 @@ def test_a_body_of_very_many_fields_is_not_gone_through() -> None:
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
 def test_unknown_fields_go_without_guidance_unless_the_policy_allows_them(placement: str, request_: Any) -> None:
-    """The reason contains no text of the caller."""
+    """The reason contains no text of the caller. The field's name is beside it."""
+
+    def unguided(allowed: list[str]) -> tuple[str | None, str | None]:
+        found = plan(body, placement=placement, allow_fields=allowed)
+        return found.unguided, found.unguided_field
+
     body = {**request_, "zebra": 1, "nvext": {"yak": True}}
-    assert plan(body, placement=placement).unguided == FIELD_NOT_KNOWN
-    assert plan(body, placement=placement, allow_fields=["zebra"]).unguided == FIELD_NOT_KNOWN
+    assert unguided([]) == (FIELD_NOT_KNOWN, "zebra")
+    assert unguided(["zebra"]) == (FIELD_NOT_KNOWN, "nvext.yak")
     allowed = plan(body, placement=placement, allow_fields=["zebra", "yak"])
     assert allowed.unguided is None
     assert allowed.guidance is not None
     assert allowed.guidance.may_answer
+    assert allowed.unguided_field is None
 
 
 @pytest.mark.parametrize("field", ["grammar", "temperature", "nvext"])

@@ -163,6 +163,8 @@ def test_guided_and_unguided_answers_satisfy_the_constraint(
     assert texts == [obeyed] * (2 if field in {"n", "prompt"} else 1)
     assert world.student.requests[-1].items() >= fields.items()
     guided_here = placement != "prefix" and remaining != "none"
+    if reason == FIELD_NOT_KNOWN:
+        reason = f"{reason}: {field if held is None else f'{held}.{field}'}"
     assert headers.get("x-gkt-unguided") == (None if guided_here else reason)
     assert len(world.teacher.requests) == guided_here
 
@@ -177,3 +179,21 @@ def test_no_teacher_is_called_for_one_token(world: World, api: str, placement: s
     assert (headers["x-gkt-unguided"], world.teacher.requests) == ("token_limit", [])
     assert text
     assert OBEYED.startswith(text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        ("max_tokenss", "max_tokenss"),
+        ("x-evil: 1\r\nset-cookie: é" + "y" * 100, "x-evil??1??set-cookie???" + "y" * 40),
+    ],
+)
+def test_an_unknown_field_is_named_in_the_header_and_the_receipt(
+    world: World, field: str, named: str, *, stream: bool
+) -> None:
+    """The name is the caller's text: it is bounded, and only safe characters are kept."""
+    headers, _ = world.ask("chat", "prefix", stream=stream, **{field: 5})
+    assert headers["x-gkt-unguided"] == f"{FIELD_NOT_KNOWN}: {named}"
+    receipt = world.gateway.wait_for_log("request", id=headers["x-request-id"])
+    assert (receipt["unguided"], receipt["unguided_field"]) == (FIELD_NOT_KNOWN, named)

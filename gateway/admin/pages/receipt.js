@@ -59,7 +59,7 @@ function Details({ receipt }) {
       ["Status", receipt.status === "ok" ? "ok" : html`<${Badge} kind="bad">${receipt.status}<//>`],
       ["Tenant", receipt.tenant], ["Key", receipt.key], ["Route", receipt.route],
       ["Labels", Object.entries(receipt.labels ?? {}).map(([name, value]) => `${name}: ${value}`).join(", ")],
-      ["Mode", receipt.mode], ["Without guidance because", receipt.unguided],
+      ["Mode", receipt.mode], ["Without guidance because", receipt.unguided_field ? `${receipt.unguided}: ${receipt.unguided_field}` : receipt.unguided],
       ["Finish reason", receipt.finish_reason === "length" ? "length: the answer is truncated" : receipt.finish_reason],
       ["Guidance", guidance && [`${whole(guidance.kept_tokens)} of ${whole(guidance.tokens)} tokens`, guidance.projection,
         `as ${guidance.placement}`, ...(guidance.cut_short ? [`cut short: ${guidance.cut_short}`] : [])].join(", ")],
