@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.request_log import EXPECTED_REASONS
 from gateway.accounting.savings import STUDENT_BY_POLICY, savings_class
 from gateway.admin.period import filters_of, period_of
+from gateway.admin.problems import detail_of
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.summary import requests_of, share_of
 from gateway.admin.usage import check_tenant
@@ -115,7 +116,7 @@ def _engine(app: web.Application, name: str, sums: _Sums, fleet: EngineFigures) 
         "name": name,
         "up": engine.state.up,
         "since": time_shown(engine.state.since),
-        "detail": engine.state.detail,
+        "detail": detail_of(engine.state),
         "breaker": engine.breaker,
         "in_flight": fleet.in_flight,
         "warnings": warnings_of(app, name),

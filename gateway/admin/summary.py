@@ -7,11 +7,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.request_log import EXPECTED_REASONS
-from gateway.accounting.savings import FAILED, GUIDED, MEASURING, is_about_zero
+from gateway.accounting.savings import GUIDED, MEASURING, is_about_zero
 from gateway.admin.budgets import budget_of
 from gateway.admin.engine_states import engine_states
 from gateway.admin.guidance import GUIDANCE
 from gateway.admin.period import filters_of, period_of, previous_of, total_of
+from gateway.admin.problems import (
+    RECENT_BY,
+    detail_of,
+    engines_in_use,
+    failed_requests,
+    failures_shown,
+    recent_requests,
+    words_of,
+)
 from gateway.admin.quality_trend import trend_shown
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.usage import check_tenant
@@ -20,7 +29,7 @@ from gateway.pricing import dollars
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import RequestedRange, span
-from gateway.usage.usage import usd_text
+from gateway.usage.usage import UsageQuery, usd_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +59,7 @@ async def show_summary(request: web.Request) -> web.Response:
     await app[GUIDANCE].try_to_catch_up()
     row, last, row_before, agreements, agreements_before, budget, states = await asyncio.gather(
         total_of(reader, period.sums, only),
-        total_of(reader, recent, only),
+        reader.read(UsageQuery(recent, None, RECENT_BY, only), recent_requests),
         _total_before(request, before, only),
         database.agreements(period.sums.since, period.sums.until, *scope),
         _agreements_before(request, period, before, only),
@@ -59,6 +68,8 @@ async def show_summary(request: web.Request) -> web.Response:
     )
     if not row.requests:
         check_tenant(request, only.get("tenant"))
+    failures = await failures_shown(app, last, recent, only)
+    in_use = engines_in_use(app[POLICIES].policy_set, last)
     return json_reply(
         {
             "object": "summary",
@@ -71,9 +82,10 @@ async def show_summary(request: web.Request) -> web.Response:
                 app[POLICIES].policy_set, app[GUIDANCE].switches.off, only, agreements, agreements_before
             ),
             "requests": {**requests_of(row), "previous_total": _total_requests(row_before) if before else None},
+            "failures": failures,
             "banners": [
-                *_engine_banners(app, states),
-                *_unguided_banner(last, recent.since),
+                *_engine_banners(app, {name: one for name, one in states.items() if name in in_use}),
+                *_unguided_banner(last.total, recent.since),
                 *_anomaly_banners(app[ANOMALIES].current, only.get("tenant")),
             ],
         }
@@ -133,7 +145,7 @@ def _amount(savings_pico: int, error_pico: int) -> dict[str, Any]:
 
 def requests_of(row: SumRow) -> dict[str, Any]:
     """Return the number of requests, of those with and without guidance, and of failures, without shadows."""
-    total, errors = _total_requests(row), _errors(row)
+    total, errors = _total_requests(row), failed_requests(row)
     failed = sum(number for reason, number in row.unguided.items() if reason not in EXPECTED_REASONS)
     unguided = sum(row.unguided.values())
     return {
@@ -157,24 +169,19 @@ def _total_requests(row: SumRow) -> int:
     return row.requests - row.classes.get(MEASURING, ClassSum()).requests
 
 
-def _errors(row: SumRow) -> int:
-    """Return the number of failed requests. A caller that disconnected is no failure."""
-    return max(0, row.classes.get(FAILED, ClassSum()).requests - row.errors.get("client_gone", 0))
-
-
 def _engine_banners(app: web.Application, states: Mapping[str, SharedEngineState]) -> list[dict[str, Any]]:
-    """Return the engines that some worker cannot use. Time and reason of a failed probe are those of this worker."""
+    """Return the engines in use that some worker cannot use. Times and reasons of failed probes are this worker's."""
     banners = []
     for name, one in states.items():
         if not (one.is_down or one.is_open):
             continue
         own = app[ENGINES].engine_set.by_name[name].state
         if one.is_down_here:
-            reason = own.detail
+            reason = detail_of(own)
         elif one.is_down:
             reason = "the last probe of another worker failed"
         else:
-            reason = "its circuit breaker refuses calls after failures"
+            reason = words_of("engine_circuit_open")
         since = time_shown(own.since) if one.is_down_here else None
         banners.append({"kind": "engine", "engine": name, "since": since, "reason": reason, "breaker": one.breaker})
     return banners

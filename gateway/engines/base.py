@@ -84,7 +84,8 @@ class EngineState:
     up: bool | None = None  # whether the last probe succeeded; None before the first one
     since: float | None = None  # the time of the last change of `up` in Unix seconds
     asleep: bool = False  # whether the engine reported that it queues calls until it is woken
-    detail: str = "not probed yet"
+    detail: str = "not probed yet"  # for operators: it may contain the engine's address
+    problem: str | None = None  # the error label of the last probe if it failed, or engine_asleep
     called: bool = True  # False if no call was made yet and the engine has no other probe
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -52,12 +52,15 @@ async def watch(
         try:
             await engine.probe()
             state.up, state.detail = True, "answers" if state.called else "not called yet"
+            state.problem = None
         except EngineError as error:
             state.up, state.detail = False, f"{error.message} {cause_of(error) or ''}".rstrip()
+            state.problem = "engine_asleep" if state.asleep else error.label
         except Exception:
             # Continue after any error: without probes the recovery of the engine would not be noticed.
             log.exception("probe_failed", engine=engine.name)
             state.up, state.detail = False, "the probe failed with an internal error; see the log event probe_failed"
+            state.problem = "internal"
         wait_s = interval.up_s if state.up else retry_s
         retry_s = interval.first_retry_s if state.up else min(interval.max_retry_s, retry_s * 2)
         metrics.engine_up.labels(engine.name).set(int(state.up))

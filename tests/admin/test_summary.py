@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.admin.dashboard_world import DAY_S, DashboardWorld, dashboard_world
+from gateway.admin.problems import CAUSES
+from gateway.errors import EngineError
+from tests.admin.dashboard_world import DAY_S, NOWHERE, DashboardWorld, dashboard_world
+from tests.gateway_process import KEY, model
 from tests.postgres import new_database, running_postgres
+from tests.prometheus_world import until
 from tests.usage.databases import receipt
 
 if TYPE_CHECKING:
@@ -92,12 +97,14 @@ def test_the_budget_is_that_of_the_filter(world: DashboardWorld) -> None:
 
 
 def test_banners_name_engines_and_missing_guidance(world: DashboardWorld) -> None:
-    banners = {one["engine"]: one for one in world.get("/summary", tenant="acme")["banners"]}
-    assert set(banners) == {"big", "small"}
-    assert banners["big"]["since"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    assert banners["big"]["reason"]
+    assert world.get("/summary", tenant="late")["banners"] == [], "no request used the engines"
+    world.add(*of_age(60, tenant="late", route="chat-student", mode="student", guidance=None, teacher=None))
+    assert [one["engine"] for one in world.get("/summary", tenant="late")["banners"]] == ["small"]
     world.add(*of_age(60, 10, tenant="late"), *unguided("teacher_late", 4), *unguided("tools", 20))
-    assert len(world.get("/summary", tenant="late")["banners"]) == 2, "4 of 34 requests are failures"
+    banners = {one["engine"]: one for one in world.get("/summary", tenant="late")["banners"]}
+    assert set(banners) == {"big", "small"}, "and no banner for 4 failures of 35 requests"
+    assert banners["big"]["since"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert banners["big"]["reason"] == "unreachable"
     world.add(*unguided("teacher_unreachable", 6))
     found = world.get("/summary", since="1h", tenant="late")
     assert found["requests"]["unguided_share"] == found["banners"][-1]["share"] == 0.25
@@ -143,3 +150,46 @@ def test_without_the_usage_database_the_summary_is_unavailable(redis_url: str, t
             status, _, message = world.error(path)
             assert (status, message) == (503, "The usage database cannot be read now. Try again."), path
         assert world.get("/config")["settings"], "it does not need the database"
+
+
+def test_failures_have_a_share_and_a_cause_in_words(redis_url: str, tmp_path: Path) -> None:
+    usage, spare = {"url": "env:THE_USAGE_URL", "run": "host"}, model("spare", "openai", "http://127.0.0.1:9/v1")
+    body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with dashboard_world(tmp_path, redis_url, usage=usage, models=[*NOWHERE, spare]) as world:
+        until(lambda: failures_of(world), "the usage worker has made its tables")
+        assert failures_of(world) | {"since": ""} == {
+            "since": "", "requests": 0, "failed": 0, "share": None, "cause": None, "text": "no requests"
+        }  # fmt: skip
+        for _ in range(3):
+            reply = httpx.post(f"{world.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+            assert reply.status_code in {502, 503}
+        until(lambda: failures_of(world).get("requests") == 3, "the receipts are written")
+        world.add(receipt(int(time.time()), tenant="globex", status="client_gone", savings_class=None))
+        summary, reliability = world.reply("/summary"), world.reply("/reliability")
+        globex = world.get("/summary", tenant="globex")["failures"]
+    found = summary.json()
+    failures = found["failures"]
+    assert (failures["requests"], failures["failed"], failures["share"]) == (4, 3, 0.75)
+    assert (failures["cause"]["error"], failures["cause"]["engine"]) == ("engine_unreachable", "small")
+    assert re.fullmatch(r"3 of 4 failed: engine small unreachable since [-\d ]*\d\d:\d\d UTC", failures["text"])
+    assert (globex["failed"], globex["text"]) == (0, "0 of 1 failed"), "the caller disconnected"
+    assert "spare" not in {one.get("engine") for one in found["banners"]}, "no route uses it"
+    assert {one["detail"] for one in reliability.json()["engines"]} == {"unreachable"}
+    for text in (summary.text, reliability.text):
+        assert not re.search(r"[A-Z][a-z]+Error|Errno|127\.0\.0\.1", text), "no text of an exception"
+
+
+def failures_of(world: DashboardWorld) -> dict[str, Any]:
+    """Return the failures, or nothing while the usage database cannot be read."""
+    found: dict[str, Any] = world.reply("/summary").json().get("failures", {})
+    return found
+
+
+def test_each_error_of_engines_has_words() -> None:
+    labels = {one.label for one in errors_below(EngineError)}
+    assert labels <= CAUSES.keys()
+
+
+def errors_below(error: type[EngineError]) -> list[type[EngineError]]:
+    return [error, *(one for below in error.__subclasses__() for one in errors_below(below))]

@@ -61,7 +61,7 @@ async def test_banners_name_the_present_problems(browser: Browser, pages: Gatewa
     async with logged_in(browser, pages, "/dashboard", synthetic=True) as page:
         banners = page.get_by_role("alert")
         await expect(banners.first).to_contain_text(
-            "Engine big is unavailable since 25 Nov, 15:02:11 UTC. connection refused. Circuit breaker: open."
+            "Engine big is unavailable since 25 Nov, 15:02:11 UTC. Reason: unreachable. Circuit breaker: open."
         )
         await expect(banners.nth(1)).to_contain_text("83.0 % of 412 requests are without guidance")
         await expect(banners.nth(1)).to_contain_text("teacher_late 342, teacher_unreachable 61, queue_full 7")
@@ -74,6 +74,9 @@ async def test_banners_name_the_present_problems(browser: Browser, pages: Gatewa
         await expect(banners.nth(4)).to_contain_text("team research of tenant globex spends more than usual since")
         await expect(page.locator(".sentence")).to_have_text(
             "November: spent $79.12, saved $118.40 \u00b1 $9.20 through guidance; quality holding."
+        )
+        await expect(page.locator(".failures")).to_have_text(
+            "Last 15 minutes: 20 of 84 failed: engine small unreachable since 09:41 UTC."
         )
         await expect(tile(page, "Spent")).to_contain_text("4.8 % less per hour than before ($84.30).")
         await expect(tile(page, "Spent")).to_contain_text("$79.12 of $150.00 budget")
@@ -179,7 +182,7 @@ async def test_older_requests_follow_on_their_own_page(browser: Browser, pages: 
 
 async def test_reliability_names_engines_and_reasons(browser: Browser, pages: GatewayProcess) -> None:
     async with logged_in(browser, pages, "/dashboard/reliability", synthetic=True) as page:
-        await expect(row(page, "Engines", "connection refused")).to_contain_text("down")
+        await expect(row(page, "Engines", "unreachable")).to_contain_text("down")
         await expect(row(page, "Engines", "spare")).to_contain_text("not probed yet")
         await expect(row(page, "Rejected requests", "not_authenticated")).to_contain_text("unknown1,200")
         await expect(row(page, "Rejected requests", "rate_limited")).to_contain_text("acme")

@@ -100,12 +100,20 @@ def summary(query: dict[str, str]) -> dict[str, Any]:
             "errors": 37,
             "error_share": 0.00072,
         },
+        "failures": {
+            "since": "2026-11-25T15:19:00Z",
+            "requests": 84,
+            "failed": 20,
+            "share": 0.238095,
+            "cause": {"error": "engine_unreachable", "engine": "small", "since": "2026-11-25T09:41:00Z"},
+            "text": "20 of 84 failed: engine small unreachable since 09:41 UTC",
+        },
         "banners": [
             {
                 "kind": "engine",
                 "engine": "big",
                 "since": "2026-11-25T15:02:11Z",
-                "reason": "connection refused",
+                "reason": "unreachable",
                 "breaker": "open",
             },
             {
@@ -247,7 +255,7 @@ def reliability(_: dict[str, str]) -> dict[str, Any]:
         "name": "big",
         "up": False,
         "since": "2026-11-25T15:02:11Z",
-        "detail": "connection refused",
+        "detail": "unreachable",
         "breaker": "open",
     }
     up = {"up": True, "since": "2026-11-25T09:00:00Z", "detail": "answers", "breaker": "closed"}

@@ -89,7 +89,7 @@ const SPENDER = {
 /** The text of each kind of banner: its first sentence and the rest. */
 const BANNERS = {
   engine: (one) => [`Engine ${one.engine} is unavailable${one.since ? ` since ${utc(one.since)}` : ""}.`,
-    `${one.reason}. Circuit breaker: ${one.breaker}.`],
+    `Reason: ${one.reason}. Circuit breaker: ${one.breaker}.`],
   unguided: (one) => [`${share(one.share)} of ${whole(one.requests)} requests are without guidance${one.since ? ` since ${utc(one.since)}` : ""}.`,
     `The threshold is ${share(one.threshold)}. Reasons: ${REASONS(one.reasons)}.`],
   unusual_spend: (one) => [`${SPENDER[one.dimension]?.(one) ?? `${one.dimension} ${one.name}`} spends more than usual since ${utc(one.since)}.`,
@@ -120,6 +120,7 @@ export function Overview({ search }) {
   const usage = useData(() => api("/usage", { granularity: range.granularity }), search);
   return html`<${Loaded} of=${summary}>${(data) => html`
     <p class="sentence">${sentence(data, range)}</p>
+    <p class="failures ${data.failures.failed ? "bad" : "soft"}">Last 15 minutes: ${data.failures.text}.</p>
     ${data.banners.map((one) => html`<${Banner} key=${`${one.kind} ${one.engine ?? one.name}`} banner=${one} />`)}
     <div class="tiles"><${SpentTile} ...${data} /><${SavedTile} ...${data} /><${QualityTile} ...${data} /></div>
     ${!data.requests.total && html`<${Card} title="First steps"><${Empty} title="No requests in this selection.">
