@@ -10,13 +10,12 @@ A running count of the engine decides as well. The number of deltas does not: so
 over several deltas.
 
 Bound. A call that ended without its usage may have generated tokens that never arrived. If the engine stops when its
-client disconnects, it generates for `stops_within_s` more at most, and at most `MAX_TOKENS_PER_S` for each choice. Any
-other engine may generate up to the limit. Without a limit there is no bound.
+client disconnects, time and speed bound them (`unread_tokens.py`). Any other engine may generate up to the limit.
+Without a limit there is no bound.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -24,16 +23,13 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from gateway.engines.chat import is_count, read_usage
+from gateway.pipeline.unread_tokens import UnreadTokens
 from gateway.protocol.messages import generated_text, text_of
 
 if TYPE_CHECKING:
     from gateway.accounting.shares import EngineCall
     from gateway.protocol.body import Json
 
-MAX_TOKENS_PER_S = 1000
-"""Upper bound on the tokens per second of one choice, for an engine that stops on disconnect."""
-MIN_UNREAD_TOKENS = 16
-"""Tokens of one choice that may be in transit at any time: a step of speculative decoding, and buffers."""
 MAX_TOKEN_BYTES = 128
 """Length of the longest token in bytes."""
 _COUNTED_TOKENS = 10_000  # a lower bound is exact up to this number, or up to the engine's count
@@ -64,7 +60,9 @@ class GenerationTracker:
         preface: str | None,
         now: float,
     ) -> None:
-        self._call, self._limit, self._preface, self._read_at = call, limit, preface, now
+        self._call, self._limit, self._preface = call, limit, preface
+        self._unread = UnreadTokens(now)
+        self._pieces = 0  # of text, as the engine sent them
         self._choices, self._generated_choices, self._stops_within_s = choices, generated_choices, stops_within_s
         self._counts: dict[int, _Count] = {}
         self._ended: set[int] = set()
@@ -97,7 +95,6 @@ class GenerationTracker:
 
     def read(self, chunk: Json, now: float) -> None:
         """Count a chunk. End a choice that exceeds the limit, in place."""
-        self._read_at = now
         choices, read = chunk["choices"], None
         if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
             self._call.usage = read
@@ -117,15 +114,21 @@ class GenerationTracker:
         if read is not None:
             self._counted_at = read.output_tokens, self._call.text.tell()
             self.input_tokens = read.input_tokens
+        self._unread.read(now, max(self._pieces, self._counted_at[0]), self._call.text.tell())
 
-    def read_text(self, index: int, text: str, now: float) -> bool:
-        """Count text of a choice. Return False, without counting it, if the choice ends within it."""
+    def read_text(self, index: int, text: str, now: float, pieces: int = 1) -> bool:
+        """Count text of a choice, which arrived in `pieces`. Return False, without counting it, if the choice ends
+        within it."""
         if text:
             if self._limit is not None and index not in self._ended and not self._fits(index, text):
                 return False
-            self._add_text(index, text)
-        self._read_at = now
+            self._add_text(index, text, pieces)
+        self._unread.read(now, self._pieces, self._call.text.tell())
         return True
+
+    def hold(self, began: float, ended: float) -> None:
+        """Record that nothing was read meanwhile, because the caller took its text."""
+        self._unread.hold(began, ended)
 
     def finish(self) -> None:
         """Record that the engine has ended its reply, so that its counts are final."""
@@ -186,8 +189,7 @@ class GenerationTracker:
         limit = None if self._cut else call.limit_tokens  # an engine that exceeded its limit has no bound
         if self._stops_within_s is not None:
             if not call.ended:
-                spent_s = now - self._read_at + self._stops_within_s
-                call.lost_tokens = unread_tokens(spent_s) * self._generated_choices
+                call.lost_tokens = self._unread.bound(now, self._stops_within_s, self._generated_choices)
         elif limit is None:
             call.unbounded = True
         else:
@@ -249,7 +251,8 @@ class GenerationTracker:
         most = (self._limit + 1) * self._generated_choices
         return usage["completion_tokens"] > most and _visible_tokens(usage) > most
 
-    def _add_text(self, index: int, text: str) -> None:
+    def _add_text(self, index: int, text: str, pieces: int = 1) -> None:
+        self._pieces += pieces
         self._call.text.write(text)
         if self._choices > 1:
             self._texts.setdefault(index, []).append(text)
@@ -281,11 +284,6 @@ class GenerationTracker:
             choice["logprobs"] = None
         self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended the choice itself
         choice["finish_reason"] = "length"
-
-
-def unread_tokens(seconds: float) -> int:
-    """Return the most tokens of one choice that an engine generates in this time after the last read."""
-    return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
 
 
 class _Count:

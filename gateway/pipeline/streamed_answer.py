@@ -7,6 +7,7 @@ continued by the next engine (`broken_answer.py`). An answer that cannot be cont
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ class StreamedAnswer:
                         async for chunks in groups:
                             if relayed := stream.read(chunks):
                                 self._has_output = True
+                                began = time.perf_counter()
                                 yield relayed
+                                generation.hold(began, time.perf_counter())
                             if stream.done:
                                 break
                         else:

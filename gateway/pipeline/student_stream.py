@@ -56,7 +56,7 @@ class StudentStream:
             if at_once and (template := self._relay.template(run.template)) is not None:
                 contents = [content for content in run.contents[place:] if content]
                 text = "".join(contents)
-                if self._generation.read_text(run.template.index, text, self._now):
+                if self._generation.read_text(run.template.index, text, self._now, len(contents)):
                     if text:
                         self._builder.mark_first_token()
                         self._relayed.append(ContentRun(template, contents))

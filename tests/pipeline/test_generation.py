@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.accounting.shares import EngineCall
 from gateway.engines.base import TokenUsage
-from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, GenerationTracker
+from gateway.pipeline.generation import MAX_TOKEN_BYTES, GenerationTracker
+from gateway.pipeline.unread_tokens import MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS
 
 if TYPE_CHECKING:
     from gateway.local.stack import LocalStack
@@ -217,6 +220,76 @@ def test_a_canceled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int |
     quick = EngineCall("small", ())
     generation(limit, choices=2, stops_within_s=0.0, call=quick).close(0.0)
     assert quick.lost_tokens == 2 * MIN_UNREAD_TOKENS
+
+
+def streamed(call: EngineCall, *, tokens: int, tokens_per_s: float) -> GenerationTracker:
+    """Return the tracker of a stream after `tokens` words, the first of them at 0.0 s."""
+    one = generation(5000, stops_within_s=1.0, call=call)
+    for number in range(tokens):
+        one.read(says(" word"), number / tokens_per_s)
+    return one
+
+
+def test_the_measured_speed_bounds_a_canceled_stream() -> None:
+    """The engine generates 50 tokens in the second in which it stops, and is charged at most three times as many."""
+    call = EngineCall("small", ())
+    streamed(call, tokens=50, tokens_per_s=50).close(1.0)
+    assert 50 <= call.lost_tokens <= 150
+
+
+def test_a_stream_that_is_too_short_to_measure_is_bounded_by_the_largest_speed() -> None:
+    call = EngineCall("small", ())
+    streamed(call, tokens=10, tokens_per_s=50).close(0.18)
+    assert call.lost_tokens == MAX_TOKENS_PER_S
+
+
+def test_text_that_waits_for_a_slow_caller_is_bounded_by_time_until_a_read_waits_for_the_engine() -> None:
+    """The engine generates 50 tokens per second meanwhile, which lie in buffers."""
+    slow, caught_up = EngineCall("small", ()), EngineCall("small", ())
+    one = streamed(slow, tokens=50, tokens_per_s=50)
+    one.hold(0.98, 30.98)
+    one.read(says(" word" * 80), 30.981)
+    one.close(30.981)
+    assert slow.lost_tokens >= 31 * 50
+    one = streamed(caught_up, tokens=50, tokens_per_s=50)
+    one.hold(0.98, 30.98)
+    one.read(says(" word"), 31.0)
+    one.close(31.0)
+    assert caught_up.lost_tokens <= 150
+
+
+@given(
+    st.sampled_from([" word", "字"]),
+    st.floats(1, 500),
+    st.lists(st.floats(0, 3), max_size=12),
+    st.floats(0, 0.5),
+    st.sampled_from([0.1, 1.0, 4.0]),
+)
+def test_no_disconnect_gets_more_tokens_than_are_charged(
+    token: str, tokens_per_s: float, holds_s: list[float], rest_s: float, stops_within_s: float
+) -> None:
+    """The engine generates at one speed, and a caller reads at any speed after the first two seconds."""
+    call = EngineCall("small", ())
+    one = generation(100_000, stops_within_s=stops_within_s, call=call)
+    now, read_tokens = 1 / tokens_per_s, 0
+
+    def read_some() -> None:
+        nonlocal now, read_tokens
+        now = max(now, (read_tokens + 1) / tokens_per_s)  # wait for the next token
+        count = min(80, int(now * tokens_per_s + 1e-6) - read_tokens)  # a read has a largest size
+        one.read_text(0, token * count, now, count)
+        read_tokens += count
+
+    while now < 2:
+        read_some()
+    for hold_s in holds_s:
+        one.hold(now, now + hold_s)
+        now += hold_s
+        read_some()
+    now += rest_s
+    one.close(now)
+    generated = int((now + stops_within_s) * tokens_per_s)
+    assert read_tokens + call.lost_tokens >= generated
 
 
 def test_a_running_count_is_the_base_of_the_bound() -> None:
