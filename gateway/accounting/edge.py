@@ -3,6 +3,8 @@
 Receipts are never changed. A guidance request gets its receipt at once: the teacher's cost, and the teacher alone up to
 that point as its baseline. A report gets a second receipt at no cost. Its baseline is the rest of the answer.
 So sums are correct whether or not the device reports.
+
+Nobody verifies a report. It counts as savings only within the daily bound of a key that the policy marks as a device.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gateway.accounting.receipt import EngineShare, Receipt, Timings, with_savings
+from gateway.accounting.savings import report_class
 from gateway.accounting.worst_case import unknown_max_output
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.pricing import charge_usd
@@ -165,7 +168,11 @@ def _receipt(
     tags: tuple[str, ...] = (),
     labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Receipt:
-    """Return a receipt with this id, creation time, tenant, key and route."""
+    """Return a receipt with this id, creation time, tenant, key and route.
+
+    The gateway does not know the text of an answer that ended at its limit, so such an answer saves nothing.
+    """
+    at_limit = usage.finish_reason == "length"
     receipt = Receipt(
         *origin,
         mode=EDGE,
@@ -186,7 +193,14 @@ def _receipt(
         baseline_basis="estimate",
         baseline_error_usd=alone_usd,  # the gateway did not see the text
         edge_of=edge_of,
+        savings_class=report_class(unguided),
         stored_tags=tags or msgspec.UNSET,
         stored_labels=dict(labels) or msgspec.UNSET,
+        stored_length_rule="at_limit" if at_limit else msgspec.UNSET,
     )
-    return with_savings(receipt)
+    return uncounted(receipt) if at_limit else with_savings(receipt)
+
+
+def uncounted(report: Receipt) -> Receipt:
+    """Return the receipt of a report that saves nothing: nobody has verified its tokens, so it has no baseline."""
+    return with_savings(msgspec.structs.replace(report, baseline_usd=Decimal(0), baseline_error_usd=Decimal(0)))

@@ -16,10 +16,11 @@ from gateway.pricing import savings_usd
 from gateway.runtime.record import Record
 
 SavingsClass = Literal[
-    "guided", "student_by_policy", "teacher_unavailable", "not_guidable", "teacher", "failed", "measuring"
+    "guided", "student_by_policy", "reported", "teacher_unavailable", "not_guidable", "teacher", "failed", "measuring"
 ]
 GUIDED: SavingsClass = "guided"
 STUDENT_BY_POLICY: SavingsClass = "student_by_policy"
+REPORTED: SavingsClass = "reported"
 TEACHER_UNAVAILABLE: SavingsClass = "teacher_unavailable"
 NOT_GUIDABLE: SavingsClass = "not_guidable"
 TEACHER: SavingsClass = "teacher"
@@ -39,7 +40,7 @@ _BY_POLICY = frozenset(
 )
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
 _ZERO = Decimal(0)
-_COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY})
+_COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY, REPORTED})
 _LOSSES_ONLY = frozenset({TEACHER_UNAVAILABLE, NOT_GUIDABLE})
 
 
@@ -58,6 +59,12 @@ class Savings(Record, frozen=True):
     usd: Decimal  # the amount that counts. It is negative where guidance cost more than it saved.
     error_usd: Decimal  # the largest error of `usd`. A measured baseline subtracts the error of its estimate.
     measuring_usd: Decimal  # the part of the receipt's cost that paid for measuring instead of an answer
+
+
+def report_class(unguided: str | None) -> SavingsClass:
+    """Return the class of a device's report. An answer that the policy or guidance did not cause saves nothing."""
+    of_class = savings_class(mode="edge", status="ok", unguided=unguided, shadow_of=None)
+    return REPORTED if of_class in _COUNTED or unguided == "offline" else of_class
 
 
 def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: str | None) -> SavingsClass:

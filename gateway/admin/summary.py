@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.request_log import EXPECTED_REASONS
-from gateway.accounting.savings import GUIDED, MEASURING, is_about_zero
+from gateway.accounting.savings import GUIDED, MEASURING, REPORTED, is_about_zero
 from gateway.admin.budgets import budget_of
 from gateway.admin.engine_states import engine_states
 from gateway.admin.guidance import GUIDANCE
@@ -126,12 +126,16 @@ def _saved(row: SumRow, before: SumRow | None) -> dict[str, Any]:
     # Quality samples measure the baselines of guided answers: their corrections are in the class `measuring`.
     parts = [row.classes.get(name, ClassSum()) for name in (GUIDED, MEASURING)]
     guided = _amount(sum(one.savings_pico for one in parts), sum(one.error_pico for one in parts))
+    reported = row.classes.get(REPORTED, ClassSum())
     is_known = row.baseline_pico > 0 and not whole["about_zero"]
     return {
         **whole,
         "previous_usd": None if earlier is None else earlier["usd"],
         "previous_error_usd": None if earlier is None else earlier["error_usd"],
         "guided": guided,
+        # The gateway measured all other savings.
+        "reported": _amount(reported.savings_pico, reported.error_pico),
+        "measured": _amount(row.savings_pico - reported.savings_pico, row.savings_error_pico - reported.error_pico),
         "baseline_usd": usd_text(row.baseline_pico),
         "share": round(row.savings_pico / row.baseline_pico, _DIGITS) if is_known else None,
     }

@@ -10,7 +10,7 @@ import typer
 from rich.measure import Measurement
 from rich.text import Text
 
-from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
+from gateway.accounting.savings import ABOUT_ZERO, REPORTED, TEACHER_UNAVAILABLE
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
 from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import console_for, in_json, plain_table
@@ -157,6 +157,14 @@ def print_usage(reply: dict[str, Any]) -> None:
         omitted.append(title)
         table = _table(reply, titles)
     console.print(table)
+    if (reported := reply["total"].get("savings_classes", {}).get(REPORTED)) is not None:
+        measured = Decimal(reply["total"]["savings_usd"]) - Decimal(reported["savings_usd"])
+        console.print(
+            f"Saved USD: {usd(str(measured))} measured by the gateway, {usd(reported['savings_usd'])} reported by "
+            "devices and not verified.",
+            soft_wrap=not console.is_terminal,
+            highlight=False,
+        )
     console.print(_LEGEND, style="dim", soft_wrap=not console.is_terminal, highlight=False)
     if omitted:
         console.print(f"Omitted: {', '.join(omitted)}. Use a wider terminal or --format csv.", style="dim")

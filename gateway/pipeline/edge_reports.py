@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from gateway.accounting.edge import GUIDANCE, check_report, closing_id, closing_receipt, offline_receipt, state_of
+from gateway.accounting.edge import (
+    GUIDANCE,
+    check_report,
+    closing_id,
+    closing_receipt,
+    offline_receipt,
+    state_of,
+    uncounted,
+)
+from gateway.accounting.edge_book import SavingsBound
 from gateway.accounting.receipt import REQUEST_ID, Receipt
 from gateway.accounting.redis_ledger import Settlement
 from gateway.errors import (
@@ -50,6 +59,7 @@ _RECEIPT_DELAY_S = 120.0
 _RETRY_AFTER_S = 3600.0
 # Label of each rejected report. Too many reports are rejected and counted as rate limited.
 _REJECTED_OUTCOMES: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
+_STORED_OUTCOMES: frozenset[Outcome | None] = frozenset({"written", "uncounted"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +108,7 @@ class EdgeReports:
                 raise
             assert guidance.close is not None, "check_report() requires it"
             receipt = closing_receipt(guidance, usage, engines.prices.get(guidance.baseline_model))
-            await self._write(caller.policy, receipt, guidance.close.by, "closed")
-            return receipt
+            return await self._write(caller, receipt, guidance.close.by, "closed")
 
     async def add_offline(
         self, caller: Caller, report: OfflineBody, engines: EngineSet, headers: Mapping[str, str] = NO_HEADERS
@@ -125,8 +134,7 @@ class EdgeReports:
                 if wrong.param == "output_tokens":
                     self.metrics.edge_closings.labels("too_many_tokens").inc()
                 raise
-            await self._write(policy, receipt, None, "offline")
-            return receipt
+            return await self._write(caller, receipt, None, "offline")
 
     async def state(self, guidance: Receipt) -> State:
         """Return the state of a guidance's account. Raises StoreUnavailable."""
@@ -154,12 +162,15 @@ class EdgeReports:
             raise StoreUnavailable("The receipt of this guidance is not stored yet. Retry the request.")
         return None
 
-    async def _write(self, policy: TenantPolicy, receipt: Receipt, by: int | None, outcome: str) -> None:
-        """Store a receipt once, and count it as `outcome`. The write goes on with its slot if the device leaves."""
-        result = None
+    async def _write(self, caller: Caller, receipt: Receipt, by: int | None, outcome: str) -> Receipt:
+        """Store a receipt once, count it as `outcome`, and return it as stored. The write goes on with its slot if the
+        device leaves."""
+        policy, result = caller.policy, None
         if self.redis.up:
             self.reads.acquire(policy.tenant, policy.weight)
-            task = self.tasks.spawn(f"report:{receipt.id}", self._write_once(receipt, by, outcome))
+            task = self.tasks.spawn(
+                f"report:{receipt.id}", self._write_once(receipt, by, outcome, _savings_bound(caller))
+            )
             task.add_done_callback(lambda _: self.reads.release(policy.tenant))
             result = await asyncio.shield(task)
         if result is None:
@@ -171,20 +182,30 @@ class EdgeReports:
         if result == "full":
             text = "The devices of this tenant report too many offline answers. Retry later."
             raise RateLimited(text, retry_after_s=_RETRY_AFTER_S)
+        return uncounted(receipt) if result == "uncounted" else receipt
 
-    async def _write_once(self, receipt: Receipt, by: int | None, outcome: str) -> Outcome | None:
+    async def _write_once(
+        self, receipt: Receipt, by: int | None, outcome: str, bound: SavingsBound | None
+    ) -> Outcome | None:
         try:
-            result = await self.book.write(receipt, by)
+            result = await self.book.write(receipt, by, bound)
         except (RedisError, OSError):
             # The client's state stays up: a slow report must not make other requests run without Redis.
             return None
-        if result == "written":
+        if result in _STORED_OUTCOMES:
+            receipt = uncounted(receipt) if result == "uncounted" else receipt
             self.metrics.edge_closings.labels(outcome).inc()
             self.ledger.record_edge_report(receipt)
             self.store.remember([Settlement(receipt, None)])
         elif result in _REJECTED_OUTCOMES:
             self.metrics.edge_closings.labels(_REJECTED_OUTCOMES[result]).inc()
         return result
+
+
+def _savings_bound(caller: Caller) -> SavingsBound | None:
+    """Return the bound on savings that the caller's reports count; None: the key is not marked as a device."""
+    device = caller.key.device or caller.policy.key_device
+    return None if device is None else SavingsBound(caller.key.id, device.max_daily_savings)
 
 
 def _route(caller: Caller, model: str) -> Route:

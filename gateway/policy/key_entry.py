@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule
-from gateway.config.scalars import InvalidValue, Label, Moment, RouteName, text_pattern
+from gateway.config.scalars import InvalidValue, Label, Moment, RouteName, Usd, text_pattern
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.labels import KeyLabels
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 PLAYGROUND = "playground"
 """Key name of playground requests in receipts. No key and no rule may have this name."""
@@ -26,6 +29,20 @@ def not_reserved(value: str) -> str:
     if value == PLAYGROUND:
         raise InvalidValue("is reserved for playground requests: choose another id")
     return value
+
+
+class DeviceRule(StrictModel):
+    """A key of an edge device. The device's reports count as savings, up to a bound, though nobody verifies them."""
+
+    max_daily_savings: Usd
+    """USD that the key's reports save at most in a day (UTC). A report beyond it is stored and saves nothing."""
+
+    @field_validator("max_daily_savings")
+    @classmethod
+    def _above_zero(cls, value: Decimal) -> Decimal:
+        if not value:
+            raise InvalidValue("must be more than 0: if reports of the key should save nothing, remove the rule")
+        return value
 
 
 class KeyEntry(StrictModel):
@@ -43,6 +60,8 @@ class KeyEntry(StrictModel):
     """Limits of this key, in addition to the tenant's; None: the tenant's `key_limits`."""
     budget: BudgetRule | None = None
     """Budget of this key, in addition to the tenant's; None: the tenant's `key_budget`."""
+    device: DeviceRule | None = None
+    """Marks the key as that of an edge device, whose reports count as savings; None: the tenant's `key_device`."""
     labels: KeyLabels = Field({})
     """Labels of all requests with this key, by name. Neither a header nor the body can replace them."""
     key_hints: ClassVar[Mapping[str, str]] = {

@@ -32,7 +32,7 @@ from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, GuidanceRule
 from gateway.policy.identities import IdentityRule
-from gateway.policy.key_entry import KeyEntry
+from gateway.policy.key_entry import DeviceRule, KeyEntry
 from gateway.policy.labels import PolicyLabels, undeclared
 from gateway.policy.route_rules import (
     Collect,
@@ -309,6 +309,8 @@ class TenantPolicy(StrictModel):
     """Budget of all keys together; None: `defaults` of config.yaml."""
     key_budget: BudgetRule | None = None
     """Budget of each key without its own; None: `defaults` of config.yaml."""
+    key_device: DeviceRule | None = None
+    """Marks each key without its own `device` as that of an edge device; None: reports of devices save nothing."""
     on_redis_failure: OnRedisFailure | None = None
     """Handling of requests while Redis cannot count limits and budgets; None: redis.on_failure."""
     redis_slices: Annotated[Whole, Field(ge=1, le=MAX_SLICES)] = 1

@@ -253,6 +253,10 @@ class RedisKeys(NamedTuple):
         """Return the key of a counter: offline answers that the tenant's devices reported within an hour."""
         return f"{self.tenant_base(tenant)}offline"
 
+    def device_savings(self, tenant: str, key_id: str) -> str:
+        """Return the key of a hash: the day since the epoch, and picodollars that the reports of an API key saved."""
+        return f"{self.tenant_base(tenant)}device_savings:{key_id}"
+
     def ledger(self) -> LedgerKeys:
         base = self.ledger_base
         names = [name for name in LedgerKeys._fields if name != "base"]

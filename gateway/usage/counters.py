@@ -34,6 +34,7 @@ FIXED = STAGE_TIMES + len(FIXED_STAGES)
 CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
     "guided": 64,
     "student_by_policy": 72,
+    "reported": 48,
     "teacher_unavailable": 80,
     "not_guidable": 88,
     "teacher": 96,

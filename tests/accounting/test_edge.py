@@ -10,7 +10,15 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from gateway.accounting.edge import DEVICE, check_report, closing_receipt, offline_receipt, state_of, student_of
+from gateway.accounting.edge import (
+    DEVICE,
+    check_report,
+    closing_receipt,
+    offline_receipt,
+    state_of,
+    student_of,
+    uncounted,
+)
 from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.receipt import CloseTerms, Receipt
 from gateway.accounting.worst_case import engine_maxima, worst_case
@@ -176,7 +184,10 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
     assert (receipt.id, receipt.edge_of, receipt.created) == ("edge_" + "0" * 32, None, int(NOW - 5))
     assert (receipt.mode, receipt.unguided, receipt.baseline_model) == ("edge", "offline", "big")
     assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
-    assert (receipt.savings_class, receipt.savings_usd) == ("teacher_unavailable", 0), "no policy chose the device"
+    assert (receipt.savings_class, receipt.savings_usd) == ("reported", receipt.baseline_usd)
+    alone = uncounted(receipt)
+    assert (alone.savings_class, alone.savings_usd, alone.baseline_usd) == ("reported", 0, 0)
+    assert alone.student == receipt.student
     row = SumRow()
     row.merge(SumRow.of(receipt))
     assert (row.requests, row.unguided, row.answer_tokens) == (1, {"offline": 1}, 55)

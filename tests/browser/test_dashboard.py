@@ -81,6 +81,9 @@ async def test_banners_name_the_present_problems(browser: Browser, pages: Gatewa
         await expect(tile(page, "Spent")).to_contain_text("4.8 % less per hour than before ($84.30).")
         await expect(tile(page, "Spent")).to_contain_text("$79.12 of $150.00 budget")
         await expect(tile(page, "Quality")).to_contain_text("n = 412")
+        await expect(tile(page, "Saved through guidance")).to_contain_text(
+            "$101.70 measured by the gateway, $16.70 reported by devices."
+        )
 
 
 @pytest.mark.parametrize(

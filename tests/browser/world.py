@@ -84,6 +84,8 @@ def summary(query: dict[str, str]) -> dict[str, Any]:
             "previous_usd": "125.1",
             "previous_error_usd": "9.9",
             "guided": {"usd": "101.7", "error_usd": "8.8", "about_zero": False},
+            "reported": {"usd": "16.7", "error_usd": "0.4", "about_zero": False},
+            "measured": {"usd": "101.7", "error_usd": "8.8", "about_zero": False},
             "baseline_usd": "197.52",
             "share": 0.599,
         },

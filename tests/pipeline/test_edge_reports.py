@@ -21,7 +21,9 @@ from tests.accounting.test_edge import USAGE
 from tests.batching.process import until
 
 NOW = 1_700_000_000.0
-CALLER: Any = SimpleNamespace(policy=SimpleNamespace(tenant="acme", weight=1.0), key_id="ci")
+CALLER: Any = SimpleNamespace(
+    policy=SimpleNamespace(tenant="acme", weight=1.0, key_device=None), key=SimpleNamespace(id="ci", device=None)
+)
 
 
 class Store:
@@ -81,14 +83,14 @@ async def test_a_report_holds_its_read_slot_until_it_is_stored() -> None:
     book, tasks, slots = Book(), BackgroundTasks(), Slots(1, "reads", Metrics())
     reports = _reports(Store(), reads=slots, book=book, tasks=tasks)
     receipt: Any = SimpleNamespace(id="edge_1")
-    writing = tasks.spawn("report", reports._write(CALLER.policy, receipt, None, "offline"))
+    writing = tasks.spawn("report", reports._write(CALLER, receipt, None, "offline"))
     await until(lambda: slots.held == 1)
     writing.cancel()
     await asyncio.wait([writing])
     assert slots.held == 1
     for call in (
         reports.close(CALLER, "req_" + "0" * 24, USAGE, NO_ENGINES),
-        reports._write(CALLER.policy, receipt, None, "offline"),
+        reports._write(CALLER, receipt, None, "offline"),
     ):
         with pytest.raises(Overloaded, match="1 reads, its limit"):
             await call

@@ -66,6 +66,8 @@ const SavedTile = ({ saved: of, requests }) => {
   const text = { ...of, savings_about_zero: of.about_zero, savings_usd: of.usd };
   return html`<${Tile} title="Saved through guidance" value=${saved(text)} kind=${savedKind(text)} to="/dashboard/spend">
     <p class="small">${of.about_zero ? `${show(of.usd)} ` : ""}\u00b1 ${show(of.error_usd)}</p>
+    ${Number(of.reported.usd) ? html`<p class="small">${money(of.measured.usd)} measured by the gateway, ${
+      money(of.reported.usd)} reported by devices.</p>` : ""}
     <p class="small soft">${part}${(of.previous_usd ?? null) === null ? "" : ` Before: ${money(of.previous_usd)}.`}</p>
   <//>`;
 };

@@ -32,10 +32,12 @@ const read = ({ input, cached, cache_write }) => input + cached + cache_write;
 /** A sentence on what the sums of the period contain. */
 function notes(total) {
   const unavailable = total.savings_classes?.teacher_unavailable?.requests;
+  const reported = total.savings_classes?.reported;
   return [
     total.baseline_estimated ? `The teacher's cost is an estimate for ${short(total.baseline_estimated)} of ${short(total.requests)} requests,` : "",
     total.baseline_estimated ? `with an error of up to ${money(total.baseline_error_usd)}.` : "",
     unavailable ? `The teacher was unavailable for ${short(unavailable)} requests. They have no savings.` : "",
+    reported ? `${money(reported.savings_usd)} of the savings were reported by devices and not verified.` : "",
     Number(total.measuring_usd) ? `${money(total.measuring_usd)} was spent on measuring (shadows, quality samples).` : "",
   ].filter(Boolean).join(" ");
 }
