@@ -23,7 +23,9 @@ _MIN_REQUESTS = 2
 _MIN_TENANTS = 2
 # For how long calls in flight show that an engine without success is busy. They may hang.
 _BUSY_S = 30.0
-# The number of failing tenants with stored state. The oldest is evicted.
+# During a pause, one call per tenant passes in this time.
+_PAUSE_TRIAL_S = 1.0
+# The number of failing, and of paused, tenants with stored state. The oldest is evicted.
 _MAX_TENANTS = 10_000
 
 
@@ -35,6 +37,17 @@ class BreakerRule(NamedTuple):
     max_cooldown_s: float = 30.0  # each failed trial doubles the cooldown, up to this
 
 
+@dataclass(slots=True)
+class _Pause:
+    """The pause of one tenant."""
+
+    until: float
+    next_trial: float
+
+    def refuses_for_s(self, now: float) -> float:
+        return max(0.0, self.until - now) if now < self.next_trial else 0.0
+
+
 class BreakerCall(NamedTuple):
     """A permitted call. A trial flag means that the outcome closes the scope's circuit or opens it again."""
 
@@ -42,6 +55,7 @@ class BreakerCall(NamedTuple):
     request_id: str
     engine_trial: bool = False
     tenant_trial: bool = False
+    pause: _Pause | None = None  # the pause of the tenant that the call's success ends
 
 
 @dataclass(slots=True)
@@ -81,9 +95,9 @@ class Breaker:
     Closed: calls pass. Open: calls are refused. Half open: one call is the trial, and other calls are refused until its
     outcome is known. Times are seconds on any one clock.
 
-    An overloaded engine that requests a pause has not failed. Calls are refused for the pause, and no trial follows.
-    Providers also request a pause after a single large request, so the pause applies only to the tenant of that
-    request. While two tenants are paused, all tenants are.
+    An overloaded engine that requests a pause has not failed. Providers also request a pause after a single large
+    request, so the pause applies only to the tenant of that request. During the pause one call of the tenant per second
+    is a trial. Its success ends the pause; its failure changes nothing.
 
     Cooldowns differ between processes by `draw`, a random number from 0 to 1.
     """
@@ -96,18 +110,18 @@ class Breaker:
         self._tenants: dict[str, _Tenant] = {}
         self._failed_calls = 0  # of all tenants, since the last success
         self._tenants_open_until: float | None = None  # the latest end of a tenant's cooldown; None: all are closed
-        self._paused: dict[str, float] = {}  # the end of each tenant's pause
+        self._paused: dict[str, _Pause] = {}  # the one that was paused last is the last
         self._last_pause_until = 0.0  # the latest end of a tenant's pause
-        self._all_paused_until = 0.0  # the end of the pause of all tenants
-        self._suspended = False  # whether the pause of all tenants is a suspension
+        self._suspended_until = 0.0
         self._busy_since: float | None = None  # since when, without a success, the engine is busy with earlier calls
 
     def state(self, now: float) -> BreakerState:
         """Return the state of the engine: open or half open while calls of any tenant are refused."""
+        paused_until = max(self._last_pause_until, self._suspended_until)
         if self._engine.open_until is None and self._tenants_open_until is None:
-            return "open" if now < self._last_pause_until else "closed"
+            return "open" if now < paused_until else "closed"
         ends = [end for end in (self._engine.open_until, self._tenants_open_until) if end is not None]
-        if now < max([self._last_pause_until, *ends]):
+        if now < max([paused_until, *ends]):
             return "open"
         return "half_open" if ends else "closed"
 
@@ -119,8 +133,9 @@ class Breaker:
         """Return the seconds left of the cooldowns and pauses that apply to the tenant; 0 if there are none."""
         if self.state(now) == "closed":
             return 0.0
-        paused_until = max(self._all_paused_until, self._paused.get(tenant, 0.0))
-        return max(paused_until - now, *(scope.cools_for_s(now) for scope in self._scopes(tenant)))
+        pause = self._paused.get(tenant)
+        paused_s = 0.0 if pause is None else pause.refuses_for_s(now)
+        return max(paused_s, self._suspended_until - now, *(scope.cools_for_s(now) for scope in self._scopes(tenant)))
 
     def tries_for_s(self, tenant: str, now: float) -> float:
         """Return the seconds after which the outcome of a trial in flight is no longer awaited; 0 if there is none."""
@@ -132,10 +147,21 @@ class Breaker:
         """Register a call that `refuses_for_s` permits. Return the handle for reporting its outcome."""
         failing = self._tenants.get(tenant)
         tenant_trial = failing is not None and failing.scope.start_trial(now)
-        return BreakerCall(tenant, request_id, self._engine.start_trial(now), tenant_trial)
+        pause = self._paused.get(tenant)
+        if pause is not None and now >= pause.until:
+            del self._paused[tenant]
+            pause = None
+        if pause is not None:
+            pause.next_trial = now + _PAUSE_TRIAL_S
+        return BreakerCall(tenant, request_id, self._engine.start_trial(now), tenant_trial, pause)
 
-    def succeeded(self) -> bool:
-        """Record a successful call, and close the circuits of all tenants. Return whether one was open."""
+    def succeeded(self, call: BreakerCall | None = None) -> bool:
+        """Record a successful call, and close the circuits of all tenants. Return whether one was open.
+
+        `call` is None for a call of the gateway itself.
+        """
+        if call is not None:
+            self._end_pause(call)
         closed = self._engine.open_until is not None or self._tenants_open_until is not None
         self._connected()
         self._busy_since = None
@@ -154,6 +180,7 @@ class Breaker:
         """Record the first data of an answer. This ends a trial; other failures count until a call succeeds."""
         self._connected()
         self._busy_since = None
+        self._end_pause(call)
         if call.tenant_trial:
             self._forget(call.tenant)
 
@@ -198,17 +225,18 @@ class Breaker:
 
     def pause(self, tenant: str, now: float, seconds: float) -> None:
         """Refuse calls of the tenant for the pause that the overloaded engine requested."""
-        until = max(now + min(seconds, _MAX_PAUSE_S), self._paused.get(tenant, 0.0))
-        others = {other: end for other, end in self._paused.items() if end > now and other != tenant}
-        self._paused = {**others, tenant: until}
-        self._last_pause_until = max(self._last_pause_until, until)
-        # The shorter of two pauses: the longer one may be the effect of one large request.
-        self._all_paused_until = max(self._all_paused_until, min(until, max(others.values(), default=0.0)))
+        pause = self._paused.pop(tenant, None)
+        if pause is None or pause.until <= now:
+            pause = _Pause(now, now + _PAUSE_TRIAL_S)
+        pause.until = max(pause.until, now + min(seconds, _MAX_PAUSE_S))
+        if len(self._paused) >= _MAX_TENANTS:
+            del self._paused[next(iter(self._paused))]
+        self._paused[tenant] = pause
+        self._last_pause_until = max(self._last_pause_until, pause.until)
 
     def suspend(self, now: float) -> None:
         """Refuse calls of all tenants, until a probe succeeds or for as long as an engine may request a pause."""
-        self._suspended = True
-        self._last_pause_until = self._all_paused_until = now + _MAX_PAUSE_S
+        self._suspended_until = now + _MAX_PAUSE_S
 
     def abandoned(self, call: BreakerCall) -> None:
         """Record a call that ended without an outcome, such as a canceled one. The next call may be the trial."""
@@ -221,10 +249,7 @@ class Breaker:
 
         A tenant's circuit is due for its trial: a probe does not show that the engine generates answers.
         """
-        if self._suspended:
-            self._suspended = False
-            self._paused.clear()
-            self._last_pause_until = self._all_paused_until = 0.0
+        self._suspended_until = 0.0
         self._connected()
         for failing in self._tenants.values():
             if failing.scope.open_until is not None:
@@ -269,6 +294,14 @@ class Breaker:
         self._unconnected = 0
         if self._engine.open_until is not None:
             self._engine = _Scope(self._rule.cooldown_s)
+
+    def _end_pause(self, call: BreakerCall) -> None:
+        """End the pause of the tenant after a successful trial."""
+        if call.pause is None or self._paused.get(call.tenant) is not call.pause:
+            return
+        del self._paused[call.tenant]
+        if call.pause.until >= self._last_pause_until:
+            self._last_pause_until = max((other.until for other in self._paused.values()), default=0.0)
 
     def _end_tenant_trial(self, call: BreakerCall) -> None:
         failing = self._tenants.get(call.tenant)

@@ -112,7 +112,7 @@ class PublishedBreaker:
 
     def answered(self, call: BreakerCall, sent_at: float) -> None:
         """Record a successful call in the breaker, the request faults and the retry budgets."""
-        closed = self.breaker.succeeded()
+        closed = self.breaker.succeeded(call)
         self.faults.succeeded(call.request_id, sent_at, self.clock())
         if self._budgets is not None:
             self._budgets.succeeded(self.name, call.tenant)

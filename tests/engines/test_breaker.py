@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gateway.engines.breaker
 from gateway.engines.breaker import Breaker, BreakerCall, BreakerRule
 
 if TYPE_CHECKING:
@@ -109,8 +110,67 @@ def test_earlier_calls_do_not_affect_the_trial() -> None:
 def test_a_retry_after_is_respected_and_needs_no_trial() -> None:
     one = breaker()
     one.pause("a", 0, 2.5)
-    assert (one.state(2.0), one.refuses_for_s("a", 2.0)) == ("open", pytest.approx(0.5))
+    assert (one.state(0.9), one.refuses_for_s("a", 0.9)) == ("open", pytest.approx(1.6))
     assert (one.state(2.5), one.start_call("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
+
+
+def test_during_a_pause_one_call_per_second_is_a_trial() -> None:
+    one = breaker()
+    one.pause("a", 0, 20)
+    passed = []
+    for tenth in range(1, 40):
+        now = tenth / 10
+        if one.refuses_for_s("a", now) == 0:
+            passed.append(now)
+            one.abandoned(one.start_call("a", "r", now))
+            one.pause("a", now, 20)
+    assert passed == [1.0, 2.0, 3.0]
+    assert one.refuses_for_s("a", 3.9) == pytest.approx(19.1), "each trial renewed the pause"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_success_of_a_trial_ends_the_pause_of_its_tenant_only(*, whole: bool) -> None:
+    """The first data of an answer is enough."""
+    one = breaker()
+    for tenant in "ab":
+        one.pause(tenant, 0, 20)
+    trial = one.start_call("a", "r", 1.0)
+    if whole:
+        one.succeeded(trial)
+    else:
+        one.started(trial)
+    assert (one.state(1.1), one.refuses_for_s("a", 1.1)) == ("open", 0)
+    one.start_call("b", "r", 1.1)
+    assert one.refuses_for_s("b", 1.2) == pytest.approx(18.8)
+    one.pause("a", 2.0, 20)
+    one.succeeded(trial)
+    assert one.refuses_for_s("a", 2.1) > 0, "a later pause"
+
+
+def test_a_call_from_before_the_pause_does_not_end_it() -> None:
+    one = breaker()
+    earlier = one.start_call("a", "r", 0)
+    one.pause("a", 1, 20)
+    one.succeeded(earlier)
+    assert one.refuses_for_s("a", 1.5) == 19.5
+
+
+def test_the_state_is_closed_when_the_last_pause_has_ended() -> None:
+    one = breaker()
+    for tenant in "ab":
+        one.pause(tenant, 0, 20)
+    for tenant in "ab":
+        one.succeeded(one.start_call(tenant, "r", 1.0))
+    assert one.state(1.0) == "closed"
+
+
+def test_the_pauses_of_many_tenants_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tenant that was paused last keeps its pause."""
+    monkeypatch.setattr(gateway.engines.breaker, "_MAX_TENANTS", 3)
+    one = breaker()
+    for tenant in "abcade":
+        one.pause(tenant, 0, 20)
+    assert [one.refuses_for_s(tenant, 0.5) > 0 for tenant in "abcde"] == [True, False, False, True, True]
 
 
 def test_a_retry_after_is_limited_to_a_minute() -> None:
@@ -123,24 +183,16 @@ def test_a_pause_that_one_tenant_met_holds_no_other() -> None:
     """Providers answer 429 with `Retry-After` to a single large request, so one caller can cause it."""
     one = breaker()
     one.pause("a", 0, 60)
-    one.pause("a", 1, 60)
-    assert (one.refuses_for_s("a", 1), one.refuses_for_s("b", 1)) == (60, 0)
+    one.pause("a", 0.5, 60)
+    assert (one.refuses_for_s("a", 0.5), one.refuses_for_s("b", 0.5)) == (60, 0)
     assert one.state(1) == "open"
 
 
-def test_pauses_that_two_tenants_met_hold_all_for_as_long_as_both() -> None:
+def test_pauses_that_several_tenants_met_hold_no_other() -> None:
     one = breaker()
-    one.pause("a", 0, 60)
-    one.pause("b", 1, 5)
-    assert [one.refuses_for_s(tenant, 2) for tenant in "abc"] == [58, 4, 4]
-    assert [one.refuses_for_s(tenant, 6) for tenant in "abc"] == [54, 0, 0]
-
-
-def test_an_expired_pause_does_not_affect_other_tenants() -> None:
-    one = breaker()
-    one.pause("a", 0, 1)
-    one.pause("b", 2, 5)
-    assert one.refuses_for_s("c", 2) == 0
+    for tenant in "abc":
+        one.pause(tenant, 0, 60)
+    assert [one.refuses_for_s(tenant, 0.5) for tenant in "abcd"] == [59.5, 59.5, 59.5, 0]
 
 
 def test_a_suspension_holds_all_until_a_probe_succeeds() -> None:
@@ -162,8 +214,8 @@ def test_a_suspension_ends_by_itself_if_no_probe_renews_it() -> None:
 def test_a_probe_does_not_end_a_pause_that_the_engine_requested() -> None:
     one = breaker()
     one.pause("a", 0, 10)
-    one.probe_succeeded(1)
-    assert one.refuses_for_s("a", 1) == 9
+    one.probe_succeeded(0.5)
+    assert one.refuses_for_s("a", 0.5) == 9.5
 
 
 @pytest.mark.parametrize("now", [0.2, 30.0])

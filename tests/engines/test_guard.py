@@ -519,6 +519,30 @@ async def test_a_pause_that_a_call_for_several_met_holds_one_tenant() -> None:
     assert not world.engine.in_cooldown_for("globex")
 
 
+async def test_tenants_whose_calls_the_engine_pauses_shut_out_no_other() -> None:
+    """Two tenants provoke 429 with `Retry-After` again and again."""
+    world = World()
+    refused = EngineOverloaded("429", engine="small", retry_after_s=20.0)
+    for tenth in range(200):
+        world.now = tenth / 10
+        for tenant in ("acme", "globex"):
+            world.scripted.plays = [[refused]]
+            await world.call(tenant)
+        world.scripted.plays = [[WORD]]
+        assert await world.call("initech") is None
+
+
+async def test_a_paused_tenant_is_served_again_when_the_engine_answers_its_trial() -> None:
+    world = World([EngineOverloaded("429", engine="small", retry_after_s=20.0)], [WORD, WORD], [WORD])
+    await world.call()
+    world.now = 0.9
+    assert isinstance(await world.call(), CircuitOpen)
+    world.now = 1.0
+    assert await world.call() is None
+    assert world.engine.breaker == "closed"
+    assert await world.call() is None
+
+
 async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
     """With identical or different requests, and with any number between two answers."""
     world = PickyWorld()
