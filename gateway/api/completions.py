@@ -22,7 +22,7 @@ from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import TextRequest, parse_text_completion
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.completion import Answer
@@ -80,12 +80,16 @@ async def answered(
     caller: Caller,
     parsed: _Request,
     writer: ReplyWriter = COMPLETION_WRITER,
+    before_events: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
-    """Answer a validated request, as JSON or as server-sent events in the writer's format. Raises GatewayError."""
+    """Answer a validated request, as JSON or as server-sent events in the writer's format. Raises GatewayError.
+
+    `before_events` is awaited before the first event of a stream, after the request's admission.
+    """
     context = new_context(request, caller)
     if parsed.stream:
         with reads(request) as reading:
-            return await as_events(request, pipeline.stream(context, parsed), reading, writer)
+            return await as_events(request, pipeline.stream(context, parsed), reading, writer, before_events)
     with request.app[ADMISSION].cancel_on_drain():
         answer = await pipeline.answer(context, parsed)
     require_caller(request[INFO])

@@ -20,7 +20,7 @@ from gateway.protocol.content_run import ContentRun
 from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -71,8 +71,12 @@ class EventStream(web.StreamResponse):
             reading.disarm()
 
 
-async def begin(request: web.Request, builder: ReceiptBuilder) -> EventStream:
+async def begin(
+    request: web.Request, builder: ReceiptBuilder, before_events: Callable[[], Awaitable[None]] | None = None
+) -> EventStream:
     """Prepare the head of the reply, with the facts that are known by now. It is sent with the first events."""
+    if before_events is not None:
+        await before_events()
     headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     headers |= {"X-Accel-Buffering": "no", "Server": SERVER, **fact_headers(builder.facts())}
     response = EventStream(headers=headers)
@@ -150,8 +154,12 @@ async def as_events(
     parts: AsyncGenerator[ReceiptBuilder | ChunkGroup, None],
     reading: Watchdog,
     writer: ReplyWriter = COMPLETION_WRITER,
+    before_events: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
-    """Send the parts as server-sent events in the writer's format. After the head, an error ends the events."""
+    """Send the parts as server-sent events in the writer's format. After the head, an error ends the events.
+
+    `before_events` is awaited before the head.
+    """
     response: EventStream | None = None
     connection = connection_of(request)
     async with aclosing(parts):
@@ -162,7 +170,7 @@ async def as_events(
                         await step
                     try:
                         if isinstance(part, ReceiptBuilder):
-                            response = await begin(request, part)
+                            response = await begin(request, part, before_events)
                         elif response is not None:
                             await response.send(writer.events(part), connection, reading)
                     except ConnectionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import orjson
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol.chat import ChatRequest
 
+_COUNT_LIMIT_S = 2.0  # of the count before the first event of a stream
 _FORWARDED = ("anthropic-version", "anthropic-beta")
 
 
@@ -32,8 +34,22 @@ async def messages(request: web.Request) -> web.StreamResponse:
     parsed = await read_parsed(request, caller, parse_messages)
     fields = MessagesFields(headers, parsed.passed, is_marked=parsed.is_marked, foreign_tool=parsed.foreign_tool)
     writer = MessagesWriter(request[INFO].id, parsed.chat.stop, shows_thinking=parsed.shows_thinking)
+
+    async def count_input() -> None:
+        writer.input_tokens = await _input_tokens(request, caller, parsed.chat)
+
     with answering(fields):
-        return await answered(request, completions, caller, parsed.chat, writer)
+        return await answered(request, completions, caller, parsed.chat, writer, count_input)
+
+
+async def _input_tokens(request: web.Request, caller: Caller, chat: ChatRequest) -> int:
+    """Return the tokens of an admitted request's prompt as `count_tokens` does; 0 if the count takes too long."""
+    try:
+        async with asyncio.timeout(_COUNT_LIMIT_S):
+            route = await find_route(caller, chat, request.headers)
+            return await request.app[TOKEN_COUNTER].count(caller.policy.tenant, chat, route)
+    except TimeoutError:
+        return 0
 
 
 async def count_tokens(request: web.Request) -> web.Response:

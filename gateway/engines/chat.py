@@ -35,6 +35,9 @@ _PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLL
 CACHE_WRITE_DETAILS = "cache_creation_token_details"
 """LiteLLM's name of the cache writes by lifetime, with Anthropic's names of the lifetimes."""
 
+# llama.cpp sends this event first in a stream for several prompts.
+_NO_CHUNK = b"null"
+
 # Constants, since `isinstance` would otherwise build the tuples at each call.
 _CONTENT = (str, list, NoneType)
 _OPTIONAL_TEXT = (str, NoneType)
@@ -142,6 +145,8 @@ class ChunkReader:
         contents: list[str] | None = None
         template = self._template
         for event in events:
+            if event == _NO_CHUNK:
+                continue
             if template is not None and (content := template.content_of(event)) is not None:
                 if contents is None:
                     contents = []

@@ -35,6 +35,7 @@ A reply of 6,000 tokens with 20 alternatives each reaches the limit. msgspec ski
 
 _DECODED_VALUES = 30_000  # decoded in a few milliseconds, log-probabilities included
 _FEW = 1000
+_REFUSAL = '"refusal"'
 _UNDECODED = ("logprobs", "prompt_logprobs")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # One field for each choice: msgspec checks the length of a list only after it has decoded all entries, which would hold
@@ -124,8 +125,22 @@ def _decode_but_logprobs(raw: bytes) -> Json:
         raise Unreadable(f"a reply with more than {MAX_VALUES} JSON values without log-probabilities, the limit")
     body: Json = _loads(rest)
     for choice, undecoded in zip(body["choices"], kept, strict=True):
-        choice.update({name: orjson.Fragment(logprobs) for name, logprobs in undecoded.items() if logprobs != "null"})
+        for name, logprobs in undecoded.items():
+            if logprobs != "null":
+                is_chat = name == "logprobs" and "text" not in choice
+                choice[name] = orjson.Fragment(_with_refusal(logprobs) if is_chat else logprobs)
     return body
+
+
+def _with_refusal(logprobs: str) -> str:
+    """Return the log-probabilities of a chat as JSON, with OpenAI's field `refusal` if the engine sent none."""
+    at = logprobs.find(_REFUSAL)
+    while at >= 0:  # a token's text may be the name of the field
+        end = at + len(_REFUSAL)
+        if logprobs[end : end + _FEW].lstrip().startswith(":"):
+            return logprobs
+        at = logprobs.find(_REFUSAL, at + 1)
+    return '{"refusal":null,' + logprobs[1:] if logprobs.startswith('{"') else logprobs
 
 
 def _loads(raw: bytes) -> Any:

@@ -91,13 +91,11 @@ def parse_chat(raw: bytes) -> ChatRequest:
     """Decode and check the body of a chat completion request. Raises InvalidRequest with the field."""
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
     non_text_parts = _check_messages(known.messages, body["messages"])
-    max_tokens, newer = known.max_tokens, known.max_completion_tokens
-    if newer is not None:
-        max_tokens = newer if max_tokens is None else min(max_tokens, newer)
+    _check_combinations(known)
     return ChatRequest(
         body=body,
         model=known.model,
-        max_tokens=max_tokens,
+        max_tokens=known.max_completion_tokens if known.max_tokens is None else known.max_tokens,
         stop=stop_texts(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
@@ -107,6 +105,20 @@ def parse_chat(raw: bytes) -> ChatRequest:
         metadata=metadata_of(body),
         tags=take_tags(body),
     )
+
+
+def _check_combinations(known: ChatBody) -> None:
+    """Reject the combinations of fields that OpenAI rejects."""
+    if known.max_tokens is not None and known.max_completion_tokens is not None:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' cannot be set at once. Send 'max_completion_tokens' only.",
+            param="max_tokens",
+        )
+    if known.top_logprobs and not known.logprobs:
+        raise InvalidRequest(
+            "'top_logprobs' is only allowed when 'logprobs' is true. Set 'logprobs' to true, or remove 'top_logprobs'.",
+            param="top_logprobs",
+        )
 
 
 def _check_messages(messages: list[Message], raw_messages: list[Json]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.runtime.record import Record
 
@@ -69,27 +69,20 @@ class ReplyHead(Record, frozen=True):
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
         """Return a complete reply."""
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [_complete(choice) for choice in choices],
-            "usage": usage,
-        }
+        return self._reply("chat.completion", [_complete(choice) for choice in choices]) | {"usage": usage}
 
     def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
         """Return a chunk of a stream."""
-        chunk: Json = {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
+        for choice in choices:
+            if choice.get("logprobs"):
+                choice["logprobs"] = _chat_logprobs(choice["logprobs"])
+        chunk = self._reply("chat.completion.chunk", choices)
         if with_usage:
             chunk["usage"] = usage
         return chunk
+
+    def _reply(self, kind: str, choices: list[Json]) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
 class TextReplyHead(ReplyHead, frozen=True):
@@ -97,20 +90,26 @@ class TextReplyHead(ReplyHead, frozen=True):
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
         """Return a complete reply with text choices."""
-        body = super().completion(choices, usage)
-        texts = [_as_text(choice, choice["message"]) for choice in body["choices"]]
-        return {**body, "object": "text_completion", "choices": texts}
+        texts = [_as_text(choice, choice["message"]) for choice in choices]
+        return self._reply("text_completion", texts) | {"usage": usage}
 
     def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
         """Return a chunk of a stream with text choices."""
-        texts = [_as_text(choice, choice.get("delta") or {}) for choice in choices]
-        return {**super().chunk(texts, with_usage=with_usage, usage=usage), "object": "text_completion"}
+        chunk = self._reply("text_completion", [_as_text(choice, choice.get("delta") or {}) for choice in choices])
+        if with_usage:
+            chunk["usage"] = usage
+        return chunk
 
 
 def _complete(choice: Json) -> Json:
     """Return a choice with the fields that OpenAI always sends, because clients with strict types require them."""
     message = {"content": None, "refusal": None, **choice["message"]}
-    return {"logprobs": None, **choice, "message": message}
+    return {**choice, "logprobs": _chat_logprobs(choice.get("logprobs")), "message": message}
+
+
+def _chat_logprobs(logprobs: Any) -> Any:
+    """Return log-probabilities of a chat with both of OpenAI's fields. Undecoded ones already have them."""
+    return {"content": None, "refusal": None, **logprobs} if isinstance(logprobs, dict) else logprobs
 
 
 def _as_text(choice: Json, message: Json) -> Json:

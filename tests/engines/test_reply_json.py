@@ -124,8 +124,27 @@ async def test_log_probabilities_of_a_large_reply_are_not_decoded() -> None:
     large = decode(orjson.dumps(completion(500)))
     assert type(large["choices"][0]["logprobs"]) is orjson.Fragment
     assert is_large(large)
-    assert orjson.loads(await encoded(large)) == completion(500)
+    sent = completion(500)
+    sent["choices"][0]["logprobs"]["refusal"] = None
+    assert orjson.loads(await encoded(large)) == sent
     assert decode(orjson.dumps(completion(1))) == completion(1)
+
+
+@pytest.mark.parametrize("refusal", [None, [TOKEN]])
+async def test_undecoded_log_probabilities_of_a_chat_have_openais_fields(refusal: Any) -> None:
+    """A token may be the name of the field. Text completions have other fields."""
+    sent = completion(500)
+    logprobs = sent["choices"][0]["logprobs"]
+    logprobs["content"].append({**TOKEN, "token": "refusal"})
+    raw = orjson.dumps(sent | {"choices": [sent["choices"][0] | {"logprobs": {**logprobs, "refusal": refusal}}]})
+    expected = {**logprobs, "refusal": refusal}
+    for one in (raw, orjson.dumps(sent)) if refusal is None else (raw,):
+        encoded_logprobs = orjson.dumps(decode(one)["choices"][0]["logprobs"])
+        assert encoded_logprobs.count(b'"refusal":') == 1
+        assert orjson.loads(encoded_logprobs) == expected
+    del sent["choices"][0]["message"]
+    text = decode(orjson.dumps({"choices": [{**sent["choices"][0], "text": "Hi"}]}))
+    assert orjson.loads(orjson.dumps(text["choices"][0]["logprobs"])) == logprobs
 
 
 @pytest.mark.parametrize("many", [b"[]", b'{"a":1}', b'"a"'])

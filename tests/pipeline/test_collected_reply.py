@@ -78,7 +78,7 @@ def test_log_probabilities_and_choices_keep_their_order() -> None:
         chunk({}, "stop", index=1),
     )
     first, second = reply["choices"]
-    assert first["logprobs"] == {"content": [token("A", 0.0), token("A", -0.5)]}
+    assert first["logprobs"] == {"content": [token("A", 0.0), token("A", -0.5)], "refusal": None}
     assert [one["message"]["content"] for one in (first, second)] == ["AA", "b"]
     assert [one["finish_reason"] for one in (first, second)] == ["length", "stop"]
 

@@ -152,7 +152,7 @@ def test_logprobs_of_a_token_without_text_are_kept() -> None:
     each["choices"][0]["logprobs"] = {"content": [{"token": "\\xe2", "logprob": -0.1, "bytes": [226]}]}
     received = relay().feed(each)
     assert received is not None
-    assert received["choices"][0]["logprobs"] == each["choices"][0]["logprobs"]
+    assert received["choices"][0]["logprobs"] == each["choices"][0]["logprobs"] | {"refusal": None}
 
 
 def test_a_missing_role_and_index_are_added() -> None:

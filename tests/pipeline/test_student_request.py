@@ -31,7 +31,7 @@ def _request(*, raw: bool, **limits: int) -> CompletionRequest:
     ("raw", "limits", "field"),
     [
         (False, {}, "max_tokens"),
-        (False, {"max_tokens": 100_000, "max_completion_tokens": 7}, "max_completion_tokens"),
+        (False, {"max_completion_tokens": 7}, "max_completion_tokens"),
         (True, {"max_tokens": 7, "max_completion_tokens": 100_000}, "max_tokens"),
         (True, {}, "max_tokens"),
     ],

@@ -109,6 +109,8 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": True}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"top_logprobs": 1, "logprobs": False}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
@@ -118,6 +120,7 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": True}, "max_completion_tokens"),
         ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens"),
+        ({"max_completion_tokens": 5, "max_tokens": 5}, "max_tokens"),
         ({"seed": "7"}, "seed"),
         ({"seed": False}, "seed"),
         ({"stop": 5}, "stop"),
@@ -168,7 +171,15 @@ def test_the_error_names_the_allowed_values() -> None:
     [
         {},
         {"temperature": 0, "top_p": 0, "presence_penalty": -2, "frequency_penalty": 2, "n": 1, "top_logprobs": 0},
-        {"temperature": 2, "top_p": 1, "presence_penalty": 2, "frequency_penalty": -2, "n": 128, "top_logprobs": 20},
+        {
+            "temperature": 2,
+            "top_p": 1,
+            "presence_penalty": 2,
+            "frequency_penalty": -2,
+            "n": 128,
+            "logprobs": True,
+            "top_logprobs": 20,
+        },
         {"temperature": None, "top_p": None, "n": None, "stop": None, "stream": None, "max_tokens": None, "seed": None},
         {"max_tokens": 1, "seed": -1, "stop": [], "tools": [], "stream": False, "stream_options": None},
         {"stream": True, "stream_options": {"include_usage": True, "unknown": 1}},
@@ -212,6 +223,14 @@ def test_a_minimal_body_has_the_defaults() -> None:
     )  # fmt: skip
 
 
+def test_a_rejected_combination_says_how_to_correct_it() -> None:
+    """The messages name both fields, as OpenAI's do."""
+    both = rejection(orjson.dumps({**LEAST, "max_tokens": 5, "max_completion_tokens": 5})).message
+    assert "Send 'max_completion_tokens' only." in both
+    alone = rejection(orjson.dumps({**LEAST, "top_logprobs": 2})).message
+    assert "Set 'logprobs' to true, or remove 'top_logprobs'." in alone
+
+
 @pytest.mark.parametrize(
     ("fields", "limit", "field"),
     [
@@ -219,8 +238,6 @@ def test_a_minimal_body_has_the_defaults() -> None:
         ({"max_tokens": 5}, 5, "max_tokens"),
         ({"max_completion_tokens": 6}, 6, "max_completion_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": None}, 5, "max_tokens"),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, 5, "max_completion_tokens"),
-        ({"max_tokens": 6, "max_completion_tokens": 5}, 5, "max_completion_tokens"),
     ],
 )
 def test_the_token_limit_is_in_the_callers_field(fields: dict[str, Any], limit: int | None, field: str) -> None:
@@ -260,7 +277,7 @@ def test_null_content_is_kept_with_tool_calls() -> None:
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs"])
 def test_an_integer_may_be_sent_as_a_float(field: str) -> None:
     """The engine gets an integer."""
-    kept = parse_chat(orjson.dumps(LEAST)[:-1] + b',"%b":5.0}' % field.encode()).body[field]
+    kept = parse_chat(orjson.dumps({**LEAST, "logprobs": True})[:-1] + b',"%b":5.0}' % field.encode()).body[field]
     assert (kept, type(kept)) == (5, int)
     assert rejection(orjson.dumps({**LEAST, field: 5.5})).param == field
     assert rejection(orjson.dumps({**LEAST, field: 1e300})).param == field

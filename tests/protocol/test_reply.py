@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.protocol.reply import ReplyHead, usage_body
+from gateway.protocol.reply import ReplyHead, TextReplyHead, usage_body
 
 
 def test_usage_has_openais_names() -> None:
@@ -31,7 +31,24 @@ def test_a_message_has_all_of_openais_fields() -> None:
     """Missing fields become null; others are kept."""
     head = ReplyHead("chatcmpl-1", 1, "m")
     bare = {"index": 0, "message": {"role": "assistant", "tool_calls": []}, "finish_reason": "tool_calls"}
-    choice = {"index": 1, "message": {"content": "Hi", "refusal": "No"}, "logprobs": {"content": []}}
+    logprobs = {"content": [], "refusal": None}
+    choice = {"index": 1, "message": {"content": "Hi", "refusal": "No"}, "logprobs": logprobs}
     first, second = head.completion([bare, choice], {})["choices"]
     assert (first["message"]["content"], first["message"]["refusal"], first["logprobs"]) == (None, None, None)
     assert second == choice
+
+
+def test_logprobs_of_a_chat_have_both_of_openais_fields() -> None:
+    """Engines send `content` alone. Text completions have other fields."""
+    entries = [{"token": "Hi", "logprob": -1.0, "bytes": None, "top_logprobs": []}]
+    head, texts = ReplyHead("chatcmpl-1", 1, "m"), TextReplyHead("cmpl-1", 1, "m")
+    choice = {"index": 0, "message": {"content": "Hi"}, "logprobs": {"content": entries}}
+    [whole] = head.completion([choice], {})["choices"]
+    assert whole["logprobs"] == {"content": entries, "refusal": None}
+    [part] = head.chunk([{"index": 0, "delta": {"content": "Hi"}, "logprobs": {"content": entries}}])["choices"]
+    assert part["logprobs"] == {"content": entries, "refusal": None}
+    refused = {"content": None, "refusal": entries}
+    [kept] = head.completion([{**choice, "logprobs": refused}], {})["choices"]
+    assert kept["logprobs"] == refused
+    [text] = texts.completion([{**choice, "logprobs": {"tokens": ["Hi"]}}], {})["choices"]
+    assert text["logprobs"] == {"tokens": ["Hi"]}

@@ -387,6 +387,16 @@ def test_limits_have_anthropics_headers(world: World) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_stream_begins_with_the_count_of_its_prompt(world: World) -> None:
+    """The count is that of count_tokens, and calls no engine."""
+    fields: Any = {"model": "chat-student", "messages": ASKED, "system": "Be brief and kind.", "tools": [TOOL]}
+    counted = world.client().messages.count_tokens(**fields).input_tokens
+    with world.client().messages.create(max_tokens=20, stream=True, **fields) as stream:
+        [start] = [event for event in stream if event.type == "message_start"]
+    assert start.message.usage.input_tokens == counted > 0
+    assert len(world.student.requests) == 1
+
+
 def test_tokens_are_counted_without_a_call(world: World) -> None:
     client = world.client()
     sizes = [

@@ -237,3 +237,23 @@ def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> 
     assert streamed.text() == KEPT + " half half"
     assert (streamed.finishes, streamed.done) == ([], False)
     assert streamed.parts[-1]["error"]["code"] == "engine_failed"
+
+
+def test_several_prompts_are_streamed_where_the_engine_sends_null_first(world: World) -> None:
+    """llama.cpp sends `data: null` before the first chunk of several prompts."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(b"data: null\n\n")
+        for index, prompt in enumerate(body["prompt"]):
+            await response.write(event(text_chunk(text_choice(f" {prompt}!", index=index))))
+            usage = {"prompt_tokens": 1, "completion_tokens": 1}
+            await response.write(event(text_chunk(text_choice("", "stop", index=index)) | {"usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = behave
+    streamed = world.stream(prompt=["one", "two"])
+    assert (streamed.text(0), streamed.text(1)) == (" one!", " two!")
+    assert (streamed.finishes, streamed.done) == (["stop", "stop"], True)
+    assert world.receipt(streamed)["status"] == "ok"

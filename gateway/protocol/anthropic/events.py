@@ -37,14 +37,15 @@ class MessagesWriter:
     """Writes one reply. A stream has one block at a time: each begins, grows and ends before the next one.
 
     Calls that an engine writes at the same time follow each other. `stops` are the caller's stop sequences. Without
-    `shows_thinking`, reasoning becomes pings.
+    `shows_thinking`, reasoning becomes pings. `input_tokens` is the prompt's count for the first event.
     """
 
     __slots__ = ("_before", "_call", "_calls", "_facts", "_finish", "_id", "_index", "_is_refused", "_kind",
-                 "_model", "_shows_thinking", "_stops", "_usage", "_waiting")  # fmt: skip
+                 "_model", "_shows_thinking", "_stops", "_usage", "_waiting", "input_tokens")  # fmt: skip
 
     def __init__(self, request_id: str, stops: Sequence[str], *, shows_thinking: bool) -> None:
         self._id, self._stops, self._shows_thinking = request_id, stops, shows_thinking
+        self.input_tokens = 0  # 0: unknown
         self._model: str | None = None  # None: the stream has not begun
         self._index = -1  # of the newest block
         self._kind: Literal["text", "thinking", "tool_use"] | None = None  # of the open block; None: none is open
@@ -113,7 +114,8 @@ class MessagesWriter:
 
     def _begin(self, events: list[bytes], model: str) -> None:
         self._model = model
-        events += (_event(b"message_start", {"type": "message_start", "message": message_head(self._id, model)}), PING)
+        head = message_head(self._id, model, self.input_tokens)
+        events += (_event(b"message_start", {"type": "message_start", "message": head}), PING)
 
     def _open(self, events: list[bytes], kind: Literal["text", "thinking", "tool_use"], block: Json) -> None:
         """End the open block, and begin the next one."""

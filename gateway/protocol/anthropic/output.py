@@ -67,7 +67,7 @@ def message_of(completion: Json, request_id: str, stops: Sequence[str], *, shows
     }
 
 
-def message_head(request_id: str, model: str) -> Json:
+def message_head(request_id: str, model: str, input_tokens: int = 0) -> Json:
     """Return the message without content, for the beginning of a stream."""
     return {
         "id": f"msg_{request_id}",
@@ -77,7 +77,7 @@ def message_head(request_id: str, model: str) -> Json:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": whole_usage({"prompt_tokens": 0, "completion_tokens": 0}),
+        "usage": whole_usage({"prompt_tokens": input_tokens, "completion_tokens": 0}),
     }
 
 
