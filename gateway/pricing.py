@@ -166,8 +166,8 @@ def litellm_table(model: str) -> Price | None:
     """Return the list price of a model in LiteLLM's bundled table; None if unknown. LiteLLM is not imported.
 
     `provider/name` finds `name` if the provider in the table is the same, or a part of it such as `bedrock_converse` of
-    `bedrock`. Rows without input and output prices, or with prices of 0, are ignored. The price 0 of a free model must
-    be in config.yaml.
+    `bedrock`. Rows without input and output prices, or with prices of 0, are ignored. A free model must be
+    marked in config.yaml.
     """
     return _row(model).price
 

@@ -184,6 +184,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
             *_not_warmed(policy, settings),
         ):
             yield f"tenant {policy.tenant}: {why}"
+    yield from _unpriced(settings, book)
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
     for model in settings.models:
         if model.name not in used:
@@ -328,6 +329,19 @@ def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:
             yield (
                 f"limits.{name} is {limit}, but defaults.key_limits in config.yaml limits all keys of the file "
                 f"together to {each * len(policy.keys)}: set key_limits in the file too"
+            )
+
+
+def _unpriced(settings: Settings, book: PolicySet) -> Iterator[str]:
+    """Yield models with the price 0 in a route with a paid model, unless they are marked as free."""
+    paid = {model.name for model in settings.models if model.price.max_input_usd or model.price.output_usd}
+    together = [route.engines for policy in book.policies for route in policy.routes if route.engines & paid]
+    for model in settings.models:
+        is_marked = model.price_rule is not None and model.price_rule.free
+        if model.name not in paid and not is_marked and any(model.name in engines for engines in together):
+            yield (
+                f"model {model.name}: its price is 0, so that savings are too high if it is not free: set price, or "
+                "write price: {free: true}"
             )
 
 

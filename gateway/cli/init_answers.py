@@ -312,14 +312,15 @@ def listed_price(engine: ChosenEngine) -> Price | None:
     return litellm_table(str(engine.keys.get("model", "")))
 
 
-_FREE: Json = {"input_per_1m": 0, "output_per_1m": 0}
+_FREE: Json = {"free": True}
 
 
-def price_of(text: str, option: str) -> dict[str, Decimal]:
+def price_of(text: str, option: str) -> Json:
     """Return the keys of a price in config.yaml from IN,OUT[,CACHED]. Raises StartupError."""
     match = _PRICE.fullmatch(text.replace(" ", ""))
     if match is None:
         raise StartupError(
             f"{option} must be IN,OUT or IN,OUT,CACHED in USD per 1M tokens, like 0.90,0.90; 0,0 if it is free"
         )
-    return {name: Decimal(number) for name, number in zip(_PRICE_KEYS, match.groups(), strict=True) if number}
+    usd = {name: Decimal(number) for name, number in zip(_PRICE_KEYS, match.groups(), strict=True) if number}
+    return usd if any(usd.values()) else _FREE

@@ -214,7 +214,7 @@ class ModelSettings(StrictModel):
     max_output_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """Most tokens of one answer. It bounds the cost of a request without max_tokens."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
-    """Price in USD. Required unless `model` has a known list price; 0 is allowed."""
+    """Price in USD. Required unless `model` has a known list price."""
     timeouts: TimeoutSettings = TimeoutSettings()
     """Timeouts of calls to the engine."""
     always_stream: bool = False
@@ -339,9 +339,7 @@ class ModelSettings(StrictModel):
             return rule
         model = info.data.get("model") or info.data.get("name")
         if model and litellm_table(str(model)) is None:
-            raise InvalidValue(
-                "missing, and no list price is known: add input_per_1m and output_per_1m (0 if it is free)"
-            )
+            raise InvalidValue("missing, and no list price is known: add input_per_1m and output_per_1m, or free: true")
         return rule
 
 

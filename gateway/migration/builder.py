@@ -31,6 +31,7 @@ class DataBuilder:
         self.data: dict[str, Any] = data or {}
         self.comments: dict[Loc, str] = {}
         self._origins: dict[str, tuple[Loc, SourceField]] = {}
+        self._unknown: list[tuple[str, ...]] = []
 
     def put(self, *loc: str, value: object, field: SourceField | None = None, comment: str | None = None) -> None:
         """Set a value. `field` is its source, for messages. None is not written."""
@@ -44,6 +45,20 @@ class DataBuilder:
             self._origins[field_path(loc)] = (loc, field)
         if comment is not None:
             self.comments[loc] = comment
+
+    def put_unknown(self, *loc: str, placeholder: object) -> None:
+        """Set a value that is unknown. `validate` takes the placeholder, and `clear_unknown` writes null instead."""
+        self.put(*loc, value=placeholder)
+        self._unknown.append(loc)
+
+    def clear_unknown(self) -> None:
+        """Set each unknown value to null, which the gateway rejects until it is filled in."""
+        for *parents, name in self._unknown:
+            parent = self.data
+            for step in parents:
+                parent = parent.get(step, {})
+            if name in parent:
+                parent[name] = None
 
     def origin(self, *loc: str) -> SourceField:
         """Return the source of a value."""

@@ -100,6 +100,8 @@ def convert_litellm(path: Path, environ: Mapping[str, str], guidance: RequestedG
     for builder, model in ((config, Settings), (policy, TenantPolicy)):
         issue = builder.validate(model, context, context.origin(Path()) if builder is config else None)
         assert issue is None, f"{model.__name__}: {issue}"
+    for one in deployments:
+        one.model.clear_unknown()
     texts = {
         CONFIG_FILE: yaml_text(config.data, config.comments, _CONFIG_HEAD),
         POLICY_FILE: yaml_text(policy.data, policy.comments, _POLICY_HEAD),

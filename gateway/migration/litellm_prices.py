@@ -55,25 +55,29 @@ def add_price(
         context.notice(base_field, "not imported: LiteLLM's table has no price of it")
     if litellm_table(str(model.data.get("model"))) is None:
         for name in _REQUIRED:
-            model.put("price", _NAMES[name], value=0)
+            model.put_unknown("price", _NAMES[name], placeholder=0)
         _fill_in(model, context)
-        context.notice(entry, f"no price is known: fill in the price of {model.data['name']} in config.yaml, now 0")
+        context.notice(entry, f"no price is known: fill in the price of {model.data['name']} in config.yaml")
 
 
 def _add_written(
     model: DataBuilder, entry: SourceField, fields: Mapping[str, SourceField | None], context: ImportContext
 ) -> None:
+    numbers = {name: context.number(fields[name]) for name in _REQUIRED}
+    if all(number == 0 for number in numbers.values()):
+        model.put("price", "free", value=True, field=fields[_REQUIRED[0]])
+        return
     for name, field in fields.items():
         if (number := context.number(field)) is not None:
             model.put("price", _NAMES[name], value=without_trailing_zeros(number * _PER_1M), field=field)
         elif name in _REQUIRED:
-            model.put("price", _NAMES[name], value=0)
+            model.put_unknown("price", _NAMES[name], placeholder=0)
             _fill_in(model, context)
-            context.notice(entry, f"no {name}: fill in price.{_NAMES[name]} in config.yaml, now 0")
+            context.notice(entry, f"no {name}: fill in price.{_NAMES[name]} in config.yaml")
 
 
 def _fill_in(model: DataBuilder, context: ImportContext) -> None:
-    model.comments["price",] = "fill in: USD per 1M tokens"
+    model.comments["price",] = "fill in: USD per 1M tokens, or {free: true}"
     if (missing := f"price of {model.data['name']}") not in context.missing:
         context.missing.append(missing)
 

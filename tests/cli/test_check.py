@@ -71,6 +71,29 @@ def test_a_key_with_a_model_that_no_route_has_is_a_warning(folder: Path) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("price", "is_marked"),
+    [
+        ("{input_per_1m: 0, output_per_1m: 0}", False),
+        ("{gpu_usd_per_hour: 0, input_tokens_per_s: 1, output_tokens_per_s: 1}", False),
+        ("{free: true}", True),
+    ],
+)
+def test_a_price_of_0_beside_a_paid_engine_is_a_warning_unless_it_is_marked(
+    folder: Path, price: str, is_marked: bool
+) -> None:
+    before = run()[2]
+    config = folder / "config.yaml"
+    config.write_text(
+        re.sub(r"    price:  .*per hour\n(      .*\n)+", f"    price: {price}\n", config.read_text()), encoding="utf-8"
+    )
+    expected = (
+        "warning: model small: its price is 0, so that savings are too high if it is not free: set price, or write "
+        "price: {free: true}"
+    )
+    assert [line for line in run()[2] if line not in before] == ([] if is_marked else [expected])
+
+
 def test_the_sample_contains_every_default(folder: Path) -> None:
     settings, book, _ = check_all(folder / "config.yaml")
     assert settings is not None

@@ -102,8 +102,9 @@ def test_tenant_route_length_and_cached_price_are_options(tgi: str, vllm: str, t
     assert policy["routes"][0]["guidance"]["tokens"] == 24
     big, small = YAML(typ="safe").load(tmp_path / "config.yaml")["models"]
     assert big["price"] == {"input_per_1m": 3, "output_per_1m": 15, "cached_input_per_1m": 0.30}
-    assert small["price"] == {"input_per_1m": 0, "output_per_1m": 0}
-    assert check_all(tmp_path / "config.yaml")[2] == []
+    assert small["price"] == {"free": True}
+    settings, book, issues = check_all(tmp_path / "config.yaml")
+    assert (settings is None, book is None, issues) == (False, False, [])
 
 
 def test_a_question_is_guided_and_the_key_is_printed_once(tgi: str, tmp_path: Path) -> None:

@@ -134,10 +134,14 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
             None,
             (
                 "1: models[0].price: missing, and no list price is known: "
-                "add input_per_1m and output_per_1m (0 if it is free)"
+                "add input_per_1m and output_per_1m, or free: true"
             ),
         ),
-        ("{}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
+        (
+            "{}",
+            "1: models[0].price: needs input_per_1m and output_per_1m in USD per 1M tokens, or free: true",
+        ),
+        ("{free: true, input_per_1m: 0}", "1: models[0].price: has free: true and other keys: keep one of the two"),
         ("{input_per_1m: 1}", "1: models[0].price: needs output_per_1m too"),
         ("{cached_input_per_1m: 1}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
         ("{cache_write_per_1m: 1}", "1: models[0].price: needs input_per_1m and output_per_1m too"),

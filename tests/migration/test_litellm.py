@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.config.scalars import ValueOrigin
-from gateway.config.settings import Settings
+from gateway.config.settings import Settings, check_settings
 from gateway.config.yaml_messages import MUST_BE
 from gateway.config.yaml_source import parse
 from gateway.engines import litellm_library
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def convert(text: str, environ: Mapping[str, str] | None = None) -> Conversion:
-    """Convert a configuration. Assert that the gateway accepts both files."""
+    """Convert a configuration. Assert that the gateway accepts both files, except prices to fill in."""
     Path("litellm.yaml").write_text(text)
     result = convert_litellm(Path("litellm.yaml"), environ or {})
     secrets = {name: "redis://:x@redis:6379/0" if name == "GKT_REDIS_URL" else "x" * 32 for name in result.variables}
@@ -44,7 +44,9 @@ def convert(text: str, environ: Mapping[str, str] | None = None) -> Conversion:
         source, issues = parse(result.files[path].encode(), str(path))
         assert issues == []
         assert source is not None
-        assert source.check(model, scope)[1] == []
+        unknown = [name for name in result.missing if name.startswith("price of ") and model is Settings]
+        issues = source.check(model, scope)[1]
+        assert [issue.field.rpartition(".")[2] for issue in issues] == ["price"] * len(unknown)
     return result
 
 
@@ -370,10 +372,8 @@ def test_prices_are_exact() -> None:
 def test_a_price_in_litellm_params_has_precedence() -> None:
     text = deployment("model: openai/m, input_cost_per_token: 0.000001", "model_info: {input_cost_per_token: 0.000002}")
     result = convert(text)
-    assert models(result)[0]["price"] == {"input_per_1m": 1, "output_per_1m": 0}
-    assert messages(result, "model_list[0]") == [
-        "no output_cost_per_token: fill in price.output_per_1m in config.yaml, now 0"
-    ]
+    assert models(result)[0]["price"] == {"input_per_1m": 1, "output_per_1m": None}
+    assert messages(result, "model_list[0]") == ["no output_cost_per_token: fill in price.output_per_1m in config.yaml"]
     assert messages(result, "model_list[0].model_info.input_cost_per_token") == [
         "not imported: litellm_params.input_cost_per_token has precedence"
     ]
@@ -393,10 +393,34 @@ def test_a_price_of_a_tier_is_listed_as_a_price() -> None:
     assert "gkt-gateway docs cost#prices" in messages(result, f"model_list[0].model_info.{name}")[0]
 
 
-def test_an_unknown_price_is_a_line_to_fill_in() -> None:
-    result = convert(deployment("model: openai/mine, api_base: 'http://h/v1'"))
-    assert "price: {input_per_1m: 0, output_per_1m: 0}  # fill in: USD per 1M tokens" in result.files[CONFIG_FILE]
+@pytest.mark.parametrize(
+    ("info", "price", "problem"),
+    [
+        (
+            "{}",
+            "{input_per_1m: null, output_per_1m: null}",
+            "needs input_per_1m and output_per_1m in USD per 1M tokens, or free: true",
+        ),
+        (
+            "{input_cost_per_token: 0.000001}",
+            "{input_per_1m: 1, output_per_1m: null}",
+            "needs output_per_1m too",
+        ),
+    ],
+)
+def test_an_unknown_price_is_a_line_that_check_rejects(info: str, price: str, problem: str, tmp_path: Path) -> None:
+    result = convert(deployment("model: openai/mine, api_base: 'http://h/v1'", f"model_info: {info}"))
+    assert f"price: {price}  # fill in: USD per 1M tokens, or {{free: true}}" in result.files[CONFIG_FILE]
     assert result.missing == ["price of m"]
+    _, _, issues = check_settings(tmp_path / "config.yaml", {}, result.files[CONFIG_FILE].encode())
+    assert [(issue.field, issue.message) for issue in issues] == [("models[0].price", problem)]
+
+
+def test_a_written_price_of_0_is_free() -> None:
+    info = "model_info: {input_cost_per_token: 0, output_cost_per_token: 0}"
+    result = convert(deployment("model: openai/mine, api_base: 'http://h/v1'", info))
+    assert models(result)[0]["price"] == {"free": True}
+    assert result.missing == []
 
 
 # --- routes ---

@@ -32,11 +32,15 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         FakeEngine(broken).running() as down,
     ):
         file = folder / "litellm.yaml"
+        free = {"input_cost_per_token": 0, "output_cost_per_token": 0}
         entries = {"big": big, "small": small, "down": down}
         YAML().dump(
             {
                 "model_list": [
-                    {"model_name": name, "litellm_params": {"model": "openai/x", "api_base": f"{engine.url}/v1"}}
+                    {
+                        "model_name": name,
+                        "litellm_params": {"model": "openai/x", "api_base": f"{engine.url}/v1", **free},
+                    }
                     for name, engine in entries.items()
                 ],
                 "router_settings": {"model_group_alias": {"alias": "down"}, "num_retries": 0},
