@@ -32,6 +32,7 @@ from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import authorize
 from gateway.admin.collected import SAMPLES
 from gateway.admin.guidance import GUIDANCE
+from gateway.admin.host_check import require_known_host
 from gateway.admin.login_state import LoginStates
 from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
 from gateway.admin.oidc import OIDC, OidcProvider
@@ -279,7 +280,11 @@ async def gateway(
         )
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
-            middlewares=[render_errors, authorize(sessions, OPEN_ADMIN_ROUTES, ADMIN_ROUTES_BY_ROLE, oidc)],
+            middlewares=[
+                render_errors,
+                require_known_host(settings.admin),
+                authorize(sessions, OPEN_ADMIN_ROUTES, ADMIN_ROUTES_BY_ROLE, oidc),
+            ],
         )
         admin.add_routes(ADMIN_ROUTES)
         allow_origins(admin, settings.admin.cors)

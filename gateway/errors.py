@@ -102,6 +102,10 @@ class CrossOrigin(RequestError, label="cross_origin", status=403):
     """Only on the admin listener."""
 
 
+class HostUnknown(RequestError, label="host_unknown", status=421):
+    """Only on the admin listener: the request is for a name that the listener does not have."""
+
+
 class ModelNotFound(RequestError, label="model_not_found", status=404):
     pass
 

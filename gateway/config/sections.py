@@ -5,6 +5,7 @@ Attribute names end in their units (`_s` seconds, `_bytes`). YAML keys do not, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -12,7 +13,7 @@ from ipaddress import ip_address
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.config.admin_oidc import OidcSettings
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
@@ -42,6 +43,7 @@ MAX_WORKERS = 256
 MAX_PORT = 65535
 _MIN_KEY_LENGTH = 16
 _LEASE_TIMEOUTS = 4
+_HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
 
 Port = Annotated[Whole, Field(ge=0, le=MAX_PORT)]
 
@@ -60,6 +62,14 @@ def _host(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    name = value.lower().removesuffix(".")
+    if not _HOST_NAME.fullmatch(name):
+        raise InvalidValue("must be a host name without scheme, port, path and wildcards, like gkt.example.com")
+    return name
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
 Host = Annotated[str, BeforeValidator(lambda value: _host(value) if isinstance(value, str) else value)]
 
 
@@ -92,6 +102,9 @@ class AdminSettings(StrictModel):
     """Address to listen on. Keep it private."""
     port: Port = 8081
     """Port; 0 selects any free port."""
+    hosts: Annotated[tuple[HostName, ...], Field(max_length=100)] = ()
+    """Names by which clients reach this listener, like gkt.example.com. IP addresses, localhost, `host` and the name in
+    `oidc.public_url` are always valid. A request for another name gets 421, which stops DNS rebinding."""
     key: Secret | None = None
     """Key for all requests except probes, metrics and queues. None: these requests are rejected."""
     cors: CorsSettings | None = None

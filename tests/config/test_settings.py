@@ -75,6 +75,20 @@ def model(**keys: Any) -> str:
     return f"models: [{{{given}}}]\n"
 
 
+def test_names_of_the_admin_listener_are_lower_case(folder: Path) -> None:
+    settings = settings_of(folder, BIG + "admin: {hosts: [GKT.Example.com., gkt_admin]}\n")
+    assert settings.admin.hosts == ("gkt.example.com", "gkt_admin")
+    assert settings_of(folder, BIG).admin.hosts == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["https://gkt.example.com", "gkt.example.com:8081", "*.example.com", "*", "", "a..b", "a b", "gkt/x", "-a"]
+)
+def test_a_name_of_the_admin_listener_is_a_host_name(folder: Path, name: str) -> None:
+    (issue,) = issues_of(folder, BIG + f"admin: {{hosts: ['{name}']}}\n")
+    assert issue.startswith("6: admin.hosts[0]: must be a host name without scheme, port, path and wildcards")
+
+
 def test_all_but_the_models_has_a_default(folder: Path) -> None:
     settings = settings_of(folder, BIG)
     assert (settings.server.host, settings.server.port) == ("0.0.0.0", 8080)

@@ -82,8 +82,16 @@ def test_every_rule_refers_to_an_existing_body() -> None:
 def test_every_error_is_documented_with_status_and_retry() -> None:
     """The errors of engines and of queues are included."""
     refusals = operations()["post", "/v1/chat/completions"]["responses"]
-    never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}
-    never.add("role_required")  # of the admin listener
+    never = {
+        "not_found",
+        "method_not_allowed",
+        "ticket_unreadable",
+        "admin_key_unset",
+        "cross_origin",
+        "host_unknown",
+        "conflict",
+    }
+    never |= {"role_required", "host_unknown"}  # of the admin listener
     never |= {"route_without_guidance", "edge_version", "edge_closed", "edge_expired"}  # a device meets these
     never.add("feedback_given")  # of feedback
     never.add("previous_response_not_found")  # of /v1/responses
