@@ -127,6 +127,7 @@ def _engine(
             http,
             model=model.model,
             continuation=model.continuation,
+            echo=echo,
             max_concurrency=model.max_concurrency,
             max_guidance_tokens=lambda: policies.policy_set.max_guidance_tokens(model.name),
         )

@@ -277,8 +277,11 @@ class OpenAIEngine:
         mode = self._mode
         assert mode != "none", "continuation is disabled"
         modes = self._kind.candidates if mode == "auto" else (mode,)
-        found = await find_continuation(self._complete_without_reasoning, modes, self._echo)
-        self._warning = None if found is not None else not_continued(mode)
+        is_configured = mode != "auto" and self._echo is not None
+        found = None  # the probe generates text, so it is sent only for what is not configured
+        if not is_configured:
+            found = await find_continuation(self._complete_without_reasoning, modes, self._echo)
+        self._warning = None if is_configured or found is not None else not_continued(mode)
         if found is None and mode == "completions" and self._renderer is None:
             self._warning = "continuation 'completions' requires a server that renders chats; this one is not known to"
         if found is not None or mode == "auto":

@@ -68,6 +68,7 @@ class TGIEngine:
         *,
         model: str = "tgi",  # any value except "tgi" names a LoRA adapter
         continuation: Mode | Literal["auto", "none"] = "trailing",  # `auto` probes, `none` disables continuation
+        echo: bool | None = None,  # if set, a configured continuation is not probed
         max_concurrency: int | None = None,
         max_guidance_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -80,7 +81,8 @@ class TGIEngine:
         self._max_stops = _DEFAULT_MAX_STOPS
         self._renderer = TgiRenderer(http, model)
         self._configured = continuation
-        self._probed = continuation in {"trailing", "none"}
+        self._is_configured = continuation in {"trailing", "none"} or (continuation != "auto" and echo is not None)
+        self._probed = self._is_configured
         self._warning: str | None = None
         self.state = EngineState(stops_within_s=TGI.stops_within_s)
         if continuation == "none":
@@ -212,7 +214,7 @@ class TGIEngine:
         self.state.revision = short_name(f"{info['model_id']}@{info.get('model_sha')}/{self._model}")
         facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
         self.state.facts = {key: short_name(one) if isinstance(one, str) else one for key, one in facts.items()}
-        self._probed = self._probed and (bool(self.state.up) or self._configured in {"trailing", "none"})
+        self._probed = self._probed and (bool(self.state.up) or self._is_configured)
         if not self._probed:
             await self._probe_continuation()
             self._probed = True

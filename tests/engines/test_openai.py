@@ -674,6 +674,19 @@ async def test_a_configured_echo_overrides_the_probe(*, echo: bool) -> None:
                 assert engine.state.continuation == Continuation("trailing", echo=echo)
 
 
+@pytest.mark.parametrize("mode", ["trailing", "vllm", "instruct", "completions"])
+async def test_a_configured_continuation_and_echo_are_not_probed(mode: Any) -> None:
+    """Neither at the start nor after an outage: a probe generates text."""
+    async with openai(server(openai_itself, "vllm"), continuation=mode, echo=True) as (engine, fake):
+        for _ in range(2):
+            await engine.probe()
+            engine.state.up = False
+        assert not {CHAT, RAW}.intersection(fake.paths)
+        assert fake.paths.count(MODELS) == 2
+        assert engine.state.continuation == Continuation(mode, echo=True)
+        assert engine.state.warnings == []
+
+
 async def test_none_is_never_tried() -> None:
     """There is no warning either."""
     async with openai(server(vllm), continuation="none") as (engine, fake):

@@ -150,6 +150,15 @@ async def test_a_configured_mode_that_fails_the_probe_is_reported() -> None:
         assert engine.state.continuation == Continuation("completions", echo=False)
 
 
+async def test_a_configured_continuation_and_echo_are_not_probed() -> None:
+    async with tgi(Tgi(thinks=True), continuation="completions", echo=False) as (engine, fake):
+        await engine.probe()
+        await engine.probe()
+        assert fake.paths == ["/info"] * 2
+        assert engine.state.continuation == Continuation("completions", echo=False)
+        assert engine.state.warnings == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_ends_a_raw_answer_and_is_not_shown(*, stream: bool) -> None:
     """TGI returns the stop string."""
