@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
 from gateway.cli.lazy import SETTINGS, LazyGroup
+from gateway.version import __version__
 
 COMMANDS = {
     "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
@@ -54,5 +55,16 @@ app = typer.Typer(
 )
 
 
+def _print_version(given: bool) -> None:
+    if given:
+        typer.echo(f"gkt-gateway {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _all() -> None: ...
+def _all(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from gateway.cli.commands import app
+from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +103,11 @@ def _groups() -> Iterator[LazyGroup]:
         _, command, _ = top.resolve_command(None, [name])
         if hasattr(command, "summaries"):
             yield command
+
+
+def test_version_is_an_option_and_a_command() -> None:
+    printed = [CliRunner().invoke(app, [given]) for given in ("--version", "version")]
+    assert [(done.exit_code, done.stdout) for done in printed] == [(0, f"gkt-gateway {__version__}\n")] * 2
 
 
 def test_every_group_lists_the_first_paragraph_of_a_commands_help() -> None:
