@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from decimal import Decimal
 from io import StringIO
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +36,10 @@ def rambling(**more: Any) -> ReceiptBuilder:
 
 
 def in_steps(count: int, start: int = 0) -> str:
-    return "\n".join(f"{one}. {secrets.token_hex(8)} leads to {secrets.token_hex(8)}" for one in range(start, count))
+    digits = Random(start)
+    return "\n".join(
+        f"{step}. {digits.randbytes(8).hex()} leads to {digits.randbytes(8).hex()}" for step in range(start, count)
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def test_measured_lengths_scale_an_answer_and_bound_a_rambling_one() -> None:
         ("I do not know. " + in_steps(80) + " I do not know.", False),
         ("ab" * 100_000, True),
     ],
+    ids=["no text", "short text", "loop", "loop after steps", "steps", "repeated sentence", "two letters"],
 )
 def test_a_loop_is_found_and_other_text_is_not(text: str, found: bool) -> None:
     assert repeats(text) is found
