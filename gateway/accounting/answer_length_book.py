@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.answer_length import UNMEASURED, LengthSums, RouteLengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.redis.client import RedisClient
@@ -39,6 +39,10 @@ class LengthScope(NamedTuple):
     route: str
     model: str  # the baseline model
     guided: bool  # whether the callers' answers were guided, or by the student alone
+
+
+# Created at import: msgspec 0.22 may crash when two threads decode a type for the first time.
+_FIELD_DECODER = msgspec.json.Decoder(tuple[int, LengthScope])
 
 
 class AnswerLengths:
@@ -91,14 +95,13 @@ class AnswerLengths:
         period = int(self._clock()) // PERIOD_S * PERIOD_S
         if self._unsent:
             await self._write(self._keys.answer_lengths(period))
-        found: dict[LengthScope, list[int]] = defaultdict(lambda: [0] * len(LengthSums._fields))
+        hashes: list[dict[bytes, bytes]] = []
         for start in (period, period - PERIOD_S):
-            async for field, number in self._redis.commands.hscan_iter(
-                self._keys.answer_lengths(start), count=_READ_AT_ONCE
-            ):
-                index, scope = msgspec.json.decode(field, type=tuple[int, LengthScope])
-                found[scope][index] += int(number)
-        self._sums = {scope: LengthSums(*numbers) for scope, numbers in found.items()}
+            pages = self._redis.commands.hscan_iter(self._keys.answer_lengths(start), count=_READ_AT_ONCE)
+            # HSCAN may return a field twice while the hash grows.
+            hashes.append({field: number async for field, number in pages})
+        # Thousands of routes take milliseconds.
+        self._sums = await asyncio.to_thread(_decode, hashes)
 
     async def _write(self, key: str) -> None:
         unsent, self._unsent = self._unsent, {}
@@ -113,6 +116,16 @@ class AnswerLengths:
             for scope, sums in unsent.items():
                 self._unsent[scope] = self._unsent.get(scope, LengthSums()).plus(sums)
             raise
+
+
+def _decode(hashes: Iterable[Mapping[bytes, bytes]]) -> dict[LengthScope, LengthSums]:
+    """Add up the fields of the hashes."""
+    found: dict[LengthScope, list[int]] = defaultdict(lambda: [0] * len(LengthSums._fields))
+    for numbers in hashes:
+        for field, number in numbers.items():
+            index, scope = _FIELD_DECODER.decode(field)
+            found[scope][index] += int(number)
+    return {scope: LengthSums(*sums) for scope, sums in found.items()}
 
 
 def _pair_of(builder: ReceiptBuilder) -> tuple[LengthScope, LengthSums] | None:
