@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BudgetSpent, EngineOverloaded, EngineProtocolError, InvalidRequest, NotAuthenticated
+from gateway.errors import (
+    BudgetSpent,
+    EngineOverloaded,
+    EngineProtocolError,
+    EngineRejected,
+    InvalidRequest,
+    NotAuthenticated,
+)
 from gateway.protocol.anthropic.errors import anthropic_error, anthropic_status
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.content_run import ContentRun, template_of
@@ -342,3 +349,40 @@ def test_errors_have_anthropics_names() -> None:
     assert anthropic_status(errors["overloaded_error"]) == 529
     assert anthropic_status(errors["api_error"]) == 502
     assert anthropic_error(InvalidRequest("Bad."), ID, 417)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("reported", "tokens", "maximum"),
+    [
+        ("This model's maximum context length is 8192 tokens. You sent 9000 tokens (8800 in messages).", 9000, 8192),
+        ("max_tokens: 5000. maximum context length is 8192 tokens and you have 4000 (5000 > 8192 - 4000).", 9000, 8192),
+        ("The decoder prompt (length 9000) is longer than the maximum model length of 8192.", 9000, 8192),
+        ("max_tokens=10000 cannot be greater than max_model_len=8192.", 10000, 8192),
+        ("The input (9000 tokens) is longer than the model's context length (8192 tokens).", 9000, 8192),
+        ("request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it", 5000, 4096),
+        ("the request exceeds the available context size (4096 tokens)", 4097, 4096),
+        ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 200", 4200, 4096),
+        ("`inputs` must have less than 1024 tokens. Given: 2000", 2000, 1024),
+        ("This model's maximum context length is 100 tokens. Your messages resulted in at least 500 tokens.", 500, 100),
+    ],
+)
+@pytest.mark.parametrize("by_engine", [True, False])
+def test_a_context_overflow_is_worded_as_anthropics(
+    reported: str, tokens: int, maximum: int, *, by_engine: bool
+) -> None:
+    """Clients compact their history after this message only. An engine's name may have digits."""
+    error = InvalidRequest(reported, code="context_length_exceeded")
+    if by_engine:
+        error = InvalidRequest(f"Engine 'qwen-99999' answered 400: {reported}", code="context_length_exceeded")
+        error.__cause__ = cause = EngineRejected(error.message, engine="qwen-99999", status_sent=400)
+        cause.engine_text = reported
+    assert anthropic_error(error, ID)["error"] == {
+        "type": "invalid_request_error",
+        "message": f"prompt is too long: {tokens} tokens > {maximum} maximum",
+    }
+
+
+def test_a_context_overflow_without_numbers_keeps_the_engines_words() -> None:
+    error = InvalidRequest("Engine 'small' answered 400: too long", code="context_length_exceeded")
+    message = "prompt is too long: Engine 'small' answered 400: too long"
+    assert anthropic_error(error, ID)["error"]["message"] == message
