@@ -64,7 +64,7 @@ def demo(
         weights.find(name)  # an unknown name fails before any download
     find_server()
     llama_cpp.require_library()
-    with reserved_port("127.0.0.1", setup.port, "server.port"):
+    with reserved_port("127.0.0.1", setup.port, "--port"):
         pass
     for name in (teacher, student):
         weights.fetch(name)  # outside the event loop, so that Ctrl-C ends a download at once

@@ -150,11 +150,11 @@ async def _listen(
 
 
 def listen_error(error: OSError, host: str, port: int, field: str) -> StartupError:
-    """Return the error for an address that cannot be opened. `field` is the setting of the port."""
+    """Return the error for an address that cannot be opened. `field` is the setting of the port, or an option."""
     reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+    where = field if field.startswith("--") else f"{field} in config.yaml"
     return StartupError(
-        f"{host}:{port} {reason}. Stop the process that listens there, or choose another port: {field} in config.yaml, "
-        "--port of the demo."
+        f"{host}:{port} {reason}. Stop the process that listens there, or choose another port: {where}."
     )
 
 

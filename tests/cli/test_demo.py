@@ -90,7 +90,7 @@ def test_a_port_in_use_is_reported_before_any_download(monkeypatch: pytest.Monke
     monkeypatch.setattr(demo, "set_up_logs", lambda *_: None)  # the log of this process is the tests'
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is already in use.*--port"):
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is already in use.*another port: --port\\.$"):
             demo.demo(port=port)
 
 

@@ -61,7 +61,7 @@ def test_a_port_that_is_taken(tmp_path: Path, redis_url: str, workers: str) -> N
         config = _config(tmp_path, redis_url=redis_url, server={"port": port})
         line = _one_line(_run("serve", "--config", config, "--workers", workers))
     assert f"127.0.0.1:{port} is already in use" in line
-    assert "server.port" in line
+    assert line.endswith("or choose another port: server.port in config.yaml.")
 
 
 @pytest.mark.parametrize(("workers", "option"), [("1", "--port"), ("2", "--port"), ("1", "--admin-port")])
