@@ -30,10 +30,12 @@ def needs_redis(handler: _Handler) -> _Handler:
             return await handler(request)
         except (RedisError, OSError) as error:
             # The circuit breaker of Redis ignores this error: a slow admin request must not affect callers.
-            # A script may have run although its reply was lost.
-            raise StoreUnavailable(
-                "Redis is unavailable. Check whether the change was applied before you send the request again."
-            ) from error
+            message = "Redis is unavailable. Send the request again when Redis answers."
+            if request.method not in {"GET", "HEAD"}:  # a script may have run although its reply was lost
+                message = (
+                    "Redis is unavailable. Check whether the change was applied before you send the request again."
+                )
+            raise StoreUnavailable(message) from error
 
     return guarded
 

@@ -75,6 +75,11 @@ async def test_known_keys_are_valid_during_an_outage_and_end_with_an_empty_redis
                     refused = await world.admin("POST", "/keys", {"tenant": "acme", "id": "more"})
                     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
                     assert "Check whether the change was applied" in refused.json()["error"]["message"]
+                    listed = await world.admin("GET", "/keys")
+                    assert listed.status_code == 503
+                    assert listed.json()["error"]["message"] == (
+                        "Redis is unavailable. Send the request again when Redis answers."
+                    )
                     assert [await world.ask(one["key"]) for one in (made, ended)] == [200, 401]
                 await redis.stop()
                 process.wait_for_log("keys_not_read")
