@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -303,6 +304,19 @@ def test_the_configured_maximum_precedes_the_engines_and_the_listed_one() -> Non
 def test_the_limit_under_a_budget_is_none_that_an_engine_cannot_take() -> None:
     assert budget_max_tokens(plan("student")) == 1024
     assert budget_max_tokens(plan("student"), engine_maxima({"small": 512}, {})) == 512
+
+
+def test_the_page_on_costs_has_the_charges_of_failures() -> None:
+    """A garbage reply costs its call's bound, and an abandoned request its reservation with two retries."""
+    request, prices = chat(max_tokens=4000), PRICES | {"small": Price.of_tokens(Decimal(1), Decimal(10))}
+    one = structs.replace(plan("student"), max_tokens=4000, retries=RetryRule())
+    reserved = worst_case(one, request, prices)
+    garbage = call("small", request, lost_tokens=4000, limit_tokens=4000)
+    failed = builder(one, request=request, reserved=reserved, student=garbage).close("failed", prices, MODELS)
+    page = (Path(__file__).parents[2] / "docs/cost.md").read_text("utf-8")
+    assert f"| {failed.cost_usd:.4f} USD |" in page
+    assert f"| {150 * failed.cost_usd:.1f} USD |" in page
+    assert f"| {reserved.usd:.4f} USD |" in page
 
 
 def test_unknown_usage_raises_no_savings() -> None:
