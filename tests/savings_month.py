@@ -25,7 +25,10 @@ UNTIL = int(datetime(2025, 12, 1, tzinfo=UTC).timestamp())
 
 
 class ShownSavings(NamedTuple):
-    """The values that each place must show of a tenant. Money is in millionths of a dollar."""
+    """The values that each place must show of a tenant. Money is in millionths of a dollar.
+
+    `measuring` and `failed` are parts of `cost`. The baseline less the cost is the savings.
+    """
 
     requests: int
     cost: str
@@ -36,41 +39,44 @@ class ShownSavings(NamedTuple):
     shown: str
     color: str
     teacher_away: int = 0
+    failed: str = "0"
 
 
 MONTH = {
-    # Saved: G 1490, S 750, and S 750 behind a probe. Nothing: tools, the teacher's own answer, a caller that left.
-    # Cost: 710 + 50 + 70.5 + 50 + 800 + 710. Baseline: 2200 + 800 + 800 + 800 + 800 + 2200. Error: 1000 + 100 + 100.
-    "acme": ShownSavings(6, "2390.5", "20.5", "7600", "2990", "1200", "0.002990", "good"),
+    # Saved: G 1490, S 750, and S 750 behind a probe of 20.5. Nothing: tools, the teacher's own answer, a caller that
+    # left. Their baseline is their cost. A failed S has no baseline: -50.
+    # Cost: 710 + 50 + 70.5 + 50 + 800 + 710 + 50. Baseline: 2200 + 800 + 800 + 50 + 800 + 710. Error: 1000 + 100 + 100.
+    "acme": ShownSavings(7, "2440.5", "20.5", "5360", "2919.5", "1200", "0.002920", "good", failed="50"),
     # The teacher was down: three times S, of which two by teacher_unreachable and one by queue_full.
-    "dusk": ShownSavings(3, "150", "0", "2400", "0", "0", "0.000000", "", teacher_away=3),
+    "dusk": ShownSavings(3, "150", "0", "150", "0", "0", "0.000000", "", teacher_away=3),
     # It was late, and is paid: big 200 + 400, small 20 + 5. The answer alone: 200 + 100. A loss: 300 - 625.
     "tardy": ShownSavings(1, "625", "0", "300", "-325", "100", "-0.000325", "bad", teacher_away=1),
     # Served: G and S. Beside G the sampler ran big, 40 x 2 + 60 x 1 + 100 x 10 = 1140, and small, 50; beside S a shadow
     # ran G, 710. The sampler measured 100 x 2 + 100 x 10 = 1200 in the place of 2200, without an error.
-    # Saved: 1490 - 1000 + 750. Cost: 710 + 50 + 1140 + 50 + 710. Error: 1000 - 1000 + 100.
-    "lab": ShownSavings(5, "2660", "1900", "3000", "1240", "100", "0.001240", "good"),
-    # G with a baseline of 1410 that may be off by 2500.
-    "haze": ShownSavings(1, "710", "0", "1410", "700", "2500", "about 0", ""),
+    # Saved: 1490 - 1000 + 750 - 1900. Cost: 710 + 50 + 1140 + 50 + 710. Error: 1000 - 1000 + 100.
+    "lab": ShownSavings(2, "2660", "1900", "2000", "-660", "100", "-0.000660", "bad"),
+    # G with a baseline of 1410 that may be off by 800.
+    "haze": ShownSavings(1, "710", "0", "1410", "700", "800", "about 0", ""),
 }
-TOTAL = ShownSavings(16, "6535.5", "1920.5", "14710", "4605", "3900", "0.004605", "good", teacher_away=4)
+TOTAL = ShownSavings(14, "6585.5", "1920.5", "9220", "2634.5", "2200", "0.002634", "good", teacher_away=4, failed="50")
 
 CLASSES = {
     "acme-0": ("guided", "1490"),
     "acme-1": ("student_by_policy", "750"),
-    "acme-2": ("student_by_policy", "750"),
+    "acme-2": ("student_by_policy", "729.5"),
     "acme-3": ("not_guidable", "0"),
     "acme-4": ("teacher", "0"),
-    "acme-5": ("failed", "0"),
+    "acme-5": ("disconnected", "0"),
+    "acme-6": ("failed", "-50"),
     "dusk-0": ("teacher_unavailable", "0"),
     "dusk-1": ("teacher_unavailable", "0"),
     "dusk-2": ("teacher_unavailable", "0"),
     "tardy-0": ("teacher_unavailable", "-325"),
     "lab-0": ("guided", "1490"),
-    "lab-0-shadow-teacher": ("measuring", "-1000"),
-    "lab-0-shadow-student": ("measuring", "0"),
+    "lab-0-shadow-teacher": ("measuring", "-2140"),
+    "lab-0-shadow-student": ("measuring", "-50"),
     "lab-1": ("student_by_policy", "750"),
-    "lab-1-shadow": ("measuring", "0"),
+    "lab-1-shadow": ("measuring", "-710"),
     "haze-0": ("guided", "700"),
 }
 """By receipt, its class and the savings that count."""
@@ -96,6 +102,7 @@ def receipts() -> list[Receipt]:
         _of("acme-3", closed(builder(plan(), unguided="tools", **alone))),
         _of("acme-4", closed(builder(plan("teacher"), teacher=call("big", 100, 60))), "0"),
         _of("acme-5", closed(guided(), "client_gone")),
+        _of("acme-6", closed(builder(plan("student"), **alone), "engine_failed")),
         _of("dusk-0", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
         _of("dusk-1", closed(builder(plan(), unguided="queue_full", **alone))),
         _of_an_earlier_version("dusk-2", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
@@ -110,7 +117,7 @@ def receipts() -> list[Receipt]:
         _of("lab-0-shadow-student", closed(student)),
         _of("lab-1", closed(builder(plan("student"), **alone))),
         _of("lab-1-shadow", closed(guided(shadow_of="lab-1"))),
-        _of("haze-0", msgspec.structs.replace(closed(guided()), baseline_usd=micro("1410")), "2500"),
+        _of("haze-0", msgspec.structs.replace(closed(guided()), baseline_usd=micro("1410")), "800"),
     ]
     return [msgspec.structs.replace(one, created=SINCE + 86_400 * place + 90_000) for place, one in enumerate(found)]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from deploy.grafana.money import BY_ROUTE, WHO, error, over_range, per_second, sure
+from deploy.grafana.money import BY_ROUTE, WHO, error, over_range, per_second, sure, teacher_alone
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
-from deploy.grafana.shared import COST_AGAINST_BASELINE, SAVED_BY_GUIDANCE, SMALL
+from deploy.grafana.shared import COST_AGAINST_BASELINE, SAVED_BY_GUIDANCE, SAVED_BY_POLICY, SMALL
 
 _WHO = f"{{{WHO}}}"
 _TENANT = '{tenant=~"$tenant"}'
 _COST = f"sum(increase(gkt_cost_usd_total{_WHO}[$__range]))"
-_BASELINE = f"sum(increase(gkt_baseline_usd_total{_WHO}[$__range]))"
 _AWAY = '{tenant=~"$tenant", route=~"$route", savings_class="teacher_unavailable"}'
+_FAILED = '{tenant=~"$tenant", route=~"$route", savings_class="failed"}'
 _MEASURING = '{tenant=~"$tenant", route=~"$route", savings_class="measuring"}'
 
 
 _RANGE = over_range()
+_BASELINE = teacher_alone(_RANGE)
 _ERROR = error(_RANGE)
 _SURE = sure(_RANGE)
 
@@ -29,18 +30,18 @@ COST = Dashboard(
     "Costs of answers, of the baseline model alone for the same answers, and of each tenant.",
     (Choice("tenant", "gkt_requests_total"), Choice("route", 'gkt_requests_total{tenant=~"$tenant"}')),
     (
-        Panel("Cost", "Cost of the answers in the selected time.", "currencyUSD", (Query(_COST),), **SMALL),
+        Panel("Cost", "Cost of all engine calls in the selected time.", "currencyUSD", (Query(_COST),), **SMALL),
         Panel(
             "Baseline",
-            "Cost of the baseline model alone for the same answers. Shadows are excluded, since they save nothing.",
+            "Cost of the baseline model alone for the same answers. Cost and savings together are the baseline.",
             "currencyUSD",
             (Query(_BASELINE),),
             **SMALL,
         ),
         Panel(
             "Saved",
-            "Savings of guided answers, and of answers for which a policy selected the student. Below zero, "
-            "guidance cost more than it saved. About 0: the error of the estimate is at least as large.",
+            "Baseline less cost: savings of guided answers, and of answers for which a policy selected the student, "
+            "less failed requests and measuring. About 0: the error of the estimate is at least as large.",
             "currencyUSD",
             (Query(_SURE),),
             falling=True,
@@ -50,6 +51,7 @@ COST = Dashboard(
             **SMALL,
         ),
         SAVED_BY_GUIDANCE,
+        SAVED_BY_POLICY,
         Panel(
             "Saved, of the baseline",
             "Savings divided by the baseline.",
@@ -78,8 +80,16 @@ COST = Dashboard(
             **SMALL,
         ),
         Panel(
+            "Cost of failed requests",
+            "Cost of requests without an answer. It reduces the savings. Client disconnects are no failure.",
+            "currencyUSD",
+            (Query(f"sum(increase(gkt_class_cost_usd_total{_FAILED}[$__range]))"),),
+            plain=True,
+            **SMALL,
+        ),
+        Panel(
             "Cost of measuring",
-            "Cost of shadows and quality samples. The savings exclude it.",
+            "Cost of shadows and quality samples. It reduces the savings.",
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_MEASURING}[$__range]))"),),
             plain=True,
@@ -163,7 +173,7 @@ COST = Dashboard(
             "short",
             (
                 Query(_by("tenant, route", "gkt_cost_usd_total")),
-                Query(_by("tenant, route", "gkt_baseline_usd_total")),
+                Query(teacher_alone(_RANGE, BY_ROUTE)),
                 Query(sure(_RANGE, BY_ROUTE)),
                 Query(error(_RANGE, BY_ROUTE)),
                 Query(_by("tenant, route", "gkt_requests_total")),

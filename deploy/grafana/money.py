@@ -4,8 +4,10 @@ from __future__ import annotations
 
 WHO = 'tenant=~"$tenant", route=~"$route"'
 """The choices on top of a dashboard."""
-GUIDANCE = 'savings_class=~"guided|measuring"'
-"""Savings of guided answers: those of the class, and the corrections by measured baselines."""
+GUIDANCE = 'savings_class="guided"'
+"""Savings of guided answers, with the corrections by measured baselines."""
+BY_POLICY = 'savings_class="student_by_policy"'
+"""Savings of answers for which a policy selected the student."""
 BY_ROUTE = " by (tenant, route)"
 
 
@@ -28,6 +30,12 @@ def sure(reach: str, by: str = "") -> str:
     """Return the savings that count, or 0 where their error is as large."""
     saved = _less("gkt_savings_usd_total", "gkt_losses_usd_total", reach, by)
     return f"{saved} * (abs({saved}) > bool {error(reach, by)})"
+
+
+def teacher_alone(reach: str, by: str = "") -> str:
+    """Return the baselines that count: the cost and the savings together."""
+    cost = f"sum{by} ({reach.replace('METRIC', 'gkt_cost_usd_total')})"
+    return f"({cost} + {_less('gkt_savings_usd_total', 'gkt_losses_usd_total', reach, by)})"
 
 
 def _less(more: str, less: str, reach: str, by: str) -> str:

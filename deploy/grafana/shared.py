@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.grafana.money import GUIDANCE, WHO, over_range, sure
+from deploy.grafana.money import BY_POLICY, GUIDANCE, WHO, over_range, per_second, sure, teacher_alone
 from deploy.grafana.panels import Panel, Query
 
 SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
@@ -13,11 +13,11 @@ _FAILED = f'{{{WHO}, status!~"ok|client_gone"}}'
 
 COST_AGAINST_BASELINE = Panel(
     "Cost against baseline, per hour",
-    "The gap between the lines includes unguided answers and measurements, so it is not equal to the savings.",
+    "The gap between the lines is the savings.",
     "currencyUSD",
     (
         Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
-        Query(f"sum(rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) * 3600", "baseline"),
+        Query(f"{teacher_alone(per_second())} * 3600", "baseline"),
     ),
     width=12,
 )
@@ -27,6 +27,18 @@ SAVED_BY_GUIDANCE = Panel(
     "the estimate is at least as large.",
     "currencyUSD",
     (Query(sure(over_range(f"{WHO}, {GUIDANCE}"))),),
+    falling=True,
+    bad=0,
+    least=None,
+    words={0: ("about 0", "text")},
+    **SMALL,
+)
+SAVED_BY_POLICY = Panel(
+    "Saved by student by policy",
+    "Savings of answers for which a policy selected the student. About 0: the error of the estimate is at least as "
+    "large.",
+    "currencyUSD",
+    (Query(sure(over_range(f"{WHO}, {BY_POLICY}"))),),
     falling=True,
     bad=0,
     least=None,

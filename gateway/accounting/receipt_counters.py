@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.accounting.edge import student_of
 from gateway.accounting.receipt import class_of, savings_of
-from gateway.accounting.savings import FAILED, GUIDED, MEASURING, TEACHER
+from gateway.accounting.savings import DISCONNECTED, GUIDED, MEASURING, TEACHER
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     _Add: TypeAlias = Callable[[float], None]
 
 _MAX_ROUTES = 10_000
-_NEVER_COUNTED = frozenset({FAILED, TEACHER})
+_OTHERS_SERIES = frozenset({DISCONNECTED, MEASURING, TEACHER})
+"""Classes whose receipts save nothing, or correct the savings of guided answers."""
 
 
 class _OfRoute(Record, frozen=True):
@@ -35,7 +36,6 @@ class _OfRoute(Record, frozen=True):
     route: str
     savings_class: str
     cost: _Add
-    baseline: _Add
     savings: _Add
     losses: _Add
     error: _Add
@@ -115,13 +115,13 @@ class ReceiptCounters:
         by_class = metrics.savings_usd, metrics.losses_usd, *errors
         for counter in by_class:
             self._adder(counter, *labels, GUIDED)  # a query that subtracts one from another needs a series of each
-        counted = GUIDED if savings_class in _NEVER_COUNTED else savings_class  # without series that stay at 0
+        counted = GUIDED if savings_class in _OTHERS_SERIES else savings_class  # without series that stay at 0
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
         of = self._routes[tenant, route, savings_class] = _OfRoute(
             *labels,
             savings_class,
-            *[self._adder(counter, *labels) for counter in (metrics.cost_usd, metrics.baseline_usd)],
+            self._adder(metrics.cost_usd, *labels),
             *[self._adder(counter, *labels, counted) for counter in by_class],
         )
         return of
@@ -134,17 +134,15 @@ class ReceiptCounters:
     def _count_savings(self, receipt: Receipt, of: _OfRoute) -> None:
         metrics, adder, cost = self._metrics, self._adder, float(receipt.cost_usd)
         of.cost(cost)
-        if receipt.shadow_of is None:  # a shadow has no baseline: the original request was paid for, too
-            of.baseline(float(receipt.baseline_usd))
         savings, of_class = savings_of(receipt), of.savings_class
         if savings.measuring_usd:
             adder(metrics.class_cost_usd, of.tenant, of.route, MEASURING)(float(savings.measuring_usd))
+            adder(metrics.losses_usd, of.tenant, of.route, MEASURING)(float(savings.measuring_usd))
             cost = float(receipt.cost_usd - savings.measuring_usd)
         if of_class != MEASURING:
             adder(metrics.class_cost_usd, of.tenant, of.route, of_class)(cost)
         # A counter cannot decrease, so each signed amount has two counters.
-        if savings.usd:
-            usd = float(savings.usd)
+        if usd := float(savings.answer_usd):
             of.savings(usd) if usd > 0 else of.losses(-usd)
         if savings.error_usd:
             usd = float(savings.error_usd)

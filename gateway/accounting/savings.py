@@ -12,11 +12,19 @@ from typing import Literal, get_args
 import msgspec
 
 from gateway.policy.tool_switch import NO_PROBABILITY, STUDENT_CONFIDENT, STUDENT_UNSURE
-from gateway.pricing import savings_usd
+from gateway.pricing import savings_usd, total_usd
 from gateway.runtime.record import Record
 
 SavingsClass = Literal[
-    "guided", "student_by_policy", "reported", "teacher_unavailable", "not_guidable", "teacher", "failed", "measuring"
+    "guided",
+    "student_by_policy",
+    "reported",
+    "teacher_unavailable",
+    "not_guidable",
+    "teacher",
+    "disconnected",
+    "failed",
+    "measuring",
 ]
 GUIDED: SavingsClass = "guided"
 STUDENT_BY_POLICY: SavingsClass = "student_by_policy"
@@ -24,11 +32,14 @@ REPORTED: SavingsClass = "reported"
 TEACHER_UNAVAILABLE: SavingsClass = "teacher_unavailable"
 NOT_GUIDABLE: SavingsClass = "not_guidable"
 TEACHER: SavingsClass = "teacher"
+DISCONNECTED: SavingsClass = "disconnected"
 FAILED: SavingsClass = "failed"
 MEASURING: SavingsClass = "measuring"
 CLASSES: tuple[SavingsClass, ...] = get_args(SavingsClass)
 """In the order in which pages and exports list them."""
 
+CLIENT_GONE = "client_gone"
+"""The status of a request whose caller disconnected."""
 ABOUT_ZERO = "about 0"
 """The text for savings whose error is at least as large as the amount."""
 
@@ -41,6 +52,7 @@ _BY_POLICY = frozenset(
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
 _ZERO = Decimal(0)
 _COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY, REPORTED})
+_WITHOUT_ANSWER = frozenset({FAILED, MEASURING})
 _LOSSES_ONLY = frozenset({TEACHER_UNAVAILABLE, NOT_GUIDABLE})
 
 
@@ -54,11 +66,16 @@ class MeasuredBaseline(msgspec.Struct, frozen=True):
 
 
 class Savings(Record, frozen=True):
-    """The savings that one receipt adds to sums."""
+    """The savings that one receipt adds to sums: the baseline that counts, less the receipt's cost."""
 
-    usd: Decimal  # the amount that counts. It is negative where guidance cost more than it saved.
+    usd: Decimal  # negative where the request cost more than the baseline that counts
     error_usd: Decimal  # the largest error of `usd`. A measured baseline subtracts the error of its estimate.
     measuring_usd: Decimal  # the part of the receipt's cost that paid for measuring instead of an answer
+
+    @property
+    def answer_usd(self) -> Decimal:
+        """Return the savings without the cost of measuring. For a quality sample, they are those of guided answers."""
+        return total_usd(self.usd, self.measuring_usd)
 
 
 def report_class(unguided: str | None) -> SavingsClass:
@@ -72,7 +89,7 @@ def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: st
     if shadow_of is not None:
         return MEASURING
     if status != "ok":
-        return FAILED
+        return DISCONNECTED if status == CLIENT_GONE else FAILED
     if mode == "teacher" and unguided != STUDENT_UNSURE:  # the question to an unsure student is a loss
         return TEACHER
     if unguided is None:
@@ -101,20 +118,26 @@ def apply_class(
     """
     if of_class == MEASURING:
         if measured is None:
-            return Savings(_ZERO, _ZERO, cost_usd)
+            return Savings(-cost_usd, _ZERO, cost_usd)
         difference = savings_usd(measured.baseline_usd, measured.estimated_usd)
-        return Savings(difference, -measured.estimated_error_usd, cost_usd)
-    if probe_usd is not None:
-        cost_usd = savings_usd(cost_usd, probe_usd)
+        return Savings(savings_usd(difference, cost_usd), -measured.estimated_error_usd, cost_usd)
+    probe_usd = probe_usd or _ZERO
+    cost_usd = savings_usd(cost_usd, probe_usd)
     difference = savings_usd(baseline_usd, cost_usd)
-    if of_class in _COUNTED or is_counted(of_class, difference):
-        return Savings(difference, error_usd or _ZERO, probe_usd or _ZERO)
-    return Savings(_ZERO, _ZERO, probe_usd or _ZERO)
+    if is_counted(of_class, difference):
+        return Savings(savings_usd(difference, probe_usd), error_usd or _ZERO, probe_usd)
+    lost_usd = cost_usd if is_lost(of_class) else _ZERO
+    return Savings(-total_usd(lost_usd, probe_usd), _ZERO, probe_usd)
 
 
 def is_counted(of_class: str, difference: Decimal | int) -> bool:
     """Return whether the difference of baseline and cost counts as savings. In the class `measuring` it never does."""
     return of_class in _COUNTED or (difference < 0 and of_class in _LOSSES_ONLY)
+
+
+def is_lost(of_class: str) -> bool:
+    """Return whether all of the cost is a loss: no caller received an answer, so the baseline that counts is 0."""
+    return of_class in _WITHOUT_ANSWER
 
 
 def is_about_zero(usd: Decimal, error_usd: Decimal) -> bool:

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gateway.accounting.savings import FAILED
 from gateway.admin.replies import time_shown
 from gateway.api.keys import ENGINES, USAGE_DATABASE
-from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.search import ReceiptSearch
 
@@ -51,7 +49,6 @@ CAUSES = {
     "internal": "internal error; the log has the details",
 }
 """Words for the error labels of failed requests and probes."""
-CLIENT_GONE = "client_gone"
 RECENT_BY = ("tenant", "route", "mode")
 _EXAMPLES = 50
 """The newest failed requests whose engines are counted."""
@@ -129,17 +126,12 @@ def engines_in_use(policy_set: PolicySet, recent: RecentRequests) -> frozenset[s
     return frozenset(in_use)
 
 
-def failed_requests(row: SumRow) -> int:
-    """Return the number of failed requests. A caller that disconnected is no failure."""
-    return max(0, row.classes.get(FAILED, ClassSum()).requests - row.errors.get(CLIENT_GONE, 0))
-
-
 async def failures_shown(
     app: web.Application, recent: RecentRequests, sums: UsageSpan, only: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the failed part of recent requests, its main cause, and both as a sentence."""
     row = recent.answers
-    requests, failed = row.requests, failed_requests(row)
+    requests, failed = row.requests, sum(row.errors.values())
     shown = {
         "since": time_shown(sums.since),
         "requests": requests,
@@ -148,10 +140,9 @@ async def failures_shown(
         "cause": None,
         "text": f"0 of {requests} failed" if requests else "no requests",
     }
-    errors = Counter({name: number for name, number in row.errors.items() if name != CLIENT_GONE})
-    if not failed or not errors:
+    if not failed:
         return shown
-    ((error, _),) = errors.most_common(1)
+    ((error, _),) = Counter(row.errors).most_common(1)
     where = ReceiptSearch(sums.since, None, only.get("tenant"), only.get("route"), only.get("key"), status=error)
     page = await app[USAGE_DATABASE].search(where, _EXAMPLES)
     engine = _most_common(_FAILED_DECODER.decode(found.receipt).engine for found in page.found)

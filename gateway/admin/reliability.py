@@ -36,7 +36,7 @@ _STAGES = {"teacher": ("teacher",), "student": ("first_token", "total")}
 
 
 class _Sums(NamedTuple):
-    """The sum of all requests without shadows, and the sums by role and engine."""
+    """The sum of all requests, and the sums by role and engine, without shadows."""
 
     total: SumRow
     by_engine: dict[tuple[str, str], SumRow]
@@ -63,6 +63,9 @@ async def show_reliability(request: web.Request) -> web.Response:
                 _engine(app, name, sums, fleet.get(name, EngineFigures())) for name in app[ENGINES].engine_set.by_name
             ],
             "requests": counts["total"],
+            "answers": counts["answers"],
+            "disconnected": counts["disconnected"],
+            "shadows": counts["shadows"],
             "guided": counts["guided"],
             "errors": _errors(sums.total),
             "error_share": counts["error_share"],
@@ -102,8 +105,8 @@ def _sums(usage: UsageResult) -> _Sums:
     total, by_engine = SumRow(), dict[tuple[str, str], SumRow]()
     for group, row in usage.rows():
         mode, *engines = group.names
+        total.merge(row)
         if mode != "shadow":
-            total.merge(row)
             for role, engine in zip(_STAGES, engines, strict=True):
                 merge_in(by_engine, (role, engine), row)
     return _Sums(total, by_engine)
@@ -129,11 +132,10 @@ def _role(role: str, row: SumRow | None) -> dict[str, Any] | None:
     if row is None or not row.requests:
         return None
     errors, latency = _errors(row), figures(row, money=False)["latency_ms"]
-    failed = sum(errors.values()) - errors.get("client_gone", 0)
     return {
         "requests": row.requests,
         "errors": errors,
-        "error_share": share_of(failed, row.requests),
+        "error_share": share_of(sum(errors.values()), row.requests),
         "latency_ms": {stage: latency[stage] for stage in _STAGES[role]},
     }
 

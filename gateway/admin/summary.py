@@ -7,7 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.request_log import EXPECTED_REASONS
-from gateway.accounting.savings import GUIDED, MEASURING, REPORTED, is_about_zero
+from gateway.accounting.savings import (
+    GUIDED,
+    NOT_GUIDABLE,
+    REPORTED,
+    STUDENT_BY_POLICY,
+    TEACHER_UNAVAILABLE,
+    is_about_zero,
+)
 from gateway.admin.budgets import budget_of
 from gateway.admin.engine_states import engine_states
 from gateway.admin.guidance import GUIDANCE
@@ -16,7 +23,6 @@ from gateway.admin.problems import (
     RECENT_BY,
     detail_of,
     engines_in_use,
-    failed_requests,
     failures_shown,
     recent_requests,
     words_of,
@@ -29,7 +35,7 @@ from gateway.pricing import dollars
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import RequestedRange, span
-from gateway.usage.usage import UsageQuery, usd_text
+from gateway.usage.usage import UsageQuery, costs_of, usd_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -81,7 +87,7 @@ async def show_summary(request: web.Request) -> web.Response:
             "quality": trend_shown(
                 app[POLICIES].policy_set, app[GUIDANCE].switches.off, only, agreements, agreements_before
             ),
-            "requests": {**requests_of(row), "previous_total": _total_requests(row_before) if before else None},
+            "requests": {**requests_of(row), "previous_total": row_before.caller_requests if before else None},
             "failures": failures,
             "banners": [
                 *_engine_banners(app, {name: one for name, one in states.items() if name in in_use}),
@@ -116,23 +122,24 @@ def _spent(row: SumRow, period: ReportPeriod, row_before: SumRow, before: Report
         "usd": usd_text(row.cost_pico),
         "previous_usd": None if before is None else usd_text(row_before.cost_pico),
         "change": change,
-        "measuring_usd": usd_text(row.classes.get(MEASURING, ClassSum()).cost_pico),
+        **{name: usd_text(cost) for name, cost in costs_of(row).items()},
     }
 
 
 def _saved(row: SumRow, before: SumRow | None) -> dict[str, Any]:
     whole = _amount(row.savings_pico, row.savings_error_pico)
     earlier = None if before is None else _amount(before.savings_pico, before.savings_error_pico)
-    # Quality samples measure the baselines of guided answers: their corrections are in the class `measuring`.
-    parts = [row.classes.get(name, ClassSum()) for name in (GUIDED, MEASURING)]
-    guided = _amount(sum(one.savings_pico for one in parts), sum(one.error_pico for one in parts))
-    reported = row.classes.get(REPORTED, ClassSum())
+    classes = row.classes
+    guided, by_policy, reported = (classes.get(name, ClassSum()) for name in (GUIDED, STUDENT_BY_POLICY, REPORTED))
+    lost = sum(classes.get(name, ClassSum()).savings_pico for name in (TEACHER_UNAVAILABLE, NOT_GUIDABLE))
     is_known = row.baseline_pico > 0 and not whole["about_zero"]
     return {
         **whole,
         "previous_usd": None if earlier is None else earlier["usd"],
         "previous_error_usd": None if earlier is None else earlier["error_usd"],
-        "guided": guided,
+        "guided": _amount(guided.savings_pico, guided.error_pico),
+        "student_by_policy": _amount(by_policy.savings_pico, by_policy.error_pico),
+        "unguided_usd": usd_text(lost),
         # The gateway measured all other savings.
         "reported": _amount(reported.savings_pico, reported.error_pico),
         "measured": _amount(row.savings_pico - reported.savings_pico, row.savings_error_pico - reported.error_pico),
@@ -148,12 +155,15 @@ def _amount(savings_pico: int, error_pico: int) -> dict[str, Any]:
 
 
 def requests_of(row: SumRow) -> dict[str, Any]:
-    """Return the number of requests, of those with and without guidance, and of failures, without shadows."""
-    total, errors = _total_requests(row), failed_requests(row)
+    """Return the number of requests, of those with and without guidance, of failures, and of shadows."""
+    total, errors = row.caller_requests, sum(row.errors.values())
     failed = sum(number for reason, number in row.unguided.items() if reason not in EXPECTED_REASONS)
     unguided = sum(row.unguided.values())
     return {
         "total": total,
+        "answers": row.answers,
+        "disconnected": row.disconnected,
+        "shadows": row.shadows,
         "guided": row.guided,
         "unguided": unguided,
         "unguided_by_failure": failed,
@@ -167,10 +177,6 @@ def requests_of(row: SumRow) -> dict[str, Any]:
 def share_of(part: int, whole: int) -> float | None:
     """Return the rounded share, or None of nothing."""
     return round(part / whole, _DIGITS) if whole > 0 else None
-
-
-def _total_requests(row: SumRow) -> int:
-    return row.requests - row.classes.get(MEASURING, ClassSum()).requests
 
 
 def _engine_banners(app: web.Application, states: Mapping[str, SharedEngineState]) -> list[dict[str, Any]]:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _FORMATS = ("json", "csv")
 _ROLES = ("teacher", "student", "failed")
 _MONEY = (
-    *("cost_usd", "teacher_cost_usd", "student_cost_usd", "failed_cost_usd", "baseline_usd", "savings_usd"),
-    *("savings_error_usd", "savings_about_zero", "measuring_usd", "baseline_estimated", "baseline_error_usd"),
-    "cost_share",
+    *("cost_usd", "answers_usd", "disconnected_usd", "failed_usd", "measuring_usd"),
+    *("teacher_cost_usd", "student_cost_usd", "replaced_cost_usd", "baseline_usd", "savings_usd"),
+    *("savings_error_usd", "savings_about_zero", "baseline_estimated", "cost_share"),
 )
 _CLASS_SUMS = ("requests", "cost_usd", "baseline_usd", "savings_usd")
 _LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")
@@ -128,7 +128,10 @@ def columns(row: SumRow) -> dict[str, object]:
     classes, names = fields["savings_classes"], (*CLASSES, UNCLASSIFIED)
     cells = {
         "requests": fields["requests"],
+        "answers": fields["answers"],
         "errors": sum(fields["errors"].values()),
+        "disconnected": fields["disconnected"],
+        "shadows": fields["shadows"],
         "unguided": sum(fields["unguided"].values()),
         **{f"{role}_{kind}_tokens": tokens[role][kind] for role in _ROLES for kind in ("input", "cached", "output")},
         **{f"{name}_tokens": tokens[name] for name in ("kept", "answer", "answer_by_teacher")},

@@ -10,13 +10,23 @@ import typer
 from rich.measure import Measurement
 from rich.text import Text
 
-from gateway.accounting.savings import ABOUT_ZERO, REPORTED, TEACHER_UNAVAILABLE
+from gateway.accounting.savings import (
+    ABOUT_ZERO,
+    CLASSES,
+    FAILED,
+    GUIDED,
+    MEASURING,
+    NOT_GUIDABLE,
+    REPORTED,
+    STUDENT_BY_POLICY,
+    TEACHER_UNAVAILABLE,
+)
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption, without_none
 from gateway.cli.lazy import CONFIG
 from gateway.cli.tables import console_for, in_json, plain_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rich.table import Table
 
@@ -83,9 +93,9 @@ def usage(
     combined with further labels.
 
     Times are UTC. The range is extended to whole periods; the first line has the actual range. The sums are exactly
-    those of the receipts. Saved is the baseline minus the cost where guidance or a policy's choice of the student
-    caused the difference. It is red and negative where guidance cost more than it saved, and "about 0" where it is
-    not larger than its error.
+    those of the receipts. Saved is the baseline minus the cost, with failed requests and measuring. The baseline is
+    the cost of the teacher alone where guidance or a policy's choice of the student caused the difference. Saved is
+    red if it is negative, and "about 0" if it is not larger than its error.
 
     This command calls the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at
     --url. It sends the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.
@@ -113,7 +123,7 @@ def _print_receipt_sums(reply: dict[str, Any]) -> None:
     if not reply["rows"]:
         console.print(_NO_TAGS if "tag" in reply["by"] else _NO_LABELS)
         return
-    figures = ("requests", "errors", "input tokens", "output tokens", "cost USD", "baseline USD", "saved USD")
+    figures = ("requests", "failed", "input tokens", "output tokens", "cost USD", "baseline USD", "saved USD")
     by = [*(["start"] if reply["granularity"] else []), *reply["by"]]
     heads = ["model" if name == "route" else name.removeprefix("label:") for name in by]
     table = plain_table(*heads, *figures, right=slice(len(heads), None))
@@ -129,19 +139,21 @@ _NO_TAGS = "No requests with tags in this time. Callers send tags in x-gkt-tags 
 _NO_LABELS = "No requests with this label in this time. Labels are declared in policy files, under `labels`."
 _NONE = "-"
 _LEGEND = (
-    "Tokens: input + output. Saved: savings by guidance or by a policy's choice of the student. +/-: error of the "
-    "saved amount, which is about 0 if it is not larger than its error. Teacher away: requests that the student "
-    "answered because the teacher was unavailable; they save nothing. Measuring: cost of shadows and quality "
-    "samples. Cost share: baseline minus savings, as a share of the baseline. Teacher share: share of the answers' "
-    "tokens that the teacher wrote. p50, p95: time of the whole answer."
+    "Requests: answered, failed and disconnected ones, without shadows. Tokens: input + output. Saved: baseline "
+    "minus cost. +/-: error of the saved amount, which is about 0 if it is not larger than its error. Failed USD: part "
+    "of the cost for failed requests. Measuring: part of the cost for shadows and quality samples. Teacher away: "
+    "requests that the student answered because the teacher was unavailable; they save nothing. Cost share: cost as a "
+    "share of the baseline. Teacher share: share of the answers' tokens that the teacher wrote. p50, p95: time of the "
+    "whole answer."
 )
 
 
 def print_usage(reply: dict[str, Any]) -> None:
     """Print a reply of the admin API as a table."""
-    console = console_for(pipe_width=240)
+    console = console_for(pipe_width=280)
     console.print(f"{_when(reply['since'])} to {_when(reply['until'])} UTC", highlight=False)
-    if not reply["total"]["requests"]:
+    total = reply["total"]
+    if not total["requests"] and not total["shadows"]:
         console.print(
             "No requests in this time. A request is counted about a second after its end; see --since for other times.",
             soft_wrap=True,
@@ -157,14 +169,8 @@ def print_usage(reply: dict[str, Any]) -> None:
         omitted.append(title)
         table = _table(reply, titles)
     console.print(table)
-    if (reported := reply["total"].get("savings_classes", {}).get(REPORTED)) is not None:
-        measured = Decimal(reply["total"]["savings_usd"]) - Decimal(reported["savings_usd"])
-        console.print(
-            f"Saved USD: {usd(str(measured))} measured by the gateway, {usd(reported['savings_usd'])} reported by "
-            "devices and not verified.",
-            soft_wrap=not console.is_terminal,
-            highlight=False,
-        )
+    for line in _sums_in_words(total):
+        console.print(line, soft_wrap=not console.is_terminal, highlight=False)
     console.print(_LEGEND, style="dim", soft_wrap=not console.is_terminal, highlight=False)
     if omitted:
         console.print(f"Omitted: {', '.join(omitted)}. Use a wider terminal or --format csv.", style="dim")
@@ -182,6 +188,27 @@ def _table(reply: dict[str, Any], titles: list[str]) -> Table:
         figures = (_FIGURES[title](reply["total"]) for title in titles)
         table.add_row("all", *[""] * (len(names) - 1), *figures, style="bold")
     return table
+
+
+def _sums_in_words(total: dict[str, Any]) -> Iterator[str]:
+    """Yield how counts and exact amounts of the total add up."""
+    errors, classes = sum(total["errors"].values()), total["savings_classes"]
+    saved = {name: classes.get(name, {}).get("savings_usd", "0") for name in CLASSES}
+    unguided = Decimal(saved[TEACHER_UNAVAILABLE]) + Decimal(saved[NOT_GUIDABLE])
+    yield (
+        f"Requests: {total['requests']:,} = {total['answers']:,} answered + {errors:,} failed + "
+        f"{total['disconnected']:,} disconnected. Shadows apart: {total['shadows']:,}."
+    )
+    yield (
+        f"USD: teacher alone {total['baseline_usd']} - answers {total['answers_usd']} - disconnected "
+        f"{total['disconnected_usd']} - failed requests {total['failed_usd']} - measuring {total['measuring_usd']} = "
+        f"saved {total['savings_usd']}"
+    )
+    yield (
+        f"Saved: guidance {saved[GUIDED]}, student by policy {saved[STUDENT_BY_POLICY]}, reported by devices and not "
+        f"verified {saved[REPORTED]}, other unguided answers {unguided:f}, failed requests {saved[FAILED]}, measuring "
+        f"{saved[MEASURING]}"
+    )
 
 
 def _tokens(row: dict[str, Any], role: str) -> Text:
@@ -207,15 +234,18 @@ def _seconds(row: dict[str, Any], part: str) -> Text:
 
 _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "requests": lambda row: Text(f"{row['requests']:,}"),
-    "errors": lambda row: _failures(sum(row["errors"].values())),
+    "failed": lambda row: _failures(sum(row["errors"].values())),
+    "disconnected": lambda row: Text(f"{row['disconnected']:,}"),
+    "shadows": lambda row: Text(f"{row['shadows']:,}"),
     "unguided": lambda row: Text(f"{sum(row['unguided'].values()):,}"),
     "teacher tokens": lambda row: _tokens(row, "teacher"),
     "student tokens": lambda row: _tokens(row, "student"),
     "cost USD": lambda row: Text(usd(row["cost_usd"])),
-    "measuring USD": lambda row: Text(usd(row.get("measuring_usd", "0"))),
+    "failed USD": lambda row: Text(usd(row["failed_usd"])),
+    "measuring USD": lambda row: Text(usd(row["measuring_usd"])),
     "baseline USD": lambda row: Text(usd(row["baseline_usd"])),
     "saved USD": _saved,
-    "+/- USD": lambda row: Text(usd(row.get("savings_error_usd", row["baseline_error_usd"]))),
+    "+/- USD": lambda row: Text(usd(row["savings_error_usd"])),
     "teacher away": lambda row: _failures(
         row.get("savings_classes", {}).get(TEACHER_UNAVAILABLE, {}).get("requests", 0)
     ),
@@ -225,8 +255,8 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "p95 s": lambda row: _seconds(row, "p95"),
 }
 _OMIT_ORDER = (
-    *("p50 s", "unguided", "student tokens", "teacher tokens", "p95 s"),
-    *("errors", "teacher share", "measuring USD", "teacher away", "+/- USD"),
+    *("p50 s", "unguided", "student tokens", "teacher tokens", "p95 s", "shadows", "disconnected"),
+    *("teacher share", "failed", "measuring USD", "failed USD", "teacher away", "+/- USD"),
 )
 
 

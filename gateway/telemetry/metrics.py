@@ -117,7 +117,7 @@ class Metrics:
         self.label_cost_usd = counter("gkt_label_cost_usd", "Cost of requests, by value of a label.", of_label)
         self.class_cost_usd = counter(
             "gkt_class_cost_usd",
-            "Cost of requests by savings class. measuring: shadows and quality samples.",
+            "Cost of requests by savings class. failed: failed requests. measuring: shadows and quality samples.",
             ("tenant", "route", "savings_class"),
         )
         self.engine_cost_usd = counter(
@@ -131,18 +131,16 @@ class Metrics:
             "reservation, too_low at the gateway's own upper bound.",
             ("engine", "reason"),
         )
-        self.baseline_usd = counter(
-            "gkt_baseline_usd", "Cost of the baseline model alone for the same answers.", ("tenant", "route")
-        )
         self.savings_usd = counter(
             "gkt_savings_usd",
-            "Savings of the receipts that saved, by savings class. Subtract gkt_losses_usd_total. Guidance alone: "
-            "guided, and measuring (corrections by measured baselines).",
+            "Savings of the receipts that saved, by savings class. Saved: subtract gkt_losses_usd_total. Its parts: "
+            "guided, student_by_policy, failed, measuring, and losses of unguided answers.",
             ("tenant", "route", "savings_class"),
         )
         self.losses_usd = counter(
             "gkt_losses_usd",
-            "Amounts by which receipts that count cost more than their baseline.",
+            "Amounts by which receipts cost more than their baseline, by savings class. All of the cost of failed "
+            "requests and of measuring.",
             ("tenant", "route", "savings_class"),
         )
         self.savings_error_usd = counter(

@@ -8,8 +8,8 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.accounting.edge import EDGE, GUIDANCE
-from gateway.accounting.receipt import class_of, savings_of
-from gateway.accounting.savings import MEASURING, is_counted
+from gateway.accounting.receipt import class_of
+from gateway.accounting.savings import CLIENT_GONE, GUIDED, MEASURING, is_counted, is_lost
 from gateway.usage.histogram import MAX_BUCKET, bucket_of
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
     "teacher_unavailable": 80,
     "not_guidable": 88,
     "teacher": 96,
+    "disconnected": 56,
     "failed": 104,
     "measuring": 112,
 }
 HANDOVER_TIME = 120  # the sum of times of the stage `handover` in microseconds
+FAILED_SHADOWS = 121
 HANDOVER_BUCKETS = 128  # buckets of its histogram, below `BUCKETS`, where earlier versions ignore them
 BUCKETS = 512  # buckets of the histograms of FIXED_STAGES
 BUCKET_STEP = 512
@@ -64,12 +66,12 @@ class TokenSums(NamedTuple):
 
 
 class ClassSum(NamedTuple):
-    """Sums of one savings class (accounting/savings.py).
+    """Sums of one savings class (accounting/savings.py). The baseline is always the sum of cost and savings.
 
     Attributes:
         cost_pico: cost without confidence probes, whose cost is in the class `measuring`.
-        baseline_pico: see `SumRow.baseline_pico`.
-        savings_pico: counted savings. In the class `measuring`: measured baselines minus their estimates.
+        baseline_pico: the baselines that count. In the class `guided`, measured baselines replace their estimates.
+        savings_pico: the savings that count.
         error_pico: error bound of `savings_pico`. A measured baseline subtracts the error of its estimate.
     """
 
@@ -122,17 +124,17 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
     """Return what one receipt adds to `SumRow.fixed` and `SumRow.sparse`. It runs for every receipt: keep it fast."""
     sparse: Sparse = {}
     requests = 1 if receipt.edge_of is None else 0  # the receipt of the guidance has counted the request
-    cost, baseline, error = pico(receipt.cost_usd), pico(receipt.baseline_usd), pico(receipt.baseline_error_usd)
-    served = receipt.shadow_of is None
+    cost, served = pico(receipt.cost_usd), receipt.shadow_of is None
+    saved, error, estimated = _count_savings(sparse, receipt, requests, cost)
     by_teacher, by_student = _answer_tokens(receipt)
     guidance, extra = receipt.guidance, receipt.probe or receipt.warmup  # a request has one of the two at most
     fixed = [
         requests,
         guidance.kept_tokens if guidance is not None else 0,
         cost,
-        baseline if served else 0,
-        error if served else 0,
-        requests if served and receipt.baseline_estimated else 0,
+        cost + saved,
+        error,
+        requests if estimated and receipt.baseline_estimated else 0,
         by_teacher + by_student,
         by_teacher,
         1 if receipt.mode in _GUIDED or (receipt.mode == GUIDANCE and guidance is not None) else 0,
@@ -142,41 +144,49 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
         *(_times(sparse, receipt.timings) if receipt.mode != EDGE else _NO_TIMES),  # devices have no stages
     ]
     if receipt.status != "ok":
-        sparse[ERROR + receipt.status] = 1
+        sparse[ERROR + receipt.status if served else FAILED_SHADOWS] = 1
     elif receipt.estimated and requests:
         sparse |= {ESTIMATE + one.model: 1 for one in (receipt.teacher, receipt.student) if one and one.estimated}
-    if receipt.unguided is not None and requests:
+    if receipt.unguided is not None and requests and served:
         sparse[UNGUIDED + receipt.unguided] = 1
     if receipt.batch is not None:
         sparse[BATCHES + receipt.batch.size] = 1
     if (split := receipt.split) is not None:
-        counts = VariantSum(requests, cost, fixed[8], int(receipt.status != "ok"))
+        counts = VariantSum(requests, cost, fixed[8], int(served and receipt.status not in {"ok", CLIENT_GONE}))
         sparse |= {f"{VARIANT}{field}:{split.variant}": amount for field, amount in enumerate(counts) if amount}
-    _count_savings(sparse, receipt, requests, (cost, baseline, error))
     return fixed, sparse
 
 
-def _count_savings(sparse: Sparse, receipt: Receipt, requests: int, money: tuple[int, int, int]) -> None:
+def _count_savings(sparse: Sparse, receipt: Receipt, requests: int, cost: int) -> tuple[int, int, bool]:
     """Count a receipt's savings in whole picodollars, by the rules of accounting/savings.py.
 
-    The dashboard shows these sums; `savings_usd` of a receipt is not added. `money`: cost, baseline and baseline error.
+    The dashboard shows these sums; `savings_usd` of a receipt is not added. Return the savings, their error, and
+    whether the baseline of the receipt counts.
     """
-    cost, baseline, error = money
     savings_class = class_of(receipt)
     if savings_class == MEASURING:
-        savings = savings_of(receipt)
-        saved, error = pico(savings.usd), pico(savings.error_usd)
-    else:
-        if receipt.probe is not None:
-            probe_cost = pico(receipt.probe.cost_usd)
-            cost -= probe_cost
-            sparse |= class_counts(MEASURING, ClassSum(cost_pico=probe_cost))
-        saved = baseline - cost
-        if not is_counted(savings_class, saved):
-            saved = error = 0
-    if receipt.shadow_of is not None:
-        baseline = 0
-    sparse |= class_counts(savings_class, ClassSum(requests, cost, baseline, saved, error))
+        _add_class(sparse, MEASURING, ClassSum(requests, cost, 0, -cost))
+        if (measured := receipt.measured) is None:
+            return -cost, 0, False
+        difference = pico(measured.baseline_usd) - pico(measured.estimated_usd)
+        error = -pico(measured.estimated_error_usd)
+        _add_class(sparse, GUIDED, ClassSum(0, 0, difference, difference, error))
+        return difference - cost, error, False
+    measuring = 0
+    if receipt.probe is not None:
+        measuring = pico(receipt.probe.cost_usd)
+        _add_class(sparse, MEASURING, ClassSum(0, measuring, 0, -measuring))
+    cost -= measuring
+    saved, error = pico(receipt.baseline_usd) - cost, pico(receipt.baseline_error_usd)
+    if not (counts := is_counted(savings_class, saved)):
+        saved, error = -cost if is_lost(savings_class) else 0, 0
+    _add_class(sparse, savings_class, ClassSum(requests, cost, cost + saved, saved, error))
+    return saved - measuring, error, counts
+
+
+def _add_class(sparse: Sparse, name: str, sums: ClassSum) -> None:
+    """Set the counters of a class, which the receipt has not counted yet."""
+    sparse |= class_counts(name, sums)
 
 
 def _call(sparse: Sparse, share: EngineShare | None) -> _Call:

@@ -78,7 +78,7 @@ def read_sums(queries: UsageQueries, starts: Sequence[int]) -> dict[int, HourRow
         of_all = HourSums(row.requests, 0, row.cost_pico)
         for series in (EVERYTHING, Series(TENANT, dims.tenant)):
             hour[series] = hour[series].plus(of_all)
-        served = row.requests - sum(row.errors.values())
+        served = row.answers + row.shadows - row.failed_shadows
         estimates = row.estimates
         for engine in {dims.teacher, dims.student} - {""}:
             series = Series(ENGINE, engine)

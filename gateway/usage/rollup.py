@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 import msgspec
 
 from gateway.accounting.edge import student_of
+from gateway.accounting.savings import CLIENT_GONE, MEASURING
 from gateway.usage import counters
 from gateway.usage.counters import BATCHES, FIXED, STAGE_TIMES, STAGES, ClassSum, Sparse, TokenSums, VariantSum
 from gateway.usage.histogram import Histogram
@@ -53,15 +54,15 @@ class SumRow(msgspec.Struct):
     Attributes:
         fixed: the first counters, in the order of their numbers. Rows may share a list: replace it, never change it.
         sparse: the other counters, without zeros, so that equal sums have equal counters.
-        requests: receipts, without device reports on guidance: the guidance has its own receipt.
+        requests: receipts with shadows, without device reports on guidance: the guidance has its own receipt.
         kept_tokens: tokens of guidance that became part of answers.
         cost_pico: the whole cost. `teacher_pico`, `student_pico` and `failed_pico` are parts of it.
-        baseline_pico: 0 for shadow requests. They save nothing, because the original request is paid for as well.
-        baseline_estimated: receipts with an estimated baseline; like `requests`, without device reports.
+        baseline_pico: the baselines that count: `cost_pico` and `savings_pico` together.
+        baseline_estimated: receipts whose baseline counts and is estimated, without device reports and shadows.
         answer_tokens: tokens of complete answers that callers received, counted by the engine that generated them.
         teacher_answer_tokens: the part of `answer_tokens` by teachers: visible guidance, and whole answers.
         guided: receipts with guidance, without shadow requests.
-        baseline_error_pico: error bound of `baseline_pico`: the sum of the bounds of its receipts.
+        baseline_error_pico: error bound of `baseline_pico`, equal to `savings_error_pico`.
     """
 
     fixed: list[int] = msgspec.field(default_factory=lambda: [0] * FIXED)
@@ -73,13 +74,38 @@ class SumRow(msgspec.Struct):
     teacher_pico, student_pico, failed_pico = map(_Counter, counters.ROLE_COSTS)
 
     @property
+    def caller_requests(self) -> int:
+        """Return the requests without shadows: answers, failed requests, and those whose caller disconnected."""
+        return self.requests - self.shadows
+
+    @property
+    def shadows(self) -> int:
+        """Return the receipts of shadows and quality samples."""
+        return self.sparse.get(counters.CLASS_AT[MEASURING], 0)
+
+    @property
+    def answers(self) -> int:
+        """Return the requests with a complete answer."""
+        return self.caller_requests - sum(self.errors.values()) - self.disconnected
+
+    @property
     def errors(self) -> dict[str, int]:
-        """Return receipts by status, without `ok`."""
-        return self._named(counters.ERROR)
+        """Return failed requests by status. Shadows and callers that disconnected are none."""
+        return {name: count for name, count in self._named(counters.ERROR).items() if name != CLIENT_GONE}
+
+    @property
+    def disconnected(self) -> int:
+        """Return the requests whose caller disconnected before the end of the answer."""
+        return self.sparse.get(counters.ERROR + CLIENT_GONE, 0)
+
+    @property
+    def failed_shadows(self) -> int:
+        """Return the shadows without an answer."""
+        return self.sparse.get(counters.FAILED_SHADOWS, 0)
 
     @property
     def unguided(self) -> dict[str, int]:
-        """Return receipts without guidance on guided routes, by reason."""
+        """Return requests without guidance on guided routes, by reason."""
         return self._named(counters.UNGUIDED)
 
     @property

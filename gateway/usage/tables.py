@@ -115,7 +115,7 @@ def _sum_columns() -> list[Column[Any]]:
         Column("key", Text, nullable=False),
         Column("route", Text, nullable=False),
         Column("mode", Text, nullable=False),
-        Column("requests", Integer, nullable=False),  # 0 for a device's report on guidance
+        Column("requests", Integer, nullable=False),  # 0 for a shadow and for a device's report on guidance
         Column("errors", Integer, nullable=False),
         Column("input_tokens", BigInteger, nullable=False),  # of all calls
         Column("output_tokens", BigInteger, nullable=False),
@@ -266,5 +266,5 @@ def label_rows(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[tupl
 def _sums_of(receipt: Receipt, dims: SumDimensions, row: SumRow) -> tuple[Any, ...]:
     roles = (row.teacher, row.student, row.failed)
     tokens = sum(role.read for role in roles), sum(role.output for role in roles)
-    sums = row.requests, sum(row.errors.values()), *tokens, row.cost_pico, row.baseline_pico, row.savings_pico
+    sums = row.caller_requests, sum(row.errors.values()), *tokens, row.cost_pico, row.baseline_pico, row.savings_pico
     return receipt.created, dims.key, dims.route, dims.mode, *sums

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
+from gateway.accounting.savings import CLASSES, DISCONNECTED, FAILED, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
 from gateway.pricing import dollars
 from gateway.usage.counters import STAGES, ClassSum
@@ -196,8 +196,11 @@ def too_large(reason: str) -> InvalidRequest:
 def figures(row: SumRow, *, money: bool = True) -> Json:
     """Return a row as JSON: counts, tokens, money as text, shares and latencies."""
     fields: Json = {
-        "requests": row.requests,
+        "requests": row.caller_requests,
+        "answers": row.answers,
         "errors": dict(sorted(row.errors.items())),
+        "disconnected": row.disconnected,
+        "shadows": row.shadows,
         "unguided": dict(sorted(row.unguided.items())),
         "tokens": {
             "teacher": row.teacher._asdict(),
@@ -215,20 +218,26 @@ def figures(row: SumRow, *, money: bool = True) -> Json:
         about_zero = is_about_zero(dollars(row.savings_pico), dollars(row.savings_error_pico))
         fields |= {
             "cost_usd": usd_text(row.cost_pico),
+            **{name: usd_text(cost) for name, cost in costs_of(row).items()},
             "teacher_cost_usd": usd_text(row.teacher_pico),
             "student_cost_usd": usd_text(row.student_pico),
-            "failed_cost_usd": usd_text(row.failed_pico),
+            "replaced_cost_usd": usd_text(row.failed_pico),
             "baseline_usd": usd_text(row.baseline_pico),
             "savings_usd": usd_text(row.savings_pico),
             "savings_error_usd": usd_text(row.savings_error_pico),
             "savings_about_zero": about_zero,
-            "measuring_usd": usd_text(row.classes.get(MEASURING, ClassSum()).cost_pico),
             "savings_classes": {name: _class_sum(sums) for name, sums in classes_of(row).items()},
             "baseline_estimated": row.baseline_estimated,
-            "baseline_error_usd": usd_text(row.baseline_error_pico),
-            "cost_share": None if about_zero else _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
+            "cost_share": None if about_zero else _share(row.cost_pico, row.baseline_pico),
         }
     return fields
+
+
+def costs_of(row: SumRow) -> dict[str, int]:
+    """Return the parts of `cost_pico` by their names in replies. The baseline less the four parts is the savings."""
+    classes = row.classes
+    parts = {name: classes.get(name, ClassSum()).cost_pico for name in (DISCONNECTED, FAILED, MEASURING)}
+    return {"answers_usd": row.cost_pico - sum(parts.values()), **{f"{name}_usd": cost for name, cost in parts.items()}}
 
 
 def classes_of(row: SumRow) -> dict[str, ClassSum]:

@@ -139,13 +139,13 @@ def test_a_limit_on_tokens_takes_an_answer_without_one_for_an_ordinary_one() -> 
     assert intended(structs.replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
 
 
-def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> None:
+def test_an_abandoned_request_loses_what_was_reserved() -> None:
     """The spent amount and the baseline are unknown, so all amounts are estimates."""
     one = intended(plan())
     receipt = abandoned(one, now=one.created + 12.5)
     assert (receipt.status, receipt.mode) == ("abandoned", "guided")
     assert receipt.cost_usd == receipt.baseline_usd == one.reserved_usd > 0
-    assert receipt.savings_usd == 0
+    assert (receipt.savings_class, receipt.savings_usd) == ("failed", -receipt.cost_usd)
     assert receipt.baseline_estimated
     assert receipt.teacher is not None
     assert receipt.student is not None

@@ -57,7 +57,8 @@ def test_savings_are_counted_by_class_and_a_route_has_all_series_of_guidance() -
     counters, guided_receipt = ReceiptCounters(metrics), closed(guided())
     student = replace(guided_receipt, route="short", mode="student", unguided="budget", savings_class=None)
     failed = replace(guided_receipt, route="broken", status="engine_timeout", savings_class=None)
-    for receipt in (guided_receipt, student, failed):
+    left = replace(guided_receipt, route="left", status="client_gone", savings_class=None)
+    for receipt in (guided_receipt, student, failed, left):
         counters.count(receipt)
     saved = {
         (dict(labels)["route"], dict(labels)["savings_class"]): value
@@ -69,7 +70,11 @@ def test_savings_are_counted_by_class_and_a_route_has_all_series_of_guidance() -
         ("short", "guided"): 0,
         ("short", "student_by_policy"): usd,
         ("broken", "guided"): 0,
+        ("broken", "failed"): 0,
+        ("left", "guided"): 0,
     }
+    lost = {"tenant": "acme", "route": "broken", "savings_class": "failed"}
+    assert metrics.registry.get_sample_value("gkt_losses_usd_total", lost) == float(failed.cost_usd)
     for name in ("gkt_losses_usd", "gkt_savings_error_usd", "gkt_savings_error_removed_usd"):
         of_guidance = {"tenant": "acme", "route": "short", "savings_class": "guided"}
         assert metrics.registry.get_sample_value(f"{name}_total", of_guidance) == 0

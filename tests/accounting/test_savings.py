@@ -49,7 +49,7 @@ from tests.usage.previous_version import previous_bytes
         ),
         ("teacher", {"mode": "teacher"}),
         ("failed", {"status": "engine_failed"}),
-        ("failed", {"status": "client_gone", "mode": "student", "unguided": "tools"}),
+        ("disconnected", {"status": "client_gone", "mode": "student", "unguided": "tools"}),
         ("failed", {"status": "abandoned", "mode": "teacher"}),
         ("measuring", {"mode": "shadow", "shadow_of": "req_1"}),
         ("measuring", {"mode": "shadow", "shadow_of": "req_1", "status": "engine_failed", "unguided": "budget"}),
@@ -75,13 +75,23 @@ def test_a_teacher_that_is_not_there_saves_nothing_and_its_cost_without_use_is_a
     assert savings_of(late).error_usd == late.baseline_error_usd
 
 
-def test_a_failed_request_and_the_teachers_own_answer_save_nothing() -> None:
+def test_a_failed_request_loses_its_cost() -> None:
+    one = closed(guided(), "engine_failed")
+    assert (one.savings_class, one.savings_usd) == ("failed", -one.cost_usd)
+    assert savings_of(one).error_usd == 0
+    row = SumRow.of(one)
+    assert (row.baseline_pico, row.savings_pico, row.baseline_error_pico) == (0, -row.cost_pico, 0)
+
+
+def test_a_disconnect_and_the_teachers_own_answer_save_nothing() -> None:
     for one in (
         closed(guided(), "client_gone"),
         closed(builder(plan("teacher", baseline="huge"), teacher=call("big", 9, 9))),
     ):
         assert one.savings_usd == 0
         assert one.baseline_usd > one.cost_usd
+        row = SumRow.of(one)
+        assert row.baseline_pico == row.cost_pico > 0, "the baseline that counts"
 
 
 def test_receipts_of_an_earlier_version_are_classified_on_reading() -> None:
@@ -135,12 +145,14 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
     assert receipt.cost_usd == Decimal("0.00114"), "60 of the prompt's tokens cost half"
     assert receipt.measured is not None
     assert receipt.measured.baseline_usd == Decimal("0.0012"), "the request had found none of it in the cache"
-    assert receipt.savings_usd == Decimal("0.0012") - Decimal("0.0022")
+    assert receipt.savings_usd == Decimal("0.0012") - Decimal("0.0022") - Decimal("0.00114")
     row = SumRow()
     for one in (SERVED, receipt):
         row.merge(SumRow.of(one))
-    assert row.savings_pico == 490_000_000
-    assert row.savings_error_pico == 0
+    saved = {name: one.savings_pico for name, one in row.classes.items()}
+    assert saved == {"guided": 490_000_000, "measuring": -1_140_000_000}
+    assert (row.savings_pico, row.savings_error_pico) == (-650_000_000, 0)
+    assert row.baseline_pico == row.classes["guided"].baseline_pico == 1_200_000_000
     assert row.classes["measuring"].cost_pico == 1_140_000_000
     for one in (SERVED, receipt):
         row.merge(SumRow.of(one, -1))

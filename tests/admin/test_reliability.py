@@ -46,7 +46,8 @@ def test_engines_and_reasons_of_a_period(redis_url: str, tmp_path: Path) -> None
     assert big["since"] is not None
     assert big["student"] is None
     assert (big["teacher"]["requests"], big["teacher"]["error_share"]) == (8, 0.125)
-    assert big["teacher"]["errors"] == {"client_gone": 1, "engine_timeout": 1}
+    assert big["teacher"]["errors"] == found["errors"] == {"engine_timeout": 1}
+    assert (found["answers"], found["disconnected"], found["shadows"]) == (10, 1, 1)
     assert set(big["teacher"]["latency_ms"]) == {"teacher"}
     assert 380 < big["teacher"]["latency_ms"]["teacher"]["p95"] < 420
     assert (small["student"]["requests"], set(small["student"]["latency_ms"])) == (12, {"first_token", "total"})

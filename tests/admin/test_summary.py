@@ -72,12 +72,14 @@ def test_amounts_of_a_period_are_compared_with_the_one_before(world: DashboardWo
     length, before = found["period"]["seconds"], found["previous"]["seconds"]
     assert found["spent"]["change"] == pytest.approx(3 * before / length - 1, abs=1e-3)
     saved = found["saved"]
-    assert (saved["usd"], saved["error_usd"], saved["about_zero"]) == ("0.008", "0.002", False)
+    assert (saved["usd"], saved["error_usd"], saved["about_zero"]) == ("0.006", "0.002", False)
+    assert (found["spent"]["failed_usd"], saved["baseline_usd"]) == ("0.001", "0.012")
     assert saved["guided"] == {"usd": "0.008", "error_usd": "0.002", "about_zero": False}
     assert (saved["previous_usd"], saved["previous_error_usd"]) == ("0.004", "0.001")
-    assert saved["share"] == pytest.approx(0.008 / 0.015, abs=1e-6)
+    assert saved["share"] == 0.5
     counts = found["requests"]
     assert (counts["total"], counts["previous_total"], counts["errors"]) == (5, 2, 1), "without the shadow"
+    assert (counts["answers"], counts["disconnected"], counts["shadows"]) == (4, 0, 1)
     assert found["filters"] == {"tenant": "money", "route": "chat"}
     assert found["period"]["month"] is None
     assert world.get("/summary", since="24h", tenant="money")["spent"]["usd"] == "0.007"

@@ -14,8 +14,12 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
         for index, name in enumerate(stages)
     }
     read = {"input": 40 * requests, "cached": 10 * requests, "output": 30 * requests, "cache_write": 0}
+    failed = 0.02 * cost
     return {
         "requests": requests,
+        "answers": requests,
+        "disconnected": 0,
+        "shadows": 0,
         "errors": {f"label_{index}": requests // 1000 * index for index in range(1, 9)},
         "unguided": {},
         "tokens": {"teacher": read, "student": read, "failed": read, "kept": 0, "answer": 1, "answer_by_teacher": 0},
@@ -23,6 +27,9 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
         "batches": {"count": requests // 4, "mean_size": 4.0},
         "latency_ms": spent,
         "cost_usd": f"{cost:f}",
+        "answers_usd": f"{cost - failed:f}",
+        "disconnected_usd": "0",
+        "failed_usd": f"{failed:f}",
         "baseline_usd": f"{baseline:f}",
         "savings_usd": f"{baseline - cost:f}",
         "savings_error_usd": f"{abs(baseline - cost) / 4:f}",
@@ -30,7 +37,6 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
         "savings_classes": {},
         "measuring_usd": "0",
         "baseline_estimated": requests // 3,
-        "baseline_error_usd": f"{baseline / 4:f}",
         "cost_share": cost / baseline if baseline else None,
     }
 

@@ -73,15 +73,22 @@ async def test_banners_name_the_present_problems(browser: Browser, pages: Gatewa
         await expect(banners.nth(3)).to_contain_text("Engine small reports no tokens for 97.3 % of its requests since")
         await expect(banners.nth(4)).to_contain_text("team research of tenant globex spends more than usual since")
         await expect(page.locator(".sentence")).to_have_text(
-            "November: spent $79.12, saved $118.40 \u00b1 $9.20 through guidance; quality holding."
+            "November: spent $79.12, saved $118.40 \u00b1 $9.20; quality holding."
         )
         await expect(page.locator(".failures")).to_have_text(
             "Last 15 minutes: 20 of 84 failed: engine small unreachable since 09:41 UTC."
         )
         await expect(tile(page, "Spent")).to_contain_text("4.8 % less per hour than before ($84.30).")
         await expect(tile(page, "Spent")).to_contain_text("$79.12 of $150.00 budget")
+        await expect(tile(page, "Saved")).to_contain_text(
+            "guidance $85.00, student by policy $18.91, reported by devices $16.70, "
+            "other unguided answers \u2212$0.50, failed requests \u2212$1.10, measuring \u2212$0.61"
+        )
+        await expect(page.get_by_role("figure", name="Cost compared with the teacher alone")).to_contain_text(
+            "51,200 requests cost $79.12. The teacher alone would have cost $197.52: saved $118.40."
+        )
         await expect(tile(page, "Quality")).to_contain_text("n = 412")
-        await expect(tile(page, "Saved through guidance")).to_contain_text(
+        await expect(tile(page, "Saved")).to_contain_text(
             "$101.70 measured by the gateway, $16.70 reported by devices."
         )
 
@@ -105,7 +112,7 @@ async def test_savings_have_a_color_only_if_they_are_larger_than_their_error(
     async with logged_in(browser, pages, "/dashboard/access", synthetic=True) as page:
         await page.route("**/summary?*", answer)
         await page.get_by_role("link", name="Overview", exact=True).click()
-        big = tile(page, "Saved through guidance").locator(".big")
+        big = tile(page, "Saved").locator(".big")
         await expect(big).to_have_text(text)
         for name in ("good", "bad"):
             pattern = re.compile(rf"\b{name}\b")
@@ -123,6 +130,10 @@ async def test_an_hour_without_requests_is_a_gap(browser: Browser, pages: Gatewa
 @pytest.mark.long
 async def test_sums_are_sorted_searched_and_share_decimals(browser: Browser, pages: GatewayProcess) -> None:
     async with logged_in(browser, pages, "/dashboard/spend", synthetic=True) as page:
+        sums = page.get_by_role("region", name="How the amounts add up")
+        await expect(sums).to_contain_text("Teacher alone$197.52")
+        await expect(sums).to_contain_text("Failed requests (37)$1.58")
+        await expect(sums).to_contain_text("= Saved$118.40")
         names = page.get_by_role("table", name="Sums by tenant").get_by_role("rowheader")
         await expect(names).to_have_text(["acme", "globex", "initech"])
         costs = page.locator("td[data-label=Cost]")

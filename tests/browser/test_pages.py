@@ -244,7 +244,7 @@ async def test_reasons_keep_their_colors_when_their_order_changes(browser: Brows
         await route.fulfill(json=body)
 
     async def colors(page: Page) -> dict[str, str]:
-        legend = page.get_by_role("figure", name="Errors", exact=True).locator(".legend li:not(.when)")
+        legend = page.get_by_role("figure", name="Failed requests", exact=True).locator(".legend li:not(.when)")
         await expect(legend).to_have_text(sorted(counts, key=lambda name: -counts[name]))
         shown = await legend.evaluate_all(
             "all => all.map(one => [one.textContent.trim(), one.querySelector('i').style.color])"

@@ -154,23 +154,24 @@ def test_a_shadow_is_found_under_its_own_id_by_its_tenant_alone(world: World) ->
     assert httpx.get(url, headers={"Authorization": f"Bearer {OTHER_KEY}"}).status_code == 404
 
 
-def test_a_shadow_adds_cost_and_no_savings(world: World) -> None:
-    """A shadow's cost was spent. Its baseline was not saved, because the request was answered as well."""
+def test_a_shadow_costs_and_has_no_baseline(world: World) -> None:
+    """A shadow's cost is a loss. Its baseline was not saved, because the request was answered as well."""
     samples = {}
     for when in ("before", "after"):
         text = httpx.get(f"{world.gateway.admin_url}/metrics").text
-        labels = r'\{route="chat",tenant="acme"\} (\S+)'
+        labels = r'\{route="chat",(?:savings_class="measuring",)?tenant="acme"\} (\S+)'
         samples[when] = [
             Decimal(float(re.findall(name + labels, text)[0])) if re.findall(name + labels, text) else Decimal(0)
-            for name in ("gkt_cost_usd_total", "gkt_baseline_usd_total")
+            for name in ("gkt_cost_usd_total", "gkt_losses_usd_total")
         ]
         if when == "before":
             answer = world.ask()
             shadow = world.shadow_of(answer)
             served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
-    cost, baseline = (after - before for before, after in zip(samples["before"], samples["after"], strict=True))
+    cost, lost = (after - before for before, after in zip(samples["before"], samples["after"], strict=True))
     assert cost == pytest.approx(Decimal(served["cost_usd"]) + Decimal(shadow["cost_usd"]))
-    assert baseline == pytest.approx(Decimal(served["baseline_usd"]))
+    assert Decimal(shadow["savings_usd"]) == -Decimal(shadow["cost_usd"])
+    assert lost == pytest.approx(Decimal(shadow["cost_usd"]))
     assert 'gkt_requests_total{mode="shadow"' in text
 
 

@@ -105,4 +105,4 @@ def test_a_marked_key_saves_up_to_its_daily_bound_and_the_operator_sees_it_apart
     assert (summary["saved"]["reported"]["usd"], summary["saved"]["measured"]["usd"]) == ("0.015", "0")
     done = in_process.run("usage", "--url", gate.admin_url, "--tenant", "globex")
     words = " ".join(done.stdout.split())
-    assert "0.000000 measured by the gateway, 0.015000 reported by devices" in words, (words, done.stderr)
+    assert "reported by devices and not verified 0.015," in words, (words, done.stderr)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import pytest
 
 _LONG_S = 10_000 * 86_400
+PARTS = ("answers_usd", "disconnected_usd", "failed_usd", "measuring_usd")
+"""Parts of the cost."""
 RETENTION = Retention(minute=_LONG_S, hour=_LONG_S, day=_LONG_S)
 
 
@@ -90,20 +92,21 @@ async def holds_usage(sums: DatabaseReader) -> dict[str, Any]:
         )
         holds_figures(json.loads(encoded(own))["total"], expected)
         line = lines[row["tenant"]]
-        for name in ("requests", "cost_usd", "measuring_usd", "baseline_usd", "savings_usd", "savings_error_usd"):
+        for name in ("requests", "cost_usd", *PARTS, "baseline_usd", "savings_usd", "savings_error_usd"):
             assert Decimal(line[name]) == Decimal(row[name])
         assert line["savings_about_zero"] == str(expected.shown == "about 0").lower()
         assert int(line["class_teacher_unavailable_requests"]) == expected.teacher_away
         assert int(line["class_unclassified_requests"]) == 0
     holds_figures(figures["total"], TOTAL)
     assert figures["total"]["savings_classes"] == {
-        "guided": of_class(3, "2130", "5810", "3680"),  # 3 x 710; 2200 + 2200 + 1410; 1490 + 1490 + 700
+        "guided": of_class(3, "2130", "4810", "2680"),  # 3 x 710; 2200 + 2200 + 1410 - 1000; 1490 + 1490 + 700 - 1000
         "student_by_policy": of_class(3, "150", "2400", "2250"),
-        "teacher_unavailable": of_class(4, "775", "2700", "-325"),  # 3 x 50 + 625; 3 x 800 + 300
-        "not_guidable": of_class(1, "50", "800", "0"),
+        "teacher_unavailable": of_class(4, "775", "450", "-325"),  # 3 x 50 + 625; 3 x 50 + 300
+        "not_guidable": of_class(1, "50", "50", "0"),
         "teacher": of_class(1, "800", "800", "0"),
-        "failed": of_class(1, "710", "2200", "0"),
-        "measuring": of_class(3, "1920.5", "0", "-1000"),  # 1140 + 50 + 710, and the probe's 20.5
+        "disconnected": of_class(1, "710", "710", "0"),
+        "failed": of_class(1, "50", "0", "-50"),
+        "measuring": of_class(3, "1920.5", "0", "-1920.5"),  # 1140 + 50 + 710, and the probe's 20.5
     }
     return figures
 
@@ -118,26 +121,40 @@ def holds_figures(row: dict[str, Any], expected: ShownSavings) -> None:
     for name, usd in (
         ("cost_usd", expected.cost),
         ("measuring_usd", expected.measuring),
+        ("failed_usd", expected.failed),
         ("baseline_usd", expected.baseline),
         ("savings_usd", expected.savings),
         ("savings_error_usd", expected.error),
     ):
         assert Decimal(row[name]) == micro(usd), name
     assert row["savings_about_zero"] is (expected.shown == "about 0")
-    left = Decimal(expected.baseline) - Decimal(expected.savings)
-    share = None if expected.shown == "about 0" else round(float(left / Decimal(expected.baseline)), 6)
+    assert sum(Decimal(row[name]) for name in PARTS) == Decimal(row["cost_usd"])
+    assert Decimal(row["baseline_usd"]) - Decimal(row["cost_usd"]) == Decimal(row["savings_usd"])
+    assert row["requests"] == row["answers"] + row["disconnected"] + sum(row["errors"].values())
+    cost = Decimal(expected.cost)
+    share = None if expected.shown == "about 0" else round(float(cost / Decimal(expected.baseline)), 6)
     assert row["cost_share"] == share
     assert row["savings_classes"].get("teacher_unavailable", {}).get("requests", 0) == expected.teacher_away
 
 
 def holds_table(out: str) -> None:
-    """Check the command's table: cost, measuring, baseline, saved, error, requests without teacher, in order."""
+    """Check the command's table: cost with its parts, baseline, saved, error, requests without teacher, in order."""
     lines = {words[0]: words for line in out.splitlines() if (words := line.split())}
     for name, expected in {**MONTH, "all": TOTAL}.items():
-        amounts = [f"{micro(one):.6f}" for one in (expected.cost, expected.measuring, expected.baseline)]
+        money = expected.cost, expected.failed, expected.measuring, expected.baseline
+        amounts = [f"{micro(one):.6f}" for one in money]
         # Amounts are shown to the millionth, with half of one rounded to the even digit.
         cells = [*amounts, *expected.shown.split(), f"{micro(expected.error):.6f}", str(expected.teacher_away)]
         assert " ".join(cells) in " ".join(lines[name]), name
+    assert "Requests: 14 = 12 answered + 1 failed + 1 disconnected. Shadows apart: 3." in out
+    assert (
+        "USD: teacher alone 0.00922 - answers 0.003905 - disconnected 0.00071 - failed requests 0.00005 - measuring "
+        "0.0019205 = saved 0.0026345" in out
+    )
+    assert (
+        "Saved: guidance 0.00268, student by policy 0.00225, other unguided answers -0.000325, failed requests "
+        "-0.00005, measuring -0.0019205" in out
+    )
 
 
 async def holds_export(store: UsageStore, file: Path) -> None:
@@ -171,7 +188,7 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
     series = [
         {"series": f"{one.name}{{{labels(one.labels)}}}", "values": f"{one.value!r}"}
         for one in samples
-        if one.name.startswith(("gkt_savings_", "gkt_losses_", "gkt_class_cost_", "gkt_baseline_", "gkt_cost_"))
+        if one.name.startswith(("gkt_savings_", "gkt_losses_", "gkt_class_cost_", "gkt_cost_"))
         and one.name.endswith("_total")
     ]
     queries = {panel.title: panel.queries for panel in COST.panels if not isinstance(panel, str)}
@@ -185,6 +202,9 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
             ("Baseline", figures.baseline),
             ("Cost", figures.cost),
             ("Cost of measuring", figures.measuring if Decimal(figures.measuring) else None),
+            ("Cost of failed requests", figures.failed if Decimal(figures.failed) else None),
+            ("Saved by guidance", {"acme": "1490", "lab": "490", ".*": "2680"}.get(tenant, "0")),
+            ("Saved by student by policy", {"acme": "1500", "lab": "750", ".*": "2250"}.get(tenant)),
             ("Cost while the teacher was unavailable", away),
         ):
             # Counters began at 0, so the growth over the month is their value.

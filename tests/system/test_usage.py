@@ -120,7 +120,7 @@ def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda one: ask(gateway, one[0], one[1], **one[2]), kinds * 6))
     ids += [f"{one}-shadow" for one, kind in zip(ids, kinds * 6, strict=True) if kind[1] == "chat-shadowed"]
-    until(lambda: usage(gateway)["total"]["requests"] == len(ids))
+    until(lambda: sum(usage(gateway)["total"][name] for name in ("requests", "shadows")) == len(ids))
     assert {line["worker"] for line in gateway.log if line["event"] == "request"} == {1, 2}
     data = admin(gateway, "/receipts?limit=500").json()["data"]
     found = {one["id"]: one for request in data for one in (request, *request.pop("shadows", []))}
@@ -171,9 +171,11 @@ def total_of(receipts: list[dict[str, Any]], name: str) -> Decimal:
 
 def holds(summary: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     """Check that a row is the sum of these receipts."""
-    assert summary["requests"] == len(receipts) > 0
-    assert summary["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
-    assert summary["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
+    served = [one for one in receipts if one["mode"] != "shadow"]
+    assert (summary["requests"], summary["shadows"]) == (len(served), len(receipts) - len(served))
+    assert receipts
+    assert summary["errors"] == Counter(one["status"] for one in served if one["status"] != "ok")
+    assert summary["unguided"] == Counter(one["unguided"] for one in served if one["unguided"])
     cost = total_of(receipts, "cost_usd")
     assert Decimal(summary["cost_usd"]) == cost
     assert Decimal(summary["savings_usd"]) == total_of(receipts, "savings_usd")
@@ -200,13 +202,13 @@ def holds(summary: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     finished = sum(one["student"]["output_tokens"] for one in whole if one["student"])
     assert summary["tokens"]["answer_by_teacher"] == opened + alone
     assert summary["tokens"]["answer"] == opened + alone + finished
-    served = [one for one in receipts if one["mode"] != "shadow"]
-    baseline = total_of(served, "baseline_usd")
+    baseline = cost + total_of(receipts, "savings_usd")
     assert Decimal(summary["baseline_usd"]) == baseline
-    assert Decimal(summary["baseline_error_usd"]) == total_of(served, "baseline_error_usd")
-    assert summary["baseline_estimated"] == sum(one["baseline_estimated"] for one in served)
+    counted = [one for one in served if one["savings_class"] != "failed" and Decimal(one["savings_usd"])]
+    assert Decimal(summary["savings_error_usd"]) == total_of(counted, "baseline_error_usd")
+    assert summary["baseline_estimated"] == sum(one["baseline_estimated"] for one in counted)
     known = baseline and not summary["savings_about_zero"]
-    share = float((baseline - total_of(receipts, "savings_usd")) / baseline) if known else None
+    share = float(cost / baseline) if known else None
     assert summary["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
 
 
@@ -234,9 +236,10 @@ def test_usage_agrees_with_the_counters(gateway: GatewayProcess, receipts: dict[
     for sample in (sample for family in families for sample in family.samples):
         counted[sample.name, sample.labels.get("tenant", "")] += sample.value  # type: ignore[assignment]
     for row in usage(gateway, "since=1h&by=tenant")["rows"]:
-        assert counted["gkt_requests_total", row["tenant"]] == row["requests"]
+        assert counted["gkt_requests_total", row["tenant"]] == row["requests"] + row["shadows"]
         assert counted["gkt_cost_usd_total", row["tenant"]] == pytest.approx(float(row["cost_usd"]), abs=1e-6)
-        assert counted["gkt_baseline_usd_total", row["tenant"]] == pytest.approx(float(row["baseline_usd"]), abs=1e-6)
+        saved = counted["gkt_savings_usd_total", row["tenant"]] - counted["gkt_losses_usd_total", row["tenant"]]
+        assert saved == pytest.approx(float(row["savings_usd"]), abs=1e-6)
 
 
 def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
@@ -291,7 +294,8 @@ def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dic
     assert len(outputs) == 3
     mine = [one for one in receipts.values() if one["tenant"] == "acme"]
     holds(json.loads(outputs[0])["total"], mine)
-    assert sum(int(line["requests"]) for line in csv.DictReader(io.StringIO(outputs[1]))) == len(receipts)
+    lines = csv.DictReader(io.StringIO(outputs[1]))
+    assert sum(int(line["requests"]) + int(line["shadows"]) for line in lines) == len(receipts)
     assert Decimal(outputs[2]) == total_of(mine, "cost_usd") > 0
 
 
@@ -317,9 +321,9 @@ def test_csv_equals_json(gateway: GatewayProcess, receipts: dict[str, dict[str, 
     assert re.fullmatch(r'attachment; filename="usage_[0-9_-]+\.csv"', answer.headers["content-disposition"])
     rows = usage(gateway, "since=1h&by=tenant,route&granularity=hour")["rows"]
     lines = list(csv.DictReader(io.StringIO(answer.text)))
-    names = ("start", "tenant", "route", "cost_usd", "savings_usd", "baseline_error_usd")
+    names = ("start", "tenant", "route", "cost_usd", "savings_usd", "savings_error_usd")
     assert [[one[name] for name in names] for one in lines] == [[row[name] for name in names] for row in rows]
-    assert any(Decimal(row["baseline_error_usd"]) for row in rows)
+    assert any(Decimal(row["savings_error_usd"]) for row in rows)
     assert [int(one["requests"]) for one in lines] == [row["requests"] for row in rows]
     assert all(one["end"] > one["start"] for one in lines)
 

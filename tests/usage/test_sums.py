@@ -94,7 +94,7 @@ def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
     again = PreviousRow(
         **single,
-        errors=row.errors,
+        errors=row.errors | ({"client_gone": row.disconnected} if row.disconnected else {}),
         unguided=row.unguided,
         batches=row.batches,
         engines=row.engines,

@@ -164,7 +164,7 @@ def test_the_teachers_share_counts_tokens_of_answers() -> None:
     shadow = closed(guided(shadow_of="req-1"))
     result = figures_of(shadow)
     assert (result["tokens"]["answer"], result["teacher_token_share"], result["cost_share"]) == (0, None, None)
-    assert Decimal(result["savings_usd"]) == 0
+    assert Decimal(result["savings_usd"]) == -shadow.cost_usd
     assert Decimal(result["measuring_usd"]) == shadow.cost_usd
 
 
@@ -293,8 +293,8 @@ async def test_a_result_is_the_sum_of_the_receipts_in_its_range(book: UsageBook)
                 assert Decimal(result["total"]["cost_usd"]) == cost
                 assert sum(Decimal(row["cost_usd"]) for row in result["rows"]) == cost
                 error = sum((one.baseline_error_usd or Decimal(0) for one in expected), Decimal(0))
-                assert Decimal(result["total"]["baseline_error_usd"]) == error
-                assert sum(Decimal(row["baseline_error_usd"]) for row in result["rows"]) == error
+                assert Decimal(result["total"]["savings_error_usd"]) == error
+                assert sum(Decimal(row["savings_error_usd"]) for row in result["rows"]) == error
                 if granularity and not by:
                     assert len(result["rows"]) == len(found.periods)
 

@@ -75,7 +75,7 @@ export function Chart({ title, rows, range, series, unit, stacked = false, child
   const byStart = new Map(rows.map((row) => [Date.parse(row.start), row]));
   const starts = periodsOf(range);
   const all = starts.map((start) => byStart.get(start) ?? null);
-  const shown = series.map((one) => all.map((row) => (row?.requests ? one.of(row) : null)));
+  const shown = series.map((one) => all.map((row) => (row?.requests || row?.shadows ? one.of(row) : null)));
   const sums = shown.map((_, last) => all.map((__, at) => (shown[last][at] === null ? null : shown.slice(0, last + 1).reduce((sum, one) => sum + (one[at] ?? 0), 0))));
   const format = column(unit, shown.flat());
   const idle = series.length === 0 || !shown.flat().some((value) => value !== null);

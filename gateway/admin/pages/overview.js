@@ -1,7 +1,7 @@
 // The overview: one sentence, three tiles, problems, and cost over time.
 import { useData } from "./api.js";
 import { Chart } from "./chart.js";
-import { column, money, points, saved, savedKind, share, short, toMinute, utc, whole } from "./format.js";
+import { column, money, points, saved, savedKind, share, toMinute, utc, whole } from "./format.js";
 import { api, link, period } from "./state.js";
 import { Badge, Card, Empty, html, Link, Loaded } from "./ui.js";
 
@@ -30,7 +30,7 @@ export function sentence({ spent, saved: save, quality, requests }, range) {
     ? html`saved <b>about 0</b> (${usd} \u00b1 ${error})`
     : html`saved <b class=${Number(save.usd) < 0 ? "bad" : "good"}>${usd} \u00b1 ${error}</b>`;
   const [word, kind] = VERDICTS[quality.verdict];
-  return html`${range.words}: spent <b>${spentText}</b>, ${amount} through guidance; quality <b class=${kind}>${word}</b>.`;
+  return html`${range.words}: spent <b>${spentText}</b>, ${amount}; quality <b class=${kind}>${word}</b>.`;
 }
 
 const Tile = ({ title, value, kind = "", children, to }) => html`<section class="card tile" aria-label=${title}>
@@ -45,6 +45,8 @@ function SpentTile({ spent }) {
     <p class="small soft">${spent.change === null
       ? "No costs in the period before."
       : `${share(Math.abs(spent.change))} ${spentMore(spent.change)} per hour than before (${money(spent.previous_usd)}).`}</p>
+    <p class="small soft">${parts([["answers", spent.answers_usd], ["disconnected", spent.disconnected_usd],
+      ["failed requests", spent.failed_usd], ["measuring", spent.measuring_usd]])}</p>
     ${budget ? html`<${Meter} value=${part} label="Budget" /><p
       class="small">${money(Number(budget.spent_usd))} of ${money(budget.limit_usd)} budget${budget.budgets > 1 ? `, ${budget.budgets} tenants` : ""}${budget.ends
         ? `, until ${toMinute(budget.ends)} UTC` : ""}</p>`
@@ -52,22 +54,32 @@ function SpentTile({ spent }) {
   <//>`;
 }
 
+/** Return the parts of an amount as text, without those that are 0. */
+const parts = (named) => {
+  const present = named.filter(([, amount]) => Number(amount));
+  const show = column("usd", present.map(([, amount]) => amount));
+  return present.map(([name, amount]) => `${name} ${show(amount)}`).join(", ");
+};
+
 /** A bar for a part of 1, with an optional mark such as the elapsed part of a period. */
 export const Meter = ({ value, mark = null, label, soft = 0.8 }) => html`<span
   class="meter" role="img" data-kind=${value >= 1 ? "bad" : value >= soft ? "warn" : ""}
   aria-label="${label}: ${share(value)} used${mark === null ? "" : `, ${share(mark)} of the period elapsed`}">
   <i style=${{ width: `${Math.min(100, 100 * value)}%` }}></i>${mark !== null && html`<b style=${{ left: `${100 * mark}%` }}></b>`}</span>`;
 
-const SavedTile = ({ saved: of, requests }) => {
+const SavedTile = ({ saved: of, spent, requests }) => {
   const part = !requests.total ? "No requests in this period."
     : of.share === null ? "The error is as large as the amount."
     : `${share(of.share)} of the teacher alone (${money(of.baseline_usd)}).`;
   const show = column("usd", [of.usd, of.error_usd]);
   const text = { ...of, savings_about_zero: of.about_zero, savings_usd: of.usd };
-  return html`<${Tile} title="Saved through guidance" value=${saved(text)} kind=${savedKind(text)} to="/dashboard/spend">
+  return html`<${Tile} title="Saved" value=${saved(text)} kind=${savedKind(text)} to="/dashboard/spend">
     <p class="small">${of.about_zero ? `${show(of.usd)} ` : ""}\u00b1 ${show(of.error_usd)}</p>
     ${Number(of.reported.usd) ? html`<p class="small">${money(of.measured.usd)} measured by the gateway, ${
       money(of.reported.usd)} reported by devices.</p>` : ""}
+    <p class="small soft">${parts([["guidance", of.guided.usd], ["student by policy", of.student_by_policy.usd],
+      ["reported by devices", of.reported.usd],
+      ["other unguided answers", of.unguided_usd], ["failed requests", -spent.failed_usd], ["measuring", -spent.measuring_usd]])}</p>
     <p class="small soft">${part}${(of.previous_usd ?? null) === null ? "" : ` Before: ${money(of.previous_usd)}.`}</p>
   <//>`;
 };
@@ -108,12 +120,14 @@ function Banner({ banner }) {
     <${Link} href=${link(path)}>${label}<//></div>`;
 }
 
+/** `total` has the exact sums of the range: the rows may cover whole days or hours beyond it. */
 export function CostChart({ rows, total, range }) {
-  const baseline = Number(total.baseline_usd);
+  const [cost, baseline, difference] = ["cost_usd", "baseline_usd", "savings_usd"].map((name) => Number(total[name]));
+  const show = column("usd", [cost, baseline, difference]);
   return html`<${Chart} title="Cost compared with the teacher alone" rows=${rows} range=${range} unit="usd" series=${[
     { title: "Cost", color: "--series-cost", of: (row) => Number(row.cost_usd), band: true },
     { title: "Teacher alone", color: "--series-baseline", dashed: true, of: (row) => Number(row.baseline_usd) },
-  ]}>${`${short(total.requests)} requests cost ${money(total.cost_usd)}. The teacher alone would have cost ${money(baseline)}.`}<//>`;
+  ]}>${`${whole(total.requests)} requests cost ${show(cost)}. The teacher alone would have cost ${show(baseline)}: saved ${show(difference)}.`}<//>`;
 }
 
 export function Overview({ search }) {
@@ -129,12 +143,18 @@ export function Overview({ search }) {
       Send a request with an API key, select a longer range, or try a question in the <${Link} href=${link("/playground")}>playground<//>.<//><//>`}
     <${Traffic} requests=${data.requests} />
   `}<//>
-  ${usage.data && html`<${CostChart} ...${usage.data} range=${range} />`}`;
+  ${usage.data && summary.data && html`<${CostChart} rows=${usage.data.rows} total=${totalOf(summary.data)} range=${range} />`}`;
 }
+
+const totalOf = ({ spent, saved: of, requests }) => ({
+  requests: requests.total, cost_usd: spent.usd, baseline_usd: of.baseline_usd, savings_usd: of.usd });
 
 const Traffic = ({ requests }) => html`<dl class="strip card">
   <div><dt>Requests</dt><dd>${whole(requests.total)}</dd></div>
+  <div><dt>Answered</dt><dd>${whole(requests.answers)}</dd></div>
+  <div><dt>Failed</dt><dd>${requests.errors ? html`<${Badge} kind="bad">${whole(requests.errors)} (${share(requests.error_share)})<//>` : "0"}</dd></div>
+  <div><dt>Disconnected by the caller</dt><dd>${whole(requests.disconnected)}</dd></div>
   <div><dt>Guided</dt><dd>${whole(requests.guided)}</dd></div>
   <div><dt>Without guidance by failure</dt><dd>${share(requests.unguided_share)}</dd></div>
-  <div><dt>Errors</dt><dd>${requests.errors ? html`<${Badge} kind="bad">${whole(requests.errors)} (${share(requests.error_share)})<//>` : "0"}</dd></div>
+  <div><dt>Shadows, not in requests</dt><dd>${whole(requests.shadows)}</dd></div>
 </dl>`;

@@ -1,4 +1,4 @@
-// Reliability: engines, requests without guidance by reason, errors and latency over time.
+// Reliability: engines, requests without guidance by reason, failed requests and latency over time.
 import { useData } from "./api.js";
 import { Chart } from "./chart.js";
 import { duration, share, short, sum, toMinute, utc, whole } from "./format.js";
@@ -25,7 +25,7 @@ const engines = (queues) => [
   { title: "Circuit breaker", value: (row) => row.breaker, show: (row) => html`<${Badge}
     kind=${BREAKER[row.breaker]?.[1] ?? "warn"}>${BREAKER[row.breaker]?.[0] ?? row.breaker}<//>` },
   { title: "Requests", unit: "count", value: requests },
-  { title: "Errors", unit: "share", value: (row) => Math.max(...roles(row).map((one) => one.error_share ?? 0), requests(row) ? 0 : NaN) },
+  { title: "Failed", unit: "share", value: (row) => Math.max(...roles(row).map((one) => one.error_share ?? 0), requests(row) ? 0 : NaN) },
   { title: "p50", unit: "ms", value: (row) => latency(row, "p50") },
   { title: "p95", unit: "ms", value: (row) => latency(row, "p95") },
   { title: "In flight", unit: "count", value: (row) => queues[row.name]?.in_flight ?? row.in_flight,
@@ -101,8 +101,9 @@ export function Reliability({ search }) {
   const chart = (title, more) => html`<${Chart} title=${title} rows=${usage.data.rows} range=${range} stacked ...${more} />`;
   return html`
     <${Loaded} of=${data}>${(all) => html`
-      <p class="sentence">${whole(all.requests)} requests: ${share(all.error_share)} errors, ${share(all.unguided_share)} without guidance by failure (threshold ${share(all.threshold)}).</p>
-      <${Card} title="Engines" note=${`State, breaker and details as worker ${all.worker} sees them. Errors and latency are of the selected range. Calls in flight are those of all workers.`}>
+      <p class="sentence">${whole(all.requests)} requests: ${whole(all.answers)} answered, ${whole(sum(all.errors))} failed (${share(all.error_share)}), ${
+        whole(all.disconnected)} disconnected by the caller. ${whole(all.shadows)} shadows apart. ${share(all.unguided_share)} without guidance by failure (threshold ${share(all.threshold)}).</p>
+      <${Card} title="Engines" note=${`State, breaker and details as worker ${all.worker} sees them. Failed requests and latency are of the selected range. Calls in flight are those of all workers.`}>
         <${Table} caption="Engines" columns=${engines(queues)} rows=${all.engines} id=${(row) => row.name} empty=${html`<${Empty}
           title="No engine is configured.">Add one to <code>models</code> in config.yaml.<//>`} /><//>
       <${Card} title="Requests without guidance" note="Of requests to guided routes, by reason. Only failures count toward the threshold.">
@@ -110,8 +111,8 @@ export function Reliability({ search }) {
           sort=${["Requests", true]} empty=${html`<${Empty} title="Each request of a guided route got guidance.">Nothing to do.<//>`} /><//>
       <${Rejections} of=${all.rejections} />`}<//>
     ${usage.data && html`<div class="charts">
-      ${chart("Errors", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No errors in this period.",
-        children: `${whole(sum(usage.data.total.errors))} of ${short(usage.data.total.requests)} requests ended in an error.` })}
+      ${chart("Failed requests", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No failed requests in this period.",
+        children: data.data && `${whole(sum(data.data.errors))} of ${whole(data.data.requests)} requests failed. Callers that disconnected are not included.` })}
       ${chart("Without guidance", { unit: "count", series: byName(usage.data.rows, (row) => row.unguided), empty: "No request without guidance in this period.",
         children: "Requests to guided routes that were answered without guidance, by reason." })}
       ${chart("Time by stage", { unit: "ms", series: [...STAGES.map(([title, color, stage]) => ({ title, color, of: (row) => perRequest(row, stage) })),

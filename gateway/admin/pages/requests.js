@@ -44,7 +44,8 @@ function Amount({ label, value, onChange }) {
 /** The filters. The statuses and reasons are those of the selected range, with their number of requests. */
 function Filters({ parameters, search }) {
   const shared = search.replace(/&?(before|status|unguided|m.._cost)=[^&]*/g, "");
-  const { errors = {}, unguided = {} } = useData(() => api("/usage"), shared, { everyMs: 60_000 }).data?.total ?? {};
+  const { errors = {}, disconnected, unguided = {} } = useData(() => api("/usage"), shared, { everyMs: 60_000 }).data?.total ?? {};
+  const statuses = disconnected ? { ...errors, client_gone: disconnected } : errors;
   const options = (name, counts, more) => {
     const all = [["", "Any"], ...more, ...Object.entries(counts).map(([one, count]) => [one, `${one} (${whole(count)})`])];
     const selected = parameters.get(name) ?? "";
@@ -58,7 +59,7 @@ function Filters({ parameters, search }) {
   };
   const amount = (name, label) => html`<${Amount} label=${label} value=${parameters.get(name) ?? ""} onChange=${change(name)} />`;
   return html`<div class="fields">
-    <${Field} label="Status"><${Select} options=${options("status", errors, [["ok", "ok"], ["error", "all errors"]])}
+    <${Field} label="Status"><${Select} options=${options("status", statuses, [["ok", "ok"], ["error", "all errors"]])}
       value=${parameters.get("status") ?? ""} onChange=${change("status")} /><//>
     <${Field} label="Guidance"><${Select} options=${options("unguided", unguided, [["any", "without, any reason"]])}
       value=${parameters.get("unguided") ?? ""} onChange=${change("unguided")} /><//>

@@ -327,10 +327,16 @@ class Figures(Struct):
 
     Sums for labels have the numbers `requests`, `errors`, `input_tokens` and `output_tokens`, and three amounts. All
     others have `errors` by error label, and no `input_tokens` and `output_tokens`.
+
+    `cost_usd` is the sum of `answers_usd`, `disconnected_usd`, `failed_usd` and `measuring_usd`. `baseline_usd` less
+    these four is `savings_usd`. `requests` is the sum of `answers`, `errors` and `disconnected`.
     """
 
     requests: Count
     errors: dict[str, Count] | Count
+    answers: Count | None = None
+    disconnected: Count | None = None
+    shadows: Count | None = None
     unguided: dict[str, Count] | None = None
     tokens: UsageTokens | None = None
     teacher_token_share: float | None = None
@@ -340,17 +346,19 @@ class Figures(Struct):
     output_tokens: Count | None = None
     variants: dict[str, VariantSums] | None = None
     cost_usd: Decimal | None = None
+    answers_usd: Decimal | None = None
+    disconnected_usd: Decimal | None = None
+    failed_usd: Decimal | None = None
+    measuring_usd: Decimal | None = None
     teacher_cost_usd: Decimal | None = None
     student_cost_usd: Decimal | None = None
-    failed_cost_usd: Decimal | None = None
+    replaced_cost_usd: Decimal | None = None
     baseline_usd: Decimal | None = None
     savings_usd: Decimal | None = None
     savings_error_usd: Decimal | None = None
     savings_about_zero: bool | None = None
-    measuring_usd: Decimal | None = None
     savings_classes: dict[str, SavingsClassSum] | None = None
     baseline_estimated: Count | None = None
-    baseline_error_usd: Decimal | None = None
     cost_share: float | None = None
 
 
