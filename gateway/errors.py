@@ -203,6 +203,10 @@ class StoreUnavailable(ServiceError, label="store_unavailable"):
     """Redis is unreachable, and the configuration requires it."""
 
 
+class PermitUnavailable(StoreUnavailable):
+    """Redis is unreachable, and the process has no permit of its own for the teacher."""
+
+
 class UsageUnavailable(StoreUnavailable):
     """The usage database cannot be read. Only queries of usage and of receipts fail."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec.structs import replace
 
 from gateway.batching.ticket import Grant, SharedGuidance, TicketBroken, TicketRefused
-from gateway.errors import QueueFull, StoreUnavailable, TicketUnreadable
+from gateway.errors import PermitUnavailable, QueueFull, StoreUnavailable, TicketUnreadable
 
 if TYPE_CHECKING:
     from gateway.batching.ticket import Outcome, Ticket
@@ -71,6 +71,11 @@ class PermitWaiter:
             self.future.set_result(
                 StoreUnavailable("Redis is unavailable, and this gateway gives no guidance without it. Try again.")
             )
+
+    def refuse_without_permit(self) -> None:
+        """End the wait for a permit of this process. The future is not done."""
+        message = "Redis is unavailable, and this process has no free permit for the teacher. Try again."
+        self.future.set_result(PermitUnavailable(message))
 
     def remaining_ticket(self, now: float) -> Ticket:
         """Return the ticket with the times that remain of it."""

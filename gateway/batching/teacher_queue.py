@@ -7,7 +7,7 @@ import math
 import secrets
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import structlog
 from msgspec import structs
@@ -17,6 +17,7 @@ from gateway.batching.membership import Membership
 from gateway.batching.permit_waiter import PermitWaiter
 from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.scheduler import Scheduler
+from gateway.batching.throughput_meter import ThroughputMeter
 from gateway.batching.ticket import (
     Grant,
     SchedulerDecision,
@@ -49,7 +50,6 @@ _TIMER_ERROR_S = 0.001
 _LOCAL_CACHE_BYTES = 1_000_000
 
 OnFailure = Literal["degrade", "reject"]
-TicketEnd = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
 
 
 class QueueTimes(NamedTuple):
@@ -103,6 +103,7 @@ class TeacherQueue:
         self._rejoining = False  # used the local scheduler, and the fleet does not know it yet
         self._full_update_at = 0.0
         self._local: Scheduler | None = None  # in use while Redis is unavailable
+        self._local_since = 0.0
         self._backoff = ReconnectBackoff(times.failure_backoff_s)
         self._exchange_lock = asyncio.Lock()
         self._wakeups_trusted_at = 0.0
@@ -118,6 +119,7 @@ class TeacherQueue:
 
         Raises:
             StoreUnavailable: Redis is unavailable and `on_failure` is `reject`.
+            PermitUnavailable: Redis is unavailable, and this process had no permit in time.
             QueueFull: too many tickets of this tenant wait.
             TicketUnreadable: the stored ticket cannot be decoded.
             TimeoutError: the permit came after the deadline.
@@ -243,12 +245,14 @@ class TeacherQueue:
             decision = self._exchange_locally(limits)
         self._is_quiet = not decision.waiting and 2 * decision.in_flight <= limits.max_in_flight
         self.deliver(decision.outcomes)
+        refused_in_s = self._refuse_overdue() if self._local is not None else math.inf
         self._meter.record(decision, limits)
         if complete:
             now = _now()
             ages = (now - waiter.enqueued_at for waiter in self._waiters.values() if not waiter.future.done())
             self._meter.set_gauges(decision, limits, oldest_s=max(ages, default=0.0))
         latest_s = self._times.retry_s if self._local is not None else max(0.0, self._full_update_at - _now())
+        latest_s = min(latest_s, refused_in_s)
         return latest_s if decision.next_exchange_s is None else min(latest_s, decision.next_exchange_s)
 
     async def _exchange_with_fleet(self, limits: TeacherLimits) -> SchedulerDecision | None:
@@ -299,7 +303,26 @@ class TeacherQueue:
         decision, _ = self._local.exchange(self._process_id, update, local_limits, round(_now() * SECOND))
         return decision
 
+    def _refuse_overdue(self) -> float:
+        """End waits that were too long without Redis. Return the seconds until the next one ends.
+
+        Other processes may hold all permits until their deadlines. A ticket waits for `max_wait` from the start of the
+        outage, or for `max_wait` and the timeout of Redis from its arrival, whichever ends later.
+        """
+        now, first = _now(), math.inf
+        for waiter in self._waiters.values():
+            if waiter.future.done():
+                continue
+            until = waiter.ticket.max_wait_s + max(self._local_since, waiter.enqueued_at + self._redis.timeout_s)
+            if until > now:
+                first = min(first, until)
+            else:
+                waiter.refuse_without_permit()
+                self._meter.count_ended("refused")
+        return first - now
+
     def _start_local(self, why: str) -> None:
+        self._local_since = _now()
         self._wakeups_trusted_at = math.inf
         self.membership.record_outage(sum(waiter.holds_permit for waiter in self._waiters.values()), _now())
         # Batch ids must be unique among local schedulers.
@@ -345,41 +368,3 @@ class TeacherQueue:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-class ThroughputMeter:
-    """Update the metrics of one teacher's queue."""
-
-    def __init__(self, metrics: Metrics, teacher: str) -> None:
-        self._metrics = metrics
-        self._teacher = teacher
-        for end in get_args(TicketEnd):
-            # Create each series at start: Prometheus sees no increase in a series that appears later.
-            metrics.tickets.labels(teacher, end)
-
-    def count_ended(self, end: TicketEnd, count: int = 1) -> None:
-        """Count tickets that ended without a permit."""
-        self._metrics.tickets.labels(self._teacher, end).inc(count)
-
-    def record(self, decision: SchedulerDecision, limits: TeacherLimits) -> None:
-        """Record the batches, ended tickets and window of one exchange."""
-        metrics, teacher = self._metrics, self._teacher
-        for size in decision.opened:
-            metrics.batch_size.labels(teacher).observe(size)
-            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
-        if decision.reclaimed:
-            self.count_ended("reclaimed", decision.reclaimed)
-        if decision.unreadable:
-            self.count_ended("unreadable", decision.unreadable)
-        if decision.window_s is not None:
-            metrics.batch_window.labels(teacher).set(decision.window_s)
-
-    def set_gauges(self, decision: SchedulerDecision, limits: TeacherLimits, *, oldest_s: float) -> None:
-        """Set the gauges, once per heartbeat; `oldest_s` is the age of this process's oldest waiting ticket."""
-        metrics, teacher = self._metrics, self._teacher
-        metrics.queue_depth.labels(teacher).set(decision.waiting)
-        metrics.queue_age.labels(teacher).set(oldest_s)
-        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
-        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
-        if not decision.waiting and decision.window_s is None:
-            metrics.batch_window.labels(teacher).set(0.0)

@@ -32,6 +32,7 @@ from gateway.errors import (
     GatewayError,
     GuidanceUnavailable,
     InvalidRequest,
+    PermitUnavailable,
     QueueFull,
     TicketUnreadable,
 )
@@ -161,6 +162,9 @@ class TeacherCall:
             if guidance_plan.reject_when_full:
                 raise
             return UNGUIDED
+        except PermitUnavailable:
+            builder.guided = time.perf_counter()
+            return self._without(guidance_plan, builder, "teacher_no_permit", None)
         except TicketUnreadable as unreadable:
             builder.guided = time.perf_counter()
             return self._without(guidance_plan, builder, unreadable.label, None)

@@ -80,6 +80,7 @@ class RedisClient:
             of `commands`. Slots divide them between tenants.
         listening: for subscriptions.
         max_queries: the connection limit of `queries`.
+        timeout_s: the longest duration of a command.
         is_cluster: whether nodes fail separately.
         on_restart: called when Redis was restarted or replaced. It may have lost writes.
         unchanged_at: loop time of the last check that found the same Redis as before; -inf before the first check.
@@ -103,6 +104,7 @@ class RedisClient:
             raise StartupError(
                 f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {PERCENT_ENCODE}."
             ) from None
+        self.timeout_s = timeout_s
         self._metrics, self._check_interval_s = metrics, check_interval_s
         self.on_restart: Callable[[], None] = lambda: None
         self._nodes = {"": _Node(check_interval_s)}

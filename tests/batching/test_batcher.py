@@ -24,12 +24,13 @@ from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.single_flight import SingleFlight
 from gateway.batching.teacher_queue import QueueTimes
 from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
-from gateway.errors import QueueFull, StoreUnavailable
+from gateway.errors import PermitUnavailable, QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
+from tests.redis_faults import paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -510,6 +511,34 @@ async def test_a_paused_redis_delays_only_the_first_requests(keys: RedisKeys) ->
         await until(lambda: not is_alone(queue), 4)
         await nothing_left(redis, keys, queue)
         assert (await Meter().call(queue, 0)).batch_id.startswith("b")
+
+
+async def test_without_redis_a_request_without_a_permit_waits_no_longer_than_max_wait_and_the_timeout(
+    keys: RedisKeys,
+) -> None:
+    """Another process may hold all permits until the longest deadline. Requests that wait already end, too."""
+    limits = TeacherLimits(2, 1, 1000)
+    async with (
+        EmbeddedRedis() as server,
+        process(server.url, keys, limits, redis_timeout_s=HASTY_S) as ann,
+        process(server.url, keys, limits, redis_timeout_s=HASTY_S, process_id="ben") as ben,
+    ):
+        await _both_counted(ann, ben)
+        async with ben.acquire(ticket()), ben.acquire(ticket()):
+            early = asyncio.ensure_future(Meter().call(ann, 0))  # noqa: TID251
+            async with Redis.from_url(server.url) as redis:
+                await until(lambda: queued(redis, keys))
+            async with paused(server.url):
+                with pytest.raises(PermitUnavailable):
+                    await early
+                for wait_s in (0.0, 0.1):
+                    with pytest.raises(PermitUnavailable):
+                        await Meter().call(ann, 0, ticket(wait_s=wait_s))
+                assert not ann._waiters
+            await until(lambda: not is_alone(ann) and not is_alone(ben), 10)
+        assert (await Meter().call(ann, 0)).batch_id.startswith("b")
+        async with Redis.from_url(server.url) as redis:
+            await nothing_left(redis, keys, ann, ben)
 
 
 async def test_a_long_outage_accumulates_no_tickets(keys: RedisKeys) -> None:

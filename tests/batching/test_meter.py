@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.batching.teacher_queue import ThroughputMeter
+from gateway.batching.throughput_meter import ThroughputMeter
 from gateway.telemetry.metrics import Metrics
 
 

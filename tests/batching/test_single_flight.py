@@ -17,6 +17,7 @@ from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
+from gateway.local.redis import EmbeddedRedis
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
@@ -26,7 +27,8 @@ from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import builder, engine_set, plan
-from tests.batching.process import nothing_left, process, ticket, until
+from tests.batching.process import HASTY_S, LONG_S, nothing_left, process, ticket, until
+from tests.redis_faults import paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -526,3 +528,20 @@ async def test_unreadable_cached_guidance_gives_an_unguided_answer_with_the_reas
         answer_text, missing = await one.open(cache_ttl_s=60.0)
         assert (answer_text, missing.unguided, missing.teacher) == (UNGUIDED, "ticket_unreadable", None)
         assert len(one.engine.record_deadline) == 1
+
+
+async def test_without_redis_a_request_without_a_permit_is_unguided_with_the_reason(keys: RedisKeys) -> None:
+    """Another process may hold all permits. The teacher is not called, and no cost is charged."""
+    tasks = BackgroundTasks()
+    async with (
+        EmbeddedRedis() as server,
+        process(server.url, keys, LIMITS, redis_timeout_s=HASTY_S) as queue,
+        process(server.url, keys, LIMITS, redis_timeout_s=HASTY_S, process_id="ben"),
+    ):
+        await until(lambda: queue.membership.fleet_size == 2)
+        one = Room(SingleFlight(tasks), queue)
+        async with paused(server.url):
+            answer_text, missing = await one.open(deadline_s=LONG_S)
+        assert (answer_text, missing.unguided, missing.teacher) == (UNGUIDED, "teacher_no_permit", None)
+        assert not one.engine.record_deadline
+        await tasks.close()

@@ -36,6 +36,7 @@ class _Link:
         self.unheard = False  # its goodbye failed
         self.alone_since: float | None = None
         self.commands = self
+        self.timeout_s = COMMAND_S
 
     def register_script(self, _: str) -> None:
         return None

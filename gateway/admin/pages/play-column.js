@@ -22,6 +22,7 @@ const UNGUIDED = {
   teacher_failed: "the teacher failed",
   teacher_overloaded: "the teacher is overloaded",
   teacher_timeout: "the teacher did not answer in time",
+  teacher_no_permit: "Redis does not answer, and this process has no free permit for the teacher",
   queue_full: "too many requests of this tenant are waiting for the teacher",
   guidance_empty: "the teacher returned no text",
   guidance_boilerplate: "the projection skipped all of the teacher's text",
