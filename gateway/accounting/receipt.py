@@ -163,6 +163,7 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_tags: tuple[str, ...] | UnsetType = msgspec.field(default=UNSET, name="tags")  # of the caller; or omitted
     stored_labels: dict[str, str] | UnsetType = msgspec.field(default=UNSET, name="labels")  # omitted without labels
     stored_unguided_field: str | UnsetType = msgspec.field(default=UNSET, name="unguided_field")  # omitted without one
+    stored_max_tokens: int | UnsetType = msgspec.field(default=UNSET, name="max_tokens")  # omitted if not reduced
     # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
     stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
     # The rule for the length of the baseline's answer; omitted where it has the answer's own length.
@@ -172,6 +173,16 @@ class Receipt(msgspec.Struct, frozen=True):
     def continued_tokens(self) -> int:
         """Return the answer's tokens that failed calls wrote before another call continued their text."""
         return 0 if self.stored_continued_tokens is UNSET else self.stored_continued_tokens
+
+    @property
+    def unguided_field(self) -> str | None:
+        """Return the unknown field that is the reason for `unguided`."""
+        return None if self.stored_unguided_field is UNSET else self.stored_unguided_field
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Return the token limit of the answer; None if the caller's was not reduced."""
+        return None if self.stored_max_tokens is UNSET else self.stored_max_tokens
 
     @property
     def split(self) -> SplitFacts | None:
@@ -249,8 +260,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     def facts(self, *, show_cost: bool) -> Json:
         """Return the facts for the reply: `x-gkt-` headers, or `x_gkt` in the last chunk."""
-        field = None if self.stored_unguided_field is UNSET else self.stored_unguided_field
-        facts = first_facts(self.mode, self.split, self.unguided, field, self.hint)
+        facts = first_facts(self.mode, self.split, self.unguided, self.unguided_field, self.hint, self.max_tokens)
         if self.stored_probability is not UNSET:
             facts["student_probability"] = self.stored_probability
         teacher, student, timings = self.teacher, self.student, self.timings
@@ -292,7 +302,12 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 def first_facts(
-    mode: str, split: SplitFacts | None, unguided: str | None, unguided_field: str | None, hint: str | None
+    mode: str,
+    split: SplitFacts | None,
+    unguided: str | None,
+    unguided_field: str | None,
+    hint: str | None,
+    max_tokens: int | None,
 ) -> Json:
     """Return the facts of a reply about its mode."""
     facts: Json = {"mode": mode}
@@ -302,6 +317,8 @@ def first_facts(
         facts["unguided"] = unguided if unguided_field is None else f"{unguided}: {unguided_field}"
     if hint is not None:
         facts["hint"] = hint
+    if max_tokens is not None:
+        facts["max_tokens"] = max_tokens
     return facts
 
 

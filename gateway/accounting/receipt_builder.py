@@ -312,6 +312,7 @@ class ReceiptBuilder(msgspec.Struct):
             stored_tags=self.tags or UNSET,
             stored_labels=self.labels or UNSET,
             stored_unguided_field=self.unguided_field or UNSET,
+            stored_max_tokens=self.plan.reduced_max_tokens or UNSET,
             stored_probability=UNSET if self.student_probability is None else self.student_probability,
             stored_length_rule=estimate.length_rule or UNSET,
         )
@@ -337,7 +338,10 @@ class ReceiptBuilder(msgspec.Struct):
 
     def facts(self) -> Json:
         """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""
-        facts = first_facts(self.mode, self.plan.split, self.unguided, self.unguided_field, self.hint)
+        plan = self.plan
+        facts = first_facts(
+            self.mode, plan.split, self.unguided, self.unguided_field, self.hint, plan.reduced_max_tokens
+        )
         if self.student_probability is not None:
             facts["student_probability"] = self.student_probability
         shared = self.teacher.shared if self.teacher else None
@@ -346,8 +350,8 @@ class ReceiptBuilder(msgspec.Struct):
             facts["guidance_tokens"] = self.kept_tokens
             if self.placement not in (None, "prefix"):
                 facts["placement"] = self.placement
-            if (plan := self._plan_source()) is not None:
-                facts["plan"] = plan
+            if (source := self._plan_source()) is not None:
+                facts["plan"] = source
         stages = zip(("admission_ms", "batch_wait_ms", "teacher_ms"), self._stages_ms(), strict=True)
         return facts | {name: spent for name, spent in stages if spent is not None}
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 _RECEIPT_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(Receipt))
 # Fields that some receipts do not have.
 _OMITTED = frozenset(
-    {"warmup", "continued_tokens", "split", "student_probability", "tags", "labels", "unguided_field", "length_rule"}
+    {
+        *("warmup", "continued_tokens", "split", "student_probability", "tags", "labels"),
+        *("unguided_field", "length_rule", "max_tokens"),
+    }
 )
 _DERIVED = "savings_about_zero"
 _MAX_DIGITS = 6

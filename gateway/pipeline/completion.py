@@ -16,7 +16,7 @@ import msgspec
 from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import caller_tokens
-from gateway.pipeline.context_length import drop_too_small, may_be_too_small
+from gateway.pipeline.context_length import drop_too_small, fitting_limit, may_be_too_small
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
@@ -270,6 +270,10 @@ class Completions:
     async def _new_builder(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
         policy, headers, engines = context.caller.policy, context.headers, context.engine_set
         route = first_route(context.caller, request.model) or await find_route(context.caller, request, headers)
+        limit = await fitting_limit(request, route, engines)
+        reduced = limit is not None and request.max_tokens is not None and limit < request.max_tokens
+        if limit != request.max_tokens:
+            request = msgspec.structs.replace(request, max_tokens=limit)
         plan = resolve(
             policy,
             route,
@@ -281,6 +285,8 @@ class Completions:
             key_id=context.caller.key.id,
             off=self.switches.find(policy.tenant, route.model),
         )
+        if reduced:
+            plan = msgspec.structs.replace(plan, reduced_max_tokens=limit)
         return context.new_receipt(plan, route.model, request, stream=request.stream)
 
 

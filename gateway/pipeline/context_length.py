@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.estimate import can_count, count_text, recount_error, texts_of
+from gateway.accounting.estimate import FALLBACK, Encoding, can_count, count_text, recount_error, texts_of
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
+from gateway.pipeline.token_count import prompt_bound
 from gateway.policy.plan_variants import with_students
 from gateway.policy.tool_switch import TOO_LONG
 from gateway.protocol.text import TextRequest
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.accounting.engine_set import EngineSet
-    from gateway.accounting.estimate import Encoding
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.policy.plan import StudentPlan
+    from gateway.policy.schema import Route
     from gateway.protocol.requests import CompletionRequest
 
 _BYTES_PER_TOKEN = 2  # at least: a word and a space, or a token id and a comma
@@ -39,6 +40,40 @@ _SHORTENING = ("chat_template", "truncate_prompt_tokens")
 def may_be_too_long(request: CompletionRequest, max_prompt_tokens: int | None) -> bool:
     """Return whether `least_tokens` may exceed the limit of an engine. The usual prompt is far smaller."""
     return max_prompt_tokens is not None and request.size_bytes > _BYTES_PER_TOKEN * max_prompt_tokens
+
+
+async def fitting_limit(request: CompletionRequest, route: Route, engines: EngineSet) -> int | None:
+    """Return the token limit of a request: at most the route's maximum and, for a chat, what the context leaves.
+
+    The limit of a chat is reduced if the engines of the route certainly cannot read the prompt and write that much.
+    Raises InvalidRequest for a raw prompt with a limit above the route's maximum.
+    """
+    limit, most = request.max_tokens, route.max_tokens_limit
+    if limit is None:
+        limit = route.default_max_tokens or most
+    if limit is None:
+        return None
+    if most is not None and limit > most:
+        if isinstance(request, TextRequest):
+            raise InvalidRequest(
+                f"'max_tokens' is {limit}, and the maximum of '{route.model}' is {most}. Send at most {most}.",
+                param="max_tokens",
+            )
+        limit = most
+    names = [one.model for one in route.all_students] if route.mode != "teacher" else [route.teacher]
+    contexts = [engines.by_name[name].state.context_tokens for name in names if name is not None]
+    known = [tokens for tokens in contexts if tokens is not None]
+    if isinstance(request, TextRequest) or len(known) < len(contexts) or not known:
+        return limit
+    context_tokens = max(known)
+    if limit + request.size_bytes <= context_tokens:
+        return limit
+    least = await least_tokens(request, context_tokens)
+    if limit + least <= context_tokens or least >= context_tokens:
+        return limit
+    encoding = engines.encodings.get(names[0] or "", Encoding(FALLBACK))
+    bound = await asyncio.to_thread(prompt_bound, request, encoding)
+    return context_tokens - (bound if bound < context_tokens else least)
 
 
 def may_be_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> bool:

@@ -55,7 +55,7 @@ class TokenCounter:
         model = students[0].model if students else route.teacher
         encoding = self._engines.engine_set.encodings.get(model or "", Encoding(FALLBACK))
         async with self._turns.hold(tenant):
-            counting = asyncio.get_running_loop().run_in_executor(self._thread, _bound, chat, encoding)
+            counting = asyncio.get_running_loop().run_in_executor(self._thread, prompt_bound, chat, encoding)
             try:
                 await asyncio.wait([counting])
             finally:
@@ -64,7 +64,8 @@ class TokenCounter:
             return counting.result()
 
 
-def _bound(chat: ChatRequest, encoding: Encoding) -> int:
+def prompt_bound(chat: ChatRequest, encoding: Encoding) -> int:
+    """Return an upper bound on the tokens of a chat's prompt. The count takes milliseconds, so use a thread."""
     text = "\n".join(_texts(chat))
     counted = sum(
         count_text(encoding.name, text[start : start + MAX_COUNTED_CHARS])

@@ -212,5 +212,11 @@ def _replace_engine(builder: ReceiptBuilder, planned: Plan, error: GatewayError)
 
 
 def _plan_teacher(builder: ReceiptBuilder, turn: TurnPlan, reason: str) -> None:
-    plan = structs.replace(turn.teacher, max_tokens=builder.plan.max_tokens, split=builder.plan.split)
+    planned = builder.plan
+    plan = structs.replace(
+        turn.teacher,
+        max_tokens=planned.max_tokens,
+        reduced_max_tokens=planned.reduced_max_tokens,
+        split=planned.split,
+    )
     builder.plan, builder.unguided = structs.replace(plan, unguided=reason), reason

@@ -143,6 +143,7 @@ class Plan(Record, frozen=True):
             guidance: a device gets the guidance and completes the answer.
         names_engine: whether `model` in the reply is the engine that completes the answer, instead of the route.
         student_alone: where the teacher answers because guidance is switched off: the plan for a spent budget.
+        reduced_max_tokens: `max_tokens`, where the caller's own was larger than the policy or the context allows.
         unguided_field: the unknown field of the request that prevents guidance (`constraints.unknown_field`).
         students: engines that may complete the answer, in the order of calls: the students, or the teacher in mode
             teacher. Engines with an open circuit come last. Empty in mode guidance.
@@ -157,6 +158,7 @@ class Plan(Record, frozen=True):
     show_cost: bool
     names_engine: bool = False
     unguided_field: str | None = None
+    reduced_max_tokens: int | None = None
     retries: RetryRule = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None  # the comparison of a guided answer; None: no comparison

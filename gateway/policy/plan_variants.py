@@ -76,7 +76,12 @@ def with_turn(
 def cheaper_plans(plan: Plan) -> dict[int, Plan]:
     """Return the plan and its cheaper variants by kind: half the guidance, and no guidance."""
     if plan.student_alone is not None:
-        alone = structs.replace(plan.student_alone, unguided=BUDGET, max_tokens=plan.max_tokens)
+        alone = structs.replace(
+            plan.student_alone,
+            unguided=BUDGET,
+            max_tokens=plan.max_tokens,
+            reduced_max_tokens=plan.reduced_max_tokens,
+        )
         return {AS_PLANNED: plan, SHORTENED: plan, STUDENT_ALONE: alone}
     if plan.turn is not None:
         alone = structs.replace(plan, turn=None, unguided=BUDGET)

@@ -106,6 +106,9 @@ class Route(StrictModel):
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """max_tokens of requests without one; a guided raw prompt has OpenAI's 16. Default: the engine decides; under a
     budget, 1024 (`gkt-gateway docs policies#the-largest-answer`)."""
+    max_tokens_limit: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+    """Largest max_tokens, and the default without `default_max_tokens`. A larger one of a chat is reduced, and
+    `x-gkt-max-tokens` has the new one; a raw prompt gets a 400. None: no maximum."""
     guidance: GuidanceRule = GuidanceRule()
     """Guidance by the teacher."""
     shadow: Shadow = ShadowRule()

@@ -42,7 +42,7 @@ class World:
             return 7
 
         monkeypatch.setattr(messages, "find_route", route)
-        monkeypatch.setattr(token_count, "_bound", bound)
+        monkeypatch.setattr(token_count, "prompt_bound", bound)
 
     def count(self, tenant: str) -> asyncio.Task[int]:
         caller = SimpleNamespace(policy=SimpleNamespace(tenant=tenant, weight=1.0))

@@ -16,9 +16,16 @@ from gateway.accounting.estimate import FALLBACK, Encoding, count_text
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.pipeline.completion import Completions
-from gateway.pipeline.context_length import drop_too_small, least_tokens, may_be_too_long, may_be_too_small
+from gateway.pipeline.context_length import (
+    drop_too_small,
+    fitting_limit,
+    least_tokens,
+    may_be_too_long,
+    may_be_too_small,
+)
 from gateway.pipeline.stream import StreamRelay
 from gateway.policy.plan import StudentPlan
+from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.reply import ReplyHead
 from gateway.protocol.text import parse_text_completion
@@ -102,7 +109,7 @@ async def test_the_bound_is_never_above_the_tokens(texts: list[str], limit: int)
 
 
 def engines(**limits: int | None) -> EngineSet:
-    states = {name: SimpleNamespace(max_prompt_tokens=limit) for name, limit in limits.items()}
+    states = {name: SimpleNamespace(max_prompt_tokens=limit, context_tokens=limit) for name, limit in limits.items()}
     return engine_set({name: SimpleNamespace(state=state) for name, state in states.items()})
 
 
@@ -191,3 +198,42 @@ async def test_a_prompt_that_is_too_long_for_all_students_is_the_callers_error()
 
 def test_a_usual_prompt_is_not_examined() -> None:
     assert not may_be_too_small(chat(words(20)), planned(small=100))
+
+
+def route(**more: Any) -> Any:
+    fields = {"model": "chat", "mode": "student", "students": ["small", "large"], **more}
+    return TenantPolicy.model_validate({"tenant": "acme", "routes": [fields]}).routes[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits", "expected"),
+    [
+        ({}, {}, None),
+        ({}, {"max_tokens_limit": 50}, 50),
+        ({}, {"default_max_tokens": 20, "max_tokens_limit": 50}, 20),
+        ({"max_tokens": 40}, {"max_tokens_limit": 50}, 40),
+        ({"max_tokens": 128_000}, {"max_tokens_limit": 50}, 50),
+    ],
+)
+async def test_the_policy_limits_max_tokens(fields: Any, limits: Any, expected: int | None) -> None:
+    known = planned(small=1000, large=8000).engine_set
+    assert await fitting_limit(chat("Why?", **fields), route(**limits), known) == expected
+
+
+async def test_a_limit_that_cannot_fit_into_the_context_is_reduced_to_what_the_prompt_leaves() -> None:
+    """The largest context of the route counts. A limit that may fit is not changed."""
+    known = planned(small=1000, large=8000)
+    asked = chat(words(1000), max_tokens=128_000)
+    reduced = await fitting_limit(asked, route(), known.engine_set)
+    assert reduced is not None
+    assert 4000 < reduced <= 7000
+    assert await fitting_limit(chat(words(1000), max_tokens=6500), route(), known.engine_set) == 6500
+    known.engine_set.by_name["large"].state.context_tokens = None
+    assert await fitting_limit(asked, route(), known.engine_set) == 128_000
+
+
+async def test_a_raw_prompt_above_the_policys_maximum_is_rejected() -> None:
+    known = planned(small=1000, large=8000).engine_set
+    with pytest.raises(InvalidRequest, match="Send at most 50") as caught:
+        await fitting_limit(raw("Why?", max_tokens=51), route(max_tokens_limit=50), known)
+    assert caught.value.param == "max_tokens"

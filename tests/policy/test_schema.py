@@ -146,8 +146,8 @@ def test_a_route_knows_every_engine_it_names() -> None:
             [
                 (
                     "4: routes[0].nonsense: unknown key; known here: model, aliases, mode, when, teacher, students, "
-                    "student, affinity, retries, baseline, show_cost, reply_model, default_max_tokens, guidance, "
-                    "shadow, quality, collect, split, overrides"
+                    "student, affinity, retries, baseline, show_cost, reply_model, default_max_tokens, "
+                    "max_tokens_limit, guidance, shadow, quality, collect, split, overrides"
                 ),
             ],
         ),

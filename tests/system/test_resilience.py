@@ -152,6 +152,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     route("first-mute", ["first", "mute"], retries={"num_retries": 0}),
                     route("guided", ["first", "second"], "guided"),
                     route("guided-mute", ["first", "mute"], "guided"),
+                    route("limited", ["first"], "guided", max_tokens_limit=50),
                     route("guided-gone", ["gone", "second"], "guided"),
                     route("guided-down", ["down"], "guided", retries={"num_retries": 0}),
                     route("fragile", ["fragile"], retries={"num_retries": 0}),
@@ -353,6 +354,18 @@ def test_a_guided_stream_names_the_engine_that_completes_it(
     assert list(dict.fromkeys(models)) == ["first", completed_by]
     assert "first" not in models[models.index(completed_by) :]
     assert all(chunk["choices"][0]["delta"].get("content") in KEPT for chunk in chunks[: models.index(completed_by)])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_above_the_policys_maximum_is_reduced(world: World, stream: bool) -> None:
+    """The engines get the reduced limit. The header and the receipt state it."""
+    answer = world.ask("limited", stream=stream, max_tokens=128_000)
+    receipt = world.receipt(answer)
+    assert (answer.headers["x-gkt-max-tokens"], receipt["max_tokens"]) == ("50", 50)
+    assert world.first.requests[0]["max_tokens"] == 50 - receipt["guidance"]["kept_tokens"]
+    within = world.ask("limited", stream=stream, max_tokens=40)
+    assert "x-gkt-max-tokens" not in within.headers
+    assert "max_tokens" not in world.receipt(within)
 
 
 def test_failed_calls_are_part_of_the_cost(world: World) -> None:

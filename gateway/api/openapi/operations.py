@@ -243,6 +243,7 @@ FACTS = {
     "mode": "How the request was answered: guided, teacher_complete, student, teacher, embeddings or guidance.",
     "variant": "Variant of a split route that served the request. Absent: the route is not split.",
     "unguided": "Reason for an answer without guidance on a guided route, as in field_not_known: max_tokenss.",
+    "max_tokens": "Token limit of the answer, if the caller's was reduced to the policy's maximum or the context.",
     "hint": "The policy setting to change and its value, if the route's guidance is often late.",
     "teacher": "Name of the teacher.",
     "student": "Name of the student.",
