@@ -178,7 +178,7 @@ async def gateway(
         )
         usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
-        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models))
+        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models), redis.now)
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         anomalies = AnomalyReporter(AnomalyStore(redis.commands, redis_keys.ledger()), process_id, metrics, alarm)
@@ -191,7 +191,7 @@ async def gateway(
             redis, in_redis, store, settings.data / "spool" / settings.redis.prefix, receipts.spool_bytes, metrics
         )
         stack.push_async_callback(spooler.close)
-        label_values = LabelValues(redis, redis_keys)
+        label_values = LabelValues(redis, redis_keys, redis.now)
         labeler = Labeler(label_values, wiring.hash_key_of(settings))
         budgets = Budgets(redis.commands, redis_keys)
         lengths = AnswerLengths(redis, redis_keys)
@@ -210,7 +210,7 @@ async def gateway(
         )
         namespaces = partial(wiring.namespaces_of, policies)
         sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=namespaces, lease_s=lease_s)
-        token_budgets = TokenBudgets(redis, redis_keys)
+        token_budgets = TokenBudgets(redis, redis_keys, redis.now)
         admission = Admission(
             settings.server.max_in_flight,
             ledger,
@@ -224,7 +224,7 @@ async def gateway(
         warmup = StudentWarmup(metrics, tasks)
         guide = TeacherCall(batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets, warmup)
         student = StudentCall(metrics, retry_budgets)
-        quality = QualityStore(redis.commands, redis_keys)
+        quality = QualityStore(redis.commands, redis_keys, redis.now)
         samples = RedisSamples(redis.queries, redis_keys)
         switches = GuidanceSwitches()
         switch_follower = SwitchFollower(
@@ -321,6 +321,7 @@ async def gateway(
             tasks,
             within_s=receipts.ttl_s,
             labeler=labeler,
+            clock=redis.now,
         )
         public[keys.READS] = reads
         public[keys.REJECTIONS] = rejections

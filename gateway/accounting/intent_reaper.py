@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -127,7 +126,7 @@ class IntentReaper:
         return settled
 
     async def _abandon(self, tenant: str, process_id: str, intents: Mapping[str, bytes]) -> int:
-        settlements = _settlements(intents, time.time())
+        settlements = _settlements(intents, self._redis.now())
         settled_ids = await self._in_redis.abandon(tenant, process_id, settlements)
         for request_id, settlement in settlements.items():
             if request_id in settled_ids:

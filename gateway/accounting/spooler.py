@@ -7,7 +7,6 @@ with its intent. A receipt that is sent twice counts once, since the script know
 from __future__ import annotations
 
 import asyncio
-import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -213,7 +212,7 @@ class Spooler:
                 self._store.confirm_spooled(settled)
             else:
                 # Redis may have expired older receipts. It would count those again.
-                since = time.time() - self._ledger.ttl_s / 2
+                since = self._client.now() - self._ledger.ttl_s / 2
                 self._store.remember(one for one in settled if one.receipt.created > since)
             self._metrics.spool_replayed.labels(origin).inc(len(stored))
             await asyncio.to_thread(spool.mark_sent, [line for line, _ in stored])

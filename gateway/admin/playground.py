@@ -6,7 +6,6 @@ A run takes the path of a request of that tenant: its limits and budgets apply, 
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -78,7 +77,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
     context = RequestContext(
         request[keys.INFO].id,
         Caller(policy, _KEY),
-        int(time.time()),
+        int(request.app[keys.REDIS].now()),
         request[keys.INFO].started,
         NO_HEADERS,
         request[keys.INFO].use_engines(request.app[keys.ENGINES].engine_set),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from gateway.admin.bodies import number_of, only_query
 from gateway.admin.period import filters_of
 from gateway.admin.replies import needs_redis, time_shown
 from gateway.admin.usage import check_tenant
-from gateway.api.keys import USAGE_DATABASE
+from gateway.api.keys import REDIS, USAGE_DATABASE
 from gateway.api.usage import label_filter
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
@@ -65,7 +64,8 @@ def _search_of(request: web.Request, filters: dict[str, str]) -> ReceiptSearch:
     since: float | None = None
     until: float | None = None
     if query.get("since") or query.get("until"):
-        requested = requested_range(query.get("since") or "1970-01-01", query.get("until", ""), time.time())
+        now = request.app[REDIS].now()
+        requested = requested_range(query.get("since") or "1970-01-01", query.get("until", ""), now)
         since = requested.since if query.get("since") else None
         until = requested.until if query.get("until") else None
     mode = query.get("mode") or None

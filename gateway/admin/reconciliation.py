@@ -7,14 +7,13 @@ difference is reported, and never distributed over requests.
 from __future__ import annotations
 
 import re
-import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
-from gateway.api.keys import USAGE, USAGE_DATABASE
+from gateway.api.keys import REDIS, USAGE, USAGE_DATABASE
 from gateway.errors import InvalidRequest
 from gateway.pricing import dollars, quantized
 from gateway.usage.sums import Period
@@ -34,7 +33,7 @@ _MAX_DAYS = 92
 async def reconciliation(request: web.Request) -> web.Response:
     """GET /reconciliation: one `day`, or the days from `since` to `until`, in UTC. The default is today."""
     only_query(request, "day", "since", "until")
-    now, database = time.time(), request.app[USAGE_DATABASE]
+    now, database = request.app[REDIS].now(), request.app[USAGE_DATABASE]
     starts = _selected_days(request, now, request.app[USAGE].retention.day)
     sums = await database.totals([Period("day", start) for start in starts])
     uptimes = await database.uptime(starts)

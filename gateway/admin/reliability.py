@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
@@ -16,7 +15,7 @@ from gateway.admin.problems import detail_of
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.summary import requests_of, share_of
 from gateway.admin.usage import check_tenant
-from gateway.api.keys import ENGINES, METRICS, USAGE, WORKER
+from gateway.api.keys import ENGINES, METRICS, REDIS, USAGE, WORKER
 from gateway.api.probes import warnings_of
 from gateway.telemetry.engine_figures import EngineFigures
 from gateway.usage.rejections import RejectionCounts, Rejections
@@ -46,7 +45,7 @@ async def show_reliability(request: web.Request) -> web.Response:
     """GET /reliability: the last 24 hours by default, for all requests or those of a tenant, route or key."""
     only, app = filters_of(request), request.app
     reader = app[USAGE]
-    period = period_of(request, reader.retention, time.time(), since="24h")
+    period = period_of(request, reader.retention, app[REDIS].now(), since="24h")
     sums = await reader.read(UsageQuery(period.sums, None, _BY, only), _sums)
     fleet = await asyncio.to_thread(app[METRICS].engine_figures)
     rejected = await _read_rejections(app[REJECTED], period)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.admin.bodies import number_of, only_query
 from gateway.admin.period import total_of
 from gateway.admin.replies import day_shown, json_reply, needs_redis
-from gateway.api.keys import POLICIES, USAGE, USAGE_DATABASE
+from gateway.api.keys import POLICIES, REDIS, USAGE, USAGE_DATABASE
 from gateway.errors import InvalidRequest, NotFound
 from gateway.quality.book import DAY_S
 from gateway.quality.outcome import compare_variants
@@ -31,7 +30,7 @@ async def show_split(request: web.Request) -> web.Response:
     """GET /usage/split: the last `days` days in UTC, including today; 7 by default."""
     only_query(request, "tenant", "route", "days")
     tenant, route = (_required(request, name) for name in ("tenant", "route"))
-    now = time.time()
+    now = request.app[REDIS].now()
     today = int(now) // DAY_S
     since = today - number_of(request, "days", default=_DAYS, maximum=_MAX_DAYS) + 1
     reader, database = request.app[USAGE], request.app[USAGE_DATABASE]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.request_log import EXPECTED_REASONS
@@ -30,7 +29,7 @@ from gateway.admin.problems import (
 from gateway.admin.quality_trend import trend_shown
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.usage import check_tenant
-from gateway.api.keys import ANOMALIES, ENGINES, POLICIES, USAGE, USAGE_DATABASE
+from gateway.api.keys import ANOMALIES, ENGINES, POLICIES, REDIS, USAGE, USAGE_DATABASE
 from gateway.pricing import dollars
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
@@ -56,7 +55,7 @@ _NO_REQUESTS = SumRow()
 
 async def show_summary(request: web.Request) -> web.Response:
     """GET /summary: the period and the one before, for all requests or those of a tenant, route or key."""
-    only, app, now = filters_of(request), request.app, time.time()
+    only, app, now = filters_of(request), request.app, request.app[REDIS].now()
     reader, database = app[USAGE], app[USAGE_DATABASE]
     period = period_of(request, reader.retention, now, since="this_month")
     before = previous_of(period, reader.retention, now)

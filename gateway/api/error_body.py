@@ -13,7 +13,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.api.headers import client_request_id, is_messages, name_reply
-from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, REJECTIONS, RequestInfo
+from gateway.api.keys import ADMISSION, ENDPOINTS, INFO, METRICS, REDIS, REJECTIONS, RequestInfo
 from gateway.api.not_found import shown
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.protocol.anthropic.errors import anthropic_error, anthropic_status
@@ -32,11 +32,14 @@ _random_digits: list[str] = []  # of the next ids
 os.register_at_fork(after_in_child=_random_digits.clear)
 
 
-def new_request_id() -> str:
-    """Return `req_`, 8 hexadecimal digits of Unix seconds, and 16 random ones. Ids of receipts sort by time."""
+def new_request_id(now_s: float | None = None) -> str:
+    """Return `req_`, 8 hexadecimal digits of Unix seconds, and 16 random ones. Ids of receipts sort by time.
+
+    `now_s` is the time by the clock of Redis; None: by that of this host, for requests without a receipt.
+    """
     if not _random_digits:  # one system call for many requests
         _random_digits.extend(os.urandom(_IDS_AT_ONCE * 8).hex(" ", 8).split())
-    return f"req_{int(time.time()):08x}{_random_digits.pop()}"
+    return f"req_{int(time.time() if now_s is None else now_s):08x}{_random_digits.pop()}"
 
 
 def error_body(error: GatewayError) -> Json:
@@ -69,7 +72,9 @@ async def render_errors(
 ) -> web.StreamResponse:
     """Set the request's id, and render exceptions that are raised before the reply has begun."""
     allow_content_in_logs(allowed=False)  # until the caller is authenticated
-    request[INFO] = info = RequestInfo(new_request_id(), time.perf_counter())
+    redis = request.app.get(REDIS)
+    now_s = None if redis is None else redis.now()
+    request[INFO] = info = RequestInfo(new_request_id(now_s), time.perf_counter())
     try:
         if (name := client_request_id(request)) is None:
             response = await handler(request)

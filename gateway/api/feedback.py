@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -14,7 +13,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.receipt import REQUEST_ID, Receipt
 from gateway.api.auth import authenticate
 from gateway.api.decoding import read_parsed
-from gateway.api.keys import FEEDBACK_STORE, READS, RECEIPTS
+from gateway.api.keys import FEEDBACK_STORE, READS, RECEIPTS, REDIS
 from gateway.errors import FeedbackGiven, InvalidRequest, NotFound, StoreUnavailable
 from gateway.protocol.body import read_body
 from gateway.quality.comparison import SCALE
@@ -85,7 +84,7 @@ async def _recent_receipt(request: web.Request, caller: Caller, receipt_id: str)
             return await request.app[RECEIPTS].recent(caller.policy.tenant, receipt_id)
 
     raw = await recent()
-    if raw is None and abs(time.time() - int(receipt_id[4:12], 16)) < _NEW_S:
+    if raw is None and abs(request.app[REDIS].now() - int(receipt_id[4:12], 16)) < _NEW_S:
         await asyncio.sleep(_RETRY_S)  # without a slot of READS, which other readers need
         raw = await recent()
     return raw

@@ -67,7 +67,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def readyz_in_detail(request: web.Request) -> web.Response:
     """GET /readyz on the admin listener: the status of one worker, with details."""
-    status = status_of(request.app)
+    status, redis = status_of(request.app), request.app[keys.REDIS]
     engines = {}
     for name, engine in request.app[keys.ENGINES].engine_set.by_name.items():
         state, known = engine.state, engine.state.continuation
@@ -85,7 +85,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "worker": request.app[keys.WORKER],
         "process": request.app[keys.PROCESS_ID],
         "in_flight": request.app[keys.ADMISSION].in_flight,
-        "redis": {"up": request.app[keys.REDIS].up, "problems": request.app[keys.REDIS].problems},
+        "redis": {"up": redis.up, "problems": redis.problems, "clock_skew_s": round(redis.clock_skew_s, 1)},
         "usage": {"where": board.database, **msgspec.to_builtins(board.state)},
         "policies": policies_shown(request.app[keys.POLICIES]),
         "config": config_shown(request.app.get(keys.RELOADER)),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from gateway.api.auth import authenticate
 from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
-from gateway.api.keys import COMPLETIONS, INFO, STORED_RESPONSES
+from gateway.api.keys import COMPLETIONS, INFO, REDIS, STORED_RESPONSES
 from gateway.api.stored_responses import StoringReply, with_stored_input
 from gateway.errors import InvalidRequest
 from gateway.protocol.responses.events import ResponseWriter
@@ -25,7 +24,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
     if parsed.needs_stored:
         parsed = await with_stored_input(request, caller, parsed)
     stores = parsed.store and caller.policy.stored_responses is not None
-    writer = ResponseWriter(parsed, request[INFO].id, int(time.time()), stored=stores)
+    writer = ResponseWriter(parsed, request[INFO].id, int(request.app[REDIS].now()), stored=stores)
     chat = parsed.chat()
     try:
         if not stores:

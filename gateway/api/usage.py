@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, get_args
 
 import orjson
@@ -10,7 +9,7 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.api.auth import authenticate
-from gateway.api.keys import USAGE
+from gateway.api.keys import REDIS, USAGE
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, UsageUnavailable
 from gateway.policy.labels import MAX_VALUE_CHARS
@@ -147,7 +146,7 @@ def read_query(
     """
     aliases = (alias for alias, name in _ALIASES.items() if name in filters)
     _only(request, ("since", "until", "granularity", "by", "label", *filters, *aliases, *more))
-    now = time.time()
+    now = request.app[REDIS].now()
     granularity = _granularity(request.query.get("granularity", ""))
     requested = requested_range(
         request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now

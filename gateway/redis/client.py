@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MINIMUM_VERSION = (7, 0)
+MIN_SKEW_S = 1.0
+"""Smaller differences of clocks are ignored: the measurement includes delays of the event loop."""
 MAX_QUERIES = 200
 """Connections of `queries`, unless the URL sets `max_connections`."""
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -86,6 +89,7 @@ class RedisClient:
         unchanged_at: loop time of the last check that found the same Redis as before; -inf before the first check.
         up: False from the first failure until Redis answers the watch after the pause. Check it before awaiting Redis
             for a request, and continue without Redis where it is False. In a cluster: whether some primary is up.
+        clock_skew_s: how far the clock of this host is ahead of Redis' clock; 0 below `MIN_SKEW_S`.
     """
 
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics, check_interval_s: float = 0.5) -> None:
@@ -111,6 +115,7 @@ class RedisClient:
         self._unserved = self._servers.unserved
         self._run_ids: set[str] = set()  # of all nodes by the last check of the watch
         self.unchanged_at = -math.inf
+        self.clock_skew_s = 0.0
         self.up = True
         self._is_up = asyncio.Event()
         self._is_up.set()
@@ -124,6 +129,10 @@ class RedisClient:
     def is_whole(self) -> bool:
         """Return whether no breaker is open, and some node serves each slot of a cluster."""
         return all(node.up for node in self._nodes.values()) and not self._servers.unserved
+
+    def now(self) -> float:
+        """Return Unix seconds by the clock of Redis, so that receipts and queries of all hosts have one clock."""
+        return time.time() - self.clock_skew_s
 
     def is_up(self, key: str) -> bool:
         """Return whether the breaker of a key's node is closed."""
@@ -166,7 +175,7 @@ class RedisClient:
         """Wait until Redis has answered a command that is sent after this call."""
         while True:
             await self.wait_up()
-            checks = await self._servers.check(self.commands)
+            checks = await self._check()
             self._report(checks)
             if _answers(checks):
                 return
@@ -177,7 +186,7 @@ class RedisClient:
 
         A cluster is used as far as it answers. Raises StartupError, which may suggest `embedded`.
         """
-        checks = await self._servers.check(self.commands)
+        checks = await self._check()
         infos = _answers(checks)
         if not infos:
             error = next(one for one in checks.values() if isinstance(one, Exception))
@@ -200,7 +209,7 @@ class RedisClient:
         while True:
             loop = asyncio.get_running_loop()
             started_at = loop.time()
-            checks = await self._servers.check(self.commands)
+            checks = await self._check()
             failures = self._report(checks)
             if self._follow_run_ids(checks):
                 log.warning("redis_restarted")
@@ -211,6 +220,23 @@ class RedisClient:
                 if loop.time() >= self._nodes[name].backoff.until:
                     self._set_up(name, up=True)
             await asyncio.sleep(self._check_interval_s)
+
+    async def _check(self) -> Checks:
+        """Ask each node for its state, and compare the clock of this host with theirs."""
+        began = time.time()
+        checks = await self._servers.check(self.commands)
+        ended = time.time()
+        times_us = sorted(int(info["server_time_usec"]) for info in _answers(checks) if "server_time_usec" in info)
+        if times_us and abs(ended - began) < MIN_SKEW_S:
+            skew_s = (began + ended) / 2 - times_us[len(times_us) // 2] / 1_000_000
+            self._set_skew(skew_s if abs(skew_s) >= MIN_SKEW_S else 0.0)
+        return checks
+
+    def _set_skew(self, skew_s: float) -> None:
+        if abs(skew_s - self.clock_skew_s) >= MIN_SKEW_S:
+            self.clock_skew_s = skew_s
+            log.warning("clock_skew", skew_s=round(skew_s, 3))
+        self._metrics.usage.clock_skew.set(self.clock_skew_s)
 
     def _report(self, checks: Checks) -> set[str]:
         """Report failed checks. Return the names of their nodes."""

@@ -110,7 +110,7 @@ async def _running(
         client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
         stack.push_async_callback(client.close)
         await client.require(embedded=False)
-        store = store_of(settings)
+        store = store_of(settings, clock=client.now)
         stack.push_async_callback(store.close)
         replica = replica_lag_of(settings)
         if replica is not None:
@@ -141,7 +141,7 @@ async def _running(
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
         tasks.keep("partitions", keep_partitions(store))
-        tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts).run())
+        tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts, clock=client.now).run())
         if exports is not None:
             tasks.keep("export", exports.run())
         if replica is not None:

@@ -41,4 +41,8 @@ class UsageMetrics:
             "Messages of the export stream over the fleet, by result: sent, failed, rejected, expired. In Redis.",
             ("result",),
         )
+        self.clock_skew = newest(
+            "gkt_clock_skew_seconds",
+            "How far the clock of this host is ahead of Redis' clock, which times receipts and usage; 0 below 1 s.",
+        )
         self.buffered = newest("gkt_receipts_buffered", "Receipts in the outboxes in Redis, over the fleet.")

@@ -180,7 +180,8 @@ class OutboxFeed:
 
     async def backlog(self) -> Backlog:
         """Return the number and age of waiting entries of all tenants."""
-        now, waiting, oldest, pending = time.time(), 0, None, []
+        seconds, _ = await self._redis.time()
+        now, waiting, oldest, pending = float(seconds), 0, None, []
         for tenant, first, length, delivered in await self._run([(tenant, []) for tenant in await self._all_tenants()]):
             if delivered:
                 pending.append(tenant)

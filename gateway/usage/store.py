@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,8 +35,8 @@ class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
     `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. With
-    `exports`, written receipts are added to the outbox of the export stream. Each thread uses one connection. Raises
-    StartupError if the driver is not installed or the address is invalid.
+    `exports`, written receipts are added to the outbox of the export stream. Each thread uses one connection. `clock`
+    returns Unix seconds. Raises StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class UsageStore:
         wait_s: int = 30,
         replica: str | None = None,
         exports: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.retention = retention
+        self.retention, self._clock = retention, clock
         self.engine = UsageEngine(address, wait_s=wait_s, connections=CONNECTIONS, role=_ROLE)
         self.replica = None if replica is None else UsageEngines(self.engine, replica_engine(replica, _READERS, _ROLE))
-        self._database = UsageDatabase(self.engine, retention, exports=exports)
+        self._database = UsageDatabase(self.engine, retention, clock, exports=exports)
         # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
@@ -78,7 +80,7 @@ class UsageStore:
 
     async def keep_partitions(self) -> None:
         """See `partition_upkeep.keep_partitions`. Receipts are written meanwhile."""
-        await self._in(self._upkeep, keep_partitions, self.engine)
+        await self._in(self._upkeep, keep_partitions, self.engine, self._clock)
 
     async def receipts(self, where: ReceiptFilter = _EVERYTHING, limit: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in key order, in lists of at most `limit`. Each list has its own transaction."""
@@ -121,16 +123,19 @@ class UsageStore:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
 
-def store_of(settings: Settings | WorkerSettings, *, replica: bool = False) -> UsageStore:
+def store_of(
+    settings: Settings | WorkerSettings, *, replica: bool = False, clock: Callable[[], float] = time.time
+) -> UsageStore:
     """Return the database of `usage` in config.yaml, which opens when first used.
 
-    With `replica`, `read` uses `usage.read_url` if it is set. Raises StartupError without a driver.
+    With `replica`, `read` uses `usage.read_url` if it is set. `clock` returns Unix seconds. Raises StartupError without
+    a driver.
     """
     usage = settings.usage
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
     read_address = _replica_address(settings) if replica else None
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-    return UsageStore(address, retention, replica=read_address, exports=settings.export.kafka is not None)
+    return UsageStore(address, retention, replica=read_address, exports=settings.export.kafka is not None, clock=clock)
 
 
 def replica_lag_of(settings: Settings | WorkerSettings) -> ReplicaLag | None:

@@ -253,7 +253,7 @@ class UsageWorker:
 
     async def _copy_uptime(self) -> None:
         """Copy the uptime of engines of the last days from Redis; the first time, of all days that Redis may have."""
-        today = int(time.time()) // DAY_S
+        today = int(self._client.now()) // DAY_S
         days = _UPTIME_DAYS if self._uptime_copied else _FIRST_UPTIME_DAYS
         minutes = await self._minutes([day * DAY_S for day in range(today - days + 1, today + 1)])
         if minutes:
@@ -284,7 +284,7 @@ class UsageWorker:
         """Delete some expired receipts and sums. Return whether more may remain."""
         receipts = 0
         if self._keep_s is not None:
-            receipts = await _database(self._store.delete_receipts(time.time() - self._keep_s))
+            receipts = await _database(self._store.delete_receipts(self._client.now() - self._keep_s))
         sums = await _database(self._store.delete_sums())
         self._counts["deleted"] += receipts
         if receipts or sums:

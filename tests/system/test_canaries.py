@@ -427,7 +427,7 @@ def _without_redis(world: World) -> None:
     for tenant, reply in callers.replies:
         world.canaries.search("reply", reply, allowed=tuple(name.format(tenant) for name in _OWN))
     world.canaries.search("admin page", world.admin("/readyz").text)
-    assert world.admin("/readyz").json()["redis"] == {"up": False, "problems": []}
+    assert world.admin("/readyz").json()["redis"] == {"up": False, "problems": [], "clock_skew_s": 0.0}
 
 
 def _end(world: World) -> None:
