@@ -8,17 +8,22 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import orjson
+import pytest
+
 from gateway.accounting.engine_set import CurrentEngines
+from gateway.accounting.estimate import TextSize, count_text, token_error
 from gateway.api import messages
 from gateway.api.keys import READS, TOKEN_COUNTER
 from gateway.pipeline import token_count
 from gateway.pipeline.admission import Slots
 from gateway.pipeline.token_count import TokenCounter
+from gateway.protocol.anthropic.request import parse_count_tokens
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import NO_ENGINES
 
 if TYPE_CHECKING:
-    import pytest
+    from gateway.protocol.chat import ChatRequest
 
 MANY = 40  # more than the threads of the event loop
 
@@ -63,6 +68,65 @@ async def test_a_count_holds_its_slot_after_the_caller_disconnected(monkeypatch:
     with suppress(asyncio.CancelledError):
         await counting
     assert world.slots.held == 0
+
+
+def chat_of(text: str) -> ChatRequest:
+    body = {"model": "chat", "messages": [{"role": "user", "content": text}]}
+    return parse_count_tokens(orjson.dumps(body)).chat
+
+
+async def counted(text: str, counter: TokenCounter | None = None) -> int:
+    counter = counter or TokenCounter(CurrentEngines(NO_ENGINES))
+    return await counter.count("acme", chat_of(text), cast("Any", SimpleNamespace(all_students=(), teacher="big")))
+
+
+@pytest.mark.parametrize("size", [200_000, 800_000])
+async def test_the_work_of_a_count_is_bounded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The tokens of a long prompt are estimated from 64,000 of its characters."""
+    sizes: list[int] = []
+
+    def count_part(encoding: str, text: str) -> int:
+        sizes.append(len(text))
+        return count_text(encoding, text)
+
+    monkeypatch.setattr(token_count, "count_text", count_part)
+    await counted("word " * (size // 5))
+    assert sum(sizes) == 64_000
+
+
+async def test_an_estimate_is_an_upper_bound_near_the_count() -> None:
+    """The text has prose, numbers and other scripts, in proportions that change."""
+    parts = [f"The {n}th line of {n * 7919} has a word or two. {'Größe und Wörter ' * (n % 5)}" for n in range(9_000)]
+    text = "\n".join(parts)
+    encoding = NO_ENGINES.encodings["big"]
+    exact = sum(count_text(encoding.name, text[start : start + 40_000]) for start in range(0, len(text), 40_000))
+    assert len(text) > 400_000
+    error = token_error(exact, TextSize.of([text]))
+    assert exact + error <= await counted(text) <= 1.3 * (exact + error)
+
+
+async def test_the_thread_rests_three_times_as_long_as_it_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts use a quarter of a core at most. A reply does not wait for the rest."""
+    rests: list[float] = []
+    woken = threading.Event()
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        woken.wait(10)
+
+    clock = iter([1.0, 1.5, 2.0, 2.25])
+    monkeypatch.setattr(token_count, "time", SimpleNamespace(thread_time=lambda: next(clock)))
+    counter = TokenCounter(CurrentEngines(NO_ENGINES), rest)
+    async with asyncio.timeout(5):
+        first = await counted("Hello", counter)
+        second = asyncio.get_running_loop().create_task(counted("Hello", counter))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        assert rests == [1.5]
+        woken.set()
+        assert await second == first
+        await asyncio.get_running_loop().run_in_executor(counter._thread, int)
+    assert rests == [1.5, 0.75]
 
 
 async def test_the_counts_of_one_tenant_delay_no_other_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
