@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 _MAX_PAGE = 1000
+_TIMES = ("expires", "until")  # of keys and raises, in Unix seconds
 _ENTRY_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,10}", re.ASCII)
 
 
@@ -41,8 +42,11 @@ async def show_audit(request: web.Request) -> web.Response:
 
 
 def _json(text: str) -> object:
-    """Return the decoded JSON, or the text itself if it is not JSON: an earlier version may have written it."""
+    """Return the decoded JSON with its times in RFC 3339, or the text itself if it is not JSON."""
     try:
-        return msgspec.json.decode(text) if text else None
+        state = msgspec.json.decode(text) if text else None
     except msgspec.DecodeError:
         return text
+    if isinstance(state, dict):
+        state |= {name: time_shown(state[name]) for name in _TIMES if isinstance(state.get(name), int | float)}
+    return state
