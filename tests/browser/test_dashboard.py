@@ -231,12 +231,20 @@ async def test_a_key_is_created_rotated_and_revoked(browser: Browser, pages: Gat
         await expect(row(page, "Keys", "from-a-page")).to_contain_text("rpm_limit 60; budget $2.50")
 
         await page.get_by_role("button", name="Rotate acme from-a-page").click()
-        await dialog.get_by_label("Grace period").fill("0s")
+        await dialog.get_by_label("Grace period").fill("1h")
         await dialog.get_by_role("button", name="Rotate key").click()
         second = await dialog.get_by_label("New key").input_value()
         assert second.startswith("gk-")
         assert second != first
         await page.keyboard.press("Escape")
+
+        await page.get_by_role("button", name="Revoke acme from-a-page.1", exact=True).click()
+        await dialog.get_by_role("button", name="Revoke key").click()
+        await expect(dialog).to_be_hidden()
+        await expect(page.get_by_role("button", name="Rotate acme from-a-page.1", exact=True)).to_have_count(0)
+        await expect(row(page, "Audit trail", "key.revoke").first).to_contain_text(
+            re.compile(r"expires: \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+        )
 
         await page.get_by_role("button", name="Revoke acme from-a-page", exact=True).click()
         await expect(dialog).to_contain_text("cannot be restored")
@@ -244,7 +252,7 @@ async def test_a_key_is_created_rotated_and_revoked(browser: Browser, pages: Gat
         await expect(dialog).to_be_hidden()
         await expect(row(page, "Audit trail", "key.revoke").first).to_contain_text("from-a-page")
         statuses = {one["id"]: one["status"] for one in get_json(pages, "/keys?tenant=acme")["keys"]}
-        assert statuses["from-a-page"] == "revoked"
+        assert (statuses["from-a-page"], statuses["from-a-page.1"]) == ("revoked", "revoked")
 
 
 async def test_a_budget_is_raised(browser: Browser, pages: GatewayProcess) -> None:

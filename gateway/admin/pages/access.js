@@ -51,8 +51,8 @@ const keyColumns = (open) => allowed([
     limits(row.limits),
     row.budget && `budget ${money(row.budget.max_budget)}`
   ].filter(Boolean).join("; ") },
-  { title: "Actions", plain: true, value: () => "", show: (row) => row.source === "redis" && row.status === "active" && html`<${Actions}>
-    <button type="button" aria-label="Rotate ${row.tenant} ${row.id}" onClick=${() => open({ kind: "rotate", row })}>Rotate</button>
+  { title: "Actions", plain: true, value: () => "", show: (row) => row.source === "redis" && ["active", "grace"].includes(row.status) && html`<${Actions}>
+    ${row.status === "active" && html`<button type="button" aria-label="Rotate ${row.tenant} ${row.id}" onClick=${() => open({ kind: "rotate", row })}>Rotate</button>`}
     <button type="button" aria-label="Revoke ${row.tenant} ${row.id}" onClick=${() => open({ kind: "revoke", row })}>Revoke</button><//>` },
 ]);
 
