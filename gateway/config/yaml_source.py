@@ -230,7 +230,7 @@ def parse(
         line = error.object.count(b"\n", 0, error.start) + 1
         return None, [ConfigIssue(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
     except YAMLError as error:
-        return None, [_syntax(file, error)]
+        return None, [_syntax(file, error, text)]
     except RecursionError:
         return None, [ConfigIssue(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, of):
@@ -256,13 +256,18 @@ def _compose(text: str) -> Node | None:
     return root
 
 
-def _syntax(file: str, error: YAMLError) -> ConfigIssue:
+def _syntax(file: str, error: YAMLError, text: str) -> ConfigIssue:
     mark = None
     problem = "a character that YAML does not allow"
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context)
-    problem = next((text for part, text in _SYNTAX.items() if part in problem), problem)
+    if mark is not None and mark.line and "mapping values are not allowed" in problem:
+        before = text.splitlines()[mark.line - 1].strip()
+        if before and not before.startswith("#") and ": " not in f"{before} ":
+            # YAML joins a line without a key to the next one, and reports that one.
+            return ConfigIssue(file, mark.line, 1, "", "not valid YAML: a line without 'key: value'; add the ':'")
+    problem = next((ours for part, ours in _SYNTAX.items() if part in problem), problem)
     problem = problem.replace("'<stream end>'", "the end of the file")
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
     return ConfigIssue(file, line, column, "", f"not valid YAML: {problem}")

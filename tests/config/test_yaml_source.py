@@ -109,6 +109,7 @@ def test_an_issue_names_its_line_field_and_remedy(folder: Path, text: str, lines
                 "put quotes around a value that contains ': '"
             ),
         ),
+        ("a:\n  - name big\n    b: 1\n", "2: not valid YAML: a line without 'key: value'; add the ':'"),
         ("part:\n\tport: 1\n", "2: not valid YAML: a tab instead of spaces"),
         ("name: a\n---\nname: b\n", "2: not valid YAML: a second document ('---'); a file may have only one"),
         ("name: *nope\n", "1: not valid YAML: found undefined alias 'nope'"),
