@@ -1,8 +1,8 @@
 """Bound the tokens that an engine generates between the last read of a stream and its end. Pure.
 
 The gateway closes the connection of a canceled call. An engine that stops on disconnect generates for `stops_within_s`
-more at most. Its speed is measured in the stream itself: twice the fastest rate of a quarter of a second, since a
-stream becomes faster when others end. A stream without a measured rate has `MAX_TOKENS_PER_S`.
+more at most. Its speed is measured in the stream itself, as twice the fastest rate of a quarter of a second. A stream
+becomes faster when others end. A stream without a measured rate has `MAX_TOKENS_PER_S`.
 """
 
 from __future__ import annotations
