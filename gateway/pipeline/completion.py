@@ -21,6 +21,7 @@ from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import AnswerBuffer
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student_engines import RESTARTED
+from gateway.policy.caller_fields import check_caller_fields
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route, first_route
 from gateway.protocol.content_run import each_chunk
@@ -95,7 +96,8 @@ class RequestContext(Record, frozen=True):
 
     def new_receipt(self, plan: Plan, route: str, request: AnyRequest, *, stream: bool) -> ReceiptBuilder:
         """Create the request's receipt builder, and keep it in `state`. Raises InvalidRequest for invalid tags
-        and labels."""
+        and labels, and for fields that the policy does not allow."""
+        check_caller_fields(self.caller.policy.caller_fields, request)
         self.state.builder = builder = ReceiptBuilder(
             id=self.id,
             created=self.created,

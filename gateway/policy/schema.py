@@ -29,6 +29,7 @@ from gateway.config.scalars import (
 )
 from gateway.config.yaml_messages import follows_from_another
 from gateway.config.yaml_source import StrictModel
+from gateway.policy.caller_fields import CallerFieldsRule
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS, GuidanceRule
 from gateway.policy.identities import IdentityRule
@@ -327,6 +328,8 @@ class TenantPolicy(StrictModel):
     """Share of contended teachers, request slots and connections, relative to the other tenants' weights."""
     overrides: OverridesRule | None = None
     """Overrides that callers may request by header, on routes without `overrides`."""
+    caller_fields: CallerFieldsRule = CallerFieldsRule()
+    """Fields and addresses that reach the server of an engine itself."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
     """Routes of the tenant. Among those with the requested model, the first whose `when` matches serves the request."""
 
