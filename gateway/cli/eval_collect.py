@@ -11,7 +11,7 @@ import typer
 
 from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, without_none
 from gateway.cli.lazy import CONFIG
-from gateway.cli.tables import ENCODER
+from gateway.cli.tables import ENCODER, counted
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def collect(
         query = urlencode(without_none(route=route))
         deleted = client.call("DELETE", f"{path}?{query}" if query else path, actor=actor)["deleted"]
         for one in deleted:
-            typer.echo(f"deleted: {one['requests']} requests of route {one['route']}", err=True)
+            typer.echo(f"deleted: {counted(one['requests'], 'request')} of route {one['route']}", err=True)
         if not deleted:
             typer.echo("There was nothing to delete.", err=True)
 
@@ -106,7 +106,7 @@ def _write(file: Path, lines: Iterator[bytes], overwrite: bool) -> None:
 def _summary(sample: dict[str, Any]) -> str:
     skipped = ", ".join(f"{count} {reason}" for reason, count in sample["skipped"].items())
     return (
-        f"route {sample['route']}: a sample of {sample['requests']} of {sample['seen']} requests since "
+        f"route {sample['route']}: a sample of {sample['requests']} of {counted(sample['seen'], 'request')} since "
         f"{sample['since']}, which the gateway deletes at {sample['deleted_at']}"
         + (f"; skipped: {skipped}" if skipped else "")
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.cli import new_files
+from gateway.cli.tables import counted
 from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 
@@ -82,9 +83,12 @@ def _print_summary(
     result: Conversion, files: Mapping[Path, str], copies: Sequence[Path], *, is_guided: bool, dry_run: bool
 ) -> None:
     config, policy = map(display_path, files)
-    lines = [f"{len(result.notices)} notices: settings without an equivalent, and remarks"]
+    lines = [f"{counted(len(result.notices), 'notice')}: settings without an equivalent, and remarks"]
     if not dry_run:
-        lines += [f"written: {config} ({result.models} models)", f"written: {policy} ({len(result.modes)} routes)"]
+        lines += [
+            f"written: {config} ({counted(result.models, 'model')})",
+            f"written: {policy} ({counted(len(result.modes), 'route')})",
+        ]
         lines += [f"kept, a replaced file: {display_path(copy)}" for copy in copies]
         others = sorted({*Path(policy).parent.glob("*.yaml")} - {Path(policy)})
         lines += [f"read by the gateway, too: {one}" for one in others]

@@ -62,6 +62,11 @@ class MarkedText:
         self._by_teacher = by_teacher
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a count with its noun: 1 request, 2 requests."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def when(moment: str) -> str:
     """Return a time of the admin API for tables."""
     return moment.replace("T", " ").replace("Z", " UTC")

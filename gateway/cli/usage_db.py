@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gateway.cli.lazy import CONFIG, SETTINGS
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores, usage_store
-from gateway.cli.tables import JsonOption, in_json
+from gateway.cli.tables import JsonOption, counted, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
@@ -281,7 +281,7 @@ def _differences(queries: UsageQueries, day: int, *, first: bool) -> list[tuple[
 def _difference(place: SumPlace, held: SumRow, computed: SumRow) -> str:
     seconds, start, dims = place
     where = ", ".join(f"{name} {value}" for name, value in dims._asdict().items() if value) or "all tenants"
-    both = f"{held.requests} requests and {held.cost_pico} picodollars"
+    both = f"{counted(held.requests, 'request')} and {held.cost_pico} picodollars"
     right = f"{computed.requests} and {computed.cost_pico} by the receipts"
     return f"{rfc3339(start)} + {seconds} s, {where}: {both}, {right}"
 

@@ -16,6 +16,9 @@ export const whole = (value) => (known(value) ? grouped.format(value).replace("-
 export const short = (value) =>
   !known(value) ? UNKNOWN : Math.abs(value) < 10_000 ? whole(value) : compact.format(value).toLowerCase();
 
+/** Format a count with its noun: 1 request, 2 requests. */
+export const counted = (value, noun) => `${whole(value)} ${noun}${Number(value) === 1 ? "" : "s"}`;
+
 /** Return the decimals of USD amounts: two from $0.10 on, else three significant digits of the largest amount. */
 function usdDigits(values) {
   const top = largest(values);

@@ -1,7 +1,7 @@
 // The overview: one sentence, three tiles, problems, and cost over time.
 import { useData } from "./api.js";
 import { Chart } from "./chart.js";
-import { column, money, points, saved, savedKind, share, toMinute, utc, whole } from "./format.js";
+import { column, counted, money, points, saved, savedKind, share, toMinute, utc, whole } from "./format.js";
 import { api, link, period } from "./state.js";
 import { Badge, Card, Empty, html, Link, Loaded } from "./ui.js";
 
@@ -14,10 +14,10 @@ export function because(quality) {
   return {
     switched_off: "The quality sampler has switched guidance off for a route.",
     below_bound: "A route agrees with the teacher less than its min_agreement allows.",
-    change: change && `Agreement changed by ${points(change.value)} points (95 % interval ${interval(change, points)}) against ${whole(before)} samples before.`,
+    change: change && `Agreement changed by ${points(change.value)} points (95 % interval ${interval(change, points)}) against ${counted(before, "sample")} before.`,
     above_bound: agreement && "Each measured route agrees with the teacher more than its min_agreement asks for.",
     no_samples: "No answer was compared in this period. Give a guided route a quality rule.",
-    too_few: `${whole(n)} samples decide nothing yet. Raise "sample" of the quality rule, or select a longer range.`,
+    too_few: `${counted(n, "sample")} cannot decide yet. Raise "sample" of the quality rule, or select a longer range.`,
   }[reason] ?? "";
 }
 
@@ -104,7 +104,7 @@ const SPENDER = {
 const BANNERS = {
   engine: (one) => [`Engine ${one.engine} is unavailable${one.since ? ` since ${utc(one.since)}` : ""}.`,
     `Reason: ${one.reason}. Circuit breaker: ${one.breaker}.`],
-  unguided: (one) => [`${share(one.share)} of ${whole(one.requests)} requests are without guidance${one.since ? ` since ${utc(one.since)}` : ""}.`,
+  unguided: (one) => [`${share(one.share)} of ${counted(one.requests, "request")} ${one.requests === 1 ? "is" : "are"} without guidance${one.since ? ` since ${utc(one.since)}` : ""}.`,
     `The threshold is ${share(one.threshold)}. Reasons: ${REASONS(one.reasons)}.`],
   unusual_spend: (one) => [`${SPENDER[one.dimension]?.(one) ?? `${one.dimension} ${one.name}`} spends more than usual since ${utc(one.since)}.`,
     `${money(one.spent_usd)} in the hour of ${utc(one.hour)}; ${money(one.expected_usd)} were expected, the limit is ${money(one.limit_usd)}.`],
@@ -127,7 +127,7 @@ export function CostChart({ rows, total, range }) {
   return html`<${Chart} title="Cost compared with the teacher alone" rows=${rows} range=${range} unit="usd" series=${[
     { title: "Cost", color: "--series-cost", of: (row) => Number(row.cost_usd), band: true },
     { title: "Teacher alone", color: "--series-baseline", dashed: true, of: (row) => Number(row.baseline_usd) },
-  ]}>${`${whole(total.requests)} requests cost ${show(cost)}. The teacher alone would have cost ${show(baseline)}: saved ${show(difference)}.`}<//>`;
+  ]}>${`${counted(total.requests, "request")} cost ${show(cost)}. The teacher alone would have cost ${show(baseline)}: saved ${show(difference)}.`}<//>`;
 }
 
 export function Overview({ search }) {

@@ -1,7 +1,7 @@
 // Reliability: engines, requests without guidance by reason, failed requests and latency over time.
 import { useData } from "./api.js";
 import { Chart } from "./chart.js";
-import { duration, share, short, sum, toMinute, utc, whole } from "./format.js";
+import { counted, duration, share, short, sum, toMinute, utc, whole } from "./format.js";
 import { api, link, period } from "./state.js";
 import { Badge, Card, Empty, html, Link, Loaded, Table } from "./ui.js";
 
@@ -32,7 +32,7 @@ const engines = (queues) => [
     show: (row, format) => html`${format(queues[row.name]?.in_flight ?? row.in_flight)}${queues[row.name]?.waiting > 0 && html`<small
       class="warn below">${whole(queues[row.name].waiting)} waiting</small>`}` },
   { title: "Details", wide: true, value: (row) => [row.detail, ...row.warnings,
-    ...Object.entries(row.failed_calls).map(([name, count]) => `${whole(count)} failed calls: ${name}`)].filter(Boolean).join("; ") },
+    ...Object.entries(row.failed_calls).map(([name, count]) => `${counted(count, "failed call")}: ${name}`)].filter(Boolean).join("; ") },
 ];
 
 const REASONS = [
@@ -52,7 +52,7 @@ const REJECTIONS = [
 
 /** Rejected requests have no receipt, so they are in no other figure. */
 const Rejections = ({ of }) => html`<${Card} title="Rejected requests" note=${of
-  ? `${whole(of.total)} requests were rejected from ${toMinute(of.since)} to ${toMinute(of.until)} UTC, before a receipt existed. They cost nothing and are in no other figure.${of.ignored.length
+  ? `${counted(of.total, "request")} ${of.total === 1 ? "was" : "were"} rejected from ${toMinute(of.since)} to ${toMinute(of.until)} UTC, before a receipt existed. They cost nothing and are in no other figure.${of.ignored.length
     ? ` The filter ${of.ignored.join(", ")} does not apply: rejections have none.` : ""}`
   : "Redis is unavailable, so rejections are not known."}>
   ${of && html`<${Table} caption="Rejected requests" columns=${REJECTIONS} rows=${of.rows} id=${(row) => `${row.status} ${row.error} ${row.tenant}`}
@@ -101,8 +101,8 @@ export function Reliability({ search }) {
   const chart = (title, more) => html`<${Chart} title=${title} rows=${usage.data.rows} range=${range} stacked ...${more} />`;
   return html`
     <${Loaded} of=${data}>${(all) => html`
-      <p class="sentence">${whole(all.requests)} requests: ${whole(all.answers)} answered, ${whole(sum(all.errors))} failed (${share(all.error_share)}), ${
-        whole(all.disconnected)} disconnected by the caller. ${whole(all.shadows)} shadows apart. ${share(all.unguided_share)} without guidance by failure (threshold ${share(all.threshold)}).</p>
+      <p class="sentence">${counted(all.requests, "request")}: ${whole(all.answers)} answered, ${whole(sum(all.errors))} failed (${share(all.error_share)}), ${
+        whole(all.disconnected)} disconnected by the caller. ${counted(all.shadows, "shadow")} apart. ${share(all.unguided_share)} without guidance by failure (threshold ${share(all.threshold)}).</p>
       <${Card} title="Engines" note=${`State, breaker and details as worker ${all.worker} sees them. Failed requests and latency are of the selected range. Calls in flight are those of all workers.`}>
         <${Table} caption="Engines" columns=${engines(queues)} rows=${all.engines} id=${(row) => row.name} empty=${html`<${Empty}
           title="No engine is configured.">Add one to <code>models</code> in config.yaml.<//>`} /><//>
@@ -112,7 +112,7 @@ export function Reliability({ search }) {
       <${Rejections} of=${all.rejections} />`}<//>
     ${usage.data && html`<div class="charts">
       ${chart("Failed requests", { unit: "count", series: byName(usage.data.rows, (row) => row.errors), empty: "No failed requests in this period.",
-        children: data.data && `${whole(sum(data.data.errors))} of ${whole(data.data.requests)} requests failed. Callers that disconnected are not included.` })}
+        children: data.data && `${whole(sum(data.data.errors))} of ${counted(data.data.requests, "request")} failed. Callers that disconnected are not included.` })}
       ${chart("Without guidance", { unit: "count", series: byName(usage.data.rows, (row) => row.unguided), empty: "No request without guidance in this period.",
         children: "Requests to guided routes that were answered without guidance, by reason." })}
       ${chart("Time by stage", { unit: "ms", series: [...STAGES.map(([title, color, stage]) => ({ title, color, of: (row) => perRequest(row, stage) })),

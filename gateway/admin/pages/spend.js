@@ -2,7 +2,7 @@
 import { useData } from "./api.js";
 import { CostChart } from "./overview.js";
 import { Chart } from "./chart.js";
-import { column, money, saved, savedKind, share, short, sum, whole } from "./format.js";
+import { column, counted, money, saved, savedKind, share, short, sum, whole } from "./format.js";
 import { api, labelFilter, labelParameter, period, setParameters } from "./state.js";
 import { Card, Empty, Facts, html, Loaded, Segments, Table } from "./ui.js";
 
@@ -55,15 +55,15 @@ function notes(total) {
   const unavailable = total.savings_classes?.teacher_unavailable?.requests;
   const reported = total.savings_classes?.reported;
   return [
-    total.baseline_estimated ? `The teacher's cost is an estimate for ${whole(total.baseline_estimated)} of ${whole(total.requests)} requests,` : "",
+    total.baseline_estimated ? `The teacher's cost is an estimate for ${whole(total.baseline_estimated)} of ${counted(total.requests, "request")},` : "",
     total.baseline_estimated ? `with an error of up to ${money(total.savings_error_usd)}.` : "",
-    unavailable ? `The teacher was unavailable for ${short(unavailable)} requests. They have no savings.` : "",
+    unavailable ? `The teacher was unavailable for ${counted(unavailable, "request")} without savings.` : "",
     reported ? `${money(reported.savings_usd)} of the savings were reported by devices and not verified.` : "",
     Number(total.measuring_usd) ? `${money(total.measuring_usd)} was spent on measuring (shadows, quality samples).` : "",
   ].filter(Boolean).join(" ");
 }
 
-const written = ({ tokens, teacher_token_share: part }) => `The teacher wrote ${short(tokens.teacher.output)} tokens, the student ${
+const written = ({ tokens, teacher_token_share: part }) => `The teacher wrote ${counted(tokens.teacher.output, "token")}, the student ${
   short(tokens.student.output)}: the teacher's share of the answers is ${share(part)}.`;
 
 export function Spend({ search, parameters }) {
