@@ -2,7 +2,7 @@
 import { useData } from "./api.js";
 import { CostChart } from "./overview.js";
 import { Chart } from "./chart.js";
-import { column, counted, money, saved, savedKind, share, short, sum, whole } from "./format.js";
+import { column, counted, money, saved, savedKind, share, sum, whole } from "./format.js";
 import { api, labelFilter, labelParameter, period, setParameters } from "./state.js";
 import { Card, Empty, Facts, html, Loaded, Segments, Table } from "./ui.js";
 
@@ -64,7 +64,7 @@ function notes(total) {
 }
 
 const written = ({ tokens, teacher_token_share: part }) => `The teacher wrote ${counted(tokens.teacher.output, "token")}, the student ${
-  short(tokens.student.output)}: the teacher's share of the answers is ${share(part)}.`;
+  whole(tokens.student.output)}: the teacher's share of the answers is ${share(part)}.`;
 
 export function Spend({ search, parameters }) {
   const range = period();
