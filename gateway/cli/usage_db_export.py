@@ -50,7 +50,7 @@ def _of_engine(role: str) -> dict[str, _Column]:
     }
 
 
-def _failed_usd(receipt: Receipt) -> Decimal:
+def _replaced_usd(receipt: Receipt) -> Decimal:
     shares = (attempt.share for attempt in receipt.attempts)
     return sum((share.cost_usd for share in shares if share is not None), Decimal(0))
 
@@ -62,7 +62,7 @@ _COLUMNS: dict[str, _Column] = {
     **{name: attrgetter(name) for name in ("unguided", "shadow_of", "budget")},
     **_of_engine("teacher"),
     **_of_engine("student"),
-    "failed_cost_usd": _failed_usd,
+    "replaced_cost_usd": _replaced_usd,
     "kept_tokens": lambda one: one.guidance.kept_tokens if one.guidance is not None else 0,
     "batch_size": lambda one: one.batch.size if one.batch is not None else None,
     **{name: attrgetter(name) for name in ("cost_usd", "baseline_model")},

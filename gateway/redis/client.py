@@ -229,7 +229,9 @@ class RedisClient:
         times_us = sorted(int(info["server_time_usec"]) for info in _answers(checks) if "server_time_usec" in info)
         if times_us and abs(ended - began) < MIN_SKEW_S:
             skew_s = (began + ended) / 2 - times_us[len(times_us) // 2] / 1_000_000
-            self._set_skew(skew_s if abs(skew_s) >= MIN_SKEW_S else 0.0)
+            # A skew near the limit must not change the clock at each check.
+            least_s = MIN_SKEW_S / 2 if self.clock_skew_s else MIN_SKEW_S
+            self._set_skew(skew_s if abs(skew_s) >= least_s else 0.0)
         return checks
 
     def _set_skew(self, skew_s: float) -> None:

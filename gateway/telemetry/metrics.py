@@ -134,7 +134,7 @@ class Metrics:
         self.savings_usd = counter(
             "gkt_savings_usd",
             "Savings of the receipts that saved, by savings class. Saved: subtract gkt_losses_usd_total. Its parts: "
-            "guided, student_by_policy, failed, measuring, and losses of unguided answers.",
+            "guided, student_by_policy, reported, failed, measuring, and losses of unguided answers.",
             ("tenant", "route", "savings_class"),
         )
         self.losses_usd = counter(

@@ -45,7 +45,7 @@ def test_sums_count_the_probe_as_student_cost() -> None:
 def test_the_columns_of_an_export_do_too() -> None:
     one = probed()
     row = columns_of(one)
-    assert row["teacher_cost_usd"] + row["student_cost_usd"] + row["failed_cost_usd"] == row["cost_usd"]
+    assert row["teacher_cost_usd"] + row["student_cost_usd"] + row["replaced_cost_usd"] == row["cost_usd"]
     assert row["student_output_tokens"] == 161
     alone = msgspec.structs.replace(
         one, student=None, cost_usd=one.cost_usd - (one.student.cost_usd if one.student else 0)

@@ -41,7 +41,7 @@ def test_sums_and_exports_count_the_warmup_as_student_cost() -> None:
     assert row.savings_pico == pico(one.savings_usd)
     assert row.student.output == 161
     cells = columns_of(one)
-    assert cells["teacher_cost_usd"] + cells["student_cost_usd"] + cells["failed_cost_usd"] == cells["cost_usd"]
+    assert cells["teacher_cost_usd"] + cells["student_cost_usd"] + cells["replaced_cost_usd"] == cells["cost_usd"]
 
 
 def test_the_reservation_includes_the_warmup() -> None:

@@ -32,7 +32,7 @@ COLUMNS = (
     "id,created,tenant,key,route,mode,status,stream,finish_reason,unguided,shadow_of,budget,"
     "teacher,teacher_input_tokens,teacher_cached_tokens,teacher_output_tokens,teacher_cost_usd,"
     "student,student_input_tokens,student_cached_tokens,student_output_tokens,student_cost_usd,"
-    "failed_cost_usd,kept_tokens,batch_size,cost_usd,baseline_model,baseline_usd,baseline_estimated,savings_usd,"
+    "replaced_cost_usd,kept_tokens,batch_size,cost_usd,baseline_model,baseline_usd,baseline_estimated,savings_usd,"
     "admission_ms,batch_wait_ms,teacher_ms,first_token_ms,total_ms,savings_error_usd,savings_class,"
     "teacher_cache_write_tokens,student_cache_write_tokens,handover_ms,tags,labels\n"
 )

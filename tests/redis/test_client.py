@@ -128,6 +128,20 @@ async def test_a_redis_that_is_new_enough_is_taken(redis_url: str) -> None:
         assert metrics.registry.get_sample_value("gkt_redis_up") == 1
 
 
+async def test_a_skew_near_its_limit_changes_the_clock_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast clock counts as right again below half of the limit."""
+    ahead_s, corrections = [0.6, 1.4, 0.6, 1.4, 0.6, 0.1], []
+    true_time = time.time
+    async with client_on(redis_url) as (client, _):
+        with capture_logs() as logs:
+            for seconds in ahead_s:
+                monkeypatch.setattr(time, "time", lambda seconds=seconds: true_time() + seconds)
+                await client.wait_answered()
+                corrections.append(client.clock_skew_s)
+    assert corrections == pytest.approx([0, 1.4, 1.4, 1.4, 1.4, 0], abs=0.3)
+    assert [log["event"] for log in logs].count("clock_skew") == 2
+
+
 async def test_versions_are_compared_as_numbers() -> None:
     """10 is greater than 7, although it sorts before it."""
 

@@ -190,7 +190,7 @@ def test_the_command_prints_the_same_sums(world: World) -> None:
     classes = total["savings_classes"]
     parts = [f"{words} {classes[name]['savings_usd']}" for words, name in (
         ("guidance", "guided"), ("student by policy", "student_by_policy"))]  # fmt: skip
-    assert f"Saved: {', '.join(parts)}, other unguided answers" in text
+    assert f"Saved: {', '.join(parts)}, reported by devices and not verified 0, other unguided answers" in text
 
 
 def test_the_metrics_count_the_same_savings_by_class(world: World) -> None:

@@ -45,6 +45,7 @@ function Sum({ total }) {
       ["= Saved", `${show(total.savings_usd)} \u00b1 ${show(total.savings_error_usd)}`],
       ["Saved by guidance", show(of("guided"))],
       ["Saved by student by policy", show(of("student_by_policy"))],
+      ["Reported by devices, not verified", show(of("reported"))],
       ["Other unguided answers", show(of("teacher_unavailable", "not_guidable"))],
       ["Failed requests and measuring", show(of("failed", "measuring"))],
     ]} /><//>`;
