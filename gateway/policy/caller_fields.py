@@ -42,13 +42,22 @@ SERVER_FIELDS: dict[str, tuple[ServerField, ...]] = {
 """The fields by what they reach."""
 _DEFAULT_FIELDS = frozenset(name for names in SERVER_FIELDS.values() for name in names)
 _HOLDERS = frozenset({*FIELD_HOLDERS, *TEMPLATE_HOLDERS})
-_URL_KEYS = frozenset({"url", "image_url", "audio_url", "video_url", "file_url"})
+_URL_KEYS = frozenset({"url", "uri", "image_url", "audio_url", "video_url", "file_url", "document_url"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+# A text that an engine may read as an address, whatever the name of its field is.
+_ADDRESS = re.compile(r"\s*(?:file:|[a-z][a-z0-9+.-]*:/)", re.IGNORECASE)
 # Parsers of URLs disagree on these: some skip them, some end the host there.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
+# Unicode's Default_Ignorable_Code_Point: URL parsers delete these characters from a host.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_TEXT_PARTS = frozenset({"text", "refusal"})
+_NAME_KEYS = frozenset({"filename", "name", "title"})  # a file name such as C:/a.pdf is no address
 _NUMBER = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _PRIVATE_ENDS = (".localhost", ".local", ".internal", ".home.arpa")
-_MAX_DEPTH = 4
+_MAX_DEPTH = 5
 _MAX_ADDRESS_CHARS = 8192  # of an address that is no data URL
 
 
@@ -68,7 +77,7 @@ class CallerFieldsRule(StrictModel):
 def check_caller_fields(rule: CallerFieldsRule, request: AnyRequest) -> None:
     """Raise InvalidRequest for a field or an address that the rule does not allow."""
     body = request.body
-    rejected = _DEFAULT_FIELDS.difference(rule.allow).union(rule.reject)
+    rejected = _DEFAULT_FIELDS.difference(rule.allow).union(map(str.casefold, rule.reject))
     for name, value in body.items():
         if value is None:
             continue
@@ -78,10 +87,9 @@ def check_caller_fields(rule: CallerFieldsRule, request: AnyRequest) -> None:
             for held, inner in value.items():
                 if inner is not None and held.casefold() in rejected:
                     raise _rejected(f"{name}.{held}", held.casefold())
-    if request.non_text_parts:
-        for at, url in _urls(body.get("messages")):
-            if (why := _why_refused(url, rule)) is not None:
-                raise InvalidRequest(f"'{at}': {why}", param=at)
+    for at, url in _urls(body.get("messages")):
+        if (why := _why_refused(url, rule)) is not None:
+            raise InvalidRequest(f"'{at}': {why}", param=at)
 
 
 def _rejected(path: str, name: str) -> InvalidRequest:
@@ -95,28 +103,33 @@ def _rejected(path: str, name: str) -> InvalidRequest:
 def _urls(messages: Any) -> Iterator[tuple[str, str]]:
     """Yield the addresses in content parts without text, each with its place."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict) and part.get("type") != "text":
-                yield from _urls_in(part, f"messages[{index}].content[{number}]", _MAX_DEPTH)
+            if isinstance(part, dict) and part.get("type") not in _TEXT_PARTS:
+                yield from _urls_in(part, f"messages[{index}].content[{number}]", "", _MAX_DEPTH)
 
 
-def _urls_in(value: Any, at: str, depth: int) -> Iterator[tuple[str, str]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in pairs:
-        place = f"{at}[{key}]" if isinstance(key, int) else f"{at}.{key}"
-        if isinstance(inner, str):
-            if isinstance(key, str) and key.casefold() in _URL_KEYS:
-                yield place, inner
-        elif depth:
-            yield from _urls_in(inner, place, depth - 1)
+def _urls_in(value: Any, at: str, name: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield the addresses in a value of the field `name`. Elements of a list belong to the list's field."""
+    if isinstance(value, str):
+        if name in _URL_KEYS or (name not in _NAME_KEYS and _ADDRESS.match(value)):
+            yield at, value
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise InvalidRequest(f"'{at}' is nested more than {_MAX_DEPTH} levels deep. Send a flatter part.", param=at)
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from _urls_in(inner, f"{at}.{key}", key.casefold(), depth - 1)
+        else:
+            for number, inner in enumerate(value):
+                yield from _urls_in(inner, f"{at}[{number}]", name, depth - 1)
 
 
 def _why_refused(url: str, rule: CallerFieldsRule) -> str | None:
     """Return why an address is refused, with the correction; None: it is allowed."""
     found = _SCHEME.match(url)
     scheme = found[1].lower() if found is not None else ""
-    if scheme not in rule.url_schemes:
+    if scheme not in map(str.casefold, rule.url_schemes):
         return f"addresses need one of the schemes {', '.join(rule.url_schemes)}. Send the data as a data: URL."
     if scheme == "data" or rule.private_urls:
         return None
@@ -134,8 +147,13 @@ def _why_refused(url: str, rule: CallerFieldsRule) -> str | None:
 
 
 def _host_of(authority: str) -> str:
-    """Return the host as URL parsers read it: decoded, in compatible characters, in lower case, without the port."""
+    """Return the host as URL parsers read it: decoded, in compatible characters, in lower case, without the port.
+
+    It is empty if it contains characters that parsers delete.
+    """
     host = unicodedata.normalize("NFKC", unquote(authority)).lower().replace("。", ".")
+    if _INVISIBLE.search(host):
+        return ""
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0].rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from gateway.admin.reconciliation import reconciliation
 from gateway.admin.reliability import show_reliability
 from gateway.admin.usage import show_usage
 from gateway.api.error_body import render_errors
-from gateway.api.keys import ADMISSION, METRICS, USAGE, USAGE_DATABASE
+from gateway.api.keys import ADMISSION, METRICS, REDIS, USAGE, USAGE_DATABASE
 from gateway.policy.guidance_off import GuidanceSwitches
 from gateway.quality.book import QualityStore
 from gateway.quality.switches import GuidanceSwitchStore, SwitchFollower
@@ -55,6 +56,7 @@ async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -
     app.add_routes([web.get(path.partition("?")[0].replace("req_" + "0" * 24, "{id}"), PATHS[path])])
     app[METRICS] = Metrics()
     app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))
+    app[REDIS] = cast("Any", SimpleNamespace(now=time.time))
     app[USAGE_DATABASE] = DatabaseReader(threads)
     app[USAGE] = UsageReader(app[USAGE_DATABASE], KEPT)
     app[QUALITY] = QualityStore(Redis(), RedisKeys("none"))

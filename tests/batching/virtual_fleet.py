@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from gateway.batching.single_flight import SingleFlight
 from gateway.batching.teacher_queue import QueueTimes, TeacherQueue
 from gateway.engines.base import TeacherReply
-from gateway.errors import EngineFailed, QueueFull
+from gateway.errors import EngineFailed, PermitUnavailable, QueueFull
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -235,7 +235,7 @@ class Process:
                     end = "own"
         except TimeoutError:
             end = "expired"
-        except QueueFull:
+        except (QueueFull, PermitUnavailable):
             end = "refused"
         except EngineFailed:
             end = "failed"

@@ -108,7 +108,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 guided("chat-kept"),
                 STUDENT_ONLY,
             ],
-            tenants={"globex": {"limits": {"rpm_limit": 2}}},
+            tenants={"acme": {"key_device": {"max_daily_savings": 1}}, "globex": {"limits": {"rpm_limit": 2}}},
         ) as gateway,
     ):
         wait_until_looked_at(gateway.admin_url)

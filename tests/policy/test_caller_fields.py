@@ -92,6 +92,9 @@ PRIVATE = [
     "http:/127.0.0.1/", "http:///127.0.0.1/", " http://127.0.0.1/", "http://127.0.\t0.1/", "http://224.0.0.1/",
     "http://255.255.255.255/", "http://4294967297/", "http://1.2.3.4.5/", "http://redis/", "http://vault.internal/",
     "file:///etc/passwd", "FILE:///etc/passwd", "/etc/passwd.png", "gs://bucket/a.png", "ftp://a.example/a", "",
+    # URL parsers delete invisible characters.
+    "http://169.254.169.254\u00ad/", "http://127.0.0.1\u200b/", "http://127.0.0.1%c2%ad/", "http://vault.internal\u00ad/",
+    "http://localhost.\u00ad/", "http://127.0.0.1\ufe00/", "http://127.0.0.1\U000e0100/",
 ]  # fmt: skip
 
 
@@ -113,6 +116,46 @@ def test_an_address_that_is_not_public_is_rejected(url: str) -> None:
 def test_a_public_address_is_accepted(url: str) -> None:
     """Names are not resolved."""
     assert check(part=picture(url)) is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "document_url", "document_url": "http://127.0.0.1/"},
+        {"type": "image", "image": "file:///a"},
+        {"type": "file", "file": {"file_id": "http://127.0.0.1/"}},
+        {"type": "file", "file": {"file_data": "file:///etc/passwd"}},
+        {"type": "image_url", "image_url": {"uri": "/a"}},
+        {"type": "image_url", "image_url": ["file:///a"]},
+        {"type": "image_url", "a": {"b": {"c": {"d": {"e": {"url": "file:///a"}}}}}},
+    ],
+)
+def test_an_address_is_found_in_each_form_of_a_part(part: dict[str, Any]) -> None:
+    assert check(part=part) is not None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"file_id": "file-abc", "filename": "C:/a.pdf"}},
+        {"type": "input_audio", "input_audio": {"data": "/9j/4AAQ", "format": "wav"}},
+        {"type": "refusal", "refusal": "file: not read"},
+    ],
+)
+def test_a_part_without_an_address_is_accepted(part: dict[str, Any]) -> None:
+    assert check(part=part) is None
+
+
+def test_embeddings_of_chats_have_the_rule_for_addresses() -> None:
+    body = {"model": "e", "input": "a", "messages": [{"role": "user", "content": [picture("file:///etc/passwd")]}]}
+    with pytest.raises(InvalidRequest):
+        check_caller_fields(DEFAULT, parse_embeddings(orjson.dumps(body)))
+
+
+def test_a_policys_names_have_any_case() -> None:
+    rule = CallerFieldsRule(reject=("topK",), url_schemes=("HTTPS",))
+    assert check(rule, topK=2) is not None
+    assert check(rule, picture("https://a.example/a.png")) is None
 
 
 def test_a_policy_allows_schemes_and_private_addresses() -> None:

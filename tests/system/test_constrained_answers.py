@@ -19,6 +19,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from gateway.policy.caller_fields import SERVER_FIELDS
 from gateway.policy.constraints import CONSTRAINTS, FIELD_NOT_KNOWN
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
@@ -117,6 +118,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                     model("big", "tgi", teacher.url),
                     model("small", "openai", f"{student.url}/v1", model="x", continuation="trailing", echo=False),
                 ],
+                tenants={"acme": {"caller_fields": {"allow": sorted(itertools.chain(*SERVER_FIELDS.values()))}}},
                 routes=[guided(placement, tokens=6, placement=placement) for placement in PLACEMENTS],
             )
         )

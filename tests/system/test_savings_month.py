@@ -152,8 +152,8 @@ def holds_table(out: str) -> None:
         "0.0019205 = saved 0.0026345" in out
     )
     assert (
-        "Saved: guidance 0.00268, student by policy 0.00225, other unguided answers -0.000325, failed requests "
-        "-0.00005, measuring -0.0019205" in out
+        "Saved: guidance 0.00268, student by policy 0.00225, reported by devices and not verified 0, other unguided "
+        "answers -0.000325, failed requests -0.00005, measuring -0.0019205" in out
     )
 
 

@@ -148,10 +148,10 @@ def test_a_limit_above_the_context_goes_to_the_larger_student(contexts: Contexts
     assert (calls["small"], calls["large"]) == (1, 1)
 
 
-def test_a_limit_above_every_context_is_the_callers_error(contexts: Contexts) -> None:
-    reply, _ = contexts.calls("chat-student", 5, max_tokens=3000)
-    error = reply.json()["error"]
-    assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
+def test_a_limit_above_every_context_is_reduced(contexts: Contexts) -> None:
+    reply, calls = contexts.calls("chat-student", 5, max_tokens=3000)
+    assert (reply.status_code, calls["large"]) == (200, 1)
+    assert 0 < int(reply.headers["x-gkt-max-tokens"]) < 3000
 
 
 @WAYS
