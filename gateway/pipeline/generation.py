@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from gateway.engines.chat import is_count, read_usage
-from gateway.pipeline.unread_tokens import UnreadTokens
+from gateway.pipeline.unread_tokens import UnreadTokens, max_tokens
 from gateway.protocol.messages import generated_text, text_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class GenerationTracker:
         self._call, self._limit, self._preface = call, limit, preface
         self._unread = UnreadTokens(now)
         self._pieces = 0  # of text, as the engine sent them
+        self._text_tokens = 0.0  # upper bound on the tokens of pieces that have several
         self._choices, self._generated_choices, self._stops_within_s = choices, generated_choices, stops_within_s
         self._counts: dict[int, _Count] = {}
         self._ended: set[int] = set()
@@ -114,7 +115,7 @@ class GenerationTracker:
         if read is not None:
             self._counted_at = read.output_tokens, self._call.text.tell()
             self.input_tokens = read.input_tokens
-        self._unread.read(now, max(self._pieces, self._counted_at[0]), self._call.text.tell())
+        self._unread.read(now, max(self._pieces, self._counted_at[0]), self._text_tokens)
 
     def read_text(self, index: int, text: str, now: float, pieces: int = 1) -> bool:
         """Count text of a choice, which arrived in `pieces`. Return False, without counting it, if the choice ends
@@ -123,7 +124,7 @@ class GenerationTracker:
             if self._limit is not None and index not in self._ended and not self._fits(index, text):
                 return False
             self._add_text(index, text, pieces)
-        self._unread.read(now, self._pieces, self._call.text.tell())
+        self._unread.read(now, self._pieces, self._text_tokens)
         return True
 
     def hold(self, began: float, ended: float) -> None:
@@ -253,6 +254,7 @@ class GenerationTracker:
 
     def _add_text(self, index: int, text: str, pieces: int = 1) -> None:
         self._pieces += pieces
+        self._text_tokens += max_tokens(text)
         self._call.text.write(text)
         if self._choices > 1:
             self._texts.setdefault(index, []).append(text)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.accounting.shares import EngineCall
@@ -258,38 +259,97 @@ def test_text_that_waits_for_a_slow_caller_is_bounded_by_time_until_a_read_waits
     assert caught_up.lost_tokens <= 150
 
 
+@pytest.mark.parametrize("role_s", [None, 0.0], ids=["a stall after the first token", "a role long before the text"])
+def test_a_stream_whose_first_tokens_are_slow_has_no_measured_speed(role_s: float | None) -> None:
+    """The engine then generates 100 tokens per second, and 100 more in the second in which it stops."""
+    call = EngineCall("small", ())
+    one = generation(5000, stops_within_s=1.0, call=call)
+    one.read(says(" word") if role_s is None else says(""), 0.0)
+    for number in range(20):
+        one.read(says(" word"), 1.0 + number / 100)
+    one.close(1.2)
+    assert call.lost_tokens >= MAX_TOKENS_PER_S
+
+
+@pytest.mark.parametrize("quick_tokens", [5, 100])
+def test_a_stream_that_becomes_faster_is_bounded_by_its_fastest_part(quick_tokens: int) -> None:
+    """Its last tokens count, although the caller leaves within the quarter of a second that measures them."""
+    call = EngineCall("small", ())
+    one = streamed(call, tokens=50, tokens_per_s=50)
+    for number in range(quick_tokens):
+        one.read(says(" word"), 1.0 + number / 500)
+    one.close(1.0 + quick_tokens / 500)
+    assert (call.lost_tokens >= 500) == (quick_tokens == 100)
+
+
+def test_a_chunk_of_several_tokens_is_bounded_by_its_bytes() -> None:
+    """Ten tokens of Chinese text have 15 characters. The engine generates 100 tokens per second."""
+    call = EngineCall("small", ())
+    one = generation(5000, stops_within_s=1.0, call=call)
+    for number in range(20):
+        one.read(says("天地玄黃宇宙洪荒日月盈昃辰宿列"), number / 10)
+    one.close(2.0)
+    assert 110 <= call.lost_tokens <= MAX_TOKENS_PER_S
+
+
+@settings(max_examples=300)
 @given(
-    st.sampled_from([" word", "字"]),
+    st.sampled_from([(" word", 1), ("字", 1), ("天地玄黃宇宙洪荒日月盈昃辰宿列", 10)]),
     st.floats(1, 500),
+    st.floats(0, 3),
+    st.dictionaries(st.integers(1, 60), st.floats(0, 3), max_size=3),
+    st.lists(st.floats(0.5, 1), max_size=8),
+    st.integers(0, 400),
     st.lists(st.floats(0, 3), max_size=12),
     st.floats(0, 0.5),
     st.sampled_from([0.1, 1.0, 4.0]),
 )
 def test_no_disconnect_gets_more_tokens_than_are_charged(
-    token: str, tokens_per_s: float, holds_s: list[float], rest_s: float, stops_within_s: float
+    text: tuple[str, int],
+    tokens_per_s: float,
+    prefill_s: float,
+    pauses_s: dict[int, float],
+    slower: list[float],
+    last_piece: int,
+    holds_s: list[float],
+    rest_s: float,
+    stops_within_s: float,
 ) -> None:
-    """The engine generates at one speed, and a caller reads at any speed after the first two seconds."""
+    """The engine pauses three times, or once while its speed changes, and ends at its full speed.
+
+    The caller leaves at any time from the first chunk on. It reads at any speed after the first two seconds of text.
+    """
+    piece, piece_tokens = text
+    speeds = slower if len(pauses_s) <= 1 else []
     call = EngineCall("small", ())
     one = generation(100_000, stops_within_s=stops_within_s, call=call)
-    now, read_tokens = 1 / tokens_per_s, 0
+    one.read(says(""), 0.0)
+    generated_s = [prefill_s]  # time of each piece
+    while generated_s[-1] < 60 or len(generated_s) < 600:
+        number = len(generated_s)
+        slow = speeds[number * len(speeds) // last_piece] if speeds and number < last_piece else 1.0
+        pause_s = pauses_s.get(number, 0.0) if number < last_piece else 0.0
+        generated_s.append(generated_s[-1] + piece_tokens / (tokens_per_s * slow) + pause_s)
+    now, pieces = 0.0, 0
 
     def read_some() -> None:
-        nonlocal now, read_tokens
-        now = max(now, (read_tokens + 1) / tokens_per_s)  # wait for the next token
-        count = min(80, int(now * tokens_per_s + 1e-6) - read_tokens)  # a read has a largest size
-        one.read_text(0, token * count, now, count)
-        read_tokens += count
+        nonlocal now, pieces
+        now = max(now, generated_s[pieces])  # wait for the next piece
+        count = min(80, bisect_right(generated_s, now) - pieces)  # a read has a largest size
+        one.read_text(0, piece * count, now, count)
+        pieces += count
 
-    while now < 2:
+    while pieces < last_piece and now < prefill_s + 2:
         read_some()
-    for hold_s in holds_s:
+    for hold_s in holds_s if pieces < last_piece else []:
         one.hold(now, now + hold_s)
         now += hold_s
         read_some()
     now += rest_s
     one.close(now)
-    generated = int((now + stops_within_s) * tokens_per_s)
-    assert read_tokens + call.lost_tokens >= generated
+    generated = bisect_right(generated_s, now + stops_within_s)
+    assert generated < len(generated_s), "the schedule is long enough"
+    assert pieces * piece_tokens + call.lost_tokens >= generated * piece_tokens
 
 
 def test_a_running_count_is_the_base_of_the_bound() -> None:
