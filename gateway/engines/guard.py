@@ -78,7 +78,7 @@ class GuardedEngine:
 
     @property
     def breaker(self) -> BreakerState:
-        """The state of the breaker. While it is open, calls of all tenants are refused."""
+        """The state of the breaker. While it is open, calls of some or all tenants are refused."""
         return self._guard.breaker.state(self._guard.clock())
 
     @property
