@@ -67,7 +67,7 @@ class ChatWire:
     async def stream(self, body: Json) -> AsyncGenerator[ChunkGroup, None]:
         """Yield chunks, grouped as they arrived. Without an error all choices have finished, or [DONE] came."""
         unfinished = set(range(self._choices(body)))
-        reader = ChunkReader(self._chunk)
+        reader = ChunkReader(self._chunk, may_start_with_null=self._prompts(body) > 1)
         started = False
         try:
             async with aclosing(self._http.events(self._path, body, is_complete=lambda: not unfinished)) as groups:
@@ -104,9 +104,13 @@ class ChatWire:
                             choice["finish_reason"] = finish_reason(finish)
         return is_aborted
 
+    @classmethod
+    def _choices(cls, body: Json) -> int:
+        return cls._prompts(body) * (body.get("n") or 1)
+
     @staticmethod
-    def _choices(body: Json) -> int:
-        return body.get("n") or 1
+    def _prompts(_: Json) -> int:
+        return 1
 
     def _chunk(self, data: bytes) -> Json:
         try:
@@ -129,13 +133,17 @@ class ChatWire:
 
 
 class ChunkReader:
-    """Decode the events of one stream. `decode` is called for events that differ in more than their content."""
+    """Decode the events of one stream. `decode` is called for events that differ in more than their content.
+
+    `may_start_with_null`: the first event of the stream is skipped if it is null.
+    """
 
     # Templates that no event matched, after which the events of a stream are expected to differ.
     _MAX_MISSES = 8
 
-    def __init__(self, decode: Callable[[bytes], Json]) -> None:
+    def __init__(self, decode: Callable[[bytes], Json], *, may_start_with_null: bool = False) -> None:
         self._decode = decode
+        self._may_be_null = may_start_with_null
         self._template: ChunkTemplate | None = None
         self._misses = 0
 
@@ -144,9 +152,11 @@ class ChunkReader:
         chunks: list[Json | ContentRun] = []
         contents: list[str] | None = None
         template = self._template
+        if self._may_be_null and events:
+            self._may_be_null = False
+            if events[0] == _NO_CHUNK:
+                events = events[1:]
         for event in events:
-            if event == _NO_CHUNK:
-                continue
             if template is not None and (content := template.content_of(event)) is not None:
                 if contents is None:
                     contents = []
@@ -170,10 +180,10 @@ class TextWire(ChatWire):
     """The text completions route: for chats that continue as raw prompts, and for text completions of callers."""
 
     @staticmethod
-    def _choices(body: Json) -> int:
+    def _prompts(body: Json) -> int:
         prompt = body.get("prompt")
         several = isinstance(prompt, list) and not isinstance(prompt[0], int)  # all items have one type
-        return (len(prompt or ()) if several else 1) * (body.get("n") or 1)
+        return len(prompt or ()) if several else 1
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:

@@ -127,6 +127,22 @@ async def test_a_stream_of_text_that_breaks_off_is_an_error() -> None:
 PART = {"index": 0, "text": " be", "finish_reason": None}
 
 
+@pytest.mark.parametrize("prompt", ["one", ["one"], [1, 2], ["one", "two"]])
+@pytest.mark.parametrize("before", [[], [{"choices": [PART]}]])
+async def test_null_is_skipped_only_as_the_first_event_of_several_prompts(prompt: Any, before: list[Any]) -> None:
+    events = *before, b"null", {"choices": [{**PART, "finish_reason": "stop"}]}, b"[DONE]"
+    async with serving({RAW: streaming(*events)}) as fake, engine_http(fake.url + "/v1") as http:
+
+        async def read() -> int:
+            async with aclosing(TextWire(http, "/completions").stream({"prompt": prompt})) as groups:
+                return sum([len(group) async for group in groups])
+
+        if len(prompt) == 2 and isinstance(prompt[0], str) and not before:
+            assert await read() == 1
+        else:
+            assert isinstance(await failure(read(), fake.url), EngineProtocolError)
+
+
 @pytest.mark.parametrize("prompt", ["Q: why?\nA:", ["one", "two"], [1, 2, 3]])
 async def test_a_callers_prompt_is_sent_unchanged(prompt: Any) -> None:
     """To /completions, with the server's name of the model and no other change."""
