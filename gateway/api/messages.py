@@ -13,6 +13,7 @@ from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
 from gateway.api.keys import COMPLETIONS, INFO, READS, TOKEN_COUNTER
 from gateway.capabilities.anthropic import MessagesFields, answering
+from gateway.policy.caller_fields import check_caller_fields
 from gateway.policy.routing import find_route
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.anthropic.request import check_header, parse_count_tokens, parse_messages
@@ -56,6 +57,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens. The request counts against no limit."""
     caller = await authenticate(request)
     chat = (await read_parsed(request, caller, parse_count_tokens)).chat
+    check_caller_fields(caller.policy.caller_fields, chat)
     counted = await _counted(request, caller, chat)
     return web.Response(body=orjson.dumps({"input_tokens": counted}), content_type="application/json")
 

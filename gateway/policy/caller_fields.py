@@ -19,7 +19,7 @@ from gateway.config.scalars import Flag, Label
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest
 from gateway.policy.constraints import HOLDERS as TEMPLATE_HOLDERS
-from gateway.protocol.field_names import HOLDERS as FIELD_HOLDERS
+from gateway.protocol.field_names import HOLDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,10 @@ SERVER_FIELDS: dict[str, tuple[ServerField, ...]] = {
 }  # fmt: skip
 """The fields by what they reach."""
 _DEFAULT_FIELDS = frozenset(name for names in SERVER_FIELDS.values() for name in names)
-_HOLDERS = frozenset({*FIELD_HOLDERS, *TEMPLATE_HOLDERS})
-_URL_KEYS = frozenset({"url", "uri", "image_url", "audio_url", "video_url", "file_url", "document_url"})
+FIELD_HOLDERS = frozenset({*HOLDERS, *TEMPLATE_HOLDERS})
+"""Objects in which the fields are rejected, too."""
+URL_KEYS = frozenset({"url", "uri", "image_url", "audio_url", "video_url", "file_url", "document_url"})
+"""Names of addresses in content parts."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # A text that an engine may read as an address, whatever the name of its field is.
 _ADDRESS = re.compile(r"\s*(?:file:|[a-z][a-z0-9+.-]*:/)", re.IGNORECASE)
@@ -57,7 +59,6 @@ _TEXT_PARTS = frozenset({"text", "refusal"})
 _NAME_KEYS = frozenset({"filename", "name", "title"})  # a file name such as C:/a.pdf is no address
 _NUMBER = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _PRIVATE_ENDS = (".localhost", ".local", ".internal", ".home.arpa")
-_MAX_DEPTH = 5
 _MAX_ADDRESS_CHARS = 8192  # of an address that is no data URL
 
 
@@ -83,7 +84,7 @@ def check_caller_fields(rule: CallerFieldsRule, request: AnyRequest) -> None:
             continue
         if name.casefold() in rejected:
             raise _rejected(name, name.casefold())
-        if name in _HOLDERS and isinstance(value, dict):
+        if name in FIELD_HOLDERS and isinstance(value, dict):
             for held, inner in value.items():
                 if inner is not None and held.casefold() in rejected:
                     raise _rejected(f"{name}.{held}", held.casefold())
@@ -106,23 +107,20 @@ def _urls(messages: Any) -> Iterator[tuple[str, str]]:
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict) and part.get("type") not in _TEXT_PARTS:
-                yield from _urls_in(part, f"messages[{index}].content[{number}]", "", _MAX_DEPTH)
+                yield from _urls_in(part, f"messages[{index}].content[{number}]", "")
 
 
-def _urls_in(value: Any, at: str, name: str, depth: int) -> Iterator[tuple[str, str]]:
+def _urls_in(value: Any, at: str, name: str) -> Iterator[tuple[str, str]]:
     """Yield the addresses in a value of the field `name`. Elements of a list belong to the list's field."""
     if isinstance(value, str):
-        if name in _URL_KEYS or (name not in _NAME_KEYS and _ADDRESS.match(value)):
+        if name in URL_KEYS or (name not in _NAME_KEYS and _ADDRESS.match(value)):
             yield at, value
-    elif isinstance(value, dict | list):
-        if not depth:
-            raise InvalidRequest(f"'{at}' is nested more than {_MAX_DEPTH} levels deep. Send a flatter part.", param=at)
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from _urls_in(inner, f"{at}.{key}", key.casefold(), depth - 1)
-        else:
-            for number, inner in enumerate(value):
-                yield from _urls_in(inner, f"{at}[{number}]", name, depth - 1)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _urls_in(inner, f"{at}.{key}", key.casefold())
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _urls_in(inner, f"{at}[{number}]", name)
 
 
 def _why_refused(url: str, rule: CallerFieldsRule) -> str | None:

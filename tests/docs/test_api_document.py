@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from gateway.accounting.worst_case import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.api.openapi.document import document
 from gateway.api.routes import ROUTES
+from gateway.policy.caller_fields import SERVER_FIELDS
 from gateway.protocol.anthropic.tools import CLIENT_TOOL_PATTERN
 from gateway.protocol.field_names import FORBIDDEN_FIELDS, REFUSED
 from tests.fakes import FakeEngine, says
@@ -48,6 +49,7 @@ API = _api() if os.environ.get("GKT_TESTS") == "full" else ONLY_RANDOM
 OPENAPI = "/openapi.json"
 SCHEMAS = json.loads(WRITTEN.body)["components"]["schemas"].values()
 FIELDS = {name for schema in SCHEMAS for name in schema.get("properties", {})} | REFUSED.keys()
+FIELDS |= {name for names in SERVER_FIELDS.values() for name in names}
 DOCUMENTED_DEPTH = 2
 TGI_REFUSES = ("n", "best_of", "logit_bias", "response_format")
 MODES = ["student", "teacher"]

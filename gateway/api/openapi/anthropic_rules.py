@@ -27,6 +27,15 @@ def _message(role: str, content: Json) -> Json:
 
 TEXT: Json = {"type": "string"}
 FILLED: Json = {"type": "string", "minLength": 1}
+_HOST = r"(?![^/?#:]*\.(localhost|local|internal|home\.arpa)([:/?#]|$))([a-z0-9-]+\.)+[a-z][a-z0-9-]*"
+# In Python, `$` also matches before a last line break.
+_URL = rf"https?://{_HOST}(:[0-9]+)?([/?#][!-\[\]-~]*)?$(?!\n)"
+ADDRESS: Json = {
+    "description": "A data: URL, or an http(s) URL with a public name or address. The pattern has names only. The "
+    "operator's policy may allow more, or less.",
+    "type": "string",
+    "pattern": rf"^(data:|{_URL})",
+}
 _READ = ("text", "image", "document", "search_result", "tool_reference")
 _FUNCTION = has(name=FILLED, input_schema={"type": "object"})
 
@@ -42,7 +51,7 @@ ANTHROPIC_RULES: dict[str, Json] = {
         source={
             "anyOf": [
                 has(type={"const": "base64"}, media_type=FILLED, data=FILLED),
-                has(type={"const": "url"}, url=FILLED),
+                has(type={"const": "url"}, url=ADDRESS),
             ]
         }
     ),

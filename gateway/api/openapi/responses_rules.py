@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.api.openapi.anthropic_rules import FILLED, TEXT, has
+from gateway.api.openapi.anthropic_rules import ADDRESS, FILLED, TEXT, has
 from gateway.protocol.responses.items import TEXT_TYPES
 from gateway.protocol.responses.request import MAX_KEY_CHARS, MAX_PAIRS, MAX_VALUE_CHARS
 from gateway.protocol.tags import HEADER
@@ -16,7 +16,7 @@ _TEXT_PART = has(type={"enum": list(TEXT_TYPES)}, text=TEXT)
 _PART: Json = {
     "anyOf": [
         _TEXT_PART,
-        has(type={"const": "input_image"}, image_url=FILLED),
+        has(type={"const": "input_image"}, image_url=ADDRESS),
         has(type={"const": "input_file"}, file_data=FILLED),
     ]
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.api.openapi.anthropic_rules import ANTHROPIC_RULES
+from gateway.api.openapi.anthropic_rules import ADDRESS, ANTHROPIC_RULES
 from gateway.api.openapi.responses_rules import RESPONSES_RULES
+from gateway.policy.caller_fields import FIELD_HOLDERS, SERVER_FIELDS, URL_KEYS
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.embeddings import MAX_INPUTS
 from gateway.protocol.field_names import (
@@ -22,12 +23,23 @@ from gateway.protocol.tags import HEADER
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
-_NO_TEXT = {"properties": {"type": {"not": {"const": "text"}}}}
+_IF_TEXT: Json = {"anyOf": [{"not": {"type": "string"}}, ADDRESS]}
+_ADDRESSES: Json = {"properties": dict.fromkeys(sorted(URL_KEYS), _IF_TEXT)}
+_NO_TEXT = {
+    "properties": {
+        "type": {"not": {"const": "text"}},
+        **{name: {"allOf": [_IF_TEXT, _ADDRESSES]} for name in sorted(URL_KEYS)},
+    },
+    "additionalProperties": _ADDRESSES,
+}
 _PART = {
     "type": "object",
     "properties": {"type": {"type": "string", "minLength": 1, "not": {"enum": sorted(ANTHROPIC_PARTS)}}},
     "required": ["type"],
-    "anyOf": [_NO_TEXT, {"properties": {"text": {"type": "string"}}, "required": ["text"]}],
+    "anyOf": [
+        _NO_TEXT,
+        {"properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]},
+    ],
 }
 _PARTS = {"type": "array", "minItems": 1, "items": _PART}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, _PARTS]}
@@ -57,6 +69,19 @@ _OTHER_NAMES: Json = {
     "description": "Other names of the number of answers and of the token limit are rejected, in upper and lower case.",
     "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HOLDER_FIELDS)},
 }
+_RESERVED: Json = {"properties": {name: {"type": "null"} for names in SERVER_FIELDS.values() for name in names}}
+_SERVER_FIELDS: Json = {
+    "description": "Fields that reach the server of an engine itself are rejected, unless the operator's policy allows "
+    "them.",
+    "properties": {**_RESERVED["properties"], **dict.fromkeys(sorted(FIELD_HOLDERS), _RESERVED)},
+}
+_ONE_LIMIT = _if_given("max_tokens", {"properties": {"max_completion_tokens": {"type": "null"}}})
+_LOGPROBS: Json = {
+    "anyOf": [
+        {"properties": {"top_logprobs": {"enum": [None, 0]}}},
+        {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+    ]
+}
 _UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
 _TAGS: Json = {
     "description": f"`metadata.tags` has tags of the request, in addition to those of {HEADER}: a list, or text with "
@@ -71,12 +96,22 @@ RULES: dict[str, Json] = {
         ]
     },
     "ChatBody": {
-        "allOf": [_UNKNOWN_REF, _OTHER_NAMES, _STREAM_OPTIONS, _TAGS, {"properties": {SYSTEM: {"type": "null"}}}]
+        "allOf": [
+            _UNKNOWN_REF,
+            _OTHER_NAMES,
+            _SERVER_FIELDS,
+            _STREAM_OPTIONS,
+            _ONE_LIMIT,
+            _LOGPROBS,
+            _TAGS,
+            {"properties": {SYSTEM: {"type": "null"}}},
+        ]
     },
     "TextBody": {
         "allOf": [
             _UNKNOWN_REF,
             _OTHER_NAMES,
+            _SERVER_FIELDS,
             _STREAM_OPTIONS,
             _TAGS,
             {
@@ -98,7 +133,7 @@ RULES: dict[str, Json] = {
     "UsageBody": {"allOf": [_UNKNOWN_REF]},
     "OfflineBody": {"allOf": [_UNKNOWN_REF, _TAGS]},
     "EmbeddingsBody": {
-        "allOf": [_UNKNOWN_REF, _TAGS],
+        "allOf": [_UNKNOWN_REF, _SERVER_FIELDS, _TAGS],
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
     },
 }
