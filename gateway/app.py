@@ -231,6 +231,7 @@ async def gateway(
             GuidanceSwitchStore(redis.commands, redis_keys), switches, metrics.guidance_off
         )
         await switch_follower.start()
+        token_counter = TokenCounter(engines)
         completions = Completions(
             teacher_call=guide,
             student_call=student,
@@ -255,6 +256,7 @@ async def gateway(
             admission=admission,
             ledger=ledger,
             switches=switches,
+            counter=token_counter,
         )
 
         rejections = Rejections(redis, redis_keys)
@@ -326,7 +328,7 @@ async def gateway(
         public[keys.READS] = reads
         public[keys.REJECTIONS] = rejections
         public[keys.FEEDBACK_STORE] = FeedbackStore(redis.queries, redis_keys, receipts.ttl_s)
-        public[keys.TOKEN_COUNTER] = TokenCounter(engines)
+        public[keys.TOKEN_COUNTER] = token_counter
         public[keys.STORED_RESPONSES] = StoredResponses(
             redis, RedisResponses(redis.queries, redis_keys), reads, metrics
         )

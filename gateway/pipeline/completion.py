@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.shadow import ShadowRequests
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall
+    from gateway.pipeline.token_count import TokenCounter
     from gateway.pipeline.tool_turns import ToolTurns
     from gateway.policy.book import Caller
     from gateway.policy.guidance_off import GuidanceSwitches
@@ -136,6 +137,7 @@ class Completions:
     admission: Admission
     ledger: Ledger
     switches: GuidanceSwitches
+    counter: TokenCounter
 
     async def answer(self, context: RequestContext, request: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
@@ -272,7 +274,7 @@ class Completions:
     async def _new_builder(self, context: RequestContext, request: CompletionRequest) -> ReceiptBuilder:
         policy, headers, engines = context.caller.policy, context.headers, context.engine_set
         route = first_route(context.caller, request.model) or await find_route(context.caller, request, headers)
-        limit = await fitting_limit(request, route, engines)
+        limit = await fitting_limit(request, route, engines, self.counter, policy.tenant)
         reduced = limit is not None and request.max_tokens is not None and limit < request.max_tokens
         if limit != request.max_tokens:
             request = msgspec.structs.replace(request, max_tokens=limit)

@@ -8,6 +8,8 @@ count.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -16,8 +18,9 @@ from gateway.accounting.estimate import FALLBACK, Encoding, can_count, count_tex
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
-from gateway.pipeline.token_count import prompt_bound
+from gateway.pipeline.token_count import count_or_estimate, prompt_bound
 from gateway.policy.plan_variants import with_students
+from gateway.policy.token_limit import allowed_limit
 from gateway.policy.tool_switch import TOO_LONG
 from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
@@ -27,12 +30,15 @@ if TYPE_CHECKING:
 
     from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.receipt_builder import ReceiptBuilder
+    from gateway.pipeline.token_count import TokenCounter
     from gateway.policy.plan import StudentPlan
     from gateway.policy.schema import Route
+    from gateway.protocol.chat import ChatRequest
     from gateway.protocol.requests import CompletionRequest
 
 _BYTES_PER_TOKEN = 2  # at least: a word and a space, or a token id and a comma
 _COUNTED_BYTES_PER_TOKEN = 3  # a longer prompt is counted with the tokenizer. English has more than four.
+_COUNT_LIMIT_S = 0.5  # of the count that decides about max_tokens
 # Fields of the caller that may shorten its prompt.
 _SHORTENING = ("chat_template", "truncate_prompt_tokens")
 
@@ -42,38 +48,43 @@ def may_be_too_long(request: CompletionRequest, max_prompt_tokens: int | None) -
     return max_prompt_tokens is not None and request.size_bytes > _BYTES_PER_TOKEN * max_prompt_tokens
 
 
-async def fitting_limit(request: CompletionRequest, route: Route, engines: EngineSet) -> int | None:
+async def fitting_limit(
+    request: CompletionRequest, route: Route, engines: EngineSet, counter: TokenCounter, tenant: str
+) -> int | None:
     """Return the token limit of a request: at most the route's maximum and, for a chat, what the context leaves.
 
-    The limit of a chat is reduced if the engines of the route certainly cannot read the prompt and write that much.
+    The limit of a chat is reduced if the largest engine of the route cannot read the prompt and write that much. The
+    prompt is counted in the tenant's turns. Without a count in time, its size decides.
     Raises InvalidRequest for a raw prompt with a limit above the route's maximum.
     """
-    limit, most = request.max_tokens, route.max_tokens_limit
-    if limit is None:
-        limit = route.default_max_tokens or most
+    limit = allowed_limit(request, route)
     if limit is None:
         return None
-    if most is not None and limit > most:
-        if isinstance(request, TextRequest):
-            raise InvalidRequest(
-                f"'max_tokens' is {limit}, and the maximum of '{route.model}' is {most}. Send at most {most}.",
-                param="max_tokens",
-            )
-        limit = most
     names = [one.model for one in route.all_students] if route.mode != "teacher" else [route.teacher]
     contexts = [engines.by_name[name].state.context_tokens for name in names if name is not None]
     known = [tokens for tokens in contexts if tokens is not None]
     if isinstance(request, TextRequest) or len(known) < len(contexts) or not known:
         return limit
     context_tokens = max(known)
-    if limit + request.size_bytes <= context_tokens:
-        return limit
-    least = await least_tokens(request, context_tokens)
-    if limit + least <= context_tokens or least >= context_tokens:
+    by_size = request.size_bytes // _COUNTED_BYTES_PER_TOKEN
+    if by_size <= context_tokens - limit or any(request.body.get(name) is not None for name in _SHORTENING):
         return limit
     encoding = engines.encodings.get(names[0] or "", Encoding(FALLBACK))
-    bound = await asyncio.to_thread(prompt_bound, request, encoding)
-    return context_tokens - (bound if bound < context_tokens else least)
+    try:
+        async with asyncio.timeout(_COUNT_LIMIT_S):
+            return await counter.run(tenant, partial(_fitting_limit, request, limit, context_tokens, encoding))
+    except TimeoutError:
+        return context_tokens - by_size if by_size < context_tokens else limit
+
+
+def _fitting_limit(request: ChatRequest, limit: int, context_tokens: int, encoding: Encoding) -> int:
+    """Return the limit that the context leaves. That of a prompt that does not fit by itself is not changed."""
+    texts = chain.from_iterable(prompt for prompt in _prompts(request) if not isinstance(prompt, int))
+    counted = count_or_estimate(encoding.name, "\n".join(texts))
+    if not context_tokens - limit < counted < context_tokens:
+        return limit
+    bound = max(counted, prompt_bound(request, encoding))
+    return context_tokens - (bound if bound < context_tokens else counted)
 
 
 def may_be_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> bool:

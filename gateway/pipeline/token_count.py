@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class TokenCounter:
         self._turns = FairSemaphore(1)
 
     async def count(self, tenant: str, chat: ChatRequest, route: Route) -> int:
-        """Return an upper bound on the tokens of a prompt. The tenant's turn ends with the thread's work.
+        """Return an upper bound on the tokens of a prompt.
 
         The tokens of a long prompt are estimated. The bound is close to the count if config.yaml names the tokenizer of
         the route's model.
@@ -63,8 +64,12 @@ class TokenCounter:
         students = route.all_students
         model = students[0].model if students else route.teacher
         encoding = self._engines.engine_set.encodings.get(model or "", Encoding(FALLBACK))
+        return await self.run(tenant, partial(prompt_bound, chat, encoding))
+
+    async def run(self, tenant: str, count: Callable[[], int]) -> int:
+        """Return the result of a count, whose time must be bounded. The tenant's turn ends with the thread's work."""
         async with self._turns.hold(tenant):
-            counting = asyncio.get_running_loop().run_in_executor(self._thread, self._count, chat, encoding)
+            counting = asyncio.get_running_loop().run_in_executor(self._thread, self._count, count)
             try:
                 await asyncio.wait([counting])
             finally:
@@ -72,10 +77,10 @@ class TokenCounter:
                     await asyncio.wait([counting])
             return counting.result()
 
-    def _count(self, chat: ChatRequest, encoding: Encoding) -> int:
+    def _count(self, count: Callable[[], int]) -> int:
         """Count in the thread. The next count waits until the thread has rested."""
         started = time.thread_time()
-        tokens = prompt_bound(chat, encoding)
+        tokens = count()
         self._thread.submit(self._rest, _REST * (time.thread_time() - started))
         return tokens
 
@@ -86,12 +91,12 @@ def prompt_bound(chat: ChatRequest, encoding: Encoding) -> int:
     The count takes milliseconds, so use a thread.
     """
     text = "\n".join(_texts(chat))
-    counted = _count_or_estimate(encoding.name, text)
+    counted = count_or_estimate(encoding.name, text)
     error = recount_error(counted) if encoding.own else token_error(counted, TextSize.of([text]))
     return counted + error + template_error(len(chat.messages)) + TOKENS_PER_PART * chat.non_text_parts
 
 
-def _count_or_estimate(encoding: str, text: str) -> int:
+def count_or_estimate(encoding: str, text: str) -> int:
     """Return the tokens of a text. Those of a long text are estimated from equal parts at equal distances."""
     if len(text) <= _PARTS * _PART_CHARS:
         starts = range(0, len(text), MAX_COUNTED_CHARS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
+from threading import Event
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.accounting.engine_set import CurrentEngines
 from gateway.accounting.estimate import FALLBACK, Encoding, count_text
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.pipeline import context_length
 from gateway.pipeline.completion import Completions
 from gateway.pipeline.context_length import (
     drop_too_small,
@@ -24,6 +28,7 @@ from gateway.pipeline.context_length import (
     may_be_too_small,
 )
 from gateway.pipeline.stream import StreamRelay
+from gateway.pipeline.token_count import TokenCounter
 from gateway.policy.plan import StudentPlan
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
@@ -178,7 +183,7 @@ async def test_a_stream_names_the_first_student_that_is_left() -> None:
 
     calls: Any = SimpleNamespace(check_available=lambda _: None, stream=guidance)
     unused: Any = None
-    completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused)
+    completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused, unused)
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=False)
     async with aclosing(completions._chunks(chat(words(500)), relay, one)) as groups:
         [shown] = await anext(groups)
@@ -205,6 +210,10 @@ def route(**more: Any) -> Any:
     return TenantPolicy.model_validate({"tenant": "acme", "routes": [fields]}).routes[0]
 
 
+async def limit_of(request: CompletionRequest, route: Any, known: EngineSet) -> int | None:
+    return await fitting_limit(request, route, known, TokenCounter(CurrentEngines(known)), "acme")
+
+
 @pytest.mark.parametrize(
     ("fields", "limits", "expected"),
     [
@@ -217,23 +226,56 @@ def route(**more: Any) -> Any:
 )
 async def test_the_policy_limits_max_tokens(fields: Any, limits: Any, expected: int | None) -> None:
     known = planned(small=1000, large=8000).engine_set
-    assert await fitting_limit(chat("Why?", **fields), route(**limits), known) == expected
+    assert await limit_of(chat("Why?", **fields), route(**limits), known) == expected
 
 
 async def test_a_limit_that_cannot_fit_into_the_context_is_reduced_to_what_the_prompt_leaves() -> None:
     """The largest context of the route counts. A limit that may fit is not changed."""
     known = planned(small=1000, large=8000)
     asked = chat(words(1000), max_tokens=128_000)
-    reduced = await fitting_limit(asked, route(), known.engine_set)
+    reduced = await limit_of(asked, route(), known.engine_set)
     assert reduced is not None
     assert 4000 < reduced <= 7000
-    assert await fitting_limit(chat(words(1000), max_tokens=6500), route(), known.engine_set) == 6500
+    assert await limit_of(chat(words(1000), max_tokens=6500), route(), known.engine_set) == 6500
     known.engine_set.by_name["large"].state.context_tokens = None
-    assert await fitting_limit(asked, route(), known.engine_set) == 128_000
+    assert await limit_of(asked, route(), known.engine_set) == 128_000
+
+
+CODE = "\n".join(f"def value_{n}(x: int) -> int:\n    return {{'a': x + {n}}}['a']  # {n}" for n in range(90))
+
+
+@pytest.mark.parametrize("asked", [6_500, 7_900, 8_100, 8_141, 8_192, 20_000])
+async def test_each_limit_that_the_prompt_leaves_no_room_for_is_reduced(asked: int) -> None:
+    """Also with code, which has many tokens for its words."""
+    known = planned(small=8192).engine_set
+    tokens = count_text(FALLBACK, CODE)
+    assert 8192 - 6_500 < tokens < 3_000
+    reduced = await limit_of(chat(CODE, max_tokens=asked), route(students=["small"]), known)
+    assert reduced is not None
+    assert 3_000 < reduced <= 8192 - tokens
+
+
+async def test_a_prompt_that_does_not_fit_leaves_the_limit_to_the_engine() -> None:
+    known = planned(small=1000, large=2000).engine_set
+    assert await limit_of(chat(CODE, max_tokens=100), route(), known) == 100
+
+
+async def test_a_count_that_takes_too_long_is_replaced_by_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another count of the tenant holds the turn."""
+    known = planned(small=8192).engine_set
+    counter, end = TokenCounter(CurrentEngines(known)), Event()
+    monkeypatch.setattr(context_length, "_COUNT_LIMIT_S", 0.01)
+    before = asyncio.get_running_loop().create_task(counter.run("acme", lambda: int(end.wait(10))))
+    await asyncio.sleep(0)
+    asked = chat(CODE, max_tokens=7900)
+    reduced = await fitting_limit(asked, route(students=["small"]), known, counter, "acme")
+    end.set()
+    assert await before == 1
+    assert reduced == 8192 - asked.size_bytes // 3
 
 
 async def test_a_raw_prompt_above_the_policys_maximum_is_rejected() -> None:
     known = planned(small=1000, large=8000).engine_set
     with pytest.raises(InvalidRequest, match="Send at most 50") as caught:
-        await fitting_limit(raw("Why?", max_tokens=51), route(max_tokens_limit=50), known)
+        await limit_of(raw("Why?", max_tokens=51), route(max_tokens_limit=50), known)
     assert caught.value.param == "max_tokens"
