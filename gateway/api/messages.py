@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import orjson
@@ -13,18 +14,21 @@ from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
 from gateway.api.keys import COMPLETIONS, INFO, READS, TOKEN_COUNTER
 from gateway.capabilities.anthropic import MessagesFields, answering
+from gateway.errors import GatewayError
 from gateway.policy.caller_fields import check_caller_fields
 from gateway.policy.routing import find_route
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.anthropic.request import check_header, parse_count_tokens, parse_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
     from multidict import CIMultiDictProxy
 
     from gateway.policy.book import Caller
     from gateway.protocol.chat import ChatRequest
 
-_COUNT_LIMIT_S = 2.0  # of the count before the first event of a stream
+_COUNT_WAIT_S = 0.1  # for the count, before the first event of a stream
 _FORWARDED = ("anthropic-version", "anthropic-beta")
 
 
@@ -36,21 +40,42 @@ async def messages(request: web.Request) -> web.StreamResponse:
     fields = MessagesFields(headers, parsed.passed, is_marked=parsed.is_marked, foreign_tool=parsed.foreign_tool)
     writer = MessagesWriter(request[INFO].id, parsed.chat.stop, shows_thinking=parsed.shows_thinking)
 
-    async def count_input() -> None:
-        writer.input_tokens = await _input_tokens(request, caller, parsed.chat)
+    if not parsed.chat.stream:
+        with answering(fields):
+            return await answered(request, completions, caller, parsed.chat, writer)
+    with answering(fields), _counting(request, caller, parsed.chat) as input_tokens:
 
-    with answering(fields):
+        async def count_input() -> None:
+            writer.input_tokens = await input_tokens()
+
         return await answered(request, completions, caller, parsed.chat, writer, count_input)
 
 
-async def _input_tokens(request: web.Request, caller: Caller, chat: ChatRequest) -> int:
-    """Return the tokens of an admitted request's prompt as `count_tokens` does; 0 if the count takes too long."""
+@contextmanager
+def _counting(request: web.Request, caller: Caller, chat: ChatRequest) -> Iterator[Callable[[], Awaitable[int]]]:
+    """Count the tokens of a prompt as `count_tokens` does, until the block ends.
+
+    The result returns the count, or 0 if it takes too long.
+    """
+    loop = asyncio.get_running_loop()
+    counting = loop.create_task(_input_tokens(request, caller, chat), name="count-input")
+
+    async def counted() -> int:
+        await asyncio.wait([counting], timeout=_COUNT_WAIT_S)
+        return counting.result() if counting.done() else 0
+
     try:
-        async with asyncio.timeout(_COUNT_LIMIT_S):
-            route = await find_route(caller, chat, request.headers)
-            return await request.app[TOKEN_COUNTER].count(caller.policy.tenant, chat, route)
-    except TimeoutError:
-        return 0
+        yield counted
+    finally:
+        counting.cancel()
+
+
+async def _input_tokens(request: web.Request, caller: Caller, chat: ChatRequest) -> int:
+    try:
+        route = await find_route(caller, chat, request.headers)
+        return await request.app[TOKEN_COUNTER].count(caller.policy.tenant, chat, route)
+    except GatewayError:
+        return 0  # the request itself fails with it
 
 
 async def count_tokens(request: web.Request) -> web.Response:

@@ -23,6 +23,9 @@ from gateway.telemetry.metrics import Metrics
 from tests.accounting.receipt_builders import NO_ENGINES
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+
     from gateway.protocol.chat import ChatRequest
 
 MANY = 40  # more than the threads of the event loop
@@ -50,10 +53,13 @@ class World:
         monkeypatch.setattr(token_count, "prompt_bound", bound)
 
     def count(self, tenant: str) -> asyncio.Task[int]:
-        caller = SimpleNamespace(policy=SimpleNamespace(tenant=tenant, weight=1.0))
-        chat = cast("Any", tenant)
-        work = messages._counted(cast("Any", self._request), cast("Any", caller), chat)
-        return asyncio.get_running_loop().create_task(work)
+        return asyncio.get_running_loop().create_task(messages._counted(*self._asked(tenant)))
+
+    def counting(self, tenant: str) -> AbstractContextManager[Callable[[], Awaitable[int]]]:
+        return messages._counting(*self._asked(tenant))
+
+    def _asked(self, tenant: str) -> Any:
+        return self._request, SimpleNamespace(policy=SimpleNamespace(tenant=tenant, weight=1.0)), tenant
 
 
 async def test_a_count_holds_its_slot_after_the_caller_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +74,34 @@ async def test_a_count_holds_its_slot_after_the_caller_disconnected(monkeypatch:
     with suppress(asyncio.CancelledError):
         await counting
     assert world.slots.held == 0
+
+
+async def test_a_stream_starts_its_count_with_the_request_and_does_not_wait_long_at_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(monkeypatch)
+    with world.counting("acme") as counted:
+        async with asyncio.timeout(5):
+            while not world.counted:
+                await asyncio.sleep(0.01)
+        assert await counted() == 0
+        world.end.set()
+        async with asyncio.timeout(5):
+            while await counted() != 7:
+                pass
+
+
+async def test_the_count_of_a_stream_that_fails_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another count of the tenant holds the turn."""
+    world = World(monkeypatch)
+    first = world.count("acme")
+    await asyncio.sleep(0.01)
+    with world.counting("acme"):
+        await asyncio.sleep(0.01)
+    world.end.set()
+    assert await first == 7
+    assert await world.count("globex") == 7
+    assert world.counted == ["acme", "globex"]
 
 
 def chat_of(text: str) -> ChatRequest:
