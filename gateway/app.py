@@ -194,7 +194,7 @@ async def gateway(
         label_values = LabelValues(redis, redis_keys, redis.now)
         labeler = Labeler(label_values, wiring.hash_key_of(settings))
         budgets = Budgets(redis.commands, redis_keys)
-        lengths = AnswerLengths(redis, redis_keys)
+        lengths = AnswerLengths(redis, redis_keys, redis.now)
         ledger = Ledger(
             store,
             process_id=process_id,

@@ -7,7 +7,6 @@ so no request waits for Redis. Lengths of the current and the previous period of
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,7 +47,7 @@ _FIELD_DECODER = msgspec.json.Decoder(tuple[int, LengthScope])
 class AnswerLengths:
     """Measure the lengths of answers. `clock` returns Unix seconds."""
 
-    def __init__(self, redis: RedisClient, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, redis: RedisClient, keys: RedisKeys, clock: Callable[[], float]) -> None:
         self._redis, self._keys, self._clock = redis, keys.ledger(), clock
         self._sums: dict[LengthScope, LengthSums] = {}
         self._unsent: dict[LengthScope, LengthSums] = {}
@@ -68,12 +67,20 @@ class AnswerLengths:
             self._work.set()
 
     async def run(self) -> None:
-        """Write and read sums until canceled. A failure of Redis leaves the sums that were read last."""
+        """Write and read sums until canceled. A failure of Redis leaves the sums that were read last.
+
+        A read returns the sums of all scopes, so new answers are written at once and read later.
+        """
         failed = False
+        loop = asyncio.get_running_loop()
+        read_at = loop.time()
         while True:
             await self._redis.wait_up()
             try:
-                await self.sync()
+                await self._write()
+                if loop.time() >= read_at:
+                    read_at = loop.time() + _READ_EVERY_S
+                    await self._read()
                 failed = False
             except Exception as error:
                 # Do not mark Redis as failed: requests do not wait for this.
@@ -82,7 +89,7 @@ class AnswerLengths:
                     log.warning("answer_lengths_not_read", error=type(error).__name__, exc_info=unexpected)
                 failed = True
             with suppress(TimeoutError):
-                async with asyncio.timeout(_READ_EVERY_S):
+                async with asyncio.timeout_at(read_at):
                     await self._work.wait()
             await asyncio.sleep(_LINGER_S)  # further answers share the call
 
@@ -91,10 +98,11 @@ class AnswerLengths:
 
         If Redis writes but its reply is lost, the sums count twice.
         """
-        self._work.clear()
-        period = int(self._clock()) // PERIOD_S * PERIOD_S
-        if self._unsent:
-            await self._write(self._keys.answer_lengths(period))
+        await self._write()
+        await self._read()
+
+    async def _read(self) -> None:
+        period = self._period()
         hashes: list[dict[bytes, bytes]] = []
         for start in (period, period - PERIOD_S):
             pages = self._redis.commands.hscan_iter(self._keys.answer_lengths(start), count=_READ_AT_ONCE)
@@ -103,7 +111,14 @@ class AnswerLengths:
         # Thousands of routes take milliseconds.
         self._sums = await asyncio.to_thread(_decode, hashes)
 
-    async def _write(self, key: str) -> None:
+    def _period(self) -> int:
+        return int(self._clock()) // PERIOD_S * PERIOD_S
+
+    async def _write(self) -> None:
+        self._work.clear()
+        if not self._unsent:
+            return
+        key = self._keys.answer_lengths(self._period())
         unsent, self._unsent = self._unsent, {}
         try:
             async with self._redis.commands.pipeline(transaction=True) as pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from decimal import Decimal
 from io import StringIO
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from gateway.accounting import answer_length_book
 from gateway.accounting.answer_length import MIN_ANSWERS, LengthSums, MeasuredLengths, RouteLengths, repeats
 from gateway.accounting.answer_length_book import PERIOD_S, AnswerLengths
 from gateway.accounting.receipt import Receipt
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import PRICES, builder, call, closed, guided, plan
@@ -172,6 +175,28 @@ async def test_processes_share_the_lengths_that_they_measured(fleet: Fleet) -> N
     fleet.now += PERIOD_S
     await cal.sync()
     assert cal.of_route("acme", "chat", "big") == RouteLengths()
+
+
+async def test_new_answers_are_written_at_once_and_do_not_cause_reads(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_length_book, "_READ_EVERY_S", 3600.0)
+    ann, commands = fleet.process(), fleet.redis.commands
+    reads: list[str] = []
+    scan = commands.hscan_iter
+    monkeypatch.setattr(commands, "hscan_iter", lambda key, **more: reads.append(key) or scan(key, **more))
+    key = fleet.keys.ledger().answer_lengths(int(fleet.now) // PERIOD_S * PERIOD_S)
+    tasks = BackgroundTasks()
+    tasks.keep("answer_lengths", ann.run())
+    try:
+        for number in range(1, 5):
+            ann.add(sampled())
+            async with asyncio.timeout(20):
+                while sorted(map(int, await commands.hvals(key)))[:1] != [number]:
+                    await asyncio.sleep(0.01)
+    finally:
+        await tasks.close()
+    assert len(reads) == 2, "one read of the current and of the previous period"
 
 
 async def test_a_lost_connection_loses_no_lengths(fleet: Fleet) -> None:
