@@ -5,10 +5,14 @@ docs/cost.md states the rule. Measured lengths are per route, so the error of a 
 
 from __future__ import annotations
 
+from heapq import nlargest
 from math import ceil, sqrt
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.runtime.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 LengthRule: TypeAlias = Literal["measured", "measured_mean", "at_limit", "repeats"]
 """The rule that a baseline's answer follows. "at_limit" and "repeats": nothing is measured, so it saves nothing."""
@@ -20,6 +24,7 @@ MIN_ANSWERS = 30
 _STANDARD_ERRORS = 2.05  # Student's t for 95 %, at MIN_ANSWERS
 _PASSAGES, _PASSAGE_CHARS, _MIN_OCCURRENCES = 16, 48, 3
 _READ_CHARS = 8_192
+_CHECKED_CHOICES = 16
 
 
 class MeasuredLengths(Record, frozen=True):
@@ -97,11 +102,15 @@ def apply_rule(
     return min(tokens, ceil(measured.mean_tokens)), ceil(measured.mean_error), "measured_mean"
 
 
-def doubt_of(finish_reason: str | None, text: str) -> LengthRule | None:
-    """Return why the length of an answer is no evidence of what the baseline model would write; None: it is."""
+def doubt_of(finish_reason: str | None, texts: Collection[str]) -> LengthRule | None:
+    """Return why the length of an answer is no evidence of what the baseline model would write; None: it is.
+
+    Args:
+        texts: the text of each choice. Only the 16 longest are checked for repetition, which bounds the time.
+    """
     if finish_reason == "length":
         return "at_limit"
-    return "repeats" if repeats(text) else None
+    return "repeats" if any(map(repeats, nlargest(_CHECKED_CHOICES, texts, key=len))) else None
 
 
 def repeats(text: str) -> bool:

@@ -141,7 +141,8 @@ def _by_rule(builder: AnsweredRequest, last: EngineShare, counted: Counted) -> t
         return counted, None
     guided = builder.plan.guidance is not None and builder.unguided is None
     measured = builder.lengths.guided if guided else builder.lengths.student
-    doubt = doubt_of(builder.finish_reason, call.text.getvalue())
+    texts = ["".join(parts) for parts in call.choice_texts.values()] or [call.text.getvalue()]
+    doubt = doubt_of(builder.finish_reason, texts)
     tokens, error, rule = apply_rule(counted.tokens, counted.error, doubt, measured)
     return Counted(tokens, error, counted.basis if measured is None else "estimate"), rule
 

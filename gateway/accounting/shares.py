@@ -39,6 +39,7 @@ class EngineCall(msgspec.Struct):
     messages: Sequence[Json]
     usage: TokenUsage | None = None  # the usage as the engine reported it
     text: StringIO = msgspec.field(default_factory=StringIO)  # as received, to count where no usage was reported
+    choice_texts: dict[int, list[str]] = {}  # the text of each choice, if there are several
     lost_tokens: int = 0  # an upper bound on tokens that were written but not received
     shared: str = ""  # "flight" or "cache" where an identical request made and paid for the call
     unbounded: bool = False  # tokens may have been written but not received, without any bound

@@ -165,7 +165,7 @@ class Completions:
                     reply = await students.complete(request, guidance, builder)
                 if (step := context.next_step()) is not None:
                     await step
-            builder.finish_reason = reply["choices"][0].get("finish_reason")
+            builder.finish_reason = _finish_reason(reply["choices"])
             plan = builder.plan
             receipt = await self.ledger.close(builder, shown=plan.show_cost)
             if plan.names_engine:
@@ -303,6 +303,12 @@ def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:
 def _whole_reply(guidance: Guidance) -> Json:
     message = {"role": "assistant", "content": guidance.lead + guidance.text, "refusal": None}
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": guidance.finish_reason}]}
+
+
+def _finish_reason(choices: list[Json]) -> str | None:
+    """Return "length" if a choice ended at its limit, else the first choice's finish_reason."""
+    reasons = [choice.get("finish_reason") for choice in choices]
+    return "length" if "length" in reasons else reasons[0]
 
 
 def _caller_usage(request: CompletionRequest, builder: ReceiptBuilder, receipt: Receipt) -> Json:

@@ -71,7 +71,6 @@ class GenerationTracker:
         self._cut = False
         self._total = False  # the usage is that of all choices, and no text arrived after it
         self._totals = 0  # usage events that belong to no choice and count output tokens
-        self._texts: dict[int, list[str]] = {}  # text of each choice, if there are several
         self._complete = False
         self._deltas = 0  # read one by one
         self.input_tokens = 0  # as the engine reported them; 0: not reported
@@ -155,7 +154,7 @@ class GenerationTracker:
         texts = [generated_text(choice["message"]) for choice in reply["choices"]]
         self._call.text.write(texts[0] if len(texts) == 1 else "".join(texts))
         if len(texts) > 1:
-            self._texts = {index: [text] for index, text in enumerate(texts)}
+            self._call.choice_texts = {index: [text] for index, text in enumerate(texts)}
         limit = self._limit
         if limit is None or self._preface is None:
             return
@@ -209,10 +208,10 @@ class GenerationTracker:
             return 0
         reported = call.usage.output_tokens
         text = call.text.getvalue()
-        max_words = text.count(" ") + max(1, len(self._texts))
+        max_words = text.count(" ") + max(1, len(call.choice_texts))
         if max_words <= reported and len(text) * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
-        texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: text}
+        texts = {index: "".join(parts) for index, parts in call.choice_texts.items()} or {0: text}
         limit, total = max(reported, _COUNTED_TOKENS), 0
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
@@ -257,7 +256,7 @@ class GenerationTracker:
         self._text_tokens += max_tokens(text)
         self._call.text.write(text)
         if self._choices > 1:
-            self._texts.setdefault(index, []).append(text)
+            self._call.choice_texts.setdefault(index, []).append(text)
         self._total = False
 
     def _fits(self, index: int, text: str) -> bool:

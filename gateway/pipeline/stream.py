@@ -35,7 +35,7 @@ class StreamRelay:
         self._roles_sent: set[int] = set()
         self._finished: set[int] = set()
         self._templates: tuple[ChunkTemplate, ChunkTemplate | None] | None = None  # the student's, the caller's
-        self.finish_reason: str | None = None
+        self.finish_reason: str | None = None  # "length" if a choice ended at its limit, else that of the last to end
         self.has_sent_other = False  # whether something else than text was sent: reasoning, tool calls, logprobs
 
     @property
@@ -137,7 +137,9 @@ class StreamRelay:
             finish_reason = _join(self._seam, self._reasoning_filter, delta, finish_reason)
         if finish_reason is not None:
             self._finished.add(index)
-            self.finish_reason, self._templates = finish_reason, None
+            self._templates = None
+            if self.finish_reason != "length":
+                self.finish_reason = finish_reason
         has_content = bool(delta.get("content"))
         # Some servers send empty lists, such as `tool_calls`, in each delta. Content in parts may have thoughts.
         others = (value for name, value in delta.items() if name != "content" or isinstance(value, list))

@@ -124,6 +124,45 @@ def test_without_usage_every_choice_is_estimated(world: World, stream: bool) -> 
     assert 12 <= share["output_tokens"] < 3 * 12, "an upper bound, of all three"
 
 
+STORY = " ".join(f"In {year} the ship {year * 7919} sailed to port {year * 104729}." for year in range(1800, 2000))
+LOOP = "The captain looked at the sea, and the sea looked at the captain. " * 24
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("answers", "rule"),
+    [
+        ([(STORY[:400], "stop")] * 3, None),
+        ([(LOOP, "stop"), (STORY, "stop")], "repeats"),
+        ([("Yes.", "stop"), (STORY[:400], "length")], "at_limit"),
+        ([(STORY[:400], "length"), ("Yes.", "stop")], "at_limit"),
+    ],
+    ids=["equal", "one repeats", "second at its limit", "first at its limit"],
+)
+def test_each_of_several_answers_is_checked_for_its_length(
+    world: World, answers: list[tuple[str, str]], rule: str | None, *, stream: bool
+) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 4000, "total_tokens": 4010}
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        choices = [
+            {"index": index, "finish_reason": finish, "delta" if stream else "message": {"content": text}}
+            for index, (text, finish) in enumerate(answers)
+        ]
+        if not stream:
+            return web.json_response({"choices": choices, "usage": usage})
+        response = await begin_events(request)
+        for choice in choices:
+            await response.write(event({"choices": [choice]}))
+        await response.write(event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = behave
+    receipt = world.receipt(world.ask(n=len(answers), stream=stream))
+    assert receipt.get("length_rule") == rule
+    assert receipt["finish_reason"] == ("length" if rule == "at_limit" else "stop")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "fields",
