@@ -132,10 +132,14 @@ def test_a_rambling_student_saves_nothing_until_the_teachers_lengths_are_measure
         assert (receipt["savings_class"], receipt["length_rule"]) == ("guided", "repeats")
         assert (Decimal(receipt["savings_usd"]), receipt["baseline_usd"]) == (0, receipt["cost_usd"])
         assert Decimal(receipt["baseline_error_usd"]) > Decimal(receipt["cost_usd"])
-    give_up = time.monotonic() + 20
-    while (receipt := served(world.ask("chat-rambling", max_tokens=1000)))["length_rule"] == "repeats":
+    give_up = time.monotonic() + 40
+    while (receipt := served(answer := world.compared("made", "chat-rambling", max_tokens=1000)))[
+        "length_rule"
+    ] == "repeats":
         assert time.monotonic() < give_up
+        time.sleep(0.2)
     assert receipt["length_rule"] == "measured_mean"
+    assert world.run_of(answer, "student")["length_rule"] == "measured_mean", "answers of the student alone as well"
     teacher = receipt["teacher"]
     usd_per_token = Decimal(teacher["cost_usd"]) / (teacher["input_tokens"] + teacher["output_tokens"])
     assert Decimal(receipt["baseline_usd"]) == usd_per_token * (teacher["input_tokens"] + 5)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from gateway.accounting.answer_length import MIN_ANSWERS
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model, running_gateway, sha256
 from tests.readiness import wait_until_looked_at
@@ -106,6 +107,7 @@ class running_world:  # noqa: N801  used as the function that it is
                 routes=[
                     SHADOW | {"guidance": RULE},
                     SHADOW | {"model": "chat-s", "shadow": {"serves": "student"}, "guidance": RULE},
+                    SHADOW | {"model": "chat-measured", "guidance": RULE},
                     SHADOW | {"model": "chat-none", "shadow": {"sample": 0}, "guidance": RULE},
                 ],
             )
@@ -140,6 +142,16 @@ def test_the_caller_is_answered_by_one_engine_and_the_guided_answer_has_its_own_
     assert sent["messages"][-1] == {"role": "assistant", "content": "The answer to your question"}
     assert "stream" not in sent
     assert "stream_options" not in sent
+
+
+def test_shadows_measure_the_lengths_of_guided_answers(world: World) -> None:
+    for _ in range(MIN_ANSWERS):
+        assert "length_rule" not in world.shadow_of(world.ask("chat-measured"))
+    give_up = time.monotonic() + 40
+    while "length_rule" not in (shadow := world.shadow_of(world.ask("chat-measured"))):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+    assert shadow["length_rule"] == "measured"
 
 
 def test_a_shadow_is_found_under_its_own_id_by_its_tenant_alone(world: World) -> None:
