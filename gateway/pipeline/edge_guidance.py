@@ -11,12 +11,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from gateway.accounting.receipt import CloseTerms
 from gateway.pipeline.completion import Answer
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.student_request import place_in_messages
 from gateway.policy.resolve import resolve_guidance
 from gateway.policy.routing import find_route
+from gateway.policy.token_limit import allowed_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -85,7 +88,12 @@ class EdgeGuidancePipeline:
         route = await find_route(context.caller, request, context.headers)
         policy = context.caller.policy
         off = self.switches.find(policy.tenant, route.model)
+        limit = allowed_limit(request, route)
+        reduced = limit is not None and request.max_tokens is not None and limit < request.max_tokens
+        request = structs.replace(request, max_tokens=limit)
         plan = resolve_guidance(policy, route, request, context.headers, off)
+        if reduced:
+            plan = structs.replace(plan, reduced_max_tokens=limit)
         builder = context.new_receipt(plan, route.model, request, stream=request.stream)
         # Set before the call: if this process dies after its reply, the device may still report.
         builder.terms = self._terms(builder, request)

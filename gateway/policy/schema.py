@@ -18,15 +18,7 @@ from pydantic import (
 )
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import (
-    ANY_NAME,
-    Flag,
-    InvalidValue,
-    Label,
-    Number,
-    RouteName,
-    Whole,
-)
+from gateway.config.scalars import ANY_NAME, Flag, InvalidValue, Label, Number, RouteName, Whole
 from gateway.config.yaml_messages import follows_from_another
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.caller_fields import CallerFieldsRule
@@ -137,6 +129,14 @@ class Route(StrictModel):
         if repeated := next((name for name in aliases if names.count(name) > 1), None):
             raise InvalidValue(f"names {repeated} twice, or repeats model: remove one of the two")
         return aliases
+
+    @field_validator("max_tokens_limit")
+    @classmethod
+    def _at_least_the_default(cls, most: int | None, info: ValidationInfo) -> int | None:
+        default = info.data.get("default_max_tokens")
+        if most is not None and default is not None and most < default:
+            raise InvalidValue(f"is below default_max_tokens, which is {default}: raise it, or lower that")
+        return most
 
     @field_validator("when", mode="before")
     @classmethod

@@ -106,6 +106,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 guided("chat-strict", deadline="300ms", on_failure="reject", **NO_CACHE),
                 guided("chat-dear", **NO_CACHE) | {"show_cost": True},
                 guided("chat-kept"),
+                guided("chat-short", **NO_CACHE) | {"max_tokens_limit": 20},
                 STUDENT_ONLY,
             ],
             tenants={"acme": {"key_device": {"max_daily_savings": 1}}, "globex": {"limits": {"rpm_limit": 2}}},
@@ -190,6 +191,14 @@ def test_another_tenants_guidance_is_not_found(world: World) -> None:
     assert {reply.status_code for reply in replies} == {404}
     assert world.counted("unknown") - before == len(replies)
     assert world.report(receipt_id).status_code == 200, "it is open still"
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_tokens": 50}])
+def test_the_routes_maximum_limits_what_the_device_may_report(world: World, asked: dict[str, int]) -> None:
+    answer = world.ask("chat-short", **asked)
+    body = answer.json()
+    assert body["close"]["most_output_tokens"] == 20 - body["guidance"]["kept_tokens"]
+    assert answer.headers.get("x-gkt-max-tokens") == ("20" if asked else None)
 
 
 def test_only_receipts_of_guidance_can_be_closed(world: World) -> None:

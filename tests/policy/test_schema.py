@@ -142,6 +142,10 @@ def test_a_route_knows_every_engine_it_names() -> None:
             ["4: routes[0].default_max_tokens: must be at least 1"],
         ),
         (
+            "model: x, mode: student, student: b, default_max_tokens: 60, max_tokens_limit: 50",
+            ["4: routes[0].max_tokens_limit: is below default_max_tokens, which is 60: raise it, or lower that"],
+        ),
+        (
             "model: x, mode: student, student: b, nonsense: {}",
             [
                 (
