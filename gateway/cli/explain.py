@@ -25,6 +25,7 @@ from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, read
 from gateway.errors import GatewayError
 from gateway.policy.book import Caller
+from gateway.policy.caller_fields import check_caller_fields
 from gateway.policy.constraints import excluding_fields
 from gateway.policy.key_entry import KeyEntry
 from gateway.policy.labels import read_request_labels
@@ -32,6 +33,7 @@ from gateway.policy.plan import EngineSnapshot
 from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
+from gateway.policy.token_limit import allowed_limit
 from gateway.policy.tool_plan import is_planned
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
@@ -237,6 +239,7 @@ def _plan(
     route = choice.route
     if route is None:
         raise not_found(caller, request.model, choice)
+    check_caller_fields(caller.policy.caller_fields, request)
     # No random numbers: students keep the order of the file, and every request is sampled.
     if isinstance(request, EmbeddingsRequest):
         return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers), route
@@ -247,6 +250,7 @@ def _plan(
         known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
         return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
 
+    request = structs.replace(request, max_tokens=allowed_limit(request, route))
     return resolve(caller.policy, route, request, snapshot, lambda: 0.0, headers, key_id=caller.key.id), route
 
 
@@ -270,6 +274,8 @@ def _assumed(caller: Caller, plan: Plan, settings: Settings, excluding: Collecti
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     assumed = ["every engine answers, and no circuit is open", *probes]
+    if plan.max_tokens and plan.mode != "embeddings":
+        assumed.append("the contexts of the engines leave room for max_tokens beside the prompt")
     if any(rule.claim is not None for rule in caller.policy.labels.values()):
         assumed.append("the caller has a key: no label comes from a claim of a token")
     if any(rule.values is None for rule in caller.policy.labels.values()):

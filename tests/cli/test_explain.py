@@ -203,6 +203,23 @@ def test_a_request_that_the_gateway_rejects_is_rejected_with_the_reasons(folder:
     assert explained(body=chat(model="gpt-4"))["routes"] == []
 
 
+def test_the_maximum_of_the_route_is_explained(folder: Path) -> None:
+    """A raw prompt above it is rejected."""
+    policy = folder / "policies/acme.yaml"
+    limited = ACME.replace("model: other, mode: student,", "model: other, mode: student, max_tokens_limit: 50,")
+    policy.write_text(limited)
+    for sent, expected in (({"max_tokens": 500}, 50), ({"max_tokens": 20}, 20), ({}, 50)):
+        assert explained(body=chat(model="other", **sent))["plan"]["max_tokens"] == expected
+    refused = explained(body={"model": "other", "prompt": "a", "max_tokens": 51})["refused"]
+    assert (refused["status"], refused["param"]) == (400, "max_tokens")
+
+
+@pytest.mark.parametrize("body", [chat(model="other", priority=1), {"model": "vectors", "input": "a", "priority": 1}])
+def test_a_field_that_the_policy_does_not_allow_is_explained(folder: Path, body: dict[str, Any]) -> None:
+    refused = explained(body=body)["refused"]
+    assert (refused["status"], refused["param"]) == (400, "priority")
+
+
 def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
     code, out, err = run(body=chat())
     assert (code, err) == (0, "")
