@@ -41,6 +41,7 @@ _MAXIMUM = re.compile(
     r"(?:(?:context|model) (?:length|size)(?: is| of)?|max_model_len ?=|must be <=|must have less than)"
     r"\D{0,12}?(\d{1,10})\b"
 )
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"(?<![\w.-])\d{1,10}(?!\.?\w)")
 
 
@@ -68,6 +69,9 @@ def _too_long(error: InvalidRequest) -> str:
     """
     cause = error.__cause__
     text = cause.engine_text if isinstance(cause, EngineError) and cause.engine_text else error.message
+    if "prompt is too long:" in text:
+        return text
+    text = _THOUSANDS.sub("", text)
     if (found := _MAXIMUM.search(text)) is None:
         return f"prompt is too long: {error.message}"
     maximum = int(found[1])

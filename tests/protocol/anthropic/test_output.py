@@ -362,6 +362,8 @@ def test_errors_have_anthropics_names() -> None:
         ("request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it", 5000, 4096),
         ("the request exceeds the available context size (4096 tokens)", 4097, 4096),
         ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 200", 4200, 4096),
+        ("maximum context length is 8,192 tokens, and you sent 9,000", 9000, 8192),
+        ("maximum context length is 1,048,576 tokens, and you sent 1,200,000", 1_200_000, 1_048_576),
         ("`inputs` must have less than 1024 tokens. Given: 2000", 2000, 1024),
         ("This model's maximum context length is 100 tokens. Your messages resulted in at least 500 tokens.", 500, 100),
     ],
@@ -380,6 +382,15 @@ def test_a_context_overflow_is_worded_as_anthropics(
         "type": "invalid_request_error",
         "message": f"prompt is too long: {tokens} tokens > {maximum} maximum",
     }
+
+
+def test_anthropics_own_words_are_not_changed() -> None:
+    """A model of Anthropic, or another gateway, may answer."""
+    message = "prompt is too long: 210,000 tokens > 200,000 maximum"
+    error = InvalidRequest(f"Engine 'claude' answered 400: {message}", code="context_length_exceeded")
+    error.__cause__ = cause = EngineRejected(error.message, engine="claude", status_sent=400)
+    cause.engine_text = message
+    assert anthropic_error(error, ID)["error"]["message"] == message
 
 
 def test_a_context_overflow_without_numbers_keeps_the_engines_words() -> None:
