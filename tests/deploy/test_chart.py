@@ -173,6 +173,26 @@ def test_the_gateway_accepts_its_configuration(
         assert settings.tracing.sample == 0.1
 
 
+@pytest.mark.parametrize(
+    ("chosen", "hosts"),
+    [
+        (
+            [],
+            ["prod-gkt-gateway-admin", "prod-gkt-gateway-admin.gkt", "prod-gkt-gateway-admin.gkt.svc",
+             "prod-gkt-gateway-admin.gkt.svc.cluster.local"],
+        ),
+        (["--set", "config.admin.hosts={gkt.example.com}"], ["gkt.example.com"]),
+    ],
+)  # fmt: skip
+def test_the_admin_listener_accepts_the_names_of_its_service(
+    chosen: list[str], hosts: list[str], helm: Path, tmp_path: Path
+) -> None:
+    release = rendered(helm, *chosen)
+    release.named("Service", "prod-gkt-gateway-admin")
+    settings, _ = read(release, tmp_path)
+    assert list(settings.admin.hosts) == hosts
+
+
 @pytest.mark.parametrize("name", ["default", "production"])
 def test_the_usage_worker_reads_its_configuration_with_its_secrets_alone(name: str, helm: Path, tmp_path: Path) -> None:
     release = rendered(helm, *options(name))

@@ -71,7 +71,9 @@ def test_the_schema_names_an_invalid_value(change: Any, message: str) -> None:
 
 
 def test_the_default_configuration_is_that_of_compose_and_the_manifests() -> None:
-    assert [VALUES["config"]] == documents(DEPLOY / "gateway/config.yaml")
+    (config,) = documents(DEPLOY / "gateway/config.yaml")
+    del config["admin"]["hosts"]  # a template of the chart sets the names of its own service
+    assert VALUES["config"] == config
     assert [VALUES["policies"]["default.yaml"]] == documents(DEPLOY / "gateway/policies/default.yaml")
     assert list(VALUES["policies"]) == ["default.yaml"]
 

@@ -60,6 +60,14 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 {{- end }}
 
+{{/* The content of config.yaml. By default, admin.hosts has the names of the admin service. */}}
+{{- define "gkt-gateway.config" -}}
+{{- $service := printf "%s-admin" (include "gkt-gateway.fullname" .) -}}
+{{- $inNamespace := printf "%s.%s" $service .Release.Namespace -}}
+{{- $names := list $service $inNamespace (printf "%s.svc" $inNamespace) (printf "%s.svc.cluster.local" $inNamespace) -}}
+{{- merge (deepCopy .Values.config) (dict "admin" (dict "hosts" $names)) | toYaml }}
+{{- end }}
+
 {{/* A file of a ConfigMap. Arguments: its key, and its content as a map or a text. */}}
 {{- define "gkt-gateway.file" -}}
 {{- $content := index . 1 -}}
