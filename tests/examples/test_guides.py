@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.cli.check import DEVELOPMENT_KEY, warnings_of
+from gateway.cli.init_files import ADMIN_KEY
 from gateway.migration.litellm import convert_litellm
 from gateway.policy.book import check_all
 from tests.clients.environments import node_modules
@@ -49,6 +50,7 @@ def written(page: str, folder: Path) -> Path:
     (folder / "policies").mkdir()
     for name, text in blocks(page).items():
         (folder / name).write_text(f"# {name}\n{text}", "utf-8")
+    (folder / ADMIN_KEY).write_text("an-admin-key-for-tests\n", "utf-8")
     return folder
 
 
