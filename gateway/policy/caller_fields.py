@@ -19,6 +19,7 @@ from gateway.config.scalars import Flag, Label
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest
 from gateway.policy.constraints import HOLDERS as TEMPLATE_HOLDERS
+from gateway.protocol.chat import ChatRequest
 from gateway.protocol.field_names import HOLDERS
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def check_caller_fields(rule: CallerFieldsRule, request: AnyRequest) -> None:
             for held, inner in value.items():
                 if inner is not None and held.casefold() in rejected:
                     raise _rejected(f"{name}.{held}", held.casefold())
-    for at, url in _urls(body.get("messages")):
+    for kind, at, url in _urls(body.get("messages")):
         if (why := _why_refused(url, rule)) is not None:
+            if isinstance(request, ChatRequest) and request.is_converted:
+                raise InvalidRequest(f"The request has the address of {kind}: {why}")
             raise InvalidRequest(f"'{at}': {why}", param=at)
 
 
@@ -101,13 +104,15 @@ def _rejected(path: str, name: str) -> InvalidRequest:
     )
 
 
-def _urls(messages: Any) -> Iterator[tuple[str, str]]:
-    """Yield the addresses in content parts without text, each with its place."""
+def _urls(messages: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield the addresses in content parts without text, each with the kind of its content and its place."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict) and part.get("type") not in _TEXT_PARTS:
-                yield from _urls_in(part, f"messages[{index}].content[{number}]", "")
+                kind = "an image" if part.get("type") == "image_url" else "a file"
+                for at, url in _urls_in(part, f"messages[{index}].content[{number}]", ""):
+                    yield kind, at, url
 
 
 def _urls_in(value: Any, at: str, name: str) -> Iterator[tuple[str, str]]:

@@ -60,6 +60,7 @@ class ChatRequest(Record, frozen=True):
     wants_usage: bool
     size_bytes: int
     non_text_parts: int = 0  # number of content parts without text
+    is_converted: bool = False  # whether the caller sent a body of another API, with other fields
     cache_key: str | None = None  # the caller's name of the conversation, for prompt caches; None: it sent none
     may_store: bool = True  # False if the caller sent `store: false`
     tags: tuple[str, ...] = ()  # of `metadata`

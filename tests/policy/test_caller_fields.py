@@ -11,8 +11,10 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.policy.caller_fields import SERVER_FIELDS, CallerFieldsRule, ServerField, check_caller_fields
+from gateway.protocol.anthropic.request import parse_messages
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
+from gateway.protocol.responses.request import parse_responses
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, model, running_gateway
 
@@ -106,6 +108,24 @@ def test_an_address_that_is_not_public_is_rejected(url: str) -> None:
         assert error.param == f"messages[0].content[1].{kind}.url"
     assert check(part={"type": "image_url", "image_url": url}) is not None
     assert check(part={"type": "file", "file": {"file_url": url}}) is not None
+
+
+def test_the_error_names_no_field_that_the_caller_did_not_send() -> None:
+    """Bodies of other APIs are converted, which moves and joins their messages."""
+    image = {"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}
+    asked = {
+        "model": "chat",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": [image]}],
+        "system": "Be brief.",
+    }
+    part = {"type": "input_image", "image_url": "file:///etc/passwd"}
+    responses = {"model": "chat", "input": [{"role": "user", "content": [part]}]}
+    chats = [parse_messages(orjson.dumps(asked)).chat, parse_responses(orjson.dumps(responses)).chat()]
+    for chat in chats:
+        with pytest.raises(InvalidRequest, match=r"^The request has the address of an image: addresses need") as caught:
+            check_caller_fields(DEFAULT, chat)
+        assert caught.value.param is None
 
 
 @pytest.mark.parametrize(

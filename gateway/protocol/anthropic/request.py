@@ -150,6 +150,7 @@ def _request(body: Json, known: CountTokensBody, raw: bytes) -> MessagesRequest:
             wants_usage=stream,
             size_bytes=len(raw),
             non_text_parts=chat.non_text_parts,
+            is_converted=True,
             metadata=metadata_of(body),
         ),
         passed=passed,

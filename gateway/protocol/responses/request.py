@@ -156,6 +156,7 @@ class ResponsesRequest(Record, frozen=True):
             wants_usage=self.stream,
             size_bytes=self.size_bytes,
             non_text_parts=self.non_text_parts,
+            is_converted=True,
             cache_key=known.prompt_cache_key,
             may_store=self.store,
             metadata=dict(known.metadata) if known.metadata else None,
