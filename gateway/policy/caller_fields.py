@@ -64,7 +64,7 @@ _MAX_ADDRESS_CHARS = 8192  # of an address that is no data URL
 
 
 class CallerFieldsRule(StrictModel):
-    """What callers may send to the server of an engine itself."""
+    """Fields and addresses that callers may send to the server of an engine itself."""
 
     allow: Annotated[tuple[ServerField, ...], Field(max_length=20)] = ()
     """Fields for scheduling, templates, code and adapters that callers may set. Any other one is a 400."""
