@@ -9,7 +9,8 @@ from deploy.grafana.panels import Panel, Query
 
 SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 _WHO = f"{{{WHO}}}"
-_FAILED = f'{{{WHO}, status!~"ok|client_gone"}}'
+_CALLERS = f'{{{WHO}, mode!="shadow"}}'
+_FAILED = f'{{{WHO}, mode!="shadow", status!~"ok|client_gone"}}'
 
 COST_AGAINST_BASELINE = Panel(
     "Cost against baseline, per hour",
@@ -47,13 +48,13 @@ SAVED_BY_POLICY = Panel(
 )
 FAILED_REQUESTS = Panel(
     "Requests that fail",
-    "Fraction of all requests in the selected time. Client disconnects are no failure. GktErrorRateHigh fires above "
-    "5 %.",
+    "Fraction of all requests of callers in the selected time. Client disconnects are no failure. GktErrorRateHigh "
+    "fires above 5 %.",
     "percentunit",
     (
         Query(
             f"(sum(increase(gkt_requests_total{_FAILED}[$__range])) or vector(0)) / "
-            f"sum(increase(gkt_requests_total{_WHO}[$__range]))"
+            f"sum(increase(gkt_requests_total{_CALLERS}[$__range]))"
         ),
     ),
     warn=0.01,
