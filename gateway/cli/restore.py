@@ -12,6 +12,7 @@ from gateway.backup.writer import RestoreWriter
 from gateway.cli.backup import format_counts
 from gateway.cli.lazy import CONFIG
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores
+from gateway.cli.tables import counted
 from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 from gateway.usage.span import rfc3339
@@ -88,7 +89,7 @@ def _dry_run_result(present: DeploymentContents) -> str:
     if present.kept:
         lines += ["A restore would first delete from Redis:", format_counts(present.counts, usage=False)]
     if present.counts.receipts:
-        lines.append(f"The {present.counts.receipts} receipts in the usage database would stay.")
+        lines.append(f"The usage database would keep {counted(present.counts.receipts, 'receipt')}.")
     return "\n".join([*lines, "Nothing was changed."])
 
 

@@ -110,7 +110,7 @@ def export(
     """
     where = _where(since, until, tenant)
     count = result_of(_export(settings_of(config), where, form, output))
-    typer.echo(f"{count} receipts" + (f" in {output}" if output is not None else ""), err=True)
+    typer.echo(counted(count, "receipt") + (f" in {output}" if output is not None else ""), err=True)
 
 
 @usage_db.command()
@@ -291,8 +291,8 @@ def _show(found: dict[str, Any]) -> None:
     rows = {
         "database": found["database"],
         "written": f"yes, by {found['by']}" if found["up"] else f"no: {found['error']}",
-        "waiting": f"{found['waiting']} receipts, the oldest for {found['lag_s']:.1f} s",
-        "holds": f"{found['receipts']} receipts" if found["reachable"] else "it is unavailable",
+        "waiting": f"{counted(found['waiting'], 'receipt')}, the oldest for {found['lag_s']:.1f} s",
+        "holds": counted(found["receipts"], "receipt") if found["reachable"] else "it is unavailable",
     }
     if found["reachable"] and found["receipts"]:
         rows["from, to"] = f"{found['first']}, {found['last']}"

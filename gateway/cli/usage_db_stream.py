@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gateway.cli.lazy import CONFIG, SETTINGS
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores, usage_store
-from gateway.cli.tables import JsonOption, in_json
+from gateway.cli.tables import JsonOption, counted, in_json
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.export_outbox import COUNT_LIMIT, add_exports, export_backlog, replayable
@@ -64,7 +64,8 @@ def replay(
     settings = settings_of(config)
     if settings.export.kafka is None:
         raise StartupError("There is no export stream: set export.kafka in config.yaml.")
-    typer.echo(f"{result_of(_replay(settings, first, last))} receipts are sent again")
+    count = result_of(_replay(settings, first, last))
+    typer.echo(f"{counted(count, 'receipt')} {'is' if count == 1 else 'are'} sent again")
 
 
 async def _status(settings: Settings) -> dict[str, Any]:

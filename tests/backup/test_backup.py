@@ -345,7 +345,7 @@ def test_a_dry_run_lists_deletions(deployment: Deployment, empty_deployment: Dep
     before = asyncio.run(deployment.standing())
     _, _, output = restored(deployment, file, "--dry-run", "--overwrite").partition("The backup can be restored.")
     assert "delete from Redis:\n  API keys                     2\n  budgets                      2\n" in output
-    assert "The 38 receipts in the usage database would stay." in output
+    assert "The usage database would keep 38 receipts." in output
     assert asyncio.run(deployment.standing()) == before
     assert "would first delete" not in restored(empty_deployment, file, "--dry-run", "--overwrite")
 

@@ -120,6 +120,6 @@ export function Reliability({ search }) {
         children: `Answers took ${duration(usage.data.total.latency_ms.total?.mean)} on average, p95 ${duration(usage.data.total.latency_ms.total?.p95)}.` })}
       <${Chart} title="Calls in a batch" rows=${usage.data.rows} range=${range} unit="mean"
         series=${[{ title: "Mean size", color: "--series-teacher", of: (row) => row.batches.mean_size }]}>
-        ${`${short(Math.round(usage.data.total.batches.count))} batches with ${usage.data.total.batches.mean_size?.toFixed(1) ?? "-"} calls on average.`}<//>
+        ${`${short(Math.round(usage.data.total.batches.count))} ${Math.round(usage.data.total.batches.count) === 1 ? "batch" : "batches"} with ${usage.data.total.batches.mean_size?.toFixed(1) ?? "-"} calls on average.`}<//>
     </div>`}`;
 }
