@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.grafana.money import BY_ROUTE, REPORTED, WHO, error, over_range, per_second, sure, teacher_alone
+from deploy.grafana.money import BY_ROUTE, WHO, error, over_range, per_second, sure, teacher_alone
 from deploy.grafana.panels import Choice, Dashboard, Panel, Query
 from deploy.grafana.shared import COST_AGAINST_BASELINE, SAVED_BY_GUIDANCE, SAVED_BY_POLICY, SMALL
 
@@ -52,18 +52,6 @@ COST = Dashboard(
         ),
         SAVED_BY_GUIDANCE,
         SAVED_BY_POLICY,
-        Panel(
-            "Saved by reports of devices",
-            "Savings that devices reported, which no engine confirms. About 0: the error of the estimate is at least "
-            "as large.",
-            "currencyUSD",
-            (Query(sure(over_range(f"{WHO}, {REPORTED}"))),),
-            falling=True,
-            bad=0,
-            least=None,
-            words={0: ("about 0", "text")},
-            **SMALL,
-        ),
         Panel(
             "Saved, of the baseline",
             "Savings divided by the baseline.",

@@ -8,8 +8,6 @@ GUIDANCE = 'savings_class="guided"'
 """Savings of guided answers, with the corrections by measured baselines."""
 BY_POLICY = 'savings_class="student_by_policy"'
 """Savings of answers for which a policy selected the student."""
-REPORTED = 'savings_class="reported"'
-"""Savings that devices reported."""
 BY_ROUTE = " by (tenant, route)"
 
 

@@ -116,7 +116,7 @@ def _urls(messages: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _urls_in(value: Any, at: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the addresses in a value of the field `name`. Elements of a list belong to the list's field."""
+    """Yield the addresses in a value of the field `name`."""
     if isinstance(value, str):
         if name in URL_KEYS or (name not in _NAME_KEYS and _ADDRESS.match(value)):
             yield at, value
@@ -125,7 +125,7 @@ def _urls_in(value: Any, at: str, name: str) -> Iterator[tuple[str, str]]:
             yield from _urls_in(inner, f"{at}.{key}", key.casefold())
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _urls_in(inner, f"{at}[{number}]", name)
+            yield from _urls_in(inner, f"{at}[{number}]", "")
 
 
 def _why_refused(url: str, rule: CallerFieldsRule) -> str | None:

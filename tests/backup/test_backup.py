@@ -7,8 +7,7 @@ import gzip
 import io
 import time
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.asyncio import Redis
@@ -17,10 +16,11 @@ from gateway.accounting.token_budgets import TokenBudgets
 from gateway.keys.token import digest_of
 from tests.backup.deployment import Deployment
 from tests.canaries.search import Canaries
-from tests.cli import in_process
 from tests.postgres import new_database
 from tests.usage.outboxes import receipts
-from tests.usage.previous_version import RECORDED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -296,17 +296,6 @@ def test_a_lost_usage_database_is_restored_while_gateways_run(
     assert (after.keys, after.tables) == ({}, expected.tables)
     back_up(deployment, file, "--overwrite", "--without-usage")
     assert "has no receipts" in empty_deployment.run("restore", file, "--only", "usage").stderr
-
-
-def test_a_backup_of_the_previous_version_is_restored(empty_deployment: Deployment) -> None:
-    """The installation in tests/usage/previous has sums in Redis and an archive that began later."""
-    assert "Run `gkt-gateway usage-db migrate`" in restored(empty_deployment, Path(__file__).with_name("previous.gkt"))
-    assert len(asyncio.run(empty_deployment.standing()).stored) == 11
-    done = in_process.run("usage-db", "migrate", "--config", str(empty_deployment.config))
-    assert done.returncode == 0, done
-    days = asyncio.run(empty_deployment.standing()).by_day.values()
-    assert sum(row.requests for row in days) == RECORDED["receipts"]
-    assert sum(row.cost_pico for row in days) == sum(month[1] for month in RECORDED["months"].values())
 
 
 def test_temporary_keys_of_gateways_do_not_block_a_restore(

@@ -138,29 +138,6 @@ def test_counts_and_money_of_100000_receipts_are_the_same_before_and_after(place
     check_migration(place, 100_000)
 
 
-def test_an_installation_that_the_previous_version_left_is_migrated(sqlite_place: Place) -> None:
-    """The archive began in the middle of a day, and Redis has sums from before."""
-
-    async def load() -> None:
-        async with Redis.from_url(sqlite_place.url) as redis:
-            await previous_version.load_redis(redis, sqlite_place.keys)
-
-    asyncio.run(load())
-    previous_version.load_archive(sqlite_place.data / ARCHIVE_FILE)
-    done = sqlite_place.run("migrate")
-    assert done.returncode == 0, done
-    made = previous_version.RECORDED["made"]
-    days = [made // DAY_S * DAY_S - ago * DAY_S for ago in range(60)]
-    months: dict[str, list[int]] = {}
-    for day, row in sums_by_day(sqlite_place, days).items():
-        month = months.setdefault(f"{datetime.fromtimestamp(day, UTC):%Y-%m}", [0] * 5)
-        tokens = sum(one.read + one.output for one in (row.teacher, row.student, row.failed))
-        figures = (row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
-        month[:] = map(sum, zip(month, figures, strict=True))
-    assert months == previous_version.RECORDED["months"]
-    assert asyncio.run(names(sqlite_place)) == {"tenants"}
-
-
 def test_receipts_that_wait_are_counted_once(sqlite_place: Place) -> None:
     """The previous version added up some receipts without archiving them. Another receipt came later."""
     all_receipts = receipts_of(3, 90)

@@ -338,7 +338,7 @@ def test_an_answer_that_was_made_offline_is_accounted_for_once(world: World) -> 
     receipt = next(reply for reply in replies if reply.status_code == 200).json()
     assert (receipt["mode"], receipt["unguided"], receipt["edge_of"]) == ("edge", "offline", None)
     assert Decimal(receipt["baseline_usd"]) == Decimal("0.000029"), "the teacher would have read 20 and written 9"
-    assert (receipt["savings_class"], Decimal(receipt["savings_usd"])) == ("teacher_unavailable", 0)
+    assert (receipt["savings_class"], Decimal(receipt["savings_usd"])) == ("reported", Decimal("0.000029"))
     assert world.receipt(receipt["id"]) == receipt
     assert world.counted("offline") - before == 1
 

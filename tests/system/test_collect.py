@@ -100,7 +100,7 @@ def test_a_request_is_written_to_a_file_without_headers(
     file = tmp_path / "requests.jsonl"
     done = collect(gateway, str(file), "--tenant", "acme")
     assert done.returncode == 0, done.stderr
-    assert "route kept: a sample of 1 of 1 requests since " in done.stderr
+    assert "route kept: a sample of 1 of 1 request since " in done.stderr
     line = json.loads(file.read_text())
     assert line.pop("created") > 1_700_000_000
     assert line == {"id": request_id, "route": "kept", "messages": TURNS, "max_tokens": 50, "stop": ["END"]}
@@ -164,7 +164,7 @@ def test_delete_erases_a_route_or_a_tenant_and_is_audited(gateway: GatewayProces
     file = tmp_path / "requests.jsonl"
     assert collect(gateway, str(file), "-t", "acme", "--route", "kept", "--actor", "dora").returncode == 0
     done = collect(gateway, "-t", "acme", "--route", "kept", "--delete", "--actor", "dora")
-    assert "deleted: 1 requests of route kept" in done.stderr
+    assert "deleted: 1 request of route kept" in done.stderr
     assert [one["route"] for one in admin(gateway, "GET", "/collected/acme").json()["routes"]] == ["few"]
     entries = admin(gateway, "GET", "/audit?limit=2").json()["entries"]
     assert [(one["actor"], one["action"], one["tenant"], one["subject"]) for one in entries] == [

@@ -67,6 +67,7 @@ def test_a_text_is_a_user_message() -> None:
         stop=(),
         stream=False,
         wants_usage=False,
+        is_converted=True,
         size_bytes=len(orjson.dumps({"model": "chat", "input": "Hi"})),
     )
     assert (request.store, request.previous_response_id) == (True, None)
