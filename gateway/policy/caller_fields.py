@@ -47,7 +47,8 @@ FIELD_HOLDERS = frozenset({*HOLDERS, *TEMPLATE_HOLDERS})
 URL_KEYS = frozenset({"url", "uri", "image_url", "audio_url", "video_url", "file_url", "document_url"})
 """Names of addresses in content parts."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-# A text that an engine may read as an address, whatever the name of its field is.
+# Fields with data or with an address.
+_CONTENT_KEYS = frozenset({"image", "video", "audio", "document", "data", "file_id", "file_data"})
 _ADDRESS = re.compile(r"\s*(?:file:|[a-z][a-z0-9+.-]*:/)", re.IGNORECASE)
 # Parsers of URLs disagree on these: some skip them, some end the host there.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
@@ -57,7 +58,6 @@ _INVISIBLE = re.compile(
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _TEXT_PARTS = frozenset({"text", "refusal"})
-_NAME_KEYS = frozenset({"filename", "name", "title"})  # a file name such as C:/a.pdf is no address
 _NUMBER = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _PRIVATE_ENDS = (".localhost", ".local", ".internal", ".home.arpa")
 _MAX_ADDRESS_CHARS = 8192  # of an address that is no data URL
@@ -118,7 +118,7 @@ def _urls(messages: Any) -> Iterator[tuple[str, str, str]]:
 def _urls_in(value: Any, at: str, name: str) -> Iterator[tuple[str, str]]:
     """Yield the addresses in a value of the field `name`."""
     if isinstance(value, str):
-        if name in URL_KEYS or (name not in _NAME_KEYS and _ADDRESS.match(value)):
+        if name in URL_KEYS or (name in _CONTENT_KEYS and _ADDRESS.match(value)):
             yield at, value
     elif isinstance(value, dict):
         for key, inner in value.items():

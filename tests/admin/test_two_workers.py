@@ -155,6 +155,8 @@ def test_both_workers_show_the_same_figures(world: World) -> None:
         ("/playground/options", {}),
     ):
         one, other = world.both(path, **query)
+        for reply in (one, other):
+            reply.get("period", {}).pop("seconds", None)  # up to now
         assert one == other, path
     one, other = world.both("/policies")
     assert without(one, "loaded_at") == without(other, "loaded_at")

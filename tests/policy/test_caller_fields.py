@@ -146,7 +146,7 @@ def test_a_public_address_is_accepted(url: str) -> None:
         {"type": "file", "file": {"file_id": "http://127.0.0.1/"}},
         {"type": "file", "file": {"file_data": "file:///etc/passwd"}},
         {"type": "image_url", "image_url": {"uri": "/a"}},
-        {"type": "image_url", "image_url": ["file:///a"]},
+        {"type": "image_url", "image_url": [{"url": "file:///a"}]},
         {"type": "image_url", "a": {"b": {"c": {"d": {"e": {"url": "file:///a"}}}}}},
     ],
 )
