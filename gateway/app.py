@@ -29,19 +29,16 @@ from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.token_budgets import TokenBudgets
 from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import authorize
 from gateway.admin.collected import SAMPLES
 from gateway.admin.guidance import GUIDANCE
-from gateway.admin.host_check import require_known_host
 from gateway.admin.login_state import LoginStates
 from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
 from gateway.admin.oidc import OIDC, OidcProvider
 from gateway.admin.oidc_login import LOGIN_STATES
 from gateway.admin.quality import QUALITY
 from gateway.admin.reliability import REJECTED
-from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
-from gateway.admin.routes import ROUTES_BY_ROLE as ADMIN_ROUTES_BY_ROLE
+from gateway.admin.routes import access_checks
 from gateway.admin.session import SESSIONS, Sessions, no_issuer
 from gateway.api import keys
 from gateway.api.cors import allow_origins
@@ -282,11 +279,7 @@ async def gateway(
         )
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
-            middlewares=[
-                render_errors,
-                require_known_host(settings.admin),
-                authorize(sessions, OPEN_ADMIN_ROUTES, ADMIN_ROUTES_BY_ROLE, oidc),
-            ],
+            middlewares=[render_errors, *access_checks(settings.admin, sessions, oidc)],
         )
         admin.add_routes(ADMIN_ROUTES)
         allow_origins(admin, settings.admin.cors)

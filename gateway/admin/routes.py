@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
@@ -11,11 +12,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.admin.assets import show_file, show_login, show_page, show_root
 from gateway.admin.audit import show_audit
-from gateway.admin.auth import log_in, log_out, show_session
+from gateway.admin.auth import authorize, log_in, log_out, show_session
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.collected import delete_samples, read_requests, show_samples
 from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
+from gateway.admin.host_check import require_known_host
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.label_budgets import list_label_budgets, raise_label_budget
 from gateway.admin.login_state import CALLBACK_PATH
@@ -34,6 +36,13 @@ from gateway.admin.usage import show_usage
 from gateway.api.keys import BATCHER, METRICS, POLICIES, REDIS, WORKER
 from gateway.api.probes import healthz, readyz_in_detail
 from gateway.batching.view import QueuesReply
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+
+    from gateway.admin.oidc import OidcProvider
+    from gateway.admin.session import Sessions
+    from gateway.config.sections import AdminSettings
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -114,3 +123,8 @@ ROUTES_BY_ROLE = {
     ],
 }
 ROUTES = [*OPEN_ROUTES, *chain.from_iterable(ROUTES_BY_ROLE.values())]
+
+
+def access_checks(settings: AdminSettings, sessions: Sessions, oidc: OidcProvider | None) -> list[Middleware]:
+    """Return the middlewares that check a request: its Host header, then its key or session."""
+    return [require_known_host(settings), authorize(sessions, OPEN_ROUTES, ROUTES_BY_ROLE, oidc)]
