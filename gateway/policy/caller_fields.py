@@ -73,7 +73,7 @@ class CallerFieldsRule(StrictModel):
     url_schemes: Annotated[tuple[Label, ...], Field(max_length=16)] = ("http", "https", "data")
     """Schemes of the addresses of pictures, audio and files."""
     private_urls: Flag = False
-    """Whether these addresses may be loopback, link-local or private. Names are not resolved."""
+    """Accept loopback, link-local and private addresses, too. Names are not resolved."""
 
 
 def check_caller_fields(rule: CallerFieldsRule, request: AnyRequest) -> None:
