@@ -132,12 +132,6 @@ def test_counts_and_money_are_the_same_before_and_after(place: Place) -> None:
     check_migration(place, 600)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_counts_and_money_of_100000_receipts_are_the_same_before_and_after(place: Place) -> None:
-    check_migration(place, 100_000)
-
-
 def test_receipts_that_wait_are_counted_once(sqlite_place: Place) -> None:
     """The previous version added up some receipts without archiving them. Another receipt came later."""
     all_receipts = receipts_of(3, 90)
