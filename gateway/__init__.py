@@ -4,7 +4,7 @@ The path of one request:
 
     step            modules                               result
     1 receive       api/completions.py, protocol/         bytes -> ChatRequest or TextRequest
-    2 authenticate  api/auth.py, keys/, identity/         bearer key or token -> Caller
+    2 authenticate  api/auth.py, keys/                    bearer key or token -> Caller
     3 resolve       policy/routing.py, policy/resolve.py  caller and request -> Route -> Plan
     4 admit         pipeline/admission.py, accounting/    a slot in this process; limits, budgets and the intent in one
                                                           Redis script; or 429 or 503

@@ -50,13 +50,12 @@ from gateway.api.probes import STARTUP, Readiness
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
-from gateway.collected.redis_sample import RedisSamples
 from gateway.engines.retry_budget import RetryBudgets
-from gateway.identity.issuers import Issuers
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring
+from gateway.keys.identity.issuers import Issuers
 from gateway.keys.redis_keyring import RedisKeyring
 from gateway.keys.token_callers import TokenCallers
 from gateway.live.engines import LiveEngines
@@ -68,6 +67,7 @@ from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes, keep_written, read_times
 from gateway.pipeline.quality_sampler import QualitySampler
+from gateway.pipeline.redis_responses import RedisResponses
 from gateway.pipeline.request_collector import RequestCollector
 from gateway.pipeline.shadow import ShadowRequests
 from gateway.pipeline.stored_responses import StoredResponses
@@ -81,12 +81,12 @@ from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.quality.book import QualityStore
 from gateway.quality.feedback import FeedbackStore
+from gateway.quality.request_sample import RedisSamples
 from gateway.quality.switches import GuidanceSwitchStore, SwitchFollower
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.fair_share import HARD_BOUND
 from gateway.runtime.tasks import BackgroundTasks
-from gateway.stored_responses.redis_responses import RedisResponses
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess

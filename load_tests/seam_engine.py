@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 
-from gateway.capabilities.continuation import place_prefix
 from gateway.engines.sse import SseDecoder
+from gateway.protocol.capabilities.continuation import place_prefix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.capabilities.continuation import PROBE_PREFIX
+from gateway.protocol.capabilities.continuation import PROBE_PREFIX
 from tests.fakes import is_control
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from gateway.api.body import read_body
 from gateway.api.error_body import error_response
 from gateway.api.keys import INFO
 from gateway.errors import AdminKeyUnset, CrossOrigin, InvalidRequest, NotAuthenticated, RoleRequired, StoreUnavailable
-from gateway.identity.token import TokenRejected, looks_like_jwt
+from gateway.keys.identity.token import TokenRejected, looks_like_jwt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

@@ -12,14 +12,14 @@ from aiohttp import web
 from gateway.admin.bodies import actor_of, number_of, only_query
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT, POLICIES
-from gateway.collected.redis_sample import RedisSamples
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import InvalidRequest, NotFound
+from gateway.quality.request_sample import RedisSamples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.collected.redis_sample import SampleState
+    from gateway.quality.request_sample import SampleState
 
 log = structlog.get_logger()
 

@@ -21,16 +21,16 @@ from gateway.admin.login_throttle import AddressSlots
 from gateway.admin.roles import Operator, Role
 from gateway.config.claims import claim_of, mismatch, without_unverified_email
 from gateway.errors import RoleRequired
-from gateway.identity.document import DocumentError, DocumentReader
-from gateway.identity.token import TokenRejected, parse_object
+from gateway.keys.identity.document import DocumentError, DocumentReader
+from gateway.keys.identity.token import TokenRejected, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gateway.admin.login_state import PendingLogin
     from gateway.config.admin_oidc import OidcSettings
-    from gateway.identity.issuer import Issuer
-    from gateway.identity.issuers import Issuers
+    from gateway.keys.identity.issuer import Issuer
+    from gateway.keys.identity.issuers import Issuers
 
 log = structlog.get_logger()
 

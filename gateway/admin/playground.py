@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.admin.engine_states import SharedEngineState
-    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.engines.guard import GuardedEngine
     from gateway.guidance.seam import SeamJoin
     from gateway.policy.book import PolicySet
     from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import ReasoningFilter
     from gateway.protocol.content_run import ChunkGroup, ChunkTemplate
     from gateway.protocol.reply import ReplyHead
     from gateway.runtime.timeouts import Watchdog

@@ -16,11 +16,11 @@ from gateway.accounting.store import ReceiptStore
 from gateway.accounting.token_budgets import TokenBudgets
 from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
-from gateway.identity.issuers import Issuers
 from gateway.keys.audit import AuditTrail
 from gateway.keys.callers import Callers
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring
+from gateway.keys.identity.issuers import Issuers
 from gateway.keys.redis_keyring import RedisKeyring
 from gateway.pipeline.admission import Admission, Slots
 from gateway.pipeline.completion import Completions

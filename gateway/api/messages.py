@@ -13,12 +13,12 @@ from gateway.api.auth import authenticate
 from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
 from gateway.api.keys import COMPLETIONS, INFO, READS, TOKEN_COUNTER
-from gateway.capabilities.anthropic import MessagesFields, answering
 from gateway.errors import GatewayError
 from gateway.policy.caller_fields import check_caller_fields
 from gateway.policy.routing import find_route
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.anthropic.request import check_header, parse_count_tokens, parse_messages
+from gateway.protocol.capabilities.anthropic import MessagesFields, answering
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -15,16 +15,16 @@ import orjson
 from aiohttp import web
 
 from gateway.api import keys
-from gateway.capabilities.continuation import Continuation
 from gateway.engines.watch import wait_until_probed
-from gateway.identity.issuer import IssuerState
+from gateway.keys.identity.issuer import IssuerState
 from gateway.policy.reload import ConfigState
+from gateway.protocol.capabilities.continuation import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gateway.engines.base import Engine
-    from gateway.identity.issuers import Issuers
+    from gateway.keys.identity.issuers import Issuers
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
     from gateway.redis.client import RedisClient

@@ -15,6 +15,7 @@ from gateway.api.decoding import BODY_DECODER
 from gateway.api.keys import STORED_RESPONSES
 from gateway.engines.reply_json import converted, encoded
 from gateway.errors import InvalidRequest
+from gateway.pipeline.redis_responses import StoredResponse
 from gateway.protocol.responses.items import unknown_item
 from gateway.protocol.responses.stored_items import (
     MAX_PAGE,
@@ -24,7 +25,6 @@ from gateway.protocol.responses.stored_items import (
     response_of_item,
     too_many_responses,
 )
-from gateway.stored_responses.redis_responses import StoredResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

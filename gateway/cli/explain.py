@@ -18,7 +18,6 @@ from rich.console import Console
 from gateway.accounting.engine_set import max_output_of
 from gateway.accounting.labels import Labeler
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.capabilities.continuation import Continuation
 from gateway.cli.explain_print import as_json, as_text
 from gateway.config.limits import LimitsRule
 from gateway.config.yaml_messages import nearest
@@ -35,6 +34,7 @@ from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.token_limit import allowed_limit
 from gateway.policy.tool_plan import is_planned
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 from gateway.protocol.tags import tags_of

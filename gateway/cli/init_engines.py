@@ -36,11 +36,11 @@ from gateway.policy.guidance_rule import GuidanceRule
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.capabilities.continuation import Continuation
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.cli.timed_stream import TimedStream
     from gateway.policy.projections import Placement
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Continuation
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 Role = Literal["teacher", "student"]
 NAMES = {"teacher": "big", "student": "small"}

@@ -6,15 +6,15 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.capabilities.reasoning import begins_with_reasoning, without_reasoning
+from gateway.protocol.capabilities.reasoning import begins_with_reasoning, without_reasoning
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
     from random import Random
 
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import Engine
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "market", "winter", "bridge", "music")
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."

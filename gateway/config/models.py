@@ -10,9 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.capabilities.continuation import Mode
-from gateway.capabilities.kinds import TGI
-from gateway.capabilities.reasoning import Reasoning
 from gateway.config.price_rule import PriceRule
 from gateway.config.providers import completed, why_not_derived
 from gateway.config.scalars import (
@@ -31,6 +28,9 @@ from gateway.config.variables import plain
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_providers, litellm_table
+from gateway.protocol.capabilities.continuation import Mode
+from gateway.protocol.capabilities.kinds import TGI
+from gateway.protocol.capabilities.reasoning import Reasoning
 
 
 class BatchSettings(StrictModel):

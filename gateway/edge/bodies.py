@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.capabilities.continuation import Prefill
-from gateway.capabilities.reasoning import takes_prefix, without_reasoning
 from gateway.guidance.seam import SeamJoin
 from gateway.policy.constraints import FIELD_NOT_KNOWN, excluding_fields
 from gateway.policy.projections import CUTOFF, PROJECTIONS, SLOT
+from gateway.protocol.capabilities.continuation import Prefill
+from gateway.protocol.capabilities.reasoning import takes_prefix, without_reasoning
 from gateway.protocol.messages import with_text
 from gateway.protocol.tags import tags_of_metadata
 
 if TYPE_CHECKING:
-    from gateway.capabilities.continuation import Continuation
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.edge.link import EdgeGuidance
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Continuation
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 # Fields that guidance depends on, in addition to those that constrain an answer.
 _GUIDANCE_FIELDS = ("messages", "max_tokens", "max_completion_tokens", "stop")

@@ -16,20 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.edge import bodies
 from gateway.edge.errors import EdgeError, GatewayAway
 from gateway.edge.link import EdgeGuidance, GatewayLink
 from gateway.edge.queue import DeviceUsage, Synced, UsageQueue, default_folder
 from gateway.edge.relay import EdgeRelay, whole
+from gateway.protocol.capabilities.reasoning import ReasoningFilter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from gateway.capabilities.continuation import Continuation
     from gateway.edge.bodies import EdgeStudentRequest
     from gateway.edge.student import UrlStudent
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Continuation
 
 log = logging.getLogger("gateway.edge")
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
-    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import ReasoningFilter
 
 By = Literal["teacher", "student"]
 

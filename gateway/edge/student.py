@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import httpx
 
-from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
-from gateway.capabilities.kinds import kind_of
-from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, prefilled_body, renderer_of
 from gateway.engines.replies import first_choice, listed_model
@@ -34,16 +31,19 @@ from gateway.errors import (
     EngineUnsupported,
     StartupError,
 )
+from gateway.protocol.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
+from gateway.protocol.capabilities.kinds import kind_of
+from gateway.protocol.capabilities.reasoning import without_reasoning
 from gateway.runtime import llama_cpp as llama
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from gateway.capabilities.continuation import Mode, Prefill
-    from gateway.capabilities.kinds import EngineKind
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Mode, Prefill
+    from gateway.protocol.capabilities.kinds import EngineKind
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 LAST_EVENT = b"[DONE]"
 _CONNECT_LIMIT_S = 5.0

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.capabilities.continuation import Known, Prefill
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Known, Prefill
+    from gateway.protocol.capabilities.reasoning import Reasoning
     from gateway.protocol.content_run import ChunkGroup
 
 CONTENT_FILTER: Final = "content_filter"

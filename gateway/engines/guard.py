@@ -31,11 +31,11 @@ from gateway.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
     from gateway.engines.breaker import Breaker, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Prefill
     from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.metrics import Metrics
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateway.capabilities.kinds import kind_of
-from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage, sampling_body, teacher_finish, token_fields
 from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, VllmRenderer, all_of
@@ -18,15 +16,17 @@ from gateway.engines.replies import bad_reply
 from gateway.engines.reply_json import encoded
 from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
+from gateway.protocol.capabilities.kinds import kind_of
+from gateway.protocol.capabilities.reasoning import without_reasoning
 from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import TeacherRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 Outcome: TypeAlias = TeacherReply | EngineError
 

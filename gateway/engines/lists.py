@@ -18,10 +18,10 @@ from gateway.runtime.tasks import BackgroundTasks
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import TeacherReply
     from gateway.engines.http import EngineHttp
     from gateway.engines.list_wires import ListWire
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 # After these statuses each member is sent alone, since one prompt or the list itself may be invalid.
 _SPLIT_STATUSES = frozenset({400, 404, 405, 413, 422})

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import orjson
 
-from gateway.capabilities.anthropic import messages_fields, read_by
-from gateway.capabilities.continuation import Continuation, place_prefix
 from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import collect_stream, sampling_body, teacher_reply
 from gateway.engines.http import Deadline
@@ -33,15 +31,17 @@ from gateway.engines.replies import (
     unsupported,
 )
 from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineTimeout, EngineUnreachable
+from gateway.protocol.capabilities.anthropic import messages_fields, read_by
+from gateway.protocol.capabilities.continuation import Continuation, place_prefix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineDeadlines
     from gateway.engines.litellm_library import LiteLLMLibrary
     from gateway.engines.litellm_wire import WireCall
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Mode, Prefill
 
 # The modes to probe, from LiteLLM's table of models and the documentation of the providers. Some providers require a
 # flag on the message to continue. The others continue any assistant message at the end.

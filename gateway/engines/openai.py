@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 from msgspec.structs import replace
 
-from gateway.capabilities.anthropic import continue_last, messages_fields
-from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
-from gateway.capabilities.kinds import kind_of
-from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import (
     ChatWire,
@@ -38,16 +34,20 @@ from gateway.engines.replies import (
 )
 from gateway.engines.vllm_status import VllmStatus
 from gateway.errors import EngineOverloaded, EngineRejected
+from gateway.protocol.capabilities.anthropic import continue_last, messages_fields
+from gateway.protocol.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
+from gateway.protocol.capabilities.kinds import kind_of
+from gateway.protocol.capabilities.reasoning import without_reasoning
 from gateway.protocol.content_run import each_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from gateway.capabilities.anthropic import MessagesFields
-    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
     from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.anthropic import MessagesFields
+    from gateway.protocol.capabilities.continuation import Mode, Prefill
     from gateway.protocol.content_run import ChunkGroup
 
 _REFUSES_FIELD = frozenset({400, 422})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.capabilities.continuation import Continuation, Prefill, judge_probe, probes
 from gateway.engines.replies import message_text
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
+from gateway.protocol.capabilities.continuation import Continuation, Prefill, judge_probe, probes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.capabilities.continuation import Mode
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Mode
 
     Complete = Callable[[Json, Prefill], Awaitable[Json]]
 

@@ -15,10 +15,10 @@ from gateway.errors import EngineError, EngineProtocolError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from gateway.capabilities.continuation import Prefill
-    from gateway.capabilities.kinds import EngineKind
     from gateway.errors import EngineUnsupported
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Prefill
+    from gateway.protocol.capabilities.kinds import EngineKind
 
 _T = TypeVar("_T")
 

@@ -9,8 +9,8 @@ from gateway.errors import EngineFailed, EngineProtocolError, EngineUnreachable,
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
-    from gateway.capabilities.anthropic import MessagesFields
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.anthropic import MessagesFields
 
 MAX_NAME_CHARS = 200
 """The size limit of a name that an engine reports, such as that of its model."""

@@ -15,9 +15,6 @@ from huggingface_hub import TextGenerationOutput
 from huggingface_hub import errors as hub_errors
 from msgspec.structs import replace
 
-from gateway.capabilities.anthropic import messages_fields
-from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
-from gateway.capabilities.kinds import TGI
 from gateway.engines import tgi_text
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
 from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
@@ -29,15 +26,18 @@ from gateway.engines.tgi_chat import adapt_chat
 from gateway.engines.token_ends import token_ends, token_texts
 from gateway.errors import EngineError
 from gateway.protocol.body import stop_texts
+from gateway.protocol.capabilities.anthropic import messages_fields
+from gateway.protocol.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
+from gateway.protocol.capabilities.kinds import TGI
 from gateway.protocol.content_run import ContentRun
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.base import EngineEmbeddings, TokenUsage
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Mode, Prefill
     from gateway.protocol.content_run import ChunkGroup
 
 _T = TypeVar("_T")

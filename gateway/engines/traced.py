@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import AttributeValue
 
-    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest, TokenUsage
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Prefill
     from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.tracing import CallSpan, RequestTrace
 

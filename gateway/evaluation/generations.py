@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
-    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import Engine, EngineEmbeddings, Finish, TeacherRequest
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Prefill
     from gateway.protocol.content_run import ChunkGroup
 
 

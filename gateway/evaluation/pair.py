@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from gateway.accounting.estimate import FALLBACK, Encoding
-from gateway.capabilities.continuation import Continuation
 from gateway.config.models import BreakerSettings, ModelSettings
 from gateway.config.settings import Settings
 from gateway.engines.base import EngineState
@@ -28,6 +27,7 @@ from gateway.local import weights
 from gateway.local.stack import LocalStack
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from msgspec import structs
 from gateway.accounting.receipt_builder import ReceiptBuilder
 from gateway.accounting.shares import EngineCall
 from gateway.accounting.worst_case import worst_case
-from gateway.capabilities.continuation import Continuation
 from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
@@ -28,6 +27,7 @@ from gateway.pipeline.guidance_request import (
 )
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF
+from gateway.protocol.capabilities.continuation import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

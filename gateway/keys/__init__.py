@@ -1,5 +1,5 @@
-"""API keys of callers: keys in policy files, and keys in Redis that were created while the gateway runs.
+"""Authenticate callers by API key or by a token of an OpenID Connect issuer.
 
 Each process has all keys in memory, so authentication needs no I/O. A process reads changes from Redis twice a second.
-`token_callers.py` finds the callers of tokens (identity/) by the rules of the policies.
+`identity/` verifies tokens, and `token_callers.py` finds their callers by the rules of the policies.
 """

@@ -7,14 +7,14 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from gateway.identity.token import TokenRejected, looks_like_jwt
+from gateway.keys.identity.token import TokenRejected, looks_like_jwt
 from gateway.policy.book import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from gateway.identity.issuers import Issuers, VerifiedToken
+    from gateway.keys.identity.issuers import Issuers, VerifiedToken
     from gateway.policy.book import PolicySet
     from gateway.policy.identities import IdentityMatch, TenantIdentities
     from gateway.policy.policies import Policies

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.accounting.labels import Labeler
     from gateway.accounting.ledger import Ledger
     from gateway.config.settings import Settings
-    from gateway.identity.issuers import Issuers
+    from gateway.keys.identity.issuers import Issuers
     from gateway.live.engines import LiveEngines
     from gateway.pipeline.admission import Admission
     from gateway.policy.book import PolicySet

@@ -13,19 +13,19 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.accounting.estimate import FALLBACK, Encoding, bound_text, count_text
-from gateway.capabilities.reasoning import begins_with_reasoning
 from gateway.errors import EngineRejected
 from gateway.policy.constraints import placements
+from gateway.protocol.capabilities.reasoning import begins_with_reasoning
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
-    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.errors import EngineError
     from gateway.guidance.seam import SeamJoin
     from gateway.pipeline.generation import GenerationTracker
     from gateway.pipeline.stream import StreamRelay
     from gateway.policy.plan import StudentPlan
+    from gateway.protocol.capabilities.reasoning import ReasoningFilter
     from gateway.protocol.requests import CompletionRequest
 
 DEFAULT_ENCODING = Encoding(FALLBACK)

@@ -15,9 +15,9 @@ from gateway.protocol.reply import ReplyHead, engine_fields
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import ReasoningFilter
     from gateway.protocol.content_run import ChunkGroup
 
 _HEAD = ReplyHead("", 0, "")  # the caller's reply gets its own

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.capabilities.continuation import NATIVE_MODES
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.capabilities.continuation import NATIVE_MODES
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 

@@ -19,11 +19,11 @@ import structlog
 from msgspec import structs
 from redis.exceptions import RedisError
 
-from gateway.capabilities.anthropic import answering
 from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.shadow import without_streaming
 from gateway.policy.plan import NO_RETRIES
+from gateway.protocol.capabilities.anthropic import answering
 from gateway.protocol.messages import text_of
 from gateway.quality.comparison import Comparison, QualityTally, grading_request, length_of, parse_grade
 from gateway.scoring.agreement import agreement

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from gateway.collected.request_line import Uncollectable, request_line
+from gateway.quality.request_line import Uncollectable, request_line
 from gateway.runtime.fair_share import FairSemaphore
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.collected.redis_sample import RedisSamples
     from gateway.policy.route_rules import CollectRule
     from gateway.protocol.requests import CompletionRequest
+    from gateway.quality.request_sample import RedisSamples
     from gateway.redis.client import RedisClient
     from gateway.runtime.tasks import BackgroundTasks
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.pipeline.admission import Slots
+    from gateway.pipeline.redis_responses import RedisResponses, StoredResponse
     from gateway.policy.schema import TenantPolicy
     from gateway.redis.client import RedisClient
-    from gateway.stored_responses.redis_responses import RedisResponses, StoredResponse
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()

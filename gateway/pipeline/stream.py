@@ -12,9 +12,9 @@ from gateway.protocol.messages import text_of
 from gateway.protocol.reply import engine_fields
 
 if TYPE_CHECKING:
-    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import ReasoningFilter
     from gateway.protocol.content_run import ChunkTemplate
     from gateway.protocol.reply import ReplyHead
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.capabilities.continuation import Prefill
-from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
 from gateway.guidance.seam import SeamJoin, ends_within_stop
 from gateway.guidance.tool_plan import place_plan
+from gateway.protocol.capabilities.continuation import Prefill
+from gateway.protocol.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
@@ -16,11 +16,11 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.capabilities.continuation import Continuation
     from gateway.pipeline.broken_answer import BrokenAnswer
     from gateway.pipeline.guidance_request import Guidance
     from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Continuation
     from gateway.protocol.requests import CompletionRequest
 
 # Engines prefer one or the other. With both, an engine could exceed the reserved tokens.

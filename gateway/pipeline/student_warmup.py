@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.accounting.shares import EngineCall
-from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.chat import read_usage
 from gateway.engines.failures import record_failure
 from gateway.errors import EngineError
+from gateway.protocol.capabilities.reasoning import without_reasoning
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.accounting.receipt_builder import ReceiptBuilder
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.guard import GuardedEngine
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.reasoning import Reasoning
     from gateway.protocol.requests import CompletionRequest
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics

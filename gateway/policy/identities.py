@@ -1,6 +1,6 @@
 """Schema of `identities`: rules that give callers with a verified token a tenant, a key id and permissions.
 
-A token is a JSON Web Token of an issuer of config.yaml (identity/). The rules compare its claims. Pure.
+A token is a JSON Web Token of an issuer of config.yaml (keys/identity/). The rules compare its claims. Pure.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from typing import Literal
 
-    from gateway.capabilities.continuation import Continuation, Known
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.policy.guidance_rule import Boundary
     from gateway.policy.projections import Placement, Projection
     from gateway.policy.route_rules import AutoDeadline, CollectRule, QualityRule, SwitchRule
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from gateway.policy.tool_plan import ToolPlanScope
     from gateway.policy.tool_switch import TurnSignals
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Continuation, Known
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 PlanMode: TypeAlias = "Mode | Literal['guidance']"
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.capabilities.continuation import Continuation
-from gateway.capabilities.reasoning import takes_prefix
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
 from gateway.policy.affinity import NO_LOAD, conversation_key, conversation_order
 from gateway.policy.constraints import (
@@ -30,13 +28,14 @@ from gateway.policy.projections import TOOL_PLAN
 from gateway.policy.routing import NO_HEADERS, refuse_overrides, served_route
 from gateway.policy.tool_plan import is_planned, scope_of
 from gateway.policy.tool_switch import signals_of
+from gateway.protocol.capabilities.continuation import Continuation
+from gateway.protocol.capabilities.reasoning import takes_prefix
 from gateway.protocol.chat import ChatRequest
 from gateway.protocol.text import DEFAULT_TEXT_TOKENS, TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.capabilities.continuation import Known
     from gateway.policy.affinity import EngineLoad
     from gateway.policy.constraints import API, Placements
     from gateway.policy.guidance_off import GuidanceOff
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.policy.routing import RouteOverride
     from gateway.policy.schema import Mode, Route, TenantPolicy
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Known
     from gateway.protocol.requests import CompletionRequest
 
 # How any engine continues a raw prompt: from its end.

@@ -1,1 +1,1 @@
-"""Measure the quality of guided answers against the teacher's and the student's alone, and switch guidance off."""
+"""Measure the quality of guided answers, switch guidance off where it does not help, and collect sample requests."""

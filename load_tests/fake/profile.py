@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gateway.capabilities.continuation import Mode
 from gateway.config.scalars import Duration, Flag, Name, Number, Whole
 from gateway.config.yaml_source import StrictModel, load
+from gateway.protocol.capabilities.continuation import Mode
 
 TIMINGS = Path(__file__).parents[1] / "timings"
 """The timing files that come with the load tests."""

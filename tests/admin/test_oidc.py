@@ -29,7 +29,7 @@ from gateway.api.error_body import render_errors
 from gateway.api.not_found import Endpoints
 from gateway.config.admin_oidc import OidcSettings
 from gateway.config.identity import IdentitySettings
-from gateway.identity.issuers import Issuers
+from gateway.keys.identity.issuers import Issuers
 from gateway.pipeline.admission import Admission
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from gateway.capabilities.continuation import Continuation
 from gateway.cli.init_engines import (
     ChosenEngine,
     EngineApi,
@@ -29,6 +28,7 @@ from gateway.cli.init_files import NewGateway, Ports, checked
 from gateway.config.models import ModelSettings
 from gateway.config.scalars import ValueOrigin
 from gateway.errors import ConfigError, StartupError
+from gateway.protocol.capabilities.continuation import Continuation
 
 ROOT = Path(__file__).parents[2]
 QUICK = MeasuredEngine(None, "none", 0, 0.21, 1.18, 40.2)

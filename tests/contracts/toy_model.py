@@ -10,7 +10,7 @@ import re
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.capabilities.continuation import probes
+from gateway.protocol.capabilities.continuation import probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gateway.capabilities.continuation import Continuation
 from gateway.edge import bodies
 from gateway.edge.errors import GatewayAway
 from gateway.edge.link import EdgeGuidance
 from gateway.policy.constraints import placements
+from gateway.protocol.capabilities.continuation import Continuation
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
 TRAILING = Continuation("trailing", echo=False)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.edge.relay import EdgeRelay, read_counts, whole
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.capabilities.reasoning import ReasoningFilter
 
 OPENING = "The sky is blue because"
 

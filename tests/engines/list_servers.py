@@ -21,7 +21,7 @@ from tests.engines.fake_server import NAME, engine_http, serving
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from gateway.capabilities.reasoning import Reasoning
+    from gateway.protocol.capabilities.reasoning import Reasoning
     from tests.engines.fake_server import FakeServer
 
 CHAT = "/v1/chat/completions"

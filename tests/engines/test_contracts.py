@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.capabilities.kinds import KINDS
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
+from gateway.protocol.capabilities.kinds import KINDS
 from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import NAME, engine_http, replying, serving
 from tests.engines.toy_servers import (

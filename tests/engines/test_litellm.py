@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.capabilities.continuation import PROBE_PREFIX, Continuation, Prefill
 from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines
@@ -25,6 +24,7 @@ from gateway.errors import (
     EngineUnreachable,
     EngineUnsupported,
 )
+from gateway.protocol.capabilities.continuation import PROBE_PREFIX, Continuation, Prefill
 from tests.engines.fake_server import KEY, NAME, FakeServer, failure, replying, reset, serving, talking
 from tests.engines.litellm_servers import chat_chunks, converse_frames, generated, message, message_events, ollama_lines
 from tests.gateway_process import guided, running_gateway

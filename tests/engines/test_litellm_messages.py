@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from gateway.capabilities.anthropic import MessagesFields, answering, read_by
-from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.base import TeacherRequest
 from gateway.errors import EngineUnsupported
 from gateway.pipeline.stream import StreamRelay
 from gateway.protocol.anthropic.events import MessagesWriter
 from gateway.protocol.anthropic.request import parse_messages
+from gateway.protocol.capabilities.anthropic import MessagesFields, answering, read_by
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
 from gateway.protocol.reply import ReplyHead
 from tests.engines.fake_server import replying
 from tests.engines.litellm_servers import events, message

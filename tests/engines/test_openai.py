@@ -8,7 +8,6 @@ import pytest
 from aiohttp import web
 from msgspec import structs
 
-from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.openai import OpenAIEngine
@@ -20,6 +19,7 @@ from gateway.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import (
     NAME,

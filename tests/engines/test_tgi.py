@@ -24,11 +24,11 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
 

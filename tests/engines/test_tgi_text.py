@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.base import TeacherRequest, TokenUsage
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_text import generate_body, header_counts
 from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
 from tests.engines.test_contracts import CHAT, guided
 from tests.engines.toy_servers import ANSWER, BOS, END, OPENING, ToyServer, rendered, streamed

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 from aiohttp import web
 
-from gateway.capabilities.continuation import INSTRUCTION, probes
 from gateway.engines.openai import OpenAIEngine
+from gateway.protocol.capabilities.continuation import INSTRUCTION, probes
 from tests.engines.fake_server import NAME, engine_http, serving
 
 if TYPE_CHECKING:

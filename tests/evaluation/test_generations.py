@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.evaluation.generations import Generations, RecordingEngine, TeacherText, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
 from tests.evaluation.run_world import settings_for
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import NotAuthenticated
-from gateway.identity.issuers import Issuers
 from gateway.keys.callers import Callers
 from gateway.keys.held import HeldKey, Keyring, KeyTerms
+from gateway.keys.identity.issuers import Issuers
 from gateway.keys.token import digest_of
 from gateway.keys.token_callers import TokenCallers
 from gateway.policy.book import PolicySet

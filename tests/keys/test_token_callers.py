@@ -12,10 +12,10 @@ import structlog
 
 from gateway.config.identity import IdentitySettings
 from gateway.errors import NotAuthenticated
-from gateway.identity.issuers import Issuers
-from gateway.identity.token import TokenRejected
 from gateway.keys.callers import Callers
 from gateway.keys.held import Keyring
+from gateway.keys.identity.issuers import Issuers
+from gateway.keys.identity.token import TokenRejected
 from gateway.keys.token import digest_of
 from gateway.keys.token_callers import TokenCallers
 from gateway.policy.book import PolicySet

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.guidance.seam import SeamJoin
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
 from gateway.protocol.content_run import each_chunk
 from tests.local.conftest import MODEL
 

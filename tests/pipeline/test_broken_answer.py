@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.accounting.worst_case import worst_case
-from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import EngineState
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
@@ -26,6 +25,7 @@ from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import StudentCall
 from gateway.policy.plan import StudentPlan
 from gateway.policy.route_rules import RetryRule
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.content_run import each_chunk
 from gateway.protocol.reply import ReplyHead

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from gateway.accounting.engine_set import CurrentEngines
 from gateway.accounting.estimate import FALLBACK, Encoding, count_text
-from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.pipeline import context_length
 from gateway.pipeline.completion import Completions
@@ -31,6 +30,7 @@ from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.token_count import TokenCounter
 from gateway.policy.plan import StudentPlan
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.reply import ReplyHead
 from gateway.protocol.text import parse_text_completion

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.capabilities.continuation import Continuation, Mode
 from gateway.pipeline.prefill_echo import PrefillEcho, prefill_echo
 from gateway.policy.plan import StudentPlan
+from gateway.protocol.capabilities.continuation import Continuation, Mode
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

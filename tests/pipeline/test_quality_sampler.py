@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.accounting.answer_length import MIN_ANSWERS
-from gateway.capabilities.anthropic import MessagesFields, answering, messages_fields
 from gateway.local.redis import EmbeddedRedis
 from gateway.pipeline.quality_sampler import QualitySampler
+from gateway.protocol.capabilities.anthropic import MessagesFields, answering, messages_fields
 from gateway.protocol.chat import parse_chat
 from tests.fakes import says
 from tests.gateway_process import guided, model, running_gateway

@@ -10,9 +10,9 @@ import pytest
 
 from gateway.errors import PreviousResponseNotFound, StoreUnavailable
 from gateway.pipeline.admission import Slots
+from gateway.pipeline.redis_responses import StoredResponse
 from gateway.pipeline.stored_responses import MAX_TRANSFERS, StoredResponses
 from gateway.policy.schema import TenantPolicy
-from gateway.stored_responses.redis_responses import StoredResponse
 from gateway.telemetry.metrics import Metrics
 
 

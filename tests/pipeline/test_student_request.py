@@ -8,10 +8,10 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.capabilities.continuation import Continuation
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.student_request import build_student_request
 from gateway.policy.plan import StudentPlan
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.receipt_builders import plan

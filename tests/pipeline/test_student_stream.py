@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from gateway.accounting.shares import EngineCall
 from gateway.api.events import event
-from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.engines.chat import ChunkReader
 from gateway.guidance.seam import SeamJoin
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.prefill_echo import PrefillEcho
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student_stream import StudentStream
+from gateway.protocol.capabilities.reasoning import ReasoningFilter
 from gateway.protocol.content_run import ContentRun
 from gateway.protocol.reply import ReplyHead, TextReplyHead
 

@@ -14,7 +14,6 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.capabilities.continuation import Continuation
 from gateway.policy.affinity import (
     LOAD_FACTOR,
     MIN_CALLS,
@@ -27,6 +26,7 @@ from gateway.policy.affinity import (
 from gateway.policy.plan import EngineSnapshot
 from gateway.policy.resolve import resolve
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.text import parse_text_completion
 

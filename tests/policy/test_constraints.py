@@ -11,8 +11,6 @@ import pytest
 from msgspec import structs
 
 from gateway.accounting.request_log import EXPECTED_REASONS
-from gateway.capabilities.continuation import Continuation
-from gateway.capabilities.kinds import KINDS
 from gateway.policy.constraints import (
     APIS,
     CONSTRAINTS,
@@ -29,6 +27,8 @@ from gateway.policy.constraints import (
 from gateway.policy.plan import EngineSnapshot, Plan
 from gateway.policy.resolve import resolve
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation
+from gateway.protocol.capabilities.kinds import KINDS
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.capabilities.continuation import Continuation
 from gateway.errors import RouteWithoutGuidance
 from gateway.policy.guidance_off import GuidanceOff, GuidanceScope, GuidanceSwitches
 from gateway.policy.plan import EngineSnapshot, Plan
@@ -17,6 +16,7 @@ from gateway.policy.plan_variants import AS_PLANNED, SHORTENED, STUDENT_ALONE, c
 from gateway.policy.resolve import resolve, resolve_guidance
 from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

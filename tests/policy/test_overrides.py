@@ -9,7 +9,6 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.patterns import to_pattern
 from gateway.policy.plan import EngineSnapshot
@@ -17,6 +16,7 @@ from gateway.policy.projections import CUTOFF, HINT, SkipRule
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.capabilities.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, StudentPlan
 from gateway.policy.resolve import RAW, resolve, resolve_embeddings
 from gateway.policy.route_rules import CollectRule
 from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
+from gateway.protocol.capabilities.continuation import Continuation, Known
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

@@ -9,7 +9,6 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from gateway.capabilities.continuation import Continuation
 from gateway.config.yaml_source import parse
 from gateway.errors import InvalidRequest
 from gateway.policy.book import check_book
@@ -18,6 +17,7 @@ from gateway.policy.resolve import resolve, resolve_guidance
 from gateway.policy.routing import RouteOverride
 from gateway.policy.schema import TenantPolicy
 from gateway.policy.split import assign
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

@@ -8,12 +8,12 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from gateway.capabilities.continuation import Continuation
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan
 from gateway.policy.projections import TOOL_PLAN
 from gateway.policy.resolve import resolve
 from gateway.policy.schema import TenantPolicy
 from gateway.policy.tool_plan import ToolPlanScope, is_failure, scope_of
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]

@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.capabilities.continuation import Continuation
 from gateway.policy.guidance_off import GuidanceOff
 from gateway.policy.plan import EngineSnapshot, Plan, TurnPlan
 from gateway.policy.plan_variants import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans, with_students
@@ -15,6 +14,7 @@ from gateway.policy.resolve import resolve, resolve_guidance
 from gateway.policy.route_rules import SwitchRule
 from gateway.policy.schema import TenantPolicy
 from gateway.policy.tool_switch import TurnChoice, choose_at_once, choose_by_probability, read_signals
+from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 

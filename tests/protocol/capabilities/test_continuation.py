@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.capabilities.continuation import (
+from gateway.protocol.capabilities.continuation import (
     INSTRUCTION,
     NATIVE_MODES,
     PROBE_MAX_TOKENS,

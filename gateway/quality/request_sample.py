@@ -59,7 +59,7 @@ class RedisSamples:
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, priority: Callable[[], float] = random.random) -> None:
         self._redis, self._keys, self._priority = redis, keys, priority
-        self._add = RedisScript(redis, __package__, "add.lua")
+        self._add = RedisScript(redis, __package__, "add_request.lua")
 
     async def add(
         self,

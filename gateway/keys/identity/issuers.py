@@ -11,17 +11,17 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.claims import without_unverified_email
-from gateway.identity.document import DocumentReader
-from gateway.identity.issuer import UNKNOWN_KEY_INTERVAL_S, Issuer
-from gateway.identity.token import TokenRejected, parse
+from gateway.keys.identity.document import DocumentReader
+from gateway.keys.identity.issuer import UNKNOWN_KEY_INTERVAL_S, Issuer
+from gateway.keys.identity.token import TokenRejected, parse
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection, Mapping
 
     from gateway.config.identity import IdentitySettings, IssuerSettings
-    from gateway.identity.key_set import SigningKey
-    from gateway.identity.token import UnverifiedToken
+    from gateway.keys.identity.key_set import SigningKey
+    from gateway.keys.identity.token import UnverifiedToken
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 

@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.collected.request_line import MAX_REQUEST_BYTES, Uncollectable, request_line
 from gateway.protocol.anthropic.request import parse_messages
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.responses.request import parse_responses
 from gateway.protocol.text import parse_text_completion
+from gateway.quality.request_line import MAX_REQUEST_BYTES, Uncollectable, request_line
 
 USER = {"role": "user", "content": "Why is the sky blue?"}
 

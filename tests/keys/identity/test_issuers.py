@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.config.identity import IdentitySettings
-from gateway.identity.issuers import Issuers
-from gateway.identity.token import MAX_TOKEN_CHARS, TokenRejected
+from gateway.keys.identity.issuers import Issuers
+from gateway.keys.identity.token import MAX_TOKEN_CHARS, TokenRejected
 from gateway.keys.token import digest_of
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from ssl import SSLContext
 
-    from gateway.identity.issuers import VerifiedToken
+    from gateway.keys.identity.issuers import VerifiedToken
 
 
 class Clock:
@@ -191,7 +191,7 @@ async def test_a_cached_token_expires_too() -> None:
 
 async def test_the_cache_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The token that was used least recently leaves first."""
-    monkeypatch.setattr("gateway.identity.issuers.MAX_CACHED", 3)
+    monkeypatch.setattr("gateway.keys.identity.issuers.MAX_CACHED", 3)
     async with world() as one:
         tokens = [one.issuer.token(sub=name) for name in "abcd"]
         for token in tokens[:3]:
@@ -199,7 +199,7 @@ async def test_the_cache_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         await one.issuers.verify(tokens[0])
         await one.issuers.verify(tokens[3])
         assert [one.issuers.cached(digest_of(token)) is not None for token in tokens] == [True, False, True, True]
-        monkeypatch.setattr("gateway.identity.issuers.MAX_CACHED_CHARS", len(tokens[3]) + 1)
+        monkeypatch.setattr("gateway.keys.identity.issuers.MAX_CACHED_CHARS", len(tokens[3]) + 1)
         large = one.issuer.token(sub="e" * 9)
         await one.issuers.verify(large)
         assert one.issuers.cached(digest_of(large)) is None, "it alone exceeds the limit"
@@ -479,7 +479,7 @@ async def test_an_unexpected_error_does_not_end_the_readings(monkeypatch: pytest
     async with world() as one:
         await one.verify()
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.identity.issuer._parse_keys", lambda _: 1 / 0)
+            patch.setattr("gateway.keys.identity.issuer._parse_keys", lambda _: 1 / 0)
             await one.refresh()
         assert one.up() == 0
         assert await one.verify(sub="grace")

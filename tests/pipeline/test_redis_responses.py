@@ -15,10 +15,10 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
+from gateway.pipeline.redis_responses import RedisResponses, StoredResponse
 from gateway.policy.stored_responses import StoredResponsesRule
 from gateway.protocol.structure import MAX_VALUES
 from gateway.redis.keys import RedisKeys
-from gateway.stored_responses.redis_responses import RedisResponses, StoredResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -47,8 +47,8 @@ class RedisResponses:
 
     def __init__(self, redis: Redis, keys: RedisKeys, *, max_deleted: int = _MAX_DELETED) -> None:
         self._redis, self._keys, self._max_deleted = redis, keys, max_deleted
-        self._save = RedisScript(redis, __package__, "save.lua")
-        self._delete = RedisScript(redis, __package__, "delete.lua")
+        self._save = RedisScript(redis, __package__, "save_response.lua")
+        self._delete = RedisScript(redis, __package__, "delete_response.lua")
 
     async def save(
         self, tenant: str, response_id: str, stored: StoredResponse, rule: StoredResponsesRule

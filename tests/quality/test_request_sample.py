@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.collected.redis_sample import RedisSamples
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.route_rules import CollectRule
+from gateway.quality.request_sample import RedisSamples
 from gateway.redis.keys import RedisKeys
 from tests.batching.process import until
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.config.identity import IdentitySettings
-from gateway.identity.issuers import Issuers
-from gateway.identity.token import TokenRejected
+from gateway.keys.identity.issuers import Issuers
+from gateway.keys.identity.token import TokenRejected
 from gateway.keys.token_callers import caller_of
 from gateway.policy.book import Caller, PolicySet
 from gateway.policy.schema import TenantPolicy

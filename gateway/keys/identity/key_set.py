@@ -13,7 +13,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, RSAKey
 from joserfc.jws import JWSRegistry
 
-from gateway.identity.token import MAX_KID_CHARS, parse_object
+from gateway.keys.identity.token import MAX_KID_CHARS, parse_object
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key

@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.capabilities.continuation import NATIVE_MODES, Mode
-from gateway.capabilities.kinds import KINDS, TGI, UNKNOWN, EngineKind, Renderer, kind_of
 from gateway.policy.book import check_all
+from gateway.protocol.capabilities.continuation import NATIVE_MODES, Mode
+from gateway.protocol.capabilities.kinds import KINDS, TGI, UNKNOWN, EngineKind, Renderer, kind_of
 from tests.docs.test_docs import page
 
 if TYPE_CHECKING:

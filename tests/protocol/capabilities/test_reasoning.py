@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.capabilities.reasoning import ReasoningFilter, asks_for_reasoning, takes_prefix, without_reasoning
 from gateway.config.models import ModelSettings
 from gateway.guidance.seam import SeamJoin
 from gateway.pipeline.stream import StreamRelay, join_reply
+from gateway.protocol.capabilities.reasoning import ReasoningFilter, asks_for_reasoning, takes_prefix, without_reasoning
 from gateway.protocol.reply import ReplyHead
 
 ASKING: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gateway.capabilities.continuation import NATIVE_MODES, Mode
+from gateway.protocol.capabilities.continuation import NATIVE_MODES, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,15 +11,15 @@ import structlog
 
 from gateway.config.identity import check_issuer_url
 from gateway.config.scalars import InvalidValue
-from gateway.identity.document import DocumentError
-from gateway.identity.token import parse_object
+from gateway.keys.identity.document import DocumentError
+from gateway.keys.identity.token import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.config.identity import IssuerSettings
-    from gateway.identity.document import DocumentReader
-    from gateway.identity.key_set import KeySet, SigningKey
+    from gateway.keys.identity.document import DocumentReader
+    from gateway.keys.identity.key_set import KeySet, SigningKey
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
@@ -184,6 +184,6 @@ class Issuer:
 
 def _parse_keys(raw: bytes) -> KeySet:
     # Imported here, in a thread: the cryptography takes tenths of a second to load.
-    from gateway.identity.key_set import KeySet
+    from gateway.keys.identity.key_set import KeySet
 
     return KeySet.parse(raw)

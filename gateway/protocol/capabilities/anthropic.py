@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.capabilities.reasoning import SWITCHES, asks_for_reasoning, without_reasoning
+from gateway.protocol.capabilities.continuation import Continuation, Prefill
+from gateway.protocol.capabilities.reasoning import SWITCHES, asks_for_reasoning, without_reasoning
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gateway.capabilities.continuation import Known
-    from gateway.capabilities.reasoning import Reasoning
     from gateway.protocol.body import Json
+    from gateway.protocol.capabilities.continuation import Known
+    from gateway.protocol.capabilities.reasoning import Reasoning
 
 CLAUDE = frozenset(
     {"cache_control", "client_tools", "context_management", "headers", "output_config", "service_tier", "thinking",

@@ -1,1 +1,0 @@
-"""A bounded random sample of a route's requests, for evaluations with production traffic."""

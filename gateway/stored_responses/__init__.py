@@ -1,1 +1,0 @@
-"""Responses of /v1/responses, stored for follow-ups."""
