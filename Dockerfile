@@ -43,7 +43,7 @@ ENV XDG_CACHE_HOME=/var/cache/gkt
 VOLUME /var/cache/gkt
 USER 10001
 ENTRYPOINT ["python", "-m"]
-CMD ["gateway.local.teacher", "--help"]
+CMD ["gateway.local.llama_server", "--help"]
 
 # The gateway. This image has no embedded Redis: config.yaml or GKT_REDIS_URL must name one.
 FROM base

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python load_tests/first_token.py --help
 
-Real models run on this machine: a teacher behind TGI's protocol, a student behind llama.cpp's server, a Redis, and one
-gateway process. Each question is sent with every method before the next question. The order of the methods rotates, so
-changes in the machine's speed affect all of them. Only loopback is used, and the run ends by itself.
+Real models run on this machine: a teacher and a student in llama.cpp's servers, a Redis, and one gateway process. Each
+question is sent with every method before the next question. The order of the methods rotates, so changes in the
+machine's speed affect all of them. Only loopback is used, and the run ends by itself.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _running(
         redis_url=engines.redis_url,
         redis={"lease": _LONG},
         models=[
-            model("big", "tgi", engines.teacher_url, **patient),
+            model("big", "openai", engines.teacher_url + "/v1", **patient),
             model("small", "openai", engines.student_url + "/v1", **patient),
         ],
         routes=routes,
@@ -222,7 +222,7 @@ async def _handovers_on_this_machine(
     # The gateway and the modeled teacher need a part of a core.
     threads = max(1, usable_cores() - 1)
     async with EmbeddedRedis() as redis, LocalStack(student=student, threads=threads) as stack:
-        with fake_engine("two_seconds", dialect="tgi", for_s=3600) as teacher:
+        with fake_engine("two_seconds", for_s=3600) as teacher:
             return await measure_handovers(Engines(teacher, stack.student.url, redis.url), asking)
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from load_tests.chat_client import Timed, ask
-from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, local_models, running_gateway
 from tests.readiness import wait_until_probed
 
 WAYS = ("guided", "student through the gateway", "bare student engine", "teacher through the gateway")
@@ -61,10 +61,7 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
                 Path(folder),
                 redis_url=redis.url,
                 redis={"lease": "2m"},
-                models=[
-                    model("big", "tgi", stack.teacher.url, timeouts={"first_token": "2m"}),
-                    model("small", "openai", stack.student.url + "/v1", timeouts={"first_token": "2m"}),
-                ],
+                models=[entry | {"timeouts": {"first_token": "2m"}} for entry in local_models(stack)],
                 routes=[guided(tokens=tokens, deadline="2m"), STUDENT_ONLY, TEACHER_ONLY],
             ) as gateway,
         ):

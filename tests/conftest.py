@@ -25,7 +25,7 @@ from tests.gateway_process import (
     TEACHER_ONLY,
     GatewayProcess,
     guided,
-    model,
+    local_models,
     running_gateway,
 )
 from tests.readiness import wait_until_probed
@@ -122,7 +122,7 @@ async def redis_url() -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engines(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
-    """A teacher that speaks TGI's protocol and a student that speaks OpenAI's; the 135M model plays both."""
+    """A teacher and a student, each llama.cpp's server with the 135M model."""
     async with LocalStack(
         teacher=SMALL_MODEL, student=SMALL_MODEL, parallel=12, slot_tokens=1024, log_folder=tmp_path_factory.mktemp("e")
     ) as stack:
@@ -148,7 +148,7 @@ def gateway(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPa
         folder,
         entry=COMMAND,
         redis_url=redis_url,
-        models=[model("big", "tgi", engines.teacher.url), model("small", "openai", engines.student.url + "/v1")],
+        models=local_models(engines),
         routes=[
             guided(),
             guided("chat-concise", projection="concise"),

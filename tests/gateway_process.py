@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from gateway.local.stack import LocalStack
+
 KEY = "gk-test-of-acme"
 OTHER_KEY = "gk-test-of-globex"
 COMMAND = ("-m", "gateway")
@@ -37,6 +39,15 @@ def model(name: str, protocol: str, api_base: str, **more: Any) -> dict[str, Any
     usd = 1.0 if protocol == "tgi" else 0.1
     price = {"input_per_1m": usd, "output_per_1m": usd}
     return {"name": name, "protocol": protocol, "api_base": api_base, "price": price} | more
+
+
+def local_models(engines: LocalStack, **teacher: Any) -> list[dict[str, Any]]:
+    """Return the entries of the teacher `big`, with more settings, and of the student `small` on this machine."""
+    price = {"input_per_1m": 1.0, "output_per_1m": 1.0}
+    return [
+        model("big", "openai", f"{engines.teacher.url}/v1", price=price, **teacher),
+        model("small", "openai", f"{engines.student.url}/v1"),
+    ]
 
 
 def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", **guidance: Any) -> dict[str, Any]:

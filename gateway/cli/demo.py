@@ -55,8 +55,8 @@ def demo(
 ) -> None:
     """Start Redis, a teacher, a student and the gateway on this machine, and answer a question.
 
-    The models are real and small, and run on the CPU with llama.cpp. Their weights (1.6 GB) are downloaded once. The
-    teacher's server has text-generation-inference's API. Without --ask the gateway runs until Ctrl-C.
+    The models are real and small, and run on the CPU with llama.cpp. Their weights (1.6 GB) are downloaded once.
+    Without --ask the gateway runs until Ctrl-C.
     """
     set_up_logs("warning", "auto")
     setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
@@ -97,8 +97,9 @@ class _Setup:
                 "models": [
                     {
                         "name": "teacher",
-                        "protocol": "tgi",  # its `model` would name an adapter
-                        "api_base": stack.teacher.url,
+                        "model": self.models["teacher"],
+                        "protocol": "openai",
+                        "api_base": stack.teacher.url + "/v1",
                         "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
                     },
                     {
@@ -154,7 +155,7 @@ def print_where(console: Console, gateway: GatewayAddresses, engines: LocalStack
     """Print the addresses of the gateway, its engines and its pages, and the admin key."""
     console.print(
         f"gateway {gateway.public}/v1   admin {gateway.admin}/readyz, /metrics\n"
-        f"teacher {engines.teacher.url} (protocol tgi)   student {engines.student.url}/v1 (protocol openai)\n"
+        f"teacher {engines.teacher.url}/v1   student {engines.student.url}/v1\n"
         f"pages   {gateway.admin}/playground, /dashboard   admin key: {admin_key}",
         highlight=False,
         soft_wrap=True,

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _TIMEOUTS: Json = {"first_token": 3000.0, "total": 3600.0, "idle": 3000.0}
 _NOWHERE = "http://127.0.0.1:9"
 _PER_1M = 1_000_000
-_TEACHER_CONCURRENCY = 128
 _PROBES = 3
 _PROBE_PAUSE_S = 1.0
 _MAX_JUDGMENT_TOKENS = 64
@@ -94,7 +93,6 @@ class LocalPair:
             student=models.get(STUDENT),
             parallel=self.parallel,
             slot_tokens=self.slot_tokens,
-            max_concurrent_requests=max(_TEACHER_CONCURRENCY, self.parallel),
             chat_template=self.chat_template,
         )
         async with stack:
@@ -102,16 +100,18 @@ class LocalPair:
             yield Settings(models=tuple(self._models(urls)))
 
     def _models(self, urls: Mapping[str, str]) -> list[ModelSettings]:
-        teacher: Json = {"name": TEACHER, "protocol": "tgi", "api_base": urls.get(TEACHER, _NOWHERE)}
-        student: Json = {"name": STUDENT, "protocol": "openai", "api_base": urls.get(STUDENT, _NOWHERE) + "/v1"}
-        student["model"] = self.names[STUDENT]
-        priced = ((teacher, Decimal("0.90")), (student, Decimal("0.10")))
-        return [
-            ModelSettings.model_validate(
-                {**model, "price": {"input_per_1m": usd, "output_per_1m": usd}, "timeouts": _TIMEOUTS}
-            )
-            for model, usd in priced
-        ]
+        models = []
+        for role, usd in ((TEACHER, Decimal("0.90")), (STUDENT, Decimal("0.10"))):
+            model: Json = {
+                "name": role,
+                "model": self.names[role],
+                "protocol": "openai",
+                "api_base": urls.get(role, _NOWHERE) + "/v1",
+                "price": {"input_per_1m": usd, "output_per_1m": usd},
+                "timeouts": _TIMEOUTS,
+            }
+            models.append(ModelSettings.model_validate(model))
+        return models
 
 
 class ConfiguredPair:

@@ -1,9 +1,7 @@
 """The embedded stack: small real models and a private Redis on this machine, for `gkt-gateway demo` and the tests.
 
-`weights.py` fetches the models, `redis.py` runs Redis, and `stack.py` runs the engines as child processes. `student.py`
-is llama.cpp's OpenAI server. `teacher.py` is the protocol of text-generation-inference (TGI) over llama.cpp.
-
-The teacher implements TGI's protocol only. Batching, speed, sampling details and token boundaries are llama.cpp's.
+`weights.py` fetches the models, `redis.py` runs Redis, and `stack.py` runs the engines as child processes. Both engines
+are llama.cpp's OpenAI server, `llama_server.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shared by the commands of teacher and student: flags, the ready line, and exit with the parent.
+"""The life of a child process that runs an engine: its ready line, and its exit with the parent.
 
 A child with `--parent-watch` exits at the end of its stdin. The parent holds the other end of the pipe. The kernel
 closes it however the parent ends, also after kill -9. Linux's PR_SET_PDEATHSIG is no alternative. It must be set
@@ -7,7 +7,6 @@ between fork and exec, which is unsafe in a threaded parent, and it fires when t
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -16,36 +15,17 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from gateway.errors import StartupError
-from gateway.runtime.llama_cpp import LlamaOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXIT_LIMIT_S = 5.0
-_READY = re.compile(r"^gkt-gateway (?P<role>\w+) ready at (?P<url>http://\S+)$", re.MULTILINE)
+_READY = re.compile(r"^llama\.cpp is ready at (?P<url>http://\S+)$", re.MULTILINE)
 
 
-def parser(role: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser of the flags of both commands."""
-    defaults = LlamaOptions()
-    flags = argparse.ArgumentParser(prog=f"python -m gateway.local.{role}", description=description)
-    flags.add_argument("--model", required=True, help="a name in the catalogue, or the path of a .gguf file")
-    flags.add_argument("--name", help="the model's name in replies; default: --model without folder and extension")
-    flags.add_argument("--host", default="127.0.0.1")
-    flags.add_argument("--port", type=int, default=0, help="0: any free port")
-    flags.add_argument("--threads", type=int, default=defaults.threads)
-    flags.add_argument("--parallel", type=int, default=defaults.parallel, help="requests decoded concurrently")
-    flags.add_argument("--slot-tokens", type=int, default=defaults.slot_tokens, help="context tokens of a request")
-    flags.add_argument("--poll-percent", type=int, default=defaults.poll_percent, help="0 to 100: busy waiting")
-    flags.add_argument(
-        "--parent-watch", action="store_true", help="exit at the end of stdin, which is the end of the parent"
-    )
-    return flags
-
-
-def ready_line(role: str, url: str) -> str:
+def ready_line(url: str) -> str:
     """Return the line that a child prints when it is ready."""
-    return f"gkt-gateway {role} ready at {url}\n"
+    return f"llama.cpp is ready at {url}\n"
 
 
 def find_ready_url(log_text: str) -> str | None:

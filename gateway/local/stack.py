@@ -24,7 +24,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class ChildCommand(NamedTuple):
-    """The command of one child. `role` is its module in this package: `teacher` or `student`. Port 0: any free port."""
+    """The command of one child. `role` names the engine in messages: `teacher` or `student`. Port 0: any free port."""
 
     role: str
     model: Path
@@ -33,19 +33,20 @@ class ChildCommand(NamedTuple):
     parallel: int
     slot_tokens: int
     port: int = 0
-    extra: tuple[str, ...] = ()
+    chat_template: Path | None = None
 
     @property
     def arguments(self) -> list[str]:
         names = ("model", "name", "port", "threads", "parallel", "slot_tokens")
         pairs = [(f"--{name.replace('_', '-')}", str(getattr(self, name))) for name in names]
-        return ["-m", f"gateway.local.{self.role}", *chain(*pairs), "--parent-watch", *self.extra]
+        template = () if self.chat_template is None else ("--chat-template", str(self.chat_template))
+        return ["-m", "gateway.local.llama_server", *chain(*pairs), "--parent-watch", *template]
 
 
 class Child:
     """A child process. `start` after `stop` uses the same port, so the URL does not change."""
 
-    url: str  # `http://address:port`, after the first start; a student's URL is without `/v1`
+    url: str  # `http://address:port`, after the first start; without `/v1`
 
     def __init__(self, command: ChildCommand, log_path: Path, *, ready_limit_s: float = READY_LIMIT_S) -> None:
         self.log_path = log_path
@@ -111,7 +112,6 @@ class LocalStack:
         parallel: int = 4,  # requests that each engine decodes concurrently
         slot_tokens: int = 4096,  # the context of each request
         threads: int | None = None,  # of each engine; None: the cores are divided among the engines
-        max_concurrent_requests: int = 128,  # the teacher answers 429 above this number
         chat_template: Path | None = None,  # the student's; None: the template in the model's file
         log_folder: Path | None = None,  # None: a temporary folder
     ) -> None:
@@ -119,9 +119,7 @@ class LocalStack:
         self._parallel = parallel
         self._slot_tokens = slot_tokens
         self._threads = threads
-        self._extra = {"teacher": ("--max-concurrent-requests", str(max_concurrent_requests))}
-        if chat_template is not None:
-            self._extra["student"] = ("--chat-template", str(chat_template))
+        self._chat_template = chat_template
         self._log_folder = log_folder
         self._children: dict[str, Child] = {}
         self._exits = AsyncExitStack()
@@ -144,7 +142,7 @@ class LocalStack:
                     threads=threads,
                     parallel=self._parallel,
                     slot_tokens=self._slot_tokens,
-                    extra=self._extra.get(role, ()),
+                    chat_template=self._chat_template if role == "student" else None,
                 )
                 engine = Child(command, folder / f"{role}.log")
                 exits.push_async_callback(engine.stop)

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import ADMIN_KEY, accessible, log_in, opened, shoot
-from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, local_models, model, running_gateway
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ def playground(
     down = model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     with running_gateway(
         tmp_path_factory.mktemp("playground"),
-        models=[
-            model("big", "tgi", engines.teacher.url),
-            model("small", "openai", engines.student.url + "/v1"),
-            down,
-        ],
+        models=[*local_models(engines), down],
         routes=[
             guided(cache_ttl="0s"),
             guided("chat-open", cache_ttl="0s")

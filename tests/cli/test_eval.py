@@ -30,8 +30,7 @@ def test_a_run_of_synthetic_problems_is_reported_judged_and_resumed(tmp_path: Pa
     done = run("eval", "run", str(folder), "--limit", "1", *RUN)
     assert done.returncode == 0, done.stderr
     assert f"Next: gkt-gateway eval report {folder}" in done.stdout
-    # The embedded teacher's protocol, TGI's, has no such number.
-    assert re.search(r"Input tokens read from the prompt cache: teacher not reported, student \d+%\.", done.stdout)
+    assert re.search(r"Input tokens read from the prompt cache: teacher \d+%, student \d+%\.", done.stdout)
     first = (folder / "generations.jsonl").read_bytes()
     assert run("eval", "run", str(folder), "--limit", "2", *RUN).returncode == 0
     texts, stages = ((folder / name).read_bytes() for name in ("generations.jsonl", "stages.jsonl"))

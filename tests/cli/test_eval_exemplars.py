@@ -54,7 +54,7 @@ def configuration(folder: Path, teacher: str = NOWHERE, student: str = NOWHERE) 
     path = folder / "config.yaml"
     patience = {"first_token": "10m", "total": "15m", "idle": "10m"}
     models = [
-        model("big", "tgi", teacher, timeouts=patience),
+        model("big", "openai", f"{teacher}/v1", timeouts=patience),
         model("small", "openai", f"{student}/v1", timeouts=patience),
     ]
     with path.open("w") as file:

@@ -38,7 +38,7 @@ def config(folder: Path, teacher_url: str, student_url: str) -> Path:
     file = folder / "config.yaml"
     file.write_text(
         "models:\n"
-        f"  - {{name: big, protocol: tgi, api_base: '{teacher_url}', price: {_PRICE}, timeouts: {patience}}}\n"
+        f"  - {{name: big, protocol: openai, api_base: '{teacher_url}/v1', price: {_PRICE}, timeouts: {patience}}}\n"
         f"  - {{name: small, protocol: openai, api_base: '{student_url}/v1', price: {_PRICE}, timeouts: {patience}}}\n"
     )
     return file

@@ -151,9 +151,9 @@ def _llama_command(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.contracts.llama_server", "--port", str(port)]
 
 
-def _embedded_command(port: int) -> list[str]:
+def _front_command(port: int) -> list[str]:
     limits = ("--slot-tokens", str(CONTEXT_TOKENS))
-    return [sys.executable, "-m", "gateway.local.teacher", "--model", MODEL, "--port", str(port), *limits]
+    return [sys.executable, "-m", "tests.kit.tgi_front", "--model", MODEL, "--port", str(port), *limits]
 
 
 # TGI
@@ -320,14 +320,14 @@ def _catalog() -> dict[str, Engine]:
             lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
         Engine(
-            "embedded",
-            "embedded teacher",
+            "tgi-front",
+            "TGI front",
             "tgi metrics",
             protocol="tgi",
             health="/health",
             reports_version=("/info", "version"),
             settings="Q4_1, 1 thread",
-            command=_embedded_command,
+            command=_front_command,
             install=_install_llama,
             is_installed=_llama_is_installed,
             lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},

@@ -27,7 +27,7 @@ from gateway.errors import (
 from gateway.protocol.capabilities.continuation import PROBE_PREFIX, Continuation, Prefill
 from tests.engines.fake_server import KEY, NAME, FakeServer, failure, replying, reset, serving, talking
 from tests.engines.litellm_servers import chat_chunks, converse_frames, generated, message, message_events, ollama_lines
-from tests.gateway_process import guided, running_gateway
+from tests.gateway_process import guided, local_models, running_gateway
 from tests.gateway_process import model as model_entry
 from tests.readiness import wait_until_probed
 
@@ -723,11 +723,7 @@ async def test_guided_answers_with_litellm_on_either_side(engines: LocalStack, r
     free = {"input_per_1m": 0.1, "output_per_1m": 0.1}
     through = {"model": "openai/small", "api_key": "env:GKT_TEST_KEY", "price": free}
     base = engines.student.url + "/v1"
-    models = [
-        model_entry("big", "tgi", engines.teacher.url),
-        model_entry("small", "openai", base),
-        model_entry("lite", "litellm", base, **through),
-    ]
+    models = [*local_models(engines), model_entry("lite", "litellm", base, **through)]
     routes = [guided("student", student="lite"), guided("teacher", teacher="lite")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GKT_TEST_KEY", KEY)

@@ -1,22 +1,15 @@
-"""Chat fields that TGI defines differently: against recorded bodies, and against the embedded teacher."""
+"""Chat fields that TGI defines differently."""
 
 from __future__ import annotations
 
-import json
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from gateway.engines.base import TeacherRequest
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_chat import JSON_OBJECT
 from gateway.errors import EngineUnsupported
-from gateway.protocol.content_run import each_chunk
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
-
-if TYPE_CHECKING:
-    from gateway.local.stack import LocalStack
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "Is the sky green? Answer in JSON."}
@@ -102,49 +95,3 @@ async def test_a_field_without_an_equivalent_is_not_sent(fields: dict[str, Any],
     assert isinstance(error, EngineUnsupported)
     assert (error.param, error.blames_request, error.may_have_run) == (field, True, False)
     assert f"'{field}'" in error.message
-
-
-@pytest.mark.models
-class TestEmbeddedTeacher:
-    """The embedded teacher rejects what TGI's router rejects."""
-
-    @pytest.mark.parametrize("stream", [False, True])
-    @pytest.mark.parametrize("form", FORMATS)
-    async def test_an_answer_has_the_response_format(self, engines: LocalStack, form: str, *, stream: bool) -> None:
-        shown = {"role": "assistant", "content": '{"green": false}'}
-        body = {"messages": [USER, shown, USER], "temperature": 0, "max_tokens": 60, "response_format": FORMATS[form]}
-        async with engine_http(engines.teacher.url, first_token_s=60, idle_s=60, total_s=120) as http:
-            engine = TGIEngine(NAME, http)
-            if stream:
-                async with aclosing(engine.stream({**body, "stream": True})) as groups:
-                    chunks = [chunk async for group in groups for chunk in each_chunk(group)]
-                text = "".join(one["delta"].get("content") or "" for chunk in chunks for one in chunk["choices"])
-            else:
-                text = (await engine.complete(body))["choices"][0]["message"]["content"]
-        if form == "schema":
-            assert isinstance(json.loads(text)["green"], bool)
-        elif form == "object":
-            assert isinstance(json.loads(text), dict)
-        else:
-            assert text
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"max_completion_tokens": 2},
-            {"logit_bias": {}},
-            {"seed": -1},
-            {"stream": None, "stream_options": None, "n": 1},
-            {"messages": [USER, {"role": "assistant", "content": None, "refusal": "No."}, USER]},
-            {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, USER]},
-        ],
-    )
-    async def test_the_router_accepts_what_the_gateway_sends(self, engines: LocalStack, fields: dict[str, Any]) -> None:
-        async with engine_http(engines.teacher.url, first_token_s=60, total_s=120) as http:
-            await TGIEngine(NAME, http).complete({"messages": [USER], "max_tokens": 2, **fields})
-
-    async def test_guidance_for_a_chat_with_a_refusal_is_generated(self, engines: LocalStack) -> None:
-        messages = [USER, {"role": "assistant", "content": None, "refusal": "No."}, USER]
-        async with engine_http(engines.teacher.url, first_token_s=60, total_s=120) as http:
-            reply = await TGIEngine(NAME, http).generate_guidance(TeacherRequest(max_tokens=2, messages=messages))
-        assert reply.usage is not None

@@ -73,20 +73,14 @@ class ProgressRecorder:
 
 def settings_for(teacher_url: str, student_url: str) -> Settings:
     """Return two models as in config.yaml."""
-    price = {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")}
+    dear = {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")}
     cheap = {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")}
     patience = {"first_token": 600.0, "total": 900.0, "idle": 600.0}
     return Settings.model_validate(
         {
             "models": [
-                {"name": "big", "protocol": "tgi", "api_base": teacher_url, "price": price, "timeouts": patience},
-                {
-                    "name": "small",
-                    "protocol": "openai",
-                    "api_base": student_url + "/v1",
-                    "price": cheap,
-                    "timeouts": patience,
-                },
+                {"name": name, "protocol": "openai", "api_base": f"{url}/v1", "price": price, "timeouts": patience}
+                for name, url, price in (("big", teacher_url, dear), ("small", student_url, cheap))
             ]
         }
     )

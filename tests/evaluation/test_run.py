@@ -57,9 +57,7 @@ async def test_the_teacher_is_called_once_per_distinct_request(tmp_path: Path, e
     distinct = len({"chat", "hint", "primed", "completion"}) * len(QUESTIONS)
     texts = [line for line in lines(tmp_path / GENERATIONS) if "opening" in line]
     assert len(texts) == len({line["opening"] for line in texts}) == distinct
-    assert sum(body.get("max_tokens", body.get("parameters", {}).get("max_new_tokens")) == 12 for body in bodies) == (
-        2 * len(QUESTIONS)
-    )
+    assert sum(body.get("max_tokens") == 12 for body in bodies) == 2 * len(QUESTIONS)
     stages: list[StageRecord] = list(read_lines(tmp_path / STAGES, StageRecord))
     assert sum(one.calls for one in stages if one.stage == "teacher") == distinct
 
@@ -91,8 +89,8 @@ async def test_examples_are_recomputed_without_a_model(tmp_path: Path, engines: 
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
-    # llama.cpp reports its cache reads, and TGI's protocol has no field for them.
-    assert {one.teacher_cached_tokens for one in found} == {None}
+    # llama.cpp reports its cache reads.
+    assert all((one.teacher_cached_tokens is None) == (one.teacher_input_tokens == 0) for one in found)
     assert all((one.student_cached_tokens is None) == (one.student_input_tokens == 0) for one in found)
     assert any(one.student_cached_tokens for one in found)
     (tmp_path / EXAMPLES).unlink()
@@ -144,8 +142,7 @@ async def test_a_rejected_question_is_an_example_with_the_error_code(tmp_path: P
     long = Question("long", "word " * 3000, "1", "numeric")
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
     found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}
-    assert found[SETTINGS[1].name, "long"] == "invalid_request", "as a caller of the gateway is told"
-    assert found[SETTINGS[0].name, "long"] == found[SETTINGS[2].name, "long"] == "engine_rejected", "as TGI streams it"
+    assert {found[setting.name, "long"] for setting in SETTINGS[:3]} == {"invalid_request"}
     assert [found[setting.name, "q0"] for setting in SETTINGS[:3]] == [None] * 3
 
 

@@ -114,7 +114,7 @@ def test_the_table_of_handovers_counts_the_prompts_in_the_cache() -> None:
 async def test_a_warm_student_reads_the_prompt_from_its_cache(redis_url: str) -> None:
     """llama.cpp reports the tokens that it found in its cache."""
     async with LocalStack(student="smollm2-135m-instruct") as stack:
-        with fake_engine("two_seconds", dialect="tgi", for_s=120) as teacher:
+        with fake_engine("two_seconds", for_s=120) as teacher:
             engines = Engines(teacher, stack.student.url, redis_url)
             seen, _ = await first_token.measure_handovers(engines, HandoverWorkload([40], rounds=2))
     cold, warm = seen[40, COLD], seen[40, WARM]

@@ -14,29 +14,20 @@ if TYPE_CHECKING:
     import pytest
 
 MODEL = "smollm2-135m-instruct"
-MAX_CONCURRENT_REQUESTS = 3
 SLOT_TOKENS = 512
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
-    """Run one teacher and one student for all tests."""
+    """Run one student for all tests."""
     folder: Path = tmp_path_factory.mktemp("stack")
     async with LocalStack(
-        teacher=MODEL,
         student=MODEL,
         parallel=4,
         slot_tokens=SLOT_TOKENS,
-        max_concurrent_requests=MAX_CONCURRENT_REQUESTS,
         log_folder=folder,
     ) as running:
         yield running
-
-
-@pytest_asyncio.fixture
-async def teacher(stack: LocalStack) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(stack.teacher.url) as session:
-        yield session
 
 
 @pytest_asyncio.fixture

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
-from gateway.engines.tgi import TGIEngine
 from gateway.guidance.seam import SeamJoin
 from gateway.protocol.capabilities.continuation import Continuation, Prefill
 from gateway.protocol.content_run import each_chunk
@@ -116,23 +115,6 @@ async def test_a_model_instructed_to_repeat_the_guidance_does_or_answers_alone(s
             assert seam.echoed is not seam.restarted
             obeyed += seam.echoed
         assert obeyed > 0
-
-
-@pytest.mark.long
-async def test_the_local_teacher_continues_raw_prompts_and_chats_equally(stack: LocalStack) -> None:
-    """/chat_tokenize with /generate has the same greedy text as the chat route, from as many tokens."""
-    found = {}
-    for mode in ("trailing", "completions"):
-        http = EngineHttp("big", stack.teacher.url, api_key=None, deadlines=EngineDeadlines())
-        engine = TGIEngine("big", http, continuation=mode)  # type: ignore[arg-type]
-        try:
-            await engine.probe()
-            assert engine.state.warnings == []
-            found[mode] = [(await answers(engine, *one))[1:] for one in BEGUN]
-        finally:
-            await engine.close()
-    assert found["trailing"] == found["completions"]
-    assert all(answer.startswith(prefix) for (answer, _), (_, prefix) in zip(found["trailing"], BEGUN, strict=True))
 
 
 async def test_a_call_right_after_a_stream_is_not_lost(stack: LocalStack) -> None:

@@ -84,7 +84,7 @@ def test_all_cores_are_usable_where_the_system_has_no_cpu_sets(monkeypatch: pyte
 
 
 def test_the_ready_line_is_found_among_other_output():
-    log = f"a warning\n{ready_line('teacher', 'http://127.0.0.1:8080')}more\n"
+    log = f"a warning\n{ready_line('http://127.0.0.1:8080')}more\n"
     assert find_ready_url(log) == "http://127.0.0.1:8080"
     assert find_ready_url("a warning\n") is None
 
@@ -135,11 +135,9 @@ async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
 
 @pytest.mark.long
 @pytest.mark.models
-@pytest.mark.parametrize(
-    ("role", "number"), [("teacher", signal.SIGTERM), ("student", signal.SIGTERM), ("teacher", signal.SIGINT)]
-)
-async def test_a_command_exits_cleanly_on_a_signal_during_a_request(role: str, number: signal.Signals):
-    small = command(role, await asyncio.to_thread(fetch, MODEL))._replace(slot_tokens=2048)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_command_exits_cleanly_on_a_signal_during_a_request(number: signal.Signals):
+    small = command("student", await asyncio.to_thread(fetch, MODEL))._replace(slot_tokens=2048)
     arguments = [part for part in small.arguments if part != "--parent-watch"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
@@ -159,10 +157,9 @@ async def test_a_command_exits_cleanly_on_a_signal_during_a_request(role: str, n
 @pytest.mark.models
 async def test_a_port_in_use_is_reported(stack: LocalStack, tmp_path: Path):
     port = int(stack.student.url.rsplit(":", 1)[1])
-    for role in ("teacher", "student"):
-        engine = Child(command(role, await asyncio.to_thread(fetch, MODEL), port), tmp_path / role)
-        with pytest.raises(ChildFailed, match="ended with status 1"):
-            await engine.start()
+    engine = Child(command("student", await asyncio.to_thread(fetch, MODEL), port), tmp_path / "log")
+    with pytest.raises(ChildFailed, match="ended with status 1"):
+        await engine.start()
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from gateway.pipeline.quality_sampler import QualitySampler
 from gateway.protocol.capabilities.anthropic import MessagesFields, answering, messages_fields
 from gateway.protocol.chat import parse_chat
 from tests.fakes import says
-from tests.gateway_process import guided, model, running_gateway
+from tests.gateway_process import guided, local_models, running_gateway
 from tests.quality_world import ADMIN_KEY, ALL, Guarded, Held, World, fails, goes_on, is_opening, opens, running_world
 from tests.readiness import wait_until_probed
 
@@ -383,10 +383,7 @@ def test_real_models_in_both_roles_are_compared(engines: LocalStack, redis_url: 
         redis={"prefix": "guardreal"},
         admin={"key": "env:GUARD_ADMIN_KEY"},
         environ={"GUARD_ADMIN_KEY": ADMIN_KEY},
-        models=[
-            model("big", "tgi", engines.teacher.url),
-            model("small", "openai", engines.student.url + "/v1"),
-        ],
+        models=local_models(engines),
         routes=[guided() | {"quality": ALL}],
     ) as gateway:
         wait_until_probed(gateway.admin_url)

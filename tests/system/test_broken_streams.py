@@ -13,7 +13,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import KEY, GatewayProcess, guided, local_models, model, running_gateway
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def world(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
             redis_url=redis_url,
             redis={"prefix": "broken"},
             models=[
-                model("big", "tgi", engines.teacher.url),
-                model("small", "openai", engines.student.url + "/v1"),
+                *local_models(engines),
                 model("cut", "openai", proxy.url + "/v1"),
             ],
             routes=[

@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.fakes import recording_proxy
-from tests.gateway_process import KEY, STUDENT_ONLY, guided, model, running_gateway
+from tests.gateway_process import KEY, STUDENT_ONLY, guided, local_models, model, running_gateway
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ async def _ask(client: AsyncOpenAI, **more: Any) -> dict[str, Any]:
 async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
     """12 callers on each of two processes: receipts of both have one batch id, and no batch exceeds its limit."""
     config: dict[str, Any] = {
-        "models": [
-            model("big", "tgi", engines.teacher.url, batch={"max_size": 24, "low_water": 0}),
-            model("small", "openai", engines.student.url + "/v1"),
-        ],
+        "models": local_models(engines, batch={"max_size": 24, "low_water": 0}),
         # A window long enough that both processes' callers are in it, however slow this machine is.
         "routes": [guided(max_wait="1s", tokens=4)],
         "redis": {"prefix": "two-processes"},
@@ -100,7 +97,7 @@ async def test_every_callers_sampling_reaches_the_student_untouched(
     with recording_proxy(engines.student.url) as (proxy, bodies):
         config: dict[str, Any] = {
             "models": [
-                model("big", "tgi", engines.teacher.url),
+                local_models(engines)[0],
                 model("small", "openai", proxy + "/v1", model="smollm2-135m-instruct", continuation="trailing"),
             ],
             "routes": [guided(tokens=4, allow_fields=["an_unknown_parameter"]), STUDENT_ONLY],

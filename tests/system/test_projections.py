@@ -17,7 +17,7 @@ from redis import Redis
 
 from tests.canaries.engine import PLAYS
 from tests.fakes import FakeEngine, says
-from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import KEY, GatewayProcess, guided, local_models, model, running_gateway
 from tests.readiness import wait_until_looked_at, wait_until_probed
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def small(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
         folder,
         redis_url=redis_url,
         redis={"prefix": f"q{os.urandom(4).hex()}"},
-        models=[model("big", "tgi", engines.teacher.url), model("small", "openai", engines.student.url + "/v1")],
+        models=local_models(engines),
         routes=[
             guided("cutoff"),
             guided("primed", projection="primed", exemplars="exemplars/it.yaml"),
