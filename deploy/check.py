@@ -1,11 +1,10 @@
-"""Validate compose.yaml and the manifests against their published schemas, and against ranges that schemas do not have.
+"""Validate compose files and manifests against their published schemas, and against ranges that schemas do not have.
 
     python -m deploy.check [FILE...]
-    helm template gkt deploy/helm/gkt-gateway | python -m deploy.check /dev/stdin
-    kubectl kustomize deploy/kubernetes | python -m deploy.check /dev/stdin
+    helm template gkt-gateway deploy/helm/gkt-gateway | python -m deploy.check /dev/stdin
 
 For a compose file, it also reports services with more replicas than the slots in deploy/compose/haproxy.cfg. Without
-FILE, it checks the files of deploy/, and that copies in ConfigMaps equal their sources.
+FILE, it checks deploy/compose.yaml.
 
 No network is used: the schemas come with packages of the extra `dev`. Each issue is a line with its file, its field and
 the reason. The exit status is 1 if there are issues.
@@ -34,23 +33,8 @@ HERE = Path(__file__).parent
 KUBERNETES = "1.37"
 """Version of the schemas."""
 BALANCER = HERE / "compose" / "haproxy.cfg"
-KUSTOMIZATION = "kustomization.yaml"
-"""Name of an input of Kustomize, which is no manifest."""
-EVERYTHING = (
-    HERE / "compose.yaml",
-    *(path for path in sorted((HERE / "kubernetes").glob("*.yaml")) if path.name != KUSTOMIZATION),
-)
 FOREIGN = ("monitoring.coreos.com/", "gateway.networking.k8s.io/")
 """API groups of custom resources, whose schemas are not part of Kubernetes. Their objects are not validated."""
-
-# Contents of ConfigMaps, and the files that they are copies of.
-COPIES: Mapping[tuple[str, str], Path] = MappingProxyType(
-    {
-        ("gkt-config", "config.yaml"): HERE / "gateway" / "config.yaml",
-        ("gkt-policies", "default.yaml"): HERE / "gateway" / "policies" / "default.yaml",
-        ("valkey", "valkey.conf"): HERE / "compose" / "valkey.conf",
-    }
-)
 
 _MANY = 1_000_000_000
 _PORT = (1, 65_535)
@@ -129,12 +113,8 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in YAML(typ="safe").load_all(path.read_text("utf-8")) if document is not None]
 
 
-def issues_in(path: Path, *, compare_copies: bool = True) -> Iterator[ManifestIssue]:
-    """Yield the issues of a file: a compose file if it has `services`, else manifests.
-
-    Args:
-        compare_copies: whether ConfigMaps with the names of COPIES must equal the sources.
-    """
+def issues_in(path: Path) -> Iterator[ManifestIssue]:
+    """Yield the issues of a file: a compose file if it has `services`, else manifests."""
     try:
         found = documents(path)
     except (MarkedYAMLError, OSError) as error:
@@ -148,10 +128,7 @@ def issues_in(path: Path, *, compare_copies: bool = True) -> Iterator[ManifestIs
         else:
             metadata = document.get("metadata")
             kind = f"{document.get('kind', '?')} {metadata.get('name', '?') if isinstance(metadata, dict) else '?'}"
-            found_here = [*_in_manifest(document)]
-            if compare_copies and not found_here and document["kind"] == "ConfigMap":
-                found_here = [*_of_copies(document)]
-            yield from (ManifestIssue(path, (kind, *place), what) for place, what in found_here)
+            yield from (ManifestIssue(path, (kind, *place), what) for place, what in _in_manifest(document))
 
 
 def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[ManifestIssue]:
@@ -252,13 +229,6 @@ def _of_pairs(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
                 yield place, "maxSurge and maxUnavailable are both 0: no pod could be replaced"
 
 
-def _of_copies(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    for name, text in (document.get("data") or {}).items():
-        source = COPIES.get((document["metadata"]["name"], name))
-        if source is not None and text.rstrip() != source.read_text("utf-8").rstrip():
-            yield ("data", name), f"differs from {source}: copy that file here"
-
-
 def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     amounts: dict[tuple[str, str], Decimal] = {}
     for kind in ("requests", "limits"):
@@ -328,8 +298,8 @@ def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
 
 def main(arguments: list[str]) -> int:
     """Run the command. Return the exit status."""
-    paths = [Path(argument) for argument in arguments] or EVERYTHING
-    found = [issue for path in paths for issue in issues_in(path, compare_copies=not arguments)]
+    paths = [Path(argument) for argument in arguments] or [HERE / "compose.yaml"]
+    found = [issue for path in paths for issue in issues_in(path)]
     for issue in found:
         sys.stderr.write(f"{issue}\n")
     sys.stdout.write(f"Files: {len(paths)}, issues: {len(found)}\n")

@@ -24,7 +24,7 @@ Without --pull, the base image is a stand-in: Debian packages with the same mino
 the base image. The build then shows that the steps of the Dockerfile work and that the locked packages install and run.
 It shows nothing about the official base image.
 
-The container has the restrictions of deploy/kubernetes: user 10001, no capabilities, no new privileges, a read-only
+The container has the restrictions of the Helm chart: user 10001, no capabilities, no new privileges, a read-only
 root file system. It has the network of this machine, where Redis and two fake engines run. Checks: version, health
 check, /healthz, /readyz, a guided answer, optional packages, absence of pip, exit status after SIGTERM.
 """

@@ -1,4 +1,4 @@
-"""Run an unpacked image in runc with the restrictions of deploy/kubernetes/gateway.yaml."""
+"""Run an unpacked image in runc with the restrictions of the Helm chart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helm and Kustomize, built once from their Go modules in the versions below, and kept in the cache folder."""
+"""Helm, built once from its Go module in the version below, and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MODULES = {
     "helm": "helm.sh/helm/v4/cmd/helm@v4.3.1",
-    "kustomize": "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1",
 }
 BUILD_LIMIT_S = 1800
 _CUT_OFF = re.compile(r"dial tcp.*|no such host|i/o timeout|connection refused|certificate signed by unknown authority")

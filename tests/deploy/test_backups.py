@@ -7,14 +7,12 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from deploy.check import documents
 from gateway.policy.book import check_all
 from tests.deploy.written import COMPOSE, DEPLOY, ROOT, made_secrets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
 GUIDE = (ROOT / "docs/deployment.md").read_text("utf-8")
 SECTION = GUIDE.partition("\n## Backups\n")[2].partition("\n## ")[0]
@@ -41,28 +39,6 @@ def test_with_systemd_secrets_are_read_from_their_source(tmp_path: Path) -> None
     assert list(issues) == []
     assert settings is not None
     assert settings.redis.url.get_secret_value() == (tmp_path / "secrets/redis_url").read_text("utf-8").strip()
-
-
-def test_with_kubernetes_the_backup_uses_port_forwarding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(DEPLOY / "gateway", tmp_path / "deploy/gateway")
-    made_secrets(tmp_path / "deploy/secrets")
-    lines = re.findall(r"^(?:sed|export) .*$", SECTION.partition("**Kubernetes.**")[2], re.MULTILINE)
-    output = run("\n".join([*lines, "env"]), tmp_path)
-    environ = {name: value for name, _, value in (line.partition("=") for line in output.splitlines())}
-    for name in ("GKT_REDIS_URL", "GKT_USAGE_URL"):
-        monkeypatch.setenv(name, environ[name])
-    settings, _, issues = check_all(tmp_path / "deploy/secrets/from-here.yaml")
-    assert list(issues) == []
-    assert settings is not None
-    assert re.fullmatch(r"redis://:\w+@127\.0\.0\.1:6379/0", settings.redis.url.get_secret_value())
-    assert re.fullmatch(r"postgresql://gkt:\w+@127\.0\.0\.1:5432/gkt", environ["GKT_USAGE_URL"])
-    forwarded = dict(re.findall(r"port-forward svc/(\w+) (\d+)", SECTION))
-    services = {
-        one["metadata"]["name"]: str(one["spec"]["ports"][0]["port"])
-        for one in documents(DEPLOY / "kubernetes/stores.yaml")
-        if one["kind"] == "Service"
-    }
-    assert forwarded == services
 
 
 def test_with_compose_the_backup_runs_in_the_gateways_service() -> None:

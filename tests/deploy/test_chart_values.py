@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -11,14 +12,18 @@ import pytest
 from ruamel.yaml import YAML
 
 from deploy.check import documents
+from gateway.api.routes import ROUTES
 from gateway.policy.book import check_all
+from gateway.telemetry.metrics import Metrics
 from gateway.version import __version__
 from tests.deploy.chart import CHART, SCHEMA, VALUE_FILES, VALUES, merged
-from tests.deploy.written import DEPLOY, made_secrets, manifest, oidc_secrets
+from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, oidc_secrets, seconds
+from tests.installed import program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+GUIDE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 POLICY_NAMES: str = SCHEMA["properties"]["policies"]["propertyNames"]["pattern"]
 LINKS = sorted(path for path in (CHART / "files").rglob("*") if not path.is_dir())
@@ -70,9 +75,13 @@ def test_the_schema_names_an_invalid_value(change: Any, message: str) -> None:
     assert issues(merged(VALUES, change)) == [message]
 
 
-def test_the_default_configuration_is_that_of_compose_and_the_manifests() -> None:
-    (config,) = documents(DEPLOY / "gateway/config.yaml")
+def test_the_default_configuration_is_that_of_compose() -> None:
+    """With the defaults of its variables."""
+    text = (DEPLOY / "gateway/config.yaml").read_text("utf-8")
+    config = YAML(typ="safe").load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
     del config["admin"]["hosts"]  # a template of the chart sets the names of its own service
+    teacher = config["models"][0]
+    assert (teacher.pop("model"), teacher.pop("batch")) == ("tgi", {"low_water": 8}), "the defaults of the gateway"
     assert VALUES["config"] == config
     assert [VALUES["policies"]["default.yaml"]] == documents(DEPLOY / "gateway/policies/default.yaml")
     assert list(VALUES["policies"]) == ["default.yaml"]
@@ -124,26 +133,67 @@ def test_the_configuration_of_the_example_with_a_login_is_valid(tmp_path: Path) 
     assert [rule.id for rule in book.policies[0].identities] == ["staff"]
 
 
-def test_the_defaults_are_those_of_the_manifests() -> None:
-    deployment, worker = manifest("Deployment"), manifest("Deployment", "gkt-usage-worker")
-    pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    for key in ("strategy", "minReadySeconds", "revisionHistoryLimit"):
-        assert VALUES[key] == deployment["spec"][key]
-    for probe in ("startup", "liveness", "readiness"):
-        assert VALUES["probes"][probe] == container[f"{probe}Probe"]
-    assert VALUES["podSecurityContext"] == pod["securityContext"]
-    assert VALUES["securityContext"] == container["securityContext"]
-    assert VALUES["resources"] == container["resources"]
-    assert VALUES["terminationGracePeriodSeconds"] == pod["terminationGracePeriodSeconds"]
-    assert VALUES["preStopSeconds"] == container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    worker_pod = worker["spec"]["template"]["spec"]
-    assert VALUES["usageWorker"]["resources"] == worker_pod["containers"][0]["resources"]
-    assert VALUES["usageWorker"]["terminationGracePeriodSeconds"] == worker_pod["terminationGracePeriodSeconds"]
-    assert VALUES["autoscaling"]["behavior"] == manifest("HorizontalPodAutoscaler")["spec"]["behavior"]
-    assert VALUES["podDisruptionBudget"]["maxUnavailable"] == manifest("PodDisruptionBudget")["spec"]["maxUnavailable"]
-    egress = manifest("NetworkPolicy", "gkt-usage-worker")["spec"]["egress"]
-    assert VALUES["networkPolicy"]["dns"] == egress[:1]
+def test_the_probed_routes_exist() -> None:
+    """/readyz takes the pod out of service, and never ends it."""
+    paths = {probe: VALUES["probes"][probe]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    assert set(paths.values()) <= {route.path for route in ROUTES}
+    assert {probe["httpGet"]["port"] for probe in VALUES["probes"].values()} == {"http"}
+
+
+def test_the_grace_period_exceeds_the_drain_timeout() -> None:
+    """After the pause in which the cluster learns that the pod ends."""
+    drain_s = seconds(VALUES["config"]["server"]["drain_timeout"])
+    assert VALUES["preStopSeconds"] > 0
+    assert VALUES["terminationGracePeriodSeconds"] >= VALUES["preStopSeconds"] + drain_s + AFTER_DRAIN_S
+
+
+def test_by_default_the_container_has_no_privileges_and_the_user_of_the_image() -> None:
+    user = int(re.findall(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)[-1])
+    assert VALUES["podSecurityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert VALUES["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_autoscaler_of_the_production_example_uses_an_existing_metric() -> None:
+    """The rule for prometheus-adapter exports the metric, which rises before guidance is late."""
+    (own,) = documents(VALUE_FILES["production"])
+    (metric,) = (entry["external"] for entry in own["autoscaling"]["metrics"])
+    name = metric["metric"]["name"]
+    assert name in {family.name for family in Metrics().registry.collect()}
+    (block,) = re.findall(r"```yaml\n( *externalRules:\n.*?)```", GUIDE, re.DOTALL)
+    (rule,) = YAML(typ="safe").load(block)["externalRules"]
+    assert rule["name"]["as"] == name
+    assert name in rule["metricsQuery"]
+    (route,) = own["policies"]["acme.yaml"]["routes"]
+    assert int(metric["target"]["value"].removesuffix("m")) / 1000 < seconds(route["guidance"]["deadline"])
+
+
+def test_prometheus_without_an_operator_finds_the_pods(tmp_path: Path) -> None:
+    """Debian's promtool is built without Kubernetes: it reads the rest of the job."""
+    text = (DEPLOY / "prometheus/kubernetes.yml").read_text("utf-8")
+    (job,) = YAML(typ="safe").load(text)["scrape_configs"]
+    assert job["job_name"] == "gkt-gateway"
+    (chart,) = documents(CHART / "Chart.yaml")
+    assert job["relabel_configs"][0]["regex"] == f"{chart['name']};admin"
+    found = re.sub(r"kubernetes_sd_configs:.*?(?=    relabel)", "static_configs: []\n", text, flags=re.DOTALL)
+    for rules in ("recording.yml", "alerts.yml"):
+        (tmp_path / rules).write_text((DEPLOY / "prometheus" / rules).read_text("utf-8"), "utf-8")
+    (tmp_path / "it.yml").write_text(found, "utf-8")
+    done = subprocess.run(
+        [program("promtool"), "check", "config", tmp_path / "it.yml"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_rules_and_dashboards_are_links_to_the_originals() -> None:

@@ -28,12 +28,12 @@ from tests.deploy.written import (
     COMPOSE,
     DEPLOY,
     ROOT,
-    SITES,
     made_secrets,
     oidc_secrets,
     seconds,
-    secrets_of,
+    secrets_of_the_gateway,
     site,
+    variables,
 )
 from tests.installed import program
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 TEXT = (DEPLOY / "compose.yaml").read_text("utf-8")
-PROFILES = {"gpu": "gateway", "vllm": "gateway-vllm", "cpu": "gateway-cpu"}
+PROFILES = ("gpu", "vllm", "cpu")
 HAPROXY = (DEPLOY / "compose" / "haproxy.cfg").read_text("utf-8")
 
 
@@ -68,30 +68,26 @@ def flags(service: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_gateways_configuration_is_right(profile: str, tmp_path: Path) -> None:
     """The expected warnings: keys are created at the running gateway, and Prometheus connects from another host."""
-    settings, book = site(name, tmp_path)
+    settings, book = site(tmp_path, profile)
     assert [warning.partition(": ")[2] for warning in warnings_of(settings, book)] == [
         "no policy file has a key: create one with `gkt-gateway keys create`",
         "listens on 0.0.0.0 and requires no key for probes, metrics and queues: keep it behind a firewall",
     ]
 
 
-@pytest.mark.parametrize("name", SITES[1:])
-def test_the_configurations_have_the_same_server_engines_and_routes(name: str, tmp_path: Path) -> None:
-    (one, book), (other, other_book) = (site(each, tmp_path / each) for each in (SITES[0], name))
-    assert one.server == other.server
-    bases = [[(model.api_base or "").removesuffix("/v1") for model in settings.models] for settings in (one, other)]
-    assert bases[0] == bases[1]
-    assert [[route.model for route in policy.routes] for policy in book.policies] == [
-        [route.model for route in policy.routes] for policy in other_book.policies
-    ]
+def test_the_gateway_gets_each_variable_of_its_configuration() -> None:
+    text = (DEPLOY / "gateway" / "config.yaml").read_text("utf-8")
+    named = set(re.findall(r"\$\{(\w+):-[^}]+\}", text))
+    assert text.count("${") == len(named), "each variable has a default"
+    assert SERVICES["gateway"]["environment"] == {name: f"${{{name}:-}}" for name in named}
 
 
-@pytest.mark.parametrize(("profile", "name"), PROFILES.items())
-def test_engines_listen_at_the_configured_addresses(profile: str, name: str, tmp_path: Path) -> None:
-    settings, _ = site(name, tmp_path)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_engines_listen_at_the_configured_addresses(profile: str, tmp_path: Path) -> None:
+    settings, _ = site(tmp_path, profile)
     for role, model in zip(("teacher", "student"), settings.models, strict=True):
         assert model.api_base is not None
         options = flags(engine(profile, role))
@@ -102,16 +98,15 @@ def test_engines_listen_at_the_configured_addresses(profile: str, name: str, tmp
 
 
 def test_no_teacher_gets_more_calls_than_its_limit(tmp_path: Path) -> None:
-    gpu, vllm, cpu = (site(name, tmp_path / name)[0].models[0] for name in SITES)
+    gpu, vllm, cpu = (site(tmp_path / profile, profile)[0].models[0] for profile in PROFILES)
     assert vllm.max_concurrency <= int(flags(engine("vllm", "teacher"))["--max-num-seqs"])
     assert gpu.max_concurrency <= int(flags(engine("gpu", "teacher"))["--max-concurrent-requests"])
     assert cpu.max_concurrency == int(flags(engine("cpu", "teacher"))["--parallel"])
 
 
 def test_the_stop_timeout_exceeds_the_drain_timeout(tmp_path: Path) -> None:
-    for name in SITES:
-        drain_s = site(name, tmp_path / name)[0].server.drain_timeout_s
-        assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + AFTER_DRAIN_S
+    drain_s = site(tmp_path)[0].server.drain_timeout_s
+    assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + AFTER_DRAIN_S
 
 
 def test_the_gateways_image_is_of_this_version() -> None:
@@ -125,8 +120,7 @@ def test_every_secret_is_created_declared_and_mounted(tmp_path: Path) -> None:
     made = {line.removeprefix("made ") for line in made_secrets(tmp_path)}
     assert COMPOSE["secrets"] == {name: {"file": f"./secrets/{name}"} for name in COMPOSE["secrets"]}
     assert set(COMPOSE["secrets"]) == made
-    for name in SITES:
-        assert secrets_of(name) == set(SERVICES["gateway"]["secrets"])
+    assert secrets_of_the_gateway() == set(SERVICES["gateway"]["secrets"])
     for service, service_config in SERVICES.items():
         files = [DEPLOY / what for what in mounts(service).values() if what.startswith("./compose/")]
         text = f"{service_config}" + "".join(file.read_text("utf-8") for file in files)
@@ -134,9 +128,8 @@ def test_every_secret_is_created_declared_and_mounted(tmp_path: Path) -> None:
             assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(service_config.get("secrets", ()))
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_the_usage_worker_runs_with_the_secrets_of_its_own_sections_alone(name: str, tmp_path: Path) -> None:
-    settings, _ = site(name, tmp_path)
+def test_the_usage_worker_runs_with_the_secrets_of_its_own_sections_alone(tmp_path: Path) -> None:
+    settings, _ = site(tmp_path)
     assert settings.usage.run == "command"
     worker = SERVICES["usage-worker"]
     assert worker["image"] == SERVICES["gateway"]["image"]
@@ -145,9 +138,9 @@ def test_the_usage_worker_runs_with_the_secrets_of_its_own_sections_alone(name: 
     assert config == "/etc/gkt/config.yaml"
     assert worker["healthcheck"] == {"disable": True}, "the image's asks for a port"
     assert mounts("usage-worker")[str(settings.data)] == "gateway-data"
-    for secret in set(secrets_of(name)) - set(worker["secrets"]):
+    for secret in secrets_of_the_gateway() - set(worker["secrets"]):
         (tmp_path / "secrets" / secret).unlink()
-    read = worker_settings(tmp_path / name / "config.yaml")
+    read = worker_settings(tmp_path / "gateway" / "config.yaml")
     assert read.usage == settings.usage
     assert read.redis.url == settings.redis.url
 
@@ -162,7 +155,7 @@ def test_the_login_at_a_provider_is_valid_with_its_secrets(tmp_path: Path) -> No
     assert overlay["secrets"].keys().isdisjoint(COMPOSE["secrets"])
     text = (DEPLOY / "compose" / "oidc-config.yaml").read_text("utf-8")
     assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(overlay["secrets"])
-    site("gateway", tmp_path)
+    site(tmp_path)
     oidc_secrets(tmp_path / "secrets")
     config = tmp_path / "gateway" / "config.yaml"
     (before,) = documents(config)
@@ -220,37 +213,34 @@ def test_all_mounted_files_exist(service: str) -> None:
     for where, what in mounts(service).items():
         if what.startswith("."):
             assert (DEPLOY / what).exists(), where
-        elif not what.startswith("${GKT_SITE"):
+        elif what == "${GKT_SITE:-./gateway}":
+            assert (DEPLOY / "gateway").is_dir()
+        else:
             assert what in COMPOSE["volumes"]
     for network in SERVICES[service].get("networks", ()):
         assert network in COMPOSE["networks"]
 
 
-@pytest.mark.parametrize(("profile", "name"), PROFILES.items())
-def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, name: str) -> None:
-    lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    assert given["COMPOSE_PROFILES"] == f"{profile},postgres,monitoring"
-    assert given["GKT_SITE"] == f"./{name}"
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profile_sets_exactly_the_variables_of_its_engines(profile: str) -> None:
+    """It may also set variables of the gateway's configuration."""
+    given = variables(profile)
+    assert given.pop("COMPOSE_PROFILES") == f"{profile},postgres,monitoring"
     options = {
         variable
         for service in SERVICES.values()
-        if profile in service.get("profiles", [profile])
+        if profile in service.get("profiles", ())
         for variable in re.findall(r"\$\{(\w+)", str(service))
     }
-    assert set(given) - {"COMPOSE_PROFILES"} == options
+    assert set(given) - set(SERVICES["gateway"]["environment"]) == options
 
 
 def test_without_profiles_the_gateway_runs_with_its_store_alone() -> None:
-    """Own engines, SQLite and no monitoring: no required service has a profile, and nothing else needs a variable."""
-    text = (DEPLOY / "compose" / "gateway.env").read_text("utf-8")
-    given = dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
-    assert given == {"COMPOSE_PROFILES": "", "GKT_SITE": "./site"}
+    """Own engines, SQLite and no monitoring: no required service has a profile, and no variable is required."""
+    assert variables("gateway") == {"COMPOSE_PROFILES": "", "GKT_SITE": "./site"}
     always = {name: service for name, service in SERVICES.items() if "profiles" not in service}
     assert set(always) == {"lb", "gateway", "usage-worker", "valkey"}
-    assert {variable for service in always.values() for variable in re.findall(r"\$\{(\w+)", str(service))} == {
-        "GKT_SITE"
-    }
+    assert not any(re.search(r"\$\{\w+(?!\w*:-)", str(service)) for service in always.values())
     for service in always.values():
         for needed, condition in service.get("depends_on", {}).items():
             assert needed in always or condition["required"] is False
@@ -260,7 +250,7 @@ def test_without_profiles_the_gateway_runs_with_its_store_alone() -> None:
 
 def test_the_secret_of_the_database_may_select_sqlite(tmp_path: Path) -> None:
     """Without the profile `postgres`. The worker has the volume of the file."""
-    site("gateway", tmp_path)
+    site(tmp_path)
     (tmp_path / "secrets" / "usage_url").write_text("sqlite\n", "utf-8")
     settings, _, issues = check_all(tmp_path / "gateway" / "config.yaml")
     assert list(issues) == []
@@ -269,7 +259,7 @@ def test_the_secret_of_the_database_may_select_sqlite(tmp_path: Path) -> None:
 
 
 def test_the_load_balancer_has_slots_for_the_replicas_and_uses_the_health_route(tmp_path: Path) -> None:
-    settings, _ = site("gateway", tmp_path)
+    settings, _ = site(tmp_path)
     paths = {route.path for route in ROUTES}
     assert set(re.findall(r"http-check send meth GET uri (\S+)", HAPROXY)) <= paths
     places = re.findall(r"server-template gateway (\d+) gateway:(\d+)", HAPROXY)
@@ -280,13 +270,12 @@ def test_the_load_balancer_has_slots_for_the_replicas_and_uses_the_health_route(
 
 
 def test_the_load_balancer_waits_longer_than_any_answer_takes(tmp_path: Path) -> None:
-    for name in SITES:
-        settings, book = site(name, tmp_path / name)
-        longest_s = max(model.timeouts.total_s for model in settings.models)
-        deadline_s = max(route.guidance.max_deadline_s for policy in book.policies for route in policy.routes)
-        for side in ("client", "server"):
-            (waits,) = re.findall(rf"timeout {side} (\d+)s", HAPROXY)
-            assert int(waits) >= longest_s + deadline_s
+    settings, book = site(tmp_path)
+    longest_s = max(model.timeouts.total_s for model in settings.models)
+    deadline_s = max(route.guidance.max_deadline_s for policy in book.policies for route in policy.routes)
+    for side in ("client", "server"):
+        (waits,) = re.findall(rf"timeout {side} (\d+)s", HAPROXY)
+        assert int(waits) >= longest_s + deadline_s
 
 
 def test_admin_pages_are_published_only_on_this_machine() -> None:
@@ -296,7 +285,7 @@ def test_admin_pages_are_published_only_on_this_machine() -> None:
 
 
 def test_prometheus_finds_the_gateway_and_its_rules(tmp_path: Path) -> None:
-    settings, _ = site("gateway", tmp_path)
+    settings, _ = site(tmp_path)
     for where, what in mounts("prometheus").items():
         if what.startswith("."):
             target = tmp_path / where.lstrip("/")

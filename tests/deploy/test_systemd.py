@@ -14,7 +14,7 @@ from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
 from gateway.config.settings import worker_settings
 from gateway.policy.book import check_all
-from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, secrets_of, site
+from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, secrets_of_the_gateway, site
 from tests.installed import program
 
 UNIT = DEPLOY / "systemd" / "gkt-gateway.service"
@@ -75,7 +75,7 @@ def test_the_units_exposure_level_is_low(unit: Path) -> None:
 
 
 def test_the_stop_timeout_covers_the_drain_of_the_main_process(tmp_path: Path) -> None:
-    drain_s = site("gateway", tmp_path)[0].server.drain_timeout_s
+    drain_s = site(tmp_path)[0].server.drain_timeout_s
     assert int(values("TimeoutStopSec")[0]) >= drain_s + AFTER_DRAIN_S
     assert (values("KillMode"), values("KillSignal")) == (["mixed"], ["SIGTERM"])
     assert values("Restart") == ["on-failure"]
@@ -88,7 +88,7 @@ def test_the_unit_starts_existing_commands() -> None:
 
 
 def test_the_unit_loads_the_configured_secrets() -> None:
-    assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of("gateway")
+    assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of_the_gateway()
 
 
 def test_the_worker_shares_the_gateways_user_and_reads_credentials_of_its_own(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_worker_shares_the_gateways_user_and_reads_credentials_of_its_own(tm
     assert start.split()[1] in COMMANDS
     for key in ("DynamicUser", "User", "StateDirectory"):
         assert values(key, text) == values(key)
-    settings, _ = site("gateway", tmp_path)
+    settings, _ = site(tmp_path)
     environ = dict(line.split("=", 1) for line in values("Environment", text))
     there = f"/run/credentials/{WORKER.name}"
     handed = {line.partition(":")[0] for line in values("LoadCredential", text)}
@@ -125,7 +125,7 @@ def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None
     subprocess.run(["/bin/sh", "-c", f"{edit} {config}"], timeout=20, check=True)
     text = config.read_text("utf-8")
     credentials = f"/run/credentials/{UNIT.name}"
-    assert re.findall(r"file:(\S+)/\w+", text) == [credentials] * len(secrets_of("gateway"))
+    assert re.findall(r"file:(\S+)/\w+", text) == [credentials] * len(secrets_of_the_gateway())
     made_secrets(tmp_path / "secrets")
     config.write_text(text.replace(credentials, str(tmp_path / "secrets")), "utf-8")
     settings, book, issues = check_all(config)

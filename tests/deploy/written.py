@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploy.check import EVERYTHING, documents
+import pytest
+
+from deploy.check import documents
 from gateway.policy.book import check_all
 from tests.certificates import Authority
 
@@ -19,16 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 (COMPOSE,) = documents(DEPLOY / "compose.yaml")
-MANIFESTS = [one for path in EVERYTHING[1:] for one in documents(path)]
-SITES = ("gateway", "gateway-vllm", "gateway-cpu")
 AFTER_DRAIN_S = 5
 """What a gateway may take beyond server.drain_timeout: handlers that are cut, receipts that are flushed."""
-
-
-def manifest(kind: str, name: str = "gkt-gateway") -> dict[str, Any]:
-    """The one of this kind and name."""
-    (found,) = (one for one in MANIFESTS if one["kind"] == kind and one["metadata"]["name"] == name)
-    return found
 
 
 def made_secrets(folder: Path) -> list[str]:
@@ -51,22 +45,31 @@ def oidc_secrets(folder: Path) -> None:
     (folder / "oidc_client_secret").write_text("0123456789abcdef")
 
 
-def site(name: str, folder: Path) -> tuple[Settings, PolicySet]:
-    """A gateway's configuration as it is read in its container. No mistake is in it."""
+def variables(profile: str) -> dict[str, str]:
+    """Return the variables of a profile's env file."""
+    lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def site(folder: Path, profile: str = "gpu") -> tuple[Settings, PolicySet]:
+    """Return the gateway's configuration as its container reads it with a profile. It has no issues."""
     made_secrets(folder / "secrets")
-    shutil.copytree(DEPLOY / name, folder / name)
-    config = folder / name / "config.yaml"
+    shutil.copytree(DEPLOY / "gateway", folder / "gateway")
+    config = folder / "gateway" / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("/run/secrets", str(folder / "secrets")), "utf-8")
-    settings, book, issues = check_all(config)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(profile).items():
+            patch.setenv(name, value)
+        settings, book, issues = check_all(config)
     assert list(issues) == []
     assert settings is not None
     assert book is not None
     return settings, book
 
 
-def secrets_of(name: str) -> set[str]:
-    """Return the files of the secrets in a gateway's configuration."""
-    return set(re.findall(r"file:/run/secrets/(\w+)", (DEPLOY / name / "config.yaml").read_text("utf-8")))
+def secrets_of_the_gateway() -> set[str]:
+    """Return the files of the secrets in the gateway's configuration."""
+    return set(re.findall(r"file:/run/secrets/(\w+)", (DEPLOY / "gateway" / "config.yaml").read_text("utf-8")))
 
 
 def seconds(text: str) -> int:
