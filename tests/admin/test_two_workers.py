@@ -132,14 +132,17 @@ def test_both_workers_show_the_same_figures(world: World) -> None:
         for _ in range(REQUESTS):
             assert world.ask(worker).status_code == 200
     since = datetime.fromtimestamp(time.time() - 1800, UTC).isoformat(timespec="seconds")
+
+    def logged() -> int:
+        return sum(line["event"] == "request" for line in world.gateway.log)
+
+    # The line of a request may follow its reply. The period must end after the last one.
+    until(lambda: logged() >= 2 * REQUESTS, "a request is not logged")
     until(lambda: datetime.now(UTC).second != 59, "the minute does not end")
     period = {"since": since, "until": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def all_are_counted() -> bool:
-        # The line of a request may follow its reply.
-        requests = sum(line["event"] == "request" for line in world.gateway.log)
-        totals = [one["requests"]["total"] for one in world.both("/summary", **period)]
-        return requests >= 2 * REQUESTS and totals == [requests] * 2
+        return [one["requests"]["total"] for one in world.both("/summary", **period)] == [logged()] * 2
 
     until(all_are_counted, "a request is missing in the sums")
     for path, query in (

@@ -166,15 +166,16 @@ async def test_without_redis_the_process_shows_only_its_own_queue(tmp_path: Path
         with _gateway(tmp_path, redis.url, teacher, redis={"timeout": "500ms"}) as process:
             async with _crowd(process, teacher):
                 await redis.stop()
-                alone = await _until(process, alone=True, why="Redis is unavailable", waiting=6, in_flight=2)
+                # Waiting requests continue without guidance after `max_wait` and one `redis.timeout`.
+                alone = await _until(process, alone=True, why="Redis is unavailable", waiting=0, in_flight=2)
                 assert alone["batches"] is alone["redis_time"] is alone["cache"] is None
                 done = await _queue("--url", process.admin_url)
                 assert done.returncode == 0
                 assert "Redis" in done.stdout
                 assert "showing worker 1 only" in done.stdout
-                assert _rows(done.stdout)["acme"][0] == "4"
+                assert _rows(done.stdout)["acme"][:1] + _rows(done.stdout)["acme"][2:3] == ["0", "1"]
                 await redis.start()
-                await _until(process, alone=False, waiting=6)
+                await _until(process, alone=False, in_flight=2)
 
 
 async def test_a_blocked_redis_does_not_block_the_command(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_commands_work_without_a_checkout(installed: Path, tmp_path: Path) -> No
     helped = output(installed / "python", "-I", "-c", HELP).splitlines()
     assert {"demo", "serve", "eval prices", "usage-db migrate", "plan measure"} <= set(helped)
     (tmp_path / "policies").mkdir()
+    (tmp_path / "admin.key").write_text(ADMIN_KEY, "utf-8")
     page = (ROOT / "docs/quickstart.md").read_text("utf-8")
     for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, re.DOTALL):
         (tmp_path / name).write_text(text, "utf-8")

@@ -437,8 +437,9 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     await trouble(here)
     await load
     got = sum(here.got, Counter[str]())
-    assert set(got) <= {"guided", "teacher_late"}, got
-    assert got["guided"] > got.total() / 4
+    # Without Redis, a request waits for `guidance.max_wait` and one `redis.timeout`, then continues without guidance.
+    assert set(got) <= {"guided", "teacher_late", "teacher_no_permit"}, got
+    assert got["guided"] > got.total() / 8
     await here.settled(*here.all)
     await here.accounts_for_every_call()
     if trouble is _stands_still:  # the others rejoin an empty Redis without cached guidance
