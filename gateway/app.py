@@ -75,7 +75,6 @@ from gateway.pipeline.student import StudentCall
 from gateway.pipeline.student_warmup import StudentWarmup
 from gateway.pipeline.teacher import TeacherCall
 from gateway.pipeline.token_count import TokenCounter
-from gateway.pipeline.tool_turns import ToolTurns
 from gateway.policy.guidance_off import GuidanceSwitches
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
@@ -232,7 +231,6 @@ async def gateway(
         completions = Completions(
             teacher_call=guide,
             student_call=student,
-            tool_turns=ToolTurns(student),
             shadows=ShadowRequests(
                 guide, student, admission, metrics, tasks, max_in_flight=wiring.max_shadows(settings), tracing=tracing
             ),

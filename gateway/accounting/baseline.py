@@ -102,8 +102,7 @@ def baseline(
     if last is None:
         return Baseline(charge_usd(price, 0, 0), charge_usd(price, 0, 0), "engine")
     model = builder.plan.baseline
-    candidates = (student,) if _is_planned(builder) else (teacher, last)  # for a plan, the teacher read other text
-    own = next((share for share in candidates if share is not None and share.model == model), None)
+    own = next((share for share in (teacher, last) if share is not None and share.model == model), None)
     # A reported count is better than an estimate, whichever model it comes from.
     read = own if own is not None and (student is None or not own.estimated) else last
     prompt = _prompt(builder, read, teacher, tokenizer)
@@ -163,10 +162,6 @@ def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | 
     """Count the caller's prompt. `read` is the share whose input contains it, together with added text."""
     call = builder.teacher if read is teacher else builder.student
     assert call is not None, "each share has a call"
-    if call is builder.teacher and _is_planned(builder):
-        size_bytes = builder.request.size_bytes if builder.request is not None else 0
-        tokens = size_bytes // _BYTES_PER_TOKEN
-        return Counted(tokens, size_bytes - tokens, "estimate")
     own = read.model == builder.plan.baseline and not read.estimated
     guided = builder.plan.guidance is not None
     added = _added(builder, call) if guided else ""
@@ -196,11 +191,6 @@ def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | 
     counted = max(0, count_messages(tokenizer, call.messages) - added_tokens)
     # A much larger reported count includes tools or images, which are not counted here.
     return reported if abs(counted - reported.tokens) > reported.error else Counted(counted, template, "tokenizer")
-
-
-def _is_planned(builder: AnsweredRequest) -> bool:
-    """Return whether the teacher wrote a plan. It then read a part of the caller's prompt, in another form."""
-    return builder.plan.guidance is not None and builder.plan.guidance.tool_plan is not None
 
 
 def _added(builder: AnsweredRequest, call: EngineCall) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -67,10 +67,6 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     share: EngineShare | None = None  # the largest possible one; None where the engine never received the call
 
 
-PlanSource: TypeAlias = Literal["fresh", "renewed", "cached"]
-"""The source of a plan: the first one of its task, one that was written after a failed call, or the cache."""
-
-
 class GuidanceFacts(msgspec.Struct, frozen=True):
     """The guidance of an answer."""
 
@@ -81,7 +77,6 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     complete: bool  # the teacher ended its answer by itself
     cut_short: str | None = None  # why the teacher ended early, as in `unguided`. Its text was sent before.
     kept_estimated: bool | msgspec.UnsetType = msgspec.UNSET  # True: `kept_tokens` is estimated; else absent
-    plan: PlanSource | msgspec.UnsetType = msgspec.UNSET  # where a plan of `guidance.tools` comes from; absent: no plan
 
 
 class CloseTerms(msgspec.Struct, frozen=True):
@@ -164,8 +159,6 @@ class Receipt(msgspec.Struct, frozen=True):
     stored_labels: dict[str, str] | UnsetType = msgspec.field(default=UNSET, name="labels")  # omitted without labels
     stored_unguided_field: str | UnsetType = msgspec.field(default=UNSET, name="unguided_field")  # omitted without one
     stored_max_tokens: int | UnsetType = msgspec.field(default=UNSET, name="max_tokens")  # omitted if not reduced
-    # Of the student's first token, where it decided on the engine (`tools: switch`); else omitted.
-    stored_probability: float | UnsetType = msgspec.field(default=UNSET, name="student_probability")
     # The rule for the length of the baseline's answer; omitted where it has the answer's own length.
     stored_length_rule: LengthRule | UnsetType = msgspec.field(default=UNSET, name="length_rule")
 
@@ -261,8 +254,6 @@ class Receipt(msgspec.Struct, frozen=True):
     def facts(self, *, show_cost: bool) -> Json:
         """Return the facts for the reply: `x-gkt-` headers, or `x_gkt` in the last chunk."""
         facts = first_facts(self.mode, self.split, self.unguided, self.unguided_field, self.hint, self.max_tokens)
-        if self.stored_probability is not UNSET:
-            facts["student_probability"] = self.stored_probability
         teacher, student, timings = self.teacher, self.student, self.timings
         if teacher is not None:
             facts["teacher"] = teacher.model
@@ -276,8 +267,6 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["guidance_tokens"] = self.guidance.kept_tokens
             if self.guidance.placement != "prefix":
                 facts["placement"] = self.guidance.placement
-            if self.guidance.plan is not UNSET:
-                facts["plan"] = self.guidance.plan
         shared = None if teacher is None else teacher.shared
         add_call_facts(facts, shared, self.budget, len(self.attempts), self.batch)
         if self.continued_tokens:

@@ -18,7 +18,6 @@ from gateway.accounting.receipt import (
     CloseTerms,
     EngineShare,
     GuidanceFacts,
-    PlanSource,
     Receipt,
     Timings,
     add_call_facts,
@@ -71,7 +70,6 @@ class ReceiptBuilder(msgspec.Struct):
     teacher: EngineCall | None = None
     student: EngineCall | None = None
     warmup: EngineCall | None = None  # the call that warmed the student's prefix cache, or asked for its first token
-    student_probability: float | None = None  # of its first token; None: the student was not asked, or gave none
     running: EngineCall | None = None  # the current call that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     failed: list[FailedCall] = []
@@ -313,7 +311,6 @@ class ReceiptBuilder(msgspec.Struct):
             stored_labels=self.labels or UNSET,
             stored_unguided_field=self.unguided_field or UNSET,
             stored_max_tokens=self.plan.reduced_max_tokens or UNSET,
-            stored_probability=UNSET if self.student_probability is None else self.student_probability,
             stored_length_rule=estimate.length_rule or UNSET,
         )
 
@@ -342,16 +339,12 @@ class ReceiptBuilder(msgspec.Struct):
         facts = first_facts(
             self.mode, plan.split, self.unguided, self.unguided_field, self.hint, plan.reduced_max_tokens
         )
-        if self.student_probability is not None:
-            facts["student_probability"] = self.student_probability
         shared = self.teacher.shared if self.teacher else None
         add_call_facts(facts, shared, self.budget, len(self.failed), self.batch)
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
             if self.placement not in (None, "prefix"):
                 facts["placement"] = self.placement
-            if (source := self._plan_source()) is not None:
-                facts["plan"] = source
         stages = zip(("admission_ms", "batch_wait_ms", "teacher_ms"), self._stages_ms(), strict=True)
         return facts | {name: spent for name, spent in stages if spent is not None}
 
@@ -361,15 +354,7 @@ class ReceiptBuilder(msgspec.Struct):
             return None
         names = guidance.projection.name, self.placement or "prefix"
         return GuidanceFacts(*names, guidance.tokens, self.kept_tokens, self.complete, self.cut_short,
-                             self.kept_estimated or UNSET, self._plan_source() or UNSET)  # fmt: skip
-
-    def _plan_source(self) -> PlanSource | None:
-        """Return where the plan of the guidance comes from; None if the guidance is no plan."""
-        if self.plan.guidance is None or (scope := self.plan.guidance.tool_plan) is None:
-            return None
-        if self.teacher is not None and self.teacher.shared == "cache":
-            return "cached"
-        return "renewed" if scope.renewed else "fresh"
+                             self.kept_estimated or UNSET)  # fmt: skip
 
     def _timings(self) -> Timings:
         began, student_began, handover_ms = self.started, self.student_began, None

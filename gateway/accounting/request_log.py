@@ -18,7 +18,7 @@ _RECEIPT_FIELDS = frozenset(field.encode_name for field in msgspec.structs.field
 # Fields that some receipts do not have.
 _OMITTED = frozenset(
     {
-        *("warmup", "continued_tokens", "split", "student_probability", "tags", "labels"),
+        *("warmup", "continued_tokens", "split", "tags", "labels"),
         *("unguided_field", "length_rule", "max_tokens"),
     }
 )
@@ -29,12 +29,11 @@ _WHOLE = 2**32
 EXPECTED_REASONS = frozenset({
     "best_of", "budget", "caller_prefill", "echo", "field_not_known",
     "logprobs", "modalities", "n", "offline", "output_detail", "prompt_control", "prompt_in_reply", "prompts",
-    "quality_fallback", "response_format", "stop_condition", "structured_output", "suffix", "switch_confident",
-    "switch_first_turn", "switch_no_probability", "switch_too_long", "switch_tool_error", "switch_unsure",
-    "switched_off", "token_constraint", "token_ids", "token_limit", "tools",
+    "quality_fallback", "response_format", "stop_condition", "structured_output", "suffix", "switched_off",
+    "token_constraint", "token_ids", "token_limit", "tools",
 })  # fmt: skip
-"""Reasons for an unguided request without a failure: the caller's request, the choice of the engine of a turn, a spent
-budget, guidance that is switched off, or an offline device. Every other reason, also a future one, is a failure."""
+"""Reasons for an unguided request without a failure: the caller's request, a spent budget,
+guidance that is switched off, or an offline device. Every other reason, also a future one, is a failure."""
 
 
 class LogSample:

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import msgspec
 
-from gateway.policy.tool_switch import NO_PROBABILITY, STUDENT_CONFIDENT, STUDENT_UNSURE
 from gateway.pricing import savings_usd, total_usd
 from gateway.runtime.record import Record
 
@@ -46,7 +45,6 @@ ABOUT_ZERO = "about 0"
 _BY_POLICY = frozenset(
     {
         *("auto_short", "auto_rule", "auto_model", "student_confident", "budget", "switched_off", "quality_fallback"),
-        *(STUDENT_CONFIDENT, NO_PROBABILITY),
     }
 )
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
@@ -90,7 +88,7 @@ def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: st
         return MEASURING
     if status != "ok":
         return DISCONNECTED if status == CLIENT_GONE else FAILED
-    if mode == "teacher" and unguided != STUDENT_UNSURE:  # the question to an unsure student is a loss
+    if mode == "teacher":
         return TEACHER
     if unguided is None:
         return STUDENT_BY_POLICY if mode in {"student", "embeddings"} else GUIDED

@@ -123,17 +123,6 @@ def worst_case(
             bounds["warmup", plan.student] = bound = CallBound(read, 1)
             more.append(_share(plan.student, bound, prices))
             likely += likely_read + 1
-    if plan.turn is not None:
-        # The teacher may answer after the student was asked, and the student after the teacher failed.
-        answerer = plan.turn.teacher.student
-        bounds["student", answerer] = bound = _answer_bound(answerer, read, limit, choices, max_output)
-        teacher = _share(answerer, bound, prices)
-        if plan.retries.num_retries:
-            more.append(_times(plan.retries.num_retries, teacher))
-        if plan.turn.at_once is None and plan.turn.asks_student:
-            bounds["warmup", plan.student] = bound = CallBound(read, 1)
-            more.append(_share(plan.student, bound, prices))
-            likely += likely_read + 1
     if not plan.students:  # a device finishes the answer, at no cost
         return _max_cost(teacher, None, more, teacher_tokens, bounds)
     first: EngineShare | None = None
@@ -184,8 +173,7 @@ def caller_tokens(projection: Projection, request: AnyRequest, read_tokens: int)
 
 def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:
     """Return the `max_tokens` for the engines of `plan` under a budget where neither caller nor route sets a limit."""
-    teacher = () if plan.turn is None else plan.turn.teacher.students
-    return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in (*plan.students, *teacher)))
+    return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in plan.students))
 
 
 def _times(calls: int, share: EngineShare) -> EngineShare:

@@ -17,7 +17,6 @@ class _Evals(LazyGroup):
         "recommend": "Recommend a route's guidance from a run, or report that none pays.",
         "prices": "Report whether guidance pays at the list prices of several teachers.",
         "exemplars": "Search exemplars that improve the teacher's guidance, and write them to a file.",
-        "tools": "Run multi-step tasks with tools, with the teacher alone, the student alone, and both.",
     }
     prefix = "gateway.cli.eval_"
 
@@ -33,8 +32,7 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "intervals.\n\n"
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"
         "`eval prices FOLDER` reports whether guidance pays at the list prices of several models. "
-        "`eval exemplars` searches worked examples that improve the guidance. `eval tools` compares teacher and "
-        "student in tasks with tools. See `gkt-gateway docs evaluation`."
+        "`eval exemplars` searches worked examples that improve the guidance. See `gkt-gateway docs evaluation`."
     ),
     **SETTINGS,
 )

@@ -33,7 +33,6 @@ from gateway.policy.policies import allowed_key, allowed_tenant
 from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.token_limit import allowed_limit
-from gateway.policy.tool_plan import is_planned
 from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
@@ -264,7 +263,7 @@ def _excluding(route: Route, request: AnyRequest) -> list[ExcludingField]:
 def _fields(route: Route, request: AnyRequest, plan: Plan, excluding: Iterable[ExcludingField]) -> dict[str, None]:
     """Return the names of the fields that give the reason against guidance."""
     reason = (plan.shadow or plan).unguided
-    prefix = route.guidance.placement == "prefix" and not is_planned(route.guidance, request)
+    prefix = route.guidance.placement == "prefix"
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
@@ -280,9 +279,6 @@ def _assumed(caller: Caller, plan: Plan, settings: Settings, excluding: Collecti
         assumed.append("the caller has a key: no label comes from a claim of a token")
     if any(rule.values is None for rule in caller.policy.labels.values()):
         assumed.append("labels have fewer values this month than max_values")
-    if plan.turn is not None and plan.turn.at_once is None:
-        assumed.append(f"{plan.student} reports log-probabilities; without them, the student writes the turn")
-        assumed.append("the previous turn was the teacher's only if the messages show it")
     if (plan.shadow or plan).unguided is not None and excluding and all(map(_may_be_shared, excluding)):
         assumed.append("the engines differ in their vocabulary, or do not apply the fields to guidance")
     return assumed

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from gateway.policy.tool_switch import threshold
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.cli.explain import ExplainedLabel, Explanation
     from gateway.config.limits import BudgetRule, LimitsRule
     from gateway.policy.labels import Source
-    from gateway.policy.plan import GuidancePlan, Plan, QualityPlan, TurnPlan
+    from gateway.policy.plan import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
 
@@ -99,11 +97,9 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
     yield "mode", plan.mode
     if plan.guidance is not None:
         yield "teacher", _guidance(plan.guidance)
-    if plan.unguided is not None and plan.turn is None:
+    if plan.unguided is not None:
         reason = f", because of {', '.join(fields)}" if fields else ""
         yield "teacher", f"no guidance: {plan.unguided}{reason} (see `gkt-gateway docs receipts`)"
-    if plan.turn is not None:
-        yield "teacher", _turn(plan.turn)
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)
     if plan.mode != "embeddings":
         own = "the engine's own: neither the caller nor the route sets one"
@@ -126,33 +122,8 @@ def _guidance(guidance: GuidancePlan) -> str:
     within = f"{guidance.deadline_s:g}s" if bounds is None else f"{bounds.min_s:g}s to {bounds.max_s:g}s, as measured"
     return (
         f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {_projection(guidance)}, placement "
-        f"{guidance.placement}, within {within}, else {otherwise}{_tool_plan(guidance)}"
+        f"{guidance.placement}, within {within}, else {otherwise}"
         f"{'; meanwhile the first student reads the prompt' if guidance.warm_student else ''}"
-    )
-
-
-def _turn(turn: TurnPlan) -> str:
-    otherwise = "503" if turn.required else "the student answers"
-    teacher = f"{turn.teacher.student} alone"
-    if turn.at_once is not None:
-        return f"{teacher}, because of {turn.at_once}; if it fails, {otherwise}"
-    return (
-        f"{teacher}, if the first token of the student is less probable than {_threshold(turn):g}; if it fails, "
-        f"{otherwise}"
-    )
-
-
-def _threshold(turn: TurnPlan) -> float:
-    return threshold(turn.rule, "teacher" if turn.signals.follows_teacher else "student")
-
-
-def _tool_plan(guidance: GuidancePlan) -> str:
-    if (scope := guidance.tool_plan) is None:
-        return ""
-    why = ", whose last call failed" if scope.renewed else ""
-    return (
-        f"; a plan from the first {scope.read} messages{why}, placed after the first {scope.begin} of them; later "
-        f"turns reuse it for {guidance.cache_ttl_s:g}s"
     )
 
 
@@ -242,15 +213,6 @@ def _quality_json(quality: QualityPlan) -> Json:
     return _fields(quality.rule, "sample compare") | {"judge": judge, "max_budget": f"{quality.rule.max_budget:f}"}
 
 
-def _turn_json(turn: TurnPlan) -> Json:
-    return {
-        "teacher": turn.teacher.student,
-        "at_once": turn.at_once,
-        "required": turn.required,
-        "threshold": None if turn.at_once is not None else _threshold(turn),
-    }
-
-
 def _plan_json(plan: Plan) -> Json:
     guidance: Json | None = None
     if plan.guidance is not None:
@@ -258,8 +220,6 @@ def _plan_json(plan: Plan) -> Json:
             plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required warm_student"
         )
         guidance["projection"] = plan.guidance.projection.name
-        scope = plan.guidance.tool_plan
-        guidance["tool_plan"] = None if scope is None else _fields(scope, "begin read renewed")
     return {
         "mode": plan.mode,
         "students": [one.engine for one in plan.students],
@@ -267,7 +227,6 @@ def _plan_json(plan: Plan) -> Json:
         "unguided": plan.unguided,
         "max_tokens": plan.max_tokens,
         "baseline": plan.baseline,
-        "turn": None if plan.turn is None else _turn_json(plan.turn),
         "num_retries": plan.retries.num_retries,
         "show_cost": plan.show_cost,
         "shadow": None if plan.shadow is None else _plan_json(plan.shadow),

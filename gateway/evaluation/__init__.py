@@ -18,5 +18,4 @@ statistics.py      intervals and paired tests
 reporting/         tables and figures of a run
 advice/            recommendation of a setting for a route
 priming/           search for the exemplars of a route's teacher
-tool_tasks/        tasks with tools, for the teacher and the student alone
 """

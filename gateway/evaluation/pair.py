@@ -58,16 +58,12 @@ _MAX_RETRY_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LocalPair:
-    """Models of the catalog or .gguf files in child processes: `parallel` slots of `slot_tokens`; example prices.
-
-    `chat_template` is a Jinja file for the student in place of the template in its file.
-    """
+    """Models of the catalog or .gguf files in child processes: `parallel` slots of `slot_tokens`; example prices."""
 
     teacher: str
     student: str
     parallel: int = 16
     slot_tokens: int = 2048
-    chat_template: Path | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -93,7 +89,6 @@ class LocalPair:
             student=models.get(STUDENT),
             parallel=self.parallel,
             slot_tokens=self.slot_tokens,
-            chat_template=self.chat_template,
         )
         async with stack:
             urls = {role: (stack.teacher if role == TEACHER else stack.student).url for role in models}

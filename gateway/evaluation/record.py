@@ -65,24 +65,6 @@ class ScoredAnswer(msgspec.Struct, frozen=True):
         return self.score >= 0.5
 
 
-class ToolFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Counts of a task with tools.
-
-    Attributes:
-        turns: Replies of the model.
-        calls, errors: Calls, and calls that a tool rejected.
-        text_calls: Replies with a call that the engine did not read as one, such as JSON in a code block.
-        teacher_turns: Replies of the teacher, where an engine is chosen for each turn; None: one engine replies.
-    """
-
-    kind: str
-    turns: int
-    calls: int
-    errors: int
-    text_calls: int
-    teacher_turns: int | None = None
-
-
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A question (its id) under a setting (its name).
 
@@ -131,7 +113,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     teacher_s: float | None = None
     student_s: float | None = None
     total_s: float | None = None
-    tools: ToolFacts | None = None
+
     error: str | None = None
 
     @property

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from pathlib import Path
 from typing import NoReturn
 
 from gateway.local import child, weights
@@ -23,9 +22,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     args = _parser().parse_args(argv)
     stopped = threading.Event()
     child.on_stop(stopped.set, parent_watch=args.parent_watch)
-    options = llama.LlamaOptions(
-        args.threads, args.parallel, args.slot_tokens, args.poll_percent, chat_template=args.chat_template
-    )
+    options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent)
     name = args.name or weights.model_name(args.model)
     server = llama.serve(weights.fetch(args.model), name, options, host=args.host, port=args.port)
     sys.stdout.write(child.ready_line(server.listening_address))
@@ -47,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_argument("--parallel", type=int, default=defaults.parallel, help="requests decoded concurrently")
     flags.add_argument("--slot-tokens", type=int, default=defaults.slot_tokens, help="context tokens of a request")
     flags.add_argument("--poll-percent", type=int, default=defaults.poll_percent, help="0 to 100: busy waiting")
-    flags.add_argument("--chat-template", type=Path, help="Jinja file; default: the template in the model's file")
     flags.add_argument(
         "--parent-watch", action="store_true", help="exit at the end of stdin, which is the end of the parent"
     )

@@ -33,14 +33,12 @@ class ChildCommand(NamedTuple):
     parallel: int
     slot_tokens: int
     port: int = 0
-    chat_template: Path | None = None
 
     @property
     def arguments(self) -> list[str]:
         names = ("model", "name", "port", "threads", "parallel", "slot_tokens")
         pairs = [(f"--{name.replace('_', '-')}", str(getattr(self, name))) for name in names]
-        template = () if self.chat_template is None else ("--chat-template", str(self.chat_template))
-        return ["-m", "gateway.local.llama_server", *chain(*pairs), "--parent-watch", *template]
+        return ["-m", "gateway.local.llama_server", *chain(*pairs), "--parent-watch"]
 
 
 class Child:
@@ -112,14 +110,12 @@ class LocalStack:
         parallel: int = 4,  # requests that each engine decodes concurrently
         slot_tokens: int = 4096,  # the context of each request
         threads: int | None = None,  # of each engine; None: the cores are divided among the engines
-        chat_template: Path | None = None,  # the student's; None: the template in the model's file
         log_folder: Path | None = None,  # None: a temporary folder
     ) -> None:
         self._models = {role: model for role, model in (("teacher", teacher), ("student", student)) if model}
         self._parallel = parallel
         self._slot_tokens = slot_tokens
         self._threads = threads
-        self._chat_template = chat_template
         self._log_folder = log_folder
         self._children: dict[str, Child] = {}
         self._exits = AsyncExitStack()
@@ -142,7 +138,6 @@ class LocalStack:
                     threads=threads,
                     parallel=self._parallel,
                     slot_tokens=self._slot_tokens,
-                    chat_template=self._chat_template if role == "student" else None,
                 )
                 engine = Child(command, folder / f"{role}.log")
                 exits.push_async_callback(engine.stop)

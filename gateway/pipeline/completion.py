@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from gateway.pipeline.student import StudentCall
     from gateway.pipeline.teacher import TeacherCall
     from gateway.pipeline.token_count import TokenCounter
-    from gateway.pipeline.tool_turns import ToolTurns
     from gateway.policy.book import Caller
     from gateway.policy.guidance_off import GuidanceSwitches
     from gateway.policy.plan import Plan
@@ -130,7 +129,6 @@ class Completions:
 
     teacher_call: TeacherCall
     student_call: StudentCall
-    tool_turns: ToolTurns
     shadows: ShadowRequests
     quality_sampler: QualitySampler
     collector: RequestCollector
@@ -159,10 +157,7 @@ class Completions:
             if guidance.finish_reason is not None:
                 reply = _whole_reply(guidance)
             else:
-                if builder.plan.turn is not None:
-                    reply = await self.tool_turns.complete(request, builder)
-                else:
-                    reply = await students.complete(request, guidance, builder)
+                reply = await students.complete(request, guidance, builder)
                 if (step := context.next_step()) is not None:
                     await step
             builder.finish_reason = _finish_reason(reply["choices"])
@@ -233,11 +228,7 @@ class Completions:
                     guidance = piece
         try:
             if guidance.finish_reason is None:
-                if builder.plan.turn is not None:
-                    called = self.tool_turns.stream(request, relay, builder)
-                else:
-                    called = students.stream(request, guidance, relay, builder)
-                async with aclosing(called) as groups:
+                async with aclosing(students.stream(request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         yield chunks
             else:

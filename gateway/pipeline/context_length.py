@@ -12,8 +12,6 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
 from gateway.accounting.estimate import FALLBACK, Encoding, can_count, count_text, recount_error, texts_of
 from gateway.engines.refusal import CONTEXT_EXCEEDED
 from gateway.errors import InvalidRequest
@@ -21,7 +19,6 @@ from gateway.pipeline.generation import MAX_TOKEN_BYTES, words_in
 from gateway.pipeline.token_count import count_or_estimate, prompt_bound
 from gateway.policy.plan_variants import with_students
 from gateway.policy.token_limit import allowed_limit
-from gateway.policy.tool_switch import TOO_LONG
 from gateway.protocol.text import TextRequest
 from gateway.protocol.texts import each_text
 
@@ -97,19 +94,9 @@ def may_be_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> boo
 
 
 async def drop_too_small(request: CompletionRequest, builder: ReceiptBuilder) -> None:
-    """Drop the students that would reject the prompt. Raises InvalidRequest if none is left.
-
-    If the teacher can answer the turn instead, it does, and the students stay.
-    """
-    plan, engines = builder.plan, builder.engine_set
-    students, limit, tokens = await _fitting(request, plan.students, engines)
-    if not students and (turn := plan.turn) is not None:
-        teachers, own_limit, own_tokens = await _fitting(request, turn.teacher.students, engines)
-        if teachers:
-            turn = structs.replace(turn, at_once=turn.at_once or TOO_LONG, student_fits=False)
-            builder.plan = structs.replace(plan, turn=turn)
-            return
-        limit, tokens = max((limit, tokens), (own_limit, own_tokens))
+    """Drop the students that would reject the prompt. Raises InvalidRequest if none is left."""
+    plan = builder.plan
+    students, limit, tokens = await _fitting(request, plan.students, builder.engine_set)
     if not students:
         field = "prompt" if isinstance(request, TextRequest) else "messages"
         raise InvalidRequest(

@@ -14,7 +14,6 @@ from gateway.engines.base import CONTENT_FILTER, TeacherRequest
 from gateway.engines.token_ends import tokens_in
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
-from gateway.guidance.tool_plan import plan_messages
 from gateway.guidance.trim import without_begun
 from gateway.policy.constraints import STOP_CONDITION
 from gateway.protocol.text import TextRequest
@@ -105,8 +104,6 @@ def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionReques
     if isinstance(request, TextRequest):
         assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
         read["prompt"] = teacher_prompt(projection, request.prompt)
-    elif guidance_plan.tool_plan is not None:
-        read["messages"] = plan_messages(projection, request.body, guidance_plan.tool_plan)
     else:
         read["messages"] = teacher_messages(projection, request.messages)
     return TeacherRequest(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from gateway.guidance.projection import place_before_prompt, place_behind_prompt, place_in_context, place_in_input
 from gateway.guidance.seam import SeamJoin, ends_within_stop
-from gateway.guidance.tool_plan import place_plan
 from gateway.protocol.capabilities.continuation import Prefill
 from gateway.protocol.capabilities.reasoning import ReasoningFilter, without_reasoning
 from gateway.protocol.messages import text_of
@@ -101,8 +100,6 @@ def build_student_request(
 
 def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
     """Return the caller's messages with the guidance as the policy places it. The student does not continue it."""
-    if guidance_plan.tool_plan is not None:
-        return place_plan(guidance_plan.projection, messages, guidance, guidance_plan.tool_plan)
     if guidance_plan.placement == "input":
         return place_in_input(messages, guidance)
     return place_in_context(guidance_plan.projection, messages, guidance)

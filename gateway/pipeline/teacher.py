@@ -147,8 +147,7 @@ class TeacherCall:
         deadline = asyncio.get_running_loop().time() + deadline_s
         try:
             limit = builder.engine_set.by_name[guidance_plan.teacher].state.max_prompt_tokens
-            # For a plan, the teacher reads only a part of the request.
-            if guidance_plan.tool_plan is None and may_be_too_long(request, limit):
+            if may_be_too_long(request, limit):
                 await _check_length(guidance_plan.teacher, request, builder.engine_set)
             async with asyncio.timeout_at(deadline):
                 reply = await self._ask(guidance_plan, request, builder, deadline, deadline_s, stream)
@@ -190,10 +189,7 @@ class TeacherCall:
     ) -> TeacherReply:
         engine, plan = builder.engine_set.by_name[guidance_plan.teacher], builder.plan
         in_thread = request.size_bytes > _INLINE_HASH_BYTES
-        if in_thread and guidance_plan.tool_plan is not None:
-            teacher_request = await asyncio.to_thread(build_teacher_request, guidance_plan, request)
-        else:
-            teacher_request = build_teacher_request(guidance_plan, request)
+        teacher_request = build_teacher_request(guidance_plan, request)
         facts = (guidance_plan.share, engine, teacher_request, builder.id)
         dedupe_key = await asyncio.to_thread(_dedupe_key, *facts) if in_thread else _dedupe_key(*facts)
         prompt_bytes = request.size_bytes + added_bytes(guidance_plan.projection, request)

@@ -13,7 +13,7 @@ from gateway.config.scalars import Duration, Flag, InvalidValue, Label, Number, 
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.projections import CUTOFF, PROJECTIONS, Placement, Projection
-from gateway.policy.route_rules import AutoDeadline, Deadline, SwitchRule
+from gateway.policy.route_rules import AutoDeadline, Deadline
 
 MAX_GUIDANCE_TOKENS = 4096
 Boundary = Literal["word", "sentence", "token"]
@@ -68,14 +68,6 @@ class GuidanceRule(StrictModel):
     """Cache time of greedy guidance for identical requests; 0 disables the cache."""
     share: Literal["tenant", "all"] = "tenant"
     """Sharing of guidance among identical requests: of this tenant, or of all tenants with `all`."""
-    tools: Literal["none", "plan", "switch"] = "none"
-    """Guidance of requests that offer tools. none: as for others, so only with placement context or input. plan: the
-    teacher writes a short plan for each task, which later turns reuse from the cache. switch: no guidance; the teacher
-    or the student writes each turn alone."""
-    tool_plan_tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 160
-    """Maximum length of such a plan in tokens."""
-    switch: SwitchRule = SwitchRule()
-    """The student's confidence in turns of `tools: switch`."""
     allow_fields: Annotated[tuple[Label, ...], Field(max_length=MAX_ALLOWED_FIELDS)] = ()
     """Request fields unknown to the gateway that do not constrain the answer. With any other unknown field, a request
     gets no guidance."""
@@ -110,13 +102,6 @@ class GuidanceRule(StrictModel):
             advice = "use projection: primed, or one of your own"
             raise InvalidValue(f"projection {shipped.name} shows the teacher no exemplars: {advice}")
         return exemplars
-
-    @field_validator("tools")
-    @classmethod
-    def _has_cache(cls, tools: str, info: ValidationInfo) -> str:
-        if tools == "plan" and info.data.get("cache_ttl_s") == 0:
-            raise InvalidValue("plan needs the guidance cache, where later turns find the plan: raise cache_ttl")
-        return tools
 
     @property
     def max_deadline_s(self) -> float:

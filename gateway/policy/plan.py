@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
     from gateway.policy.guidance_rule import Boundary
     from gateway.policy.projections import Placement, Projection
-    from gateway.policy.route_rules import AutoDeadline, CollectRule, QualityRule, SwitchRule
+    from gateway.policy.route_rules import AutoDeadline, CollectRule, QualityRule
     from gateway.policy.schema import Mode
-    from gateway.policy.tool_plan import ToolPlanScope
-    from gateway.policy.tool_switch import TurnSignals
     from gateway.protocol.body import Json
     from gateway.protocol.capabilities.continuation import Continuation, Known
     from gateway.protocol.capabilities.reasoning import Reasoning
@@ -88,7 +86,6 @@ class GuidancePlan(Record, frozen=True):
     auto_deadline: AutoDeadline | None = None
     warm_student: bool = False  # whether the first student reads the prompt while the teacher writes
     constraints: Json | None = None
-    tool_plan: ToolPlanScope | None = None  # the messages that a plan depends on; None: the guidance is no plan
 
     @property
     def requested_tokens(self) -> int:
@@ -101,28 +98,6 @@ class SplitFacts(Record, frozen=True):
 
     variant: str
     unit: str
-
-
-class TurnPlan(Record, frozen=True):
-    """The choice between teacher and student for one turn with tools. It is made after admission.
-
-    Attributes:
-        teacher: the plan with which the teacher answers.
-        required: whether the request fails if the teacher fails; else the student answers.
-        at_once: the reason for the teacher without a question to the student; None: the student's first token decides.
-        deadline_s: the longest wait for that token's probability.
-        asks_student: False where nothing is reserved for the question to the first student.
-        student_fits: False if the prompt is too long for every student, so that none can replace the teacher.
-    """
-
-    teacher: Plan
-    required: bool
-    rule: SwitchRule
-    signals: TurnSignals
-    at_once: str | None
-    deadline_s: float
-    asks_student: bool = True
-    student_fits: bool = True
 
 
 class QualityPlan(Record, frozen=True):
@@ -164,7 +139,6 @@ class Plan(Record, frozen=True):
     quality: QualityPlan | None = None  # the comparison of a guided answer; None: no comparison
     split: SplitFacts | None = None  # the variant of the route; None: the route itself serves the request
     student_alone: Plan | None = None
-    turn: TurnPlan | None = None  # the choice of the engine of this turn; None: the plan names the engine
     collect: CollectRule | None = None  # how the request is collected; None: it is not drawn for the sample
 
     @property
@@ -178,5 +152,4 @@ class Plan(Record, frozen=True):
         if self.retries.max_per_request is not None:
             return self.retries.max_per_request
         others = max(0, len(self.students) - 1)
-        teacher = 1 + self.retries.num_retries if self.turn is not None else int(self.guidance is not None)
-        return self.retries.num_retries + others + teacher
+        return self.retries.num_retries + others + int(self.guidance is not None)

@@ -9,16 +9,12 @@ from msgspec import structs
 
 from gateway.errors import InvalidRequest
 from gateway.policy.constraints import MIN_TOKENS
-from gateway.policy.plan import TurnPlan
-from gateway.policy.tool_switch import choose_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.policy.guidance_off import GuidanceOff
-    from gateway.policy.guidance_rule import GuidanceRule
     from gateway.policy.plan import EngineSnapshot, Plan, StudentPlan
-    from gateway.policy.tool_switch import TurnSignals
 
 AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
 """Kinds of plan for a budget, the most expensive first."""
@@ -52,27 +48,6 @@ def without_guidance(
     return alone
 
 
-def with_turn(
-    plan: Plan,
-    rule: GuidanceRule,
-    signals: TurnSignals,
-    teacher_plan: Callable[[], Plan],
-    *,
-    teacher_in_cooldown: bool,
-) -> Plan:
-    """Return the plan of a turn whose engine is chosen after admission, instead of guidance.
-
-    While the teacher's circuit is open, the student answers where the policy allows it.
-    """
-    required = rule.on_failure == "reject"
-    if teacher_in_cooldown and not required:
-        return structs.replace(plan, guidance=None, unguided=TEACHER_CIRCUIT_OPEN)
-    at_once = choose_at_once(signals)
-    reason = None if at_once is None else at_once.reason
-    turn = TurnPlan(teacher_plan(), required, rule.switch, signals, reason, rule.max_deadline_s)
-    return structs.replace(plan, guidance=None, unguided=reason, turn=turn)
-
-
 def cheaper_plans(plan: Plan) -> dict[int, Plan]:
     """Return the plan and its cheaper variants by kind: half the guidance, and no guidance."""
     if plan.student_alone is not None:
@@ -82,9 +57,6 @@ def cheaper_plans(plan: Plan) -> dict[int, Plan]:
             max_tokens=plan.max_tokens,
             reduced_max_tokens=plan.reduced_max_tokens,
         )
-        return {AS_PLANNED: plan, SHORTENED: plan, STUDENT_ALONE: alone}
-    if plan.turn is not None:
-        alone = structs.replace(plan, turn=None, unguided=BUDGET)
         return {AS_PLANNED: plan, SHORTENED: plan, STUDENT_ALONE: alone}
     if plan.guidance is None:
         return {AS_PLANNED: plan}
@@ -111,7 +83,4 @@ def with_students(plan: Plan, students: tuple[StudentPlan, ...]) -> Plan:
             stream=guidance.stream and continuation is not None and not continuation.writes_again,
             warm_student=False,
         )
-    turn = plan.turn
-    if turn is not None and students[0] != plan.students[0]:
-        turn = structs.replace(turn, asks_student=False)
-    return structs.replace(plan, students=students, guidance=guidance, turn=turn)
+    return structs.replace(plan, students=students, guidance=guidance)

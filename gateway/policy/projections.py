@@ -145,21 +145,5 @@ HINT = Projection(
 )
 PRIMED = Projection(name="primed", exemplars=tuple(Exemplar(question, answer) for question, answer in PRIMER))
 
-TOOL_PLAN = Projection(
-    name="tool_plan",
-    instruction=(
-        "Write a short plan for the assistant: which functions to call and in which order, what to look up first, and "
-        "what to check before the end. Name the functions, and the arguments that are known. If a call failed, name "
-        "what to do instead. At most six short lines. Call no function, and do not answer the user."
-    ),
-    teacher_may_finish=False,
-    default_placement="context",
-    introduction=(
-        "An expert's plan for this task, written before the calls that follow:\n{guidance}\n\n"
-        "Follow the plan where it fits the results of the functions."
-    ),
-)
-"""Projection of `guidance.tools: plan`, for requests that offer tools. Policies cannot name it."""
-
 PROJECTIONS: Mapping[str, Projection] = MappingProxyType({p.name: p for p in (CUTOFF, CONCISE, HINT, PRIMED)})
 """The built-in projections by name."""

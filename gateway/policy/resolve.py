@@ -23,11 +23,8 @@ from gateway.policy.constraints import (
     unknown_field,
 )
 from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, QualityPlan, StudentPlan
-from gateway.policy.plan_variants import with_turn, without_guidance
-from gateway.policy.projections import TOOL_PLAN
+from gateway.policy.plan_variants import without_guidance
 from gateway.policy.routing import NO_HEADERS, refuse_overrides, served_route
-from gateway.policy.tool_plan import is_planned, scope_of
-from gateway.policy.tool_switch import signals_of
 from gateway.protocol.capabilities.continuation import Continuation
 from gateway.protocol.capabilities.reasoning import takes_prefix
 from gateway.protocol.chat import ChatRequest
@@ -103,16 +100,11 @@ def resolve(
                 return structs.replace(plan, shadow=plan_in("guided", headers))
         return plan
     plan = plan_in(route.mode, headers)
-    signals = signals_of(route.guidance, request) if route.mode == "guided" else None
-    if route.teacher is not None and (plan.guidance is not None or signals is not None):
+    if off is not None and route.teacher is not None and plan.guidance is not None:
         required = route.guidance.on_failure == "reject"
         teacher_plan = partial(plan_in, "teacher", headers)
-        if off is not None:
-            # Without the facts of a split: the answer does not show what the variant does.
-            return without_guidance(plan, route.teacher, off, snapshot_of, teacher_plan, required=required)
-        if signals is not None:
-            cooldown = snapshot_of(route.teacher).cooldown
-            plan = with_turn(plan, route.guidance, signals, teacher_plan, teacher_in_cooldown=cooldown)
+        # Without the facts of a split: the answer does not show what the variant does.
+        return without_guidance(plan, route.teacher, off, snapshot_of, teacher_plan, required=required)
     if split is not None:
         plan = structs.replace(plan, split=split)
     rule, guided = route.quality, plan.guidance
@@ -291,7 +283,7 @@ def _reason_against(
 
     A student that cannot continue an answer gets guidance in its prompt.
     """
-    prefix = route.guidance.placement == "prefix" and not is_planned(route.guidance, request)
+    prefix = route.guidance.placement == "prefix"
     reason = allowed.prefix if prefix else allowed.context
     if reason is None and isinstance(request, ChatRequest):
         if request.messages[-1]["role"] == "assistant":
@@ -315,14 +307,12 @@ def _guidance(
     rule = route.guidance
     assert route.teacher is not None
     assert rule.placement is not None
-    planned = is_planned(rule, request)
-    projection = TOOL_PLAN if planned else rule.resolved_projection
-    prefix, may_finish = rule.placement == "prefix" and not planned, projection.teacher_may_finish
-    tokens = rule.tool_plan_tokens if planned else rule.tokens
-    if max_tokens is not None and not planned:  # a plan is the same in all turns
+    projection, tokens = rule.resolved_projection, rule.tokens
+    prefix, may_finish = rule.placement == "prefix", projection.teacher_may_finish
+    if max_tokens is not None:
         # A visible hint is no answer, so at least one token is left for the student.
         tokens = min(tokens, max_tokens - 1 if prefix and not may_finish else max_tokens)
-    placement: Placement = "context" if planned or (prefix and continuation is None) else rule.placement
+    placement: Placement = "context" if prefix and continuation is None else rule.placement
     # An engine that regenerates the guidance may change it, so it must not be streamed ahead.
     ahead = continuation is not None and (isinstance(continuation, str) or not continuation.writes_again)
     return GuidancePlan(
@@ -345,10 +335,9 @@ def _guidance(
         tenant=policy.tenant,
         weight=policy.weight,
         share="" if rule.share == "all" else policy.tenant,
-        cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 or planned else 0.0,
+        cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
         warm_student=rule.warm_student and placement == "prefix",
         constraints=constraints,
-        tool_plan=scope_of(request.body["messages"]) if planned else None,
     )
 
 
@@ -367,8 +356,6 @@ def resolve_guidance(
         RouteWithoutGuidance: the route gives no guidance.
         InvalidRequest: a header requests an override that the policy does not allow.
     """
-    if route.guidance.tools == "switch":  # the device completes the answer, so there is no engine to choose
-        route = route.model_copy(update={"guidance": route.guidance.model_copy(update={"tools": "none"})})
     plan = None if route.mode == "embeddings" else resolve(policy, route, request, lambda _: _DEVICE, headers=headers)
     if plan is None or plan.mode != "guided":
         raise route_without_guidance(route)

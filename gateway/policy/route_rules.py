@@ -102,25 +102,6 @@ Collect: TypeAlias = Annotated[CollectRule | None, AfterValidator(_of_chats)]
 """A rule for a route that answers chats."""
 
 
-class SwitchRule(StrictModel):
-    """`tools: switch`: the confidence with which the student may write a later turn of a loop of tools."""
-
-    min_probability: Annotated[Number, Field(gt=0, lt=1)] = 0.8
-    """Lowest probability of the student's first token with which the student writes the turn, else the teacher. If the
-    student's engine reports none, the student writes it."""
-    margin: Annotated[Number, Field(ge=0, lt=0.5)] = Field(0.1, validate_default=True)
-    """Distance from min_probability at which the engine changes within a loop: the student stays down to
-    min_probability less margin, and takes over from the teacher at min_probability plus margin."""
-
-    @field_validator("margin")
-    @classmethod
-    def _within_0_and_1(cls, margin: float, info: ValidationInfo) -> float:
-        middle = info.data.get("min_probability")
-        if middle is not None and not margin < middle < 1 - margin:
-            raise InvalidValue("must be smaller than min_probability, and than 1 less min_probability")
-        return margin
-
-
 class RetryRule(StrictModel):
     """Retries of failed calls, and calls that continue a broken stream."""
 
@@ -130,7 +111,7 @@ class RetryRule(StrictModel):
     """The first pause; each later pause is twice as long, with jitter."""
     max_per_request: Annotated[Whole, Field(ge=0, le=30)] | None = None
     """Retries of one request at its teacher and all its students together. Default: num_retries, one for each further
-    student, and one for the teacher of a guided answer, or all of the teacher's attempts with `tools: switch`."""
+    student, and one for the teacher of a guided answer."""
     share: Annotated[Number, Field(ge=0, le=10)] = 0.2
     """Retries of a tenant at one engine, relative to its calls there that succeeded in the last 10 s."""
     floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10

@@ -396,5 +396,4 @@ class TenantPolicy(StrictModel):
         rule = self.overrides_of(route)
         guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
         most, skipped = max(route.guidance.tokens, rule.guidance_tokens or 0), route.guidance.resolved_projection
-        tool_plan_tokens = route.guidance.tool_plan_tokens if route.guidance.tools == "plan" else 0
-        return max(most + skipped.skip_tokens, tool_plan_tokens) if guided else 0
+        return most + skipped.skip_tokens if guided else 0

@@ -26,7 +26,6 @@ class LlamaOptions(NamedTuple):
     poll_percent: int = 0  # how long an idle worker thread spins before it sleeps; llama.cpp's default is 50
     continue_assistant: bool = True  # whether a trailing assistant message is left open for continuation
     batch_tokens: int | None = None  # tokens of a prompt per step; None: llama.cpp's default
-    chat_template: Path | None = None  # a Jinja file; None: the template in the model's file
 
 
 def require_library() -> None:
@@ -69,8 +68,6 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
     # llama.cpp's default is up to 8 GiB for earlier prompts, which is too much for a laptop.
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.prefill_assistant = options.continue_assistant
-    if options.chat_template is not None:
-        params.chat_template = options.chat_template.read_text()
     if options.batch_tokens is not None:
         params.n_ubatch = options.batch_tokens
     params.verbosity = _WARNINGS

@@ -8,7 +8,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import orjson
 import pytest
 from msgspec import structs
 
@@ -18,9 +17,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.accounting.shares import EngineCall, FailedCall
 from gateway.engines.base import TokenUsage
 from gateway.guidance.projection import teacher_messages
-from gateway.policy.projections import PRIMED, PROJECTIONS, TOOL_PLAN
-from gateway.policy.tool_plan import ToolPlanScope
-from gateway.protocol.chat import parse_chat
+from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, intent, plan
@@ -333,36 +330,3 @@ def test_an_engine_that_costs_nothing_does_not_disturb_the_sums() -> None:
     row, receipt = SumRow(), closed(guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None))
     row.merge(SumRow.of(receipt))
     assert set(row.engines) == {"small"}
-
-
-def _planned(**facts: Any) -> ReceiptBuilder:
-    """Return a request with a plan for tools. The teacher read 700 tokens: functions and instruction, not the chat."""
-    guided_plan = plan(placement="context", projection="hint")
-    assert guided_plan.guidance is not None
-    guidance = structs.replace(guided_plan.guidance, projection=TOOL_PLAN, tool_plan=ToolPlanScope(1, 1))
-    given: dict[str, Any] = {
-        "teacher": call("big", 700, 8, role="guidance"),
-        "kept_tokens": 8,
-        "guidance_text": "1. Call find. 2. Check the row.",
-    }
-    return builder(structs.replace(guided_plan, guidance=guidance), guided=1.0, **(given | facts))
-
-
-def test_the_baseline_of_a_plan_for_tools_is_not_what_the_teacher_read() -> None:
-    receipt = closed(_planned(student=call("small", 150, 20, text=StringIO("Done."))))
-    introduced = TOOL_PLAN.introduction_bytes // 4
-    prompt = (receipt.baseline_usd - BIG.output_usd * 20) / BIG.input_usd
-    assert abs(prompt - (150 - 8 - introduced)) < 10
-    assert receipt.baseline_basis == "estimate"
-
-
-def test_the_baseline_of_a_devices_plan_covers_any_prompt() -> None:
-    """Only the size of the prompt is known, since no engine has read it."""
-    one = _planned()
-    one.plan = structs.replace(one.plan, mode="guidance", students=())
-    one.request = parse_chat(orjson.dumps({"model": "chat", "messages": MESSAGES}))
-    receipt = closed(one)
-    size, price = one.request.size_bytes, BIG.input_usd
-    assert receipt.baseline_usd == price * (size // 4)
-    assert receipt.baseline_error_usd is not None
-    assert receipt.baseline_usd + receipt.baseline_error_usd >= price * size

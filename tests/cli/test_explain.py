@@ -109,7 +109,6 @@ def test_the_output_contains_the_plan(folder: Path) -> None:
         "baseline": "big",
         "num_retries": 2,
         "show_cost": True,
-        "turn": None,
         "shadow": None,
         "quality": None,
         "variant": None,
@@ -353,52 +352,6 @@ def routes(folder: Path) -> list[dict[str, Any]]:
     assert source is not None
     found: list[dict[str, Any]] = json.loads(json.dumps(source.items("routes"), default=float))
     return found
-
-
-def test_a_plan_for_tools_is_explained(folder: Path) -> None:
-    policy = folder / "policies" / "acme.yaml"
-    tools = [{"type": "function", "function": {"name": "find"}}]
-    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
-    body = chat("my refund", tools=tools)
-    assert explained(body=body)["plan"]["unguided"] == "tools"
-    text = policy.read_text()
-    when = "    when: {contains: refund}\n"
-    assert text.count(when) == 1
-    policy.write_text(text.replace(when, f"{when}    guidance: {{tools: plan}}\n"))
-    guidance = explained(body=body)["plan"]["guidance"]
-    assert (guidance["projection"], guidance["tokens"], guidance["placement"]) == ("tool_plan", 160, "context")
-    assert guidance["tool_plan"] == {"begin": 1, "read": 1, "renewed": False}
-    body["messages"] += [
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "Error: no"},
-    ]
-    _, out, _ = run(body=body)
-    assert "a plan from the first 3 messages, whose last call failed, placed after the first 1 of them" in out
-    found = explained(body={**body, "zebra": 1, "n": 2})
-    assert (found["plan"]["unguided"], found["unguided_fields"]) == ("field_not_known", ["zebra"])
-
-
-def test_the_choice_for_a_turn_with_tools_is_explained(folder: Path) -> None:
-    policy = folder / "policies" / "acme.yaml"
-    text = policy.read_text()
-    when = "    when: {contains: refund}\n"
-    assert text.count(when) == 1
-    policy.write_text(text.replace(when, f"{when}    guidance: {{tools: switch, on_failure: reject}}\n"))
-    call = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
-    body = chat("my refund", tools=[{"type": "function", "function": {"name": "find"}}])
-    found = explained(body=body)
-    first = {"teacher": "big", "at_once": "switch_first_turn", "required": True, "threshold": None}
-    assert (found["plan"]["turn"], found["plan"]["guidance"]) == (first, None)
-    assert not any("log-probabilities" in one for one in found["assumed"])
-    assert "big alone, because of switch_first_turn; if it fails, 503" in run(body=body)[1]
-    body["messages"] += [
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "3"},
-    ]
-    found = explained(body=body)
-    assert found["plan"]["turn"]["threshold"] == pytest.approx(0.9)
-    assert any("small reports log-probabilities" in one for one in found["assumed"])
-    assert "big alone, if the first token of the student is less probable than 0.9" in run(body=body)[1]
 
 
 def test_the_labels_of_a_request_and_their_limits_are_explained(folder: Path) -> None:

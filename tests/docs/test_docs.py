@@ -144,7 +144,7 @@ _MODELS = "models:\n" + "".join(
 
 def test_the_policies_of_their_page_can_be_used(tmp_path: Path) -> None:
     examples = re.findall(r"```yaml\n(.*?)```", page("docs/policies.md"), re.DOTALL)
-    assert len(examples) == 13
+    assert len(examples) == 12
     (tmp_path / "config.yaml").write_text(_MODELS, "utf-8")
     (tmp_path / "policies").mkdir()
     for text in examples:

@@ -17,7 +17,7 @@ from gateway.evaluation.advice.policy_file import policy_text
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import RecommendationTarget
 from gateway.evaluation.record import read_run
-from gateway.policy.projections import HINT, TOOL_PLAN
+from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
 from tests.evaluation.known_truth import ALONE, M40, Truth, folder_of
 
@@ -64,24 +64,6 @@ def test_a_guided_setting_is_written_whole(tmp_path: Path) -> None:
     assert route.default_max_tokens == 300
     rule = route.guidance
     assert (rule.tokens, rule.projection, rule.placement, rule.boundary) == (25, "hint", "context", "sentence")
-
-
-def test_a_setting_with_plans_for_tools_is_written_as_the_policy_names_it(tmp_path: Path) -> None:
-    """`tool_plan` is no projection of a policy, and `turns` is a limit of the measurement."""
-    planned = replace(M40, tokens=70, projection=TOOL_PLAN, placement="context")
-    found = with_field(recommendation(tmp_path, Truth(planned, 0.8, 25, 100)), turns=8)
-    (route,) = routes(policy_text([("agents", found)], tenant="acme"))
-    assert (route.mode, route.guidance.tools, route.guidance.tool_plan_tokens) == ("guided", "plan", 70)
-    assert route.guidance.tokens == 40
-
-
-def test_a_choice_of_the_engine_for_each_turn_is_written_as_the_policy_names_it(tmp_path: Path) -> None:
-    switched = replace(M40, tokens=0, projection=replace(HINT, name="tool_switch"), placement="context")
-    rule = {"min_probability": 0.7, "margin": 0.05}
-    found = with_field(recommendation(tmp_path, Truth(switched, 0.8, 25, 100)), turns=8, switch=rule)
-    (route,) = routes(policy_text([("agents", found)], tenant="acme"))
-    assert (route.mode, route.guidance.tools, route.guidance.projection) == ("guided", "switch", "cutoff")
-    assert route.guidance.switch.model_dump() == rule
 
 
 def test_fields_that_settings_come_to_have_follow_by_themselves(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ async def test_a_stream_names_the_first_student_that_is_left() -> None:
 
     calls: Any = SimpleNamespace(check_available=lambda _: None, stream=guidance)
     unused: Any = None
-    completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused, unused)
+    completions = Completions(calls, calls, unused, unused, unused, unused, unused, unused, unused)
     relay = StreamRelay(ReplyHead("ours", 1, "chat"), wants_usage=False)
     async with aclosing(completions._chunks(chat(words(500)), relay, one)) as groups:
         [shown] = await anext(groups)

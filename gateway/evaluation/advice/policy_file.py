@@ -21,7 +21,6 @@ from gateway.evaluation.questions.data import exemplars
 from gateway.evaluation.setting import REQUEST_PARAMETERS, RunLibrary, Setting, with_first_exemplars
 from gateway.policy.files import PROJECTIONS_FOLDER
 from gateway.policy.library import ENDINGS
-from gateway.policy.projections import TOOL_PLAN
 from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
@@ -93,11 +92,7 @@ def _route(name: str, engines: Mapping[str, str], one: SettingSummary, more: Map
         guidance = {
             key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])
         }
-        if setting.get("projection") == TOOL_PLAN.name:
-            guidance = {"tools": "plan", "tool_plan_tokens": setting["tokens"]}
-        elif "switch" in setting:
-            guidance = {"tools": "switch", "switch": setting["switch"]}
-        elif "exemplar_count" in setting and "projection" not in more:
+        if "exemplar_count" in setting and "projection" not in more:
             guidance["exemplars"] = _first_exemplars_path(setting)
         elif "exemplars" in guidance:
             guidance["exemplars"] = exemplars_path(guidance["exemplars"])
