@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from sqlalchemy import func, select
 
-from deploy.grafana.cost import COST
 from gateway.accounting.receipt import Receipt
 from gateway.admin.usage import as_csv
 from gateway.api.usage import encoded
@@ -30,7 +29,7 @@ from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import UsageQuery
 from tests.accounting.test_ledger import Books
 from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, ShownSavings, micro, receipts
-from tests.system.test_prometheus import promtool
+from tests.system.test_prometheus import BOARDS, panels, promtool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,7 +190,7 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
         if one.name.startswith(("gkt_savings_", "gkt_losses_", "gkt_class_cost_", "gkt_cost_"))
         and one.name.endswith("_total")
     ]
-    queries = {panel.title: panel.queries for panel in COST.panels if not isinstance(panel, str)}
+    queries = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in panels(BOARDS["cost"])}
     tests = []
     for tenant, figures in {**MONTH, ".*": TOTAL}.items():
         sure = "0" if figures.shown == "about 0" else figures.savings
@@ -208,11 +207,11 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
             ("Cost while the teacher was unavailable", away),
         ):
             # Counters began at 0, so the growth over the month is their value.
-            expr = re.sub(r"increase\((gkt_\w+\{[^}]*\})\[\$__range\]\)", r"\1", queries[title][0].expr)
+            expr = re.sub(r"increase\((gkt_\w+\{[^}]*\})\[\$__range\]\)", r"\1", queries[title][0])
             expr = expr.replace("$tenant", tenant).replace("$route", ".*")
             samples_ = [] if usd is None else [{"labels": "{}", "value": int(micro(usd).scaleb(12))}]
             tests.append({"expr": f"round(({expr}) * 1e12)", "eval_time": "0m", "exp_samples": samples_})
-    by_route = (queries["Who spent what"][2].expr, queries["Saved per hour, by route"][0].expr + " / 3600")
+    by_route = (queries["Who spent what"][2], queries["Saved per hour, by route"][0] + " / 3600")
     for tenant, figures in MONTH.items():
         picodollars = 0 if figures.shown == "about 0" else int(micro(figures.savings).scaleb(12))
         for query in by_route:
