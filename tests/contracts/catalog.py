@@ -325,7 +325,7 @@ def _catalog() -> dict[str, Engine]:
             "tgi metrics",
             protocol="tgi",
             health="/health",
-            reports_version=("/info", "version"),
+            version=lambda: f"xllamacpp {importlib.metadata.version('xllamacpp')}",
             settings="Q4_1, 1 thread",
             command=_front_command,
             install=_install_llama,

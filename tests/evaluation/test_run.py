@@ -142,7 +142,9 @@ async def test_a_rejected_question_is_an_example_with_the_error_code(tmp_path: P
     long = Question("long", "word " * 3000, "1", "numeric")
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
     found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}
-    assert {found[setting.name, "long"] for setting in SETTINGS[:3]} == {"invalid_request"}
+    assert found[SETTINGS[1].name, "long"] == "invalid_request", "as a caller of the gateway is told"
+    streamed = {found[SETTINGS[at].name, "long"] for at in (0, 2)}
+    assert streamed == {"engine_rejected"}, "the teacher's answers are streamed"
     assert [found[setting.name, "q0"] for setting in SETTINGS[:3]] == [None] * 3
 
 

@@ -240,7 +240,6 @@ async def info(request: web.Request) -> web.Response:
             "max_stop_sequences": MAX_STOP_SEQUENCES,
             "max_input_tokens": front.total_tokens - 1,
             "max_total_tokens": front.total_tokens,
-            "version": "front of llama.cpp",
         }
     )
 
