@@ -3,9 +3,8 @@
     PYTHONPATH=. .venv/bin/python -m load_tests.two_calls
 
 Without the gateway, a client requests the first m tokens, then sends them back as the beginning of the answer. Through
-the gateway, the same engine is teacher and student, with single calls or with list calls for guidance. Every answer has
-a question of its own, so that no mode reads a prompt from the cache that another one filled. `scripts/engines` installs
-vLLM.
+the gateway, the same engine is teacher and student. Every answer has a question of its own, so that no mode reads a
+prompt from the cache that another one filled. `scripts/engines` installs vLLM.
 """
 
 from __future__ import annotations
@@ -99,7 +98,6 @@ class TwoCallsSetup:
             TWO_CALLS: self.two_calls,
             "guided, JSON": lambda question: self.guided(question, "chat"),
             "guided, SSE": lambda question: self.guided_stream(question, "chat"),
-            "guided, list calls": lambda question: self.guided(question, "listed"),
         }
 
 
@@ -141,10 +139,9 @@ async def run(engine: RunningEngine, m: int, max_tokens: int, callers: list[int]
     models = [
         model("big", "openai", engine.api_base, model=engine.model, max_concurrency=256),
         model("small", "openai", engine.api_base, model=engine.model, max_concurrency=256),
-        model("listed", "openai", engine.api_base, model=engine.model, max_concurrency=256, batch={"calls": "list"}),
     ]
     options: Json = {"tokens": m, "cache_ttl": "0s", "deadline": "60s"}
-    routes = [guided(**options), guided("listed", teacher="listed", **options)]
+    routes = [guided(**options)]
     found: dict[tuple[int, str], list[ModeSpeed]] = {}
     texts = questions()
     async with EmbeddedRedis() as redis:

@@ -43,7 +43,7 @@ class VllmEngine(FakeEngine):
     limits are rejected. While it is `asleep`, calls wait.
     """
 
-    ROUTES = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/tokenize")
+    ROUTES = ("/v1/chat/completions", "/v1/completions", "/tokenize")
 
     def __init__(
         self, answer: Sequence[str] = TOKENS, *, per_event: int = 1, cached: int = 0, context_tokens: int | None = None
@@ -75,8 +75,6 @@ class VllmEngine(FakeEngine):
         if request.path == "/tokenize":
             read = self._chat(body["messages"])[0] if "messages" in body else len(self.begun(body["prompt"]))
             return web.json_response({"tokens": list(range(read))})
-        if request.path.endswith("/batch"):
-            return self._reply(body, [self._chat(messages) for messages in body["messages"]], chat=True)
         if "messages" not in body:
             prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
             read = [self._raw(prompt) for prompt in prompts]

@@ -54,7 +54,7 @@ class ModelChanges(NamedTuple):
 
 def is_same_engine(before: ModelSettings, after: ModelSettings) -> bool:
     """Return whether one engine serves both: they differ at most in settings that no engine reads, such as prices."""
-    return _is_same(before, after, _NOT_OF_ENGINE) and _of_batch(before) == _of_batch(after)
+    return _is_same(before, after, _NOT_OF_ENGINE) and before.batch.max_queue == after.batch.max_queue
 
 
 def _is_same(before: ModelSettings, after: ModelSettings, without: frozenset[str] = frozenset()) -> bool:
@@ -62,11 +62,6 @@ def _is_same(before: ModelSettings, after: ModelSettings, without: frozenset[str
     # Calls that complete answers are limited only if the file sets max_concurrency, to its default or another value.
     is_limited = ["max_concurrency" in model.model_fields_set for model in (before, after)]
     return is_limited[0] == is_limited[1] and all(getattr(before, name) == getattr(after, name) for name in names)
-
-
-def _of_batch(model: ModelSettings) -> tuple[object, ...]:
-    """Return the settings of batches that the engine reads."""
-    return model.batch.max_queue, model.batch.calls
 
 
 def live_changes(before: Settings, after: Settings) -> list[str]:

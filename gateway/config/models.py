@@ -34,7 +34,7 @@ from gateway.protocol.capabilities.reasoning import Reasoning
 
 
 class BatchSettings(StrictModel):
-    """Limits of one batch of guidance calls to this model as a teacher, and how the batch is sent."""
+    """Limits of one batch of guidance calls to this model as a teacher."""
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
     """Most calls in one batch."""
@@ -44,8 +44,6 @@ class BatchSettings(StrictModel):
     """With fewer calls than this in flight, a request does not wait for a batch to fill."""
     max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
     """Most requests of one tenant that may wait, in each of its roles."""
-    calls: Literal["single", "list"] = "single"
-    """`list`: one HTTP call carries all members of a batch that one process holds, if the engine supports it."""
 
     @field_validator("max_queue")
     @classmethod
@@ -344,11 +342,6 @@ class ModelSettings(StrictModel):
 
 
 def _unsupported_by_tgi(field: str | None, value: object) -> str | None:
-    if isinstance(value, BatchSettings) and value.calls == "list":
-        return (
-            "calls: list is not supported with TGI: a list of prompts fails as a whole and disables the prefix "
-            "cache, and TGI batches single calls itself. Write calls: single"
-        )
     if field == "continuation" and value not in {"auto", *TGI.modes, "none"}:
         return f"TGI does not support it: write auto, {', '.join(TGI.modes)}, or none to send no continuation"
     if field == "echo" and value is True:
@@ -359,11 +352,6 @@ def _unsupported_by_tgi(field: str | None, value: object) -> str | None:
 
 
 def _unsupported_by_litellm(field: str | None, value: object, provider: str) -> str | None:
-    if isinstance(value, BatchSettings) and value.calls == "list":
-        return (
-            "calls: list is not supported with protocol litellm: its providers take one chat per call. "
-            "Write calls: single"
-        )
     dropped = value == "vllm" and provider not in {"hosted_vllm", "openai"}
     if field == "continuation" and (dropped or value in {"sglang", "partial", "completions"}):
         return f"LiteLLM does not pass {value} on to {provider}: use protocol openai"

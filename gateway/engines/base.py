@@ -113,7 +113,7 @@ class Engine(Protocol):
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        """Generate the first tokens of an answer. Concurrent requests of one `batch` may share an HTTP call.
+        """Generate the first tokens of an answer. `batch` is the id of the request's batch, for traces.
 
         An engine that streams the text calls `on_text` with each piece.
         """

@@ -137,6 +137,5 @@ def _engine(
         http,
         continuation=model.continuation,
         echo=echo,
-        lists=model.batch.calls == "list",
         only_embeds=lambda: policies.policy_set.only_embeds(model.name),
     )

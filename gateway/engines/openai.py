@@ -19,7 +19,6 @@ from gateway.engines.chat import (
     tokens_of,
 )
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
-from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation, not_continued
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_raw, prefilled_body, renderer_of
 from gateway.engines.replies import (
@@ -75,7 +74,6 @@ class OpenAIEngine:
         *,
         continuation: Mode | Literal["auto", "none"] = "auto",  # `auto` probes, `none` disables continuation
         echo: bool | None = None,  # whether the engine repeats the message that it continues; None: as probed
-        lists: bool = False,  # whether guidance requests of one batch share a call, if the server supports it
         only_embeds: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
@@ -88,7 +86,6 @@ class OpenAIEngine:
         self._configured = continuation
         self._only_embeds = only_embeds
         self._echo = echo
-        self._lists = CallLists(http, model, self._generate_alone) if lists else None
         self._status = VllmStatus(http)
         self._probed = False  # whether capabilities were probed since the engine is up
         self._identity: tuple[Any, ...] = ()  # of the server for which they were probed
@@ -114,8 +111,6 @@ class OpenAIEngine:
             self.state.continuation = Continuation(mode, echo=self._echo)
 
     async def close(self) -> None:
-        if self._lists is not None:
-            await self._lists.close()
         await self._http.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
@@ -165,8 +160,6 @@ class OpenAIEngine:
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        if self._lists is not None and batch is not None:
-            return await self._lists.generate_guidance(request, batch)
         if on_text is not None:
             more = {"stream": True, "stream_options": {"include_usage": True}}
             reply = await self._with_tokens(
@@ -175,7 +168,7 @@ class OpenAIEngine:
             if not reply.text and reply.finish == "length":
                 self._reasons = True  # the limit was reached without a word of the answer
             return reply
-        return await self._generate_alone(request)
+        return await self._with_tokens(request, self._whole_guidance)
 
     async def _with_tokens(
         self, request: TeacherRequest, call: Callable[[Json], Awaitable[TeacherReply]]
@@ -206,9 +199,6 @@ class OpenAIEngine:
         if self.state.reasoning == "none" and is_reasoning(reply):
             self._reasons = True
         return reply
-
-    async def _generate_alone(self, request: TeacherRequest) -> TeacherReply:
-        return await self._with_tokens(request, self._whole_guidance)
 
     async def _whole_guidance(self, body: Json) -> TeacherReply:
         reply = await self.complete(body)
@@ -262,16 +252,11 @@ class OpenAIEngine:
             self._renderer = renderer_of(self._kind, self._http, self._model, mine)
             if self._mode != "none":
                 await self._probe_continuation()
-            if self._lists is not None:
-                await self._lists.probe(mine.get("owned_by"), self.state.reasoning)
             self._probed = True
-        if self._lists is not None:
-            self.state.facts["lists"] = self._lists.supported
         unlisted = bool(known) and mine.get("id") != self._model
         missing = f"the engine does not list a model '{self._model}'" if unlisted else None
-        warnings = self._lists.warnings if self._lists is not None else ()
         reasons = _REASONS.get(self.state.reasoning) if self._reasons else None
-        self.state.warnings = [one for one in (missing, reasons, self._warning, *warnings) if one is not None]
+        self.state.warnings = [one for one in (missing, reasons, self._warning) if one is not None]
 
     async def _probe_continuation(self) -> None:
         mode = self._mode

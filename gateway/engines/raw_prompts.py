@@ -47,10 +47,6 @@ class Renderer:
         self._http = http
         self._model = model
 
-    async def render(self, chat: Json) -> Prompt:
-        """Return the prompt for a chat body, up to the start of the answer. Only fields of the template are sent."""
-        raise NotImplementedError
-
     async def render_with_prefill(self, chat: Json, text: str) -> Prompt:
         """Return the prompt and the start of the answer. Raises EngineUnsupported if the model would reason first."""
         raise NotImplementedError
@@ -67,6 +63,7 @@ class _TextRenderer(Renderer):
     """Append the prefill to the rendered chat."""
 
     async def render(self, chat: Json) -> str:
+        """Return the prompt for a chat body, up to the start of the answer. Only fields of the template are sent."""
         raise NotImplementedError
 
     async def render_with_prefill(self, chat: Json, text: str) -> str:
@@ -93,9 +90,6 @@ class _TokensRenderer(Renderer):
     def __init__(self, http: JsonPost, model: str) -> None:
         super().__init__(http, model)
         self._reasons: dict[tuple[int, ...], bool] = {}  # by the end of the prompt, which has few variants
-
-    async def render(self, chat: Json) -> list[int]:
-        return await self._tokens(self._body(chat))
 
     async def render_with_prefill(self, chat: Json, text: str) -> list[int]:
         bodies = (self._body(chat), {"prompt": text, "add_special_tokens": False})

@@ -225,13 +225,12 @@ class TeacherCall:
 
         async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
-            batch: str | None = grant.batch_id
             on_piece = stream.feed if stream is not None else None
             while True:
                 try:
                     # The other half of the deadline is left for the call.
                     await engine.wait_for_trial(deadline_s / 2)
-                    return await engine.generate_guidance(teacher_request, batch=batch, on_text=on_piece)
+                    return await engine.generate_guidance(teacher_request, batch=grant.batch_id, on_text=on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
                     record_failure(error, builder.id, self.metrics)
@@ -246,7 +245,6 @@ class TeacherCall:
                         FailedCall(error.engine, error.label, builder.teacher if error.may_have_run else None)
                     )
                     self.metrics.retries.labels(error.engine, error.label).inc()
-                batch = None  # another prompt of the batch may have caused the failure
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 

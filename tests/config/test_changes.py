@@ -91,7 +91,6 @@ def test_models_are_added_changed_and_removed() -> None:
         ({"guidance_cache_bytes": 1_000_000}, True),
         ({"batch": {"max_size": 5}}, True),
         ({"batch": {"max_queue": 500}}, False),
-        ({"batch": {"calls": "list"}}, False),
         ({"api_base": "http://s:2"}, False),
         ({"max_concurrency": 96}, False),  # its default, which limits calls that complete answers only if it is set
         ({"timeouts": {"idle_s": 5.0}}, False),

@@ -78,7 +78,6 @@ def test_a_providers_own_options_reach_it(model: str, options: dict[str, str]) -
         ({"model": "bedrock/x", "aws_region_name": "http://h/"}, "aws_region_name"),
         ({"model": "anthropic/x", "api_base": "ftp://h"}, "api_base"),
         ({"model": "anthropic/x", "api_base": "/var/run/x"}, "api_base"),
-        ({"model": "anthropic/x", "batch": {"calls": "list"}}, "batch"),
         ({"model": "anthropic/x", "continuation": "sglang"}, "continuation"),
         ({"model": "anthropic/x", "continuation": "vllm"}, "continuation"),
         ({"model": "anthropic/x", "litellm_params": {}}, "litellm_params"),

@@ -103,7 +103,7 @@ def test_all_but_the_models_has_a_default(folder: Path) -> None:
     assert (big.model, big.continuation, big.echo, big.api_key) == ("tgi", "trailing", "auto", None)
     assert (big.tokenizer, big.max_concurrency) == (None, 96)
     assert big.batch.model_dump() == {
-        "max_size": 32, "max_prompt_tokens": 32768, "low_water": 8, "max_queue": 1000, "calls": "single"
+        "max_size": 32, "max_prompt_tokens": 32768, "low_water": 8, "max_queue": 1000
     }  # fmt: skip
     assert big.guidance_cache_bytes == 64_000_000
     assert big.timeouts.model_dump() == {"connect_s": 2.0, "first_token_s": 30.0, "idle_s": 30.0, "total_s": 300.0}
@@ -306,17 +306,6 @@ def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Pat
         (model(echo="yes"), "1: models[0].echo: must be auto, true or false. Did you mean 'true'?"),
         (model(max_concurrency=0), "1: models[0].max_concurrency: must be at least 1"),
         (model(batch="{max_size: 0}"), "1: models[0].batch.max_size: must be at least 1"),
-        (
-            model(protocol="openai", batch="{calls: lists}"),
-            "1: models[0].batch.calls: must be single or list. Did you mean 'list'?",
-        ),
-        (
-            model(batch="{calls: list}"),
-            (
-                "1: models[0].batch: calls: list is not supported with TGI: a list of prompts fails as a whole and "
-                "disables the prefix"
-            ),
-        ),
         (model(batch="{max_prompt_tokens: 0}"), "1: models[0].batch.max_prompt_tokens: must be at least 1"),
         (model(batch="{low_water: -1}"), "1: models[0].batch.low_water: must be at least 0"),
         (

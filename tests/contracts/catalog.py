@@ -25,7 +25,6 @@ CONTEXT_TOKENS: Final = 2048
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STAND_IN: Final = "stand-in"
-_NO_LISTS: Final = "no list route"
 
 Load = Literal["vllm metrics", "llama.cpp slots", "sglang metrics", "tgi metrics", "cpu"]
 
@@ -54,7 +53,6 @@ class Engine:
         version: returns the version of the installed engine; "" if the engine itself reports it.
         reports_version: path of the engine and field of its reply with the version.
         settings: settings of `command` on which results depend.
-        lacks: contracts that the engine does not offer, with the reason.
     """
 
     name: str
@@ -72,7 +70,6 @@ class Engine:
     reports_version: tuple[str, str] = ("/version", "version")
     settings: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
-    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 # vLLM
@@ -292,7 +289,6 @@ def _catalog() -> dict[str, Engine]:
             reports_version=("/api/version", "version"),
             settings="Q4_1",
             environ={"OLLAMA_MODELS": str(cache() / "ollama" / "models"), "OLLAMA_NOHISTORY": "1"},
-            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
         Engine(
             "sglang",
@@ -317,7 +313,6 @@ def _catalog() -> dict[str, Engine]:
             version=_tgi_version,
             settings="weights of Q4_1 in float32, own shard",
             ready_s=120.0,
-            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
         Engine(
             "tgi-front",
@@ -330,7 +325,6 @@ def _catalog() -> dict[str, Engine]:
             command=_front_command,
             install=_install_llama,
             is_installed=_llama_is_installed,
-            lacks={"list calls": _NO_LISTS, "list counts": _NO_LISTS},
         ),
     )
     return {engine.name: engine for engine in engines}

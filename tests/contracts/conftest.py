@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ import pytest
 
 from tests.contracts.catalog import CATALOG, REAL, STAND_IN, Engine
 from tests.contracts.recording import EngineResults, read_results, reason
-from tests.contracts.relay import CountingRelay
 from tests.contracts.running import RunningEngine
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_probed
@@ -87,47 +85,24 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def relay(engine: RunningEngine) -> Iterator[CountingRelay]:
-    """The relay between the gateway and the teacher of the route `listed`."""
-    with CountingRelay(engine.url) as server, server.engine:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="session")
 def gateway(
-    engine: RunningEngine, relay: CountingRelay, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+    engine: RunningEngine, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayProcess]:
     """A gateway whose teacher and student are the same engine. Route `m5` has guidance of 5 tokens, and so on."""
     protocol = engine.engine.protocol
     named = {"model": engine.model} if protocol == "openai" else {"continuation": "auto"}
     models = [model(name, protocol, engine.api_base, **named) for name in ("big", "small")]
-    listed = {"batch": {"calls": "list", "low_water": 0}} if protocol == "openai" else {}
-    models.append(model("listed", protocol, engine.api_base.replace(engine.url, relay.url), **named, **listed))
     with running_gateway(
         tmp_path_factory.mktemp("gateway"),
         redis_url=redis_url,
         models=models,
         routes=[
             *(guided(f"m{m}", tokens=m, cache_ttl="0s") for m in LENGTHS),
-            guided("listed", teacher="listed", tokens=10, cache_ttl="0s", max_wait="500ms"),
             STUDENT_ONLY,
         ],
     ) as process:
         wait_until_probed(process.admin_url)
         yield process
-
-
-@pytest.fixture(autouse=True)
-def _supported(request: pytest.FixtureRequest) -> None:
-    """Skip contracts that the engine does not offer."""
-    if "engine" not in request.fixturenames:
-        return
-    marker = request.node.get_closest_marker("contract")
-    lacks = CATALOG[request.node.callspec.params["engine"]].lacks
-    if marker is not None and marker.args[0] in lacks:
-        pytest.skip(f"not supported: {lacks[marker.args[0]]}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,8 +19,6 @@ ROWS = {
     "tools": "a forced tool call is the engine's own, in JSON and SSE",
     "disconnect": "the engine stops generating when the caller leaves, in JSON and SSE",
     "kill and restart": "a killed engine is an error for the caller; after the restart answers are guided again",
-    "list calls": "guidance of several requests in one call equals single calls",
-    "list counts": "each member of a list call is charged for its own prompt tokens",
 }
 KINDS = ("fails", "not tested", "not supported", "pass")
 """Kinds of outcomes, the worst first. Not tested: the suite could not observe the contract with this server."""

@@ -102,7 +102,6 @@ class StandIn:
             web.post("/tokenize", self._tokenize),
             web.post("/detokenize", self._detokenize),
             web.post("/v1/chat/completions", self._chat),
-            web.post("/v1/chat/completions/batch", self._batch),
             web.post("/v1/completions", self._completions),
         ]
 
@@ -137,12 +136,6 @@ class StandIn:
         else:
             generated = self._generate(prompt, body, body.get("max_completion_tokens") or body.get("max_tokens"))
         return await self._reply(request, body, [generated], chat=True)
-
-    async def _batch(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        chats = [self._generate(rendered(body, messages), body, limit) for messages in body["messages"]]
-        return await self._reply(request, body, chats, chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

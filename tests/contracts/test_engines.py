@@ -22,7 +22,6 @@ from tests.readiness import detail, wait_until_probed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.contracts.relay import CountingRelay
     from tests.contracts.running import RunningEngine
     from tests.gateway_process import GatewayProcess
 
@@ -205,16 +204,6 @@ def assert_counts(reply: Reply, usage: Json, case: str) -> None:
         assert reply.usage[name] == usage[name], f"{case}: {name} {reply.usage[name]} instead of {usage[name]}"
 
 
-@pytest.mark.contract("list counts")
-def test_each_request_of_a_list_gets_its_own_counts(engine: RunningEngine, gateway: GatewayProcess) -> None:
-    if not detail(gateway.admin_url)["engines"]["listed"]["facts"].get("lists"):
-        pytest.skip("not supported: no list route")
-    expected = [own(engine, question, max_tokens=10)[2]["prompt_tokens"] for question in QUESTIONS]
-    replies = together(gateway, "listed")
-    read = [int(reply.facts["teacher-tokens"].partition("+")[0]) for reply in replies]
-    assert read == expected, f"list calls: {read} prompt tokens instead of {expected}"
-
-
 @pytest.mark.contract("error mapping")
 @pytest.mark.parametrize("route", ["chat-student", "m10"])
 @FORMS
@@ -276,16 +265,13 @@ def test_constraints_hold_on_both_sides_of_the_seam(
 
 
 @pytest.mark.contract("constraints")
-@pytest.mark.parametrize("route", ["m10", "listed"])
-def test_requests_with_different_constraints_share_no_guidance(
-    engine: RunningEngine, gateway: GatewayProcess, route: str
-) -> None:
+def test_requests_with_different_constraints_share_no_guidance(engine: RunningEngine, gateway: GatewayProcess) -> None:
     """They ask the same question at the same time."""
     words = own(engine, QUESTIONS[0], max_tokens=ANSWER_TOKENS)[0].split()
     cases: list[Json] = [{}, *({"bad_words": [word]} for word in words[2:5])]
     limit = {"max_tokens": ANSWER_TOKENS}
     with ThreadPoolExecutor(len(cases)) as pool:
-        calls = [pool.submit(ask, gateway, route, QUESTIONS[0], **limit, **case) for case in cases]
+        calls = [pool.submit(ask, gateway, "m10", QUESTIONS[0], **limit, **case) for case in cases]
         replies = [call.result() for call in calls]
     for case, reply in zip(cases, replies, strict=True):
         expected = own(engine, QUESTIONS[0], **limit, **case)[0]
@@ -353,30 +339,6 @@ def generates_after_disconnect(engine: RunningEngine, url: str, name: str, *, st
                     client.post("/v1/chat/completions", json=body, timeout=LEAVE_S)
             assert busy.result()
     return not wait_until(lambda: not engine.is_generating(), STOP_LIMIT_S)
-
-
-@pytest.mark.contract("list calls")
-def test_guidance_of_a_list_equals_single_calls(
-    engine: RunningEngine, gateway: GatewayProcess, relay: CountingRelay
-) -> None:
-    """Another batch changes the last bits, so the texts are compared up to the seam only."""
-    if not detail(gateway.admin_url)["engines"]["listed"]["facts"].get("lists"):
-        pytest.skip("not supported: no list route")
-    earlier = len(relay.sizes)
-    replies = together(gateway, "listed")
-    sizes = relay.sizes[earlier:]
-    assert len(QUESTIONS) in sizes, f"calls with {sizes} prompts instead of one with {len(QUESTIONS)}"
-    assert {int(reply.facts["batch-size"]) for reply in replies} == {len(QUESTIONS)}
-    for question, reply in zip(QUESTIONS, replies, strict=True):
-        guidance = own(engine, question, max_tokens=10)[0].rsplit(maxsplit=1)[0]
-        assert reply.text.startswith(guidance), (guidance, reply.text)
-
-
-def together(gateway: GatewayProcess, route: str) -> list[Reply]:
-    """Send all questions at once."""
-    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
-        calls = [pool.submit(ask_guided, gateway, route, question, max_tokens=ANSWER_TOKENS) for question in QUESTIONS]
-        return [call.result() for call in calls]
 
 
 @pytest.mark.contract("kill and restart")

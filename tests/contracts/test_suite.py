@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ import pytest
 from load_tests.fake.engine import FakeEngine
 from load_tests.fake.profile import Profile
 from tests.contracts.catalog import CATALOG, STAND_IN
-from tests.contracts.relay import prompts
 from tests.contracts.running import RunningEngine
 from tests.contracts.stop_strings import PLACES, stop_strings
 from tests.contracts.test_engines import generates_after_disconnect
@@ -104,18 +102,3 @@ def test_each_place_has_a_stop_string_that_occurs_there_first() -> None:
 def test_text_that_occurs_earlier_is_no_stop_string() -> None:
     assert stop_strings("la " * 40, 30) == {}
     assert "behind the seam" not in stop_strings(f"{ANSWER}\n{ANSWER}", len(ANSWER))
-
-
-@pytest.mark.parametrize(
-    ("body", "count"),
-    [
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, 1),
-        ({"messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]}, 2),
-        ({"prompt": "a"}, 1),
-        ({"prompt": [1, 2, 3]}, 1),
-        ({"prompt": ["a", "b", "c"]}, 3),
-        ({"input_ids": [[1, 2], [3]], "sampling_params": {}}, 2),
-    ],
-)
-def test_the_relay_counts_prompts(body: dict[str, object], count: int) -> None:
-    assert prompts(json.dumps(body).encode()) == count

@@ -27,7 +27,7 @@ async def test_every_mode_is_measured(tmp_path: Path) -> None:
         rows = await two_calls.run(engine, 8, 24, [2, 3], rounds=1)
     finally:
         engine.stop()
-    modes = [two_calls.TWO_CALLS, "guided, JSON", "guided, SSE", "guided, list calls"]
+    modes = [two_calls.TWO_CALLS, "guided, JSON", "guided, SSE"]
     assert [row[:2] for row in rows] == [[number, mode] for number in ("2", "3") for mode in modes]
     assert [row[3] for row in rows if row[1] == two_calls.TWO_CALLS] == ["1.00", "1.00"]
     assert all(float(row[2]) > 0 for row in rows)
