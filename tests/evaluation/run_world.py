@@ -76,14 +76,10 @@ def settings_for(teacher_url: str, student_url: str) -> Settings:
     dear = {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")}
     cheap = {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")}
     patience = {"first_token": 600.0, "total": 900.0, "idle": 600.0}
-    return Settings.model_validate(
-        {
-            "models": [
-                {"name": name, "protocol": "openai", "api_base": f"{url}/v1", "price": price, "timeouts": patience}
-                for name, url, price in (("big", teacher_url, dear), ("small", student_url, cheap))
-            ]
-        }
-    )
+    teacher = {"name": "big", "api_base": f"{teacher_url}/v1", "price": dear, "continuation": "none"}
+    student = {"name": "small", "api_base": f"{student_url}/v1", "price": cheap}
+    models = [model | {"protocol": "openai", "timeouts": patience} for model in (teacher, student)]
+    return Settings.model_validate({"models": models})
 
 
 def pair_of(engines: LocalStack) -> ConfiguredPair:
