@@ -8,10 +8,7 @@ Prompts wait in a queue and join the batch between two steps. The duration of a 
 (fake/batching.py). Each file under timings/ has the times and their source. GET /stats returns batch sizes and the
 accuracy of the modelled times. POST /stats/reset resets the counts.
 
-It must be faster than the measured system. Compare the calls and events per second without latency with those of an
-aiohttp handler that returns canned bytes:
-
-    python -m load_tests.engine_speed
+It must be faster than the measured system.
 """
 
 from __future__ import annotations

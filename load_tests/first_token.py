@@ -33,7 +33,7 @@ from load_tests import markdown, proc
 from load_tests.chat_client import Timed, ask
 from load_tests.engine_process import fake_engine
 from load_tests.machine import machine
-from load_tests.seam_equality import chosen
+from load_tests.prompts import prompts
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
 from tests.readiness import wait_until_probed
 
@@ -100,7 +100,7 @@ class HandoverWorkload:
 
 
 def main(
-    questions: Annotated[int, typer.Option(min=1, max=50, help="Number of prompts from seam_prompts.json.")] = 10,
+    questions: Annotated[int, typer.Option(min=1, max=50, help="Number of prompts from prompts.json.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Calls per question and method.")] = 1,
     tokens: Annotated[int, typer.Option("--tokens", "-m", min=1, max=500, help="m, the teacher's tokens.")] = 40,
     max_tokens: Annotated[int, typer.Option(min=1, max=1000, help="Maximum length of an answer, in tokens.")] = 64,
@@ -140,7 +140,7 @@ def main(
         figures = {"machine": machine(), "student": student, "others_cores": others, "rows": handover_figures(seen)}
         typer.echo(json.dumps(figures, indent=2) if as_json else handover_shown(figures))
         return
-    asking = FirstTokenWorkload([question for _, question in chosen(questions)], rounds, tokens, max_tokens)
+    asking = FirstTokenWorkload(prompts(questions), rounds, tokens, max_tokens)
     figures = asyncio.run(_on_this_machine(teacher, student, asking))
     figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens} | figures
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))

@@ -37,7 +37,7 @@ MAX_BOUNDED_BYTES = 512_000
 _PIECE_CHARS = 4096
 _WORD = re.compile(r" ?([A-Za-z]+)")
 _SAME_LETTERS = re.compile(r"([A-Za-z])\1{3,}")
-# Ratios between tokenizers, measured by load_tests/token_counts.py. docs/design/accounting.md shows the results.
+# Ratios between tokenizers. docs/design/accounting.md shows the measurement.
 _LATIN_BYTES_PER_CHAR = 1.2
 _RATIO = {"ascii": 0.6, "latin": 0.8, "other": 7.0}
 _FIXED_TOKENS = 4  # short texts differ by more

@@ -3,7 +3,7 @@
 Requests and replies follow huggingface_hub, the maintained TGI client. /generate uses its classes. On the chat route
 the classes took a tenth of a guided request, so a test compares the fields instead. An error's cause is the exception
 class that huggingface_hub has for it. Its `AsyncInferenceClient` is not used: it hides TGI's token counts, and made a
-quarter of the calls per second (load_tests/tgi_client.py, docs/engines.md).
+quarter of the calls per second (docs/engines.md).
 """
 
 from __future__ import annotations

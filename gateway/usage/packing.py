@@ -11,7 +11,7 @@ from threading import Lock
 
 import zstandard
 
-# Trained by load_tests/receipt_dictionary.py.
+# Trained with zstandard.train_dictionary from 4,000 synthetic receipts of all kinds.
 _DICTIONARY = zstandard.ZstdCompressionDict(Path(__file__).with_name("receipts.zdict").read_bytes())
 _VERSION = b"\x01"
 _LEVEL = 3

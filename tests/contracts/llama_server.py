@@ -4,7 +4,7 @@
 
 It has one thread, since threads that wait for each other nearly stop on a busy machine. It reads one token at a time.
 Otherwise llama.cpp rounds differently when it reads a text than when it writes the text,
-which changes greedy answers behind the seam (docs/design/benchmarks.md, seam_equality.py).
+which changes greedy answers behind the seam.
 """
 
 from __future__ import annotations

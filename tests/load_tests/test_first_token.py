@@ -1,15 +1,14 @@
-"""load_tests/first_token.py and streaming_cost.py: the measurement itself. The tests check no figures."""
+"""load_tests/first_token.py: the measurement itself. The tests check no figures."""
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.local.stack import LocalStack
-from load_tests import first_token, markdown, streaming_cost, wrk
+from load_tests import first_token, markdown
 from load_tests.chat_client import Timed
 from load_tests.engine_process import fake_engine
 from load_tests.first_token import (
@@ -24,7 +23,7 @@ from load_tests.first_token import (
     FirstTokenWorkload,
     HandoverWorkload,
 )
-from tests.installed import program
+from load_tests.prompts import prompts
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "design" / "benchmarks.md"
 
@@ -41,6 +40,11 @@ def seen() -> dict[str, list[Timed]]:
         STUDENT: [timed(150, "student")] * 3,
         TEACHER: [timed(200, "teacher")] * 3,
     }
+
+
+def test_there_are_fifty_different_prompts() -> None:
+    assert len(set(prompts(1000))) == 50
+    assert prompts(7) == prompts(1000)[:7]
 
 
 def test_every_method_gets_every_question_in_rotating_order() -> None:
@@ -122,35 +126,7 @@ async def test_a_warm_student_reads_the_prompt_from_its_cache(redis_url: str) ->
     assert min(one.cached for one in warm) >= max(one.cached for one in cold) + 40
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("case", ["guidance, token by token", "JSON answer of a student"])
-async def test_both_kinds_of_calls_are_driven_through_a_gateway_without_errors(case: str) -> None:
-    """Rejections, broken streams and unguided answers all count as errors."""
-    program("wrk")
-    figures = await asyncio.to_thread(streaming_cost.measure, case, 4, 1, 1)
-    assert set(figures) == {streaming_cost.STREAMED, streaming_cost.WHOLE}
-    for way in figures.values():
-        assert way["errors"] == 0
-        assert way["per_cpu_s"] > 0
-        assert case != "guidance, token by token" or way["p50_ms"] > 150, "40 tokens, one every 5 ms"
-
-
-def test_streaming_is_compared_by_cpu_time_and_unguided_answers_are_errors() -> None:
-    """A teacher that sets the pace makes the requests/s of both the same."""
-
-    def rounds(cpu_s: float, unguided: int = 0) -> list[streaming_cost.StreamingRound]:
-        return [streaming_cost.StreamingRound(wrk.Reading(100, 2.0, 5.0, 9.0, 0, 0), cpu_s, unguided)]
-
-    figures = streaming_cost.figures_of(
-        {streaming_cost.STREAMED: rounds(0.5), streaming_cost.WHOLE: rounds(0.2, unguided=20)}
-    )
-    assert figures[streaming_cost.STREAMED]["of_whole"] == pytest.approx(0.5)
-    assert figures[streaming_cost.WHOLE] | {"of_whole": 1} == {
-        "per_second": 40, "per_cpu_s": pytest.approx(400), "p50_ms": 5.0, "errors": 20, "of_whole": 1,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("head", [first_token.HEAD, HANDOVER_HEAD, streaming_cost.HEAD])
+@pytest.mark.parametrize("head", [first_token.HEAD, HANDOVER_HEAD])
 def test_the_page_holds_the_table_that_the_script_prints(head: Any) -> None:
     """Figures are put there by copying its output."""
     assert markdown.line(head) in BENCHMARKS.read_text().splitlines()
