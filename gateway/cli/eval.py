@@ -16,7 +16,6 @@ class _Evals(LazyGroup):
         "report": "Write a report of a run: accuracy, tokens, cost and time of every setting.",
         "recommend": "Recommend a route's guidance from a run, or report that none pays.",
         "prices": "Report whether guidance pays at the list prices of several teachers.",
-        "exemplars": "Search exemplars that improve the teacher's guidance, and write them to a file.",
     }
     prefix = "gateway.cli.eval_"
 
@@ -32,7 +31,7 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "intervals.\n\n"
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"
         "`eval prices FOLDER` reports whether guidance pays at the list prices of several models. "
-        "`eval exemplars` searches worked examples that improve the guidance. See `gkt-gateway docs evaluation`."
+        "See `gkt-gateway docs evaluation`."
     ),
     **SETTINGS,
 )

@@ -17,5 +17,4 @@ summary.py         totals of a run's examples by setting
 statistics.py      intervals and paired tests
 reporting/         tables and figures of a run
 advice/            recommendation of a setting for a route
-priming/           search for the exemplars of a route's teacher
 """

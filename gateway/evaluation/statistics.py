@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,13 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
-    """Return the exact p-value of a split if wins and losses are equally likely; "greater" tests for more wins.
+def sign_test(wins: int, losses: int) -> float:
+    """Return the exact two-sided p-value of a split if wins and losses are equally likely.
 
     This is McNemar's exact test, for the questions that only one of two settings answers correctly.
     """
     tried = wins + losses
-    return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
+    return float(stats.binomtest(wins, tried).pvalue) if tried else 1.0
 
 
 def agresti_min(differences: Sequence[float]) -> Interval:

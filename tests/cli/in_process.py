@@ -13,7 +13,7 @@ from gateway.errors import StartupError
 
 ADMIN_KEY = "an-admin-key-for-tests"
 
-_SETS_UP_LOGS = ("demo", "eval_run_session", "eval_exemplars_session", "init", "serve")
+_SETS_UP_LOGS = ("demo", "eval_run_session", "init", "serve")
 
 
 class Done(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import ConfigError
 from gateway.evaluation.questions.data import exemplars, shipped
-from gateway.policy.projections import Exemplar
+from gateway.policy.projections import PRIMED, Exemplar
 from gateway.scoring.choices import choice
 from gateway.scoring.numbers import result
 
@@ -96,6 +96,14 @@ def test_answers_of_the_policys_choices_begin_with_their_letter_at_any_length() 
         reason = one.answer.partition(", because ")[2]
         assert cut | {choice(f"({right.upper()}) because {reason}", choices)} == {right}, one.question
     assert not {one.question for one in found} & {one.question for one in shipped(["choice"])}
+
+
+def test_the_exemplars_of_primed_are_answered_right() -> None:
+    sums, chosen, *_ = PRIMED.exemplars
+    worked = result(sums.answer)
+    assert worked is not None
+    assert f"{worked.value}" == "54"
+    assert choice(chosen.answer, {"A": "ruler", "B": "thermometer", "C": "scales", "D": "compass"}) == "B"
 
 
 def test_mixed_questions_have_none() -> None:

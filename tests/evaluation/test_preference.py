@@ -79,7 +79,6 @@ async def test_an_unreadable_verdict_is_no_score() -> None:
 
 
 async def test_without_a_reference_there_is_no_preference() -> None:
-    """`eval exemplars` needs correct answers."""
     with pytest.raises(StartupError, match="'q' has no correct answer"):
         await Scoring(Judge()).score("Scattering.", Question("q", "Why?", "", "preference"))
 
