@@ -1,4 +1,4 @@
-"""`gkt-gateway eval report`: write a report of runs as HTML, Markdown and JSON."""
+"""`gkt-gateway eval report`: write a report of runs as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def report(
 ) -> None:
     """Write a report of a run: accuracy, tokens, cost and time of every setting.
 
-    It writes report.html (one file, figures included), report.md with a folder figures/, and report.json. A report of
-    an unfinished run covers its answers so far. With several folders each is a chapter after a common table, and --out
-    is required.
+    It writes report.md with a folder figures/, and report.json. A report of an unfinished run covers its answers so
+    far. With several folders each is a chapter after a common table, and --out is required.
 
     `gkt-gateway docs evaluation` explains the columns and figures.
     """
@@ -44,5 +43,5 @@ def report(
             typer.echo(f"{run.path}: {remark}", err=True)
         if more := len(run.remarks[_MAX_REMARKS:]):
             typer.echo(f"{run.path}: {more} more remarks are in the report.", err=True)
-    for file in written[:3]:
+    for file in written[:2]:
         typer.echo(file)

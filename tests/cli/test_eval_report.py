@@ -31,14 +31,14 @@ def folder(path: Path) -> Path:
 def test_a_report_lies_in_its_runs_folder(tmp_path: Path) -> None:
     done = run(folder(tmp_path))
     assert done.exit_code == 0
-    written = [tmp_path / "report" / f"report.{kind}" for kind in ("html", "md", "json")]
+    written = [tmp_path / "report" / f"report.{kind}" for kind in ("md", "json")]
     assert done.stdout.replace("\n", "") == "".join(map(str, written))
     assert all(file.stat().st_size for file in written)
 
 
 def test_out_selects_the_folder(tmp_path: Path) -> None:
     assert run(folder(tmp_path / "run"), "--out", tmp_path / "there").exit_code == 0
-    assert (tmp_path / "there" / "report.html").exists()
+    assert (tmp_path / "there" / "report.md").exists()
     assert not (tmp_path / "run" / "report").exists()
 
 

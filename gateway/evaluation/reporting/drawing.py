@@ -1,11 +1,7 @@
-"""The style of all figures: reproducible SVG with colors from CSS variables.
-
-Figures use placeholder colors that become CSS variables, so one drawing serves light and dark themes. Text stays text.
-"""
+"""The style of all figures: reproducible SVG files on a white ground. Text stays text."""
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from io import StringIO
 from itertools import chain
@@ -46,27 +42,15 @@ _OFFSETS = (
     *((12, 22, "left", "bottom"), (12, -22, "left", "top"), (-12, 22, "right", "bottom"), (-12, -22, "right", "top")),
 )
 
-INK, SOFT, GRID, GROUND = "#010101", "#020202", "#030303", "#040404"
-TEACHER, STUDENT = "#050505", "#060606"
-SERIES = ("#070707", "#080808", "#090909", "#0a0a0a")
-"""Placeholder colors of guided settings, by kind of guidance. Markers and dashes distinguish them as well."""
+# Colors that are distinguishable with color blindness, as on the other pages.
+INK, SOFT, GRID, GROUND = "#17202a", "#51606f", "#d6dce3", "#ffffff"
+TEACHER, STUDENT = "#a35200", "#0072b2"
+SERIES = ("#00856f", "#b03a86", "#7a6fbe", "#5f6b76")
+"""Colors of guided settings, by kind of guidance. Markers and dashes distinguish them as well."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
 _ALONE = {"teacher alone": (TEACHER, "*"), "student alone": (STUDENT, "X")}
 
-# Placeholder, name, light and dark color; distinguishable with color blindness, as on the other pages.
-_COLORS = (
-    (INK, "ink", "#17202a", "#e8edf2"),
-    (SOFT, "soft", "#51606f", "#a3b1bf"),
-    (GRID, "grid", "#d6dce3", "#2c353f"),
-    (GROUND, "ground", "#ffffff", "#181e24"),
-    (TEACHER, "teacher", "#a35200", "#f0a94a"),
-    (STUDENT, "student", "#0072b2", "#56b4e9"),
-    (SERIES[0], "first", "#00856f", "#3fcfa0"),
-    (SERIES[1], "second", "#b03a86", "#e58fc6"),
-    (SERIES[2], "third", "#7a6fbe", "#a99cf0"),
-    (SERIES[3], "fourth", "#5f6b76", "#93a1af"),
-)
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -75,15 +59,14 @@ STYLE: dict[Any, Any] = {
     "font.size": 12,
     "text.color": INK,
     "axes.edgecolor": SOFT,
-    "axes.facecolor": "none",
+    "axes.facecolor": GROUND,
     "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.xmargin": 0.06,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
+    "figure.facecolor": GROUND,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -98,11 +81,6 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-
-
-def colors(theme: str) -> str:
-    """Return the CSS declarations of the variables for the theme "light" or "dark"."""
-    return " ".join(f"--fig-{name}: {light if theme == 'light' else dark};" for _, name, light, dark in _COLORS)
 
 
 @contextmanager
@@ -124,8 +102,8 @@ def percent_axis(axes: Axes, spans: Iterable[Iterable[float]]) -> None:
     axes.set_ylabel("accuracy")
 
 
-def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Points = ()) -> str:
-    """Add the legend and the labels, and return the SVG; it needs `colors`, and its ids begin with `name`."""
+def svg(drawing: Drawing, axes: Axes, title: str, labels: Labels = (), points: Points = ()) -> str:
+    """Add the legend and the labels, and return the text of the SVG file."""
     # Below the axes narrow pages have room: extend the drawing by the legend.
     handles, names = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, names)) <= _HALF_WIDTH_CHARS else 1
@@ -134,27 +112,9 @@ def svg(drawing: Drawing, axes: Axes, name: str, labels: Labels = (), points: Po
     if labels:
         _place_labels(axes, labels, points)
     out = StringIO()
-    drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" ?', r"<svg \1", text, count=1)
-    text = re.sub(r'<svg ([^>]*?)height="[^"]*" ?', r"<svg \1", text, count=1)
-    text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    for placeholder, variable, light, _ in _COLORS:
-        text = text.replace(placeholder, f"var(--fig-{variable}, {light})")
-    return text
-
-
-def standalone(text: str, alt: str) -> str:
-    """Return a drawing as a separate file that follows the viewer's theme."""
-    dark = f"@media (prefers-color-scheme: dark) {{ svg {{ {colors('dark')} }} }}"
-    rules = f"<style>svg {{ {colors('light')} }} {dark}</style>"
-    title = f"<title>{alt.replace('&', '&amp;').replace('<', '&lt;')}</title>"
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(
-        r"(<svg [^>]*>)", lambda found: found[1] + title + rules, text, count=1
-    )
+    # No date and no version of the library: equal figures are equal files.
+    drawing.savefig(out, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
+    return out.getvalue()
 
 
 def _place_labels(axes: Axes, labels: Labels, points: Points) -> None:
@@ -186,7 +146,7 @@ def _place_labels(axes: Axes, labels: Labels, points: Points) -> None:
 
 
 class Figure(NamedTuple):
-    """A drawing (`drawing.svg`) with its data as a table; `alt` gives them as text."""
+    """A drawing (text of an SVG file) with its data as a table; `alt` gives them as text."""
 
     name: str
     title: str

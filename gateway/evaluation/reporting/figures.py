@@ -81,7 +81,7 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
         # The marker shows the kind of guidance.
         texts = (f"m={row.summary.setting['tokens']}" if row.guided else row.summary.mode for row in named)
         labels = [(*_position(group.on_common(row)), text) for row, text in zip(named, texts, strict=True)]
-        svg = d.svg(sheet, axes, name, labels, occupied)
+        svg = d.svg(sheet, axes, title, labels, occupied)
     columns = ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best")
     cells = []
     for row in group.comparable:
@@ -117,7 +117,7 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
             _curve(axes, xs, summaries, styles[kind], dash, kind)
         axes.set_xticks(sorted(lengths))
         axes.set_xlabel("m, tokens of guidance")
-        svg = d.svg(sheet, axes, name)
+        svg = d.svg(sheet, axes, title)
     rows = sorted(group.comparable, key=lambda row: (row.guided, row.short_label))
     cells = tuple(d.accuracy(row.short_label, group.on_common(row)) for row in rows)
     caption = (
@@ -162,7 +162,7 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
         d.percent_axis(axes, bounds)
         axes.set_xticks(range(len(parts)), names)
         axes.set_xlabel("tokens of the teacher's own answer")
-        svg = d.svg(sheet, axes, name)
+        svg = d.svg(sheet, axes, title)
     caption = (
         "As the paper's Figure 4. The questions are divided into equal parts by the length of the teacher's own "
         "answer; bars are Wilson's 95 %." + (_PARTIAL if len(rows) < len(group.rows) else "")
@@ -193,7 +193,7 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds per answer")
-        svg = d.svg(sheet, axes, name)
+        svg = d.svg(sheet, axes, title)
     columns = ("setting", "teacher's stage, s", "student's stage, s", "both, s")
     cells = tuple(
         (row.short_label, w.seconds(teacher_s), w.seconds(student_s), w.seconds(teacher_s + student_s))
@@ -235,7 +235,7 @@ def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | Omit
             _curve(axes, xs, [row.summary for row in some], styles[label], "-" if some[0].guided else "--", label)
         axes.set_xticks(sorted({_exemplars(row) for row in rows}))
         axes.set_xlabel("exemplars in the prompt")
-        svg = d.svg(sheet, axes, name)
+        svg = d.svg(sheet, axes, title)
     cells = tuple(
         (*d.accuracy(f"{w.without_exemplars(row.short_label)}, {_exemplars(row)} exemplars", row.summary), *_read(row))
         for row in rows
