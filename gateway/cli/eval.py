@@ -15,7 +15,6 @@ class _Evals(LazyGroup):
         "collect": "Write a sample of a tenant's requests to a file, for `eval run --data`.",
         "report": "Write a report of a run: accuracy, tokens, cost and time of every setting.",
         "recommend": "Recommend a route's guidance from a run, or report that none pays.",
-        "prices": "Report whether guidance pays at the list prices of several teachers.",
     }
     prefix = "gateway.cli.eval_"
 
@@ -30,7 +29,8 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "2. `gkt-gateway eval report FOLDER` reports accuracy, cost and speed of each setting, with confidence "
         "intervals.\n\n"
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"
-        "`eval prices FOLDER` reports whether guidance pays at the list prices of several models. "
+        "`eval recommend FOLDER --sheets shipped` reports also whether guidance pays at the list prices of several "
+        "models. "
         "See `gkt-gateway docs evaluation`."
     ),
     **SETTINGS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from functools import partial
-from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ NONE_PAYS, TOO_FEW = 3, 4
 """Exit statuses where no guided setting is recommended."""
 _to = partial(typer.Option, rich_help_panel="Target (one of these)")
 _policy = partial(typer.Option, rich_help_panel="Policy file")
+_prices = partial(typer.Option, rich_help_panel="Prices")
 _ENGINE = "Name of the {} in config.yaml. Default: that of the run."
 
 
@@ -61,21 +62,32 @@ def recommend(
     ] = None,
     price: Annotated[
         list[str] | None,
-        typer.Option(
+        _prices(
             help="Use other prices, in USD per 1M input and output tokens, like teacher=0.90,0.90. The optional third "
             "and fourth number for the teacher are the prices of reading and writing exemplars in its prompt cache.",
             metavar="ROLE=IN,OUT[,CACHED[,WRITE]]",
         ),
     ] = None,
+    sheets: Annotated[
+        str | None,
+        _prices(
+            help="Report also whether guidance pays at the list prices of several models: `shipped`, or a YAML file of "
+            "price sheets.",
+            metavar="shipped|FILE",
+        ),
+    ] = None,
     cache_hits: Annotated[
         str | None,
-        typer.Option(
-            help="With --price: part of the exemplars' tokens read from the prompt cache. The rest is written to it. "
-            "0%: there is no cache. measured: what the engines of the run reported.",
+        _prices(
+            help="With --price or --sheets: part of the exemplars' tokens read from the prompt cache. The rest is "
+            "written to it. 0%: there is no cache. measured: what the engines of the run reported.",
             metavar="95%",
             show_default="95%",
         ),
     ] = None,
+    cache_ttl: Annotated[
+        Literal["5m", "1h"], _prices(help="Time to live of cache writes, where a sheet has a price for each.")
+    ] = "5m",
     one: Annotated[bool, typer.Option("--one", help="Recommend one setting for all folders together.")] = False,
     out: Annotated[Path | None, _policy("--out", "-o", help="Policy file to write.", metavar="FILE")] = None,
     force: Annotated[
@@ -119,6 +131,9 @@ def recommend(
     In the last two cases the policy uses the teacher or the student alone, if one of them reaches the target.
     Otherwise no policy is written. A folder of policies that a gateway reads needs --apply. See
     `gkt-gateway docs evaluation`.
+
+    --sheets charges the answers of the run at the prices of other models. The break-even is the smallest ratio of the
+    teacher's output price to the student's at which guidance pays as measured.
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of
@@ -126,6 +141,7 @@ def recommend(
         from gateway.evaluation.advice.recommend import recommend as recommended
         from gateway.evaluation.advice.repricing import PromptCaching
         from gateway.evaluation.record import read_run
+    from gateway.cli.eval_recommend_prices import PriceOptions, list_prices, plain_list_prices, print_list_prices
     from gateway.cli.eval_recommend_print import in_json, print_recommendations
 
     if out is not None and not apply and (reader := reader_of(out)) is not None:
@@ -136,10 +152,13 @@ def recommend(
     target = _target(keep, loss, budget_usd_per_1k, cost_share)
     level = confidence_level(confidence)
     prices = dict(_price(text) for text in price or ())
-    if cache_hits is not None and not prices:
-        raise typer.BadParameter("needs --price, since the run has the costs already", param_hint="--cache-hits")
-    caching = PromptCaching(eval_options.cache_hits(cache_hits or "95%"))
-    evidences = [evidence_of(read_run(folder), asked, prices, caching) for folder in folders]
+    if cache_hits is not None and not prices and sheets is None:
+        raise typer.BadParameter(
+            "needs --price or --sheets, since the run has the costs already", param_hint="--cache-hits"
+        )
+    hits = eval_options.cache_hits(cache_hits or "95%")
+    runs = [read_run(folder) for folder in folders]
+    evidences = [evidence_of(run, asked, prices, PromptCaching(hits)) for run in runs]
     if one and len(evidences) > 1:
         evidences = [combine(evidences)]
     for evidence in evidences:
@@ -148,6 +167,10 @@ def recommend(
                 f"{', '.join(evidence.sources)}: all answers cost 0: set prices with --price teacher=IN,OUT and "
                 "--price student=IN,OUT"
             )
+    listed = []
+    if sheets is not None:
+        file = None if sheets == "shipped" else Path(sheets)
+        listed = [list_prices(run, PriceOptions(file, hits, cache_ttl, asked, level, seed)) for run in runs]
     recommendations = [
         (name, recommended(evidence, target, confidence=level, folds=folds, seed=seed))
         for name, evidence in zip(_routes(route, evidences), evidences, strict=True)
@@ -168,9 +191,11 @@ def recommend(
             write_files(files, new=None if force else out)
             written = [f"written: {file}" for file in files]
     if as_json:
-        typer.echo(in_json(recommendations))
+        typer.echo(in_json(recommendations, [plain_list_prices(found) for found in listed]))
     else:
         print_recommendations(recommendations)
+        for found in listed:
+            print_list_prices(found)
         for line in written:
             typer.echo(line)
     codes = {"guided": 0, "none_pays": NONE_PAYS, "too_few": TOO_FEW}

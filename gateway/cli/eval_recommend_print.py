@@ -109,9 +109,10 @@ def _pays(one: Advantage) -> str:
     return f"{one.claim.point * 100:+.1f} (at least {one.claim.bound * 100:+.1f}) {one.answer}"
 
 
-def in_json(recommendation: Sequence[tuple[str, Recommendation]]) -> str:
-    routes = [_plain(*one) for one in recommendation]
-    return msgspec.json.format(msgspec.json.encode({"routes": routes}), indent=2).decode()
+def in_json(recommendation: Sequence[tuple[str, Recommendation]], list_prices: Sequence[dict[str, Any]]) -> str:
+    """Return the recommendations and the results at list prices as JSON. Money is exact text."""
+    body = {"routes": [_plain(*one) for one in recommendation], "list_prices": list_prices}
+    return msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
 
 
 def _plain(route: str, recommendation: Recommendation) -> dict[str, Any]:

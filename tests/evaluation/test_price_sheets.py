@@ -43,13 +43,11 @@ def model(name: str = "m", **usd: str) -> dict[str, object]:
 
 
 def sheets_of(teacher: dict[str, object], student: dict[str, object]) -> PriceSheets:
-    return PriceSheets.model_validate(
-        {"date": date(2026, 11, 29), "cache_hits": Decimal(1), "student": student, "teachers": (teacher,)}
-    )
+    return PriceSheets.model_validate({"date": date(2026, 11, 29), "student": student, "teachers": (teacher,)})
 
 
 def only(run: RunRecords, sheets: PriceSheets) -> SheetResult:
-    (result,) = at_list_prices(run, sheets, None, sheets.cache_hits, 0.8, 0)
+    (result,) = at_list_prices(run, sheets, None, Decimal(1), 0.8, 0)
     return result
 
 
@@ -134,7 +132,7 @@ def test_measured_cache_reads_need_an_engine_that_reports_them(tmp_path: Path, r
 
 SHORT = (
     "these are 1000 tokens: some providers cache no prompt of less than 1,024 or 4,096 tokens "
-    "(`gkt-gateway eval prices` has such limits): then use --cache-hits 0%"
+    "(the sheets of `eval recommend --sheets shipped` have such limits): then use --cache-hits 0%"
 )
 
 
@@ -251,12 +249,12 @@ def test_a_teacher_may_have_a_student_of_its_own(tmp_path: Path) -> None:
 def test_every_problem_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "sheets.yaml"
     file.write_text(
-        "date: 2026-11-29\ncache_hits: 2\nstudent: {model: s, source: x, input_per_1m: 1, output_per_1m: 1}\n"
+        "date: 2026-11-29\nstudent: {model: s, source: x, input_per_1m: x, output_per_1m: 1}\n"
         "teachers:\n  - {model: t, source: x, input_per_1m: 1, output_usd: 3}\n"
     )
     with pytest.raises(ConfigError) as raised:
         read_price_sheets(file)
     assert {(issue.line, issue.field) for issue in raised.value.issues} >= {
-        (2, "cache_hits"),
-        (5, "teachers[0].output_usd"),
+        (2, "student.input_per_1m"),
+        (4, "teachers[0].output_usd"),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date as Date  # noqa: N812  a field has the name; pydantic reads the annotation
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
@@ -19,6 +18,7 @@ from gateway.pricing import Price
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from decimal import Decimal
 
     from gateway.evaluation.advice.evidence import Evidence
     from gateway.evaluation.advice.target import Advantage
@@ -60,7 +60,6 @@ class PriceSheets(StrictModel):
     """The contents of a file of price sheets, one for each teacher."""
 
     date: Date
-    cache_hits: Annotated[Decimal, Field(ge=0, le=1)]
     student: ListPrice
     teachers: Annotated[tuple[TeacherPrice, ...], Field(min_length=1)]
 

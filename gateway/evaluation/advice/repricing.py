@@ -94,7 +94,7 @@ class Repricing:
             if not self.caching.min_tokens and (tokens := self._longest_shared(among)):
                 yield (
                     f"these are {tokens:.0f} tokens: some providers cache no prompt of less than 1,024 or 4,096 tokens "
-                    "(`gkt-gateway eval prices` has such limits): then use --cache-hits 0%"
+                    "(the sheets of `eval recommend --sheets shipped` have such limits): then use --cache-hits 0%"
                 )
         else:
             roles = ("teacher", "student") if self._request_is_shared else ("teacher",)
