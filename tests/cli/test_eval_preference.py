@@ -129,7 +129,7 @@ def test_a_report_shows_preferences_and_no_accuracy(engines: Engines) -> None:
     text = (engines.folder / "run" / "report" / "report.md").read_text()
     assert "Preference over the teacher's answer" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| student alone | 3 |")]
-    assert row == "| student alone | 3 | 0 | 0 | 0.0\u00a0% | 0.0 to 49.1 | "
+    assert row == "| student alone | 3 | 0 | 0 | 0.0\u00a0% | 0.0 to 49.1 |"
     assert "student alone: preferred to the teacher's answer in 0.0\u00a0% (0.0 to 49.1) of 3 comparisons" in text
     for word in ("accuracy |", "accurate", "right |", "counts as a wrong answer", "none pays"):
         assert word not in text, word
@@ -143,21 +143,11 @@ def test_a_report_shows_preferences_and_no_accuracy(engines: Engines) -> None:
     assert both.returncode == 0, both.stderr
 
 
-@pytest.mark.parametrize("command", ["recommend", "prices"])
-def test_commands_that_need_correct_answers_refuse_preferences(engines: Engines, command: str) -> None:
+def test_recommend_needs_correct_answers_and_refuses_preferences(engines: Engines) -> None:
     assert engines.run().returncode == 0
-    more = {"recommend": ["--out", str(engines.folder / "p.yaml")]}
-    done = run("eval", command, str(engines.folder / "run"), *more.get(command, []))
+    done = run("eval", "recommend", str(engines.folder / "run"), "--out", str(engines.folder / "p.yaml"))
     assert done.returncode == 1
     assert "its scores are a judge's preferences, and this command needs correct answers" in done.stderr
-
-
-def test_exemplars_need_answers(engines: Engines) -> None:
-    pair = ("--config", str(engines.config), "--teacher", "big", "--student", "small")
-    out = ("--folder", str(engines.folder / "search"), "--out", str(engines.folder / "exemplars.yaml"))
-    done = run("eval", "exemplars", "--data", str(engines.data), *pair, *out)
-    assert done.returncode == 1
-    assert "questions without an answer have no exemplars: add answers" in done.stderr
 
 
 def test_a_judge_rates_answers_without_a_reference(engines: Engines) -> None:
