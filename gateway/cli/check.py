@@ -208,7 +208,6 @@ def _extras_missing(settings: Settings) -> Iterator[str]:
     for enabled, modules, extra, reason in (
         (settings.tracing.endpoint is not None, _OTEL, "otel", "tracing.endpoint is set, and OpenTelemetry"),
         (postgres, ("psycopg",), "postgres", "usage.url is PostgreSQL, and psycopg"),
-        (settings.export.kafka is not None, ("aiokafka",), "kafka", "export.kafka is set, and aiokafka"),
     ):
         if enabled and not all(map(_is_installed, modules)):
             yield (

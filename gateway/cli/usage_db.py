@@ -20,7 +20,6 @@ from gateway.cli.tables import JsonOption, counted, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
-from gateway.cli.usage_db_stream import export_stream
 from gateway.config.scalars import InvalidValue, Moment, duration_s
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
@@ -51,8 +50,6 @@ usage_db = typer.Typer(
     ),
     **SETTINGS,
 )
-
-usage_db.add_typer(export_stream)
 
 _MAX_DIFFERENCES = 20
 _TABLE_WIDTH = 160

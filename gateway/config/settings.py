@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from gateway.config import sections
-from gateway.config.export import ExportSettings
 from gateway.config.identity import IdentitySettings
 from gateway.config.models import ModelSettings
 from gateway.config.providers import completed
@@ -76,7 +75,6 @@ class WorkerSettings(StrictModel):
 
     redis: sections.RedisSettings = sections.RedisSettings()
     usage: sections.UsageSettings = sections.UsageSettings()
-    export: ExportSettings = ExportSettings()
     data: _Folder = Field(Path("data"), validate_default=True)
     log: sections.LogSettings = sections.LogSettings()
     alerts: sections.WorkerAlerts = sections.WorkerAlerts()
@@ -95,8 +93,6 @@ class Settings(StrictModel):
     """Receipts of requests in Redis."""
     usage: sections.UsageSettings = sections.UsageSettings()
     """Usage database: receipts and their sums."""
-    export: ExportSettings = ExportSettings()
-    """Streams of receipts to other systems."""
     data: _Folder = Field(Path("data"), validate_default=True)
     """Folder of the gateway's own files: the usage database, and receipts that are not in Redis yet. A relative path
     is relative to config.yaml."""

@@ -116,7 +116,6 @@ class LedgerKeys(NamedTuple):
     tenants: str  # set: tenants with receipts, and their slices
     leaving: str  # sorted set: inactive tenants, by the time at which they left `tenants`
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
-    exporter: str  # the usage worker that sends receipts to a broker; expires when it does not renew it
     written: str  # hash: result -> number of receipts that usage workers wrote with it
     lost_of: str  # hash in a cluster: tenant -> the part of its lost receipts that `written` contains
     anomalies: str  # hash: id of an unusual hour of spend or of engines' usage reports -> its state as JSON

@@ -32,9 +32,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.anomalies import AnomalyStore
 from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.archive_import import archives_of
-from gateway.usage.export_stream import ExportLease, ExportStream
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.kafka import KafkaProducer
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import replica_lag_of, store_of
 from gateway.usage.upkeep import keep_partitions
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.config.settings import Settings, WorkerSettings
-    from gateway.usage.store import UsageStore
 
 log = structlog.get_logger()
 
@@ -123,7 +120,6 @@ async def _running(
         await lease.join()
         feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
-        exports = _exports(settings, store, ExportLease(client.commands, keys.ledger(), lease.process_id))
         found = AnomalyStore(client.commands, keys.ledger())
         worker = UsageWorker(
             client,
@@ -133,7 +129,6 @@ async def _running(
             minutes,
             keep_s=settings.usage.keep_s,
             imports=imports,
-            exports=exports,
             replica_lag=None if replica is None else replica.lag_s,
         )
         tasks = BackgroundTasks()
@@ -142,8 +137,6 @@ async def _running(
         tasks.keep("publish", worker.publish())
         tasks.keep("partitions", keep_partitions(store))
         tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts, clock=client.now).run())
-        if exports is not None:
-            tasks.keep("export", exports.run())
         if replica is not None:
             tasks.keep("replica", replica.run())
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)
@@ -153,12 +146,6 @@ async def _running(
         finally:
             await tasks.drain(USAGE_FINISH_S)
             log.info("usage_worker_stopped", finished=running.done())
-
-
-def _exports(settings: WorkerSettings | Settings, store: UsageStore, lease: ExportLease) -> ExportStream | None:
-    """Return the export stream of `export` in config.yaml. Raises StartupError."""
-    kafka = settings.export.kafka
-    return None if kafka is None else ExportStream(store, KafkaProducer(kafka), lease)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Gauges of usage workers, of their export stream and of the outboxes in Redis, over the fleet."""
+"""Gauges of usage workers and of the outboxes in Redis, over the fleet."""
 
 from __future__ import annotations
 
@@ -31,14 +31,6 @@ class UsageMetrics:
             "gkt_usage_receipts",
             "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
             "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
-            ("result",),
-        )
-        self.export_up = newest("gkt_export_up", "1 while a usage worker sends receipts to the broker, over the fleet.")
-        self.export_lag = newest("gkt_export_lag_seconds", "Age of the oldest receipt that no broker has confirmed.")
-        self.export_waiting = newest("gkt_export_waiting", "Receipts that no broker has confirmed, up to 100,000.")
-        self.export_receipts = newest(
-            "gkt_export_receipts",
-            "Messages of the export stream over the fleet, by result: sent, failed, rejected, expired. In Redis.",
             ("result",),
         )
         self.clock_skew = newest(

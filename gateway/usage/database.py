@@ -24,7 +24,6 @@ from sqlalchemy.sql import quoted_name
 from gateway.accounting.receipt import Receipt
 from gateway.quality.outcome import Outcome
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.export_outbox import add_exports
 from gateway.usage.packing import pack, unpack
 from gateway.usage.partition_upkeep import DayPartitions
 from gateway.usage.partitions import drop_expired, expired, is_dropped, is_locked, tables_to_trim
@@ -35,7 +34,6 @@ from gateway.usage.sums_writer import add_sums
 from gateway.usage.tables import (
     COMPARISONS,
     DAY_S,
-    EXPORTS,
     LABELS,
     OUTCOME_ROWS,
     RECEIPTS,
@@ -89,22 +87,15 @@ _RejectedEntry = tuple[OutboxEntry, str]
 
 
 class UsageDatabase:
-    """Write receipts to the database, and delete old receipts.
-
-    With `exports`, new and replaced receipts are also added to the outbox of the export stream. `clock` returns Unix
-    seconds.
-    """
+    """Write receipts to the database, and delete old receipts. `clock` returns Unix seconds."""
 
     def __init__(
         self,
         engine: UsageEngine,
         retention: Retention,
         clock: Callable[[], float] = time.time,
-        *,
-        exports: bool = False,
     ) -> None:
         self._engine = engine
-        self._exports = exports
         self._retention = retention
         self._clock = clock
         self._partitions = DayPartitions(engine, clock)
@@ -177,8 +168,6 @@ class UsageDatabase:
             decoded = [*new.items()]
             sql.put_receipts([entry.row for _, entry in decoded])
         sql.put_tags([row for _, entry in decoded for row in entry.tags])
-        if self._exports:
-            add_exports(connection, [(key, entry.status) for key, entry in decoded], self._clock())
         sql.put_labels([row for _, entry in decoded for row in entry.labels])
         if sums is None:
             sums, finest = Sums(), self._finest()
@@ -195,14 +184,14 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Also delete tags, labels, comparisons, outcomes and unsent exports of these days, in more steps. A daily
-        partition is dropped as a whole, or later if readers use it. Raises UsageDatabaseError.
+        Also delete tags, labels, comparisons and outcomes of these days, in more steps. A daily partition is dropped
+        as a whole, or later if readers use it. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
         dropped = self._drop_expired(day)
         with self._engine.reading() as connection:
             names = {one: tables_to_trim(connection, one) for one in (TAGS, LABELS, RECEIPTS)}
-        for table in (COMPARISONS, OUTCOME_ROWS, EXPORTS, TAGS, LABELS):
+        for table in (COMPARISONS, OUTCOME_ROWS, TAGS, LABELS):
             for name in names.get(table, [table.name]):
                 for _ in range(_MOST_STEPS):
                     if self._delete(table, day, name) < _DELETED_AT_ONCE:

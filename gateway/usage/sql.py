@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateway.usage.tables import EXPORTS, HOURS, LABELS, RECEIPTS, SUM_KEY, SUMS, TAGS
+from gateway.usage.tables import HOURS, LABELS, RECEIPTS, SUM_KEY, SUMS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +29,6 @@ _RECEIPT_KEY_COLUMNS = tuple(RECEIPTS.primary_key)
 _RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
 _TAG_COLUMNS = tuple(TAGS.columns)
-_EXPORT_COLUMNS = tuple(EXPORTS.columns)
 _LABEL_COLUMNS = tuple(LABELS.columns)
 _HOUR_COLUMNS = tuple(HOURS.columns)
 _HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
@@ -65,11 +64,6 @@ class UsageSql:
         """Insert or replace rows of receipts' tags."""
         if rows:
             self._insert("usage_tags", _TAG_COLUMNS, rows, _or_update(_TAG_COLUMNS))
-
-    def put_exports(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert rows of the export stream's outbox, or replace their revision and time."""
-        if rows:
-            self._insert("usage_export", _EXPORT_COLUMNS, rows, _or_update(_EXPORT_COLUMNS))
 
     def put_labels(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace rows of receipts' labels."""

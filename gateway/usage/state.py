@@ -27,21 +27,7 @@ PUBLISH_INTERVAL_S = 2.0
 MAX_WORKERS = 64
 NO_WORKER = "no usage worker runs"
 RESULTS = ("inserted", "replaced", "known", "unreadable", "missed", "imported", "deleted")
-EXPORT_RESULTS = ("sent", "failed", "rejected", "expired")
 _VALID_MS = 15_000
-
-
-class ExportState(msgspec.Struct, frozen=True):
-    """State of the export stream."""
-
-    waiting: int = 0
-    """Number of receipts that the broker has not confirmed, up to 100,000."""
-    lag_s: float = 0.0
-    """Age of the oldest of them, since it was added to the outbox."""
-    error: str | None = None
-    """Class of the error of the last batch."""
-    fix: str | None = None
-    """The setting that causes the error, and its correction; None: unknown."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -57,8 +43,6 @@ class WorkerState(msgspec.Struct, frozen=True):
     """Class of the error of the last write."""
     by: str | None = None
     """Id of the process; for the fleet, all ids."""
-    export: ExportState | None = None
-    """State of the export stream, from the worker that sends; None: no worker sends."""
     replica_lag_s: float | None = None
     """Lag of the read replica; None: there is none."""
 
@@ -123,8 +107,6 @@ class WorkerStateReader:
         self._missing = not states
         for result in RESULTS:
             self._metrics.usage.receipts.labels(result).set(int(written.get(result.encode(), 0)))
-        for result in EXPORT_RESULTS:
-            self._metrics.usage.export_receipts.labels(result).set(int(written.get(f"export_{result}".encode(), 0)))
         return self.state
 
     async def follow(self, client: RedisClient) -> None:
@@ -137,10 +119,6 @@ class WorkerStateReader:
         self._metrics.usage.lag.set(state.lag_s)
         self._metrics.usage.waiting.set(state.waiting)
         self._metrics.usage.replica_lag.set(state.replica_lag_s or 0.0)
-        export = state.export or ExportState()
-        self._metrics.usage.export_up.set(int(state.export is not None and export.error is None))
-        self._metrics.usage.export_lag.set(export.lag_s)
-        self._metrics.usage.export_waiting.set(export.waiting)
 
 
 def _merged(states: Sequence[WorkerState]) -> WorkerState:
@@ -152,6 +130,5 @@ def _merged(states: Sequence[WorkerState]) -> WorkerState:
         waiting=max(state.waiting for state in states),
         error=next((state.error for state in states if state.error is not None), None),
         by=", ".join(state.by for state in states if state.by is not None),
-        export=next((state.export for state in states if state.export is not None), None),
         replica_lag_s=max((state.replica_lag_s for state in states if state.replica_lag_s is not None), default=None),
     )

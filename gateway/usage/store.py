@@ -34,9 +34,9 @@ _EVERYTHING = ReceiptFilter()
 class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
-    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. With
-    `exports`, written receipts are added to the outbox of the export stream. Each thread uses one connection. `clock`
-    returns Unix seconds. Raises StartupError if the driver is not installed or the address is invalid.
+    `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. Each
+    thread uses one connection. `clock` returns Unix seconds. Raises StartupError if the driver is not installed or the
+    address is invalid.
     """
 
     def __init__(
@@ -46,13 +46,12 @@ class UsageStore:
         *,
         wait_s: int = 30,
         replica: str | None = None,
-        exports: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.retention, self._clock = retention, clock
         self.engine = UsageEngine(address, wait_s=wait_s, connections=CONNECTIONS, role=_ROLE)
         self.replica = None if replica is None else UsageEngines(self.engine, replica_engine(replica, _READERS, _ROLE))
-        self._database = UsageDatabase(self.engine, retention, clock, exports=exports)
+        self._database = UsageDatabase(self.engine, retention, clock)
         # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
@@ -135,7 +134,7 @@ def store_of(
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
     read_address = _replica_address(settings) if replica else None
     address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
-    return UsageStore(address, retention, replica=read_address, exports=settings.export.kafka is not None, clock=clock)
+    return UsageStore(address, retention, replica=read_address, clock=clock)
 
 
 def replica_lag_of(settings: Settings | WorkerSettings) -> ReplicaLag | None:

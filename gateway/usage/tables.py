@@ -190,20 +190,7 @@ UNREADABLE = Table(
 )
 """Outbox entries that this version cannot read or write, unchanged."""
 
-EXPORTS = Table(
-    "usage_export",
-    METADATA,
-    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
-    Column("id", Text, primary_key=True),  # of the receipt
-    Column("tenant", Text, primary_key=True),
-    Column("revision", Integer, nullable=False),  # see export_message.py
-    Column("added", BigInteger, nullable=False),  # Unix seconds
-    Index("usage_export_by_time", "added", "day", "id", "tenant"),
-    sqlite_with_rowid=False,
-)
-"""Receipts that the export stream has not sent yet."""
-
-ADDED = (OUTCOME_ROWS, TAGS, LABELS, EXPORTS, HOURS)
+ADDED = (OUTCOME_ROWS, TAGS, LABELS, HOURS)
 """Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gateway.redis.client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import OutboxEntry
-    from gateway.usage.export_stream import ExportStream
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerLease
     from gateway.usage.store import UsageStore
@@ -79,7 +78,6 @@ class UsageWorker:
         minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
         keep_s: retention of receipts in seconds; None: forever.
         imports: archives of an earlier version.
-        exports: the export stream of this process, whose state is published.
         replica_lag: returns the lag of the read replica in seconds, which is published; None: there is no replica.
         max_entries: limit of entries of one transaction.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
@@ -97,7 +95,6 @@ class UsageWorker:
         *,
         keep_s: float | None,
         imports: Sequence[ArchiveImport] = (),
-        exports: ExportStream | None = None,
         replica_lag: Callable[[], float] | None = None,
         max_entries: int = MAX_ENTRIES,
         read_entries: int = 1_000,
@@ -107,7 +104,7 @@ class UsageWorker:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
         self._lease, self._minutes, self._clock = lease, minutes, clock
-        self._keep_s, self._imports, self._exports, self._replica_lag = keep_s, imports, exports, replica_lag
+        self._keep_s, self._imports, self._replica_lag = keep_s, imports, replica_lag
         self._uptime_copied = False
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
@@ -307,21 +304,17 @@ class UsageWorker:
         idle = self._error is None and not self._backlog.waiting
         if self._is_due("backlog", _CHECK_EVERY_S if idle else PUBLISH_INTERVAL_S):
             self._backlog = await self._feed.backlog()
-        backlog, exports, counts = self._backlog, self._exports, self._counts.copy()
-        exported = Counter[str]() if exports is None else exports.counts.copy()
+        backlog, counts = self._backlog, self._counts.copy()
         state = WorkerState(
             self._up,
             round(backlog.lag_s, 3),
             backlog.waiting,
             self._error,
             self._lease.process_id,
-            None if exports is None else exports.state,
             None if self._replica_lag is None else round(self._replica_lag(), 3),
         )
-        await self._lease.publish(state, counts | {f"export_{result}": count for result, count in exported.items()})
+        await self._lease.publish(state, counts)
         self._counts -= counts
-        if exports is not None:
-            exports.counts -= exported
 
     async def _finish(self) -> None:
         """Write waiting receipts. Another worker writes those that remain."""

@@ -184,23 +184,3 @@ def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
 def test_the_old_name_of_the_commands_is_an_error_that_names_the_new_one() -> None:
     done = in_process.run("archive", "status")
     assert (done.returncode, "The command 'archive' was renamed to 'usage-db'." in done.stderr) == (2, True)
-
-
-def test_the_export_stream_is_shown_and_sends_again(place: Place) -> None:
-    """Without a worker, nothing is sent, and the receipts of the days wait."""
-    stored = receipts(3)
-    place.add([*stored, *receipts(2, at=DAY - 86_400)])
-    done = place.stream("status")
-    assert (done.returncode, "no: export.kafka is not set in config.yaml" in done.stdout) == (1, True)
-    assert "set export.kafka in config.yaml" in place.stream("replay", "--from", "2025-12-01").stderr
-    place.config.write_text(place.config.read_text() + 'export: {kafka: {brokers: ["127.0.0.1:1"], topic: mine}}\n')
-    wrong = place.stream("replay", "--from", "2025-12-02", "--to", "2025-12-01")
-    assert (wrong.returncode, "must not be before --from" in " ".join(wrong.stderr.split())) == (2, True)
-    done = place.stream("replay", "--from", "2025-12-01", "--to", "2025-12-01")
-    assert (done.returncode, done.stdout) == (0, "3 receipts are sent again\n"), done.stderr
-    done = place.stream("status", "--json")
-    shown = json.loads(done.stdout)
-    assert shown.pop("lag_s") >= 0
-    assert (shown.pop("error"), shown.pop("fix")) == (None, None)
-    assert shown == {"topic": "mine", "brokers": ["127.0.0.1:1"], "sending": False, "waiting": 3}
-    assert "waiting 3 receipts" in " ".join(place.stream("status").stdout.split())

@@ -41,10 +41,6 @@ class Place:
     def run(self, command: str, *more: str, **environment: str) -> in_process.Done:
         return in_process.run("usage-db", command, "--config", str(self.config), *more, **environment)
 
-    def stream(self, command: str, *more: str) -> in_process.Done:
-        """Run a command of the export stream."""
-        return in_process.run("usage-db", "export-stream", command, "--config", str(self.config), *more)
-
     def book(self) -> UsageBook:
         """The usage database; close it."""
         self.data.mkdir(exist_ok=True)

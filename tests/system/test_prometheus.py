@@ -295,7 +295,6 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
         "GktUsageLate",
         "GktUsageBacklog",
         "GktUsageReceiptsMissed",
-        "GktExportLate",
         "GktReplicaLate",
         "GktBudgetNearlySpent",
         "GktPolicyStale",
