@@ -24,7 +24,7 @@ COMMANDS = {
     "usage": "Show usage, cost and savings by tenant, key, model or mode.",
     "split": "Compare the variants of a split route: requests, cost and outcomes.",
     "usage-worker": "Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.",
-    "usage-db": "Show, export, verify and migrate the usage database.",
+    "usage-db": "Show, export, verify and repair the usage database.",
     "reconcile": "Compare the hourly cost of engines with the charges of requests at token rates.",
     "plan": "Compute the GPUs, cost and latency of a load, with guidance and with the teacher alone.",
     "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",

@@ -1,4 +1,4 @@
-"""`gkt-gateway usage-db`: show, export, verify and migrate the usage database."""
+"""`gkt-gateway usage-db`: show, export, verify and repair the usage database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from gateway.cli.stores import ConfigOption, result_of, settings_of, stores, usa
 from gateway.cli.tables import JsonOption, counted, in_json
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
-from gateway.cli.usage_db_migrate import FIGURES, migrated
 from gateway.config.scalars import InvalidValue, Moment, duration_s
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
@@ -27,7 +26,7 @@ from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.partitions import days_in_default, partitions
 from gateway.usage.queries import ReceiptFilter, UsageQueries
-from gateway.usage.repair import COMMAND, damage_of
+from gateway.usage.repair import COMMAND
 from gateway.usage.repair import repair as repair_database
 from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
@@ -43,16 +42,14 @@ if TYPE_CHECKING:
 usage_db = typer.Typer(
     name="usage-db",
     help=(
-        "Show, export, verify and migrate the usage database.\n\nIt has the receipts and their sums, in SQLite or "
-        "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `migrate` completes the "
-        "upgrade from a version with an archive. `gkt-gateway docs deployment` describes the tables, with SQL "
-        "examples."
+        "Show, export, verify and repair the usage database.\n\nIt has the receipts and their sums, in SQLite or "
+        "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `gkt-gateway docs "
+        "deployment` describes the tables, with SQL examples."
     ),
     **SETTINGS,
 )
 
 _MAX_DIFFERENCES = 20
-_TABLE_WIDTH = 160
 _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
@@ -128,55 +125,14 @@ def verify(config: ConfigOption = CONFIG) -> None:
 
 
 @usage_db.command()
-def migrate(
-    accept_differences: Annotated[
-        bool,
-        typer.Option("--accept-differences", help="Delete the old sums in Redis although they differ from the new."),
-    ] = False,
-    config: ConfigOption = CONFIG,
-) -> None:
-    """Complete the upgrade from a version that kept sums in Redis and receipts in an archive.
-
-    Run it once, soon after the last process of that version has ended. Gateways and workers may run.
-
-    It imports the rest of the archive and writes the receipts that wait in Redis. Sums without receipts, from before
-    the archive began or from receipts that it deleted, are copied from Redis. Then it compares counts, money and tokens
-    of each month exactly, and prints both sides. If they are equal, it deletes the old sums in Redis; otherwise it
-    keeps them and exits with 1.
-    """
-    same, lines, note = result_of(migrated(settings_of(config), accept=accept_differences))
-    table = Table("", "", *FIGURES, box=None)
-    for line in lines:
-        table.add_row(*line)
-    # A narrower table would shorten figures.
-    width = max(_TABLE_WIDTH, Console().width)
-    Console(soft_wrap=True, highlight=False, markup=False, width=width).print(table)
-    typer.echo(note)
-    if not same:
-        typer.echo(
-            "The old sums in Redis were deleted although they differ."
-            if accept_differences
-            else "Before and after differ. The old sums in Redis are kept: `gkt-gateway docs deployment#upgrades` says "
-            "what to do."
-        )
-        raise typer.Exit(0 if accept_differences else 1)
-    typer.echo("Before and after are the same. The old sums in Redis are deleted.")
-
-
-@usage_db.command()
 def repair(config: ConfigOption = CONFIG) -> None:
-    """Write unreadable entries again, and drop the constraints of an interrupted conversion to partitions.
+    """Write receipts again that the database rejected.
 
-    Run this command if `status` or the log of a worker names it. The constraints of an interrupted conversion reject
-    receipts after a week. Before a return to a version without partitions, stop the workers of this version, and run
-    this command.
-
-    Otherwise, gateways and workers may run. Exits with 1 if entries stay unreadable.
+    A worker stores an entry that it cannot read or write in the table `usage_unreadable`. Correct the reason that its
+    column `error` names, then run this command. Gateways and workers may run. Exits with 1 if entries stay unreadable.
     """
     done = result_of(_repair(settings_of(config)))
-    typer.echo(
-        f"{done.limits} constraints dropped, {done.written} entries written, {done.unreadable} entries unreadable"
-    )
+    typer.echo(f"{done.written} entries written, {done.unreadable} entries unreadable")
     if done.unreadable:
         raise typer.Exit(1)
 
@@ -209,9 +165,8 @@ async def _status(settings: Settings) -> dict[str, Any]:
             if not await opened.usage.exists():
                 return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
             span = await opened.usage.read(UsageQueries.span)
-            damage = await opened.usage.read(damage_of)
-            found |= {"receipts": await opened.usage.count(), "unreadable": damage.unreadable}
-            found |= {"rejected_from": {table: rfc3339(day * DAY_S)[:10] for table, day in damage.limits.items()}}
+            unreadable = await opened.usage.read(UsageQueries.count_unreadable)
+            found |= {"receipts": await opened.usage.count(), "unreadable": unreadable}
             found |= {"first": span and rfc3339(span[0]), "last": span and rfc3339(span[1])}
             found |= {"partitions": await opened.usage.read(_partitions)}
         except UsageDatabaseError:
@@ -303,8 +258,6 @@ def _show(found: dict[str, Any]) -> None:
         rows["replica"] = f"{found['replica']}, " + ("unavailable" if lag is None else f"{lag:.1f} s behind")
     if found.get("unreadable"):
         rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`. Run `{COMMAND}`"
-    for name, day in found.get("rejected_from", {}).items():
-        rows[name] = f"rejects receipts from {day}: its conversion is incomplete. Start a worker, or run `{COMMAND}`"
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)

@@ -27,8 +27,7 @@ def usage_worker(
       the oldest are deleted. On SIGTERM it writes the waiting receipts and exits with 0 within a few seconds.
     - While the database is unavailable, it retries every few seconds. Gateways show its state: `gkt_usage_up`,
       `gkt_usage_lag_seconds` and `gkt_usage_waiting` on /metrics, and `usage` on the admin listener's /readyz.
-    - It creates the tables, migrates them after an upgrade, deletes receipts older than `usage.keep`, and imports the
-      archive of an earlier version.
+    - It creates the tables, and deletes receipts older than `usage.keep`.
 
     Environment variables override the file: GKT_REDIS_URL, GKT_USAGE_URL, GKT_DATA.
     """

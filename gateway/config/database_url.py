@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 USAGE_FILE = "usage.db"
 """Name of the file in the folder `data` where usage.url is `sqlite`."""
-ARCHIVE_FILE = "gkt-archive.db"
-"""Name of the previous version's archive in the folder `data` where archive.url was `sqlite`."""
 _POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 
@@ -56,10 +54,10 @@ def is_postgres(url: str) -> bool:
     return url.partition(":")[0] in _POSTGRES
 
 
-def sqlalchemy_url(url: str, data: Path, file: str = USAGE_FILE) -> str:
-    """Return the URL for SQLAlchemy. `data` is the folder of relative paths, `file` the file of the URL `sqlite`."""
+def sqlalchemy_url(url: str, data: Path) -> str:
+    """Return the URL for SQLAlchemy. `data` is the folder of relative paths."""
     if url == "sqlite":
-        return f"sqlite:///{data / file}"
+        return f"sqlite:///{data / USAGE_FILE}"
     if url.startswith("sqlite:///"):
         return f"sqlite:///{data / url.removeprefix('sqlite:///')}"
     return f"postgresql+psycopg:{url.partition(':')[2]}"

@@ -107,11 +107,7 @@ class CollectedKeys(NamedTuple):
 
 
 class LedgerKeys(NamedTuple):
-    """Keys shared by all tenants: for usage workers, the uptime of engines, and comparisons of answers.
-
-    The last keys belong to the previous version, where processes of both versions need them. `usage-db migrate`
-    deletes its other keys (usage/previous_sums.py).
-    """
+    """Keys shared by all tenants: for usage workers, the uptime of engines, and comparisons of answers."""
 
     tenants: str  # set: tenants with receipts, and their slices
     leaving: str  # sorted set: inactive tenants, by the time at which they left `tenants`
@@ -120,13 +116,6 @@ class LedgerKeys(NamedTuple):
     lost_of: str  # hash in a cluster: tenant -> the part of its lost receipts that `written` contains
     anomalies: str  # hash: id of an unusual hour of spend or of engines' usage reports -> its state as JSON
     anomaly_check: str  # the usage worker that looks for anomalies; expires when it does not renew it
-    # Of the previous version:
-    lease: str  # the process that sums receipts; expires when it does not renew it
-    archived: str  # hash: tenant -> the entry of its outbox up to which all are written
-    cursors: str  # hash: tenant -> the last entry of its outbox that is summed
-    counted: str  # hash: tenant -> number of entries of its outbox before its cursor
-    holds: str  # hash: tenant -> the entry up to which its outbox may be trimmed, until `held_until` of `state`
-    state: str  # hash: `held_until`, in Unix seconds, `building` while sums are rebuilt, and others
     base: str
 
     def reported(self, anomaly_id: str) -> str:

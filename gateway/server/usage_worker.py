@@ -31,7 +31,6 @@ from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.anomalies import AnomalyStore
 from gateway.usage.anomaly_watch import AnomalyWatch
-from gateway.usage.archive_import import archives_of
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import replica_lag_of, store_of
@@ -112,9 +111,6 @@ async def _running(
         replica = replica_lag_of(settings)
         if replica is not None:
             stack.push_async_callback(replica.close)
-        imports = archives_of(settings)
-        for archive in imports:
-            stack.push_async_callback(asyncio.to_thread, archive.close)
         keys = RedisKeys(settings.redis.prefix)
         lease = WorkerLease(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
         await lease.join()
@@ -128,7 +124,6 @@ async def _running(
             lease,
             minutes,
             keep_s=settings.usage.keep_s,
-            imports=imports,
             replica_lag=None if replica is None else replica.lag_s,
         )
         tasks = BackgroundTasks()

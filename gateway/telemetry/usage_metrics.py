@@ -30,7 +30,7 @@ class UsageMetrics:
         self.receipts = newest(
             "gkt_usage_receipts",
             "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
-            "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
+            "known, unreadable, missed, deleted. A counter stored in Redis.",
             ("result",),
         )
         self.clock_skew = newest(

@@ -8,7 +8,7 @@
 for index = 1, #ARGV, 2 do
   local tenant, lost = ARGV[index], tonumber(ARGV[index + 1])
   local before = tonumber(redis.call('HGET', KEYS[2], tenant) or '0')
-  if lost < before then before = 0 end -- the node of the tenant lost its count, or an earlier version took it
+  if lost < before then before = 0 end -- the node of the tenant lost its count
   if lost > before then
     redis.call('HINCRBY', KEYS[1], 'lost', lost - before)
     redis.call('HSET', KEYS[2], tenant, lost)

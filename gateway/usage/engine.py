@@ -1,4 +1,4 @@
-"""Connect to the usage database, SQLite or PostgreSQL, and migrate its tables. All calls block: use threads."""
+"""Connect to the usage database, SQLite or PostgreSQL, and create its tables. All calls block: use threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from gateway.config.database_url import without_credentials
 from gateway.errors import StartupError
 from gateway.usage.partitions import create_defaults
-from gateway.usage.tables import ADDED, METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +37,6 @@ _MIGRATE_LOCK = 0x676B745F64620001
 _WRITE_LOCK = 0x676B745F64620002
 _ALEMBIC = Lock()
 """Alembic has global state: one migration at a time in a process, also of different databases."""
-
-
-class NewerUsageDatabase(StartupError):
-    """The tables were migrated by a newer version of the gateway."""
 
 
 class UsageEngine:
@@ -119,8 +114,8 @@ class UsageEngine:
     def open(self) -> Engine:
         """Connect, and create or migrate the tables if this has not been done.
 
-        Raises UsageDatabaseError, and NewerUsageDatabase if a newer version of the gateway has migrated the database.
-        Raises StartupError if the driver is not installed, or if a replica has no tables.
+        Raises UsageDatabaseError. Raises StartupError if the driver is not installed, if the database has tables of
+        another version, or if a replica has no tables.
         """
         with self._open_lock:
             if self._engine is not None and self._file_id != _file_id(self._file):
@@ -171,15 +166,13 @@ class UsageEngine:
 def migrate(engine: Engine) -> None:
     """Create the tables, or migrate them to this version, in one transaction. A lock serializes processes.
 
-    Raises NewerUsageDatabase if a newer version of the gateway has migrated the tables.
+    Raises StartupError if the database has tables of another version.
     """
     with engine.connect() as connection:
-        if _version(connection) == HEAD and all(inspect(connection).has_table(table.name) for table in ADDED):
+        if _version(connection) == HEAD:
             return
     with _begin(engine, _MIGRATE_LOCK) as connection:
-        METADATA.create_all(connection, ADDED)
-        create_defaults(connection)
-        if _version(connection) == HEAD:  # another process migrated them meanwhile, or only added tables were missing
+        if _version(connection) == HEAD:  # another process created them meanwhile
             return
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes long
@@ -194,7 +187,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _check_replica(engine: Engine) -> None:
-    """Raise StartupError if a replica has no tables, and NewerUsageDatabase as `migrate` does."""
+    """Raise StartupError if a replica has no tables, or those of another version."""
     with engine.connect() as connection:
         if _version(connection) is None:
             raise StartupError(
@@ -203,15 +196,15 @@ def _check_replica(engine: Engine) -> None:
 
 
 def _version(connection: Connection) -> str | None:
-    """Return the version of the tables, or None if there are no tables. Raises NewerUsageDatabase."""
+    """Return the version of the tables, or None if there are no tables. Raises StartupError if it is too new."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     stored = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
     version = None if stored is None else str(stored)
     if version is not None and version > HEAD:
-        raise NewerUsageDatabase(
+        raise StartupError(
             f"The usage database has version {version}, and this gateway supports versions up to {HEAD}: start the "
-            "newer version of the gateway that migrated the database, or set another usage.url."
+            "version of the gateway that created it, or set another usage.url."
         )
     return version
 

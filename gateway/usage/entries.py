@@ -27,14 +27,6 @@ def id_parts(entry_id: str) -> tuple[int, int]:
     return int(ms), int(seq or 0)
 
 
-def previous_id(entry_id: str) -> str:
-    """Return the largest id below `entry_id`."""
-    ms, seq = id_parts(entry_id)
-    if seq:
-        return f"{ms}-{seq - 1}"
-    return f"{ms - 1}-{2**64 - 1}" if ms else NOTHING
-
-
 def added_ms(entry_id: str) -> int:
     """Return when an entry was added, in Unix milliseconds by Redis' clock."""
     return id_parts(entry_id)[0]

@@ -16,7 +16,7 @@ from gateway.quality.comparison import OUTBOX
 from gateway.redis.keys import OUTCOMES
 from gateway.redis.script import RedisScript
 from gateway.redis.slots import by_slot, is_cluster, is_node_failure
-from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, batched, previous_id
+from gateway.usage.entries import OutboxEntry, added_ms, batched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
     from gateway.redis.keys import RedisKeys
 
-GROUP = "archive"
-"""The group has the name that earlier versions use, so that processes of both versions share entries."""
+GROUP = "usage"
+"""The consumer group of all usage workers."""
 
 _CLAIMS_PER_CALL = 250
 _ALL_EVERY_S = 1.0
 _ACTIVE_FOR_S = 60.0
-_OLD_FOR_S = 60.0
 
 
 class ComparisonEntry(OutboxEntry):
@@ -87,7 +86,6 @@ class OutboxFeed:
         self._active: dict[str, float] = {}
         self._pass: list[str] = []  # tenants that remain in this pass, in reverse order
         self._grouped: set[str] = set()
-        self._old_until = 0.0
         self._script = RedisScript(redis, "gateway.usage", "outboxes.lua")
         self._skipped = False
 
@@ -192,22 +190,13 @@ class OutboxFeed:
         return Backlog(waiting, lag_s, tuple(pending))
 
     async def _run(self, acks: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str, int, int]]:
-        """Acknowledge ids by tenant. Return tenant, oldest waiting id, and numbers of entries and of pending entries.
-
-        A process of an earlier version that adds up receipts must still find them. While one runs, this method does not
-        trim: it stores the last written ids, and that process trims.
-        """
-        # Earlier versions do not run on a cluster.
-        if not is_cluster(self._redis) and await self._redis.exists(self._keys.lease):
-            self._old_until = self._clock() + _OLD_FOR_S
-        trim = self._clock() >= self._old_until
+        """Acknowledge ids by tenant. Return tenant, oldest waiting id, and counts of entries and of pending entries."""
         waiting: list[tuple[str, str, int, int]] = []
-        written: Any = {}
         for batch in _calls(acks, self._max_ids, self._max_tenants):
             groups = by_slot(self._redis, batch, lambda ack: self._all_keys.outbox(ack[0]))
             calls: Any = [
                 ([self._all_keys.outbox(tenant) for tenant, _ in group],
-                 [GROUP, "1" if trim else "0", *(" ".join(ids) for _, ids in group)])
+                 [GROUP, *(" ".join(ids) for _, ids in group)])
                 for group in groups
             ]  # fmt: skip
             for group, outboxes in zip(groups, await self._script.run_each(calls), strict=True):
@@ -215,28 +204,9 @@ class OutboxFeed:
                     continue
                 if isinstance(outboxes, Exception):
                     raise outboxes
-                for index, first, delivered, length, pending in outboxes:
-                    tenant, oldest = group[index - 1][0], first.decode()
-                    waiting.append((tenant, oldest, length, pending))
-                    written[tenant] = previous_id(oldest) if oldest else delivered.decode()
-        if not trim and (last_ids := {tenant: last for tenant, last in written.items() if last != NOTHING}):
-            await self._store_written(last_ids)
+                for index, first, length, pending in outboxes:
+                    waiting.append((group[index - 1][0], first.decode(), length, pending))
         return waiting
-
-    async def _store_written(self, written: dict[str, str]) -> None:
-        """Let a process of an earlier version trim outboxes up to these ids, by tenant.
-
-        Such a process without an archive trims entries that it has added up, unless outboxes are held (`holds`). While
-        it recomputes its sums (`building`), it holds them itself.
-        """
-        mapping: Any = written
-        building: Any = await self._redis.hexists(self._keys.state, "building")
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.archived, mapping=mapping)
-            if not building:
-                pipe.hset(self._keys.holds, mapping=mapping)
-                pipe.hset(self._keys.state, "held_until", str(round(time.time() + _OLD_FOR_S)))
-            await pipe.execute()
 
     async def _begin_pass(self) -> None:
         now = self._clock()

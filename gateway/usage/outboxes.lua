@@ -1,12 +1,12 @@
 -- Acknowledges entries of outboxes, trims acknowledged entries, and returns the state of the outboxes.
 --
 -- KEYS  outboxes
--- ARGV  consumer group, '1' to trim, then for each outbox its entry ids, separated by spaces
+-- ARGV  consumer group, then for each outbox its entry ids, separated by spaces
 -- Returns for each outbox with entries or pending ids: its index in KEYS, the id of the oldest unacknowledged entry or '',
---         the id that was delivered last, the number of entries, the number of pending ids (their entries may have been
---         trimmed). Creates a missing group if the outbox has entries.
+--         the number of entries, the number of pending ids (their entries may have been trimmed). Creates a missing
+--         group if the outbox has entries.
 
-local group, trim = ARGV[1], ARGV[2] == '1'
+local group = ARGV[1]
 
 local function last_delivered(outbox)
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', outbox)) do
@@ -26,7 +26,7 @@ end
 local states = {}
 for index, outbox in ipairs(KEYS) do
   local ids = {}
-  for id in string.gmatch(ARGV[2 + index], '[^ ]+') do ids[#ids + 1] = id end
+  for id in string.gmatch(ARGV[1 + index], '[^ ]+') do ids[#ids + 1] = id end
   if #ids > 0 then redis.call('XACK', outbox, group, unpack(ids)) end
   local pending = pending_in(outbox)
   if redis.call('XLEN', outbox) > 0 then
@@ -36,11 +36,11 @@ for index, outbox in ipairs(KEYS) do
       local undelivered = redis.call('XRANGE', outbox, '(' .. delivered, '+', 'COUNT', 1)
       oldest = undelivered[1] and undelivered[1][1]
     end
-    if trim and oldest then redis.call('XTRIM', outbox, 'MINID', oldest) end
-    if trim and not oldest then redis.call('XTRIM', outbox, 'MAXLEN', 0) end
-    states[#states + 1] = { index, oldest or '', delivered, redis.call('XLEN', outbox), pending[1] }
+    if oldest then redis.call('XTRIM', outbox, 'MINID', oldest) else redis.call('XTRIM', outbox, 'MAXLEN', 0) end
+    states[#states + 1] = { index, oldest or '', redis.call('XLEN', outbox), pending[1] }
   elseif pending[1] > 0 then
-    states[#states + 1] = { index, '', last_delivered(outbox), 0, pending[1] }
+    last_delivered(outbox)
+    states[#states + 1] = { index, '', 0, pending[1] }
   end
 end
 return states

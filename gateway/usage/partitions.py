@@ -2,8 +2,7 @@
 """Daily partitions of receipts, tags and labels in PostgreSQL. All calls block: use threads.
 
 Each partition has one day. The default partition has the rows of days without a partition, so that no insert fails.
-Such rows come from an earlier version of the gateway, or a partition could not be created in time. A table that was
-converted has one more partition, for the days before its conversion. SQLite has no partitions.
+Such rows exist if a partition could not be created in time. SQLite has no partitions.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ class Partition(NamedTuple):
     """A partition with the days [first, until). Only the default partition has no `until`.
 
     `name` is quoted for SQL where needed, and has the schema if the partition is in another one than its table.
-    `first` is None for the default partition, and for the one of the days before a conversion. An operator may have
-    created a partition of several days, or without a last day.
+    `first` is None for the default partition. An operator may have created a partition of several days, or without a
+    first or last day.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Partition(NamedTuple):
 
 
 def is_partitioned(connection: Connection, table: Table) -> bool:
-    """Return whether the table has partitions. A table of an earlier version has none until it is converted."""
+    """Return whether the table has partitions."""
     if connection.dialect.name != "postgresql":
         return False
     return connection.execute(_KIND, {"name": table.name}).scalar() in {"p", b"p"}

@@ -147,7 +147,7 @@ class UsageQueries:
             packed = self.connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
             if packed is not None:
                 return unpack(packed)
-        # Ids of earlier versions and of devices contain no time.
+        # Ids of devices contain no time.
         for batch in batched(self._days()[::-1], _DAYS_PER_QUERY):
             packed = self.connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
             if packed is not None:

@@ -1,8 +1,4 @@
-"""Repair a database after an interrupted conversion to partitions.
-
-A constraint of the conversion limits the days of a table for a week (partition_upkeep.py). If the conversion does not
-continue, the database rejects later receipts. The worker then stores them in the table of unreadable entries.
-"""
+"""Write unreadable entries again, after the reason for which they were rejected is gone."""
 
 from __future__ import annotations
 
@@ -10,16 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import OperationalError
 
-from gateway.errors import StartupError
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.quality.outcome import Outcome
 from gateway.redis.keys import OUTCOMES
 from gateway.usage.database import ROW_ERRORS, add_comparisons, add_outcomes
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.partition_upkeep import drop_limits, limited_days
-from gateway.usage.partitions import PARTITIONED, is_locked
 from gateway.usage.tables import UNREADABLE
 
 if TYPE_CHECKING:
@@ -40,48 +32,18 @@ _OTHER_KINDS: dict[str, tuple[Callable[[bytes], Comparison | Outcome], Callable[
 """Functions that decode and write entries that are no receipts, by outbox."""
 
 
-class Damage(NamedTuple):
-    """Damage to repair.
-
-    Attributes:
-        unreadable: entries that could not be written.
-        limits: the first day (since the Unix epoch) that each table rejects, by table.
-    """
-
-    unreadable: int
-    limits: dict[str, int]
-
-
 class Repair(NamedTuple):
-    """The result of a repair: dropped constraints (`limits`), written entries, and entries that stay unreadable."""
+    """The result of a repair: written entries, and entries that stay unreadable."""
 
-    limits: int
     written: int
     unreadable: int
 
 
-def damage_of(queries: UsageQueries) -> Damage:
-    """Return the damage to repair."""
-    found = {table.name: limited_days(queries.connection, table) for table in PARTITIONED}
-    limits = {name: min(days) for name, days in found.items() if days}
-    return Damage(queries.count_unreadable(), limits)
-
-
 async def repair(store: UsageStore) -> Repair:
-    """Drop constraints of interrupted conversions, and write unreadable entries again. Raises the errors of UsageStore.
+    """Write unreadable entries again. Raises the errors of UsageStore.
 
-    An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once. Raises
-    StartupError if a table with a constraint is in use.
+    An entry that is still unreadable stays. A repeated call is safe: the database stores each receipt once.
     """
-    try:
-        limits = await store.change(_drop_all_limits)
-    except OperationalError as error:
-        if not is_locked(error):
-            raise
-        raise StartupError(
-            "A table with a constraint is in use, by a worker that converts it or by a long query. Stop the workers of "
-            f"this version, and run {COMMAND} again."
-        ) from None
     written = unreadable = 0
     after: tuple[str, str] | None = None
     while entries := await store.read(_entries, after):
@@ -92,11 +54,7 @@ async def repair(store: UsageStore) -> Repair:
             readable += await _write(store, receipts)
         written, unreadable = written + readable, unreadable + len(entries) - readable
         after = last.tenant, last.id
-    return Repair(limits, written, unreadable)
-
-
-def _drop_all_limits(connection: Connection) -> int:
-    return sum(drop_limits(connection, table) for table in PARTITIONED)
+    return Repair(written, unreadable)
 
 
 def _entries(queries: UsageQueries, after: tuple[str, str] | None) -> list[OutboxEntry]:

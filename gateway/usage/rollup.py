@@ -259,9 +259,6 @@ _JSON_DECODER: msgspec.json.Decoder[tuple[list[int], list[tuple[int | str, int]]
     tuple[_Fixed, list[tuple[int | str, int]]]
 )
 
-NUMBERS = {name: value.number for name, value in vars(SumRow).items() if isinstance(value, _Counter)}
-"""Numbers of the single counters by attribute name."""
-
 
 def dims_of(receipt: Receipt) -> SumDimensions:
     """Return the dimensions that count a receipt."""

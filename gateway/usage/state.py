@@ -26,7 +26,7 @@ log = structlog.get_logger()
 PUBLISH_INTERVAL_S = 2.0
 MAX_WORKERS = 64
 NO_WORKER = "no usage worker runs"
-RESULTS = ("inserted", "replaced", "known", "unreadable", "missed", "imported", "deleted")
+RESULTS = ("inserted", "replaced", "known", "unreadable", "missed", "deleted")
 _VALID_MS = 15_000
 
 

@@ -98,7 +98,7 @@ def _start_of(period: Period) -> tuple[int, int]:
 def fill_sums(
     connection: Connection, sums: Mapping[Period, PeriodSums], closed: float = math.inf, first: float = math.inf
 ) -> int:
-    """Write sums of periods whose receipts the database lacks: sums of an earlier version, or of a backup.
+    """Write sums of periods whose receipts the database lacks.
 
     In a closed period, the larger sums are the complete ones, and replace the smaller. An open period has receipts on
     both sides: only parts before the first receipt in the database are written, and added to longer periods.

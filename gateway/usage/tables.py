@@ -188,10 +188,8 @@ UNREADABLE = Table(
     Column("error", Text, nullable=False),
     Column("receipt", LargeBinary, nullable=False),
 )
-"""Outbox entries that this version cannot read or write, unchanged."""
+"""Outbox entries that cannot be read or written, unchanged."""
 
-ADDED = (OUTCOME_ROWS, TAGS, LABELS, HOURS)
-"""Tables without a migration. Earlier versions ignore them, and a migration would make them refuse the database."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
 
@@ -209,7 +207,7 @@ def time_of(receipt_id: str) -> int | None:
 def day_of(receipt: Receipt) -> int:
     """Return the `day` of a receipt, in days since the Unix epoch. It depends only on id and `created`.
 
-    Ids of earlier versions and of devices contain no time: then `created` is used.
+    Ids of devices contain no time: then `created` is used.
     """
     time_s = time_of(receipt.id)
     if time_s is None or abs(time_s - receipt.created) > _MAX_SKEW_S:

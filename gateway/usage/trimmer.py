@@ -95,12 +95,11 @@ class OutboxTrimmer:
     async def trim(self) -> int:
         """Trim all outboxes together to the limit. Return the number of lost receipts.
 
-        Do nothing while a worker reports at most half as many waiting receipts. Do nothing, too, while a process of an
-        earlier version adds up receipts, because it limits the outboxes itself. Raises RedisError and OSError.
+        Do nothing while a worker reports at most half as many waiting receipts. Raises RedisError and OSError.
         """
         lost = await self._count_lost()
         state = self._state()
-        if (state.up and state.waiting <= self._limit // 2) or await self._redis.exists(self._keys.lease):
+        if state.up and state.waiting <= self._limit // 2:
             self._metrics.usage.buffered.set(state.waiting)
             self._trimming = False
             return lost
@@ -258,8 +257,7 @@ class InactiveTenants:
             (empty,) = await self._delete.run([([self._all_keys.outbox(tenant)], [])])
             if not empty:
                 await self._redis.sadd(keys.tenants, tenant)
-            names = [keys.tenants, keys.leaving, keys.cursors, keys.counted, keys.archived, keys.holds]
-            (forgotten,) = await self._forget.run([(names, [tenant])])
+            (forgotten,) = await self._forget.run([([keys.tenants, keys.leaving], [tenant])])
             if forgotten:
                 deleted.append(tenant)
         return deleted

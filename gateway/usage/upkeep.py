@@ -1,4 +1,4 @@
-"""Keep the partitions of the usage database in a usage worker, and warn of receipts that need a repair."""
+"""Keep the partitions of the usage database in a usage worker, and warn of unreadable receipts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import StartupError
-from gateway.usage.repair import COMMAND, damage_of
-from gateway.usage.span import rfc3339
-from gateway.usage.tables import DAY_S
+from gateway.usage.queries import UsageQueries
+from gateway.usage.repair import COMMAND
 
 if TYPE_CHECKING:
     from gateway.usage.store import UsageStore
@@ -24,8 +23,7 @@ _RETRY_S = 30.0
 async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry_s: float = _RETRY_S) -> None:
     """Keep the partitions of the database until canceled. A failure is logged once, and tried again.
 
-    First log constraints and unreadable receipts of an incomplete conversion. Another worker may be converting the
-    table.
+    First log the number of unreadable receipts.
     """
     failing, checked = False, False
     while True:
@@ -46,17 +44,8 @@ async def keep_partitions(store: UsageStore, *, every_s: float = _EVERY_S, retry
 
 
 async def _warn(store: UsageStore) -> None:
-    """Log unreadable receipts, and days that the database rejects, with the command that repairs them."""
+    """Log the number of unreadable receipts, with the command that writes them again."""
     if not await store.exists():
         return
-    damage = await store.read(damage_of)
-    if damage.unreadable:
-        found = {"count": damage.unreadable, "table": "usage_unreadable"}
-        log.warning("usage_receipts_unreadable", **found, fix=f"run {COMMAND}")
-    for table, day in damage.limits.items():
-        log.warning(
-            "usage_conversion_incomplete",
-            table=table,
-            rejects_from=rfc3339(day * DAY_S)[:10],
-            fix=f"workers continue the conversion; before a return to the earlier version run {COMMAND}",
-        )
+    if unreadable := await store.read(UsageQueries.count_unreadable):
+        log.warning("usage_receipts_unreadable", count=unreadable, table="usage_unreadable", fix=f"run {COMMAND}")

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.redis.client import RedisClient
-    from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import OutboxEntry
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerLease
@@ -52,10 +51,8 @@ _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 5.0
 _CHECK_EVERY_S = 10.0
 _DELETE_EVERY_S = 600.0
-_IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
 _UPTIME_DAYS = 9  # the retention in Redis: the database may have been unavailable for that long
-_FIRST_UPTIME_DAYS = 3_660  # the maximal retention in Redis of an earlier version
 
 _OTHER_KINDS: dict[type[OutboxEntry], tuple[Callable[[bytes], Comparison | Outcome], Callable[..., None]]] = {
     ComparisonEntry: (Comparison.from_json, add_comparisons),
@@ -77,7 +74,6 @@ class UsageWorker:
         lease: the number of this worker, already joined.
         minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
         keep_s: retention of receipts in seconds; None: forever.
-        imports: archives of an earlier version.
         replica_lag: returns the lag of the read replica in seconds, which is published; None: there is no replica.
         max_entries: limit of entries of one transaction.
         read_entries: limit of entries of one command, so that Redis serves gateways in between.
@@ -94,7 +90,6 @@ class UsageWorker:
         minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinutes]]],
         *,
         keep_s: float | None,
-        imports: Sequence[ArchiveImport] = (),
         replica_lag: Callable[[], float] | None = None,
         max_entries: int = MAX_ENTRIES,
         read_entries: int = 1_000,
@@ -104,8 +99,7 @@ class UsageWorker:
         self._max_entries, self._read_entries, self._claim_after_s = max_entries, read_entries, claim_after_s
         self._client, self._feed, self._store = client, feed, store
         self._lease, self._minutes, self._clock = lease, minutes, clock
-        self._keep_s, self._imports, self._replica_lag = keep_s, imports, replica_lag
-        self._uptime_copied = False
+        self._keep_s, self._replica_lag = keep_s, replica_lag
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
         client.on_restart = self._expect_pending
@@ -176,8 +170,6 @@ class UsageWorker:
             await _database(self._store.write([]))
         if self._is_due("uptime", _UPTIME_EVERY_S):
             await self._copy_uptime()
-        if not more:
-            more = await self._import()
         if not more and self._is_due("delete", _DELETE_EVERY_S):
             more = await self._delete()
         return more
@@ -249,33 +241,11 @@ class UsageWorker:
         return True
 
     async def _copy_uptime(self) -> None:
-        """Copy the uptime of engines of the last days from Redis; the first time, of all days that Redis may have."""
+        """Copy the uptime of engines of the last days from Redis."""
         today = int(self._client.now()) // DAY_S
-        days = _UPTIME_DAYS if self._uptime_copied else _FIRST_UPTIME_DAYS
-        minutes = await self._minutes([day * DAY_S for day in range(today - days + 1, today + 1)])
+        minutes = await self._minutes([day * DAY_S for day in range(today - _UPTIME_DAYS + 1, today + 1)])
         if minutes:
             await _database(self._store.change(add_minutes, minutes))
-        self._uptime_copied = True
-
-    async def _import(self) -> bool:
-        """Move some receipts out of archives of an earlier version. Return whether more may remain."""
-        if not self._imports or not self._is_due("import", _IMPORT_EVERY_S):
-            return False
-        moved = 0
-        for archive in self._imports:
-            try:
-                entries = await asyncio.to_thread(archive.read, self._read_entries)
-                if entries:
-                    await _database(self._store.write(entries))
-                    await asyncio.to_thread(archive.delete_read)
-            except (*UsageDatabaseError, StartupError) as error:
-                log.warning("archive_not_imported", archive=archive.location, error=_class_of(error))
-                continue
-            moved += len(entries)
-        if moved:
-            self._counts["imported"] += moved
-            self._due["import"] = 0.0
-        return bool(moved)
 
     async def _delete(self) -> bool:
         """Delete some expired receipts and sums. Return whether more may remain."""

@@ -12,10 +12,8 @@ from msgspec import structs
 from gateway.accounting.baseline import measure
 from gateway.accounting.receipt import EngineShare, Receipt, savings_of, with_savings
 from gateway.accounting.savings import is_about_zero, savings_class, shown
-from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import PRICES, builder, call, closed, guided, plan
-from tests.usage.previous_version import previous_bytes
 
 
 @pytest.mark.parametrize(
@@ -187,19 +185,6 @@ def test_the_measured_baseline_includes_the_cache_writes_of_the_guiding_call() -
 )
 def test_incomparable_samples_have_no_measured_savings(served: Receipt | None, teacher: EngineShare | None) -> None:
     assert measure(served, teacher, PRICES["big"]) is None
-
-
-def test_classes_survive_a_row_of_a_version_without_classes() -> None:
-    """Receipts of an earlier version have no class and save nothing. No sum is lost."""
-    row = SumRow()
-    row.merge(SumRow.of(SERVED))
-    raw = msgspec.msgpack.decode(previous_bytes(row))
-    del raw[-1]
-    old = row_of_previous(msgspec.msgpack.encode(raw))
-    assert (old.unclassified.cost_pico, old.savings_pico) == (710_000_000, 0)
-    old.merge(SumRow.of(SERVED))
-    assert (old.unclassified.requests, old.savings_pico) == (1, 1_490_000_000)
-    assert old.cost_pico == old.unclassified.cost_pico + old.classes["guided"].cost_pico
 
 
 def test_class_and_savings_are_stable() -> None:

@@ -30,7 +30,6 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.database import add_comparisons, add_outcomes
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.queries import UsageQueries
 from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerLease
@@ -44,6 +43,7 @@ from tests.accounting.budget_fixture import BudgetFixture, budget
 from tests.cli import in_process
 from tests.usage.databases import FOREVER
 from tests.usage.outboxes import receipts
+from tests.usage.sum_rows import sum_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -170,7 +170,7 @@ class Deployment:
         await store.change(add_outcomes, [outcome])
         minutes = EngineMinutes(OLD_DAY // DAY_S, "big", 10**12, b"\xf0".ljust(180, b"\0"), bytes(180))
         await store.change(add_minutes, [minutes])
-        row = PreviousRow(requests=5, cost_pico=7).to_row().to_bytes()
+        row = sum_row(requests=5, cost_pico=7).to_bytes()
         sums = {TOTAL: row, TOTAL._replace(tenant="acme", mode="guided"): row}
         await store.change(fill_sums, {SumPeriod("day", OLD_DAY): sums})
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from gateway.backup.file import FORMAT
 from gateway.redis import keys as redis_keys
 from gateway.redis.keys import RedisKeys
 
@@ -36,23 +34,3 @@ def test_a_key_name_contains_its_layout_version(names: list[str], layout: int) -
 def test_the_key_that_all_layouts_share_has_none_in_its_name() -> None:
     """Processes of other versions find it by this name, which never changes."""
     assert KEYS.teacher("big").boards == RedisKeys("gkt", 99).teacher("big").boards == "{gkt:teacher:big}:boards"
-
-
-def test_the_deployment_page_lists_the_layouts() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
-    table = text.partition("\n### Layouts\n")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    documented = [row.split("|")[2].strip() for row in f"|{table}".splitlines()[2:]]
-    layouts = [
-        redis_keys.BOARD,
-        redis_keys.TENANT,
-        redis_keys.RECEIPT,
-        redis_keys.KEYRING,
-        redis_keys.KEYRING,  # switched-off guidance is next to the keys
-        redis_keys.HEARTBEAT,
-        redis_keys.SESSION,
-        redis_keys.STORED_RESPONSE,
-        redis_keys.COLLECTED,
-        "Alembic's migrations",
-        FORMAT,
-    ]
-    assert documented == [*map(str, layouts), "none"]

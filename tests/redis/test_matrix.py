@@ -1,4 +1,4 @@
-"""Tests of one server pass on a cluster of six nodes (GKT_TEST_REDIS=cluster), except those of earlier versions."""
+"""Tests of one server pass on a cluster of six nodes (GKT_TEST_REDIS=cluster)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MORE = (
     "usage/test_worker.py",
 )
 
-# Earlier versions know no clusters. The others fill one server, patch its command, or expect a count at once.
-WITHOUT = "not old_ and not previous and not full_redis and not despite_a_lost_reply and not of_a_lost_reply"
+# These tests fill one server, patch its command, or expect a count at once.
+WITHOUT = "not full_redis and not despite_a_lost_reply and not of_a_lost_reply"
 
 
 @pytest.mark.timeout(900)

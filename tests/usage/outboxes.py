@@ -18,7 +18,7 @@ from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.feed import OutboxFeed
+from gateway.usage.feed import GROUP, OutboxFeed
 from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from gateway.accounting.intent import Intent
     from gateway.accounting.receipt import Receipt
-    from gateway.usage.archive_import import ArchiveImport
 
 RETENTION = Retention(minute=1e9, hour=1e9, day=1e9)
 
@@ -66,7 +65,6 @@ class Outboxes:
         name: str = "ann",
         store: UsageStore | None = None,
         keep_s: float | None = None,
-        imports: Sequence[ArchiveImport] = (),
         **settings: Any,
     ) -> UsageWorker:
         seat = WorkerLease(self.redis, self.keys.ledger(), name)
@@ -81,7 +79,6 @@ class Outboxes:
             seat,
             minutes,
             keep_s=keep_s,
-            imports=imports,
             clock=self.clock,
             **settings,
         )
@@ -99,7 +96,7 @@ class Outboxes:
         return {one: await self.redis.xlen(self.keys.outbox(one)) for one in tenants}
 
     async def pending(self, tenant: str = "acme") -> int:
-        return int((await self.redis.xpending(self.keys.outbox(tenant), "archive"))["pending"])
+        return int((await self.redis.xpending(self.keys.outbox(tenant), GROUP))["pending"])
 
     async def ids(self) -> list[str]:
         """Return the sorted ids of all receipts in the database."""

@@ -115,12 +115,11 @@ async def test_without_a_server_usage_is_unavailable(postgres: Postgres) -> None
         book.close()
 
 
-async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBook) -> None:
-    """The database can be read once the newer version runs again."""
+async def test_damaged_rows_are_unavailable(sqlite_book: UsageBook) -> None:
     sqlite_book.add([receipt(time.time())])
     with sqlite_book.engine.writing() as connection:
-        connection.execute(RECEIPTS.update().values(receipt=b"\x7f" + b"packed otherwise"))
-        connection.execute(SUMS.update().values(row=b"of a later version"))
+        connection.execute(RECEIPTS.update().values(receipt=b"damaged"))
+        connection.execute(SUMS.update().values(row=b"damaged"))
     with pytest.raises(UsageUnavailable):
         await sqlite_book.reader.search(ReceiptSearch(), 5)
     with pytest.raises(UsageUnavailable):
@@ -137,7 +136,7 @@ async def test_a_database_that_was_never_there_is_unavailable(address: str) -> N
     threads.close()
 
 
-async def test_a_database_of_a_newer_version_is_unavailable(book: UsageBook, address: str) -> None:
+async def test_a_database_of_another_version_is_unavailable(book: UsageBook, address: str) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     threads = QueryThreads(UsageEngine(address).reading)

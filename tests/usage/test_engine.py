@@ -83,20 +83,6 @@ def test_concurrent_processes_open_the_database(address: str) -> None:
         assert versions(engine) == [HEAD]
 
 
-def test_a_database_is_migrated_while_another_process_uses_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version adds a table. Processes with an open connection keep working."""
-    with opened(address) as old, opened(address) as new:
-        database(old).add([entry(receipt())])
-        with new.writing() as connection:
-            connection.execute(text("CREATE TABLE usage_more (id INTEGER)"))
-            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
-        database(old).add([entry(receipt())])
-        assert len(held(old)) == 2
-        monkeypatch.setattr("gateway.usage.engine.HEAD", "0002")
-        with opened(address) as later:
-            assert len(held(later)) == 2
-
-
 def test_a_newer_database_is_refused(address: str) -> None:
     with opened(address) as engine, engine.writing() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from gateway.usage.entries import previous_id
 from gateway.usage.feed import GROUP, Backlog, FeedBatch, OutboxFeed
-from tests.previous_code import extract_previous
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
 if TYPE_CHECKING:
@@ -155,65 +151,6 @@ async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes
     assert await outboxes.lengths() == {"acme": 4}
     found = await feed.read_new(100, all_outboxes=True)
     assert [one.raw for one in found.entries] == [one.to_json() for one in new]
-
-
-async def test_while_an_old_process_trims_the_feed_records_its_position(outboxes: Outboxes) -> None:
-    """Trimming starts a minute after its lease was last seen, because the lease may change its process."""
-    now = [1_000.0]
-    feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
-    keys = outboxes.keys.ledger()
-    await outboxes.redis.set(keys.lease, "old", px=3_000)
-    await outboxes.settle(*receipts(6))
-    first, rest = await feed.read_new(4), await feed.read_new(2)
-    await feed.acknowledge(first.entries)
-    assert await outboxes.lengths() == {"acme": 6}
-    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == previous_id(rest.entries[0].id)
-    await outboxes.redis.delete(keys.lease)
-    now[0] += 59
-    await feed.acknowledge(rest.entries)
-    assert await outboxes.lengths() == {"acme": 6}
-    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == rest.entries[-1].id
-    assert (await feed.backlog()).waiting == 0
-    now[0] += 2
-    await feed.backlog()
-    assert await outboxes.lengths() == {"acme": 0}
-
-
-async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Outboxes) -> None:
-    """The limit holds for a process without an archive, unless it recomputes its sums: then its own state applies."""
-    keys, redis = outboxes.keys.ledger(), outboxes.redis
-    feed = outboxes.feed()
-    await redis.set(keys.lease, "old", px=60_000)
-    await outboxes.settle(*receipts(3))
-    taken = (await feed.read_new(10)).entries
-    await feed.acknowledge(taken[:1])
-    assert (await redis.hget(keys.holds, "acme")).decode() == previous_id(taken[1].id)
-    assert int(await redis.hget(keys.state, "held_until")) > time.time() + 50
-    await redis.hset(keys.state, "building", "3")
-    await feed.acknowledge(taken[1:])
-    assert (await redis.hget(keys.archived, "acme")).decode() == taken[2].id
-    assert (await redis.hget(keys.holds, "acme")).decode() == previous_id(taken[1].id)
-
-
-async def test_an_old_gateway_without_an_archive_trims_only_written_entries(
-    outboxes: Outboxes, redis_url: str, tmp_path: Path
-) -> None:
-    """The test runs that version's code from the git history."""
-    previous = extract_previous(tmp_path)
-    command = [sys.executable, "tests/usage/previous_janitor.py", redis_url, outboxes.keys.prefix]
-
-    async def trim() -> None:
-        await asyncio.to_thread(subprocess.run, command, env=previous, stdin=subprocess.DEVNULL, check=True)
-
-    await outboxes.redis.set(outboxes.keys.ledger().lease, "old", px=60_000)
-    await outboxes.settle(*receipts(6))
-    feed = outboxes.feed()
-    await feed.acknowledge((await feed.read_new(2)).entries)
-    await trim()
-    assert await outboxes.lengths() == {"acme": 4}
-    await feed.acknowledge((await feed.read_new(10)).entries)
-    await trim()
-    assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes: Outboxes) -> None:

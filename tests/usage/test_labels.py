@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 
 from gateway.errors import InvalidRequest
 from gateway.policy.labels import NONE
-from gateway.usage.engine import HEAD
 from gateway.usage.receipt_sums import SUMS
 from gateway.usage.rollup import SumRow
 from gateway.usage.search import ReceiptSearch
@@ -126,17 +125,6 @@ async def test_the_search_finds_receipts_by_label(book: UsageBook) -> None:
     assert await found(label=("team", "b"), unguided="any") == [other.id]
     assert await found(label=("team", "a"), unguided="any") == []
     assert await found(label=("app", "a")) == []
-
-
-async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_version(book: UsageBook) -> None:
-    with book.engine.writing() as connection:
-        connection.execute(text("DROP TABLE usage_labels"))
-    book.engine.close()
-    with book.engine.reading() as connection:
-        assert inspect(connection).has_table("usage_labels")
-        assert connection.execute(text("SELECT version_num FROM usage_version")).scalar() == HEAD == "0001"
-    book.add([labeled("a")])
-    assert set(await sums(book, TEAM)) == {("a",)}
 
 
 async def test_invented_values_have_as_many_rows_as_receipts(sqlite_book: UsageBook) -> None:

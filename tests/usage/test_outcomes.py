@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from sqlalchemy import inspect, text
 
 from gateway.quality.book import DAY_S
 from gateway.quality.comparison import SCALE, Comparison
 from gateway.quality.outcome import Outcome, OutcomeSums
 from gateway.usage.database import add_comparisons, add_outcomes
-from gateway.usage.engine import HEAD
 from tests.usage.databases import database
 
 if TYPE_CHECKING:
@@ -73,18 +71,6 @@ async def test_a_comparison_of_a_variant_is_an_outcome_as_well(book: UsageBook) 
     found = await sums(book)
     assert found == {("long", "judge"): OutcomeSums(1, 1, 9_000, 1.0, 9_000.0, 9_000.0**2)}
     assert sum(tally.samples for tally in (await book.reader.comparisons(DAY)).values()) == 2
-
-
-async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_version(book: UsageBook) -> None:
-    """The previous version refuses a database with a newer version, and ignores tables that it does not know."""
-    with book.engine.writing() as connection:
-        connection.execute(text("DROP TABLE usage_outcomes"))
-    book.engine.close()
-    with book.engine.reading() as connection:
-        assert inspect(connection).has_table("usage_outcomes")
-        assert connection.execute(text("SELECT version_num FROM usage_version")).scalar() == HEAD == "0001"
-    add(book, outcome(1, 1))
-    assert (await sums(book))["long", "feedback"].outcomes == 1
 
 
 def test_an_entry_is_read_back_unchanged() -> None:

@@ -1,4 +1,4 @@
-"""PostgreSQL has a partition for each day, whoever writes, and a table of an earlier version is converted in place."""
+"""PostgreSQL has a partition for each day, whoever writes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, event, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
-from gateway.errors import StartupError
-from gateway.usage import partition_upkeep, upkeep
 from gateway.usage import partitions as partitions_module
+from gateway.usage import upkeep
 from gateway.usage.database import UsageDatabase, WriteResult
 from gateway.usage.partition_upkeep import keep_partitions
 from gateway.usage.partitions import (
@@ -27,7 +26,6 @@ from gateway.usage.partitions import (
     days_in_default,
     drop_expired,
     expired,
-    is_partitioned,
     partition_name,
     partitions,
 )
@@ -36,7 +34,7 @@ from gateway.usage.receipt_sum_query import receipt_sums
 from gateway.usage.search import ReceiptSearch
 from gateway.usage.span import UsageSpan
 from gateway.usage.store import UsageStore
-from gateway.usage.tables import DAY_S, METADATA, RECEIPTS, TAGS
+from gateway.usage.tables import DAY_S, RECEIPTS, TAGS
 from tests.postgres import new_database
 from tests.usage.databases import DAY, FOREVER, NOW, check_sums, database, entries, entry, held, opened, receipt
 from tests.usage.test_database import pair
@@ -70,22 +68,11 @@ def keep(engine: UsageEngine, now: float = NOW) -> None:
     keep_partitions(engine, lambda: now)
 
 
-def of_earlier_version(engine: UsageEngine) -> UsageDatabase:
-    """Return a writer that knows nothing of partitions."""
+def without_partitions(engine: UsageEngine) -> UsageDatabase:
+    """Return a writer that could not create partitions."""
     writer = database(engine)
     writer._partitions = SimpleNamespace(ensure=lambda _: None)  # type: ignore[assignment]
     return writer
-
-
-def make_plain(engine: UsageEngine) -> None:
-    """Replace the tables by those of an earlier version."""
-    with engine.writing() as connection:
-        METADATA.drop_all(connection, PARTITIONED)
-        for table in PARTITIONED:
-            plain = table.to_metadata(MetaData())
-            plain.dialect_options["postgresql"]["partition_by"] = None
-            plain.create(connection)
-        assert not any(is_partitioned(connection, table) for table in PARTITIONED)
 
 
 def on_days(*days: int, **more: Any) -> list[Receipt]:
@@ -145,108 +132,17 @@ def test_workers_that_create_the_same_partitions_at_once_write_all_receipts(engi
         assert days_in_default(connection) == set()
 
 
-def test_a_plain_table_is_converted_in_place(engine: UsageEngine) -> None:
-    """Rows stay in their files. Readers keep their rights, and workers of the earlier version go on."""
-    make_plain(engine)
-    before = on_days(*range(DAY - 20, DAY + 1), stored_tags=("a",))
-    of_earlier_version(engine).add(entries(before))
-    with engine.writing() as connection:
-        file = connection.execute(text("SELECT pg_relation_filenode('usage_receipts')")).scalar()
-        connection.execute(text("GRANT SELECT ON usage_receipts TO PUBLIC"))
+def test_rows_of_the_default_partition_move_to_the_partition_of_their_day(engine: UsageEngine) -> None:
+    receipts = on_days(DAY - 30, DAY, DAY + 9, stored_tags=("a",))
+    assert without_partitions(engine).add(entries(receipts)).inserted == 3
     keep(engine)
+    assert partition_name(RECEIPTS, DAY - 30) in names(engine)
     with engine.reading() as connection:
-        assert all(is_partitioned(connection, table) for table in PARTITIONED)
-        first, *_ = partitions(connection, RECEIPTS)
-        assert (first.name, first.first, first.until) == ("usage_receipts_earlier", None, DAY + 8)
-        assert connection.execute(text("SELECT pg_relation_filenode('usage_receipts_earlier')")).scalar() == file
-        grants = "SELECT relacl::text FROM pg_class WHERE oid = 'usage_receipts'::regclass"
-        assert ",=r/" in connection.execute(text(grants)).scalar_one()
-    same(engine, before)
-    keep(engine)
-    after = on_days(DAY + 1, DAY + 9, DAY - 30)
-    assert of_earlier_version(engine).add(entries([*before, *after])) == WriteResult(inserted=3, known=21)
-    later = on_days(DAY + 10)
-    assert database(engine, now=NOW + 5 * DAY_S).add(entries(later)).inserted == 1
-    assert names(engine)[1:-1] == [partition_name(RECEIPTS, DAY + 10)]
+        assert days_in_default(connection) == {DAY + 9}
     keep(engine, NOW + 3 * DAY_S)
-    assert partition_name(RECEIPTS, DAY + 9) in names(engine)
     with engine.reading() as connection:
         assert days_in_default(connection) == set()
-    assert {one.id for one in held(engine)} == {one.id for one in (*before, *after, *later)}
-
-
-def test_receipts_are_written_while_a_table_is_converted(engine: UsageEngine) -> None:
-    make_plain(engine)
-    of_earlier_version(engine).add(entries(before := on_days(*range(DAY - 200, DAY + 1))))
-    written: list[Receipt] = []
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.is_set():
-            some = on_days(DAY - 1, DAY)
-            of_earlier_version(engine).add(entries(some))
-            written.extend(some)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        keep(engine)
-    finally:
-        stop.set()
-        thread.join()
-    assert written
-    same(engine, [*before, *written])
-
-
-@pytest.mark.parametrize("later_days", [0, 30])
-def test_an_interrupted_conversion_goes_on(
-    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch, later_days: int
-) -> None:
-    """After the days of the constraint, a new one is made."""
-    make_plain(engine)
-    of_earlier_version(engine).add(entries(receipts := on_days(DAY - 3, DAY)))
-    with monkeypatch.context() as patch:
-        patch.setattr(partition_upkeep, "_attach", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            keep(engine)
-    more = on_days(DAY + 1)
-    assert database(engine).add(entries(more)).inserted == 1
-    keep(engine, NOW + later_days * DAY_S)
-    with engine.reading() as connection:
-        assert partitions(connection, RECEIPTS)[0].until == DAY + 8 + later_days
-    assert database(engine).add(entries([*receipts, *more])).known == 3
-
-
-def test_a_view_on_a_table_prevents_its_conversion(engine: UsageEngine) -> None:
-    """The view would show the receipts before the conversion only."""
-    make_plain(engine)
-    with engine.writing() as connection:
-        connection.execute(text("CREATE VIEW costs AS SELECT tenant, cost_pico FROM usage_receipts"))
-    with pytest.raises(StartupError, match=r"usage_receipts cannot be partitioned while .*: view .*costs\. Drop them"):
-        keep(engine)
-    with engine.reading() as connection:  # the others do not wait
-        assert [is_partitioned(connection, table) for table in PARTITIONED] == [False, True, True]
-    assert database(engine).add(entries(on_days(DAY))).inserted == 1
-    with engine.writing() as connection:
-        connection.execute(text("DROP VIEW costs"))
-    keep(engine)
-    assert len(held(engine)) == 1
-
-
-def test_a_view_made_during_a_conversion_leaves_no_constraint(
-    engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The constraint of the interrupted attempt would reject the receipts of later days."""
-    make_plain(engine)
-    with monkeypatch.context() as patch:
-        patch.setattr(partition_upkeep, "_attach", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            keep(engine)
-    with engine.writing() as connection:
-        connection.execute(text("CREATE VIEW costs AS SELECT tenant FROM usage_receipts"))
-    with pytest.raises(StartupError, match="view"):
-        keep(engine)
-    assert database(engine).add(entries(on_days(DAY + 30))).inserted == 1
+    same(engine, receipts)
 
 
 def test_the_true_receipt_replaces_an_abandoned_one_in_a_partition(engine: UsageEngine) -> None:
@@ -322,19 +218,21 @@ def test_a_partition_that_is_dropped_during_the_count_is_not_counted(
 def test_a_partition_that_is_dropped_before_its_rows_are_deleted_has_none(
     engine: UsageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_plain(engine)
-    of_earlier_version(engine).add(entries(on_days(DAY - 5)))
-    keep(engine)
+    engine.open()
+    with engine.writing() as connection:
+        bounds = f"FOR VALUES FROM ({DAY - 9}) TO ({DAY - 3})"
+        connection.exec_driver_sql(f"CREATE TABLE of_operator PARTITION OF usage_receipts {bounds}")
     writer, trim = database(engine), partitions_module.tables_to_trim
+    writer.add(entries(on_days(DAY - 5)))
 
     def list_slowly(connection: Any, table: Any) -> Any:
         found = trim(connection, table)
         with engine.writing() as other:
-            drop_expired(other, [(table, one) for one in partitions(other, table) if one.name.endswith("_earlier")])
+            drop_expired(other, [(table, one) for one in partitions(other, table) if one.name == "of_operator"])
         return found
 
     monkeypatch.setattr("gateway.usage.database.tables_to_trim", list_slowly)
-    assert writer.delete_receipts(NOW - 2 * DAY_S) == 0
+    assert writer.delete_receipts((DAY - 4) * DAY_S) == 0
     assert held(engine) == []
 
 
@@ -389,18 +287,6 @@ def test_a_partition_that_no_statement_finds_is_an_error(engine: UsageEngine, mo
     monkeypatch.setattr(partitions_module, "partitions", lambda *_: [gone])
     with engine.reading() as connection, pytest.raises(ProgrammingError, match="gone"):
         expired(connection, DAY)
-
-
-def test_rows_of_a_partition_with_more_days_are_deleted(engine: UsageEngine) -> None:
-    make_plain(engine)
-    writer = of_earlier_version(engine)
-    writer.add(entries([*on_days(*[DAY - 5] * 30), *(new := on_days(DAY))]))
-    keep(engine)
-    writer.add(entries(on_days(*[DAY - 50] * 5)))
-    assert [writer.delete_receipts(NOW - 2 * DAY_S) for _ in range(2)] == [35, 0]
-    same(engine, new)
-    assert writer.delete_receipts(NOW + 20 * DAY_S) == 1
-    assert "usage_receipts_earlier" not in names(engine)
 
 
 def test_a_reader_delays_the_end_of_a_partition_only(engine: UsageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,13 +396,12 @@ async def test_the_upkeep_logs_a_failure_once(engine: UsageEngine, monkeypatch: 
         if len(calls) == 3:
             engine.close()
             with engine.writing() as connection:
-                connection.execute(text("DROP VIEW costs"))
+                connection.execute(text("ALTER TABLE gone RENAME TO usage_receipts_default"))
         if len(calls) == 4:
             raise Enough
 
-    make_plain(engine)
     with engine.writing() as connection:
-        connection.execute(text("CREATE VIEW costs AS SELECT tenant FROM usage_receipts"))
+        connection.execute(text("ALTER TABLE usage_receipts_default RENAME TO gone"))
     monkeypatch.setattr(upkeep.asyncio, "sleep", sleep)
     try:
         with capture_logs() as logs, pytest.raises(Enough):
@@ -526,9 +411,4 @@ async def test_the_upkeep_logs_a_failure_once(engine: UsageEngine, monkeypatch: 
     assert calls == [3, 3, 3, 100]
     failed = [one for one in logs if one["event"] == "usage_partitions_failed"]
     assert len(failed) == 1
-    assert "view" in failed[0]["why"]
-    assert [one["table"] for one in logs if one["event"] == "usage_table_partitioned"] == [
-        "usage_tags",
-        "usage_labels",
-        "usage_receipts",
-    ]
+    assert failed[0]["error"] == "UndefinedTable"

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from sqlalchemy import inspect, text
 
 from gateway.errors import InvalidRequest
-from gateway.usage.engine import HEAD
 from gateway.usage.receipt_sums import SUMS, ReceiptSum
 from gateway.usage.rollup import SumRow
 from gateway.usage.span import UsageSpan
@@ -115,17 +113,6 @@ async def test_a_repeated_tag_of_a_receipt_counts_once(book: UsageBook) -> None:
     """Another version may have stored the receipt."""
     book.add([tagged("a", "b", "a")])
     assert {names: row["requests"] for names, row in (await sums(book)).items()} == {("a",): 1, ("b",): 1}
-
-
-async def test_a_database_of_the_previous_version_gets_the_table_and_keeps_its_version(book: UsageBook) -> None:
-    with book.engine.writing() as connection:
-        connection.execute(text("DROP TABLE usage_tags"))
-    book.engine.close()
-    with book.engine.reading() as connection:
-        assert inspect(connection).has_table("usage_tags")
-        assert connection.execute(text("SELECT version_num FROM usage_version")).scalar() == HEAD == "0001"
-    book.add([tagged("a")])
-    assert set(await sums(book)) == {("a",)}
 
 
 def test_money_is_text() -> None:

@@ -166,13 +166,6 @@ async def test_nothing_is_measured_while_a_worker_keeps_up(outboxes: Outboxes) -
     assert await trimmer(outboxes, limit=80, state=WorkerState(up=True, waiting=41)).trim() == 20
 
 
-async def test_while_an_old_process_adds_up_that_one_keeps_the_bound(outboxes: Outboxes) -> None:
-    await outboxes.settle(*receipts(100))
-    await outboxes.redis.set(outboxes.keys.ledger().lease, "old")
-    assert await trimmer(outboxes, limit=80).trim() == 0
-    assert await outboxes.lengths() == {"acme": 100}
-
-
 async def test_one_process_trims_at_a_time(outboxes: Outboxes) -> None:
     ann, bob = trimmer(outboxes, limit=80), trimmer(outboxes, limit=80, process_id="bob")
     assert [await ann.acquire_lease(), await bob.acquire_lease(), await ann.acquire_lease()] == [True, False, True]

@@ -23,7 +23,6 @@ from gateway.api.usage import encoded
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.usage import threads as usage_threads
 from gateway.usage.counters import ClassSum, pico
-from gateway.usage.previous_sums import PreviousRow
 from gateway.usage.reader import UsageReader
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duration_text, requested_range, span
@@ -31,6 +30,7 @@ from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRo
 from gateway.usage.usage import MAX_ROWS, MAX_SUMS_OF_ALL, UsageQuery, UsageResult, escape_formula, figures
 from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 from tests.usage.books import as_json
+from tests.usage.sum_rows import sum_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,7 +174,7 @@ def test_tokens_written_to_the_cache_are_counted_apart() -> None:
         row.merge(SumRow.of(one))
     assert figures(row)["tokens"]["teacher"] == {"input": 130, "cached": 10, "output": 45, "cache_write": 60}
     assert row.teacher.read == 200
-    assert PreviousRow(teacher=row.teacher).to_row().teacher == SumRow.from_bytes(row.to_bytes()).teacher
+    assert SumRow.from_bytes(row.to_bytes()).teacher == row.teacher
 
 
 def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
@@ -182,13 +182,13 @@ def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
     assert (result["cost_share"], result["teacher_token_share"], result["batches"]["mean_size"]) == (None, None, None)
     assert (result["cost_usd"], result["latency_ms"]["total"]["p95"]) == ("0", None)
     lost = ClassSum(1, 1, 0, -1)
-    dear = figures(PreviousRow(requests=1, cost_pico=1, classes={"guided": lost}).to_row())
+    dear = figures(sum_row(requests=1, cost_pico=1, classes={"guided": lost}))
     assert (dear["cost_usd"], dear["savings_usd"], dear["cost_share"]) == ("0.000000000001", "-0.000000000001", None)
 
 
 def test_a_batch_that_tenants_share_is_counted_in_parts() -> None:
-    assert figures(PreviousRow(batches={4: 4, 1: 2}).to_row())["batches"] == {"count": 3, "mean_size": 2.0}
-    assert figures(PreviousRow(batches={4: 1}).to_row())["batches"] == {"count": 0.25, "mean_size": 4.0}
+    assert figures(sum_row(batches={4: 4, 1: 2}))["batches"] == {"count": 3, "mean_size": 2.0}
+    assert figures(sum_row(batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
 
 
 def query(*by: str, granularity: Granularity | None = None, **only: str) -> UsageQuery:
@@ -196,7 +196,7 @@ def query(*by: str, granularity: Granularity | None = None, **only: str) -> Usag
 
 
 def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
-    raw = PreviousRow(requests=1).to_row().to_bytes()
+    raw = sum_row(requests=1).to_bytes()
     routes = [f"r{index}" for index in range(start, start + count)]
     return [
         StoredRow(Period.of("hour", NOW), SumDimensions(tenant, "k", one, "guided", "big", "small"), raw)
@@ -222,7 +222,7 @@ def test_an_answer_has_a_bound() -> None:
 def test_a_name_is_no_formula() -> None:
     """CSV cells that a spreadsheet would evaluate are text. Amounts stay numbers."""
     lost = ClassSum(1, 5 * 10**11, 0, -5 * 10**11)
-    row = PreviousRow(requests=1, cost_pico=5 * 10**11, classes={"guided": lost}).to_row()
+    row = sum_row(requests=1, cost_pico=5 * 10**11, classes={"guided": lost})
     answer = UsageResult(query("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
     answer.add_rows([StoredRow(Period.of("hour", NOW), SumDimensions(*names), row.to_bytes())])
@@ -240,7 +240,7 @@ def test_hidden_money_does_not_affect_the_order() -> None:
     for route, cost in costs.items():
         where, row = (
             SumDimensions("acme", "k", route, "guided", "big", "small"),
-            PreviousRow(requests=1, cost_pico=cost).to_row(),
+            sum_row(requests=1, cost_pico=cost),
         )
         answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
     result = as_json(answer)
