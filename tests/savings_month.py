@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from gateway.accounting.receipt import EngineShare, Receipt, with_savings
+from gateway.accounting.receipt import Receipt, with_savings
 from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())
@@ -43,10 +43,10 @@ class ShownSavings(NamedTuple):
 
 
 MONTH = {
-    # Saved: G 1490, S 750, and S 750 behind a probe of 20.5. Nothing: tools, the teacher's own answer, a caller that
+    # Saved: G 1490, S 750, and S 750 of a spent budget. Nothing: tools, the teacher's own answer, a caller that
     # left. Their baseline is their cost. A failed S has no baseline: -50.
-    # Cost: 710 + 50 + 70.5 + 50 + 800 + 710 + 50. Baseline: 2200 + 800 + 800 + 50 + 800 + 710. Error: 1000 + 100 + 100.
-    "acme": ShownSavings(7, "2440.5", "20.5", "5360", "2919.5", "1200", "0.002920", "good", failed="50"),
+    # Cost: 710 + 50 + 50 + 50 + 800 + 710 + 50. Baseline: 2200 + 800 + 800 + 50 + 800 + 710. Error: 1000 + 100 + 100.
+    "acme": ShownSavings(7, "2420", "0", "5360", "2940", "1200", "0.002940", "good", failed="50"),
     # The teacher was down: three times S, of which two by teacher_unreachable and one by queue_full.
     "dusk": ShownSavings(3, "150", "0", "150", "0", "0", "0.000000", "", teacher_away=3),
     # It was late, and is paid: big 200 + 400, small 20 + 5. The answer alone: 200 + 100. A loss: 300 - 625.
@@ -58,12 +58,12 @@ MONTH = {
     # G with a baseline of 1410 that may be off by 800.
     "haze": ShownSavings(1, "710", "0", "1410", "700", "800", "about 0", ""),
 }
-TOTAL = ShownSavings(14, "6585.5", "1920.5", "9220", "2634.5", "2200", "0.002634", "good", teacher_away=4, failed="50")
+TOTAL = ShownSavings(14, "6565", "1900", "9220", "2655", "2200", "0.002655", "good", teacher_away=4, failed="50")
 
 CLASSES = {
     "acme-0": ("guided", "1490"),
     "acme-1": ("student_by_policy", "750"),
-    "acme-2": ("student_by_policy", "729.5"),
+    "acme-2": ("student_by_policy", "750"),
     "acme-3": ("not_guidable", "0"),
     "acme-4": ("teacher", "0"),
     "acme-5": ("disconnected", "0"),
@@ -98,14 +98,14 @@ def receipts() -> list[Receipt]:
     found = [
         _of("acme-0", closed(guided())),
         _of("acme-1", closed(builder(plan("student"), **alone))),
-        _of("acme-2", _probed(closed(builder(plan(), unguided="student_confident", **alone)))),
+        _of("acme-2", closed(builder(plan(), unguided="budget", **alone))),
         _of("acme-3", closed(builder(plan(), unguided="tools", **alone))),
         _of("acme-4", closed(builder(plan("teacher"), teacher=call("big", 100, 60))), "0"),
         _of("acme-5", closed(guided(), "client_gone")),
         _of("acme-6", closed(builder(plan("student"), **alone), "engine_failed")),
         _of("dusk-0", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
         _of("dusk-1", closed(builder(plan(), unguided="queue_full", **alone))),
-        _of_an_earlier_version("dusk-2", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
+        _of("dusk-2", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
         _of(
             "tardy-0",
             closed(
@@ -127,18 +127,3 @@ def _of(receipt_id: str, receipt: Receipt, error: str | None = None) -> Receipt:
     error = error or ("1000" if receipt.guidance is not None else "100")
     tenant = receipt_id.partition("-")[0]
     return with_savings(msgspec.structs.replace(receipt, id=receipt_id, tenant=tenant, baseline_error_usd=micro(error)))
-
-
-def _probed(receipt: Receipt) -> Receipt:
-    """Return a receipt as an earlier version wrote it after a confidence probe."""
-    probe = EngineShare("small", 100, 1, micro("20.5"))
-    return msgspec.structs.replace(receipt, probe=probe, cost_usd=receipt.cost_usd + probe.cost_usd)
-
-
-def _of_an_earlier_version(receipt_id: str, receipt: Receipt) -> Receipt:
-    """Return a receipt as read from an earlier version: without class, its savings being baseline less cost."""
-    raw: dict[str, Any] = msgspec.json.decode(_of(receipt_id, receipt).to_json())
-    for name in ("savings_class", "measured"):
-        del raw[name]
-    raw["savings_usd"] = "0.000750"
-    return Receipt.from_json(msgspec.json.encode(raw))

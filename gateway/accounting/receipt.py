@@ -13,10 +13,11 @@ from gateway.accounting.answer_length import LengthRule
 from gateway.accounting.savings import MeasuredBaseline, Savings, apply_class, is_about_zero, savings_class, shown
 from gateway.policy.plan import SplitFacts
 from gateway.pricing import total_usd
-from gateway.protocol.body import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from gateway.protocol.body import Json
 
 _REQUEST = r"req_[0-9a-f]{24}"
 REQUEST_ID = re.compile(_REQUEST, re.ASCII)
@@ -112,8 +113,8 @@ class Receipt(msgspec.Struct, frozen=True):
             background copy of another request), guidance (for a device that finishes the answer), and edge (the
             device's report).
         attempts: the failed calls before the answer. The cost includes their largest possible cost.
-        baseline_basis: engine, tokenizer or estimate: the basis of its counts. None on receipts of earlier versions.
-        baseline_error_usd: the largest error of the baseline. None on receipts of earlier versions.
+        baseline_basis: engine, tokenizer or estimate: the basis of its counts.
+        baseline_error_usd: the largest error of the baseline.
         hint: the setting to change and its value, where guidance was late and is often late on this route.
         measured: for a quality sample's teacher call, the measured baseline of the request in `shadow_of`.
     """
@@ -143,8 +144,6 @@ class Receipt(msgspec.Struct, frozen=True):
     budget: str | None = None  # "soft" where a budget of the tenant or the key was past its soft limit
     baseline_basis: Literal["engine", "tokenizer", "estimate"] | None = None
     baseline_error_usd: Decimal | None = None
-    length: Json | None = None  # of earlier versions: the choice of the guidance's length
-    probe: EngineShare | None = None  # of earlier versions: a call for the student's first token. The cost includes it.
     close: CloseTerms | None = None  # for guidance, the terms of the device's report; None where no report is needed
     edge_of: str | None = None  # for a report, the id of the guidance request; None for an offline answer
     hint: str | None = None
@@ -202,7 +201,7 @@ class Receipt(msgspec.Struct, frozen=True):
         """Return all tokens read and written for the request, failed calls included, shared calls excluded."""
         tokens = 0
         failed = [attempt.share for attempt in self.attempts]
-        for share in (self.teacher, self.student, self.probe, self.warmup, *failed):
+        for share in (self.teacher, self.student, self.warmup, *failed):
             if share is not None and not share.shared:
                 tokens += share.input_tokens + share.output_tokens
         return tokens
@@ -211,7 +210,7 @@ class Receipt(msgspec.Struct, frozen=True):
         """Return plain values. Amounts are text without an exponent, or omitted where `show_cost` is False."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
-        named = (plain.get(name) or {} for name in ("teacher", "student", "probe", "warmup", "measured"))
+        named = (plain.get(name) or {} for name in ("teacher", "student", "warmup", "measured"))
         for holder in (plain, *named, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)
@@ -230,17 +229,15 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:
-        """Decode a receipt. A receipt of an earlier version gets its savings class and savings. Raises
-        msgspec.DecodeError: `raw` is not a receipt."""
-        receipt = _DECODER.decode(raw).checked()
-        return receipt if receipt.savings_class is not None else with_savings(receipt)
+        """Decode a receipt. Raises msgspec.DecodeError: `raw` is not a receipt."""
+        return _DECODER.decode(raw).checked()
 
     def checked(self) -> Receipt:
         """Return the receipt. Raises msgspec.ValidationError where an amount is not finite, so that sums stay valid."""
         amounts = [self.cost_usd, self.baseline_usd, self.savings_usd]
         if self.baseline_error_usd is not None:
             amounts.append(self.baseline_error_usd)
-        for share in (self.teacher, self.student, self.probe, self.warmup):
+        for share in (self.teacher, self.student, self.warmup):
             if share is not None:
                 amounts.append(share.cost_usd)  # noqa: PERF401 - a comprehension takes twice as long
         if self.attempts:
@@ -328,7 +325,7 @@ _DECODER = msgspec.json.Decoder(Receipt)
 
 
 def class_of(receipt: Receipt) -> str:
-    """Return the receipt's class. A receipt of an earlier version has none, so its other fields decide."""
+    """Return the receipt's class, or the one that its other fields decide where it has none yet."""
     return receipt.savings_class or savings_class(
         mode=receipt.mode, status=receipt.status, unguided=receipt.unguided, shadow_of=receipt.shadow_of
     )
@@ -336,8 +333,7 @@ def class_of(receipt: Receipt) -> str:
 
 def savings_of(receipt: Receipt) -> Savings:
     """Return what the receipt adds to sums of savings."""
-    probe_usd = None if receipt.probe is None else receipt.probe.cost_usd
-    amounts = receipt.baseline_usd, receipt.baseline_error_usd, receipt.cost_usd, probe_usd
+    amounts = receipt.baseline_usd, receipt.baseline_error_usd, receipt.cost_usd
     return apply_class(class_of(receipt), *amounts, receipt.measured)
 
 

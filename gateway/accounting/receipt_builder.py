@@ -271,7 +271,7 @@ class ReceiptBuilder(msgspec.Struct):
             measured = measure(self.measures.receipt, likely_teacher, price)
         mode = self.mode
         of_class = savings_class(mode=mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
-        savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, None, measured)
+        savings = apply_class(of_class, estimate.usd, estimate.error_usd, cost, measured)
         return Receipt(
             id=self.id,
             created=self.created,

@@ -42,11 +42,7 @@ CLIENT_GONE = "client_gone"
 ABOUT_ZERO = "about 0"
 """The text for savings whose error is at least as large as the amount."""
 
-_BY_POLICY = frozenset(
-    {
-        *("auto_short", "auto_rule", "auto_model", "student_confident", "budget", "switched_off", "quality_fallback"),
-    }
-)
+_BY_POLICY = frozenset({"budget", "switched_off", "quality_fallback"})
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
 _ZERO = Decimal(0)
 _COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY, REPORTED})
@@ -104,7 +100,6 @@ def apply_class(
     baseline_usd: Decimal,
     error_usd: Decimal | None,
     cost_usd: Decimal,
-    probe_usd: Decimal | None,
     measured: MeasuredBaseline | None,
 ) -> Savings:
     """Apply the rule of a class to the amounts of a receipt.
@@ -112,20 +107,16 @@ def apply_class(
     Args:
         error_usd: the error of `baseline_usd`; None counts as 0.
         cost_usd: the cost of all engine calls of the receipt.
-        probe_usd: the cost of the confidence probe, which is a cost of measuring.
     """
     if of_class == MEASURING:
         if measured is None:
             return Savings(-cost_usd, _ZERO, cost_usd)
         difference = savings_usd(measured.baseline_usd, measured.estimated_usd)
         return Savings(savings_usd(difference, cost_usd), -measured.estimated_error_usd, cost_usd)
-    probe_usd = probe_usd or _ZERO
-    cost_usd = savings_usd(cost_usd, probe_usd)
     difference = savings_usd(baseline_usd, cost_usd)
     if is_counted(of_class, difference):
-        return Savings(savings_usd(difference, probe_usd), error_usd or _ZERO, probe_usd)
-    lost_usd = cost_usd if is_lost(of_class) else _ZERO
-    return Savings(-total_usd(lost_usd, probe_usd), _ZERO, probe_usd)
+        return Savings(difference, error_usd or _ZERO, _ZERO)
+    return Savings(-cost_usd if is_lost(of_class) else _ZERO, _ZERO, _ZERO)
 
 
 def is_counted(of_class: str, difference: Decimal | int) -> bool:

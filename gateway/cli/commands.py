@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import typer
 
@@ -39,7 +39,6 @@ COMMANDS = {
 class _Commands(LazyGroup):
     summaries = COMMANDS
     prefix = "gateway.cli."
-    renamed: ClassVar = {"archive": "usage-db"}
 
 
 app = typer.Typer(

@@ -33,8 +33,6 @@ class LazyGroup(TyperGroup):
     summaries: ClassVar[dict[str, str]]
     """First paragraph of each command's help, by name."""
     prefix: ClassVar[str]
-    renamed: ClassVar[dict[str, str]] = {}
-    """New names of renamed commands by old name. The old name is an error that names the new one."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -43,8 +41,6 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command. Return its name, the command and its arguments."""
-        if args[0] in self.renamed:
-            ctx.fail(f"The command '{args[0]}' was renamed to '{self.renamed[args[0]]}'.")
         name, command, rest = super().resolve_command(ctx, args)
         return name, None if command is None else _import_command(self.prefix, args[0]), rest
 

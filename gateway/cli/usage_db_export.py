@@ -30,7 +30,7 @@ _Column: TypeAlias = "Callable[[Receipt], Any]"
 
 
 def _shares(receipt: Receipt, role: str) -> list[EngineShare]:
-    found = (receipt.teacher,) if role == "teacher" else (receipt.student, receipt.probe, receipt.warmup)
+    found = (receipt.teacher,) if role == "teacher" else (receipt.student, receipt.warmup)
     return [share for share in found if share is not None]
 
 

@@ -88,7 +88,6 @@ class BreakerSettings(StrictModel):
         30.0, alias="max_cooldown", validate_default=True
     )
     """Longest cooldown. Each failed trial doubles the cooldown up to this limit."""
-    key_hints: ClassVar[Mapping[str, str]] = {"rest": "renamed to cooldown", "longest_rest": "renamed to max_cooldown"}
 
     @field_validator("max_cooldown_s")
     @classmethod

@@ -6,11 +6,10 @@ Attribute names end in their units (`_s` seconds, `_bytes`). YAML keys do not, s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
@@ -281,7 +280,6 @@ class TracingSettings(StrictModel):
     """Most spans of one process that wait for export. Further spans are dropped and counted."""
     timeout_s: Annotated[Duration, duration_between("100ms", "1m")] = Field(10.0, alias="timeout")
     """Timeout of one export, retries included."""
-    key_hints: ClassVar[Mapping[str, str]] = {"tell_engines": "renamed to propagate"}
 
 
 class LogSettings(StrictModel):

@@ -49,7 +49,6 @@ OVERRIDES: Mapping[str, Loc] = {
 }
 SUPERVISED_VARIABLE = "GKT_SUPERVISED"
 """Environment variable of a worker: the variables above that the supervisor has set, separated by commas."""
-_RENAMED = {"GKT_ARCHIVE_URL": "GKT_USAGE_URL"}
 _NUMBERS: Mapping[str | int, str] = {
     "port": "must be a port: a whole number up to 65535",
     "workers": f"must be a number of processes: a whole number up to {MAX_WORKERS}",
@@ -119,8 +118,6 @@ class Settings(StrictModel):
         "general_settings": "put its settings under server, admin and redis",
         "router_settings": "put routes into the policy files",
         "litellm_settings": "put its settings into the policy files",
-        "archive": "renamed to usage: usage.url, usage.keep and usage.run (`gkt-gateway docs deployment#upgrades`)",
-        "rollups": "moved to usage: minutes, hours, days and max_rows (`gkt-gateway docs deployment#upgrades`)",
         "include": "remove it: every file in the policies folder is read",
         "environment_variables": "set them in the gateway's environment, and refer to secrets as env:NAME",
     }
@@ -158,7 +155,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     source, issues = read(path, environ=environ)
     if source is None:
         raise ConfigError(issues)
-    names = (*(WorkerSettings.model_fields.keys() - {"alerts"}), "alerts.spend", "alerts.missing_usage", *_RENAMED)
+    names = (*(WorkerSettings.model_fields.keys() - {"alerts"}), "alerts.spend", "alerts.missing_usage")
     issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(names)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or issues:
@@ -216,11 +213,7 @@ def check_settings(
 
 def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue]:
     """Put the values of the variables in OVERRIDES into the data. Return the issues of these variables."""
-    issues = [
-        ConfigIssue("environment", 0, 0, old, f"was renamed to {new} (`gkt-gateway docs deployment#upgrades`)")
-        for old, new in _RENAMED.items()
-        if environ.get(old, "").strip()
-    ]
+    issues: list[ConfigIssue] = []
     for variable, loc in OVERRIDES.items():
         text = environ.get(variable, "").strip()
         if not text:

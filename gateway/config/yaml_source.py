@@ -54,7 +54,7 @@ class StrictModel(BaseModel):
     """Base of all models of YAML files: rejects unknown keys, is frozen, and keeps values out of error messages.
 
     YAML uses the aliases (`drain_timeout: 30s`), Python the names with units (`drain_timeout_s=30.0`).
-    `key_hints` maps keys of other gateways and earlier versions to a hint for the error message.
+    `key_hints` maps keys of other gateways to a hint for the error message.
     """
 
     model_config = ConfigDict(

@@ -72,7 +72,7 @@ async def scored_example(
     receipt = answered.receipt
     teacher, guidance = receipt.teacher, receipt.guidance
     kept_tokens = 0 if teacher is None or receipt.mode != "teacher" else teacher.output_tokens
-    student = [share for share in (receipt.student, receipt.probe, receipt.warmup) if share is not None]
+    student = [share for share in (receipt.student, receipt.warmup) if share is not None]
     return Example(
         setting=setting,
         question=question.id,

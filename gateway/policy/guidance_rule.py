@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.config.scalars import Duration, Flag, InvalidValue, Label, Number, Whole, duration_between
 from gateway.config.yaml_source import StrictModel
@@ -19,18 +18,10 @@ MAX_GUIDANCE_TOKENS = 4096
 Boundary = Literal["word", "sentence", "token"]
 
 
-def _no_auto(value: object) -> object:
-    if value == "auto":
-        raise InvalidValue("must be a whole number: auto was removed, because no rule was better than a fixed length")
-    return value
-
-
 class GuidanceRule(StrictModel):
     """Guidance: length, projection, placement, and the longest wait for it."""
 
-    key_hints: ClassVar[Mapping[str, str]] = {"auto": "removed: set `tokens` to a number, and delete this key"}
-
-    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS), BeforeValidator(_no_auto)] = 40
+    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 40
     """Maximum length of the guidance in tokens."""
     projection: Label = "cutoff"
     """Projection for the teacher: cutoff, concise, hint, primed, or the name of a file in policies/projections."""

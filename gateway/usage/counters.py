@@ -127,7 +127,7 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
     cost, served = pico(receipt.cost_usd), receipt.shadow_of is None
     saved, error, estimated = _count_savings(sparse, receipt, requests, cost)
     by_teacher, by_student = _answer_tokens(receipt)
-    guidance, extra = receipt.guidance, receipt.probe or receipt.warmup  # a request has one of the two at most
+    guidance, extra = receipt.guidance, receipt.warmup
     fixed = [
         requests,
         guidance.kept_tokens if guidance is not None else 0,
@@ -172,16 +172,11 @@ def _count_savings(sparse: Sparse, receipt: Receipt, requests: int, cost: int) -
         error = -pico(measured.estimated_error_usd)
         _add_class(sparse, GUIDED, ClassSum(0, 0, difference, difference, error))
         return difference - cost, error, False
-    measuring = 0
-    if receipt.probe is not None:
-        measuring = pico(receipt.probe.cost_usd)
-        _add_class(sparse, MEASURING, ClassSum(0, measuring, 0, -measuring))
-    cost -= measuring
     saved, error = pico(receipt.baseline_usd) - cost, pico(receipt.baseline_error_usd)
     if not (counts := is_counted(savings_class, saved)):
         saved, error = -cost if is_lost(savings_class) else 0, 0
     _add_class(sparse, savings_class, ClassSum(requests, cost, cost + saved, saved, error))
-    return saved - measuring, error, counts
+    return saved, error, counts
 
 
 def _add_class(sparse: Sparse, name: str, sums: ClassSum) -> None:

@@ -18,7 +18,6 @@ from redis.asyncio import Redis
 from gateway.accounting.receipt import EngineShare
 from gateway.usage.state import WorkerLease
 from tests.accounting.receipt_builders import closed, guided
-from tests.cli import in_process
 from tests.cli.usage_place import Place
 from tests.usage.databases import receipt, receipts_of_a_day
 
@@ -62,13 +61,13 @@ def test_receipts_are_exported_as_csv_with_money_in_usd(place: Place) -> None:
     assert (rows[odd.id]["route"], Decimal(rows[odd.id]["baseline_usd"])) == ("'=HYPERLINK(1)", 0)
 
 
-def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
-    """Tokens that another request paid for are not counted; those of the probe are the student's."""
-    probe = EngineShare("small", 30, 2, Decimal("0.000004"), 10, cache_write_input_tokens=5)
+def test_the_columns_of_a_csv_are_fixed(place: Place) -> None:
+    """Tokens that another request paid for are not counted; those of the warm-up are the student's."""
+    warmup = EngineShare("small", 30, 2, Decimal("0.000004"), 10, cache_write_input_tokens=5)
     base = closed(guided())
     assert base.teacher is not None
     assert base.student is not None
-    one = receipt(DAY, probe=probe, teacher=msgspec.structs.replace(base.teacher, shared="cache"))
+    one = receipt(DAY, stored_warmup=warmup, teacher=msgspec.structs.replace(base.teacher, shared="cache"))
     place.add([one])
     done = place.run("export")
     assert done.stdout.startswith(COLUMNS)
@@ -77,7 +76,7 @@ def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
     assert (row["teacher"], row["teacher_input_tokens"]) == (base.teacher.model, "0")
     assert (row["student_input_tokens"], Decimal(row["student_cost_usd"])) == (
         str(fresh),
-        base.student.cost_usd + probe.cost_usd,
+        base.student.cost_usd + warmup.cost_usd,
     )
     assert (row["teacher_cache_write_tokens"], row["student_cache_write_tokens"]) == ("0", "5")
     assert (row["stream"], row["shadow_of"]) == ("true" if one.stream else "false", "")
@@ -179,8 +178,3 @@ def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
         assert done.returncode == 1
         assert "s3cret-word" not in done.stdout + done.stderr
         assert "unavailable" in done.stdout or "The usage database cannot be read or written" in done.stderr
-
-
-def test_the_old_name_of_the_commands_is_an_error_that_names_the_new_one() -> None:
-    done = in_process.run("archive", "status")
-    assert (done.returncode, "The command 'archive' was renamed to 'usage-db'." in done.stderr) == (2, True)

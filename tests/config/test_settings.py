@@ -247,12 +247,6 @@ def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Pat
         (model(rpm=60), "1: models[0].rpm: unknown key: an engine has no rate limit here: max_concurrency"),
         (model(model_info={}), "1: models[0].model_info: unknown key: put its prices under price"),
         (model(model_name="x"), "1: models[0].model_name: unknown key: use name"),
-        (model(breaker={"rest": "1s"}), "1: models[0].breaker.rest: unknown key: renamed to cooldown"),
-        (
-            model(breaker={"longest_rest": "1s"}),
-            "1: models[0].breaker.longest_rest: unknown key: renamed to max_cooldown",
-        ),
-        ("tracing: {tell_engines: true}\n" + BIG, "1: tracing.tell_engines: unknown key: renamed to propagate"),
         (model(protocol="vllm"), "1: models[0].protocol: must be tgi, openai or litellm"),
         (model(protocol="litellm"), "1: models[0].model: must be provider/name with protocol litellm"),
         (

@@ -233,13 +233,6 @@ def test_only_the_sections_of_the_worker_are_checked(tmp_path: Path) -> None:
     assert [one.field for one in error.value.issues] == ["usage.keep", "usage.kept", "redis.prefix"]
 
 
-def test_a_renamed_variable_stops_the_worker(tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    YAML().dump({"usage": {"keep": "30d"}}, file)
-    with pytest.raises(ConfigError, match=r"GKT_ARCHIVE_URL: was renamed to GKT_USAGE_URL"):
-        worker_settings(file, {"GKT_ARCHIVE_URL": "postgresql://db/gkt"})
-
-
 @pytest.mark.parametrize(("content", "message"), [({}, "redis.url is embedded"), (None, "There is no")])
 def test_a_failed_start_states_the_reason(
     tmp_path: Path, content: Any, message: str, monkeypatch: pytest.MonkeyPatch
