@@ -1,10 +1,9 @@
-"""`gkt-gateway plan`: compute the GPUs, cost and latency of a load, with and without guidance."""
+"""`gkt-gateway plan`: compute the GPUs and the cost of a load, with and without guidance."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 from functools import partial
-from math import isfinite
 from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -15,9 +14,8 @@ from rich.text import Text
 from gateway.cli.admin_client import usd_of
 from gateway.cli.lazy import SETTINGS, LazyGroup
 from gateway.cli.tables import console_for, plain_table
-from gateway.config.scalars import InvalidValue, duration_s
 from gateway.planning.curve import read_curve
-from gateway.planning.plan import FleetDemands, RequestLoad
+from gateway.planning.plan import DEFAULT_HEADROOM, RequestLoad
 from gateway.planning.plan import plan as planned
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.planning.plan import CapacityPlan, ReplicaFleet
 
 NOT_MET = 3
-"""Exit status if the replicas cannot serve the load or miss --ttft."""
+"""Exit status if the replicas do not keep the headroom."""
 _length = partial(typer.Option, metavar="N", max=10_000_000)
 _replicas = partial(typer.Option, metavar="N", min=1)
 _USD = "USD per hour of one {} GPU, instead of the file's price."
@@ -46,13 +44,13 @@ plan = typer.Typer(
     cls=_Plans,
     invoke_without_command=True,
     help=(
-        "Compute the GPUs, cost and latency of a load, with guidance and with the teacher alone.\n\n"
+        "Compute the GPUs and the cost of a load, with guidance and with the teacher alone.\n\n"
         "`gkt-gateway plan --rps 200 --prompt 600 --answer 300 --tokens 40 --teacher 70b.json --student 8b.json`\n\n"
         "Each file is an engine's curve: step time by batch size, prefill speed, and GPU price. `gkt-gateway plan "
         "measure` measures a running engine, and `gkt-gateway schema curve` describes the format. Without --student, "
         "students run on callers' devices. Assumptions are printed with the result; `gkt-gateway docs planning` has an "
-        "example of a curve, the formulas, and a comparison with a simulation.\n\n"
-        "Exits with 3 if the replicas cannot serve the load or miss --ttft."
+        "example of a curve and the formulas.\n\n"
+        "Exits with 3 if the replicas do not keep the headroom."
     ),
     **SETTINGS,
 )
@@ -69,12 +67,9 @@ def _plan(
     prompt: Annotated[int | None, _length(help="Tokens of a prompt.", min=1)] = None,
     answer: Annotated[int | None, _length(help="Tokens of a whole answer, guidance included.", min=2)] = None,
     tokens: Annotated[int, _length(help="Tokens of guidance (guidance.tokens).", min=1)] = 40,
-    ttft: Annotated[
-        str | None, typer.Option(help="Limit of the 95th percentile of the time to first token.", metavar="500ms")
-    ] = None,
     headroom: Annotated[
         float, typer.Option(help="Share of each replica that is kept free for bursts and failures.", min=0, max=0.95)
-    ] = 0.3,
+    ] = DEFAULT_HEADROOM,
     shown: Annotated[int, _length(help="Additional prompt tokens of the teacher: exemplars.", min=0)] = 0,
     shown_cached: Annotated[
         bool, typer.Option("--shown-cached", help="The tokens of --shown are in the teacher's prefix cache.")
@@ -98,7 +93,7 @@ def _plan(
         RequestLoad(Decimal(str(rps)), prompt, answer, tokens, shown, shown_cached),
         read_curve(teacher).priced(usd_of(teacher_usd_per_hour, "--teacher-usd-per-hour")),
         None if student is None else read_curve(student).priced(usd_of(student_usd_per_hour, "--student-usd-per-hour")),
-        FleetDemands(headroom, _limit_s(ttft)),
+        headroom,
         teacher_replicas=teacher_replicas,
         student_replicas=student_replicas,
     )
@@ -108,15 +103,6 @@ def _plan(
         print_plan(result)
     if not result.met:
         raise typer.Exit(NOT_MET)
-
-
-def _limit_s(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return duration_s(text)
-    except InvalidValue as error:
-        raise typer.BadParameter(str(error), param_hint="--ttft") from None
 
 
 def print_plan(plan: CapacityPlan) -> None:
@@ -141,18 +127,15 @@ def print_plan(plan: CapacityPlan) -> None:
 
 
 def as_json(plan: CapacityPlan) -> str:
-    """Return the plan as JSON. Amounts of money are exact text; infinite times are null."""
+    """Return the plan as JSON. Amounts of money are exact text; an unlimited rate is null."""
     document = {
         "object": "plan",
         "load": plan.load._asdict() | {"rps": str(plan.load.rps)},
-        "demands": plan.demands._asdict(),
+        "headroom": plan.headroom,
         "met": plan.met,
         "guided": {
             "teacher": _fleet(plan.teacher),
             "student": None if plan.student is None else _fleet(plan.student),
-            "first_s": plan.teacher.load.first_s,
-            "guidance_s": plan.teacher.load.total_s,
-            "total_s": plan.total_s,
             "usd_per_hour": str(plan.usd_per_hour),
             "usd_per_1000_answers": str(plan.usd_per_1000),
         },
@@ -169,16 +152,14 @@ def as_json(plan: CapacityPlan) -> str:
 
 
 def _fleet(side: ReplicaFleet) -> dict[str, Any]:
-    load = {name: value for name, value in side.load._asdict().items() if name != "utilization"}
     return {
         "model": side.curve.model,
         "gpu": side.curve.gpu,
         "replicas": side.replicas,
         "gpus": side.gpus,
         "met": side.met,
-        "most_rps": side.max_rps,
-        "utilisation": side.load.utilization,
-        **load,
+        "max_rps": side.max_rps,
+        "utilization": side.utilization,
         "usd_per_hour": str(side.usd_per_hour),
         "usd_per_1000_answers": str(side.usd_per_1000),
     }
@@ -186,12 +167,6 @@ def _fleet(side: ReplicaFleet) -> dict[str, Any]:
 
 def _usd(amount: Decimal) -> str:
     return f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g} s" if isfinite(value) else "no end"
 
 
 def _gpus(side: ReplicaFleet) -> str:
@@ -209,17 +184,7 @@ _ROWS: tuple[tuple[str, Callable[[ReplicaFleet], str], Callable[[CapacityPlan], 
     ("model", lambda side: side.curve.model, None),
     ("replicas", lambda side: "" if side.replicas is None else str(side.replicas), None),
     ("GPUs", _gpus, _total_gpus),
-    ("utilisation", lambda side: "" if side.replicas is None else f"{side.load.utilization:.0%}", None),
-    ("batch size", lambda side: f"{side.load.batch:.1f}", None),
-    ("requests waiting", lambda side: f"{side.load.queued:.2f}" if side.load.stable else "no end", None),
-    ("step", lambda side: f"{side.load.step_s * 1000:.1f} ms", None),
-    ("first token", lambda side: _seconds(side.load.first_s), lambda plan: _seconds(plan.teacher.load.first_s)),
-    (
-        "first token, p95",
-        lambda side: _seconds(side.load.first_p95_s),
-        lambda plan: _seconds(plan.teacher.load.first_p95_s),
-    ),
-    ("last token", lambda side: _seconds(side.load.total_s), lambda plan: _seconds(plan.total_s)),
+    ("utilization", lambda side: "" if side.utilization is None else f"{side.utilization:.0%}", None),
     ("USD per hour", lambda side: _usd(side.usd_per_hour), lambda plan: _usd(plan.usd_per_hour)),
     ("USD per 1000 answers", lambda side: _usd(side.usd_per_1000), lambda plan: _usd(plan.usd_per_1000)),
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from decimal import Context, Decimal
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import StartupError
-from gateway.planning.replica import ReplicaLoad, RequestWork, idle_first_s, replica_load, replica_s
+from gateway.planning.replica import RequestWork, replica_s
 from gateway.pricing import cost_usd, savings_usd, total_usd
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from gateway.planning.curve import Curve
 
+DEFAULT_HEADROOM = 0.3
 _MAX_REPLICAS = 1_000_000
 _EXACT = Context(prec=40)
 _SECONDS_PER_HOUR = Decimal(3600)
@@ -24,28 +24,18 @@ _LONGER = 1.5
 _DEARER = "guidance costs more than the teacher alone: two models read each prompt, and replicas are whole"
 
 
-class FleetDemands(NamedTuple):
-    """Demands on a fleet: the share of each replica's capacity that stays free, and the maximum time to first token.
-
-    `first_p95_s` limits the 95th percentile of that time, in seconds; None: no limit.
-    """
-
-    headroom: float = 0.3
-    first_p95_s: float | None = None
-
-
 class ReplicaFleet(NamedTuple):
-    """Replicas of one engine, and the state of each replica under its share of the load.
+    """Replicas of one engine under their shares of the load.
 
-    `replicas` and `gpus` are None if the engine is paid by the token. `max_rps` is the highest rate of requests per
-    second at which the headroom is kept. `met` states whether the demands are met.
+    `replicas`, `gpus` and `utilization` (the used part of the capacity) are None if the engine is paid by the token.
+    `max_rps` is the highest rate of requests per second at which the headroom is kept. `met` states whether it is kept.
     """
 
     curve: Curve
     work: RequestWork
     replicas: int | None
     gpus: int | None
-    load: ReplicaLoad
+    utilization: float | None
     max_rps: float
     met: bool
     usd_per_hour: Decimal
@@ -53,12 +43,13 @@ class ReplicaFleet(NamedTuple):
 
 
 def fleet(
-    role: str, curve: Curve, work: RequestWork, rps: Decimal, demands: FleetDemands, replicas: int | None = None
+    role: str, curve: Curve, work: RequestWork, rps: Decimal, headroom: float, replicas: int | None = None
 ) -> ReplicaFleet:
     """Return the replicas that a load of `rps` requests per second needs, or the state of a fixed number of them.
 
-    Replicas receive equal shares of the requests. `role` is "teacher" or "student", for error messages. Raises
-    StartupError if the curve has no price, or the load needs too many replicas.
+    Replicas receive equal shares of the requests, and `headroom` is the part of each that stays free. `role` is
+    "teacher" or "student", for error messages. Raises StartupError if the curve has no price, or the load needs too
+    many replicas.
     """
     price = curve.price
     if price is None:
@@ -66,43 +57,26 @@ def fleet(
     if (tokens := price.tokens) is not None:
         each_usd = cost_usd(tokens, work.read + work.cached, work.written, work.cached)
         hourly_usd = _EXACT.multiply(_EXACT.multiply(each_usd, rps), _SECONDS_PER_HOUR)
-        # A provider's engine is assumed to be as fast as its smallest measured batch.
-        first_s, step_s = idle_first_s(curve, work), curve.step_s(1)
-        load = ReplicaLoad(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)
-        met = _fast(load, demands)
-        return ReplicaFleet(curve, work, None, None, load, inf, met, hourly_usd, _EXACT.multiply(each_usd, _THOUSAND))
+        per_1000_usd = _EXACT.multiply(each_usd, _THOUSAND)
+        return ReplicaFleet(curve, work, None, None, None, inf, True, hourly_usd, per_1000_usd)
     rate = float(rps)
-    count = replicas or _needed(curve, work, rate, demands)
-    load = replica_load(curve, work, rate / count)
+    count = replicas or _needed(curve, work, rate, headroom)
     assert price.gpu_usd_per_hour is not None
     gpus = count * curve.gpus_per_replica
     hourly_usd = _EXACT.multiply(price.gpu_usd_per_hour, Decimal(gpus))
     per_1000_usd = _EXACT.divide(_EXACT.multiply(hourly_usd, _THOUSAND), _EXACT.multiply(rps, _SECONDS_PER_HOUR))
-    max_rps = count * (1 - demands.headroom) / replica_s(curve, work)
-    met = load.stable and _fast(load, demands) and rate <= max_rps * (1 + 1e-9)
-    return ReplicaFleet(curve, work, count, gpus, load, max_rps, met, hourly_usd, per_1000_usd)
+    utilization = rate * replica_s(curve, work) / count
+    max_rps = count * (1 - headroom) / replica_s(curve, work)
+    met = rate <= max_rps * (1 + 1e-9)
+    return ReplicaFleet(curve, work, count, gpus, utilization, max_rps, met, hourly_usd, per_1000_usd)
 
 
-def _needed(curve: Curve, work: RequestWork, rate: float, demands: FleetDemands) -> int:
-    """Return the fewest replicas that meet both demands; those that keep the headroom if none is fast enough."""
-    lower_bound = max(1, ceil(rate * replica_s(curve, work) / (1 - demands.headroom) - 1e-9))
-    if lower_bound > _MAX_REPLICAS:
-        raise StartupError(f"The load needs {lower_bound} replicas of {curve.model}: correct --rps, or the curve.")
-
-    def is_fast(count: int) -> bool:
-        return _fast(replica_load(curve, work, rate / count), demands)
-
-    upper_bound = lower_bound
-    while not is_fast(upper_bound):
-        upper_bound *= 2
-        if upper_bound > _MAX_REPLICAS:
-            return lower_bound
-    # Waits get shorter with each further replica.
-    return lower_bound + bisect_left(range(lower_bound, upper_bound + 1), True, key=is_fast)
-
-
-def _fast(load: ReplicaLoad, demands: FleetDemands) -> bool:
-    return demands.first_p95_s is None or load.first_p95_s <= demands.first_p95_s
+def _needed(curve: Curve, work: RequestWork, rate: float, headroom: float) -> int:
+    """Return the fewest replicas that keep the headroom."""
+    count = max(1, ceil(rate * replica_s(curve, work) / (1 - headroom) - 1e-9))
+    if count > _MAX_REPLICAS:
+        raise StartupError(f"The load needs {count} replicas of {curve.model}: correct --rps, or the curve.")
+    return count
 
 
 class RequestLoad(NamedTuple):
@@ -122,12 +96,12 @@ class RequestLoad(NamedTuple):
 class CapacityPlan(NamedTuple):
     """The resources that a load needs with guidance, and with the teacher `alone`.
 
-    `student` is None if students run on callers' devices, so that their cost and time are unknown. `savings_share` is a
+    `student` is None if students run on callers' devices, so that their cost is unknown. `savings_share` is a
     part of the cost of the teacher alone; negative if guidance costs more. `assumptions` and `warnings` are sentences.
     """
 
     load: RequestLoad
-    demands: FleetDemands
+    headroom: float
     teacher: ReplicaFleet
     student: ReplicaFleet | None
     alone: ReplicaFleet
@@ -140,13 +114,8 @@ class CapacityPlan(NamedTuple):
     warnings: tuple[str, ...]
 
     @property
-    def total_s(self) -> float | None:
-        """Return the mean seconds to the end of the answer; None if students run elsewhere."""
-        return None if self.student is None else self.teacher.load.total_s + self.student.load.total_s
-
-    @property
     def met(self) -> bool:
-        """Return whether teacher and student serve the load and meet the demands."""
+        """Return whether teacher and student serve the load and keep the headroom."""
         return self.teacher.met and (self.student is None or self.student.met)
 
 
@@ -154,7 +123,7 @@ def plan(
     load: RequestLoad,
     teacher: Curve,
     student: Curve | None,
-    demands: FleetDemands,
+    headroom: float = DEFAULT_HEADROOM,
     *,
     teacher_replicas: int | None = None,
     student_replicas: int | None = None,
@@ -171,22 +140,20 @@ def plan(
     prompt, guidance, answer = load.prompt_tokens, load.guidance_tokens, load.answer_tokens
     shown, cached = (0, load.shown_tokens) if load.shown_cached else (load.shown_tokens, 0)
     work = RequestWork(prompt + shown, guidance, cached)
-    teacher_fleet = fleet("teacher", teacher, work, load.rps, demands, teacher_replicas)
+    teacher_fleet = fleet("teacher", teacher, work, load.rps, headroom, teacher_replicas)
     student_fleet = None
-    # Only the teacher determines when the first token arrives.
-    of_student = FleetDemands(demands.headroom)
     if student is not None:
         work = RequestWork(prompt + guidance, answer - guidance)
-        student_fleet = fleet("student", student, work, load.rps, of_student, student_replicas)
-    alone = fleet("teacher", teacher, RequestWork(prompt, answer), load.rps, demands)
+        student_fleet = fleet("student", student, work, load.rps, headroom, student_replicas)
+    alone = fleet("teacher", teacher, RequestWork(prompt, answer), load.rps, headroom)
     sides = [teacher_fleet] if student_fleet is None else [teacher_fleet, student_fleet]
     hourly_usd = total_usd(*(one.usd_per_hour for one in sides))
     per_1000_usd = total_usd(*(one.usd_per_1000 for one in sides))
     saved_usd = savings_usd(alone.usd_per_hour, hourly_usd)
-    known = set(_warnings("teacher alone", teacher_fleet, demands))
+    known = set(_warnings("teacher alone", teacher_fleet, headroom))
     return CapacityPlan(
         load=load,
-        demands=demands,
+        headroom=headroom,
         teacher=teacher_fleet,
         student=student_fleet,
         alone=alone,
@@ -195,28 +162,25 @@ def plan(
         savings_usd_per_hour=saved_usd,
         savings_usd_per_1000=savings_usd(alone.usd_per_1000, per_1000_usd),
         savings_share=float(saved_usd / alone.usd_per_hour) if alone.usd_per_hour else None,
-        assumptions=tuple(_assumptions(load, demands, teacher_fleet, student_fleet, alone)),
+        assumptions=tuple(_assumptions(load, headroom, teacher_fleet, student_fleet, alone)),
         warnings=(
-            *_warnings("teacher", teacher_fleet, demands),
-            *(() if student_fleet is None else _warnings("student", student_fleet, of_student)),
-            *(one for one in _warnings("teacher alone", alone, demands) if one not in known),
+            *_warnings("teacher", teacher_fleet, headroom),
+            *(() if student_fleet is None else _warnings("student", student_fleet, headroom)),
+            *(one for one in _warnings("teacher alone", alone, headroom) if one not in known),
             *((_DEARER,) if saved_usd < 0 else ()),
         ),
     )
 
 
 def _assumptions(
-    load: RequestLoad, demands: FleetDemands, teacher: ReplicaFleet, student: ReplicaFleet | None, alone: ReplicaFleet
+    load: RequestLoad, headroom: float, teacher: ReplicaFleet, student: ReplicaFleet | None, alone: ReplicaFleet
 ) -> Iterator[str]:
+    yield "Rate: it is constant, and each replica receives an equal share of the requests."
     yield (
-        "Arrivals: requests arrive at random and independently (Poisson), each replica receives an equal share at "
-        "random, and the rate is constant."
+        "Batched server: an engine reads waiting prompts in one pass, then gives each answer of its batch a token. A "
+        "full replica decodes its largest batch. Bursts and waits are not modeled: the headroom is for them."
     )
-    yield (
-        "Batched server: an engine reads waiting prompts in one pass, then gives each answer of its batch a token. The "
-        "number of answers is a birth-death chain with the curve's steps. Waits follow from Little's law."
-    )
-    yield f"Headroom: each replica runs at no more than {1 - demands.headroom:.0%} of its capacity."
+    yield f"Headroom: each replica runs at no more than {1 - headroom:.0%} of its capacity."
     yield (
         f"Lengths: all prompts have {load.prompt_tokens} tokens and all answers {load.answer_tokens}. Every answer has "
         f"{load.guidance_tokens} tokens of guidance, which are all kept; none comes from the guidance cache. Both "
@@ -233,17 +197,13 @@ def _assumptions(
                 "does not set cache_tokens."
             )
         if side is not None and side.replicas is None and role != "teacher alone":
-            yield f"The {role} is paid by the token, and is as fast as its curve at any load."
+            yield f"The {role} is paid by the token, and serves any load."
     if student is None:
-        yield "Students run on callers' devices: their time and cost are not included."
-    yield (
-        "Not included: the gateway's own 2 ms, its batching window (at most 10 ms, none while the teacher has free "
-        "slots), and networks."
-    )
+        yield "Students run on callers' devices: their cost is not included."
 
 
-def _warnings(role: str, side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
-    for warning in (*_curve_warnings(side), *_load_warnings(side, demands)):
+def _warnings(role: str, side: ReplicaFleet, headroom: float) -> Iterator[str]:
+    for warning in (*_curve_warnings(side), *_load_warnings(side, headroom)):
         yield f"{role}: {warning}"
 
 
@@ -259,11 +219,6 @@ def _curve_warnings(side: ReplicaFleet) -> Iterator[str]:
             f"extrapolated: up to {slots} answers may be decoded together, and the curve is measured up to "
             f"{curve.measured_batch}; measure more, or set max_batch"
         )
-    if side.load.batch < curve.decode[0].batch and slots >= curve.decode[0].batch:
-        yield (
-            f"extrapolated: {side.load.batch:.1f} answers are decoded together, and the smallest batch of the "
-            f"curve is {curve.decode[0].batch}; steps may be shorter"
-        )
     measured_tokens = curve.origin.context_tokens
     if measured_tokens is not None and work.read + work.cached + work.written / 2 > _LONGER * measured_tokens:
         yield (
@@ -272,23 +227,15 @@ def _curve_warnings(side: ReplicaFleet) -> Iterator[str]:
         )
 
 
-def _load_warnings(side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
-    load = side.load
-    if not load.stable:
-        yield (
-            f"unstable: {side.replicas} replicas serve at most {side.max_rps / (1 - demands.headroom):.4g} requests "
-            "per second; more arrive, so waits grow without limit"
-        )
+def _load_warnings(side: ReplicaFleet, headroom: float) -> Iterator[str]:
+    if side.utilization is None:
         return
-    if side.replicas is not None and load.utilization > 1 - demands.headroom + 1e-9:
-        yield f"the headroom is not kept: {load.utilization:.0%} of the replicas' capacity is used"
-    limit_s = demands.first_p95_s
-    if limit_s is not None and load.first_p95_s > limit_s:
-        alone_s = idle_first_s(side.curve, side.work)
-        advice = "add replicas" if alone_s < limit_s else f"an idle replica takes {alone_s:.3g} s, so more do not help"
+    if side.utilization >= 1:
         yield (
-            f"the first token is too late: 95 of 100 arrive within {load.first_p95_s:.3g} s, and the limit is "
-            f"{limit_s:g} s; {advice}"
+            f"overloaded: {side.replicas} replicas serve at most {side.max_rps / (1 - headroom):.4g} requests per "
+            "second; more arrive, so waits grow without limit"
         )
-    if side.replicas == 1:
+    elif not side.met:
+        yield f"the headroom is not kept: {side.utilization:.0%} of the replicas' capacity is used"
+    elif side.replicas == 1:
         yield "one replica: no capacity is left if it fails"
