@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
@@ -17,18 +16,21 @@ from gateway.evaluation.record import read_run
 from gateway.evaluation.summary import summaries
 from tests.cli.in_process import Done
 from tests.evaluation.known_truth import ALONE, folder_of
+from tests.kit.records import records
 
-RECORDS = Path(__file__).parents[2] / "docs" / "evaluation" / "records" / "gsm8k"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 WITHOUT_SHOTS = "teacher, chat, 300 tokens"
 PRIMED = "guided, chat, 300 tokens, primed, prefix, m=120"
 
 
-def run(*arguments: str, folder: Path = RECORDS) -> Done:
+def run(*arguments: str, folder: Path | None = None) -> Done:
     app = typer.Typer(**SETTINGS)
     app.command("recommend")(recommend)
     done = CliRunner().invoke(
         app,
-        [str(folder), "--asked", "chat", "--sheets", "shipped", "--folds", "2", *arguments],
+        [str(folder or records() / "gsm8k"), "--asked", "chat", "--sheets", "shipped", "--folds", "2", *arguments],
         env={"NO_COLOR": "1", "COLUMNS": "200"},
     )
     if isinstance(done.exception, StartupError):
@@ -73,7 +75,7 @@ def test_a_buyer_without_a_prompt_cache_pays_the_input_price() -> None:
     """Nothing is written to a cache, either, which costs more than input at the prices of Claude."""
     report = listed("--cache-hits", "0%")
     opus, student = report["sheets"][0], report["sheets"][0]["student"]
-    (found,) = (one for one in summaries(read_run(RECORDS)) if one.name == PRIMED)
+    (found,) = (one for one in summaries(read_run(records() / "gsm8k")) if one.name == PRIMED)
     tokens = [(opus["teacher"], found.teacher_input_tokens, found.teacher_output_tokens)]
     tokens.append((student, found.student_input_tokens, found.student_output_tokens))
     usd = sum(read * float(at["input_per_1m"]) + wrote * float(at["output_per_1m"]) for at, read, wrote in tokens)
