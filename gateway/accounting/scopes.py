@@ -69,8 +69,7 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     """The charge of a request in one scope, independent of later policy edits.
 
     `unit` and `count`: the length of the budget's periods. Redis needs it where this charge is its first of the budget.
-    `unit` is `h`, `d`, `w`, `mo`, or `s` for a rolling budget. Both are empty without a budget, and in intents of
-    earlier versions.
+    `unit` is `h`, `d`, `w`, `mo`, or `s` for a rolling budget. Both are empty without a budget.
     """
 
     scope: str

@@ -38,11 +38,6 @@ async def show_quality(request: web.Request) -> web.Response:
     since, until = _days(request, today)
     scope = only.get("tenant"), only.get("route")
     tallies = await request.app[USAGE_DATABASE].comparisons(since // DAY_S, until // DAY_S, *scope)
-    if until == today:
-        earlier = await book.read(min(KEPT_DAYS, (today - since) // DAY_S + 1))
-        for compared, tally in earlier.items():
-            if scope in {(one, two) for one in (None, compared.tenant) for two in (None, compared.route)}:
-                tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()
     return json_reply(
         {

@@ -136,7 +136,6 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     text: str
     finish: Finish
     usage: TokenUsage | None
-    ends_at: None = None  # earlier versions had a value
     token_ends: tuple[int, ...] | None = None
 
 

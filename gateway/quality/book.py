@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.pricing import dollars, picodollars, without_trailing_zeros
-from gateway.quality.comparison import OUTBOX, QualityTally
+from gateway.quality.comparison import OUTBOX
 from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
@@ -75,20 +75,6 @@ class QualityStore:
         """Post a comparison to the outbox. A usage worker writes it to the usage database."""
         fields: Any = {b"comparison": comparison.to_json()}
         await self._redis.xadd(self._all_keys.outbox(OUTBOX), fields)
-
-    async def read(self, days: int) -> dict[ComparisonScope, QualityTally]:
-        """Return sums that an earlier version stored in Redis, over the last `days` days including today."""
-        today = self.today()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for age in range(days):
-                pipe.hgetall(self._keys.quality(today - age * DAY_S))
-            held = await pipe.execute()
-        tallies: dict[ComparisonScope, QualityTally] = {}
-        for rows in held:
-            for field, sums in rows.items():
-                scope = ComparisonScope(*field.decode().split("/", 3))
-                tallies[scope] = tallies.get(scope, QualityTally()) + QualityTally(*map(int, sums.split()))
-        return tallies
 
     async def spent_today(self) -> dict[tuple[str, str], Decimal]:
         """Return the USD spent or reserved today, by tenant and route."""

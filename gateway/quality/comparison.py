@@ -24,8 +24,7 @@ MIN_SAMPLES = 10
 """The smallest number of comparisons with a confidence interval."""
 _Z = 1.959964  # quantile of the normal distribution for 95 %
 OUTBOX = "(comparisons)"
-"""The name, in place of a tenant, of the outbox for all tenants' comparisons. Earlier versions do not read it: they
-would reject comparisons as unreadable receipts. No tenant's name contains parentheses."""
+"""The name, in place of a tenant, of the outbox for all tenants' comparisons. No tenant's name contains parentheses."""
 _Agreement = Annotated[int, msgspec.Meta(ge=0, le=SCALE)]
 MAX_TOKENS = 16
 MAX_CHARS = 8_000

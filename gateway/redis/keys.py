@@ -25,7 +25,7 @@ STORED_RESPONSE = 1
 COLLECTED = 1
 
 OUTCOMES = "(outcomes)"
-"""The name, in place of a tenant, of the outbox for all tenants' outcomes. Earlier versions do not read it."""
+"""The name, in place of a tenant, of the outbox for all tenants' outcomes."""
 _SLICE = "#"
 
 
@@ -133,10 +133,6 @@ class LedgerKeys(NamedTuple):
     def seen_up(self, engine: str, day: int) -> str:
         """Return the key of a bitmap: the minutes of a day in which any process checked the engine."""
         return f"{self.base}looked:{day}:{engine}"
-
-    def quality(self, day: int) -> str:
-        """Return the key of a hash: tenant/comparison/length/route -> sums of the comparisons of that day."""
-        return f"{self.base}quality:{day}"
 
     def quality_spent(self, day: int) -> str:
         """Return the key of a hash: tenant/route -> picodollars that comparisons spent or reserved on that day."""

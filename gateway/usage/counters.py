@@ -44,7 +44,7 @@ CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
 }
 HANDOVER_TIME = 120  # the sum of times of the stage `handover` in microseconds
 FAILED_SHADOWS = 121
-HANDOVER_BUCKETS = 128  # buckets of its histogram, below `BUCKETS`, where earlier versions ignore them
+HANDOVER_BUCKETS = 128  # buckets of its histogram
 BUCKETS = 512  # buckets of the histograms of FIXED_STAGES
 BUCKET_STEP = 512
 BATCHES = 4_096  # plus the size of the batch

@@ -313,7 +313,6 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
                 "cache_write_1h_input_tokens": None,
                 "no_cache_reads": False,
             },
-            None,
             [5, 9, 18],
         ]
         await nothing_left(redis, keys, ann, ben)

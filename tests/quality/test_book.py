@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import astuple
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,9 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.quality.book import DAY_S, QualityStore
-from gateway.quality.comparison import OUTBOX, QualityTally
+from gateway.quality.comparison import OUTBOX
 from gateway.redis.keys import RedisKeys
-from tests.usage.test_comparisons import ROW, comparison
+from tests.usage.test_comparisons import comparison
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,25 +52,12 @@ def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[Qu
 async def test_a_comparison_is_posted_to_the_outbox_of_comparisons(
     books: list[QualityStore], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
-    """An earlier version reads the outboxes of `tenants` and would reject a comparison."""
     keys = RedisKeys(request.node.name)
     one = comparison(1, 0.5, 0.25)
     await books[0].add(one)
     ((_, fields),) = await redis.xrange(keys.outbox(OUTBOX))
     assert fields == {b"comparison": one.to_json()}
     assert await redis.smembers(keys.ledger().tenants) == set()
-
-
-async def test_sums_of_an_earlier_version_are_read_by_day(
-    books: list[QualityStore], redis: Redis, clock: Clock, request: pytest.FixtureRequest
-) -> None:
-    keys, other = RedisKeys(request.node.name).ledger(), ROW._replace(length="16")
-    for row, tally in ((ROW, QualityTally.of(1, 1)), (other, QualityTally.of(1, 0))):
-        await redis.hset(keys.quality(books[0].today()), "/".join(row), " ".join(map(str, astuple(tally))))
-    clock.now += DAY_S
-    await redis.hset(keys.quality(books[0].today()), "/".join(ROW), " ".join(map(str, astuple(QualityTally.of(0, 1)))))
-    assert await books[0].read(1) == {ROW: QualityTally.of(0, 1)}
-    assert await books[0].read(2) == {ROW: QualityTally.of(0, 1) + QualityTally.of(1, 1), other: QualityTally.of(1, 0)}
 
 
 async def test_spending_is_stored_for_two_days(
