@@ -1,1 +1,1 @@
-"""The admin listener, loopback by default: metrics, readiness in detail, and the admin API, which asks for a key."""
+"""The admin listener, loopback by default: metrics, detailed readiness, the dashboard, and an admin API with a key."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.config.cors import CorsSettings
 
+_MAX_AGE_S = "600"  # the time for which browsers may keep the answer to a preflight request
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*", re.ASCII)
 
 
@@ -43,7 +44,6 @@ class _Cors:
     def __init__(self, settings: CorsSettings) -> None:
         self._origins = None if ANY_ORIGIN in settings.origins else frozenset(settings.origins)
         self._request_headers = None if settings.headers is None else ", ".join(settings.headers)
-        self._max_age = str(int(settings.max_age_s))
 
     @web.middleware
     async def middleware(
@@ -80,7 +80,7 @@ class _Cors:
             return None
         headers = {
             "Access-Control-Allow-Methods": ", ".join(sorted(unsupported.allowed_methods)),
-            "Access-Control-Max-Age": self._max_age,
+            "Access-Control-Max-Age": _MAX_AGE_S,
             "Vary": "Access-Control-Request-Headers",
         }
         names = sent.get("Access-Control-Request-Headers", "")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
 
-from gateway.config.scalars import Duration, InvalidValue, duration_between
+from gateway.config.scalars import InvalidValue
 from gateway.config.yaml_source import StrictModel
 
 ANY_ORIGIN = "*"
@@ -52,8 +52,6 @@ class CorsSettings(StrictModel):
     """Origins of the pages, like https://app.example.com; `"*"`: all, on the public listener only."""
     headers: Annotated[tuple[HeaderName, ...], Field(min_length=1, max_length=100)] | None = None
     """Request headers that the pages may send. None: all."""
-    max_age_s: Annotated[Duration, duration_between("0s", "1d")] = Field(600.0, alias="max_age")
-    """Time for which browsers may keep the answer to a preflight request."""
 
     @field_validator("origins")
     @classmethod

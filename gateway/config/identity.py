@@ -12,10 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.config.scalars import (
-    Duration,
     InvalidValue,
     Label,
-    duration_between,
     file_path,
     is_spelled_as_url,
     text_pattern,
@@ -118,15 +116,11 @@ class IssuerSettings(StrictModel):
     """Accepted values of the claim `aud`: the name of this gateway at the issuer. One value or a list."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = DEFAULT_ALGORITHMS
     """Accepted signature algorithms. All of them use a public key."""
-    clock_skew_s: Annotated[Duration, duration_between("0s", "5m")] = Field(60.0, alias="clock_skew")
-    """Largest difference of the clocks, for the claims `exp`, `nbf` and `iat`."""
     jwks_url: _Url | None = None
     """URL of the issuer's keys (JWKS). None: the `jwks_uri` of the issuer's discovery document."""
     ca: Annotated[Path, BeforeValidator(_certificates)] | None = None
     """PEM file with the certificates of the private CA that signs those of the issuer. No other CA is trusted for this
     issuer. A change of the file applies at the next connection. None: the CAs of the system."""
-    refresh_s: Annotated[Duration, duration_between("10s", "1d")] = Field(300.0, alias="refresh")
-    """Interval at which the keys are read again. A key that the issuer removed is rejected after this time."""
 
     @field_validator("ca")
     @classmethod

@@ -1,1 +1,1 @@
-"""Metrics, logs and traces."""
+"""Measure the gateway: Prometheus metrics, JSON logs and OpenTelemetry traces."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DISCOVERY = "/.well-known/openid-configuration"
+REFRESH_S = 300.0
+"""Interval at which the keys are read again. A key that the issuer removed is rejected after this time."""
 UNKNOWN_KEY_INTERVAL_S = 10.0
 """Unknown keys of tokens cause at most one reading of the keys in this time."""
 _RETRY_S = 15.0
@@ -74,7 +76,7 @@ class Issuer:
         """Read the keys at the configured interval until canceled, and sooner after a failure."""
         while True:
             await self.refresh()
-            interval_s = self.settings.refresh_s
+            interval_s = REFRESH_S
             interval_s = interval_s if self.state.error is None else min(interval_s, _RETRY_S)
             await asyncio.sleep(interval_s * random.uniform(0.9, 1.0))  # noqa: S311  spreads the processes' requests
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
+CLOCK_SKEW_S = 60.0
+"""Largest difference of the clocks, for the claims `exp`, `nbf` and `iat`."""
 MAX_CACHED = 10_000
 MAX_CACHED_CHARS = 16_000_000
 """Limits of the cache of one process: its tokens, and their characters together."""
@@ -175,7 +177,7 @@ class Issuers:
     def _check_claims(self, token: UnverifiedToken, issuer: Issuer, audience: Collection[str] | None) -> float:
         """Return the end of the token's validity. Raises TokenRejected for a wrong audience or time."""
         claims, settings, now = token.claims, issuer.settings, self._now()
-        reject, skew_s = partial(_reject, issuer.name), settings.clock_skew_s
+        reject = partial(_reject, issuer.name)
         aud = claims.get("aud")
         if not _accepts(settings.audience if audience is None else audience, aud):
             raise reject("is for another audience (aud) than this gateway.", "audience")
@@ -185,11 +187,11 @@ class Issuers:
         expires_s = times.get("exp")
         if expires_s is None:
             raise reject("has no expiry (exp).", "malformed")
-        if expires_s + skew_s <= now:
+        if expires_s + CLOCK_SKEW_S <= now:
             raise reject("has expired. Get a new token from the issuer.", "expired")
-        if any((times.get(name) or 0.0) - skew_s > now for name in ("nbf", "iat")):
+        if any((times.get(name) or 0.0) - CLOCK_SKEW_S > now for name in ("nbf", "iat")):
             raise reject("is not valid yet: nbf or iat is in the future.", "not_yet_valid")
-        return expires_s + skew_s
+        return expires_s + CLOCK_SKEW_S
 
     def _add(self, digest: str, verified: VerifiedToken, chars: int) -> None:
         self._drop(digest)
