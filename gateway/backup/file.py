@@ -145,7 +145,7 @@ def read_header(path: Path) -> BackupHeader:
         if layout < known:
             raise StartupError(
                 f"{path} was created by gateway {made_by} with layout {layout} of the {name}; this one needs {known}. "
-                "Restore it with that version, then upgrade: `gkt-gateway docs deployment#upgrades`."
+                "Restore it with that version."
             )
     return header
 

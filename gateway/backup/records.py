@@ -15,7 +15,7 @@ from gateway.redis.keys import KeyringKeys, RedisKeys
 
 Part = Literal["keys", "tenants", "sums"]
 """keys: API keys, switched-off guidance and the audit trail. tenants: budgets, requests in flight and outboxes.
-sums: keys that belong to no tenant, including the sums of an earlier version."""
+sums: keys that belong to no tenant."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
 
 
@@ -117,8 +117,6 @@ _KEYRING = frozenset({*KeyringKeys._fields, "guidance_off"})
 _TENANT = re.compile(r"(?:tenant|(?:key|label):.+):budget(?::\d+)?|intents:.+|owners|outbox|token_budgets")
 _SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
-# Together with `state` and `cursors`, until `gkt-gateway usage-db migrate` has moved them.
-_PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
 
 
 class FoundKey(NamedTuple):
@@ -167,4 +165,4 @@ class KeyLocator:
 def _is_kept(part: Part, name: str) -> bool:
     if part == "keys":
         return name in _KEYRING
-    return name in _SUMS or any(pattern.fullmatch(name) is not None for pattern in (_DAYS, _PREVIOUS_SUMS))
+    return name in _SUMS or _DAYS.fullmatch(name) is not None

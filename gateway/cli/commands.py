@@ -26,7 +26,7 @@ COMMANDS = {
     "usage-worker": "Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.",
     "usage-db": "Show, export, verify and repair the usage database.",
     "reconcile": "Compare the hourly cost of engines with the charges of requests at token rates.",
-    "plan": "Compute the GPUs, cost and latency of a load, with guidance and with the teacher alone.",
+    "plan": "Compute the GPUs and the cost of a load, with guidance and with the teacher alone.",
     "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
     "restore": "Write a backup to Redis and the usage database that config.yaml names.",
     "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",

@@ -77,10 +77,6 @@ async def _restore(
             raise
     if only == "usage":
         return "Restored."
-    if backup.header.gkt_backup == 1:
-        return (
-            "Restored. Run `gkt-gateway usage-db migrate` for the sums of the earlier version; then start the gateways."
-        )
     return "Restored. Start the gateways."
 
 

@@ -130,30 +130,30 @@ class OwnFlight:
         return FlightResult(await ask(grant), "")
 
 
-class FailsBatches:
-    """A teacher that fails at each call of a batch, as at a list with a bad prompt."""
+class FailsFirst:
+    """A teacher whose first call fails."""
 
     name = "big"
     state = EngineState(revision="first")
 
     def __init__(self) -> None:
-        self.batches: list[str | None] = []
+        self.batches: list[str | None] = []  # the batch of each call
 
     async def wait_for_trial(self, _: float) -> None:
         """Return at once: no trial is in flight."""
 
     async def generate_guidance(self, _: Any, *, batch: str | None, on_text: Any) -> TeacherReply:
         self.batches.append(batch)
-        if batch is not None:
+        if len(self.batches) == 1:
             raise EngineFailed("It failed.", engine="big", status_sent=500)
         return TeacherReply("The answer is", "length", TokenUsage(10, 3))
 
 
-@pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
-async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charged(
+@pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", "batch"])])
+async def test_the_retry_of_a_failed_call_belongs_to_its_batch_and_both_are_charged(
     num_retries: int, batches: list[str | None]
 ) -> None:
-    teacher = FailsBatches()
+    teacher = FailsFirst()
     teacher_call = teacher_call_of(OwnFlight())
     guided = structs.replace(plan(), retries=RetryRule(num_retries=num_retries, backoff_s=0.001))
     one = builder(guided, engine_set=engine_set({"big": teacher}))

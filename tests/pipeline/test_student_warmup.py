@@ -209,7 +209,7 @@ class World:
         body = {"model": route} | prompt | more
         answer = httpx.post(f"{self.gateway.url}/v1/{path}", headers=headers, json=body, timeout=20)
         receipt = self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
-        shares = [receipt[name] for name in ("teacher", "student", "probe")] + [receipt.get("warmup")]
+        shares = [receipt["teacher"], receipt["student"], receipt.get("warmup")]
         assert sum(Decimal(one["cost_usd"]) for one in shares if one) == Decimal(receipt["cost_usd"])
         receipt.setdefault("warmup", None)
         return answer.status_code, receipt, [one for one in self.student.requests if is_warmup(one)]
