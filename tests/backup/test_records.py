@@ -28,7 +28,6 @@ LEDGER = KEYS.ledger()
         (f"{LEDGER.base}state", KeyLocation("sums", "", "state")),
         (LEDGER.up("big", 86_400), KeyLocation("sums", "", "up:86400:big")),
         (LEDGER.quality_spent(86_400), KeyLocation("sums", "", "quality_spent:86400")),
-        (f"{LEDGER.base}total:day:86400", KeyLocation("sums", "", "total:day:86400")),
     ],
 )
 def test_persistent_keys_are_found_and_restored_under_any_prefix(key: str, location: KeyLocation) -> None:
