@@ -430,9 +430,9 @@ end
 local verdicts, replaced, settled = {}, {}, {}
 
 -- A usage worker reads each entry once. The trimmer (usage/trimmer.py) bounds all outboxes together and counts deleted
--- entries. A receipt that replaces an abandoned one contains that one as `instead`, for processes of the previous version.
-local function post(receipt, ...)
-  redis.call('XADD', outbox, '*', 'receipt', receipt, ...)
+-- entries.
+local function post(receipt)
+  redis.call('XADD', outbox, '*', 'receipt', receipt)
 end
 
 if #request.admitted > 0 or request.beat then redis.call('ZADD', owners, whole(now), request.owner) end
@@ -457,7 +457,7 @@ for index, one in ipairs(request.settled) do
       if string.find(kept, '"status":"abandoned"', 1, true) then
         redis.call('SET', receipt, one.receipt, 'EX', request.ttl_s)
         replaced[#replaced + 1] = one.id
-        post(one.receipt, 'instead', kept)
+        post(one.receipt)
         -- The abandoned receipt has charged the whole reservation.
         spent = whole(tonumber(one.usd) - math.floor(tonumber(cjson.decode(kept).cost_usd) * 1e12 + 0.5))
       else

@@ -69,7 +69,7 @@ class ReceiptBuilder(msgspec.Struct):
     student_began: float | None = None  # the first token of the student in a stream
     teacher: EngineCall | None = None
     student: EngineCall | None = None
-    warmup: EngineCall | None = None  # the call that warmed the student's prefix cache, or asked for its first token
+    warmup: EngineCall | None = None  # the call that warmed the student's prefix cache
     running: EngineCall | None = None  # the current call that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     failed: list[FailedCall] = []

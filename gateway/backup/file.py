@@ -1,6 +1,6 @@
 """The format of a backup file: a header line, compressed records, and a checksum.
 
-- `{"gkt_backup": 2, "gateway": "0.1.0", ...}\\n`
+- `{"gkt_backup": 3, "gateway": "0.1.0", ...}\\n`
 - gzip of all records; each is its length (4 bytes, big-endian) and the record as MessagePack
 - SHA-256 of all bytes before it (32 bytes)
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FORMAT = 3
-"""Version of the format. Earlier versions can be read."""
+"""Version of the format. A file of another version is refused."""
 LAYOUTS = {"keyring": KEYRING, "tenant": TENANT, "ledger": LEDGER}
 """Versions of the layouts in Redis."""
 
@@ -45,7 +45,7 @@ class BackupHeader(msgspec.Struct, frozen=True):
     gateway: str  # version of the gateway that created the backup
     made: int  # time of the backup, in Unix seconds by Redis' clock
     layouts: dict[str, int]
-    receipts: bool = msgspec.field(name="archive")  # whether it contains the usage database. The name is of format 1.
+    receipts: bool = msgspec.field(name="archive")  # whether it contains the usage database
 
 
 class VerifiedBackup(NamedTuple):
@@ -134,6 +134,11 @@ def read_header(path: Path) -> BackupHeader:
         raise StartupError(f"{path} is not a backup. `gkt-gateway backup` creates backups.") from None
     if file_format > FORMAT:
         raise _newer(path, made_by, f"its format is {file_format}, and this gateway reads {FORMAT}")
+    if file_format < FORMAT:
+        raise StartupError(
+            f"{path} was created by gateway {made_by} in format {file_format}; this one reads {FORMAT}. "
+            "Restore it with that version."
+        )
     try:
         header = msgspec.json.decode(line, type=BackupHeader)
     except msgspec.MsgspecError:

@@ -115,7 +115,7 @@ def count(counts: BackupCounts, record: Record) -> None:
 
 _KEYRING = frozenset({*KeyringKeys._fields, "guidance_off"})
 _TENANT = re.compile(r"(?:tenant|(?:key|label):.+):budget(?::\d+)?|intents:.+|owners|outbox|token_budgets")
-_SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
+_SUMS = frozenset({"tenants", "leaving"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
 
 

@@ -3,7 +3,7 @@
 -- process clock is used. An exchange is idempotent: a process that lost the reply sends its update again.
 --
 -- Versions with another layout have a scheduler of their own, with other key names. The schedulers share the teacher's
--- limit through `boards`, the only key that all versions use (docs/deployment.md#upgrades).
+-- limit through `boards`, the only key that all versions use.
 --
 -- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled,
 --       boards (TeacherKeys)

@@ -268,8 +268,6 @@ class RecordingEngine:
         }
         if usage is not None and usage.no_cache_reads:
             answer["no_cache_reads"] = True
-        if tool_calls := choice["message"].get("tool_calls"):
-            answer["tool_calls"] = tool_calls
         if scored is not None and (logprob := _mean_logprob(reply, scored.text)) is not None:
             answer["guidance_logprob"] = round(logprob, 4)
         tokens = (choice.get("logprobs") or {}).get("content") if self.scores_answers else None
@@ -316,8 +314,6 @@ def _mean_logprob(reply: Json, text: str) -> float | None:
 
 def _as_reply(answer: Json) -> Json:
     message: Json = {"role": "assistant", "content": answer["text"], "refusal": None}
-    if "tool_calls" in answer:
-        message["tool_calls"] = answer["tool_calls"]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}
     reply: Json = {"choices": [choice], "seconds": answer["seconds"]}
     reply |= {name: answer[name] for name in ("guidance_logprob", "answer_logprobs") if name in answer}

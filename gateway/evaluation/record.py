@@ -78,13 +78,12 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         guidance_logprob: Mean log-probability of the guidance tokens under the student; None if it was not requested.
         answer_logprobs: Mean and lowest log-probability of the tokens that the student wrote; None likewise.
         *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
-            answer. The student's tokens include those of a probe or a warm-up.
+            answer. The student's tokens include those of a warm-up.
         *_cached_tokens: The part of the input tokens that the engine read from its prompt cache; None: not reported.
         cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
         baseline_usd: Cost of the teacher alone for this prompt and this answer.
         teacher_s, student_s: Writing time of each model in seconds, with concurrent requests.
         total_s: Seconds as measured by the client of a live run.
-        tools: Counts of a task with tools; the text is the last reply.
         error: Error label of a question without an answer; its score is 0.
     """
 
@@ -113,7 +112,6 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     teacher_s: float | None = None
     student_s: float | None = None
     total_s: float | None = None
-
     error: str | None = None
 
     @property

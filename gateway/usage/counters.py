@@ -69,7 +69,7 @@ class ClassSum(NamedTuple):
     """Sums of one savings class (accounting/savings.py). The baseline is always the sum of cost and savings.
 
     Attributes:
-        cost_pico: cost without confidence probes, whose cost is in the class `measuring`.
+        cost_pico: the cost of all engine calls.
         baseline_pico: the baselines that count. In the class `guided`, measured baselines replace their estimates.
         savings_pico: the savings that count.
         error_pico: error bound of `savings_pico`. A measured baseline subtracts the error of its estimate.

@@ -114,8 +114,8 @@ class UsageEngine:
     def open(self) -> Engine:
         """Connect, and create or migrate the tables if this has not been done.
 
-        Raises UsageDatabaseError. Raises StartupError if the driver is not installed, if the database has tables of
-        another version, or if a replica has no tables.
+        Raises UsageDatabaseError. Raises StartupError if the driver is not installed, if a replica has no tables, or if
+        a newer version of the gateway migrated them.
         """
         with self._open_lock:
             if self._engine is not None and self._file_id != _file_id(self._file):
@@ -166,7 +166,7 @@ class UsageEngine:
 def migrate(engine: Engine) -> None:
     """Create the tables, or migrate them to this version, in one transaction. A lock serializes processes.
 
-    Raises StartupError if the database has tables of another version.
+    Raises StartupError if a newer version of the gateway has migrated the tables.
     """
     with engine.connect() as connection:
         if _version(connection) == HEAD:
@@ -187,7 +187,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _check_replica(engine: Engine) -> None:
-    """Raise StartupError if a replica has no tables, or those of another version."""
+    """Raise StartupError if a replica has no tables, or those of a newer version of the gateway."""
     with engine.connect() as connection:
         if _version(connection) is None:
             raise StartupError(

@@ -39,7 +39,6 @@ for index, outbox in ipairs(KEYS) do
     if oldest then redis.call('XTRIM', outbox, 'MINID', oldest) else redis.call('XTRIM', outbox, 'MAXLEN', 0) end
     states[#states + 1] = { index, oldest or '', redis.call('XLEN', outbox), pending[1] }
   elseif pending[1] > 0 then
-    last_delivered(outbox)
     states[#states + 1] = { index, '', 0, pending[1] }
   end
 end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -175,15 +175,6 @@ class UsageQueries:
         query = select(func.count()).select_from(RECEIPTS).where(*where.terms())
         windows = day_windows(self.connection, *where.days())
         return sum(self.connection.execute(query.where(*of_days(*window))).scalar_one() for window in windows)
-
-    def count_by_day(self) -> dict[int, int]:
-        """Return the number of receipts by day of the request, in days since the Unix epoch."""
-        day = (RECEIPTS.c.created // DAY_S).label("day")
-        counts: Counter[int] = Counter()
-        for window in day_windows(self.connection, None, None):
-            rows = self.connection.execute(select(day, func.count()).where(*of_days(*window)).group_by(day))
-            counts.update({int(row_day): number for row_day, number in rows})
-        return dict(counts)
 
     def span(self) -> tuple[int, int] | None:
         """Return `created` of the first and of the last receipt, or None without receipts."""

@@ -130,7 +130,7 @@ class SumRow(msgspec.Struct):
 
     @property
     def student(self) -> TokenSums:
-        """Return tokens of successful student calls, including probes and warm-ups."""
+        """Return tokens of successful student calls, including warm-ups."""
         return self._tokens(counters.STUDENT)
 
     @property

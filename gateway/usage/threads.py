@@ -73,7 +73,7 @@ class QueryThreads:
             with self._begin() as connection:
                 return query(UsageQueries(connection))
         # StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are
-        # damaged, or were written by a newer version.
+        # damaged.
         except (SQLAlchemyError, OSError, StartupError, ValueError) as error:
             raise UsageUnavailable from error
 

@@ -400,6 +400,7 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(
     ("ours", "theirs", "says"),
     [
         (b'"gkt_backup":3', b'"gkt_backup":4', "was created by a newer gateway"),
+        (b'"gkt_backup":3', b'"gkt_backup":2', "in format 2; this one reads 3. Restore it with that version."),
         (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this gateway supports 1"),
         (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this gateway supports 0"),
         (b'"tenant":2', b'"tenant":1', "Restore it with that version"),

@@ -25,7 +25,7 @@ LEDGER = KEYS.ledger()
         (KEYS.owners("acme"), KeyLocation("tenants", "acme", "owners")),
         (KEYS.token_budgets("acme"), KeyLocation("tenants", "acme", "token_budgets")),
         (LEDGER.tenants, KeyLocation("sums", "", "tenants")),
-        (f"{LEDGER.base}state", KeyLocation("sums", "", "state")),
+        (LEDGER.leaving, KeyLocation("sums", "", "leaving")),
         (LEDGER.up("big", 86_400), KeyLocation("sums", "", "up:86400:big")),
         (LEDGER.quality_spent(86_400), KeyLocation("sums", "", "quality_spent:86400")),
     ],

@@ -65,7 +65,9 @@ class SlowTeacher(FakeEngine):
 
 
 @contextmanager
-def _gateway(folder: Path, redis_url: str, teacher: SlowTeacher, **sections: Any) -> Iterator[GatewayProcess]:
+def _gateway(
+    folder: Path, redis_url: str, teacher: SlowTeacher, *, max_wait: str = "10ms", **sections: Any
+) -> Iterator[GatewayProcess]:
     with FakeEngine(says("and ends here.")).running() as student, teacher.running():
         batch = {"max_size": CAP, "low_water": CAP}
         models = [
@@ -74,7 +76,7 @@ def _gateway(folder: Path, redis_url: str, teacher: SlowTeacher, **sections: Any
         ]
         try:
             with running_gateway(
-                folder, redis_url=redis_url, models=models, routes=[guided(), STUDENT_ONLY], **sections
+                folder, redis_url=redis_url, models=models, routes=[guided(max_wait=max_wait), STUDENT_ONLY], **sections
             ) as process:
                 yield process
         finally:
@@ -163,11 +165,13 @@ async def test_without_redis_the_process_shows_only_its_own_queue(tmp_path: Path
     """200 all the same, whether Redis ended or stands still, and no longer than one command may take."""
     teacher = SlowTeacher()
     async with EmbeddedRedis() as redis:
-        with _gateway(tmp_path, redis.url, teacher, redis={"timeout": "500ms"}) as process:
+        with _gateway(tmp_path, redis.url, teacher, max_wait="1s", redis={"timeout": "5s"}) as process:
             async with _crowd(process, teacher):
                 await redis.stop()
+                alone = await _until(process, alone=True, why="Redis is unavailable", waiting=6, in_flight=2)
+                assert {one["tenant"]: one["waiting"] for one in alone["tenants"]} == {"acme": 4, "globex": 2}
                 # Waiting requests continue without guidance after `max_wait` and one `redis.timeout`.
-                alone = await _until(process, alone=True, why="Redis is unavailable", waiting=0, in_flight=2)
+                await _until(process, alone=True, waiting=0, in_flight=2)
                 assert alone["batches"] is alone["redis_time"] is alone["cache"] is None
                 done = await _queue("--url", process.admin_url)
                 assert done.returncode == 0

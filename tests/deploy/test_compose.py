@@ -170,13 +170,6 @@ def test_the_login_at_a_provider_is_valid_with_its_secrets(tmp_path: Path) -> No
     assert settings.identity.issuers[0].ca == tmp_path / "secrets" / "issuer_ca"
 
 
-def test_a_secret_of_the_earlier_name_is_kept(tmp_path: Path) -> None:
-    made_secrets(tmp_path)
-    (tmp_path / "usage_url").rename(tmp_path / "archive_url")
-    assert made_secrets(tmp_path) == []
-    assert (tmp_path / "usage_url").read_text("utf-8") == (tmp_path / "archive_url").read_text("utf-8")
-
-
 def test_no_committed_file_contains_a_secret() -> None:
     """No environment contains a secret, which `docker inspect` would show."""
     for service in SERVICES.values():

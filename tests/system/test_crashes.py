@@ -439,7 +439,11 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     got = sum(here.got, Counter[str]())
     # Without Redis, a request waits for `guidance.max_wait` and one `redis.timeout`, then continues without guidance.
     assert set(got) <= {"guided", "teacher_late", "teacher_no_permit"}, got
-    assert got["guided"] > got.total() / 8
+    # While Redis stands still for most of the load, a process has its own share of the permits only.
+    assert got["guided"] > got.total() / (2 * len(here.all) if trouble is _stands_still else 4), got
+    await here.settled(*here.all)
+    for at in here.all:
+        assert await here.asks(at, 1) == ["guided"], "each process has rejoined"
     await here.settled(*here.all)
     await here.accounts_for_every_call()
     if trouble is _stands_still:  # the others rejoin an empty Redis without cached guidance

@@ -270,7 +270,14 @@ class ChatMessages:
 
 
 def _reasoning_text(item: Json, at: str) -> str:
-    """Return the text of a reasoning item. Content that another service encrypted cannot be read."""
+    """Return the text of a reasoning item. Content that another service encrypted cannot be read.
+
+    Raises InvalidRequest for a summary that OpenAI's API rejects, also where another field has the text.
+    """
+    path = f"{at}.summary"
+    for part in _list(item.get("summary") or [], path):
+        if _object(part, path).get("type") not in TEXT_TYPES:
+            raise InvalidRequest(f"'{path}.type' must be one of {', '.join(TEXT_TYPES)}.", param=f"{path}.type")
     encrypted = item.get("encrypted_content")
     if isinstance(encrypted, str) and encrypted.startswith(_ENCODED):
         try:

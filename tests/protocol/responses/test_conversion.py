@@ -330,6 +330,11 @@ def test_parts_without_text_are_counted() -> None:
         ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0].type", "'compaction'"),
         ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role", "developer"),
         ({"input": [{"role": "user"}]}, "input[0].content", "is required"),
+        (
+            {"input": [{"type": "reasoning", "summary": [{"type": True, "text": "hm"}]}]},
+            "input[0].summary.type",
+            "must be one of input_text, output_text, summary_text, reasoning_text",
+        ),
         ({"input": [{"role": "user", "content": ["a"]}]}, "input[0].content[0]", "an object"),
         (
             {"input": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
