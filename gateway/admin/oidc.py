@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from contextlib import contextmanager
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote_plus, urlencode
 
@@ -26,6 +25,8 @@ from gateway.keys.identity.token import TokenRejected, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from joserfc.jwt import ClaimsOption
 
     from gateway.admin.login_state import PendingLogin
     from gateway.config.admin_oidc import OidcSettings
@@ -162,12 +163,9 @@ class OidcProvider:
             raise LoginError("invalid", "the callback has neither code nor error")
         tokens = await self._exchange(code, login.verifier)
         try:
-            claims = await self._claims(tokens.id_token)
+            claims = await self._claims(tokens.id_token, nonce={"essential": True, "value": login.nonce})
         except TokenRejected as rejected:
             raise LoginError("invalid", f"the ID token was rejected: {rejected.message}") from None
-        nonce = claims.get("nonce")
-        if not isinstance(nonce, str) or not compare_digest(nonce.encode(), login.nonce.encode()):
-            raise LoginError("invalid", "the ID token has another nonce than the login")
         if self._settings.userinfo:
             claims = {**await self._userinfo(tokens.access_token, claims.get("sub")), **claims}
         return self._person(claims)
@@ -180,20 +178,21 @@ class OidcProvider:
         except LoginError as error:
             raise RoleRequired(f"The token is valid, but {error}.") from None
 
-    async def _claims(self, token: str) -> Mapping[str, Any]:
-        """Return the claims of a valid token for this client. Raises TokenRejected."""
-        settings = self._settings
-        verified = await self._issuers.verify_for(token, issuer=settings.issuer, audience=[settings.client_id])
+    async def _claims(self, token: str, **required: ClaimsOption) -> Mapping[str, Any]:
+        """Return the claims of a valid token for this client, with the required claims. Raises TokenRejected."""
+        issuer, client_id = self._settings.issuer, self._settings.client_id
+        verified = await self._issuers.verify_for(
+            token, issuer=issuer, aud={"essential": True, "value": client_id}, azp={"value": client_id}, **required
+        )
         claims = verified.claims
         # RFC 9068 names access tokens in the header. Keycloak does so in a claim.
         if verified.token_type in _ACCESS_TOKENS or claims.get("typ") in _OF_KEYCLOAK:
             raise TokenRejected(
-                "The token is an access token (typ). This listener accepts ID tokens.", "access_token", settings.issuer
+                "The token is an access token (typ). This listener accepts ID tokens.", "access_token", issuer
             )
-        audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
-        # OpenID Connect Core 1.0, section 3.1.3.7: the authorized party must be this client.
-        if claims.get("azp", settings.client_id if len(audiences) == 1 else None) != settings.client_id:
-            raise TokenRejected("The token was issued to another client (azp).", "audience", settings.issuer)
+        # OpenID Connect Core 1.0, section 3.1.3.7: one of several audiences must be the authorized party.
+        if claims["aud"] not in (client_id, [client_id]) and "azp" not in claims:
+            raise TokenRejected("The token is for several clients and has no authorized party (azp).", "claim", issuer)
         return claims
 
     def _person(self, claims: Mapping[str, Any]) -> Person:

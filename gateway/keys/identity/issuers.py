@@ -17,15 +17,16 @@ from gateway.keys.identity.token import TokenRejected, parse
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
+
+    from joserfc.jwt import ClaimsOption
 
     from gateway.config.identity import IdentitySettings, IssuerSettings
     from gateway.keys.identity.key_set import SigningKey
-    from gateway.keys.identity.token import UnverifiedToken
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
-CLOCK_SKEW_S = 60.0
+CLOCK_SKEW_S = 60
 """Largest difference of the clocks, for the claims `exp`, `nbf` and `iat`."""
 MAX_CACHED = 10_000
 MAX_CACHED_CHARS = 16_000_000
@@ -133,7 +134,7 @@ class Issuers:
         if (known := self.cached(digest)) is not None:
             return known
         try:
-            verified = await self._verify(token, None, None)
+            verified = await self._verify(token)
         except TokenRejected as error:
             self.count(error)
             raise
@@ -145,16 +146,20 @@ class Issuers:
         """Count the rejection of a token."""
         self._metrics.identity_tokens.labels(error.issuer or UNKNOWN, error.reason).inc()
 
-    async def verify_for(self, token: str, *, issuer: str, audience: Collection[str]) -> VerifiedToken:
-        """Verify a token of the issuer with this name for another audience, such as a client id; not cached.
+    async def verify_for(self, token: str, *, issuer: str, **claims: ClaimsOption) -> VerifiedToken:
+        """Verify a token of the issuer with this name that has other claims than those of callers; not cached.
 
-        Raises TokenRejected.
+        Args:
+            claims: required claims, as in `joserfc.jwt.JWTClaimsRegistry`. They include `aud`.
+
+        Raises:
+            TokenRejected: the token is not valid, or another issuer's.
         """
-        return await self._verify(token, issuer, audience)
+        return await self._verify(token, issuer, **claims)
 
-    async def _verify(self, token: str, name: str | None, audience: Collection[str] | None) -> VerifiedToken:
+    async def _verify(self, token: str, name: str | None = None, **required: ClaimsOption) -> VerifiedToken:
         unverified = parse(token)
-        url = unverified.claims.get("iss")
+        claims, url = unverified.claims, unverified.claims.get("iss")
         followed = self._followed.get(url) if isinstance(url, str) else None
         if followed is None or name not in {None, followed.issuer.name}:
             raise TokenRejected("The issuer (iss) of this token is not one of this gateway's.", "unknown_issuer")
@@ -163,7 +168,8 @@ class Issuers:
         if unverified.algorithm not in settings.algorithms:
             allowed = ", ".join(settings.algorithms)
             raise reject(f"is signed with an algorithm that is not accepted. Accepted are {allowed}.", "algorithm")
-        expires_s = self._check_claims(unverified, issuer, audience)
+        aud: ClaimsOption = {"essential": True, "values": list(settings.audience)}
+        _check_claims(issuer.name, claims, int(self._now()), **{"aud": aud, **required})
         key = await issuer.find_key(unverified.kid, unverified.algorithm)
         if key is None and issuer.state.error is not None:
             raise reject("is signed with an unknown key, and the keys of the issuer cannot be read now.", "no_keys")
@@ -171,27 +177,8 @@ class Issuers:
             raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
         if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):
             raise reject("has a wrong signature.", "signature")
-        claims = without_unverified_email(unverified.claims)
-        return VerifiedToken(settings, claims, expires_s, key, unverified.token_type)
-
-    def _check_claims(self, token: UnverifiedToken, issuer: Issuer, audience: Collection[str] | None) -> float:
-        """Return the end of the token's validity. Raises TokenRejected for a wrong audience or time."""
-        claims, settings, now = token.claims, issuer.settings, self._now()
-        reject = partial(_reject, issuer.name)
-        aud = claims.get("aud")
-        if not _accepts(settings.audience if audience is None else audience, aud):
-            raise reject("is for another audience (aud) than this gateway.", "audience")
-        times = {name: _seconds(claims[name]) for name in ("exp", "nbf", "iat") if name in claims}
-        if wrong := next((name for name, value in times.items() if value is None), None):
-            raise reject(f"has no valid time in {wrong}.", "malformed")
-        expires_s = times.get("exp")
-        if expires_s is None:
-            raise reject("has no expiry (exp).", "malformed")
-        if expires_s + CLOCK_SKEW_S <= now:
-            raise reject("has expired. Get a new token from the issuer.", "expired")
-        if any((times.get(name) or 0.0) - CLOCK_SKEW_S > now for name in ("nbf", "iat")):
-            raise reject("is not valid yet: nbf or iat is in the future.", "not_yet_valid")
-        return expires_s + CLOCK_SKEW_S
+        expires_s = claims["exp"] + CLOCK_SKEW_S
+        return VerifiedToken(settings, without_unverified_email(claims), expires_s, key, unverified.token_type)
 
     def _add(self, digest: str, verified: VerifiedToken, chars: int) -> None:
         self._drop(digest)
@@ -213,20 +200,20 @@ class Issuers:
                 self._drop(digest)
 
 
-def _accepts(audience: Collection[str], aud: object) -> bool:
-    values = aud if isinstance(aud, list) else [aud]
-    return any(isinstance(value, str) and value in audience for value in values)
+def _check_claims(issuer: str, claims: dict[str, Any], now: int, **required: ClaimsOption) -> None:
+    """Check the times of a token and its required claims. Raises TokenRejected with the name of a wrong claim."""
+    # Imported here: the library takes tenths of a second to load.
+    from joserfc.errors import ClaimError, ExpiredTokenError
+    from joserfc.jwt import JWTClaimsRegistry
 
-
-def _seconds(value: object) -> float | None:
-    """Return a NumericDate in seconds, or None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
     try:
-        seconds = float(value)
-    except OverflowError:
-        return None
-    return seconds if math.isfinite(seconds) else None
+        JWTClaimsRegistry(now, CLOCK_SKEW_S, exp={"essential": True}, **required).validate(claims)
+    except ExpiredTokenError:
+        raise _reject(issuer, "has expired. Get a new token from the issuer.", "expired") from None
+    except ClaimError as error:
+        if error.claim == "aud":
+            raise _reject(issuer, "is for another audience (aud) than this gateway.", "audience") from None
+        raise _reject(issuer, f"has a claim that is not valid. {error.description}.", "claim") from None
 
 
 def _reject(issuer: str, why: str, reason: str) -> TokenRejected:

@@ -61,7 +61,7 @@ async def test_tokens_of_services_and_persons_identify_callers_also_after_a_rota
             assert await key_of(service) == "services:*"
             person = await asyncio.to_thread(provider.log_in, "ada")
             assert await key_of(person["access_token"]) == "staff:ada"
-            verified = await issuers.verify_for(person["id_token"], issuer="corp", audience=["web"])
+            verified = await issuers.verify_for(person["id_token"], issuer="corp", aud={"value": "web"})
             assert verified.claims["sub"] == "ada"
             with pytest.raises(TokenRejected, match="for another audience"):
                 await issuers.verify(person["id_token"])

@@ -146,13 +146,16 @@ async def test_the_audience_may_be_one_of_several() -> None:
     [
         ({"aud": "other"}, "audience"),
         ({"aud": None}, "audience"),
+        ({"aud": []}, "audience"),
         ({"aud": ["gkt", "gkt-gateway-2", 7]}, "audience"),
         ({"aud": {"gkt-gateway": 1}}, "audience"),
-        ({"exp": None}, "malformed"),
-        ({"exp": "2100000000"}, "malformed"),
-        ({"exp": True}, "malformed"),
-        ({"exp": 10**400}, "malformed"),
-        ({"nbf": "soon"}, "malformed"),
+        ({"exp": None}, "claim"),
+        ({"exp": "2100000000"}, "claim"),
+        ({"exp": True}, "claim"),
+        ({"exp": 1}, "expired"),
+        ({"nbf": "soon"}, "claim"),
+        ({"iat": [0]}, "claim"),
+        ({"sub": 7}, "claim"),
         ({"iss": "https://login.example.com"}, "unknown_issuer"),
         ({"iss": None}, "unknown_issuer"),
         ({"iss": ["x"]}, "unknown_issuer"),
@@ -175,8 +178,8 @@ async def test_times_have_the_skew_and_no_more() -> None:
         assert await one.verify(exp=now - 50)
         assert await one.verify(nbf=now + 50, iat=now + 50)
         await one.rejected(one.issuer.token(exp=now - 61), "expired")
-        await one.rejected(one.issuer.token(nbf=now + 90), "not_yet_valid")
-        await one.rejected(one.issuer.token(iat=now + 90), "not_yet_valid")
+        await one.rejected(one.issuer.token(nbf=now + 90), "claim")
+        await one.rejected(one.issuer.token(iat=now + 90), "claim")
 
 
 async def test_a_cached_token_expires_too() -> None:
@@ -587,11 +590,11 @@ async def test_keys_may_have_a_url_of_their_own() -> None:
 async def test_a_token_is_verified_for_another_audience_and_is_then_no_caller() -> None:
     async with world() as one:
         token = one.issuer.token(aud="admin-pages")
-        found = await one.issuers.verify_for(token, issuer="corp", audience=["admin-pages"])
+        found = await one.issuers.verify_for(token, issuer="corp", aud={"value": "admin-pages"})
         assert found.claims["aud"] == "admin-pages"
         await one.rejected(token, "audience")
         with pytest.raises(TokenRejected, match="is not one of"):
-            await one.issuers.verify_for(token, issuer="other", audience=["admin-pages"])
+            await one.issuers.verify_for(token, issuer="other", aud={"value": "admin-pages"})
 
 
 async def test_endpoints_come_from_the_discovery_document() -> None:
