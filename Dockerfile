@@ -3,7 +3,7 @@
 #
 # Run, with your own configuration in ./gkt (config.yaml with its redis.url, and policies/):
 #   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro -v gkt-data:/var/lib/gkt gkt-gateway
-# -e GKT_WORKERS=4 uses four cores. To run the usage worker as a separate service: gkt-gateway usage-worker.
+# -e GKT_WORKERS=4 uses four cores. To run the usage worker as a separate service: gkt-gateway usage worker.
 # The image contains no configuration, since the development key of policies/default.yaml is publicly known.
 ARG PYTHON=3.13.9-slim-bookworm
 
@@ -52,7 +52,7 @@ COPY --from=build-gateway /opt/gkt /opt/gkt
 ENV GKT_DATA=/var/lib/gkt
 VOLUME /var/lib/gkt
 USER 10001
-RUN gkt-gateway version
+RUN gkt-gateway --version
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Checks the port GKT_PORT, by default 8080. If config.yaml has another port, set GKT_PORT. Ignores proxy variables.

@@ -149,7 +149,7 @@ def _measure_fleet(folder: Path, size: int, rates: Sequence[int], seconds: int) 
         url = f"unix://{folder}/redis.sock"
         fleet = [_start_gateway(site, url) for _ in range(size)]
         config = next(folder.glob("gateway-*/gateway/config.yaml"))
-        worker = site.start("worker", sys.executable, "-m", "gateway", "usage-worker", "--config", config,
+        worker = site.start("worker", sys.executable, "-m", "gateway", "usage", "worker", "--config", config,
                             env={"GKT_REDIS_URL": url})  # fmt: skip
         worker.wait_until(lambda: RedisUse.read(redis).hashes > _HASHES_AT_START, _WORKER_START_S)
         err.print(f"{size} gateways, {_IDLE}")

@@ -92,7 +92,7 @@ def _check_running(container: Container, found: World) -> None:
     say(f"start     /healthz after {started_s:.1f} s; /readyz is ready")
     answer = guided_answer(found.port)
     say(f"answer    guided, {len(answer.split())} words")
-    version = container.expect("version", "gkt-gateway", "version")
+    version = container.expect("version", "gkt-gateway", "--version")
     if __version__ not in version:
         raise CheckFailed(f"version: {version}, and the source is {__version__}")
     kind, *health_check = container.health_check

@@ -12,7 +12,7 @@ from gateway.backup.reader import BackupReader
 from gateway.backup.usage import usage_records
 from gateway.cli.lazy import CONFIG
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores
-from gateway.cli.usage_db_export import progress
+from gateway.cli.usage_files import progress
 
 if TYPE_CHECKING:
     from gateway.backup.records import BackupCounts

@@ -9,35 +9,38 @@ import typer
 from gateway.cli.lazy import SETTINGS, LazyGroup
 from gateway.version import __version__
 
-COMMANDS = {
-    "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
-    "demo": "Start Redis, a teacher, a student and the gateway on this machine, and answer a question.",
-    "init": "Write config.yaml, a policy and an admin key for two running engines, and ask a first guided question.",
-    "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
-    "check": "Validate the configuration and all policies. Print every issue with its file and line.",
-    "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",
-    "import": "Convert the configuration of another gateway to config.yaml and a policy.",
-    "schema": "Print a JSON Schema, for completion and validation in editors.",
-    "keys": "Create, list, rotate and revoke API keys.",
-    "budgets": "List the budgets of tenants and keys, and raise one temporarily.",
-    "guidance": "Switch guidance off and on for a route, a tenant or everything.",
-    "usage": "Show usage, cost and savings by tenant, key, model or mode.",
-    "split": "Compare the variants of a split route: requests, cost and outcomes.",
-    "usage-worker": "Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.",
-    "usage-db": "Show, export, verify and repair the usage database.",
-    "reconcile": "Compare the hourly cost of engines with the charges of requests at token rates.",
-    "plan": "Compute the GPUs and the cost of a load, with guidance and with the teacher alone.",
-    "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
-    "restore": "Write a backup to Redis and the usage database that config.yaml names.",
-    "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",
-    "docs": "Print a page of the documentation of this version, or one section of a page.",
-    "version": "Print the version.",
+SECTIONS = {
+    "use": {
+        "demo": "Start Redis, a teacher, a student and the gateway on this machine, and answer a question.",
+        "init": "Write config.yaml, a policy and an admin key for two running engines, and ask a guided question.",
+        "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
+        "import": "Convert the configuration of another gateway to config.yaml and a policy.",
+        "docs": "Print a page of the documentation of this version, or one section of a page.",
+    },
+    "operate": {
+        "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
+        "check": "Validate the configuration and all policies. Print every issue with its file and line.",
+        "schema": "Print a JSON Schema, for completion and validation in editors.",
+        "keys": "Create, list, rotate and revoke API keys.",
+        "budgets": "List the budgets of tenants and keys, and raise one temporarily.",
+        "guidance": "Switch guidance off and on for a route, a tenant or everything.",
+        "usage": "Show usage and cost, and maintain the usage database.",
+        "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",
+        "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
+        "restore": "Write a backup to Redis and the usage database that config.yaml names.",
+    },
+    "evaluate": {
+        "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",
+        "plan": "Compute the GPUs and the cost of a load, with guidance and with the teacher alone.",
+    },
 }
-"""Summaries of the commands by name. Each is the first paragraph of the command's own help."""
+"""Summaries of the commands by section and name. Each is the first paragraph of the command's own help."""
+COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
 class _Commands(LazyGroup):
     summaries = COMMANDS
+    sections = SECTIONS
     prefix = "gateway.cli."
 
 

@@ -70,7 +70,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files. Keeps copies: FILE.bak.")] = False,
     no_question: Annotated[bool, typer.Option("--no-question", help="Do not ask a question at the end.")] = False,
 ) -> None:
-    """Write config.yaml, a policy and an admin key for two running engines, and ask a first guided question.
+    """Write config.yaml, a policy and an admin key for two running engines, and ask a guided question.
 
     `gkt-gateway init --teacher http://127.0.0.1:8090 --teacher-price 0.90,0.90 --student http://127.0.0.1:8000
     --student-price 0.10,0.10`

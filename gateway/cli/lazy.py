@@ -6,10 +6,13 @@ from functools import partial
 from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -32,12 +35,15 @@ class LazyGroup(TyperGroup):
 
     summaries: ClassVar[dict[str, str]]
     """First paragraph of each command's help, by name."""
+    sections: ClassVar[Mapping[str, Iterable[str]]] = {}
+    """Names of the commands by section of the group's help. Other commands are in the section Commands."""
     prefix: ClassVar[str]
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        section_of = {name: section for section, names in self.sections.items() for name in names}
         for name, summary in self.summaries.items():
-            self.add_command(TyperCommand(name, help=summary))
+            self.add_command(TyperCommand(name, help=summary, rich_help_panel=section_of.get(name)))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command. Return its name, the command and its arguments."""

@@ -13,7 +13,7 @@ from gateway.cli.backup import format_counts
 from gateway.cli.lazy import CONFIG
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores
 from gateway.cli.tables import counted
-from gateway.cli.usage_db_export import progress
+from gateway.cli.usage_files import progress
 from gateway.errors import StartupError
 from gateway.usage.span import rfc3339
 

@@ -1,4 +1,4 @@
-"""`gkt-gateway usage-worker`: write receipts to the usage database."""
+"""`gkt-gateway usage worker`: write receipts to the usage database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.errors import StartupError
 from gateway.server.usage_worker import main
 
 
-def usage_worker(
+def worker(
     config: Annotated[
         Path, config_option(help="Configuration file; only the sections redis, usage, data and log are read.")
     ] = CONFIG,

@@ -190,7 +190,7 @@ class ReceiptSettings(StrictModel):
 
 
 class UsageSettings(StrictModel):
-    """Usage database: receipts and their sums. `gkt-gateway usage-worker` writes it."""
+    """Usage database: receipts and their sums. `gkt-gateway usage worker` writes it."""
 
     url: SecretOrText = SecretStr("sqlite")
     """`sqlite` (a file in the folder data, for a trial or one machine), or a URL like postgresql://host/name, for
@@ -212,7 +212,7 @@ class UsageSettings(StrictModel):
     """Most rows of sums per tenant and period, one row for each key, route, mode, teacher and student. Further
     combinations share one row."""
     run: Literal["host", "command"] = "host"
-    """`host`: `gkt-gateway serve` runs one usage worker. `command`: you run `gkt-gateway usage-worker`."""
+    """`host`: `gkt-gateway serve` runs one usage worker. `command`: you run `gkt-gateway usage worker`."""
 
     @field_validator("url")
     @classmethod

@@ -222,7 +222,7 @@ _CALLBACKS = {
     "prometheus": "metrics need no callback: GET /metrics of the admin listener (`gkt-gateway docs metrics`)",
     "otel": "set tracing.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT, without /v1/traces "
     "(`gkt-gateway docs operations#tracing`)",
-    "s3": "gkt-gateway usage-db exports receipts",
+    "s3": "gkt-gateway usage export writes receipts",
 }
 
 

@@ -1,4 +1,4 @@
-"""The process of a usage worker: `gkt-gateway usage-worker`, or the child of `gkt-gateway serve`.
+"""The process of a usage worker: `gkt-gateway usage worker`, or the child of `gkt-gateway serve`.
 
     python -m gateway.server.usage_worker CONFIG
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.usage.queries import UsageQueries
     from gateway.usage.store import UsageStore
 
-COMMAND = "gkt-gateway usage-db repair"
+COMMAND = "gkt-gateway usage repair"
 _ENTRIES_AT_ONCE = 500
 _KEY = (UNREADABLE.c.tenant, UNREADABLE.c.entry)
 _OTHER_KINDS: dict[str, tuple[Callable[[bytes], Comparison | Outcome], Callable[..., None]]] = {

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.worst_case import worst_case
-from gateway.cli.usage_db_export import columns_of
+from gateway.cli.usage_files import columns_of
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
 from tests.accounting.receipt_builders import PRICES, call, chat, closed, guided, plan

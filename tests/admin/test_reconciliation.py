@@ -103,10 +103,10 @@ def test_each_hour_has_receipts_and_charges(gateway: GatewayProcess) -> None:
     assert [(one["minutes"], one["wall_usd"]) for one in engines["big"]] == [(None, None)] * len(engines["big"])
     assert Decimal(found["total"]["by_token_usd"]) == big
 
-    completed = in_process.run("reconcile", "--since", "2d", "--json", "--url", gateway.admin_url)
+    completed = in_process.run("usage", "reconcile", "--since", "2d", "--json", "--url", gateway.admin_url)
     assert completed.returncode == 0, completed.stderr
     assert json.loads(completed.stdout)["total"]["charged_usd"] == found["total"]["charged_usd"]
-    shown = in_process.run("reconcile", "--since", "2d", "--url", gateway.admin_url)
+    shown = in_process.run("usage", "reconcile", "--since", "2d", "--url", gateway.admin_url)
     (line,) = (line for line in shown.stdout.splitlines() if " small " in line and "3.6" in line)
     assert "so far" in shown.stdout
     assert line.count(" h ") == 3
@@ -158,4 +158,4 @@ def test_an_invalid_query_is_a_400_with_the_reason(
 
 def test_reconciliation_requires_the_admin_key(gateway: GatewayProcess) -> None:
     assert httpx.get(f"{gateway.admin_url}/reconciliation").status_code == 401
-    assert in_process.run("reconcile", "--since", "soon", "--url", gateway.admin_url).returncode == 1
+    assert in_process.run("usage", "reconcile", "--since", "soon", "--url", gateway.admin_url).returncode == 1

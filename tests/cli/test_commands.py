@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.cli.commands import app
+from gateway.cli.commands import COMMANDS, app
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("command", "without"),
     [
-        ("version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config.settings", "gateway.app"}),
+        ("--version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config.settings", "gateway.app"}),
         ("--help", {"aiohttp", "redis", "gateway.config.settings", "gateway.cli.serve"}),
         ("keys list --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
         ("queue --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
-        ("usage --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
+        ("usage show --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
         ("serve --help", {"sqlalchemy", "huggingface_hub", "gateway.local.weights"}),
         ("check", {"aiohttp", "redis", "huggingface_hub", "gateway.app", "gateway.local", "gateway.cli.demo"}),
     ],
@@ -78,7 +79,7 @@ def test_a_command_imports_no_more_than_it_needs(command: str, without: set[str]
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("typer", "version"),
+        ("typer", "--version"),
         ("pydantic", "check"),
         ("aiohttp", "serve"),
         ("aiohttp", "demo"),
@@ -105,9 +106,23 @@ def _groups() -> Iterator[LazyGroup]:
             yield command
 
 
-def test_version_is_an_option_and_a_command() -> None:
-    printed = [CliRunner().invoke(app, [given]) for given in ("--version", "version")]
-    assert [(done.exit_code, done.stdout) for done in printed] == [(0, f"gkt-gateway {__version__}\n")] * 2
+def test_the_option_version_prints_the_version() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"gkt-gateway {__version__}\n")
+
+
+def test_help_groups_the_commands_into_three_sections() -> None:
+    lines = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout.splitlines()
+    sections: dict[str, list[str]] = {}
+    for line in lines:
+        if title := re.match(r"[^\w│]+ (\w+) ", line):
+            names = sections.setdefault(title[1], [])
+        elif command := re.match(r"│ ([\w-]+) ", line):
+            names.append(command[1])
+    del sections["Options"]
+    assert list(sections) == ["use", "operate", "evaluate"]
+    shown = [name for names in sections.values() for name in names]
+    assert shown == list(COMMANDS)
 
 
 def test_every_group_lists_the_first_paragraph_of_a_commands_help() -> None:

@@ -1,4 +1,4 @@
-"""The output of `gkt-gateway reconcile`. tests/admin/test_reconciliation.py runs the command against a gateway."""
+"""The output of `gkt-gateway usage reconcile`. tests/admin/test_reconciliation.py runs it against a gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from gateway.admin.reconciliation import engine_view, reconciled_day, totals
-from gateway.cli.reconcile import print_reconciliation
+from gateway.cli.usage_reconcile import print_reconciliation
 from gateway.usage.uptime import DAY_S, EngineUptime
 
 if TYPE_CHECKING:

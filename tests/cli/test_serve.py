@@ -148,17 +148,9 @@ def test_weights_that_are_not_to_be_had(tmp_path: Path) -> None:
     assert "smollm2-135m-instruct" in _one_line(run("demo", "--student", "no-such-model", "--ask", "x"))
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["queue"], ["version"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["queue"], ["usage"]])
 def test_help_teaches(command: list[str]) -> None:
     """Every command has help."""
     done = run(*command, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
-
-
-def test_version() -> None:
-    """For people and for scripts."""
-    from gateway import __version__
-
-    assert run("version").stdout == f"gkt-gateway {__version__}\n"
-    assert run("version", "--short").stdout == f"{__version__}\n"

@@ -1,4 +1,4 @@
-"""`gkt-gateway usage` against a real gateway, and what it prints."""
+"""`gkt-gateway usage show` against a real gateway, and what it prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.cli.usage import print_usage, usd
+from gateway.cli.usage_show import print_usage, usd
 from tests.cli import in_process
 from tests.cli.in_process import ADMIN_KEY
 from tests.fakes import FakeEngine, says
@@ -26,7 +26,7 @@ from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProces
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-run = partial(in_process.run, "usage")
+run = partial(in_process.run, "usage", "show")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_usage_is_available_as_csv_and_json(gateway: GatewayProcess) -> None:
 def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
     """Run the commands of docs/cost.md#usage, without their redirection."""
     page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
-    lines = re.findall(r"^\$ gkt-gateway usage ([^>\n]*)", page, re.MULTILINE)
+    lines = re.findall(r"^\$ gkt-gateway usage show ([^>\n]*)", page, re.MULTILINE)
     assert len(lines) == 6
     for line in lines:
         done = run(*shlex.split(line), "--url", gateway.admin_url)

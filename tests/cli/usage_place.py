@@ -39,7 +39,7 @@ class Place:
         self.config.write_text(CONFIG.format(url=redis_url, prefix=self.keys.prefix, usage=usage))
 
     def run(self, command: str, *more: str, **environment: str) -> in_process.Done:
-        return in_process.run("usage-db", command, "--config", str(self.config), *more, **environment)
+        return in_process.run("usage", command, "--config", str(self.config), *more, **environment)
 
     def book(self) -> UsageBook:
         """The usage database; close it."""

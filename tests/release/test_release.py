@@ -200,12 +200,12 @@ def test_commands_work_without_a_checkout(installed: Path, tmp_path: Path) -> No
         return done.stdout
 
     command = installed / "gkt-gateway"
-    assert output(command, "version") == f"gkt-gateway {__version__}\n"
+    assert output(command, "--version") == f"gkt-gateway {__version__}\n"
     assert json.loads(output(command, "schema", "policy"))["title"]
     assert output(command, "docs", "policies") == (ROOT / "docs/policies.md").read_text("utf-8")
     assert str(installed.parent) in output(command, "docs", "policies", "--path")
     helped = output(installed / "python", "-I", "-c", HELP).splitlines()
-    assert {"demo", "serve", "eval recommend", "usage-db verify", "plan measure"} <= set(helped)
+    assert {"demo", "serve", "eval recommend", "usage verify", "plan measure"} <= set(helped)
     (tmp_path / "policies").mkdir()
     (tmp_path / "admin.key").write_text(ADMIN_KEY, "utf-8")
     page = (ROOT / "docs/quickstart.md").read_text("utf-8")

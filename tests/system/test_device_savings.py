@@ -103,6 +103,6 @@ def test_a_marked_key_saves_up_to_its_daily_bound_and_the_operator_sees_it_apart
     assert total["savings_classes"]["reported"]["savings_usd"] == "0.015"
     summary = httpx.get(f"{gate.admin_url}/summary", params={"tenant": "globex"}, headers=ADMIN, timeout=30).json()
     assert (summary["saved"]["reported"]["usd"], summary["saved"]["measured"]["usd"]) == ("0.015", "0")
-    done = in_process.run("usage", "--url", gate.admin_url, "--tenant", "globex")
+    done = in_process.run("usage", "show", "--url", gate.admin_url, "--tenant", "globex")
     words = " ".join(done.stdout.split())
     assert "reported by devices and not verified 0.015," in words, (words, done.stderr)

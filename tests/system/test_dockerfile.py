@@ -102,7 +102,7 @@ def test_the_steps_of_both_images_build_a_working_installation(tmp_path: Path) -
             assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     built = tmp_path / "opt/gkt/bin"
     for command in (
-        [built / "gkt-gateway", "version"],
+        [built / "gkt-gateway", "--version"],
         [built / "python", "-m", "gateway.local.llama_server", "--help"],
     ):
         subprocess.run(command, cwd=tmp_path, env={"PATH": "/bin"}, timeout=STEP_LIMIT_S, check=True)

@@ -177,7 +177,7 @@ def test_each_place_counts_the_same_requests(world: World) -> None:
 
 def test_the_command_prints_the_same_sums(world: World) -> None:
     done = in_process.run(
-        "usage", "--by", "", "--since", "1h", "--url", world.gateway.admin_url, GKT_ADMIN_KEY=ADMIN_KEY
+        "usage", "show", "--by", "", "--since", "1h", "--url", world.gateway.admin_url, GKT_ADMIN_KEY=ADMIN_KEY
     )
     assert done.returncode == 0, done.stderr
     total, text = get(world, "/usage")["total"], " ".join(done.stdout.split())

@@ -123,7 +123,7 @@ def receipt(gate: GatewayProcess, reply: httpx.Response, key: str = KEY) -> dict
 
 
 def usage(gate: GatewayProcess, *options: str) -> in_process.Done:
-    return in_process.run("usage", "--url", gate.admin_url, *options)
+    return in_process.run("usage", "show", "--url", gate.admin_url, *options)
 
 
 def rows(gate: GatewayProcess, requests: int, *options: str) -> list[dict[str, Any]]:

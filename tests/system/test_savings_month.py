@@ -16,8 +16,8 @@ from sqlalchemy import func, select
 from gateway.accounting.receipt import Receipt
 from gateway.admin.usage import as_csv
 from gateway.api.usage import encoded
-from gateway.cli.usage import print_usage
-from gateway.cli.usage_db_export import export
+from gateway.cli.usage_files import write_receipts
+from gateway.cli.usage_show import print_usage
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
@@ -162,7 +162,7 @@ async def holds_export(store: UsageStore, file: Path) -> None:
     found = await store.read(lambda queries: queries.connection.execute(by_tenant).all())
     summed = {tenant: int(pico) for tenant, pico in found}
     assert summed == {tenant: int(micro(figures.savings).scaleb(12)) for tenant, figures in MONTH.items()}
-    await export(store.receipts(), "csv", file, lambda _: None)
+    await write_receipts(store.receipts(), "csv", file, lambda _: None)
     with file.open(encoding="utf-8", newline="") as opened:
         lines = list(csv.DictReader(opened))
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in lines} == {
@@ -171,7 +171,7 @@ async def holds_export(store: UsageStore, file: Path) -> None:
     for tenant, figures in MONTH.items():
         errors = (Decimal(one["savings_error_usd"]) for one in lines if one["tenant"] == tenant)
         assert sum(errors, Decimal(0)) == micro(figures.error)
-    await export(store.receipts(), "jsonl", file, lambda _: None)
+    await write_receipts(store.receipts(), "jsonl", file, lambda _: None)
     plain = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in plain} == {
         receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()

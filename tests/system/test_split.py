@@ -243,7 +243,7 @@ def test_comparisons_of_quality_samples_count_by_variant(world: World) -> None:
 
 def test_the_command_prints_the_report(world: World) -> None:
     world.wait_for_report("rated", 1)
-    arguments = ["split", "--tenant", "acme", "--route", "rated", "--url", world.gateways[0].admin_url]
+    arguments = ["usage", "split", "--tenant", "acme", "--route", "rated", "--url", world.gateways[0].admin_url]
     done = subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],
         env={**os.environ, "GKT_ADMIN_KEY": ADMIN_KEY}, capture_output=True, text=True, check=True,

@@ -69,7 +69,7 @@ def receipt(gate: GatewayProcess, reply: httpx.Response) -> dict[str, Any]:
 
 
 def usage(gate: GatewayProcess, *options: str) -> in_process.Done:
-    return in_process.run("usage", "--url", gate.admin_url, *options)
+    return in_process.run("usage", "show", "--url", gate.admin_url, *options)
 
 
 def test_an_offline_answer_has_the_tags_of_its_report(gate: GatewayProcess) -> None:

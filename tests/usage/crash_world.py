@@ -117,7 +117,7 @@ class World:
     def add_worker(self, *, dies: str = "") -> subprocess.Popen[bytes]:
         """Start a worker in a separate process. `dies`: see dying_worker.py."""
         config = str(self.folder / "gateway-0" / "config.yaml")
-        command = ["gateway", "usage-worker", "--config", config]
+        command = ["gateway", "usage", "worker", "--config", config]
         if dies:
             command = ["tests.usage.dying_worker", config, dies]
         with (self.folder / "worker.log").open("ab") as file:

@@ -88,7 +88,7 @@ async def test_a_worker_names_the_repair_at_its_start(store: UsageStore, monkeyp
     with capture_logs() as logs, pytest.raises(Enough):
         await upkeep.keep_partitions(store)
     (unreadable,) = [one for one in logs if one["event"] == "usage_receipts_unreadable"]
-    assert (unreadable["count"], unreadable["fix"]) == (1, "run gkt-gateway usage-db repair")
+    assert (unreadable["count"], unreadable["fix"]) == (1, "run gkt-gateway usage repair")
 
 
 async def test_comparisons_and_outcomes_are_written_again(address: str) -> None:

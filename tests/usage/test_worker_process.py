@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from ruamel.yaml import YAML
 
-from gateway.cli.usage_worker import usage_worker
+from gateway.cli.usage_worker import worker
 from gateway.config.database_url import USAGE_FILE
 from gateway.config.settings import worker_settings
 from gateway.errors import ConfigError, StartupError
@@ -47,7 +47,7 @@ class Workers:
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self, *module: str, **more: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", *(module or ("gateway", "usage-worker", "--config", str(self.config)))]
+        command = [sys.executable, "-m", *(module or ("gateway", "usage", "worker", "--config", str(self.config)))]
         with self.log.open("ab") as file:
             self.running.append(subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL, **more))
         return self.running[-1]
@@ -243,4 +243,4 @@ def test_a_failed_start_states_the_reason(
     if content is not None:
         YAML().dump(content, file)
     with pytest.raises(StartupError, match=message):
-        usage_worker(file)
+        worker(file)

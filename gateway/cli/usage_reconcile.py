@@ -1,4 +1,4 @@
-"""`gkt-gateway reconcile`: compare the hourly cost of engines with the charges of requests, by day."""
+"""`gkt-gateway usage reconcile`: compare the hourly cost of engines with the charges of requests, by day."""
 
 from __future__ import annotations
 

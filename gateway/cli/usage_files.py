@@ -90,7 +90,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-async def export(
+async def write_receipts(
     receipts: AsyncIterator[Sequence[bytes]], form: str, output: Path | None, on_progress: Callable[[int], None]
 ) -> int:
     """Write all receipts, given as JSON, and return their number. Raises StartupError where they cannot be written.

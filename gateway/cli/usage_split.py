@@ -1,4 +1,4 @@
-"""`gkt-gateway split`: compare the variants of a split route, from a running gateway."""
+"""`gkt-gateway usage split`: compare the variants of a split route, from a running gateway."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def split(
 ) -> None:
     """Compare the variants of a split route: requests, cost and outcomes.
 
-    - `gkt-gateway split --tenant acme --route chat`: the last seven days.
-    - `gkt-gateway split -t acme -r chat --days 30 --json`: the last thirty days, for programs.
+    - `gkt-gateway usage split --tenant acme --route chat`: the last seven days.
+    - `gkt-gateway usage split -t acme -r chat --days 30 --json`: the last thirty days, for programs.
 
     Outcomes are scores that callers send to POST /v1/receipts/{id}/feedback, and the agreement of quality samples with
     the teacher. The verdict says whether the 95 % interval of the difference to the first variant excludes 0: higher,

@@ -1,4 +1,4 @@
-"""`gkt-gateway usage-db` on a real database and a real Redis."""
+"""`gkt-gateway usage` on a real database and a real Redis."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_unreadable_entries_are_shown_and_repaired(place: Place) -> None:
         file.executemany("INSERT INTO usage_unreadable VALUES (?, ?, ?, ?)", rows)
         file.commit()
     shown = " ".join(place.run("status").stdout.split())
-    assert "unreadable 2, in the table `usage_unreadable`. Run `gkt-gateway usage-db repair`" in shown
+    assert "unreadable 2, in the table `usage_unreadable`. Run `gkt-gateway usage repair`" in shown
     done = place.run("repair")
     assert (done.returncode, done.stdout) == (1, "1 entries written, 1 entries unreadable\n")
     found = json.loads(place.run("status", "--json").stdout)
