@@ -107,22 +107,27 @@ class World:
         receipt = self.gateway.wait_for_log("request", id=answer.headers["x-request-id"], limit_s=LIMIT_S)
         assert SECRET not in answer.text
         assert "127.0.0.1" not in answer.text
-        breaker = self._breaker(case.name)
         return Cell(
             _reply(case, answer),
             _receipt(case, receipt),
             len(self.faulty.requests[case.path]),
-            "" if breaker == "closed" else f"breaker {breaker}",
+            self._breaker(case.name),
         )
 
     def _breaker(self, name: str) -> str:
-        """Return the state of an engine's breaker. One reply names all engines, so all waiting cases share it."""
+        """Return whether an engine's breaker is open or pauses a tenant; empty if all calls pass.
+
+        One reply names all engines, so all waiting cases share it.
+        """
         requested_at = time.monotonic()
         with self._reading:
             if self._read_at < requested_at:
                 self._read_at = time.monotonic()
                 self._engines = self.client.get(f"{self.gateway.admin_url}/readyz").json()["engines"]
-            return self._engines[name]["breaker"]
+            engine = self._engines[name]
+        if engine["breaker"] != "closed":
+            return f"breaker {engine['breaker']}"
+        return "tenant paused" if engine["paused_tenants"] else ""
 
     def meet_all(self) -> dict[str, dict[str, Cell]]:
         """Return the outcome of each case, by fault and by `column/protocol`."""
@@ -151,9 +156,13 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
         ]
         routes = []
         for case in cases():
-            base = faulty.base(case.path) if case.fault.play is not None else nobody
+            always_stream = case.column == "json of two"
+            if case.fault.play is not None:
+                base, more = faulty.base(case.path), {}
+            else:  # Failed probes would open the circuit before the call.
+                base, more = nobody, {"breaker": {"failures": 1000}}
             models.append(
-                _model(case.name, case.protocol, base, _timeouts(case), key, always_stream=case.column == "json of two")
+                _model(case.name, case.protocol, base, _timeouts(case), key, always_stream=always_stream) | more
             )
             routes.append(_route(case))
         gateway = stack.enter_context(
@@ -263,8 +272,8 @@ Routes with a faulty teacher answer unguided. There is one student; with "two st
 "Two students, JSON" is a JSON caller of an engine with `always_stream`. `num_retries` is 2.
 
 Each cell has the caller's reply; the receipt's status and how the faulty engine's tokens are counted; the number of
-calls to that engine; and the state of its [circuit breaker](../engines.md#when-an-engine-fails) afterwards, unless it
-is closed. A dash means that this call cannot meet the fault.
+calls to that engine; and whether its [circuit breaker](../engines.md#when-an-engine-fails) is open afterwards, or
+pauses the engine for the tenant. A dash means that this call cannot meet the fault.
 
 | The engine ... | student, JSON | student, stream | two students, JSON | two students, stream \
 | student, stream behind guidance | two students, stream behind guidance | teacher, JSON | teacher, stream |

@@ -12,7 +12,6 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT
 from tests import fake_texts
 from tests.fake_texts import begin_events, event
 
@@ -26,8 +25,8 @@ Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
 @contextmanager
-def served(app: web.Application) -> Iterator[str]:
-    """Run an aiohttp application on a thread of its own; yield its base URL."""
+def served(app: web.Application, port: int = 0) -> Iterator[str]:
+    """Run an aiohttp application on a thread of its own; yield its base URL. Port 0 is a free one."""
     loop = asyncio.new_event_loop()
     started = threading.Event()
     where: list[str] = []
@@ -35,7 +34,7 @@ def served(app: web.Application) -> Iterator[str]:
 
     async def start() -> None:
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         where.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
         started.set()
 
@@ -53,11 +52,6 @@ def served(app: web.Application) -> Iterator[str]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=10)
-
-
-def is_control(body: dict[str, Any]) -> bool:
-    """Return whether the gateway made this call itself, to find out whether an engine fails every request."""
-    return CONTROL_CHAT.items() <= body.items() or CONTROL_TEXT.items() <= body.items()
 
 
 class FakeEngine:
@@ -90,10 +84,9 @@ class FakeEngine:
 
     async def _answer(self, behave: Handler, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = orjson.loads(await request.read())
-        if not is_control(body):
-            self.requests.append(body)
-            self.paths.append(request.path)
-            self.headers.append(dict(request.headers))
+        self.requests.append(body)
+        self.paths.append(request.path)
+        self.headers.append(dict(request.headers))
         try:
             return await behave(request, body)
         except asyncio.CancelledError:
@@ -108,7 +101,7 @@ class FakeEngine:
         """Add the routes of a subclass."""
 
     @contextmanager
-    def running(self) -> Iterator[FakeEngine]:
+    def running(self, port: int = 0) -> Iterator[FakeEngine]:
         app = web.Application(client_max_size=16 << 20)
         for route in self.ROUTES:
             app.router.add_post(route, self._behave)
@@ -116,7 +109,7 @@ class FakeEngine:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/info", _info)
         self.add_routes(app)
-        with served(app) as self.url:
+        with served(app, port) as self.url:
             yield self
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.protocol.capabilities.continuation import PROBE_PREFIX
-from tests.fakes import is_control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -222,7 +221,7 @@ class FaultEngine:
     """Play the fault in the request's URL: /{protocol}/{fault}/{call}/..., where `call` is the kind of call.
 
     Attributes:
-        requests: received bodies by `protocol/fault/call`, without probes and control calls.
+        requests: received bodies by `protocol/fault/call`, without probes.
         repaired: `protocol/fault/call` that answer without a fault from now on.
         unexpected_paths: unexpected request paths.
     """
@@ -302,8 +301,7 @@ class FaultEngine:
             self.unexpected_paths.append(target)
             await wire.reply(b"{}", 404)
             return True
-        if not is_control(body):
-            self.requests[case_path].append(body)
+        self.requests[case_path].append(body)
         if case_path in self.repaired:
             await wire.answer()
         else:

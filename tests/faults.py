@@ -53,7 +53,7 @@ class Cell:
         reply: a description of the caller's reply.
         receipt: the receipt's status, and how the faulty engine's tokens count: `counted`, `estimated` or `free`.
         calls: the number of calls to the faulty engine.
-        breaker: the state of the engine's breaker afterwards; empty if closed.
+        breaker: whether the engine's breaker is open afterwards or pauses a tenant; empty if all calls pass.
     """
 
     reply: str

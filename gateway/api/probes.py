@@ -75,6 +75,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
             "up": state.up,
             "detail": state.detail,
             "breaker": engine.breaker,
+            "paused_tenants": engine.paused_tenants,
             "warnings": warnings_of(request.app, name),
             "continuation": {"mode": known.mode, "echo": known.echo} if isinstance(known, Continuation) else None,
             "facts": state.facts,

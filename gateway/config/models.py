@@ -81,7 +81,7 @@ class BreakerSettings(StrictModel):
     """Circuit breaker: after repeated failures, calls to the engine are refused for a cooldown."""
 
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
-    """Consecutive failed calls of one tenant, or consecutive failed connections, that open the breaker."""
+    """Consecutive failures that open the breaker: of connections and probes for all, of calls for their tenant."""
     cooldown_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="cooldown")
     """First cooldown, in which no call is made. The next call after it is a trial."""
     max_cooldown_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(

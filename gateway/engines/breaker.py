@@ -1,32 +1,24 @@
 """The circuit breaker of one engine. Callers pass the time, and the breaker performs no I/O.
 
-Two kinds of failure are counted separately. A connection failure depends on no request and opens the circuit for all
-tenants. Any other failure may be caused by the request, so it counts against the tenant of the request. Calls of a
-tenant are refused only after one of its own calls has failed.
+Connection failures and failed probes depend on no request, and open the breaker for all tenants. The request may cause
+any other failure, so such a failure pauses the engine only for the tenant of the request.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 BreakerState = Literal["closed", "open", "half_open"]
 
-# The upper bound on a pause that an engine requests. Its limit may be raised during the pause.
+# The upper bound on a pause that an engine requests, and on a sleep that no probe confirms.
 _MAX_PAUSE_S = 60.0
-# Repeated failures of one request are no evidence against the engine.
-_MIN_REQUESTS = 2
-_MIN_TENANTS = 2
-# For how long calls in flight show that an engine without success is busy. They may hang.
-_BUSY_S = 30.0
-# During a pause, one call per tenant passes in this time.
+# During a requested pause, one call of the tenant passes in this time.
 _PAUSE_TRIAL_S = 1.0
-# The number of failing, and of paused, tenants with stored state. The oldest is evicted.
-_MAX_TENANTS = 10_000
 
 
 class BreakerRule(NamedTuple):
@@ -37,67 +29,56 @@ class BreakerRule(NamedTuple):
     max_cooldown_s: float = 30.0  # each failed trial doubles the cooldown, up to this
 
 
+class BreakerCall(NamedTuple):
+    """A permitted call. The outcome of a trial ends or prolongs the time in which other calls are refused."""
+
+    tenant: str
+    is_trial: bool = False
+
+
+@dataclass(slots=True)
+class _Circuit:
+    """Consecutive failures: of one tenant's calls, or of all connections. It is open from `rule.failures` on."""
+
+    rule: BreakerRule
+    failures: int = 0
+    cooldown_s: float = 0.0
+    cools_until: float = 0.0  # calls are refused until then
+    trial_until: float = 0.0  # calls await the outcome of a trial until then
+
+    @property
+    def is_open(self) -> bool:
+        return self.failures >= self.rule.failures
+
+    def fail(self, now: float, spread: float, *, is_trial: bool) -> bool:
+        """Record a failure. Return whether the circuit opened. Only a failed trial prolongs an open circuit."""
+        was_open = self.is_open
+        if was_open and not is_trial:
+            return False
+        self.failures += 1
+        if self.is_open:
+            longer_s = min(2 * self.cooldown_s, self.rule.max_cooldown_s)
+            self.cooldown_s = longer_s if was_open else self.rule.cooldown_s
+            self.cools_until, self.trial_until = now + self.cooldown_s * spread, 0.0
+        return self.is_open and not was_open
+
+
 @dataclass(slots=True)
 class _Pause:
-    """The pause of one tenant."""
+    """A pause that the engine requested in its reply to a tenant."""
 
     until: float
     next_trial: float
 
-    def refuses_for_s(self, now: float) -> float:
-        return max(0.0, self.until - now) if now < self.next_trial else 0.0
-
-
-class BreakerCall(NamedTuple):
-    """A permitted call. A trial flag means that the outcome closes the scope's circuit or opens it again."""
-
-    tenant: str
-    request_id: str
-    engine_trial: bool = False
-    tenant_trial: bool = False
-    pause: _Pause | None = None  # the pause of the tenant that the call's success ends
-
-
-@dataclass(slots=True)
-class _Scope:
-    """A circuit, which is closed while `open_until` is None."""
-
-    cooldown_s: float
-    open_until: float | None = None
-    trial_until: float = 0.0
-
-    def cools_for_s(self, now: float) -> float:
-        return 0.0 if self.open_until is None else max(0.0, self.open_until - now)
-
-    def tries_for_s(self, now: float) -> float:
-        return 0.0 if self.open_until is None else max(0.0, self.trial_until - now)
-
-    def start_trial(self, now: float) -> bool:
-        """Start a trial if the circuit is open. Other calls are refused until its outcome, for one cooldown at most."""
-        if self.open_until is None:
-            return False
-        self.trial_until = now + self.cooldown_s
-        return True
-
-
-@dataclass(slots=True)
-class _Tenant:
-    """The failures of one tenant since the engine's last successful call."""
-
-    scope: _Scope
-    calls: int = 0
-    requests: set[str] = field(default_factory=set)
-
 
 class Breaker:
-    """A circuit breaker with one circuit for the engine and one for each failing tenant.
+    """A circuit breaker with one circuit for all tenants and one for each failing tenant.
 
-    Closed: calls pass. Open: calls are refused. Half open: one call is the trial, and other calls are refused until its
-    outcome is known. Times are seconds on any one clock.
+    Closed: calls pass. Open: calls are refused for a cooldown. Half open: one call is the trial, and other calls await
+    its outcome, for one cooldown at most. Times are seconds on any one clock.
 
-    An overloaded engine that requests a pause has not failed. Providers also request a pause after a single large
-    request, so the pause applies only to the tenant of that request. During the pause one call of the tenant per second
-    is a trial. Its success ends the pause; its failure changes nothing.
+    An overloaded engine that requests a pause has not failed. During the pause one call of the tenant per second is a
+    trial. Its success ends the pause; its failure changes nothing.
 
     Cooldowns differ between processes by `draw`, a random number from 0 to 1.
     """
@@ -105,25 +86,29 @@ class Breaker:
     def __init__(self, rule: BreakerRule, draw: Callable[[], float] = random.random) -> None:
         self._rule = rule
         self._draw = draw
-        self._engine = _Scope(rule.cooldown_s)
-        self._unconnected = 0  # connection failures in a row
-        self._tenants: dict[str, _Tenant] = {}
-        self._failed_calls = 0  # of all tenants, since the last success
-        self._tenants_open_until: float | None = None  # the latest end of a tenant's cooldown; None: all are closed
-        self._paused: dict[str, _Pause] = {}  # the one that was paused last is the last
-        self._last_pause_until = 0.0  # the latest end of a tenant's pause
-        self._suspended_until = 0.0
-        self._busy_since: float | None = None  # since when, without a success, the engine is busy with earlier calls
+        self._all = _Circuit(rule)
+        self._failing: dict[str, _Circuit] = {}  # by tenant, since the last success of any tenant
+        self._paused: dict[str, _Pause] = {}  # by tenant
+        self._asleep_until = 0.0
 
     def state(self, now: float) -> BreakerState:
-        """Return the state of the engine: open or half open while calls of any tenant are refused."""
-        paused_until = max(self._last_pause_until, self._suspended_until)
-        if self._engine.open_until is None and self._tenants_open_until is None:
-            return "open" if now < paused_until else "closed"
-        ends = [end for end in (self._engine.open_until, self._tenants_open_until) if end is not None]
-        if now < max([paused_until, *ends]):
+        """Return the state for all tenants."""
+        if now < self._asleep_until:
             return "open"
-        return "half_open" if ends else "closed"
+        if not self._all.is_open:
+            return "closed"
+        return "open" if now < self._all.cools_until else "half_open"
+
+    def paused_tenants(self, now: float) -> int:
+        """Return the number of tenants that failed too often, or that the engine told to pause."""
+        failing = {tenant for tenant, circuit in self._failing.items() if circuit.is_open}
+        return len(failing | {tenant for tenant, pause in self._paused.items() if now < pause.until})
+
+    def is_closed_for(self, tenant: str, now: float) -> bool:
+        """Return whether calls of the tenant pass, and none of them is a trial."""
+        pause = self._paused.get(tenant)
+        is_paused = now < self._asleep_until or (pause is not None and now < pause.until)
+        return not is_paused and not any(circuit.is_open for circuit in self._circuits(tenant))
 
     def refuses_for_s(self, tenant: str, now: float) -> float:
         """Return for how many seconds calls of the tenant are refused; 0 if the next call may start."""
@@ -131,186 +116,100 @@ class Breaker:
 
     def cools_for_s(self, tenant: str, now: float) -> float:
         """Return the seconds left of the cooldowns and pauses that apply to the tenant; 0 if there are none."""
-        if self.state(now) == "closed":
-            return 0.0
+        ends = [self._asleep_until, *(circuit.cools_until for circuit in self._circuits(tenant) if circuit.is_open)]
         pause = self._paused.get(tenant)
-        paused_s = 0.0 if pause is None else pause.refuses_for_s(now)
-        return max(paused_s, self._suspended_until - now, *(scope.cools_for_s(now) for scope in self._scopes(tenant)))
+        if pause is not None and now < pause.next_trial:
+            ends.append(pause.until)
+        return max(0.0, max(ends) - now)
 
     def tries_for_s(self, tenant: str, now: float) -> float:
         """Return the seconds after which the outcome of a trial in flight is no longer awaited; 0 if there is none."""
-        if self._engine.open_until is None and self._tenants_open_until is None:
-            return 0.0
-        return max(scope.tries_for_s(now) for scope in self._scopes(tenant))
+        return max(0.0, *(circuit.trial_until - now for circuit in self._circuits(tenant)))
 
-    def start_call(self, tenant: str, request_id: str, now: float) -> BreakerCall:
+    def start_call(self, tenant: str, now: float) -> BreakerCall:
         """Register a call that `refuses_for_s` permits. Return the handle for reporting its outcome."""
-        failing = self._tenants.get(tenant)
-        tenant_trial = failing is not None and failing.scope.start_trial(now)
+        is_trial = False
+        for circuit in self._circuits(tenant):
+            if circuit.is_open:
+                circuit.trial_until, is_trial = now + circuit.cooldown_s, True
         pause = self._paused.get(tenant)
-        if pause is not None and now >= pause.until:
+        if pause is not None and now < pause.until:
+            pause.next_trial, is_trial = now + _PAUSE_TRIAL_S, True
+        elif pause is not None:
             del self._paused[tenant]
-            pause = None
-        if pause is not None:
-            pause.next_trial = now + _PAUSE_TRIAL_S
-        return BreakerCall(tenant, request_id, self._engine.start_trial(now), tenant_trial, pause)
+        return BreakerCall(tenant, is_trial)
 
-    def succeeded(self, call: BreakerCall | None = None) -> bool:
-        """Record a successful call, and close the circuits of all tenants. Return whether one was open.
-
-        `call` is None for a call of the gateway itself.
-        """
-        if call is not None:
-            self._end_pause(call)
-        closed = self._engine.open_until is not None or self._tenants_open_until is not None
+    def succeeded(self, call: BreakerCall) -> None:
+        """Record a successful call. It closes the circuits of all tenants: the engine works."""
         self._connected()
-        self._busy_since = None
-        if self._tenants:
-            self._tenants.clear()
-            self._failed_calls, self._tenants_open_until = 0, None
-        return closed
-
-    def refused(self, call: BreakerCall) -> None:
-        """Record that the engine rejected an invalid request. The engine is available, perhaps only for this tenant."""
-        self._connected()
-        if call.tenant in self._tenants:
-            self._forget(call.tenant)
+        self._failing.clear()
+        if call.is_trial:
+            self._paused.pop(call.tenant, None)
 
     def started(self, call: BreakerCall) -> None:
         """Record the first data of an answer. This ends a trial; other failures count until a call succeeds."""
         self._connected()
-        self._busy_since = None
-        self._end_pause(call)
-        if call.tenant_trial:
-            self._forget(call.tenant)
+        if call.is_trial:
+            self._failing.pop(call.tenant, None)
+            self._paused.pop(call.tenant, None)
 
-    def failed(self, call: BreakerCall, now: float, *, connected: bool) -> bool:
-        """Record a failed call. Return whether a circuit opened. Without a connection the request is not the cause."""
-        if not connected:
-            self._end_tenant_trial(call)
-            return self._failed_to_connect(call, now)
+    def rejected(self, call: BreakerCall) -> None:
+        """Record that the engine rejected an invalid request: it works, perhaps only for this tenant."""
         self._connected()
-        failing = self._tenants.get(call.tenant)
-        if failing is None:
-            if len(self._tenants) >= _MAX_TENANTS:
-                self._forget(next(iter(self._tenants)))
-            failing = self._tenants[call.tenant] = _Tenant(_Scope(self._rule.cooldown_s))
-        if failing.scope.open_until is None:
-            failing.calls += 1
-            self._failed_calls += 1
-            if len(failing.requests) < _MIN_REQUESTS:
-                failing.requests.add(call.request_id)
-            if not self._reaches_limit(failing):
-                return False
-        elif not self._lengthen(failing.scope, is_trial=call.tenant_trial):
-            return False
-        self._open(failing.scope, now)
-        self._tenants_open_until = max(self._tenants_open_until or 0.0, failing.scope.open_until or 0.0)
-        return True
+        self._failing.pop(call.tenant, None)
 
-    def overloaded(self, call: BreakerCall, now: float, *, busy: bool) -> bool:
-        """Record a call that the engine rejected as overloaded, without a pause. Return whether a circuit opened.
+    def failed(self, call: BreakerCall, now: float) -> bool:
+        """Record a failure that the request may have caused. Return whether the circuit of the tenant opened."""
+        self._connected()
+        circuit = self._failing.setdefault(call.tenant, _Circuit(self._rule))
+        return circuit.fail(now, self._spread(), is_trial=call.is_trial)
 
-        `busy`: an earlier call is in flight. The engine is then at its limit, and the rejection is no failure. Without
-        any success, this applies for 30 s.
-        """
-        if busy:
-            if self._busy_since is None:
-                self._busy_since = now
-            if now - self._busy_since < _BUSY_S:
-                self._connected()
-                self.abandoned(call)
-                return False
-        return self.failed(call, now, connected=True)
+    def unconnected(self, call: BreakerCall, now: float) -> None:
+        """Record that there was no connection."""
+        self.abandoned(call)
+        self._all.fail(now, self._spread(), is_trial=call.is_trial)
 
-    def pause(self, tenant: str, now: float, seconds: float) -> None:
+    def pause(self, call: BreakerCall, now: float, seconds: float) -> None:
         """Refuse calls of the tenant for the pause that the overloaded engine requested."""
-        pause = self._paused.pop(tenant, None)
+        self.abandoned(call)
+        self._connected()
+        pause = self._paused.get(call.tenant)
         if pause is None or pause.until <= now:
-            pause = _Pause(now, now + _PAUSE_TRIAL_S)
+            pause = self._paused[call.tenant] = _Pause(now, now + _PAUSE_TRIAL_S)
         pause.until = max(pause.until, now + min(seconds, _MAX_PAUSE_S))
-        if len(self._paused) >= _MAX_TENANTS:
-            del self._paused[next(iter(self._paused))]
-        self._paused[tenant] = pause
-        self._last_pause_until = max(self._last_pause_until, pause.until)
-
-    def suspend(self, now: float) -> None:
-        """Refuse calls of all tenants, until a probe succeeds or for as long as an engine may request a pause."""
-        self._suspended_until = now + _MAX_PAUSE_S
 
     def abandoned(self, call: BreakerCall) -> None:
         """Record a call that ended without an outcome, such as a canceled one. The next call may be the trial."""
-        if call.engine_trial:
-            self._engine.trial_until = 0.0
-        self._end_tenant_trial(call)
+        if call.is_trial:
+            for circuit in self._circuits(call.tenant):
+                circuit.trial_until = 0.0
 
-    def probe_succeeded(self, now: float) -> None:
-        """Record a successful background probe: the engine's circuit closes, and a suspension ends.
+    def probe_failed(self, now: float, *, asleep: bool) -> None:
+        """Record a failed probe. An engine that sleeps gets no call until a probe succeeds, for a minute at most."""
+        self._all.fail(now, self._spread(), is_trial=False)
+        if asleep:
+            self._asleep_until = now + _MAX_PAUSE_S
 
-        A tenant's circuit is due for its trial: a probe does not show that the engine generates answers.
+    def probe_succeeded(self) -> None:
+        """Record a successful probe: the circuit for all closes, and each tenant's circuit is due for its trial.
+
+        A probe does not show that the engine generates answers.
         """
-        self._suspended_until = 0.0
+        self._asleep_until = 0.0
         self._connected()
-        for failing in self._tenants.values():
-            if failing.scope.open_until is not None:
-                failing.scope.open_until = min(failing.scope.open_until, now)
-        if self._tenants_open_until is not None:
-            self._tenants_open_until = min(self._tenants_open_until, now)
+        for circuit in self._failing.values():
+            circuit.cools_until = 0.0
 
-    def _scopes(self, tenant: str) -> Sequence[_Scope]:
+    def _circuits(self, tenant: str) -> tuple[_Circuit, ...]:
         """Return the circuits that apply to the tenant."""
-        failing = self._tenants.get(tenant)
-        return (self._engine,) if failing is None else (self._engine, failing.scope)
-
-    def _reaches_limit(self, failing: _Tenant) -> bool:
-        """Return whether the failures of this tenant, or of all tenants, are evidence against the engine."""
-        failures = self._rule.failures
-        if len(self._tenants) >= _MIN_TENANTS and self._failed_calls >= failures:
-            return True
-        return failing.calls >= failures and len(failing.requests) >= min(_MIN_REQUESTS, failures)
-
-    def _failed_to_connect(self, call: BreakerCall, now: float) -> bool:
-        if self._engine.open_until is None:
-            self._unconnected += 1
-            if self._unconnected < self._rule.failures:
-                return False
-        elif not self._lengthen(self._engine, is_trial=call.engine_trial):
-            return False
-        self._open(self._engine, now)
-        return True
-
-    def _lengthen(self, scope: _Scope, *, is_trial: bool) -> bool:
-        """Double the cooldown after a failed trial, and return whether the call was one."""
-        if is_trial:
-            scope.cooldown_s = min(self._rule.max_cooldown_s, scope.cooldown_s * 2)
-        return is_trial
-
-    def _open(self, scope: _Scope, now: float) -> None:
-        scope.open_until = now + scope.cooldown_s * (0.75 + self._draw() / 2)
-        scope.trial_until = 0.0
+        failing = self._failing.get(tenant)
+        return (self._all,) if failing is None else (self._all, failing)
 
     def _connected(self) -> None:
-        """Reset the count of connection failures, and close the engine's circuit."""
-        self._unconnected = 0
-        if self._engine.open_until is not None:
-            self._engine = _Scope(self._rule.cooldown_s)
+        """Close the circuit for all: the engine was reached."""
+        if self._all.failures:
+            self._all = _Circuit(self._rule)
 
-    def _end_pause(self, call: BreakerCall) -> None:
-        """End the pause of the tenant after a successful trial."""
-        if call.pause is None or self._paused.get(call.tenant) is not call.pause:
-            return
-        del self._paused[call.tenant]
-        if call.pause.until >= self._last_pause_until:
-            self._last_pause_until = max((other.until for other in self._paused.values()), default=0.0)
-
-    def _end_tenant_trial(self, call: BreakerCall) -> None:
-        failing = self._tenants.get(call.tenant)
-        if call.tenant_trial and failing is not None:
-            failing.scope.trial_until = 0.0
-
-    def _forget(self, tenant: str) -> None:
-        removed = self._tenants.pop(tenant, None)
-        if removed is not None:
-            self._failed_calls -= removed.calls
-        ends = [one.scope.open_until for one in self._tenants.values() if one.scope.open_until is not None]
-        self._tenants_open_until = max(ends, default=None)
+    def _spread(self) -> float:
+        """Return the factor of a cooldown. Otherwise all processes would start their trials at the same time."""
+        return 0.75 + self._draw() / 2

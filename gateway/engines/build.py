@@ -60,7 +60,6 @@ async def build(
         if tracing is not None:
             engine = _traced(engine, model)
         breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))
-        controlled = model.protocol != "litellm"
         slots = CallSlots(
             model.name,
             model.max_concurrency if "max_concurrency" in model.model_fields_set else None,
@@ -72,7 +71,6 @@ async def build(
             breaker,
             metrics,
             budgets=budgets,
-            controlled=controlled,
             slots=slots,
             total_s=model.timeouts.total_s,
             always_streams=model.always_stream,

@@ -1,23 +1,24 @@
 """An engine behind its circuit breaker: calls are refused while the circuit is open.
 
-A failure that is proven to be caused by the request is raised as EngineRejected and does not count toward the breaker.
+A failure that the request causes is raised as EngineRejected and does not count toward the breaker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from gateway.engines.base import current_origin
-from gateway.engines.breaker import BreakerCall
 from gateway.engines.call_slots import CallSlots
-from gateway.engines.control_call import CONTROL_CHAT, CONTROL_TEXT, ControlCall
 from gateway.engines.failures import record_failure
-from gateway.engines.published_breaker import PublishedBreaker
-from gateway.engines.request_faults import fingerprint_of, proven_rejection
+from gateway.engines.request_faults import RequestFaults, callers_error, fingerprint_of
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -29,22 +30,41 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
-    from gateway.engines.breaker import Breaker, BreakerState
+    from gateway.engines.breaker import Breaker, BreakerCall, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
     from gateway.protocol.capabilities.continuation import Prefill
     from gateway.protocol.content_run import ChunkGroup
     from gateway.telemetry.metrics import Metrics
 
-_CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
+log = structlog.get_logger()
+
 # A call that fails later, without any data, is not repeated at the engine. It may be as slow again.
 _LONGEST_RETRIED_S = 20.0
-
-_OVERDUE = 0.9  # the part of the longest duration of a call after which a canceled call without data has failed
 _LOST_INTERVAL_S = 10.0  # between two calls after lost connections
+_TRIAL_WAIT_S = 30.0  # the longest wait for the outcome of a trial
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call in flight.
+
+    Attributes:
+        body: the request.
+        sent: when it was sent.
+        success_sent: when the last call was sent that succeeded before.
+        started: whether the engine sent the first data of a streamed answer.
+    """
+
+    permit: BreakerCall
+    request_id: str
+    body: Any
+    sent: float
+    success_sent: float
+    started: bool = False
 
 
 class GuardedEngine:
@@ -62,263 +82,235 @@ class GuardedEngine:
         clock: Callable[[], float] = time.monotonic,
         *,
         budgets: RetryBudgets | None = None,  # counts the successful calls; None: they are not counted
-        controlled: bool = False,  # whether control calls are permitted. Providers bill each call, so they get none.
         slots: CallSlots | None = None,  # bounds the calls in flight; None: they are only counted
         total_s: float = math.inf,  # the longest duration of a call
         always_streams: bool = False,  # whether calls for JSON callers are streamed too
     ) -> None:
         self.total_s, self.always_streams = total_s, always_streams
         self.name, self.state = engine.name, engine.state
-        self._engine = engine
-        self._guard = PublishedBreaker(
-            engine.name, breaker, metrics, clock, budgets, slots or CallSlots(engine.name), total_s
-        )
-        self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
-        self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
+        self._engine, self._breaker, self._metrics, self._clock = engine, breaker, metrics, clock
+        self._slots = slots or CallSlots(engine.name)
+        self._budgets = budgets
+        self._faults = RequestFaults()
+        self._logged: BreakerState = "closed"
+        self._trial_ended: asyncio.Future[None] | None = None  # done when the outcome of a trial may be known
+        self._on_lost: Callable[[], None] = lambda: None
+        self._next_lost_at = -math.inf
 
     @property
     def breaker(self) -> BreakerState:
-        """The state of the breaker. While it is open, calls of some or all tenants are refused."""
-        return self._guard.breaker.state(self._guard.clock())
+        """The state of the breaker for all tenants. While it is open, their calls are refused."""
+        return self._breaker.state(self._clock())
+
+    @property
+    def paused_tenants(self) -> int:
+        """The number of tenants whose calls are refused, except for trials, while others pass."""
+        return self._breaker.paused_tenants(self._clock())
 
     @property
     def calls(self) -> int:
         """The number of calls in flight, without probes."""
-        return self._guard.slots.in_flight
+        return self._slots.in_flight
 
     @property
     def waiting(self) -> int:
         """The number of calls that wait for a slot."""
-        return self._guard.slots.waiting
+        return self._slots.waiting
 
     @property
     def is_full(self) -> bool:
         """Return whether a call that completes an answer must wait for a slot first."""
-        return self._guard.slots.is_full
+        return self._slots.is_full
 
     def must_wait(self, tenant: str) -> bool:
         """Return whether a call that completes an answer must wait first: for a slot, or for a trial's outcome."""
-        return self.is_full or self._guard.awaits_trial(tenant)
+        return self.is_full or self._breaker.tries_for_s(tenant, self._clock()) > 0
 
     async def wait_for_slot(self, most_s: float = math.inf) -> None:
-        """Wait for the outcome of a trial, and for a slot. The caller must start its call before its next suspension.
+        """Wait for a slot while no trial is in flight. The caller must start its call before its next suspension.
 
-        Each of the two waits ends after `most_s`. Raises CircuitOpen and EngineOverloaded.
+        Raises CircuitOpen and EngineOverloaded, also if the wait exceeds `most_s`.
         """
         tenant, request_id, _ = current_origin()
+        now = asyncio.get_running_loop().time
+        until = now() + most_s
         try:
-            await self._guard.wait_for_trial(tenant, most_s)
-            if self.is_full:
-                await self._guard.slots.wait(tenant, most_s)
+            await self.wait_for_trial(until - now())
+            while self.is_full:
+                await self._slots.wait(tenant, until - now())
+                await self.wait_for_trial(until - now())  # one may have started meanwhile
         except EngineError as error:
-            record_failure(error, request_id, self._guard.metrics)
+            record_failure(error, request_id, self._metrics)
             raise
 
     async def wait_for_trial(self, most_s: float) -> None:
-        """Wait until no trial is in flight, for at most `most_s`. Raises CircuitOpen."""
-        await self._guard.wait_for_trial(current_origin().tenant, most_s)
+        """Wait until no trial is in flight, for at most `most_s` or 30 s.
+
+        Raises CircuitOpen if the trial failed or is still in flight.
+        """
+        tenant, now = current_origin().tenant, asyncio.get_running_loop().time
+        until = now() + min(most_s, _TRIAL_WAIT_S)
+        while (trial_s := self._breaker.tries_for_s(tenant, self._clock())) > 0 and (left_s := until - now()) > 0:
+            if self._trial_ended is None:
+                self._trial_ended = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._trial_ended], timeout=min(trial_s, left_s))
+        self._check_permitted(tenant)
 
     def update_limit(self, processes: int, others: int = 0) -> None:
         """Follow the engine's own limit on calls in flight, and the number of processes that share it.
 
         `others` are calls of this process to the server by an earlier engine.
         """
-        self._guard.slots.update(self.state.max_concurrency, processes, others)
+        self._slots.update(self.state.max_concurrency, processes, others)
+
+    def is_closed_for(self, tenant: str) -> bool:
+        """Return whether calls of the tenant pass, and none of them is a trial."""
+        return self._breaker.is_closed_for(tenant, self._clock())
 
     def in_cooldown_for(self, tenant: str) -> bool:
         """Return whether calls of the tenant are refused now."""
-        return self._guard.breaker.refuses_for_s(tenant, self._guard.clock()) > 0
+        return self._breaker.refuses_for_s(tenant, self._clock()) > 0
 
     def refusal(self, tenant: str) -> CircuitOpen | None:
         """Return the error that a call of the tenant would raise now; None if it may start, or wait for a trial."""
-        guard = self._guard
-        return guard.refusal(guard.breaker.cools_for_s(tenant, guard.clock()))
+        return self._refusal(self._breaker.cools_for_s(tenant, self._clock()))
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        call = _GuardedCall(self._guard, request, self._chat_control)
-        call.start()
-        try:
-            reply = await self._engine.generate_guidance(request, batch=batch, on_text=on_text)
-        except BaseException as error:
-            await call.failed(error)
-            raise
-        call.ended()
-        return reply
+        async with self._call(request):
+            return await self._engine.generate_guidance(request, batch=batch, on_text=on_text)
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        call = _GuardedCall(self._guard, body, self._chat_control)
-        call.start()
-        try:
-            reply = await self._engine.complete(body, prefill)
-        except BaseException as error:
-            await call.failed(error)
-            raise
-        call.ended()
-        return reply
+        async with self._call(body):
+            return await self._engine.complete(body, prefill)
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[ChunkGroup, None]:
-        async with _GuardedCall(self._guard, body, self._chat_control) as call:
-            async with aclosing(self._engine.stream(body, prefill)) as groups:
-                async for chunks in groups:
-                    if not call.started:
-                        call.started_answering()
-                    yield chunks
-            call.succeeded()
+        async with self._call(body) as call, aclosing(self._engine.stream(body, prefill)) as groups:
+            async for chunks in groups:
+                if not call.started:
+                    call.started = True
+                    self._breaker.started(call.permit)
+                    self._report()
+                yield chunks
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        async with _GuardedCall(self._guard, body, self._text_control) as call:
-            reply = await self._engine.embed(body)
-            call.succeeded()
-        return reply
+        async with self._call(body):
+            return await self._engine.embed(body)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the engine, which is up, loses a connection: it may have restarted.
 
         A probe ends cooldowns, and one caller may provoke losses. So further losses have no effect for a while.
         """
-        guard, next_at = self._guard, -math.inf
-
-        def lost() -> None:
-            nonlocal next_at
-            if self.state.up and guard.clock() >= next_at:
-                next_at = guard.clock() + _LOST_INTERVAL_S
-                callback()
-
-        guard.on_lost = lost
+        self._on_lost = callback
 
     async def probe(self) -> None:
-        guard = self._guard
         try:
             await self._engine.probe()
-        except EngineError:
-            if self.state.asleep:
-                guard.breaker.suspend(guard.clock())
-                guard.publish()
+        except EngineError as error:
+            if not error.is_copy:  # else it is the error of a call, which a caller may have caused
+                self._breaker.probe_failed(self._clock(), asleep=self.state.asleep)
+                self._report()
             raise
-        guard.breaker.probe_succeeded(guard.clock())
-        guard.publish()
+        self._breaker.probe_succeeded()
+        self._report()
 
     async def close(self) -> None:
-        for control in (self._chat_control, self._text_control):
-            if control is not None:
-                await control.close()
         await self._engine.close()
 
+    def _refusal(self, wait_s: float) -> CircuitOpen | None:
+        """Return the error of a call that is refused for `wait_s`; None if that is no time."""
+        if wait_s <= 0:
+            return None
+        return CircuitOpen(
+            f"The circuit breaker of engine '{self.name}' is open: the engine failed, requested a pause, or sleeps. "
+            "Retry after the time in Retry-After.",
+            engine=self.name,
+            retry_after_s=wait_s,
+        )
 
-class _GuardedCall:
-    """The context of one call. Entering it may raise CircuitOpen; leaving it reports the outcome to the breaker."""
+    def _check_permitted(self, tenant: str) -> None:
+        """Raise CircuitOpen if a call of the tenant may not start now."""
+        if (refusal := self._refusal(self._breaker.refuses_for_s(tenant, self._clock()))) is not None:
+            raise refusal
 
-    __slots__ = ("_call", "_control", "_guard", "_number", "_sent", "_sent_at", "started")
+    @asynccontextmanager
+    async def _call(self, body: Any) -> AsyncIterator[_Call]:
+        """Count a call, and report its outcome. Raises CircuitOpen if the breaker refuses the call."""
+        tenant, request_id, _ = current_origin()
+        self._check_permitted(tenant)
+        now = self._clock()
+        call = _Call(self._breaker.start_call(tenant, now), request_id, body, now, self._faults.success_sent)
+        self._slots.enter(tenant)
+        try:
+            yield call
+        except BaseException as error:
+            self._slots.leave(tenant)
+            await self._record_failure(call, error)
+            raise
+        self._slots.leave(tenant)
+        self._record_success(call)
 
-    _call: BreakerCall
-    _number: int  # counts the calls of the engine
-    _sent_at: float
+    def _record_success(self, call: _Call) -> None:
+        self._breaker.succeeded(call.permit)
+        self._faults.succeeded(call.request_id, call.sent, self._clock())
+        if self._budgets is not None:
+            self._budgets.succeeded(self.name, call.permit.tenant)
+        self._report()
 
-    def __init__(self, guard: PublishedBreaker, sent: Any, control: ControlCall | None) -> None:
-        self._guard = guard
-        self._sent = sent
-        self._control = control
-        self.started = False
-
-    def start(self) -> None:
-        """Register the call. Raises CircuitOpen while the breaker refuses it."""
-        guard, (tenant, request_id, _) = self._guard, current_origin()
-        self._sent_at = now = guard.clock()
-        if guard.is_closed(now):
-            self._call = BreakerCall(tenant, request_id)
-        else:
-            if (refusal := guard.refusal(guard.breaker.refuses_for_s(tenant, now))) is not None:
-                raise refusal
-            self._call = guard.breaker.start_call(tenant, request_id, now)
-            guard.publish()
-        guard.slots.enter(tenant)
-        guard.sent = self._number = guard.sent + 1
-
-    async def __aenter__(self) -> Self:
-        self.start()
-        return self
-
-    def started_answering(self) -> None:
-        """Record the first data of the answer."""
-        self.started = True
-        self._guard.breaker.started(self._call)
-        self._guard.publish()
-
-    def succeeded(self) -> None:
-        self._guard.answered(self._call, self._sent_at)
-
-    def ended(self) -> None:
-        """Record the end of a successful call."""
-        self._guard.slots.leave(self._call.tenant)
-        self.succeeded()
-
-    async def failed(self, error: BaseException) -> None:
-        """Report a failed call. Raises EngineRejected if the request is proven to cause the failure."""
-        guard = self._guard
-        guard.slots.leave(self._call.tenant)
+    async def _record_failure(self, call: _Call, error: BaseException) -> None:
+        """Report a failed call. Raises EngineRejected if the request causes the failure."""
+        now = self._clock()
         if isinstance(error, EngineUnreachable):
-            guard.on_lost()
-        if isinstance(error, EngineError) and not self.started and guard.clock() - self._sent_at > _LONGEST_RETRIED_S:
+            self._lost_connection(now)
+        if isinstance(error, EngineError) and not call.started and now - call.sent > _LONGEST_RETRIED_S:
             error.retryable = False
-        if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
-            guard.breaker.refused(self._call)
-            guard.publish()
-            raise proven_rejection(error) from error
-        self._record(error)
-        guard.publish()
+        if isinstance(error, EngineFailed) and await self._is_caused_by_request(call, error):
+            self._breaker.rejected(call.permit)
+            self._report()
+            raise callers_error(error) from error
+        self._record_outcome(call, error, now)
+        self._report()
 
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is None:
-            self._guard.slots.leave(self._call.tenant)
-        else:
-            await self.failed(error)
-
-    def _record(self, error: BaseException) -> None:
-        breaker = self._guard.breaker
+    def _record_outcome(self, call: _Call, error: BaseException, now: float) -> None:
+        breaker = self._breaker
         match error:
-            case EngineOverloaded() if error.is_copy:
-                breaker.abandoned(self._call)
+            case GeneratorExit() if call.started:
+                self._record_success(call)  # the reader closed the stream
+            case EngineUnsupported():
+                breaker.abandoned(call.permit)
+            case EngineError() if error.is_copy:
+                breaker.abandoned(call.permit)
+            case EngineRejected() if error.blames_request:
+                breaker.rejected(call.permit)
             case EngineOverloaded() if error.engine_retry_after_s:
-                breaker.abandoned(self._call)
-                breaker.pause(self._call.tenant, self._guard.clock(), error.engine_retry_after_s)
-            case EngineOverloaded():
-                breaker.overloaded(self._call, self._guard.clock(), busy=self._guard.has_earlier(self._number))
-            case EngineRejected() if error.blames_request and not isinstance(error, EngineUnsupported):
-                breaker.refused(self._call)
-            case EngineError() if not (error.is_copy or isinstance(error, EngineUnsupported)):
-                connected = not isinstance(error, EngineUnreachable) or error.may_have_run
-                breaker.failed(self._call, self._guard.clock(), connected=connected)
-            case GeneratorExit() if self.started:
-                self.succeeded()  # the reader closed the stream
-            case asyncio.CancelledError() if self._is_overdue():
-                breaker.failed(self._call, self._guard.clock(), connected=True)
+                breaker.pause(call.permit, now, error.engine_retry_after_s)
+            case EngineUnreachable() if not error.may_have_run:
+                breaker.unconnected(call.permit, now)
+            case EngineError():
+                if breaker.failed(call.permit, now):
+                    log.warning("tenant_paused", engine=self.name, tenant=call.permit.tenant)
             case _:
-                breaker.abandoned(self._call)
+                breaker.abandoned(call.permit)
 
-    def _is_overdue(self) -> bool:
-        """Return whether the engine sent nothing for nearly the longest duration of a call.
-
-        The deadline of all attempts cancels a second call shortly before the timeout of the engine expires.
-        """
-        guard = self._guard
-        return not self.started and guard.clock() - self._sent_at > _OVERDUE * guard.total_s
-
-    async def _is_caused_by_request(self, error: EngineFailed) -> bool:
-        """Return whether only this request makes the engine fail. Store the evidence for the next attempt."""
-        if self.started or not error.may_blame_request:
+    async def _is_caused_by_request(self, call: _Call, error: EngineFailed) -> bool:
+        """Return whether only this request makes the engine fail. Remember the request."""
+        if call.started or error.is_copy or not error.may_blame_request:
             return False
-        guard = self._guard
-        fingerprint = await asyncio.to_thread(fingerprint_of, self._call.tenant, self._sent)
-        failures = guard.faults.failed(fingerprint, self._call.request_id, self._sent_at, guard.clock())
-        if guard.faults.is_proven(fingerprint, self._sent_at):
-            return True
-        if failures < _CONTROL_AFTER:
-            return False
-        error.retryable = error.retryable and failures == _CONTROL_AFTER
-        answered = await self._control.outcome() if self._control is not None else None
-        if answered is not None:
-            guard.breaker.succeeded()
-            guard.faults.succeeded("", *answered)
-        return False
+        fingerprint = await asyncio.to_thread(fingerprint_of, call.permit.tenant, call.body)
+        return self._faults.failed(fingerprint, call.request_id, call.sent, call.success_sent, self._clock())
+
+    def _lost_connection(self, now: float) -> None:
+        if self.state.up and now >= self._next_lost_at:
+            self._next_lost_at = now + _LOST_INTERVAL_S
+            self._on_lost()
+
+    def _report(self) -> None:
+        """Log a change of the breaker's state, and wake calls that wait for a trial."""
+        if self._trial_ended is not None:
+            self._trial_ended.set_result(None)
+            self._trial_ended = None
+        if (state := self.breaker) != self._logged:
+            self._logged = state
+            log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)

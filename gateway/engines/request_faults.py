@@ -1,4 +1,4 @@
-"""Detects failures that the request causes. Performs no I/O; callers pass the time.
+"""Recognizes requests that make an engine fail. Performs no I/O; callers pass the time.
 
 Some servers answer 500 to an invalid request: llama.cpp does for invalid tools, unreadable images and an unknown
 `reasoning_format`. Such a request fails each time, while others succeed. A broken engine also fails for other requests.
@@ -8,8 +8,8 @@ An engine that fails by chance lets the request succeed on a retry.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, deque
-from dataclasses import dataclass
+import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -21,63 +21,48 @@ if TYPE_CHECKING:
 
 _MAX_REQUESTS = 1024
 _TTL_S = 300.0
-_MAX_SUCCESSES = 8
-_MIN_FAILURES = 2
 # For so long after a retry succeeded, the engine counts as failing by chance.
 _BY_CHANCE_S = 60.0
 # A request with another token limit, or as a stream, is the same request.
 _IGNORED_FIELDS = frozenset({"max_completion_tokens", "max_tokens", "stream", "stream_options"})
 
 
-@dataclass(slots=True)
-class _Failing:
-    """A failed request. `first_sent` is when its first failed call was sent, `last` when the last one failed."""
-
-    first_sent: float
-    last: float
-    failures: int = 1
-
-
 class RequestFaults:
-    """The recently failed requests of one engine, and the evidence for and against each."""
+    """The recently failed requests of one engine.
+
+    Attributes:
+        success_sent: when the last successful call was sent. A call keeps the value of its own start.
+    """
 
     def __init__(self) -> None:
-        self._failing: OrderedDict[bytes, _Failing] = OrderedDict()
-        self._ids: OrderedDict[str, bytes] = OrderedDict()
-        self._successes: deque[tuple[float, float]] = deque(maxlen=_MAX_SUCCESSES)  # when each was sent and answered
-        self._by_chance_until = 0.0
+        self.success_sent = -math.inf
+        self._failed: OrderedDict[bytes, float] = OrderedDict()  # when the first failed call was sent, by fingerprint
+        self._ids: OrderedDict[str, bytes] = OrderedDict()  # the fingerprint by request id
+        self._by_chance_until = -math.inf
 
-    def failed(self, fingerprint: bytes, request_id: str, sent: float, now: float) -> int:
-        """Record a failed call, sent at `sent`. Return how many times the request has failed."""
-        failing = self._failing.pop(fingerprint, None)
-        if failing is None or now - failing.last > _TTL_S:
-            failing = _Failing(sent, now)
-        else:
-            failing.failures, failing.last = failing.failures + 1, now
-        self._failing[fingerprint] = failing
+    def failed(self, fingerprint: bytes, request_id: str, sent: float, success_sent: float, now: float) -> bool:
+        """Record a failed call. Return whether the request causes the failure.
+
+        It does if it failed before, and a call that was sent after its first failed call was answered before this one
+        was sent, at `sent`. `success_sent` is the attribute at that time.
+        """
+        first_sent = self._failed.get(fingerprint)
+        if first_sent is not None and sent - first_sent < _TTL_S:
+            return first_sent < success_sent and now >= self._by_chance_until
+        self._failed[fingerprint] = sent
         if request_id:
             self._ids[request_id] = fingerprint
-        for kept in (self._failing, self._ids):
+        for kept in (self._failed, self._ids):
             if len(kept) > _MAX_REQUESTS:
                 kept.popitem(last=False)
-        return failing.failures
+        return False
 
     def succeeded(self, request_id: str, sent: float, now: float) -> None:
-        """Record a successful call. `sent` is when it was sent."""
-        self._successes.append((sent, now))
+        """Record a successful call, sent at `sent`."""
+        self.success_sent = max(self.success_sent, sent)
         if self._ids and (fingerprint := self._ids.pop(request_id, None)) is not None:
-            self._failing.pop(fingerprint, None)
+            self._failed.pop(fingerprint, None)
             self._by_chance_until = now + _BY_CHANCE_S
-
-    def is_proven(self, fingerprint: bytes, sent: float) -> bool:
-        """Return whether the request causes the failure; `sent` is when its last failed call was sent.
-
-        The proof is another call that was sent and answered between two failures of the request.
-        """
-        failing = self._failing.get(fingerprint)
-        if failing is None or failing.failures < _MIN_FAILURES or failing.last < self._by_chance_until:
-            return False
-        return any(failing.first_sent < other_sent and answered <= sent for other_sent, answered in self._successes)
 
 
 def fingerprint_of(tenant: str, sent: Any) -> bytes:
@@ -87,8 +72,8 @@ def fingerprint_of(tenant: str, sent: Any) -> bytes:
     return hashlib.blake2b(orjson.dumps((tenant, sent), default=str), digest_size=16).digest()
 
 
-def proven_rejection(error: EngineFailed) -> EngineRejected:
-    """Return the error for the caller of a request that is proven to cause the failure."""
+def callers_error(error: EngineFailed) -> EngineRejected:
+    """Return the error for the caller of a request that causes the failure."""
     rejected = EngineRejected(
         f"Engine '{error.engine}' fails for this request and answers others. Correct the request: {error.engine_text}",
         engine=error.engine,

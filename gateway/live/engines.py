@@ -21,8 +21,8 @@ from gateway.accounting.engine_set import CurrentEngines, EngineSet, encoding_of
 from gateway.accounting.estimate import load
 from gateway.config.changes import ModelChanges, is_same_engine
 from gateway.engines.build import build
-from gateway.engines.published_breaker import STATE_VALUES
 from gateway.engines.watch import wait_until_probed, watch
+from gateway.telemetry.engine_figures import BREAKER_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,7 +180,8 @@ class LiveEngines:
             for name, engines in self._open_by_name().items():
                 metrics.engine_in_flight.labels(name).set(sum(one.calls for one in engines))
                 metrics.engine_waiting.labels(name).set(sum(one.waiting for one in engines))
-                metrics.engine_breaker.labels(name).set(STATE_VALUES[engines[-1].breaker])
+                metrics.engine_breaker.labels(name).set(BREAKER_STATES.index(engines[-1].breaker))
+                metrics.engine_paused_tenants.labels(name).set(engines[-1].paused_tenants)
             await asyncio.sleep(_GAUGE_INTERVAL_S)
 
     def _update_limits(self) -> None:

@@ -74,7 +74,7 @@ class StudentWarmup:
             return None
         student = plan.students[0]
         engine = builder.engine_set.by_name[student.engine]
-        if engine.breaker != "closed" or engine.in_cooldown_for(builder.tenant):
+        if not engine.is_closed_for(builder.tenant):
             return None  # the trial of an open circuit is left to the answer
         max_calls = builder.engine_set.models[engine.name].max_concurrency
         if engine.calls >= min(max_calls, engine.state.max_concurrency or max_calls):

@@ -208,7 +208,13 @@ class Metrics:
         )
         self.engine_breaker = largest(
             "gkt_engine_breaker",
-            "State of the engine's circuit breaker: 0 closed, 1 half-open, 2 open. The highest of all workers.",
+            "State of the engine's circuit breaker for all tenants: 0 closed, 1 half-open, 2 open. The highest of all "
+            "workers.",
+            ("engine",),
+        )
+        self.engine_paused_tenants = largest(
+            "gkt_engine_paused_tenants",
+            "Tenants whose calls the engine's circuit breaker refuses after replies to them. The most of all workers.",
             ("engine",),
         )
         self.retries = counter(
@@ -374,7 +380,7 @@ class Metrics:
         Several workers cannot remove a series: their files keep it until all of them restart.
         """
         self.engine_up.labels(name).set(math.nan)  # neither up nor down
-        engine_gauges = self.engine_in_flight, self.engine_waiting, self.engine_breaker
+        engine_gauges = self.engine_in_flight, self.engine_waiting, self.engine_breaker, self.engine_paused_tenants
         teacher_gauges = self.queue_depth, self.queue_age, self.batch_window, self.teacher_in_flight, self.teacher_cap
         for gauge in (*engine_gauges, *teacher_gauges):
             gauge.labels(name).set(0)

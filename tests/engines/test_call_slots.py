@@ -194,17 +194,20 @@ async def test_a_lower_limit_starts_no_call_until_enough_have_ended() -> None:
 
 
 class Held:
-    """An engine whose calls fail when the test says so."""
+    """An engine whose calls end when the test says so."""
 
     name = "small"
     state = EngineState()
 
     def __init__(self) -> None:
         self.end = asyncio.Event()
+        self.fails = True
 
     async def complete(self, body: Any, prefill: Any = None) -> dict[str, Any]:
         await self.end.wait()
-        raise EngineFailed("It broke.", engine="small")
+        if self.fails:
+            raise EngineFailed("It broke.", engine="small")
+        return {}
 
 
 async def test_waiting_calls_end_when_the_circuit_opens() -> None:
@@ -232,3 +235,34 @@ async def test_waiting_calls_end_when_the_circuit_opens() -> None:
     set_origin("acme", "later")
     with pytest.raises(CircuitOpen):
         await engine.wait_for_slot()
+
+
+async def test_a_call_that_gets_a_slot_while_a_trial_runs_waits_for_its_outcome() -> None:
+    """The trial started while the call waited for the slot."""
+    held, now = Held(), 0.0
+    breaker = Breaker(BreakerRule(failures=1), draw=lambda: 0.5)
+    engine = GuardedEngine(held, breaker, Metrics(), lambda: now, slots=CallSlots("small", 2))  # type: ignore[arg-type]
+
+    async def call(tenant: str) -> None:
+        set_origin(tenant, "request")
+        if engine.must_wait(tenant):
+            await engine.wait_for_slot()
+        await engine.complete({})
+
+    loop = asyncio.get_running_loop()
+    held.end.set()
+    with pytest.raises(EngineFailed):
+        await call("acme")
+    held.end.clear()
+    now = 1.0
+    others = [loop.create_task(call("globex")) for _ in range(2)]
+    await turn()
+    trial, waits = [loop.create_task(call("acme")) for _ in range(2)]
+    await turn()
+    for other in others:
+        other.cancel()
+    await turn()
+    assert (engine.calls, engine.waiting, waits.done()) == (1, 0, False)
+    held.fails = False
+    held.end.set()
+    assert await asyncio.gather(trial, waits) == [None, None]

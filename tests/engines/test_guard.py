@@ -1,4 +1,4 @@
-"""The outcomes that a guarded engine reports to its breaker, and its metrics and logs."""
+"""The outcomes that a guarded engine reports to its breaker, and its log."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway.engines import published_breaker
+from gateway.engines import guard
 from gateway.engines.base import EngineState, set_origin
 from gateway.engines.breaker import Breaker, BreakerRule
-from gateway.engines.control_call import CONTROL_CHAT
 from gateway.engines.guard import GuardedEngine
 from gateway.errors import (
     CircuitOpen,
     EngineError,
     EngineFailed,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
+    EngineTimeout,
     EngineUnreachable,
     EngineUnsupported,
 )
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
 RULE = BreakerRule(failures=2, cooldown_s=1.0, max_cooldown_s=5.0)
 WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
@@ -75,10 +77,6 @@ class World:
             return error
         return None
 
-    @property
-    def gauge(self) -> float:
-        return self.metrics.engine_breaker.labels("small")._value.get()  # type: ignore[no-any-return]
-
 
 class Notes:
     """A value that records the thread in which it is encoded."""
@@ -114,7 +112,7 @@ async def test_a_trial_whose_answer_is_empty_closes_the_circuit() -> None:
     await world.call()
     world.now = 1.0
     assert await world.call() is None
-    assert world.engine.breaker == "closed"
+    assert world.engine.is_closed_for("acme")
     assert await world.call() is None
 
 
@@ -134,7 +132,7 @@ async def test_the_first_text_of_a_trial_closes_the_circuit() -> None:
     world.now = 1.0
     async with aclosing(world.engine.stream({})) as groups:
         await anext(groups)
-        assert world.engine.breaker != "open"
+        assert world.engine.is_closed_for("acme")
 
 
 async def test_a_stream_that_its_reader_has_enough_of_is_a_success() -> None:
@@ -156,7 +154,7 @@ async def test_unsupported_requests_have_no_effect_on_the_breaker() -> None:
     assert isinstance(await world.call(), CircuitOpen)
     world.now, world.scripted.plays = 1.0, [[cannot], [WORD]]
     assert await world.call() is cannot
-    assert world.engine.breaker == "half_open"
+    assert not world.engine.is_closed_for("acme")
     assert await world.call() is None
 
 
@@ -169,33 +167,29 @@ async def test_a_call_that_failed_for_many_is_one_failure() -> None:
     assert await world.call() is None
 
 
-async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end() -> None:
-    """No trial ends such a pause; the next call or probe updates the metric."""
-    busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
-    world = World([busy], [WORD], [busy])
-    await world.call()
-    assert world.gauge == 2
-    world.now = 3.0
-    await world.call()
-    assert world.gauge == 0
-    await world.call()
-    world.now = 6.0
-    await world.engine.probe()
-    assert world.gauge == 0
+def unreachable() -> EngineUnreachable:
+    error = EngineUnreachable("It is not there.", engine="small")
+    error.may_have_run = False
+    return error
 
 
-@pytest.mark.parametrize("calls", [2, 3])
-async def test_an_open_breaker_is_logged_once(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "line"), [(failed, {"event": "tenant_paused", "tenant": "acme"}), (unreachable, {"event": "breaker"})]
+)
+async def test_an_open_circuit_is_logged_once(kind: Callable[[], EngineError], line: dict[str, str]) -> None:
     """Calls in flight at that time log no further line."""
-    busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
-    world = World(*[[WORD, busy]] * calls)
-    groups = [world.engine.stream({}) for _ in range(calls)]
+    world = World(*[[WORD, kind()] for _ in range(4)])
+    groups = [world.engine.stream({}) for _ in range(4)]
     for one in groups:
+        set_origin("acme", "request")
         await anext(one)
-    for one in groups:
-        with pytest.raises(EngineOverloaded):
-            await anext(one)
-    assert capsys.readouterr().out.count("breaker") == 1
+    with capture_logs() as logs:
+        for one in groups:
+            with pytest.raises(EngineError):
+                await anext(one)
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == [
+        {"engine": "small", "log_level": "warning"} | line | ({"state": "open"} if line["event"] == "breaker" else {})
+    ]
 
 
 async def test_calls_in_flight_are_counted_however_they_end() -> None:
@@ -284,18 +278,8 @@ async def test_a_call_that_waits_takes_the_place_of_a_canceled_trial() -> None:
     assert await other is None
 
 
-async def test_the_calls_of_a_tenant_that_wait_for_a_trial_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_breaker, "_MAX_WAITING", 2)
-    world = HalfOpen(None)
-    asked = await world.parallel(5)
-    assert [one.done() for one in asked] == [False, False, False, True, True]
-    assert isinstance(asked[-1].result(), CircuitOpen)
-    world.release.set()
-    assert await asyncio.gather(*asked[:3]) == [None] * 3
-
-
 async def test_calls_do_not_wait_for_a_trial_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_breaker, "_TRIAL_WAIT_S", 0.0)
+    monkeypatch.setattr(guard, "_TRIAL_WAIT_S", 0.0)
     world = HalfOpen(None)
     trial, other = await world.parallel(2)
     assert isinstance(await other, CircuitOpen)
@@ -314,13 +298,9 @@ class Picky:
 
     def __init__(self) -> None:
         self.broken = False
-        self.controls = 0
-        self.calls = 0
 
     async def complete(self, body: Any, prefill: Any = None) -> dict[str, Any]:
         await asyncio.sleep(0)
-        self.controls += body == CONTROL_CHAT
-        self.calls += 1
         if self.broken or "bad" in body:
             error = EngineFailed("Engine 'small' answered 500: no such image", engine="small", status_sent=500)
             error.engine_text = "no such image"
@@ -332,7 +312,7 @@ class Picky:
 class PickyWorld:
     """A clock that advances by a tenth of a second at each reading."""
 
-    def __init__(self, *, controlled: bool = True) -> None:
+    def __init__(self) -> None:
         self.fake = Picky()
         ticks = itertools.count()
         self.engine = GuardedEngine(
@@ -340,7 +320,6 @@ class PickyWorld:
             Breaker(BreakerRule(failures=4), draw=lambda: 0.5),
             Metrics(),
             clock=lambda: next(ticks) / 10,
-            controlled=controlled,
         )
 
     async def call(self, body: dict[str, Any], tenant: str = "acme", request: str | None = None) -> EngineError | None:
@@ -354,7 +333,7 @@ class PickyWorld:
 
 async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     """With the engine's text, and without a retry."""
-    world = PickyWorld(controlled=False)
+    world = PickyWorld()
     assert isinstance(await world.call({"bad": 1}), EngineFailed)
     assert await world.call({"plain": 1}, "globex") is None
     refused = await world.call({"bad": 1})
@@ -364,23 +343,6 @@ async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     assert (refused.engine_code, refused.engine_param) == ("invalid_image", "messages[0].content")
     blame = "Engine 'small' fails for this request and answers others. Correct the request"
     assert (refused.message, refused.redacted_message) == (f"{blame}: no such image", f"{blame}.")
-
-
-async def test_a_control_call_distinguishes_a_faulty_request_from_a_broken_engine() -> None:
-    world = PickyWorld()
-    outcomes = [await world.call({"bad": 1}, request="one") for _ in range(3)]
-    assert [type(outcome) for outcome in outcomes] == [EngineFailed, EngineFailed, EngineRejected]
-    assert world.fake.controls == 1
-
-
-async def test_a_request_that_failed_three_times_is_not_retried_again() -> None:
-    """An SDK repeats it twice, and each repetition is one call."""
-    world = PickyWorld()
-    world.fake.broken = True
-    outcomes = [await world.call({"plain": 1}, request="one") for _ in range(3)]
-    assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
-    assert [outcome.retryable for outcome in outcomes if outcome is not None] == [True, True, False]
-    assert world.fake.controls == 1, "the outcome holds for a while"
 
 
 @pytest.mark.parametrize(("seconds", "again"), [(19.0, True), (21.0, False)])
@@ -398,29 +360,6 @@ async def test_a_call_that_fails_after_a_long_silence_is_not_repeated_at_the_eng
     with pytest.raises(EngineUnreachable) as failure:
         await world.engine.complete({})
     assert failure.value.retryable is again
-
-
-@pytest.mark.parametrize(("seconds", "fails"), [(80.0, False), (99.0, True)])
-async def test_a_call_that_is_canceled_after_nearly_its_longest_duration_has_failed(
-    seconds: float, fails: bool
-) -> None:
-    """The deadline of a request cancels its second call before the timeout of a hanging engine expires."""
-    world = World([WORD])
-    world.engine = GuardedEngine(
-        world.scripted, Breaker(RULE, draw=lambda: 0.5), world.metrics, clock=lambda: world.now, total_s=100.0
-    )
-
-    async def complete(_: Any, __: Any = None) -> Any:
-        world.now += seconds
-        raise asyncio.CancelledError
-
-    world.scripted.complete = complete
-    for number in range(2):
-        set_origin("acme", f"hanging-{number}")
-        with pytest.raises(asyncio.CancelledError):
-            await world.engine.complete({})
-    assert world.engine.in_cooldown_for("acme") is fails
-    assert not world.engine.in_cooldown_for("globex")
 
 
 async def test_a_stream_that_breaks_late_may_be_continued_by_the_engine() -> None:
@@ -452,55 +391,10 @@ async def test_repeated_overload_without_a_success_opens_the_circuit() -> None:
     assert isinstance(await world.call(), CircuitOpen), "a failed trial doubles the cooldown"
 
 
-async def test_during_an_overload_each_other_tenant_makes_one_call() -> None:
-    world = World(*[[busy()] for _ in range(9)])
-    outcomes = [await world.call(tenant) for tenant in ("acme", "acme", "globex", "globex", "initech", "initech")]
-    assert [type(one) for one in outcomes] == [
-        EngineOverloaded, EngineOverloaded, EngineOverloaded, CircuitOpen, EngineOverloaded, CircuitOpen,
-    ]  # fmt: skip
-
-
 async def test_a_success_between_overloads_resets_the_count() -> None:
     world = World(*[[busy()], [WORD]] * 5)
     for _ in range(10):
         assert not isinstance(await world.call(), CircuitOpen)
-
-
-async def test_an_engine_that_works_at_its_limit_is_not_overloaded() -> None:
-    """It rejects calls while an earlier call is in flight."""
-    world = World([WORD, WORD], *[[busy()] for _ in range(9)])
-    async with aclosing(world.engine.stream({})) as earlier:
-        await anext(earlier)
-        for _ in range(9):
-            assert isinstance(await world.call(), EngineOverloaded)
-    assert world.engine.breaker == "closed"
-
-
-async def test_calls_that_hang_do_not_show_that_the_engine_works() -> None:
-    """After 30 s without a success."""
-    world = World([WORD, WORD], *[[busy()] for _ in range(9)])
-    async with aclosing(world.engine.stream({})) as hanging:
-        await anext(hanging)
-        for now in (0.0, 10.0, 29.9):
-            world.now = now
-            assert isinstance(await world.call(), EngineOverloaded)
-        world.now = 30.0
-        outcomes = [await world.call() for _ in range(3)]
-    assert [type(one) for one in outcomes] == [EngineOverloaded, EngineOverloaded, CircuitOpen]
-
-
-async def test_later_calls_in_flight_do_not_show_that_the_engine_works() -> None:
-    """Parallel calls during an outage: each one is rejected before the later ones are."""
-    world = World(*[[WORD, busy()] for _ in range(4)])
-    streams = []
-    for number in range(4):
-        set_origin("acme", f"parallel-{number}")
-        streams.append(world.engine.stream({}))
-        await anext(streams[-1])
-    for one in streams:
-        with pytest.raises(EngineOverloaded):
-            await anext(one)
-    assert isinstance(await world.call(), CircuitOpen)
 
 
 async def test_a_pause_of_no_time_is_none() -> None:
@@ -519,19 +413,6 @@ async def test_a_pause_that_a_call_for_several_met_holds_one_tenant() -> None:
     assert not world.engine.in_cooldown_for("globex")
 
 
-async def test_tenants_whose_calls_the_engine_pauses_shut_out_no_other() -> None:
-    """Two tenants provoke 429 with `Retry-After` again and again."""
-    world = World()
-    refused = EngineOverloaded("429", engine="small", retry_after_s=20.0)
-    for tenth in range(200):
-        world.now = tenth / 10
-        for tenant in ("acme", "globex"):
-            world.scripted.plays = [[refused]]
-            await world.call(tenant)
-        world.scripted.plays = [[WORD]]
-        assert await world.call("initech") is None
-
-
 async def test_a_paused_tenant_is_served_again_when_the_engine_answers_its_trial() -> None:
     world = World([EngineOverloaded("429", engine="small", retry_after_s=20.0)], [WORD, WORD], [WORD])
     await world.call()
@@ -539,18 +420,45 @@ async def test_a_paused_tenant_is_served_again_when_the_engine_answers_its_trial
     assert isinstance(await world.call(), CircuitOpen)
     world.now = 1.0
     assert await world.call() is None
-    assert world.engine.breaker == "closed"
+    assert world.engine.is_closed_for("acme")
     assert await world.call() is None
 
 
-async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
-    """With identical or different requests, and with any number between two answers."""
-    world = PickyWorld()
-    for number in range(200):
-        await world.call({"bad": number % 7})
-        if number % 20 == 0:
-            assert await world.call({"plain": number}, "globex") is None
-    assert not world.engine.in_cooldown_for("globex")
+ATTACKS: dict[str, Play] = {
+    "500": [failed()],
+    "401": [EngineRejected("401", engine="small", status_sent=401)],
+    "400": [EngineRejected("400", engine="small", status_sent=400)],
+    "429": [busy()],
+    "429 with Retry-After": [EngineOverloaded("429", engine="small", retry_after_s=20.0)],
+    "no answer in time": [EngineTimeout("504", engine="small")],
+    "a closed connection": [EngineUnreachable("gone", engine="small")],
+    "garbage": [EngineProtocolError("It is no JSON.", engine="small")],
+    "a broken stream": [WORD, failed()],
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_calls_of_two_tenants_that_fail_shut_out_no_other(attack: str) -> None:
+    """Again and again, in any number between two calls of the other tenant."""
+    world = World()
+    for tenth in range(200):
+        world.now = tenth / 10
+        for tenant in ("acme", "globex"):
+            world.scripted.plays = [ATTACKS[attack]]
+            await world.call(tenant)
+        if tenth % 20 == 19:
+            assert world.engine.is_closed_for("initech")
+            world.scripted.plays = [[WORD]]
+            assert await world.call("initech") is None
+    assert world.engine.breaker == "closed"
+
+
+async def test_the_retry_after_that_a_tenant_got_holds_it_while_others_succeed() -> None:
+    world = World([EngineOverloaded("429", engine="small", retry_after_s=20.0)], [WORD])
+    await world.call("acme")
+    assert await world.call("globex") is None
+    assert isinstance(await world.call("acme"), CircuitOpen)
+    assert world.engine.paused_tenants == 1
 
 
 async def test_an_engine_that_always_fails_opens_the_circuit_of_a_single_tenant() -> None:
@@ -569,12 +477,11 @@ async def test_a_proxys_failure_is_never_the_requests() -> None:
 
 
 async def test_connection_failures_refuse_all_tenants() -> None:
-    unreachable = EngineUnreachable("It is not there.", engine="small")
-    unreachable.may_have_run = False
-    world = World([unreachable], [unreachable], [WORD])
+    world = World([unreachable()], [unreachable()], [WORD])
     await world.call()
     await world.call()
     assert world.engine.in_cooldown_for("globex")
+    assert world.engine.breaker == "open"
 
 
 # Probes.
@@ -596,6 +503,22 @@ async def test_calls_are_refused_while_the_engine_sleeps() -> None:
     world.engine.state.asleep = False
     await world.engine.probe()
     assert await world.call() is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_failed_probes_refuse_all_unless_they_repeat_the_error_of_a_call(*, own: bool) -> None:
+    """LiteLLM's probe raises the error of the last call, which a caller may have caused."""
+    world = World()
+    error = EngineRejected("401", engine="small", status_sent=401)
+
+    async def probe() -> None:
+        raise error if own else error.copy()
+
+    world.scripted.probe = probe
+    for _ in range(5):
+        with pytest.raises(EngineRejected):
+            await world.engine.probe()
+    assert world.engine.in_cooldown_for("globex") is own
 
 
 @pytest.mark.parametrize(("up", "reported"), [(True, 1), (False, 0), (None, 0)])

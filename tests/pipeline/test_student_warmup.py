@@ -45,13 +45,13 @@ class Student:
 
     def __init__(self, **state: Any) -> None:
         self.state = EngineState(max_concurrency=state.pop("max_concurrency", None))
-        self.calls, self.breaker, self.cooling = 0, "closed", ""
+        self.calls, self.paused = 0, ""
         self.bodies: list[Json] = []
         for name, value in state.items():
             setattr(self, name, value)
 
-    def in_cooldown_for(self, tenant: str) -> bool:
-        return tenant == self.cooling
+    def is_closed_for(self, tenant: str) -> bool:
+        return tenant != self.paused
 
     async def complete(self, body: Json) -> Json:
         self.bodies.append(body)
@@ -93,9 +93,7 @@ async def test_the_warmup_requests_one_token_of_the_callers_prompt() -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        {"breaker": "open"},
-        {"breaker": "half_open"},
-        {"cooling": "acme"},
+        {"paused": "acme"},
         {"calls": BUSY_AT},
         {"calls": 2, "max_concurrency": 2},
     ],
@@ -104,6 +102,10 @@ async def test_an_engine_in_cooldown_or_at_its_limit_is_not_warmed(state: dict[s
     one = request_of(Student(**state), warm_plan())
     assert warming().start(chat(), one) is None
     assert one.warmup is None
+
+
+async def test_an_engine_that_another_tenant_may_not_call_is_warmed() -> None:
+    assert warming().start(chat(), request_of(Student(paused="globex"), warm_plan())) is not None
 
 
 async def test_a_caller_that_left_and_a_policy_without_it_warm_nothing() -> None:
