@@ -25,7 +25,6 @@ from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 from gateway.keys.token import new_token
 from gateway.local.redis import EmbeddedRedis
-from gateway.pipeline.guidance_deadlines import as_duration
 from gateway.policy.guidance_rule import MAX_GUIDANCE_TOKENS
 from gateway.server.ports import reserved_port
 from gateway.telemetry.logs import set_up_logs
@@ -76,8 +75,8 @@ def init(
     --student-price 0.10,0.10`
 
     On a terminal, missing options are asked for. The engines are called: for their API and models, whether the student
-    continues a text, and the time of one answer. The deadline of guidance follows from the teacher's time. Keys of
-    engines are read from the environment, or typed without echo for a provider. They are not written.
+    continues a text, and the time of one answer. Keys of engines are read from the environment, or typed without echo
+    for a provider. They are not written.
 
     The new API key is printed once; the policy has its SHA-256. The admin key opens the dashboard. It is in the file
     admin.key, which only its owner may read. Files are written at the end, so that Ctrl-C or an error before leaves
@@ -96,16 +95,13 @@ def init(
         )
         redis_url = answers.redis(redis)
         measured = (_measured(answers, chosen[0], tokens), _measured(answers, chosen[1], tokens))
-        _print_measured(console, measured, tokens)
-        deadline_s = init_engines.deadline_of(measured[0].guidance_s)
+        _print_measured(console, measured[1], tokens)
         plan = NewGateway(
             tenant,
             model_name,
             redis_url,
             _free_ports(chosen),
             tokens,
-            deadline_s,
-            init_engines.lease_of(deadline_s),
             (
                 (init_engines.with_measured_keys(chosen[0], measured[0]), measured[0]),
                 (init_engines.with_measured_keys(chosen[1], measured[1]), measured[1]),
@@ -168,9 +164,8 @@ def _measured(answers: Answers, engine: ChosenEngine, tokens: int) -> MeasuredEn
             return found
 
 
-def _print_measured(console: Console, measured: tuple[MeasuredEngine, MeasuredEngine], tokens: int) -> None:
+def _print_measured(console: Console, student: MeasuredEngine, tokens: int) -> None:
     """Print how the student continues a text, and the deadline of guidance."""
-    teacher, student = measured
     if student.placement == "prefix" and student.continuation is not None:
         _say(console, f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
     else:
@@ -185,8 +180,7 @@ def _print_measured(console: Console, measured: tuple[MeasuredEngine, MeasuredEn
     )
     _say(
         console,
-        f"         deadline {as_duration(init_engines.deadline_of(teacher.guidance_s))}, since these tokens took "
-        f"{teacher.guidance_s:.3g} s. Without them in time, the student answers alone",
+        "         its deadline follows the teacher's times. Without guidance in time, the student answers alone",
     )
 
 

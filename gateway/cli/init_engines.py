@@ -15,7 +15,6 @@ from gateway.cli.timed_stream import time_stream
 from gateway.config.models import ModelSettings, TimeoutSettings
 from gateway.config.providers import OPENAI, completed
 from gateway.config.scalars import ValueOrigin
-from gateway.config.sections import RedisSettings
 from gateway.config.settings import environment
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.refusal import BLAMES_CREDENTIALS
@@ -30,7 +29,6 @@ from gateway.errors import (
     StartupError,
 )
 from gateway.evaluation.pair import built
-from gateway.pipeline.guidance_deadlines import recommended_s
 from gateway.policy.guidance_rule import GuidanceRule
 
 if TYPE_CHECKING:
@@ -52,11 +50,6 @@ PROTOCOLS = {
 }
 
 DEFAULT_TOKENS = GuidanceRule().tokens
-DEADLINE_FACTOR = 4.0
-"""Factor between the measured time of guidance and the deadline: a busy teacher and long prompts take longer."""
-MIN_DEADLINE_S = 2.0
-MAX_DEADLINE_S = 60.0
-_LONGEST_DEADLINE_S = 600.0  # of a policy
 _FIRST_TOKEN_FACTOR = 10.0
 _ANSWER_TOKENS = 1000  # an answer of this length must end within timeouts.total
 
@@ -330,23 +323,6 @@ def _facts(
     missing = max(0, tokens - count)  # the model ended its answer before the limit
     guidance_s = last_s + (missing / rate if rate is not None else 0.0)
     return MeasuredEngine(continuation, reasoning, temperature, first_s, guidance_s, rate)
-
-
-def deadline_of(guidance_s: float) -> float:
-    """Return the deadline for guidance that took `guidance_s`. Raises StartupError for a teacher that is too slow.
-
-    A slow teacher gets at least the headroom that the gateway recommends.
-    """
-    least_s = recommended_s(guidance_s)
-    if least_s > _LONGEST_DEADLINE_S:
-        raise StartupError(f"guidance takes the teacher {guidance_s:.0f} s, which is too slow: reduce --tokens")
-    wanted_s = min(MAX_DEADLINE_S, recommended_s(guidance_s, DEADLINE_FACTOR))
-    return max(MIN_DEADLINE_S, wanted_s, least_s)
-
-
-def lease_of(deadline_s: float) -> float:
-    """Return the lease of Redis: the default, or the deadline if that is longer."""
-    return max(RedisSettings().lease_s, float(math.ceil(deadline_s)))
 
 
 def timeouts_of(measured: MeasuredEngine) -> dict[str, float]:

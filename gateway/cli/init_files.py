@@ -8,16 +8,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.cli import new_files
-from gateway.cli.init_engines import DEADLINE_FACTOR, MAX_DEADLINE_S, MIN_DEADLINE_S, NAMES, PROTOCOLS
-from gateway.config.sections import AdminSettings, RedisSettings, ServerSettings
+from gateway.cli.init_engines import NAMES, PROTOCOLS
+from gateway.config.sections import AdminSettings, ServerSettings
 from gateway.config.settings import OVERRIDES, check_settings, environment
 from gateway.config.variables import escaped
 from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigError, StartupError
 from gateway.keys.token import digest_of
 from gateway.migration.yaml_text import yaml_text
-from gateway.pipeline.guidance_deadlines import as_duration
+from gateway.pipeline.guidance_deadlines import as_duration, recommended_s
 from gateway.policy.book import check_book
+from gateway.policy.route_rules import AutoDeadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,8 +60,6 @@ class NewGateway:
     redis: str  # as in config.yaml: embedded, a URL or a reference
     ports: Ports
     tokens: int
-    deadline_s: float
-    lease_s: float
     engines: tuple[tuple[ChosenEngine, MeasuredEngine], tuple[ChosenEngine, MeasuredEngine]]  # teacher, student
     key: str  # the API key; only its SHA-256 is written
     admin_key: str
@@ -78,9 +77,6 @@ class NewGateway:
         comments: dict[Loc, str] = {}
         if self.redis == "embedded":
             comments["redis", "url"] = "for one replica; its data is lost at shutdown. Replicas share one: redis://..."
-        if self.lease_s != RedisSettings().lease_s:
-            redis["lease"] = as_duration(self.lease_s)
-            comments["redis", "lease"] = "at least the guidance deadline of the policy"
         models = [{name: escaped(value) for name, value in engine.keys.items()} for engine, _ in self.engines]
         admin: Json = {"key": f"file:{ADMIN_KEY}"}
         comments["admin", "key"] = "of the dashboard, the playground, and commands such as `gkt-gateway keys`"
@@ -94,15 +90,14 @@ class NewGateway:
 
     def _policy(self) -> str:
         (_, teacher), (_, student) = self.engines
-        took_s, bounds = float(f"{teacher.guidance_s:.3g}"), (MIN_DEADLINE_S, MAX_DEADLINE_S)
-        guidance: Json = {"tokens": self.tokens, "deadline": as_duration(self.deadline_s)}
+        guidance: Json = {"tokens": self.tokens, "deadline": "auto"}
         comments = {
             "tokens": "the teacher's part of an answer. More tokens: closer to its own answer, at a higher cost",
-            "deadline": (
-                f"longest wait for it: {DEADLINE_FACTOR:g} times the measured {as_duration(took_s)}, from "
-                f"{' to '.join(map(as_duration, bounds))}"
-            ),
+            "deadline": "longest wait for it: follows the teacher's measured times",
         }
+        if (longest_s := recommended_s(teacher.guidance_s)) > AutoDeadline().max_s:
+            guidance["auto_deadline"] = {"max": as_duration(longest_s)}
+            comments["auto_deadline"] = f"the teacher took {as_duration(float(f'{teacher.guidance_s:.3g}'))}"
         if student.placement != "prefix":
             guidance["placement"] = student.placement
             why = "reasons before it answers" if student.reasoning == "always" else "continues no text"

@@ -140,9 +140,9 @@ def _class_of(tenant: str, teacher: str, tokens: int) -> Class:
     return tenant, teacher, tokens.bit_length()
 
 
-def recommended_s(p95_s: float, headroom: float = HEADROOM) -> float:
+def recommended_s(p95_s: float) -> float:
     """Return a deadline that 95 % of guidance meets with headroom, rounded up to two digits."""
-    target_s = max(0.001, p95_s * headroom)
+    target_s = max(0.001, p95_s * HEADROOM)
     step = 10.0 ** (math.floor(math.log10(target_s)) - 1)
     return round(math.ceil(target_s / step - 1e-9) * step, 6)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
 import socket
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from gateway.cli.check import warnings_of
 from gateway.cli.guided_answer import QUESTION
 from gateway.cli.init_engines import ChosenEngine
 from gateway.cli.init_files import Ports
-from gateway.config.scalars import duration_s
 from gateway.config.settings import OVERRIDES
 from gateway.policy.book import check_all
 from tests.cli.in_process import Done, run
@@ -85,8 +83,7 @@ def test_two_engines_become_a_configuration_that_check_accepts(tgi: str, vllm: s
     assert (small["protocol"], small["api_base"], small["model"]) == ("openai", f"{vllm}/v1", "org/small")
     guidance = route.pop("guidance")
     assert route == {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
-    assert guidance["tokens"] == 40
-    assert "placement" not in guidance
+    assert guidance == {"tokens": 40, "deadline": "auto"}
     assert "continuation vllm" in done.stdout
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         *("new/admin.key", "new/config.yaml", "new/policies/default.yaml")
@@ -120,18 +117,6 @@ def test_a_question_is_guided_and_the_key_is_printed_once(tgi: str, tmp_path: Pa
     assert "the teacher alone" in done.stdout
     assert len(re.findall(r"gk-[\w-]{43}", done.stdout)) == 1
     assert "gk-" not in done.stderr + "".join(path.read_text() for path in tmp_path.rglob("*.yaml"))
-
-
-def test_a_slow_teacher_gets_a_long_deadline_and_a_lease_that_covers_it(vllm: str, tmp_path: Path) -> None:
-    with modelled(dialect="tgi", prefill={}, decode={"fixed": "80ms"}) as slow:
-        done = init(tmp_path, "--teacher", slow, "--student", vllm, *PRICES)
-    assert done.returncode == 0, done.stderr
-    _, _, route = written(tmp_path)
-    deadline_s = duration_s(route["guidance"]["deadline"])
-    lease_s = duration_s(YAML(typ="safe").load(tmp_path / "config.yaml")["redis"]["lease"])
-    assert deadline_s >= 4 * 39 * 0.08
-    assert lease_s == math.ceil(deadline_s)
-    assert f"deadline {deadline_s:g}s" in done.stdout
 
 
 def test_the_list_price_is_used_where_the_model_has_one(tgi: str, tmp_path: Path) -> None:

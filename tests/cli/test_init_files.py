@@ -16,9 +16,7 @@ from gateway.cli.init_engines import (
     EngineApi,
     MeasuredEngine,
     chosen_model,
-    deadline_of,
     keys_of_provider,
-    lease_of,
     missing_key,
     timeouts_of,
     with_measured_keys,
@@ -27,7 +25,7 @@ from gateway.cli.init_engines import (
 from gateway.cli.init_files import NewGateway, Ports, checked
 from gateway.config.models import ModelSettings
 from gateway.config.scalars import ValueOrigin
-from gateway.errors import ConfigError, StartupError
+from gateway.errors import ConfigError
 from gateway.protocol.capabilities.continuation import Continuation
 
 ROOT = Path(__file__).parents[2]
@@ -58,32 +56,9 @@ CONTINUES = MeasuredEngine(Continuation("vllm", echo=False), "none", 0, 0.06, 0.
 
 def gateway(**more: Any) -> NewGateway:
     known = {"tenant": "default", "route": "chat", "redis": "embedded", "ports": Ports(), "tokens": 40}
-    known |= {"deadline_s": 4.8, "lease_s": 10.0, "engines": ((TEACHER, QUICK), (STUDENT, CONTINUES)), "key": "gk-dev"}
+    known |= {"engines": ((TEACHER, QUICK), (STUDENT, CONTINUES)), "key": "gk-dev"}
     known |= {"admin_key": "an-admin-key-for-tests"}
     return NewGateway(**{**known, **more})
-
-
-@pytest.mark.parametrize(
-    ("guidance_s", "deadline_s"),
-    [
-        (0.01, 2.0),  # the floor
-        (0.5, 2.0),
-        (1.18, 4.8),  # four times, rounded up to two digits
-        (2.8, 12.0),
-        (15.0, 60.0),  # the ceiling
-        (40.0, 60.0),
-        (64.0, 80.0),  # a very slow teacher has a quarter more than it took
-        (480.0, 600.0),
-    ],
-)
-def test_the_deadline_is_a_multiple_of_the_measured_time(guidance_s: float, deadline_s: float) -> None:
-    assert deadline_of(guidance_s) == deadline_s
-    assert lease_of(deadline_s) == max(10.0, deadline_s)
-
-
-def test_a_teacher_that_is_too_slow_for_any_deadline_is_an_error() -> None:
-    with pytest.raises(StartupError, match="guidance takes the teacher 481 s, which is too slow: reduce --tokens"):
-        deadline_of(481)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +187,14 @@ def test_names_with_any_characters_are_quoted() -> None:
     assert (book.policies[0].tenant, book.policies[0].routes[0].model) == ("on", "no")
 
 
-def test_other_ports_and_a_longer_lease_are_written() -> None:
-    settings, book = checked(gateway(ports=Ports(8100, 8101), deadline_s=24.0, lease_s=24.0).files(), Path())
-    assert (settings.server.port, settings.admin.port, settings.redis.lease_s) == (8100, 8101, 24.0)
+def test_other_ports_and_the_longer_deadline_of_a_slow_teacher_are_written() -> None:
+    engines = ((TEACHER, QUICK._replace(guidance_s=18.0)), (STUDENT, CONTINUES))
+    settings, book = checked(gateway(ports=Ports(8100, 8101), engines=engines).files(), Path())
+    assert (settings.server.port, settings.admin.port) == (8100, 8101)
     assert settings.admin.key is not None
     assert settings.admin.key.get_secret_value() == "an-admin-key-for-tests"
-    assert book.policies[0].routes[0].guidance.deadline == 24.0
+    guidance = book.policies[0].routes[0].guidance
+    assert (guidance.deadline, guidance.max_deadline_s) == ("auto", 23.0)
 
 
 def test_files_with_an_issue_are_an_error() -> None:
