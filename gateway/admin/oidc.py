@@ -6,7 +6,6 @@ configured issuer (RFC 9207).
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64encode
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +19,8 @@ from gateway.admin.login_throttle import AddressSlots
 from gateway.admin.roles import Operator, Role
 from gateway.config.claims import claim_of, mismatch, without_unverified_email
 from gateway.errors import RoleRequired
-from gateway.keys.identity.document import DocumentError, DocumentReader
-from gateway.keys.identity.token import TokenRejected, parse_object
+from gateway.keys.identity.document import DocumentError, DocumentReader, parse_object
+from gateway.keys.identity.token import TokenRejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -263,7 +262,7 @@ class OidcProvider:
         except DocumentError as error:
             raise LoginError("unreachable", f"{name}: {error}") from None
         try:
-            reply = await asyncio.to_thread(parse_object, body)
+            reply = parse_object(body)
         except ValueError:
             reply = {}
         if status != _OK:

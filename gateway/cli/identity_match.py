@@ -13,8 +13,9 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from gateway.config.claims import without_unverified_email
+from gateway.keys.identity.document import parse_object
 from gateway.keys.identity.issuers import Issuers
-from gateway.keys.identity.token import TokenRejected, looks_like_jwt, parse_object
+from gateway.keys.identity.token import TokenRejected, looks_like_jwt
 from gateway.keys.token_callers import caller_of, matches_of
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.logs import set_up_logs

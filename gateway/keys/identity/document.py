@@ -1,12 +1,13 @@
-"""Read a small document from an issuer over HTTP, or send it a form."""
+"""Read a small JSON document from an issuer over HTTP, or send it a form."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import orjson
 
 from gateway.config.identity import trusting
 
@@ -96,6 +97,14 @@ class DocumentReader:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Return a JSON object in UTF-8. Raises ValueError, also for NaN, Infinity and half of a surrogate pair."""
+    value = orjson.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def _why_invalid(error: aiohttp.ClientConnectorCertificateError | ssl.SSLError) -> str:

@@ -11,15 +11,16 @@ import structlog
 
 from gateway.config.identity import check_issuer_url
 from gateway.config.scalars import InvalidValue
-from gateway.keys.identity.document import DocumentError
-from gateway.keys.identity.token import parse_object
+from gateway.keys.identity.document import DocumentError, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from joserfc.jwk import Key
+
     from gateway.config.identity import IssuerSettings
     from gateway.keys.identity.document import DocumentReader
-    from gateway.keys.identity.key_set import KeySet, SigningKey
+    from gateway.keys.identity.jose import IssuerKeys
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
@@ -45,6 +46,9 @@ class IssuerState(NamedTuple):
 class Issuer:
     """An issuer of tokens with its keys. The last keys stay in use while the issuer is unreachable.
 
+    Attributes:
+        keys: the keys of the last successful reading; None: there was none. Equal keys stay the same object.
+
     Args:
         on_change: called after the keys changed.
         unknown_key_interval_s: minimum time between two readings that tokens with unknown keys cause.
@@ -62,7 +66,7 @@ class Issuer:
         self.settings, self.state = settings, IssuerState()
         self._reader, self._tasks, self._metrics, self._on_change = reader, tasks, metrics, on_change
         self._interval_s = unknown_key_interval_s
-        self._keys: KeySet | None = None
+        self.keys: IssuerKeys | None = None
         self._discovery: Mapping[str, Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._tried_at = float("-inf")  # by the clock of the event loop
@@ -91,26 +95,17 @@ class Issuer:
             self._reading = self._tasks.spawn(f"issuer:{self.name}", self._read())
         await asyncio.shield(self._reading)
 
-    def known_key(self, kid: str | None, algorithm: str) -> SigningKey | None:
-        """Return a key that was read, or None."""
-        return None if self._keys is None else self._keys.find(kid, algorithm)
-
-    def key_identities(self) -> frozenset[tuple[str | None, str]]:
-        """Return the id and the thumbprint of each current key."""
-        return frozenset() if self._keys is None else self._keys.identities()
-
-    async def find_key(self, kid: str | None, algorithm: str) -> SigningKey | None:
+    async def find_key(self, kid: str | None, algorithm: str) -> Key | None:
         """Return a key. For an unknown one, read the keys again, at most once in `unknown_key_interval_s`.
 
         A reading in progress serves all tokens that wait.
         """
-        found = self.known_key(kid, algorithm)
-        if found is not None:
+        if self.keys is not None and (found := self.keys.find(kid, algorithm)) is not None:
             return found
         in_progress = self._reading is not None and not self._reading.done()
         if in_progress or asyncio.get_running_loop().time() - self._tried_at >= self._interval_s:
             await self.refresh()
-        return self.known_key(kid, algorithm)
+        return None if self.keys is None else self.keys.find(kid, algorithm)
 
     async def discovery(self) -> Mapping[str, Any]:
         """Return the discovery document, with the URLs of the endpoints. Raises DocumentError."""
@@ -138,15 +133,15 @@ class Issuer:
             return
         if self.state.error is not None:
             log.info("issuer_reachable_again", issuer=self.name)
-        before, self._keys = self._keys, keys
-        self.state = IssuerState(time.time(), len(keys.keys))
+        self.state = IssuerState(time.time(), len(keys.keys.keys))
         self._metrics.issuer_up.labels(self.name).set(1)
-        if before is None or before.identities() != keys.identities():
-            kids = sorted({key.kid or "" for key in keys.keys})[:_MAX_LOGGED]
-            log.info("issuer_keys_changed", issuer=self.name, kids=kids, ignored=list(keys.ignored[:_MAX_LOGGED]))
+        if self.keys != keys:
+            self.keys = keys
+            kids = [key.kid for key in keys.keys][:_MAX_LOGGED]
+            log.info("issuer_keys_changed", issuer=self.name, kids=kids, ignored=keys.ignored[:_MAX_LOGGED])
             self._on_change()
 
-    async def _read_keys(self) -> KeySet:
+    async def _read_keys(self) -> IssuerKeys:
         url = self.settings.jwks_url
         if url is None:
             self._discovery = await self._read_discovery()
@@ -162,7 +157,7 @@ class Issuer:
     async def _read_discovery(self) -> Mapping[str, Any]:
         raw = await self._reader.read(self.settings.issuer.rstrip("/") + DISCOVERY, self.settings.ca)
         try:
-            document = await asyncio.to_thread(parse_object, raw)
+            document = parse_object(raw)
         except ValueError as error:
             raise DocumentError(f"the discovery document is not usable: {error}") from None
         if document.get("issuer") != self.settings.issuer:
@@ -184,8 +179,8 @@ class Issuer:
         return self._endpoint(await self.discovery(), name)
 
 
-def _parse_keys(raw: bytes) -> KeySet:
-    # Imported here, in a thread: the cryptography takes tenths of a second to load.
-    from gateway.keys.identity.key_set import KeySet
+def _parse_keys(raw: bytes) -> IssuerKeys:
+    # Imported here: without issuers, a process does not load the cryptography.
+    from gateway.keys.identity.jose import IssuerKeys
 
-    return KeySet.parse(raw)
+    return IssuerKeys.parse(raw)

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.claims import without_unverified_email
 from gateway.keys.identity.document import DocumentReader
 from gateway.keys.identity.issuer import UNKNOWN_KEY_INTERVAL_S, Issuer
-from gateway.keys.identity.token import TokenRejected, parse
+from gateway.keys.identity.token import CLOCK_SKEW_S, TokenRejected, rejected
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
     from joserfc.jwt import ClaimsOption
 
     from gateway.config.identity import IdentitySettings, IssuerSettings
-    from gateway.keys.identity.key_set import SigningKey
+    from gateway.keys.identity.jose import IssuerKeys
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
-CLOCK_SKEW_S = 60
-"""Largest difference of the clocks, for the claims `exp`, `nbf` and `iat`."""
 MAX_CACHED = 10_000
 MAX_CACHED_CHARS = 16_000_000
 """Limits of the cache of one process: its tokens, and their characters together."""
@@ -43,13 +42,14 @@ class VerifiedToken:
         issuer: the settings of its issuer.
         claims: its claims as JSON values, without an unverified `email`.
         expires_s: the end of its validity in Unix seconds, with the clock skew.
+        keys: the keys of the issuer at the verification.
         token_type: the header `typ` of the token in lower case, such as `jwt` or `at+jwt`.
     """
 
     issuer: IssuerSettings
     claims: Mapping[str, Any]
     expires_s: float
-    key: SigningKey
+    keys: IssuerKeys
     token_type: str
 
 
@@ -61,8 +61,8 @@ class _Followed(NamedTuple):
 class Issuers:
     """The issuers of config.yaml, from the first call of `use` on. Without issuers, all tokens are rejected.
 
-    Tokens are cached by the SHA-256 of the whole token until they expire. A token leaves the cache when its issuer
-    removes the key that signed it.
+    Tokens are cached by the SHA-256 of the whole token until they expire. All tokens of an issuer leave the
+    cache when its keys change.
 
     Args:
         now: returns the time in Unix seconds.
@@ -86,7 +86,12 @@ class Issuers:
         return bool(self._followed)
 
     def use(self, settings: IdentitySettings) -> None:
-        """Put settings into effect at once. Issuers whose settings did not change keep their keys."""
+        """Put settings into effect at once. Issuers whose settings did not change keep their keys.
+
+        The first issuer loads the cryptography, so that no token waits for it later.
+        """
+        if settings.issuers:
+            import_module("gateway.keys.identity.jose")
         before, self._followed = self._followed, {}
         for one in settings.issuers:
             kept = before.get(one.issuer)
@@ -158,27 +163,29 @@ class Issuers:
         return await self._verify(token, issuer, **claims)
 
     async def _verify(self, token: str, name: str | None = None, **required: ClaimsOption) -> VerifiedToken:
-        unverified = parse(token)
+        from gateway.keys.identity.jose import check_claims, open_token
+
+        unverified = open_token(token)
         claims, url = unverified.claims, unverified.claims.get("iss")
         followed = self._followed.get(url) if isinstance(url, str) else None
         if followed is None or name not in {None, followed.issuer.name}:
             raise TokenRejected("The issuer (iss) of this token is not one of this gateway's.", "unknown_issuer")
         issuer = followed.issuer
-        settings, reject = issuer.settings, partial(_reject, issuer.name)
+        settings, reject = issuer.settings, partial(rejected, issuer.name)
         if unverified.algorithm not in settings.algorithms:
             allowed = ", ".join(settings.algorithms)
             raise reject(f"is signed with an algorithm that is not accepted. Accepted are {allowed}.", "algorithm")
         aud: ClaimsOption = {"essential": True, "values": list(settings.audience)}
-        _check_claims(issuer.name, claims, int(self._now()), **{"aud": aud, **required})
+        check_claims(issuer.name, claims, int(self._now()), **{"aud": aud, **required})
         key = await issuer.find_key(unverified.kid, unverified.algorithm)
         if key is None and issuer.state.error is not None:
             raise reject("is signed with an unknown key, and the keys of the issuer cannot be read now.", "no_keys")
-        if key is None or self._followed.get(settings.issuer) is not followed:
+        if key is None or issuer.keys is None or self._followed.get(settings.issuer) is not followed:
             raise reject("is signed with a key that the issuer does not publish.", "unknown_key")
-        if not key.verifies(unverified.algorithm, unverified.signed, unverified.signature):
+        if not unverified.has_signature(key, settings.algorithms):
             raise reject("has a wrong signature.", "signature")
         expires_s = claims["exp"] + CLOCK_SKEW_S
-        return VerifiedToken(settings, without_unverified_email(claims), expires_s, key, unverified.token_type)
+        return VerifiedToken(settings, without_unverified_email(claims), expires_s, issuer.keys, unverified.token_type)
 
     def _add(self, digest: str, verified: VerifiedToken, chars: int) -> None:
         self._drop(digest)
@@ -192,29 +199,9 @@ class Issuers:
             self._cached_chars -= entry[1]
 
     def _drop_outdated(self) -> None:
-        """Drop cached tokens whose issuer changed or removed their key."""
-        current = {issuer.settings.issuer: (issuer.settings, issuer.key_identities()) for issuer in self.all()}
+        """Drop cached tokens of issuers whose settings or keys changed."""
         for digest, (verified, _) in list(self._cache.items()):
-            settings, keys = current.get(verified.issuer.issuer, (None, frozenset()))
-            if settings is not verified.issuer or (verified.key.kid, verified.key.thumbprint) not in keys:
+            followed = self._followed.get(verified.issuer.issuer)
+            current = None if followed is None else followed.issuer
+            if current is None or current.settings is not verified.issuer or current.keys is not verified.keys:
                 self._drop(digest)
-
-
-def _check_claims(issuer: str, claims: dict[str, Any], now: int, **required: ClaimsOption) -> None:
-    """Check the times of a token and its required claims. Raises TokenRejected with the name of a wrong claim."""
-    # Imported here: the library takes tenths of a second to load.
-    from joserfc.errors import ClaimError, ExpiredTokenError
-    from joserfc.jwt import JWTClaimsRegistry
-
-    try:
-        JWTClaimsRegistry(now, CLOCK_SKEW_S, exp={"essential": True}, **required).validate(claims)
-    except ExpiredTokenError:
-        raise _reject(issuer, "has expired. Get a new token from the issuer.", "expired") from None
-    except ClaimError as error:
-        if error.claim == "aud":
-            raise _reject(issuer, "is for another audience (aud) than this gateway.", "audience") from None
-        raise _reject(issuer, f"has a claim that is not valid. {error.description}.", "claim") from None
-
-
-def _reject(issuer: str, why: str, reason: str) -> TokenRejected:
-    return TokenRejected(f"The token of issuer '{issuer}' {why}", reason, issuer)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from joserfc.jwk import ECKey
 
 from gateway.config.identity import IdentitySettings
 from gateway.keys.identity.issuers import Issuers
@@ -238,7 +239,7 @@ async def test_the_public_key_is_no_secret_of_an_hmac(digest: str, form: str) ->
 async def test_a_token_without_a_signature_is_rejected(algorithm: str, signature: str) -> None:
     async with world() as one:
         token = f"{part({'alg': algorithm, 'kid': 'k1'})}.{part(one.issuer.claims())}.{signature}"
-        await one.rejected(token, "algorithm" if signature else "malformed")
+        await one.rejected(token, "algorithm")
 
 
 async def test_a_key_verifies_only_algorithms_of_its_kind_and_its_alg() -> None:
@@ -249,33 +250,15 @@ async def test_a_key_verifies_only_algorithms_of_its_kind_and_its_alg() -> None:
         forged = signed({"alg": "PS256", "kid": "k1"}, one.issuer.claims(), signing_key("k1"))
         await one.rejected(forged, "unknown_key")
         confused = signed({"alg": "RS256", "kid": "e"}, one.issuer.claims(), signing_key("k1"))
-        await one.rejected(confused, "unknown_key")
+        await one.rejected(confused, "signature")
 
 
-@pytest.mark.parametrize(
-    "kid",
-    [
-        "../../../../dev/null",
-        "' UNION SELECT 'key' -- ",
-        "k1\x00",
-        "http://127.0.0.1/keys",
-        "k2",
-        "x" * 256,
-    ],
-)
+@pytest.mark.parametrize("kid", ["../../../../dev/null", "' UNION SELECT 'key' -- ", "k1\x00", "k2", "", "x" * 9000])
 async def test_an_injected_key_id_finds_no_key(kid: str) -> None:
     async with world() as one:
         token = signed({"alg": "RS256", "kid": kid}, one.issuer.claims(), signing_key("k1"))
         message = await one.rejected(token, "unknown_key")
-        assert kid not in message
-
-
-@pytest.mark.parametrize("kid", ["", "x" * 257, 1, ["k1"], {"k1": 1}, True])
-async def test_a_key_id_of_another_type_or_length_is_malformed(kid: object) -> None:
-    async with world() as one:
-        token = unsigned({"alg": "RS256", "kid": kid}, one.issuer.claims())
-        await one.rejected(token, "malformed")
-        assert one.issuer.reads == []
+        assert not kid or kid not in message
 
 
 @pytest.mark.parametrize("member", ["jku", "x5u", "jwk", "x5c"])
@@ -290,16 +273,15 @@ async def test_keys_that_a_token_brings_are_not_used(member: str) -> None:
             "x5c": ["MIIB"],
         }
         token = one.issuer.token(algorithm="ES256", header={member: values[member]})
-        await one.rejected(token, "unknown_key")
+        await one.rejected(token, "signature")
         assert evil.reads == []
         assert await one.verify(header={member: values[member]}), "the issuer's own signature counts"
 
 
-@pytest.mark.parametrize("header", [{"crit": ["exp"], "exp": 1}, {"b64": False}, {"typ": "logout+jwt"}, {"typ": 1}])
-async def test_a_token_that_needs_unsupported_features_is_rejected(header: dict[str, Any]) -> None:
+@pytest.mark.parametrize("typ", ["logout+jwt", "", "JWE"])
+async def test_a_token_of_another_type_is_rejected(typ: str) -> None:
     async with world() as one:
-        token = unsigned({"alg": "RS256", "kid": "k1", **header}, one.issuer.claims())
-        await one.rejected(token, "header")
+        await one.rejected(one.issuer.token(header={"typ": typ}), "header")
 
 
 async def test_an_access_token_by_its_type_is_accepted() -> None:
@@ -307,49 +289,47 @@ async def test_an_access_token_by_its_type_is_accepted() -> None:
         assert await one.verify(header={"typ": "at+JWT"})
 
 
-HEADER = {"alg": "RS256"}
-
-
 @pytest.mark.parametrize(
-    "token",
+    ("header", "claims"),
     [
-        "a.b",
-        "a.b.c.d",
-        "....",
-        "a.b.c=",
-        "é.b.c",
-        "eyJ.eyJ.eyJ",
-        unsigned([1], {}),
-        unsigned({"alg": ["RS256"]}, {}),
-        unsigned({}, {}),
-        unsigned(HEADER, "text"),
-        unsigned(b'{"alg":"RS256","alg":"none"}', {}),
-        unsigned(HEADER, b'{"sub":"a","sub":"b"}'),
-        unsigned(HEADER, b'{"a":{"sub":"a","sub":"b"}}'),
-        unsigned(HEADER, b'{"exp":NaN}'),
-        unsigned(HEADER, b'{"exp":-Infinity}'),
-        unsigned(HEADER, b"[" * 6000),
-        unsigned(HEADER, b'{"a":' * 1500 + b"1" + b"}" * 1500),
-        unsigned(HEADER, b'{"exp":' + b"9" * 5000 + b"}"),
-        unsigned(HEADER, '{"sub":"a"}'.encode("utf-16")),
-        unsigned(HEADER, b'{"sub":"\xff"}'),
-        unsigned(HEADER, b'{"sub":"\\ud800"}'),
-        unsigned(HEADER, b'{"sub":"\\uD800"}'),
+        ([1], {}),
+        (["alg"], {}),
+        ("alg", {}),
+        ({}, {}),
+        ({"alg": ["RS256"]}, {}),
+        ({"alg": "RS256", "kid": 1}, {}),
+        ({"alg": "RS256", "typ": 1}, {}),
+        ({"alg": "RS256", "crit": ["exp"], "exp": 1}, {}),
+        ({"alg": "RS256", "crit": 1}, {}),
+        ({"alg": "RS256", "b64": False}, {}),
+        ({"alg": "RS256"}, "text"),
+        ({"alg": "RS256"}, b'{"exp":NaN}'),
+        ({"alg": "RS256"}, b'{"exp":' + b"9" * 5000 + b"}"),
+        ({"alg": "RS256"}, b'{"a":' * 1500 + b"1" + b"}" * 1500),
+        ({"alg": "RS256"}, b'{"sub":"\xff"}'),
+        ({"alg": "RS256"}, b'{"sub":"\\ud800"}'),
+        (b"[" * 6000, {}),
     ],
     ids=itertools.count(),
 )
-async def test_a_malformed_token_is_rejected_before_any_key_is_read(token: str) -> None:
+async def test_a_malformed_token_is_rejected_before_any_key_is_read(header: object, claims: object) -> None:
     async with world() as one:
-        await one.rejected(token, "malformed")
+        await one.rejected(unsigned(header, claims), "malformed")
         assert one.issuer.reads == []
 
 
-async def test_a_token_that_is_not_canonical_base64_is_rejected() -> None:
+@pytest.mark.parametrize("token", ["a.b", "a.b.c.d", "....", "a.b.c=", "é.b.c", "eyJ.eyJ.eyJ"])
+async def test_what_is_not_three_base64url_parts_is_malformed(token: str) -> None:
+    async with world() as one:
+        await one.rejected(token, "malformed")
+
+
+async def test_a_signature_that_is_not_canonical_base64_is_rejected() -> None:
     async with world() as one:
         token = one.issuer.token()
         await one.issuers.verify(token)
         changed = {"A": "B", "Q": "R", "g": "h", "w": "x"}[token[-1]]
-        await one.rejected(token[:-1] + changed, "malformed")
+        await one.rejected(token[:-1] + changed, "signature")
 
 
 async def test_a_token_that_is_too_long_is_rejected() -> None:
@@ -501,14 +481,18 @@ async def test_an_unexpected_error_does_not_end_the_readings(monkeypatch: pytest
         ({"body": b"{"}, "the keys are not usable"),
         ({"body": b'{"keys": []}'}, "the list is empty"),
         ({"body": b'{"keys": {}}'}, "no list of keys"),
-        ({"body": b'{"keys": [], "keys": []}'}, "set twice"),
-        ({"body": b'{"keys": [' + b"1," * 101 + b"1]}"}, "more than 100 keys"),
+        ({"body": b"[]"}, "not a JSON object"),
         ({"body": b" " * 600_000}, "more than 512000 bytes"),
-        ({"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "k1"}]}, "a secret key is published"),
+        ({"keys": [{"kty": "oct", "k": "c2VjcmV0c2VjcmV0c2VjcmV0", "kid": "k1"}]}, "a secret key is published"),
+        ({"keys": [signing_key("k1").as_dict(private=True)]}, "a secret key is published"),
         ({"keys": [published("k1") | {"use": "enc"}]}, "not for signatures"),
+        ({"keys": [published("k1") | {"key_ops": ["encrypt"], "use": "enc"}]}, "not for signatures"),
+        ({"keys": [published("k1", alg="RSA-OAEP")]}, "not supported"),
+        ({"keys": [{"kty": "RSA", "n": part(b"\x80" + bytes(126) + b"\x01"), "e": "AQAB"}]}, "at least 2048 bits"),
         ({"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "k1"}]}, "keys\\[0\\]"),
-        ({"keys": [{"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA"}]}, "not supported"),
+        ({"keys": [ECKey.generate_key("secp256k1").as_dict(private=False)]}, "not supported"),
         ({"keys": [{"kty": ["RSA"]}]}, "the key is invalid"),
+        ({"keys": ["text"]}, "the key is invalid"),
     ],
 )
 async def test_unusable_documents_are_reported(change: dict[str, Any], error: str) -> None:
@@ -525,16 +509,19 @@ async def test_unusable_documents_are_reported(change: dict[str, Any], error: st
 
 async def test_one_bad_key_does_not_hide_the_others() -> None:
     async with world() as one:
-        one.issuer.keys = [{"kty": "oct", "k": "AA"}, {"kid": "no"}, "text", published("k1")]  # type: ignore[list-item]
+        unknown = {"kty": "EC", "crv": "brainpoolP256r1", "x": "AA", "y": "AA", "kid": "b"}
+        one.issuer.keys = [{"kty": "oct", "k": "AA"}, {"kid": "no"}, unknown, published("k1", x5u="no URL")]
         assert await one.verify()
 
 
-async def test_a_token_without_a_key_id_needs_a_single_key_of_its_algorithm() -> None:
+async def test_a_token_without_a_key_id_needs_an_issuer_with_a_single_key() -> None:
+    """OpenID Connect Core 1.0, section 10.1: with several keys, tokens name theirs."""
     async with world() as one:
-        token = signed({"alg": "RS256"}, one.issuer.claims(), signing_key("k1"))
-        one.issuer.keys = [published("k1"), published("e", "ES256")]
-        assert await one.issuers.verify(token)
-        one.issuer.keys.append(published("k2"))
+        assert await one.issuers.verify(signed({"alg": "RS256"}, one.issuer.claims(), signing_key("k1")))
+        one.issuer.keys = [published("e", "ES256")]
+        await one.refresh()
+        await one.rejected(signed({"alg": "RS256"}, one.issuer.claims(sub="a"), signing_key("k1")), "signature")
+        one.issuer.keys = [published("k1"), published("k2")]
         await one.refresh()
         await one.rejected(signed({"alg": "RS256"}, one.issuer.claims(sub="b"), signing_key("k1")), "unknown_key")
 
