@@ -12,7 +12,7 @@ from gateway.cli import eval_options
 from gateway.errors import StartupError
 
 _grid = partial(typer.Option, rich_help_panel="Grid")
-_live = partial(typer.Option, rich_help_panel="Through a gateway")
+_gateway = partial(typer.Option, rich_help_panel="Through a gateway")
 _LIST = "One value, or several separated by commas."
 
 
@@ -62,10 +62,9 @@ def run(
     student: eval_options.Student = None,
     concurrency: eval_options.Concurrency = 16,
     slot_tokens: eval_options.SlotTokens = 2048,
-    live: Annotated[bool, _live("--live", help="Send requests to a gateway in this process.")] = False,
-    gateway: Annotated[str | None, _live(help="Send requests to a running gateway, http(s)://host:port.")] = None,
-    key: Annotated[str | None, _live(help="API key for --gateway: env:NAME or file:/path.")] = None,
-    route: Annotated[list[str] | None, _live(help="Route of --gateway. Can be repeated.")] = None,
+    gateway: Annotated[str | None, _gateway(help="Send requests to a running gateway, http(s)://host:port.")] = None,
+    key: Annotated[str | None, _gateway(help="API key for --gateway: env:NAME or file:/path.")] = None,
+    route: Annotated[list[str] | None, _gateway(help="Route of --gateway. Can be repeated.")] = None,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the stored answers again. Sends no requests.")
     ] = False,
@@ -109,9 +108,9 @@ def run(
     )
     _check_exclusive(
         {"--local": local, "--config": config},
-        {"--live": live, "--gateway": gateway, "--rescore": rescore},
-        {"--live": live, "--gateway": gateway, "--guidance-logprobs": guidance_logprobs},
-        {"--live": live, "--gateway": gateway, "--answer-logprobs": answer_logprobs},
+        {"--gateway": gateway, "--rescore": rescore},
+        {"--gateway": gateway, "--guidance-logprobs": guidance_logprobs},
+        {"--gateway": gateway, "--answer-logprobs": answer_logprobs},
         {"--gateway": gateway, "--config": config if judge is None else None},
     )
     if gateway is not None and judge is not None:
@@ -157,7 +156,6 @@ def run(
         judge=judge,
         concurrency=concurrency,
         seed=parsed_grid.seed,
-        live=live,
         gateway=gateway,
         key=key,
         routes=tuple(route or ()),

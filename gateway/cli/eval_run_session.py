@@ -58,7 +58,6 @@ class EvalSession:
     scorer: Scorer | None = None
     judge: str | None = None
     seed: int = 0
-    live: bool = False
     gateway: str | None = None
     key: str | None = None
     routes: tuple[str, ...] = ()
@@ -69,19 +68,16 @@ class EvalSession:
     most_calls: int = 20_000
 
     @property
-    def is_live(self) -> bool:
-        return self.live or self.gateway is not None
-
-    @property
     def plain_settings(self) -> list[dict[str, Any]]:
         """Return the settings as the manifest stores them, each with a hash of the prompt's fixed text."""
         return [setting.as_dict() | {"shown": shown_hash(setting, self.data.exemplars)} for setting in self.settings]
 
     def manifest(self, settings: list[dict[str, Any]]) -> Manifest:
         facts = manifest_facts(self.pair)
-        if self.gateway is not None:
+        live = self.gateway is not None
+        if live:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
-        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=self.is_live, **facts)
+        return new_manifest(self.data.name, self.data.questions, settings, seed=self.seed, live=live, **facts)
 
 
 def hold(session: EvalSession) -> None:
@@ -103,7 +99,7 @@ def hold(session: EvalSession) -> None:
         if session.gateway is None and not session.rescore:
             _warn_where_busy(session.pair, console)
             session.pair.fetch()
-        if session.is_live or not session.rescore:
+        if not session.rescore:
             _agree(session, folder, console)
         run_resumable(_run(session, folder, console), session.folder)
         _sum_up(folder, Console())
@@ -123,11 +119,6 @@ async def _run(session: EvalSession, folder: RunFolder, console: Console, limit:
                     await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
                 return
             folder.begin(session.manifest(session.plain_settings), work.questions)
-            if session.live:
-                routes = live.setting_routes(work.settings)
-                async with live.start_gateway(session.pair, routes, session.folder) as caller:
-                    await live.run_live(routes, folder, work, caller, progress, concurrency=session.concurrency)
-                return
             work = replace(work, questions=work.questions[:limit])
             staged = StagedRun(
                 folder,
@@ -172,8 +163,8 @@ def _warn_where_busy(pair: Pair, console: Console) -> None:
 def _agree(session: EvalSession, folder: RunFolder, console: Console) -> None:
     """Print the size of the run, and ask for confirmation of a large one. Raises StartupError without confirmation."""
     settings, questions = len(session.settings), len(session.data.questions)
-    if session.is_live:
-        settings *= len(session.routes) or 1
+    if session.gateway is not None:
+        settings *= len(session.routes)
         by_stage = {"live": settings * questions}
         answers = f"up to {by_stage['live']} answers"
     else:

@@ -10,7 +10,7 @@ generations.py     storage of every generated text, for resuming a run
 staged.py          one question in the paper's two stages, by the components of the gateway's request path
 folder.py          a run's folder: consistency checks and a process lock
 run.py             a run in two stages, and the records of answers
-live.py            a run through a whole gateway, here or elsewhere, with its client
+live.py            a run through a running gateway, with its client
 
 record.py          questions, the records in a run's folder, and their reader
 summary.py         totals of a run's examples by setting

@@ -1,4 +1,4 @@
-"""A run through a whole gateway: one in this process with a route for each setting, or one that runs elsewhere.
+"""A run through a gateway that runs elsewhere: its routes are the settings.
 
 The client reads streamed answers and their receipts. They cannot be computed again from texts, so each example is
 written to disk at once.
@@ -7,10 +7,8 @@ written to disk at once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -18,7 +16,6 @@ import msgspec
 import orjson
 
 from gateway.accounting.receipt import Receipt
-from gateway.config.settings import Settings
 from gateway.engines.refusal import read_error
 from gateway.engines.sse import SseDecoder
 from gateway.errors import (
@@ -32,19 +29,12 @@ from gateway.errors import (
 )
 from gateway.evaluation.pair import PAUSES_S, StageRetries
 from gateway.evaluation.run import failed_example, scored_example
-from gateway.evaluation.setting import STUDENT, TEACHER
 from gateway.evaluation.staged import QuestionAnswer
-from gateway.local.redis import EmbeddedRedis
-from gateway.policy.book import PolicySet
-from gateway.policy.schema import TenantPolicy
-from gateway.server.in_process import gateway_in_process, wait_until_probed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from gateway.evaluation.folder import RunFolder
-    from gateway.evaluation.pair import Pair
     from gateway.evaluation.record import Manifest, Question
     from gateway.evaluation.run import EvalWork, RunProgress
     from gateway.evaluation.setting import Setting
@@ -55,16 +45,8 @@ GATEWAY = "gateway"
 _RECEIPT_TIMEOUT_S = 20.0
 _RECEIPT_INTERVAL_S = 0.05
 _BUSY = frozenset({429, 503})
-# An engine on a CPU is slow, and an unguided answer would not count for a guided setting.
-_DEADLINE_S = 600.0
-_LEASE_S = 900.0
-_GUIDANCE: Json = {
-    "stream": False,  # guidance arrives as one piece
-    "deadline": _DEADLINE_S,
-    "cache_ttl": 0.0,  # each setting pays for its own guidance
-    "on_failure": "reject",
-    "on_queue_full": "reject",
-}
+_ANSWER_LIMIT_S = 1800.0
+"""Time limit of one request, in seconds. An engine on a CPU is slow."""
 
 
 class GatewayClient(NamedTuple):
@@ -137,7 +119,7 @@ async def _read_stream(reply: aiohttp.ClientResponse, pieces: list[str]) -> None
 
 
 def _guidance(receipt: Receipt, pieces: list[str]) -> str:
-    """Return the guidance if the client received it: the routes of an evaluation send it as one piece."""
+    """Return the guidance if the client received it: with `stream: false` a route sends it as one piece."""
     guidance = receipt.guidance
     if guidance is None or guidance.placement != "prefix" or not pieces:
         return ""
@@ -217,51 +199,15 @@ def request_body(route: LiveRoute, question: Question, work: EvalWork) -> Json:
     return {**route.setting.request(question, work.exemplars).body, "model": route.model}
 
 
-def setting_routes(settings: Sequence[Setting]) -> list[LiveRoute]:
-    return [LiveRoute(f"setting-{index}", setting.name, setting) for index, setting in enumerate(settings)]
-
-
-@asynccontextmanager
-async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> AsyncIterator[GatewayClient]:
-    """Start a gateway in this process with its own Redis, and yield a client of it. Raises StartupErrors."""
-    key = f"gk-{secrets.token_urlsafe(24)}"
-    async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(EmbeddedRedis())
-        engines = await stack.enter_async_context(pair.serving(TEACHER, STUDENT))
-        listeners = {"server": {"host": "127.0.0.1", "port": 0}, "admin": {"port": 0}}
-        settings = Settings.model_validate(
-            {**listeners, "redis": {"lease": _LEASE_S}, "data": folder, "models": engines.models}
-        )
-        at = await stack.enter_async_context(gateway_in_process(settings, _policies(routes, key), redis.url))
-        session = await stack.enter_async_context(_session(key))
-        await wait_until_probed(session, at.admin, engines.models)
-        yield GatewayClient(session, at.public)
-
-
 @asynccontextmanager
 async def connect_gateway(url: str, key: str) -> AsyncIterator[GatewayClient]:
-    async with _session(key) as session:
-        yield GatewayClient(session, url.rstrip("/"))
-
-
-def _session(key: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
+    """Yield a client of the gateway at this URL, with this API key."""
+    async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"},
-        timeout=aiohttp.ClientTimeout(total=2 * _LEASE_S),
+        timeout=aiohttp.ClientTimeout(total=_ANSWER_LIMIT_S),
         connector=aiohttp.TCPConnector(limit=0),
-    )
-
-
-def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
-    keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
-    rules = [one.setting.route(one.model, **_GUIDANCE) for one in routes]
-    policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": rules})
-    # The projection object may have its own exemplars, or come from a file that the gateway does not read.
-    with_projections = tuple(
-        one.model_copy(update={"guidance": one.guidance.with_projection(by.setting.projection)})
-        for one, by in zip(policy.routes, routes, strict=True)
-    )
-    return PolicySet.of([policy.model_copy(update={"routes": with_projections})])
+    ) as session:
+        yield GatewayClient(session, url.rstrip("/"))
 
 
 def remote_routes(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:

@@ -81,18 +81,17 @@ class LocalPair:
                 fetch(model)
 
     @asynccontextmanager
-    async def serving(self, *roles: str) -> AsyncIterator[Settings]:
-        """Start these engines and yield their settings; a single engine gets all cores. Raises StartupErrors."""
-        models = {role: model for role, model in ((TEACHER, self.teacher), (STUDENT, self.student)) if role in roles}
+    async def serving(self, role: str) -> AsyncIterator[Settings]:
+        """Start this engine on all cores, and yield its settings. Raises StartupErrors."""
         stack = LocalStack(
-            teacher=models.get(TEACHER),
-            student=models.get(STUDENT),
+            teacher=self.teacher if role == TEACHER else None,
+            student=self.student if role == STUDENT else None,
             parallel=self.parallel,
             slot_tokens=self.slot_tokens,
         )
         async with stack:
-            urls = {role: (stack.teacher if role == TEACHER else stack.student).url for role in models}
-            yield Settings(models=tuple(self._models(urls)))
+            url = (stack.teacher if role == TEACHER else stack.student).url
+            yield Settings(models=tuple(self._models({role: url})))
 
     def _models(self, urls: Mapping[str, str]) -> list[ModelSettings]:
         models = []
@@ -125,9 +124,9 @@ class ConfiguredPair:
         """Do nothing: the models are served elsewhere."""
 
     @asynccontextmanager
-    async def serving(self, *roles: str) -> AsyncIterator[Settings]:
-        """Yield the file's settings with only these two models."""
-        yield self.settings.model_copy(update={"models": tuple(self._chosen)})
+    async def serving(self, role: str) -> AsyncIterator[Settings]:
+        """Yield the file's settings with only this model."""
+        yield self.settings.model_copy(update={"models": tuple(one for one in self._chosen if one.name == role)})
 
 
 Pair = LocalPair | ConfiguredPair

@@ -1,7 +1,7 @@
 """A run in the paper's two stages: first the teacher, once for each distinct request, then the students.
 
 Every text is stored at once, so a killed run resumes with the missing requests. `folder.py` checks which runs may
-share a folder, and `live.py` does the run through a whole gateway.
+share a folder, and `live.py` does the run through a gateway.
 """
 
 from __future__ import annotations

@@ -113,9 +113,9 @@ class Setting:
         }
         return plain | {name: value for name, value in sources.items() if value is not None}
 
-    def route(self, model: str, **guidance: object) -> dict[str, Any]:
-        """Return a policy's route for this setting, with further keys of `guidance`."""
-        guidance = {"tokens": self.tokens or 1, "placement": self.placement, "boundary": self.boundary, **guidance}
+    def route(self, model: str) -> dict[str, Any]:
+        """Return a policy's route for this setting, without its projection."""
+        guidance = {"tokens": self.tokens or 1, "placement": self.placement, "boundary": self.boundary}
         engines = {"teacher": TEACHER, "student": STUDENT, "baseline": TEACHER}
         return {"model": model, "mode": self.mode, **engines, "guidance": guidance}
 

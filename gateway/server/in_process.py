@@ -1,4 +1,4 @@
-"""Run a gateway inside the calling process, for the demo and for evaluations."""
+"""Run a gateway inside the calling process, for the demo and for `gkt-gateway init`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, model, running_gateway
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PRICE = "{input_per_1m: 1, output_per_1m: 1}"
@@ -82,27 +83,9 @@ def engines(tmp_path: Path) -> Iterator[Engines]:
         yield Engines(tmp_path, teacher, student, judge)
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_answers_to_collected_requests_are_compared_with_the_teachers(engines: Engines, *, live: bool) -> None:
-    done = engines.run(*(["--live"] if live else []))
-    assert done.returncode == 0, done.stderr
-    assert "points of the comparisons with the teacher" in done.stdout
-    scores = engines.scores()
-    assert scores["teacher"] == [0.5] * 3
-    assert scores["student"] == [0.0] * 3
-    assert set(scores["guided"]) <= {0.0, 0.5}
-    sent = [body for body in engines.student.requests if "messages" in body]
-    texts = [[message["content"] for message in body["messages"][:4]] for body in sent]
-    assert [message["content"] for message in LINES[-1]["messages"]] in texts
-    calls = len(engines.judge.requests)
-    # Both orders of each pair; equal texts need no call.
-    assert calls >= 6
-    assert engines.run(*(["--live"] if live else [])).returncode == 0
-    assert len(engines.judge.requests) == calls, "verdicts are stored"
-
-
-def test_routes_of_a_running_gateway_are_compared_with_its_teacher(engines: Engines, redis_url: str) -> None:
-    """The teacher's route answers first, whatever the order of the options."""
+@contextmanager
+def routes_of(engines: Engines, redis_url: str) -> Iterator[Callable[..., Done]]:
+    """Run a gateway with the teacher alone and the student alone. Yield a function that measures both routes."""
     price = {"price": {"input_per_1m": 1, "output_per_1m": 1}}
     with running_gateway(
         engines.folder / "gateway",
@@ -117,9 +100,36 @@ def test_routes_of_a_running_gateway_are_compared_with_its_teacher(engines: Engi
         routes = ["--route", "chat-student", "--route", "chat-teacher"]
         remote = ["--gateway", gateway.url, "--key", "env:THE_KEY", *routes, "--judge", "grader"]
         arguments = ["--data", str(engines.data), "--config", str(engines.config), "--max-tokens", "30", *remote]
-        done = run("eval", "run", str(engines.folder / "run"), *arguments, THE_KEY=KEY)
+        yield lambda *more: run("eval", "run", str(engines.folder / "run"), *arguments, *more, THE_KEY=KEY)
+
+
+def test_answers_to_collected_requests_are_compared_with_the_teachers(engines: Engines) -> None:
+    done = engines.run()
+    assert done.returncode == 0, done.stderr
+    assert "points of the comparisons with the teacher" in done.stdout
+    scores = engines.scores()
+    assert scores["teacher"] == [0.5] * 3
+    assert scores["student"] == [0.0] * 3
+    assert set(scores["guided"]) <= {0.0, 0.5}
+    sent = [body for body in engines.student.requests if "messages" in body]
+    texts = [[message["content"] for message in body["messages"][:4]] for body in sent]
+    assert [message["content"] for message in LINES[-1]["messages"]] in texts
+    calls = len(engines.judge.requests)
+    # Both orders of each pair; equal texts need no call.
+    assert calls >= 6
+    assert engines.run().returncode == 0
+    assert len(engines.judge.requests) == calls, "verdicts are stored"
+
+
+def test_routes_of_a_running_gateway_are_compared_with_its_teacher(engines: Engines, redis_url: str) -> None:
+    """The teacher's route answers first, whatever the order of the options."""
+    with routes_of(engines, redis_url) as measure:
+        done = measure()
         assert done.returncode == 0, done.stderr
-    assert engines.scores() == {"route chat-student": [0.0] * 3, "route chat-teacher": [0.5] * 3}
+        assert engines.scores() == {"route chat-student": [0.0] * 3, "route chat-teacher": [0.5] * 3}
+        calls = len(engines.judge.requests)
+        assert measure().returncode == 0
+    assert len(engines.judge.requests) == calls, "verdicts are stored"
 
 
 def test_a_report_shows_preferences_and_no_accuracy(engines: Engines) -> None:
@@ -167,23 +177,32 @@ def test_a_failed_teacher_leaves_nothing_to_compare(engines: Engines) -> None:
     assert engines.judge.requests == []
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_a_failure_of_teacher_and_student_is_no_defeat_of_the_student(engines: Engines, *, live: bool) -> None:
-    engines.teacher.behave = engines.student.behave = fails
-    assert engines.run("--mode", "teacher,student", *(["--live"] if live else [])).returncode == 0
+def preference_for_the_student(engines: Engines) -> tuple[int, float | None]:
+    """Return the number of comparisons with the teacher, and the share that the student won, from the report."""
     assert run("eval", "report", str(engines.folder / "run")).returncode == 0
     report = json.loads((engines.folder / "run" / "report" / "report.json").read_text())
     (student,) = [one for one in report["runs"][0]["groups"][0]["settings"] if one["preference"] is not None]
-    assert (student["preference"]["n"], student["preference"]["share"]) == (0, None)
+    return student["preference"]["n"], student["preference"]["share"]
+
+
+def test_a_failure_of_teacher_and_student_is_no_defeat_of_the_student(engines: Engines) -> None:
+    engines.teacher.behave = engines.student.behave = fails
+    assert engines.run("--mode", "teacher,student").returncode == 0
+    assert preference_for_the_student(engines) == (0, None)
+
+
+def test_a_failure_of_both_routes_of_a_gateway_is_not_compared(engines: Engines, redis_url: str) -> None:
+    with routes_of(engines, redis_url) as measure:
+        assert measure("--limit", "1").returncode == 0
+        engines.teacher.behave = engines.student.behave = fails
+        assert measure().returncode == 0
+    assert preference_for_the_student(engines) == (1, 0.0)
 
 
 def test_a_failure_of_the_student_alone_is_not_preferred(engines: Engines) -> None:
     engines.student.behave = fails
     assert engines.run("--mode", "teacher,student").returncode == 0
-    assert run("eval", "report", str(engines.folder / "run")).returncode == 0
-    report = json.loads((engines.folder / "run" / "report" / "report.json").read_text())
-    (student,) = [one for one in report["runs"][0]["groups"][0]["settings"] if one["preference"] is not None]
-    assert (student["preference"]["n"], student["preference"]["share"]) == (3, 0.0)
+    assert preference_for_the_student(engines) == (3, 0.0)
 
 
 @pytest.mark.parametrize(

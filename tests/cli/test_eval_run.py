@@ -67,7 +67,7 @@ def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
     ("arguments", "message"),
     [
         (["--local", "--config", "config.yaml"], "--local: cannot be combined with --config"),
-        (["--live", "--rescore"], "--live: cannot be combined with --rescore"),
+        (["--gateway", "http://127.0.0.1:9", "--rescore"], "--gateway: cannot be combined with --rescore"),
         (["--gateway", "http://127.0.0.1:9"], "needs --route, once for each route, and --key env:NAME"),
         (["--mode", "nobody"], "the command line: mode[0]: must be teacher, student or guided"),
         (["--tokens", "20,many"], "the command line: tokens[1]: "),
@@ -181,28 +181,6 @@ def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
-def test_a_live_run_starts_a_gateway_and_stores_the_answers_of_callers(tmp_path: Path, engines: LocalStack) -> None:
-    folder = tmp_path / "run"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "gateway", "eval", "run", str(folder), "--live", "--teacher", "big"),
-            *("--config", str(config(tmp_path, engines.teacher.url, engines.student.url)), "--student", "small"),
-            *("--data", str(data(tmp_path)), "--limit", "1", "--max-tokens", "8", "--tokens", "4"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
-    found = lines(folder / "examples.jsonl")
-    assert [line["mode"] for line in found] == ["teacher", "student", "guided"]
-    assert all(line["total_s"] > 0 and line["text"] for line in found)
-    assert json.loads((folder / "run.json").read_bytes())["live"] is True
-
-
-@pytest.mark.models
-@pytest.mark.timeout(300)
 def test_a_running_gateway_is_called_by_its_routes(tmp_path: Path, gateway: GatewayProcess) -> None:
     folder = tmp_path / "run"
     routes = ["--route", "chat", "--route", "chat-student"]
@@ -210,10 +188,10 @@ def test_a_running_gateway_is_called_by_its_routes(tmp_path: Path, gateway: Gate
     at = ["--gateway", gateway.url, "--key", "env:OUR_KEY"]
     done = run("eval", "run", str(folder), *at, *routes, *ours, OUR_KEY=KEY)
     assert done.returncode == 0, done.stderr
-    assert [line["setting"] for line in lines(folder / "examples.jsonl")] == [
-        "route chat, chat, 8 tokens",
-        "route chat-student, chat, 8 tokens",
-    ]
+    found = lines(folder / "examples.jsonl")
+    assert [line["setting"] for line in found] == ["route chat, chat, 8 tokens", "route chat-student, chat, 8 tokens"]
+    assert all(line["total_s"] > 0 and line["text"] for line in found)
+    assert json.loads((folder / "run.json").read_bytes())["live"] is True
     assert KEY not in done.stdout + done.stderr + (folder / "run.json").read_text()
 
 

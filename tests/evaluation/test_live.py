@@ -1,23 +1,17 @@
-"""Settings measured through a whole gateway."""
+"""Settings measured through a running gateway."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import orjson
 import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.live import (
-    connect_gateway,
-    describe_routes,
-    remote_routes,
-    run_live,
-    setting_routes,
-    start_gateway,
-)
+from gateway.evaluation.live import LiveRoute, connect_gateway, describe_routes, remote_routes, run_live
 from gateway.evaluation.record import EXAMPLES, Example, StageRecord
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
@@ -36,10 +30,11 @@ from tests.evaluation.run_world import (
     pair_of,
     staged,
 )
-from tests.gateway_process import KEY
+from tests.gateway_process import KEY, local_models, running_gateway
+from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gateway.evaluation.record import Question
@@ -49,10 +44,47 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
 BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=SkipRule((to_pattern("Sure[,!]"),), 3))
+BRISK_FILE = "system: Be brisk.\nkeep: {skip: 'Sure[,!]', skip_tokens: 3}\nexemplars: exemplars/ours.yaml\n"
 LIVE = (
     *SETTINGS,
     Setting(mode="guided", tokens=6, projection=BRISK, **SHORT),
 )
+ROUTES = [LiveRoute(f"setting-{index}", setting.name, setting) for index, setting in enumerate(LIVE)]
+
+
+def policy_route(route: LiveRoute) -> dict[str, Any]:
+    """Return the policy's route of a setting. Without guidance a request fails, and no guidance comes from a cache."""
+    projection = route.setting.projection
+    engines = {"teacher": "big", "student": "small", "baseline": "big"}
+    content = route.setting.route(route.model) | engines
+    content["guidance"] |= {"projection": projection.name, "stream": False, "cache_ttl": "0s", "deadline": "600s"}
+    content["guidance"] |= {"on_failure": "reject", "on_queue_full": "reject"}
+    if projection.name == PRIMED.name:
+        content["guidance"] |= {"exemplars": "exemplars/ours.yaml"}
+    return content
+
+
+@pytest.fixture(scope="module")
+def gateway_of_settings(
+    engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
+    """Run a gateway with a route for each setting."""
+    folder = tmp_path_factory.mktemp("gateway-of-settings")
+    shown = [{"question": one.question, "answer": one.answer} for one in EXEMPLARS]
+    files = {"exemplars/ours.yaml": orjson.dumps(shown), "projections/brisk.yaml": BRISK_FILE.encode()}
+    for name, content in files.items():
+        file = folder / "policies" / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    with running_gateway(
+        folder,
+        redis_url=redis_url,
+        redis={"lease": "900s"},
+        models=local_models(engines, continuation="none"),
+        routes=[policy_route(route) for route in ROUTES],
+    ) as process:
+        wait_until_probed(process.admin_url, "small")
+        yield process
 
 
 def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> EvalWork:
@@ -60,24 +92,25 @@ def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> EvalW
 
 
 async def live(
-    path: Path, engines: LocalStack, settings: Sequence[Setting], questions: Sequence[Question] = QUESTIONS[:2]
+    path: Path, gateway: GatewayProcess, engines: LocalStack, routes: Sequence[LiveRoute], questions: Sequence[Question]
 ) -> ProgressRecorder:
     progress = ProgressRecorder()
+    settings = [route.setting for route in routes]
     work = work_of(settings, questions)
-    routes = setting_routes(settings)
-    pair = pair_of(engines)
     with RunFolder(path) as folder:
-        folder.begin(manifest(pair, settings, questions, live=True), questions)
-        async with start_gateway(pair, routes, path) as caller:
+        folder.begin(manifest(pair_of(engines), settings, questions, live=True), questions)
+        async with connect_gateway(gateway.url, KEY) as caller:
             await run_live(routes, folder, work, caller, progress, concurrency=1, pauses_s=(0.01,))
     return progress
 
 
 @pytest.mark.long
-async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path, engines: LocalStack) -> None:
+async def test_a_live_run_and_a_staged_run_give_the_same_answers(
+    tmp_path: Path, engines: LocalStack, gateway_of_settings: GatewayProcess
+) -> None:
     """Greedy decoding without concurrency, so that the staged path equals the gateway's."""
     await staged(tmp_path / "staged", pair_of(engines), LIVE, QUESTIONS[:1], concurrency=1)
-    progress = await live(tmp_path / "live", engines, LIVE, QUESTIONS[:1])
+    progress = await live(tmp_path / "live", gateway_of_settings, engines, ROUTES, QUESTIONS[:1])
     assert progress.stages == [("live", len(LIVE))]
     in_stages: list[Example] = list(read_lines(tmp_path / "staged" / EXAMPLES, Example))
     in_live: list[Example] = list(read_lines(tmp_path / "live" / EXAMPLES, Example))
@@ -104,10 +137,10 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
 
 
 @pytest.mark.long
-async def test_a_live_run_resumes(tmp_path: Path, engines: LocalStack) -> None:
-    await live(tmp_path, engines, LIVE[1:2], QUESTIONS[:1])
+async def test_a_live_run_resumes(tmp_path: Path, engines: LocalStack, gateway_of_settings: GatewayProcess) -> None:
+    await live(tmp_path, gateway_of_settings, engines, ROUTES[1:2], QUESTIONS[:1])
     first = (tmp_path / EXAMPLES).read_bytes()
-    progress = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
+    progress = await live(tmp_path, gateway_of_settings, engines, ROUTES[1:3], QUESTIONS[:2])
     assert progress.steps == 3
     assert (tmp_path / EXAMPLES).read_bytes().startswith(first)
 
