@@ -13,12 +13,11 @@ import orjson
 import typer
 from msgspec import structs
 from multidict import CIMultiDict
-from rich.console import Console
 
 from gateway.accounting.engine_set import max_output_of
 from gateway.accounting.labels import Labeler
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.cli.explain_print import as_json, as_text
+from gateway.cli.explain_print import as_json, print_explanation
 from gateway.config.limits import LimitsRule
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import display_path, read
@@ -102,10 +101,11 @@ def explain_request(
     size, model = request.size_bytes, request.model
     facts = {"file": file, "kind": kind, "model": model, "bytes": size, "tenant": policy.tenant, "key": key}
     routes = list(_routes(caller, model, explanation, _locations(settings.policies, policy)))
+    body = as_json(facts, routes, explanation)
     if in_json:
-        typer.echo(orjson.dumps(as_json(facts, routes, explanation), option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(body, option=orjson.OPT_INDENT_2))
     else:
-        Console().print(as_text(facts, routes, explanation), soft_wrap=True)
+        print_explanation(body)
     if explanation.refused is not None:
         raise typer.Exit(1)
 

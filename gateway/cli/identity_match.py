@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 import typer
-from rich.console import Console, Group
 from rich.text import Text
 
+from gateway.cli.tables import console_for, plain_table
 from gateway.config.claims import without_unverified_email
 from gateway.keys.identity.document import parse_object
 from gateway.keys.identity.issuers import Issuers
@@ -50,7 +50,7 @@ def match_identity(settings: Settings, book: PolicySet, file: str, *, in_json: b
         if in_json:
             typer.echo(orjson.dumps(_as_json(file, found, rules, result), option=orjson.OPT_INDENT_2))
         else:
-            Console().print(_as_text(file, found, rules, result), soft_wrap=True)
+            _print(file, found, rules, result)
     if isinstance(result, TokenRejected):
         raise typer.Exit(1)
     return result
@@ -122,17 +122,18 @@ def _as_json(file: str, found: _Claims, rules: list[Json], result: Caller | Toke
     return {**body, "refused": None, "tenant": result.policy.tenant, "key": result.key.id}
 
 
-def _as_text(file: str, found: _Claims, rules: list[Json], result: Caller | TokenRejected) -> Group:
+def _print(file: str, found: _Claims, rules: list[Json], result: Caller | TokenRejected) -> None:
+    console = console_for(pipe_width=160)
     kind = "a verified token" if found.is_verified else "claims, without a signature, an audience or times to check"
-    lines = [Text(f"{file}: {kind}, of issuer {found.issuer}", "bold"), Text()]
-    rows = [(one["tenant"], one["id"], one["place"], _decision(one)) for one in rules]
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append(Text("  ".join(["", *cells, row[-1]])))
+    console.print(Text(f"{file}: {kind}, of issuer {found.issuer}", "bold"), soft_wrap=True)
+    table = plain_table("tenant", "rule", "place", "decision")
+    for rule in rules:
+        table.add_row(*(Text(text) for text in (rule["tenant"], rule["id"], rule["place"], _decision(rule))))
+    console.print(table)
     if isinstance(result, TokenRejected):
-        return Group(*lines, Text(), Text(f"rejected with {result.status}: {result.message}", "bold red"))
-    return Group(*lines, Text(), Text(f"tenant {result.policy.tenant}, key {result.key.id}"))
+        console.print(Text(f"rejected with {result.status}: {result.message}", "bold red"), soft_wrap=True)
+    else:
+        console.print(Text(f"tenant {result.policy.tenant}, key {result.key.id}"), soft_wrap=True)
 
 
 def _decision(rule: Json) -> str:
