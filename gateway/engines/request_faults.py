@@ -43,8 +43,8 @@ class RequestFaults:
     def failed(self, fingerprint: bytes, request_id: str, sent: float, success_sent: float, now: float) -> bool:
         """Record a failed call. Return whether the request causes the failure.
 
-        It does if it failed before, and a call that was sent after its first failed call was answered before this one
-        was sent, at `sent`. `success_sent` is the attribute at that time.
+        It does if it failed before and another call succeeded since. That call was sent after the first failed one. Its
+        answer came before this call was sent, at `sent`. `success_sent` is the attribute at that time.
         """
         first_sent = self._failed.get(fingerprint)
         if first_sent is not None and sent - first_sent < _TTL_S:
