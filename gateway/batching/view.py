@@ -93,7 +93,7 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class QueuesReply:
-    """The body of GET /queue, which `gkt-gateway queue` decodes."""
+    """The body of GET /queue."""
 
     worker: int  # the number of the worker that answered
     redis_up: bool  # whether that worker reaches Redis

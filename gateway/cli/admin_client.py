@@ -63,11 +63,6 @@ class AdminClient:
         self.url, self._url_source = (_checked(url), "--url") if url is not None else _configured(config)
         self._headers = {"Authorization": f"Bearer {_key(config).get_secret_value()}"} if keyed else {}
 
-    def session(self) -> aiohttp.ClientSession:
-        """Return a new session. The caller closes it."""
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
-        return aiohttp.ClientSession(timeout=timeout, headers=self._headers)
-
     def call(self, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
         """Send a request and return the decoded reply; numbers with a decimal point are Decimal."""
         reply = self.send(method, path, body, actor=actor)
@@ -84,8 +79,9 @@ class AdminClient:
         }
 
         async def request() -> bytes:
-            async with self.session() as session:
-                return await self.request(session, method, path, **sent)
+            timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
+            async with aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session:
+                return await self._request(session, method, path, **sent)
 
         return uvloop.run(request())
 
@@ -101,7 +97,7 @@ class AdminClient:
             yield page
             after = page["next"]
 
-    async def request(self, session: aiohttp.ClientSession, method: str, path: str, **sent: Any) -> bytes:
+    async def _request(self, session: aiohttp.ClientSession, method: str, path: str, **sent: Any) -> bytes:
         """Send a request with aiohttp's arguments `sent`. Return the body of a successful reply."""
         try:
             # A redirect could send the key to another host.
