@@ -28,6 +28,7 @@ KEPT_S = 34_214_400
 """Seconds for which Redis keeps an unused budget: 396 days. exchange.lua has the same constant."""
 MAX_RAISE_S = 366 * 86_400
 _SHARES = 100  # parts of a rolling budget's period; exchange.lua has the same constant
+_KEYS_PER_SCAN = 1_000
 _FIELDS = ("period", "spent", "reserved", "raise", "raise_until")
 _MICRO = 1_000_000
 _SLOT_US = 100_000  # slots of the last minute; exchange.lua has the same constants
@@ -178,6 +179,31 @@ class Budgets:
                 await pipe.execute()
         if account.slices > 1:
             await self._redis.unlink(self._keys.event_sent(account.tenant, account.scope.name, "hard"))
+
+    async def raises(self) -> dict[tuple[str, str], Raise]:
+        """Return all current raises, by tenant or slice and by name of the scope. Reads all budgets."""
+        found: dict[tuple[str, str], Raise] = {}
+        keys: list[bytes] = []
+        async for key in self._redis.scan_iter(self._keys.escaped().scope("*", "*")[2], count=_KEYS_PER_SCAN):
+            keys.append(key)
+            if len(keys) == _KEYS_PER_SCAN:
+                found |= await self._raises_of(keys)
+                keys.clear()
+        return found | await self._raises_of(keys)
+
+    async def _raises_of(self, keys: Iterable[bytes]) -> dict[tuple[str, str], Raise]:
+        owners = {
+            key: owner for key in keys if (owner := self._keys.budget_of(key.decode(errors="replace"))) is not None
+        }
+        if not owners:
+            return {}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for key in owners:
+                pipe.hmget(key, "raise", "raise_until")
+            (now_s, _), *replies = await pipe.execute()
+        raises = {owner: (usd, int(until or 0)) for owner, (usd, until) in zip(owners.values(), replies, strict=True)}
+        return {owner: Raise(_usd(usd), until_s) for owner, (usd, until_s) in raises.items() if usd and until_s > now_s}
 
     async def claim_event(self, account: Account, kind: str, lasts_s: int) -> bool:
         """Return whether no process has sent this event of a budget with slices in the last `lasts_s` seconds."""

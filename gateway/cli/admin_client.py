@@ -74,7 +74,7 @@ class AdminClient:
     def send(self, method: str, path: str, body: Any = None, *, actor: str | None = None) -> bytes:
         """Send a request and return the reply."""
         sent = {
-            "headers": {"x-gkt-actor": actor or _login_name()},
+            "headers": {"x-gkt-actor": actor or login_name()},
             "data": None if body is None else ENCODER.encode(body),
         }
 
@@ -190,7 +190,8 @@ def usd_of(text: str | None, option: str) -> Decimal | None:
     return Decimal(text)
 
 
-def _login_name() -> str:
+def login_name() -> str:
+    """Return the name of the user as actor for the audit trail."""
     with suppress(OSError, KeyError):
         return _ACTOR_BREAKS.sub("_", getpass.getuser())[:64] or "admin"
     return "admin"

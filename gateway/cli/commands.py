@@ -21,7 +21,7 @@ SECTIONS = {
         "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
         "check": "Validate the configuration and all policies. Print every issue with its file and line.",
         "schema": "Print a JSON Schema, for completion and validation in editors.",
-        "keys": "Create, list, rotate and revoke API keys.",
+        "keys": "Create, list, rotate, revoke, export and import API keys.",
         "budgets": "List the budgets of tenants and keys, and raise one temporarily.",
         "guidance": "Switch guidance off and on for a route, a tenant or everything.",
         "usage": "Show usage and cost, and maintain the usage database.",

@@ -1,4 +1,4 @@
-"""`gkt-gateway keys`: create, list, rotate and revoke API keys at a running gateway."""
+"""`gkt-gateway keys`: create, list, rotate and revoke API keys at a running gateway; export and import them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ import re
 import time
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 import typer
 from rich.text import Text
 
-from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
-from gateway.cli.lazy import CONFIG, SETTINGS
+from gateway.cli.admin_client import (
+    ActorOption,
+    AdminClient,
+    ConfigOption,
+    UrlOption,
+    login_name,
+    usd_of,
+    without_none,
+)
+from gateway.cli.lazy import CONFIG, SETTINGS, config_option
 from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
 from gateway.config.yaml_source import YamlSource
-from gateway.errors import ConfigError, ConfigIssue
+from gateway.errors import ConfigError, ConfigIssue, StartupError
 from gateway.keys.token import digest_of, new_token
 
 if TYPE_CHECKING:
@@ -26,11 +35,11 @@ if TYPE_CHECKING:
 keys = typer.Typer(
     name="keys",
     help=(
-        "Create, list, rotate and revoke API keys.\n\nKeys are stored in Redis. Changes take effect in every process "
-        "of the gateway within two seconds. These commands call the admin listener of a running gateway, at admin.host "
-        "and admin.port of config.yaml or at --url. They send the admin key from the environment variable "
-        "GKT_ADMIN_KEY or from admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it creates a "
-        "key for a policy file. See `gkt-gateway docs policies`."
+        "Create, list, rotate, revoke, export and import API keys.\n\nKeys are stored in Redis. Changes take effect in "
+        "every process of the gateway within two seconds. These commands call the admin listener of a running gateway, "
+        "at admin.host and admin.port of config.yaml or at --url. They send the admin key from the environment "
+        "variable GKT_ADMIN_KEY or from admin.key of config.yaml.\n\n`keys create --print-yaml`, `keys export` and "
+        "`keys import` need no gateway. See `gkt-gateway docs policies`."
     ),
     **SETTINGS,
 )
@@ -41,6 +50,7 @@ ExpiresOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Expiry: a date, a time, or a duration. Default: never.",
                              metavar="2027-06-30|90d")
 ]  # fmt: skip
+RedisConfigOption: TypeAlias = Annotated[Path, config_option(help="Configuration file, for the Redis of the gateway.")]
 _limit = partial(typer.Option, rich_help_panel="Limits of the key")
 _budget = partial(typer.Option, rich_help_panel="Budget of the key")
 
@@ -177,6 +187,63 @@ def _print_new_key(key: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(f"The old key is now called {old['id']} and {validity}.", err=True)
     typer.echo("The key is shown only this once:", err=True)
     typer.echo(key["key"])
+
+
+@keys.command()
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, with mode 0600. Default: standard output.")
+    ] = None,
+    config: RedisConfigOption = CONFIG,
+) -> None:
+    """Write what only Redis has to a file: API keys, raises of budgets, switched-off guidance, and the audit trail.
+
+    `gkt-gateway keys export -o keys.jsonl` writes one line of JSON for each. `keys import` reads the file.
+
+    The file has the SHA-256 of each key, never a key or another secret. Gateways may run. The command reads the Redis
+    of config.yaml. It needs no admin key. See `gkt-gateway docs deployment#backups`.
+    """
+    from gateway.cli.keys_export import export as exported  # imported here: it imports the usage database
+    from gateway.cli.new_files import write_all
+    from gateway.cli.stores import result_of, settings_of
+
+    found = result_of(exported(settings_of(config)))
+    if output is None:
+        typer.echo(found.text, nl=False)
+    else:
+        write_all({output: found.text}, private={output})
+    typer.echo(found.summary + (f" in {output}" if output is not None else ""), err=True)
+
+
+@keys.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="File that `keys export` wrote.", metavar="FILE", show_default=False)],
+    actor: ActorOption = None,
+    config: RedisConfigOption = CONFIG,
+) -> None:
+    """Add the lines of an export to the Redis of config.yaml.
+
+    All lines are checked before the first is written. An error names the line and its correction.
+
+    The state that Redis has stays. Lines that Redis has already are omitted, so the command can be repeated. If a line
+    differs from Redis, for example because a key was revoked later, the other lines are imported. The command then
+    lists the differences and exits with 1: revoke or create these keys with `keys`, raise budgets with `budgets`.
+
+    Gateways may run. They use imported keys within two seconds. Raises that ended are omitted. The audit trail keeps
+    its order, and gets an entry of this import.
+    """
+    from gateway.cli.keys_export import import_lines  # imported here: it imports the usage database
+    from gateway.cli.stores import result_of, settings_of
+
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise StartupError(f"{file} cannot be read: {error.strerror}.") from None
+    imported = result_of(import_lines(settings_of(config), raw, str(file), actor or login_name()))
+    typer.echo(imported.summary())
+    if imported.differing:
+        typer.echo("\n".join([*imported.differing, "Redis was not changed where it differs."]), err=True)
+        raise typer.Exit(1)
 
 
 _SHORT = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_parallel_requests": "parallel"}

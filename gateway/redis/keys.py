@@ -10,6 +10,7 @@ takes the place of the tenant's name in the keys of limits, budgets, requests un
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 BOARD = 4
@@ -162,6 +163,10 @@ class RedisKeys(NamedTuple):
     prefix: str  # of the deployment
     board: int = BOARD  # the layout of teachers' queues that this process uses
 
+    def escaped(self) -> RedisKeys:
+        """Return the names for patterns of SCAN, which match the prefix literally."""
+        return self._replace(prefix=re.sub(r"([\\*?\[\]^-])", r"\\\1", self.prefix))
+
     def teacher(self, name: str) -> TeacherKeys:
         teacher = f"{{{self.prefix}:teacher:{name}}}:"
         # Layouts find each other by `boards`. Its name and format never change.
@@ -191,6 +196,12 @@ class RedisKeys(NamedTuple):
         """
         base = f"{self.tenant_base(tenant)}{scope}:"
         return base + "window", base + "parallel", base + "budget"
+
+    def budget_of(self, key: str) -> tuple[str, str] | None:
+        """Return the tenant or slice and the scope of a budget, given its key; None for another key."""
+        before, after = map(re.escape, self.tenant_base("\0").split("\0"))
+        match = re.fullmatch(f"{before}(.+?){after}(.+):budget", key, re.DOTALL)
+        return None if match is None else (match[1], match[2])
 
     def event_sent(self, tenant: str, scope: str, kind: str) -> str:
         """Return the key that exists after an event of a budget with slices was sent. It expires with the period."""

@@ -1,0 +1,180 @@
+"""The lines of `keys export`: one JSON object for each key, raise, switch and audit entry. Pure.
+
+A line has the SHA-256 of a key, never the key.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+from pydantic import ValidationError
+
+from gateway.errors import StartupError
+from gateway.keys.held import HeldKey, KeyTerms
+from gateway.policy.guidance_off import GuidanceOff, GuidanceScope
+
+_MAX_PROBLEMS = 20
+_MAX_USD = 1_000_000
+_MICRO = 1_000_000
+_Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+_Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+_Namespace: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}(#[0-9]+)?$")]
+_Scope: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(tenant|key:.+|label:[a-z][a-z0-9_]*=.*)$")]
+_EntryId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,17}-[0-9]{1,18}$")]
+_Micro: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """A line of an export. `name` identifies it in an export and in Redis."""
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def equals(self, other: object) -> bool:
+        """Return whether a line and one from Redis have the same content."""
+        return self == other
+
+    def problem(self) -> str | None:
+        """Return why this version cannot import the line; None if it can."""
+        return None
+
+
+class KeyLine(_Line, frozen=True, tag="key", omit_defaults=True):
+    """An API key of the admin API, with its last use. Times are Unix microseconds by Redis' clock; 0: none."""
+
+    tenant: _Name
+    id: _Name
+    sha256: _Sha256
+    terms: KeyTerms
+    created_us: _Micro
+    expires_us: _Micro = 0
+    revoked_us: _Micro = 0
+    replaces: str = ""
+    replaced: bool = False
+    last_used_us: _Micro = 0
+
+    @property
+    def name(self) -> str:
+        return f"key '{self.id}' of tenant '{self.tenant}'"
+
+    @property
+    def held(self) -> HeldKey:
+        """Return the key as processes have it in memory."""
+        return HeldKey(
+            self.sha256,
+            self.tenant,
+            self.id,
+            self.terms,
+            created_s=self.created_us / _MICRO,
+            expires_s=self.expires_us / _MICRO or None,
+            revoked_s=self.revoked_us / _MICRO or None,
+            replaces=self.replaces or None,
+            replaced=self.replaced,
+        )
+
+    def equals(self, other: object) -> bool:
+        """Return whether both are the same key. The times of the last use may differ."""
+        return isinstance(other, KeyLine) and replace(self, last_used_us=0) == replace(other, last_used_us=0)
+
+    def problem(self) -> str | None:
+        try:
+            _ = self.held.entry
+        except ValidationError as error:
+            issue = error.errors(include_url=False)[0]
+            return f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}"
+        return None
+
+
+class RaiseLine(_Line, frozen=True, tag="raise"):
+    """A raise of a budget. `scope` is `tenant`, `key:ID` or `label:NAME=VALUE`; `until` is in Unix seconds."""
+
+    tenant: _Namespace
+    scope: _Scope
+    usd: Decimal
+    until: int
+
+    @property
+    def name(self) -> str:
+        return f"the raise of '{self.scope}' of tenant '{self.tenant}'"
+
+    def problem(self) -> str | None:
+        return None if 0 < self.usd <= _MAX_USD else f"usd: must be above 0 and at most {_MAX_USD}"
+
+
+class SwitchLine(_Line, frozen=True, tag="guidance_off"):
+    """Switched-off guidance of a route, of a tenant (`route` is null) or of everything (both are null)."""
+
+    tenant: _Name | None
+    route: str | None
+    off: GuidanceOff
+
+    @property
+    def name(self) -> str:
+        return f"the switch of {GuidanceScope(self.tenant, self.route).text}"
+
+    def problem(self) -> str | None:
+        return "route: needs a tenant" if self.tenant is None and self.route is not None else None
+
+
+class AuditLine(_Line, frozen=True, tag="audit"):
+    """An entry of the audit trail. The fields are those of `AuditEntry`."""
+
+    id: _EntryId
+    actor: str
+    action: str
+    tenant: str
+    subject: str
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        return f"audit entry {self.id}"
+
+
+ExportLine: TypeAlias = KeyLine | RaiseLine | SwitchLine | AuditLine
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+_DECODER: msgspec.json.Decoder[ExportLine] = msgspec.json.Decoder(ExportLine, float_hook=Decimal)
+
+
+class NumberedLine(NamedTuple):
+    """A line with its number in the file, from 1."""
+
+    number: int
+    line: ExportLine
+
+
+def line_text(line: ExportLine) -> str:
+    """Return a line of the file, without its end."""
+    return _ENCODER.encode(line).decode()
+
+
+def read_lines(raw: bytes, file: str) -> list[NumberedLine]:
+    """Return all lines of an export. Raises StartupError, which names each invalid line and how to correct it."""
+    found: list[NumberedLine] = []
+    problems: list[str] = []
+    numbers: dict[str, int] = {}
+    for number, text in enumerate(raw.splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = _DECODER.decode(text)
+            problem = line.problem()
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problems.append(f"{file}:{number}: {error}. Correct the line, or delete it.")
+            continue
+        first = numbers.setdefault(line.name, number)
+        if problem is None and first != number:
+            problem = f"{line.name} is also in line {first}"
+        if problem is not None:
+            problems.append(f"{file}:{number}: {problem}. Correct the line, or delete it.")
+        found.append(NumberedLine(number, line))
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise StartupError("\n".join([*shown, "Nothing was imported."]))
+    return found

@@ -1,0 +1,290 @@
+"""`gkt-gateway keys export` and `keys import`, from one real Redis prefix to another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import time
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis
+
+from gateway.accounting.budgets import Account, Budgets, Raise
+from gateway.accounting.token_budgets import TokenBudgets
+from gateway.keys.audit import AuditTrail
+from gateway.keys.follower import KeyFollower
+from gateway.keys.held import Keyring, KeyTerms
+from gateway.keys.redis_keyring import NEVER, KeyExpiry, RedisKeyring
+from gateway.keys.token import digest_of, hint_of, new_token
+from gateway.policy.guidance_off import GuidanceOff, GuidanceScope
+from gateway.quality.switches import GuidanceSwitchStore
+from gateway.redis.client import RedisClient
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.budget_fixture import budget
+from tests.cli import in_process
+from tests.cli.usage_place import Place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gateway.accounting.scopes import Scope
+
+TENANT = budget("10")
+KEY = budget("5", name="key:ci")
+TOKENS = budget("2", name="key:staff:ada")
+LABEL = budget("3", name="label:team=a b:budget")
+TEACHER = GuidanceOff(0.0, actor="carol", reason="new teacher", answer_by="teacher")
+
+
+class Installation(Place):
+    """The Redis of one deployment, and what the test reads and changes there."""
+
+    def __init__(self, folder: Path, redis_url: str) -> None:
+        folder.mkdir()
+        super().__init__(folder, redis_url)
+
+    def keys_run(self, command: str, *more: object) -> in_process.Done:
+        return in_process.run("keys", command, *map(str, more), "--config", str(self.config))
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[RedisClient]:
+        client = RedisClient(self.url, timeout_s=20, metrics=Metrics())
+        yield client
+        await client.close()
+
+    async def create(self, key_id: str, *, expiry: KeyExpiry = NEVER) -> str:
+        token = new_token()
+        limits: dict[str, Any] = {"max_budget": Decimal("0.10"), "budget_duration": "2w"}
+        terms = KeyTerms(hint_of(token), "carol", models=("chat",), budget=limits, labels={"team": "search"})
+        async with self.opened() as client:
+            keyring = RedisKeyring(client.commands, self.keys)
+            await keyring.create(digest_of(token), "acme", key_id, terms, expiry, "carol")
+            await keyring.record_use([digest_of(token)])
+        return token
+
+    async def revoke(self, key_id: str) -> None:
+        async with self.opened() as client:
+            await RedisKeyring(client.commands, self.keys).revoke("acme", key_id, "carol")
+
+    async def rotate(self, key_id: str) -> None:
+        async with self.opened() as client:
+            ring = Keyring()
+            keyring = RedisKeyring(client.commands, self.keys)
+            await KeyFollower(client, keyring, ring).catch_up()
+            old = ring.by_id("acme", key_id)
+            assert old is not None
+            await keyring.rotate(old, digest_of(new_token()), old.terms, grace_s=600, expiry=NEVER, actor="carol")
+
+    async def raise_budget(self, scope: Scope, usd: str, until_s: int) -> None:
+        async with self.opened() as client:
+            await Budgets(client.commands, self.keys).put_raise(Account("acme", scope), Raise(Decimal(usd), until_s))
+
+    async def switch_off(self, scope: GuidanceScope) -> None:
+        async with self.opened() as client:
+            await GuidanceSwitchStore(client.commands, self.keys).switch(scope, TEACHER, "carol")
+
+    async def state(self) -> dict[str, Any]:
+        """Return all that an import must reproduce."""
+        async with self.opened() as client:
+            redis, ring = client.commands, Keyring()
+            keyring = RedisKeyring(redis, self.keys)
+            await KeyFollower(client, keyring, ring).catch_up()
+            held = sorted(ring.all(), key=lambda key: key.id)
+            scopes = (TENANT, KEY, TOKENS, LABEL)
+            balances = await Budgets(redis, self.keys).read([Account("acme", scope) for scope in scopes])
+            return {
+                "keys": held,
+                "used": await keyring.last_used([key.sha256 for key in held]),
+                "raises": [balance.raised for balance in balances],
+                "tokens": await TokenBudgets(client, self.keys).listed(["acme"]),
+                "switches": await GuidanceSwitchStore(redis, self.keys).read(),
+                "audit": (await self.audit())[::-1],
+            }
+
+    async def audit(self) -> list[Any]:
+        async with Redis.from_url(self.url) as redis:
+            trail = AuditTrail(redis, self.keys.keyring().audit)
+            return [entry for entry in await trail.read(1000) if entry.action != "keys.import"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, redis_url: str) -> Installation:
+    return Installation(tmp_path / "here", redis_url)
+
+
+@pytest.fixture
+def there(tmp_path: Path, redis_url: str) -> Installation:
+    return Installation(tmp_path / "there", redis_url)
+
+
+def filled(here: Installation) -> list[str]:
+    """Give an installation keys in every state, raises, switches and an audit trail. Return the keys."""
+    until_s = int(time.time()) + 86_400
+
+    async def fill() -> list[str]:
+        tokens = [await here.create(one) for one in ("ci", "old", "rotated")]
+        tokens.append(await here.create("dated", expiry=KeyExpiry(in_s=3600)))
+        await here.revoke("old")
+        await here.rotate("rotated")
+        for number, scope in enumerate((TENANT, KEY, LABEL), 1):
+            await here.raise_budget(scope, f"{number}.25", until_s + number)
+        async with here.opened() as client:
+            await TokenBudgets(client, here.keys).keep("acme", "staff:ada", until_s)
+        await here.raise_budget(TOKENS, "0.000000000001", until_s)
+        for off in (GuidanceScope(), GuidanceScope("acme"), GuidanceScope("acme", "org/chat")):
+            await here.switch_off(off)
+        return tokens
+
+    return asyncio.run(fill())
+
+
+def exported(here: Installation, file: Path) -> list[dict[str, Any]]:
+    done = here.keys_run("export", "-o", file)
+    assert done.returncode == 0, done
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_an_import_reproduces_keys_raises_switches_and_the_audit_trail(
+    here: Installation, there: Installation, tmp_path: Path
+) -> None:
+    tokens, file = filled(here), tmp_path / "keys.jsonl"
+    before = asyncio.run(here.state())
+    lines = exported(here, file)
+    assert [line["type"] for line in lines].count("key") == 5
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not [token for token in tokens if token[6:] in file.read_text()], (
+        "of a key, only the six characters of a hint"
+    )
+    done = there.keys_run("import", file, "--actor", "dave")
+    assert done.returncode == 0, done
+    assert "Imported: keys: 5, raises: 4, guidance switches: 3, audit entries: 9" in done.stdout
+    after = asyncio.run(there.state())
+    assert after == before
+    assert [key.status(time.time()) for key in after["keys"]] == ["active", "active", "revoked", "active", "grace"]
+
+
+def test_a_second_import_changes_nothing(here: Installation, there: Installation, tmp_path: Path) -> None:
+    filled(here)
+    exported(here, tmp_path / "keys.jsonl")
+    there.keys_run("import", tmp_path / "keys.jsonl")
+    before = exported(there, tmp_path / "first.jsonl")
+    done = there.keys_run("import", tmp_path / "keys.jsonl")
+    assert done.returncode == 0, done
+    assert "Imported: keys: 0, raises: 0, guidance switches: 0, audit entries: 0\n" in done.stdout
+    assert "Already in Redis: keys: 5, raises: 4, guidance switches: 3, audit entries: 9" in done.stdout
+    assert exported(there, tmp_path / "second.jsonl") == before
+
+
+def test_what_redis_has_stays_and_is_listed(here: Installation, there: Installation, tmp_path: Path) -> None:
+    """A key with another hash, another raise and another switch. All other lines are imported."""
+    until_s = int(time.time()) + 3600
+    filled(here)
+    file = tmp_path / "keys.jsonl"
+    lines = exported(here, file)
+    asyncio.run(there.create("ci"))
+    asyncio.run(there.raise_budget(TENANT, "7", until_s))
+    asyncio.run(there.switch_off(GuidanceScope("acme")))
+    kept = asyncio.run(there.state())
+    done = there.keys_run("import", file)
+    numbers = {
+        number
+        for number, line in enumerate(lines, 1)
+        if (line.get("id"), line.get("scope"), line.get("route", "")) == ("ci", None, "")
+        or line.get("scope") == "tenant"
+        or (line["type"] == "guidance_off" and line["tenant"] == "acme" and line["route"] is None)
+    }
+    assert done.returncode == 1
+    assert {int(one.split(":")[1]) for one in done.stderr.splitlines() if "different" in one} == numbers
+    assert f"{file}:1: key 'ci' of tenant 'acme' is different in Redis" in done.stderr
+    assert "Imported: keys: 4, raises: 3, guidance switches: 2" in done.stdout
+    after = asyncio.run(there.state())
+    assert [key for key in after["keys"] if key.id == "ci"] == kept["keys"]
+    assert after["raises"][0] == kept["raises"][0] == Raise(Decimal(7), until_s)
+    assert after["switches"][GuidanceScope("acme")] == kept["switches"][GuidanceScope("acme")]
+
+
+def test_a_key_under_another_name_is_different(here: Installation, there: Installation, tmp_path: Path) -> None:
+    filled(here)
+    file = tmp_path / "keys.jsonl"
+    exported(here, file)
+    there.keys_run("import", file)
+    lines = file.read_text().splitlines()
+    file.write_text(lines[0].replace('"id":"ci"', '"id":"renamed"'))
+    done = there.keys_run("import", file)
+    assert (done.returncode, "key 'renamed' of tenant 'acme' is different in Redis" in done.stderr) == (1, True)
+
+
+def test_the_imported_audit_trail_is_sorted_by_time(here: Installation, there: Installation, tmp_path: Path) -> None:
+    """Redis has older and newer entries than the file. Later entries follow."""
+    asyncio.run(there.create("first"))
+    asyncio.run(here.create("second"))
+    asyncio.run(there.create("third"))
+    exported(here, tmp_path / "keys.jsonl")
+    assert there.keys_run("import", tmp_path / "keys.jsonl").returncode == 0
+    asyncio.run(there.create("fourth"))
+    entries = asyncio.run(there.audit())[::-1]
+    assert [entry.subject for entry in entries] == ["first", "second", "third", "fourth"]
+    assert [entry.at for entry in entries] == sorted(entry.at for entry in entries)
+
+
+def test_an_import_is_in_the_audit_trail(here: Installation, there: Installation, tmp_path: Path) -> None:
+    asyncio.run(here.create("ci"))
+    exported(here, tmp_path / "keys.jsonl")
+    there.keys_run("import", tmp_path / "keys.jsonl", "--actor", "dave")
+    audit = [line for line in exported(there, tmp_path / "after.jsonl") if line["type"] == "audit"]
+    assert [(line["actor"], line["action"]) for line in audit] == [("carol", "key.create"), ("dave", "keys.import")]
+    assert json.loads(audit[-1]["after"])["keys"] == 1
+
+
+def test_a_raise_that_ended_is_omitted(there: Installation, tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    file.write_text('{"type":"raise","tenant":"acme","scope":"tenant","usd":5,"until":1700000000}\n')
+    done = there.keys_run("import", file)
+    assert (done.returncode, "Omitted: 1 raise that ended" in done.stdout) == (0, True)
+    assert exported(there, tmp_path / "after.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "Input data was truncated"),
+        ('{"type":"budget"}', "Invalid value 'budget' - at `$.type`"),
+        ('{"type":"raise","tenant":"acme","scope":"tenant","usd":5}', "missing required field `until`"),
+        ('{"type":"raise","tenant":"acme","scope":"tenant","usd":0,"until":1}', "usd: must be above 0"),
+        ('{"type":"raise","tenant":"acme","scope":"chat","usd":5,"until":1}', "at `$.scope`"),
+        ('{"type":"audit","id":"0-0"}', "at `$.id`"),
+        ('{"type":"guidance_off","tenant":null,"route":"chat","off":{"since_s":1}}', "route: needs a tenant"),
+        ('{"type":"key","tenant":"a|b"}', "at `$.tenant`"),
+        ("budget", "max_budget"),
+        ("again", "key 'ci' of tenant 'acme' is also in line 1"),
+    ],
+)
+def test_an_invalid_line_is_named_and_nothing_is_written(
+    here: Installation, there: Installation, tmp_path: Path, line: str, words: str
+) -> None:
+    asyncio.run(here.create("ci"))
+    file = tmp_path / "keys.jsonl"
+    exported(here, file)
+    first = file.read_text().splitlines()[0]
+    known = {"budget": first.replace("0.1", "-1").replace("ci", "other"), "again": first}
+    file.write_text(f"{file.read_text()}\n{known.get(line, line)}\n")
+    done = there.keys_run("import", file)
+    assert done.returncode == 1
+    assert f"{file}:4: " in done.stderr
+    assert words in done.stderr
+    assert "Nothing was imported." in done.stderr
+    assert exported(there, tmp_path / "after.jsonl") == []
+
+
+def test_without_a_file_the_export_is_on_standard_output(here: Installation, tmp_path: Path) -> None:
+    asyncio.run(here.create("ci"))
+    done = here.keys_run("export")
+    exported(here, tmp_path / "keys.jsonl")
+    assert done.stdout == (tmp_path / "keys.jsonl").read_text()
+    assert done.stderr == "keys: 1, raises: 0, guidance switches: 0, audit entries: 1\n"
+    assert "cannot be read: No such file" in here.keys_run("import", tmp_path / "missing").stderr
