@@ -27,7 +27,8 @@ _SHIFT_S = {"h": 0, "d": 0, "w": 3 * 86_400}  # 1970 began on a Thursday, and we
 KEPT_S = 34_214_400
 """Seconds for which Redis keeps an unused budget: 396 days. exchange.lua has the same constant."""
 MAX_RAISE_S = 366 * 86_400
-_SHARES = 100  # parts of a rolling budget's period; exchange.lua has the same constant
+SHARES = 100
+"""Parts of a rolling budget's period. exchange.lua has the same constant."""
 _KEYS_PER_SCAN = 1_000
 _FIELDS = ("period", "spent", "reserved", "raise", "raise_until")
 _MICRO = 1_000_000
@@ -42,10 +43,18 @@ def period_id(unit: str, count: int, now_s: int) -> str:
 
 def period_end(unit: str, count: int, now_s: int) -> int:
     """Return the end of the period that contains `now_s`, in Unix seconds."""
-    following = (_units_since_epoch(unit, now_s) // count + 1) * count
+    return _start_of_unit(unit, (_units_since_epoch(unit, now_s) // count + 1) * count)
+
+
+def period_start(unit: str, count: int, now_s: int) -> int:
+    """Return the start of the period that contains `now_s`, in Unix seconds."""
+    return _start_of_unit(unit, _units_since_epoch(unit, now_s) // count * count)
+
+
+def _start_of_unit(unit: str, number: int) -> int:
     if unit == "mo":
-        return int(datetime(following // 12, following % 12 + 1, 1, tzinfo=UTC).timestamp())
-    return following * _SECONDS[unit] - _SHIFT_S[unit]
+        return int(datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp())
+    return number * _SECONDS[unit] - _SHIFT_S[unit]
 
 
 def _units_since_epoch(unit: str, now_s: int) -> int:
@@ -219,8 +228,8 @@ def _balance(terms: BudgetTerms, held: Sequence[bytes | None], ring: dict[bytes,
     period, spent, reserved, raised, raised_until = held
     now_s = now_us // _MICRO
     if not terms.aligned:
-        length_us = terms.seconds * _MICRO // _SHARES
-        spent_pico = ring_sum(ring, "usd", now_us=now_us, length_us=length_us, last=_SHARES)
+        length_us = terms.seconds * _MICRO // SHARES
+        spent_pico = ring_sum(ring, "usd", now_us=now_us, length_us=length_us, last=SHARES)
     else:
         present = (period or b"").decode() == period_id(terms.unit, terms.count, now_s)
         spent_pico = int(spent or 0) if present else 0

@@ -1,29 +1,36 @@
-"""`gkt-gateway budgets`: list budgets, and raise one, at a running gateway."""
+"""`gkt-gateway budgets`: list budgets and raise one at a running gateway; restore their spend from receipts."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 import typer
 from rich.text import Text
 
 from gateway.cli.admin_client import ActorOption, AdminClient, ConfigOption, UrlOption, usd_of, without_none
-from gateway.cli.lazy import CONFIG, SETTINGS
-from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
+from gateway.cli.lazy import CONFIG, SETTINGS, config_option
+from gateway.cli.tables import JsonOption, console_for, counted, in_json, plain_table, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gateway.cli.budgets_rebuild import Rebuilt
+
+StoresConfigOption: TypeAlias = Annotated[
+    Path, config_option(help="Configuration file, for Redis, the usage database and the policies.")
+]
+
 budgets = typer.Typer(
     name="budgets",
     help=(
-        "List the budgets of tenants and keys, and raise one temporarily.\n\nBudgets are configured in policy files "
-        "and keys. A raise is added to a budget, takes effect with the next request in every process, and ends by "
-        "itself. These commands call the admin listener of a running gateway, at admin.host and admin.port of "
-        "config.yaml or at --url. They send the admin key from the environment variable GKT_ADMIN_KEY or from "
-        "admin.key of config.yaml.\n\nSee `gkt-gateway docs policies`."
+        "List the budgets of tenants and keys, raise one temporarily, and restore spend from receipts.\n\nBudgets are "
+        "configured in policy files and keys. A raise is added to a budget, takes effect with the next request in "
+        "every process, and ends by itself. `list` and `raise` call the admin listener of a running gateway, at "
+        "admin.host and admin.port of config.yaml or at --url. They send the admin key from the environment variable "
+        "GKT_ADMIN_KEY or from admin.key of config.yaml.\n\nSee `gkt-gateway docs policies`."
     ),
     **SETTINGS,
 )
@@ -114,6 +121,48 @@ def raise_budget(
     path = f"/budgets/{quote(tenant, safe='')}{of}/raise"
     budget = AdminClient(url, config, keyed=True).call("POST", path, body, actor=actor)
     typer.echo(in_json(budget) if as_json else raise_result(budget))
+
+
+@budgets.command()
+def rebuild(config: StoresConfigOption = CONFIG) -> None:
+    """Restore the spend of running budget periods from receipts, after Redis lost it.
+
+    Stop all gateways first. The command adds up the receipts of the usage database and of the outboxes in Redis, each
+    once. It raises the spend of each budget to the sum of its receipts, and never lowers it, so that it can be
+    repeated. Budgets are those of the present policies and keys: run `keys import` first.
+
+    Requests count in the period in which they ended. Warnings name budgets with periods that began before usage.keep,
+    and unknown keys. See `gkt-gateway docs deployment#restore`.
+    """
+    from gateway.cli.budgets_rebuild import rebuild as rebuilt  # imported here: it imports the usage database
+    from gateway.cli.stores import configuration_of, result_of
+
+    print_rebuilt(result_of(rebuilt(*configuration_of(config))))
+
+
+def print_rebuilt(rebuilt: Rebuilt) -> None:
+    """Print the raised budgets, and warn of budgets that may be too low."""
+    raised = [budget for budget in rebuilt.budgets if budget.after_usd != budget.before_usd]
+    if raised:
+        table = plain_table("tenant", "budget of", "spent before", "spent now", right=slice(2, None))
+        for budget in raised:
+            table.add_row(
+                Text(budget.account.tenant),
+                Text(budget.account.scope.name),
+                _usd(budget.before_usd),
+                _usd(budget.after_usd),
+            )
+        console_for(pipe_width=160).print(table)
+    read = f"{counted(rebuilt.receipts, 'receipt')} read, {counted(len(rebuilt.budgets), 'budget')} with spend"
+    typer.echo(f"{read}: {len(raised)} raised, {len(rebuilt.budgets) - len(raised)} unchanged")
+    for account in rebuilt.incomplete:
+        typer.echo(
+            f"Warning: the period of {account.scope.name} of tenant {account.tenant} began before usage.keep. It may "
+            "have spent more than its remaining receipts.",
+            err=True,
+        )
+    for tenant, key_id in sorted(rebuilt.unknown):
+        typer.echo(f"Warning: receipts have the key {key_id} of tenant {tenant}, which does not exist.", err=True)
 
 
 _BAR = 20

@@ -22,7 +22,7 @@ SECTIONS = {
         "check": "Validate the configuration and all policies. Print every issue with its file and line.",
         "schema": "Print a JSON Schema, for completion and validation in editors.",
         "keys": "Create, list, rotate, revoke, export and import API keys.",
-        "budgets": "List the budgets of tenants and keys, and raise one temporarily.",
+        "budgets": "List the budgets of tenants and keys, raise one temporarily, and restore spend from receipts.",
         "guidance": "Switch guidance off and on for a route, a tenant or everything.",
         "usage": "Show usage and cost, and maintain the usage database.",
         "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",

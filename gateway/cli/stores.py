@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from gateway.config.settings import Settings
+    from gateway.policy.book import PolicySet
 
 ConfigOption: TypeAlias = Annotated[
     Path, config_option(help="The gateway's configuration file, for Redis and the usage database.")
@@ -38,10 +39,16 @@ class Stores(NamedTuple):
 
 
 def settings_of(config: Path) -> Settings:
-    """Return the settings. Raises ConfigError, and StartupError where the file does not exist."""
+    """Return the settings; see `configuration_of`."""
+    return configuration_of(config)[0]
+
+
+def configuration_of(config: Path) -> tuple[Settings, PolicySet]:
+    """Return settings and policies. Raises ConfigError, and StartupError where the file does not exist."""
     if not config.exists():
         raise StartupError(f"There is no {config}. Name the configuration file with --config.")
-    return ConfigFiles.open(config)[0]
+    settings, policies, _ = ConfigFiles.open(config)
+    return settings, policies
 
 
 @asynccontextmanager
