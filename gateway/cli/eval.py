@@ -25,7 +25,7 @@ eval = typer.Typer(  # noqa: A001  the command's name
     help=(
         "Measure accuracy, cost and speed of teacher, student and guided student on your questions.\n\n"
         "1. `gkt-gateway eval run FOLDER` sends the questions to real models and stores every answer in FOLDER. "
-        "Without options it uses small models on this machine and generated word problems.\n\n"
+        "Without options it uses small models on this machine and 200 word problems of GSM8K.\n\n"
         "2. `gkt-gateway eval report FOLDER` reports accuracy, cost and speed of each setting, with confidence "
         "intervals.\n\n"
         "3. `gkt-gateway eval recommend FOLDER` selects the setting that pays, if any, and writes a policy.\n\n"

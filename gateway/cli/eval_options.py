@@ -25,7 +25,11 @@ data_option = partial(typer.Option, rich_help_panel="Questions")
 engine_option = partial(typer.Option, rich_help_panel="Engines")
 
 Data: TypeAlias = Annotated[
-    str, data_option(help="Questions: generated, generated-choices, gsm8k, csqa, or a JSON Lines file.")
+    str,
+    data_option(
+        help="Questions: gsm8k (word problems) or csqa (five choices), of which the package has 200 each, or a JSON "
+        "Lines file."
+    ),
 ]
 SkipBad: TypeAlias = Annotated[bool, data_option("--skip-bad", help="Skip invalid lines.")]
 Scorer: TypeAlias = Annotated[

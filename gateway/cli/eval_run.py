@@ -18,7 +18,7 @@ _LIST = "One value, or several separated by commas."
 
 def run(
     folder: Annotated[Path, typer.Argument(help="Folder of the run. An existing run is resumed.")],
-    data: eval_options.Data = "generated",
+    data: eval_options.Data = "gsm8k",
     limit: Annotated[int | None, eval_options.data_option(min=1, help="Use at most this many questions.")] = None,
     sample: Annotated[
         int | None, eval_options.data_option(min=1, help="Use a random sample of this size, drawn with --seed.")
@@ -87,9 +87,9 @@ def run(
 ) -> None:
     """Answer every question under every setting of a grid with real models, and store the answers.
 
-    `gkt-gateway eval run FOLDER --limit 20` runs 20 word problems with small models on this machine. The settings are
-    the teacher alone, the student alone, and the student after 20, 40 and 80 tokens of guidance. The run takes some
-    minutes, and downloads 1.6 GB of weights the first time.
+    `gkt-gateway eval run FOLDER --limit 20` runs 20 word problems of GSM8K with small models on this machine. The
+    settings are the teacher alone, the student alone, and the student after 20, 40 and 80 tokens of guidance. The run
+    takes some minutes, and downloads 1.6 GB of weights the first time.
 
     All calls of the teacher come first, then those of the student, so that one machine runs only one of them at a time.
     After Ctrl-C, a kill or an engine failure, the same command resumes the run without losing answers. More settings
@@ -97,7 +97,7 @@ def run(
     """
     from gateway.cli.eval_run_session import EvalSession, hold
     from gateway.evaluation.pair import ConfiguredPair
-    from gateway.evaluation.questions.data import DEFAULT_COUNT, QuestionRange, load
+    from gateway.evaluation.questions.data import QuestionRange, load
     from gateway.evaluation.scoring import plug_in
     from gateway.evaluation.setting import RunLibrary, read_grid, settings_of
 
@@ -122,13 +122,9 @@ def run(
     parsed_grid = read_grid(grid, options)
     part = QuestionRange(offset=offset, limit=limit, sample=sample, seed=parsed_grid.seed)
     only_chats = "completion" not in parsed_grid.forms
-    # Generated questions are made in the number that the options need.
-    count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
     loaded = load(
         data,
         part,
-        count=count,
-        seed=part.seed,
         scorer=scorer,
         exemplars_file=exemplars,
         skip_bad=skip_bad,

@@ -37,7 +37,6 @@ class Question:
         answer: The correct answer as its scorer reads it: a number, a choice's letter, a text.
         scorer: Name of the scorer (`scoring.SCORERS`).
         options: Parameters of the scorer: the choices by letter, a pattern.
-        steps: Number of steps to the answer, if known.
         messages: Role and text of a chat's messages, the last one of the user; empty: the chat is `text` alone.
     """
 
@@ -46,7 +45,6 @@ class Question:
     answer: str
     scorer: str
     options: tuple[tuple[str, str], ...] = ()
-    steps: int | None = None
     messages: tuple[tuple[str, str], ...] = ()
 
 

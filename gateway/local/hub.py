@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.utils.tqdm import tqdm
@@ -17,27 +17,19 @@ if TYPE_CHECKING:
 REACH_LIMIT_S = 4.0
 
 
-def download(
-    repo: str,
-    file: str,
-    staging: Path,
-    *,
-    report: Callable[[int], None],
-    kind: Literal["model", "dataset"] = "model",
-) -> Path:
-    """Download `file` of `repo` into `staging` and return its path. Interrupted downloads are resumed.
+def download(repo: str, file: str, staging: Path, *, report: Callable[[int], None]) -> Path:
+    """Download `file` of the model `repo` into `staging` and return its path. Interrupted downloads are resumed.
 
     Call `report` with the number of bytes so far. Raises WeightsUnavailable if HF_HUB_OFFLINE is set, or the hub failed
     or did not answer in `REACH_LIMIT_S` seconds.
     """
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailable("the hub is disabled (HF_HUB_OFFLINE is set)")
-    _reach(hf_hub_url(repo, file, repo_type=kind))
+    _reach(hf_hub_url(repo, file))
     try:
         path = hf_hub_download(
             repo,
             file,
-            repo_type=kind,
             local_dir=staging,
             etag_timeout=REACH_LIMIT_S,
             tqdm_class=_bar(report),

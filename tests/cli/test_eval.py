@@ -25,7 +25,7 @@ RUN = (
 @pytest.mark.models
 @pytest.mark.timeout(300)  # a busy machine is slow
 @pytest.mark.long
-def test_a_run_of_synthetic_problems_is_reported_judged_and_resumed(tmp_path: Path) -> None:
+def test_a_run_of_the_shipped_questions_is_reported_judged_and_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "my-run"
     done = run("eval", "run", str(folder), "--limit", "1", *RUN)
     assert done.returncode == 0, done.stderr

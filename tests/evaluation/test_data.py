@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import ConfigError, StartupError
+from gateway.evaluation.folder import digest
 from gateway.evaluation.questions.data import MAX_ISSUES_SHOWN, NAMES, LoadedData, QuestionRange, load
+from gateway.evaluation.record import read_run
+from gateway.evaluation.scoring import SCORERS
+from tests.kit.records import records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,19 +202,19 @@ def test_a_name_that_is_neither_file_nor_data_set_names_the_nearest() -> None:
 
 
 def test_offset_and_limit_take_a_part_in_order() -> None:
-    every = load("generated", count=30)
-    assert ids(load("generated", QuestionRange(offset=5, limit=3), count=30)) == ids(every)[5:8]
-    assert ids(load("generated", QuestionRange(offset=28, limit=9), count=30)) == ids(every)[28:]
+    every = load("gsm8k")
+    assert ids(load("gsm8k", QuestionRange(offset=5, limit=3))) == ids(every)[5:8]
+    assert ids(load("gsm8k", QuestionRange(offset=198, limit=9))) == ids(every)[198:]
 
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
-    every = ids(load("generated", count=100))
-    drawn = ids(load("generated", QuestionRange(sample=10), count=100))
+    every = ids(load("csqa"))
+    drawn = ids(load("csqa", QuestionRange(sample=10)))
     assert len(drawn) == 10
     assert drawn == [one for one in every if one in drawn] != every[:10]
-    assert drawn == ids(load("generated", QuestionRange(sample=10), count=100))
-    assert drawn != ids(load("generated", QuestionRange(sample=10, seed=1), count=100))
-    assert set(drawn) < set(ids(load("generated", QuestionRange(sample=20), count=100)))
+    assert drawn == ids(load("csqa", QuestionRange(sample=10)))
+    assert drawn != ids(load("csqa", QuestionRange(sample=10, seed=1)))
+    assert set(drawn) < set(ids(load("csqa", QuestionRange(sample=20))))
 
 
 def test_a_part_that_cannot_be_is_refused() -> None:
@@ -219,18 +223,18 @@ def test_a_part_that_cannot_be_is_refused() -> None:
 
 
 def test_an_offset_past_the_end_is_rejected() -> None:
-    with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips all of them"):
-        load("generated", QuestionRange(offset=5), count=5)
+    with pytest.raises(StartupError, match="data set 'gsm8k' has 200 questions: --offset 200 skips all of them"):
+        load("gsm8k", QuestionRange(offset=200))
 
 
 def test_a_scorer_may_be_named_for_all() -> None:
-    assert {one.scorer for one in load("generated", scorer="contains", count=5).questions} == {"contains"}
+    assert {one.scorer for one in load("gsm8k", scorer="contains").questions} == {"contains"}
     own = "gateway.evaluation.scoring:contains"
-    assert {one.scorer for one in load("generated", scorer=own, count=5).questions} == {own}
+    assert {one.scorer for one in load("gsm8k", scorer=own).questions} == {own}
     with pytest.raises(StartupError, match=r"--scorer: unknown scorer 'exakt'.* Did you mean 'exact'"):
-        load("generated", scorer="exakt")
+        load("gsm8k", scorer="exakt")
     with pytest.raises(StartupError, match="has no function 'none'"):
-        load("generated", scorer="gateway.evaluation.scoring:none")
+        load("gsm8k", scorer="gateway.evaluation.scoring:none")
 
 
 def test_questions_differ_only_by_question_and_answer(tmp_path: Path) -> None:
@@ -241,22 +245,31 @@ def test_questions_differ_only_by_question_and_answer(tmp_path: Path) -> None:
 
 
 def test_our_own_exemplars_go_with_numbers_and_choices_and_with_nothing_else(tmp_path: Path) -> None:
-    assert len(load("generated", count=3).exemplars) == 8
-    assert len(load("generated-choices", count=3).exemplars) == 7
+    assert len(load("gsm8k").exemplars) == 8
+    assert len(load("csqa").exemplars) == 7
     assert load(str(write(tmp_path, {"question": "a", "answer": "b"}))).exemplars == ()
 
 
 def test_exemplars_of_a_file_win(tmp_path: Path) -> None:
     path = tmp_path / "shots.yaml"
     path.write_text("- question: One and one?\n  answer: The answer is 2.\n")
-    (exemplar,) = load("generated", count=3, exemplars_file=path).exemplars
+    (exemplar,) = load("gsm8k", exemplars_file=path).exemplars
     assert (exemplar.question, exemplar.answer) == ("One and one?", "The answer is 2.")
 
 
-def test_generated_data_are_the_same_for_a_seed() -> None:
-    assert load("generated", count=9, seed=4).questions == load("generated", count=9, seed=4).questions
-    assert load("generated", count=9, seed=4).questions != load("generated", count=9, seed=5).questions
-    assert {"generated", "generated-choices"} < set(NAMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_questions_are_those_of_the_recorded_runs(name: str) -> None:
+    """The records name the first 200 questions of the same split, by their hash."""
+    data = load(name)
+    assert (data.name, len(data.questions)) == (name, 200)
+    manifest = read_run(records() / name).manifest
+    assert (manifest.questions, manifest.data_sha256) == (200, digest(data.questions))
+
+
+@pytest.mark.parametrize(("name", "answer"), [("gsm8k", "The answer is {}."), ("csqa", "The answer is ({}).")])
+def test_every_shipped_answer_is_scored_as_right(name: str, answer: str) -> None:
+    for question in load(name).questions:
+        assert SCORERS[question.scorer](answer.format(question.answer), question).correct, question.text
 
 
 @pytest.mark.parametrize(

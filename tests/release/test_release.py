@@ -186,6 +186,11 @@ def test_the_wheel_contains_each_file_of_the_package_and_each_page(built: dict[s
     expected = {name: (ROOT / name).read_bytes() for name in tracked("gateway")}
     expected |= {name.replace("docs/", "gateway/documentation/", 1): (ROOT / name).read_bytes() for name in pages}
     assert held == expected
+    license_of_questions = "gateway/evaluation/questions/shipped/LICENSE.md"
+    assert {license_of_questions, "gateway/evaluation/questions/shipped/gsm8k.jsonl"} <= set(held)
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"gkt_gateway-{__version__}.dist-info"
+        assert archive.read(f"{info}/licenses/{license_of_questions}") == held[license_of_questions]
 
 
 @pytest.mark.long
