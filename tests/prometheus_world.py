@@ -52,7 +52,7 @@ seed: 2
 faults: {fail_500: 0.1}
 """
 _SHORT = {"connect": "500ms", "first_token": "500ms", "idle": "500ms", "total": "1s"}
-_SHORT_COOLDOWN = {"cooldown": "200ms", "max_cooldown": "1s"}
+_SHORT_COOLDOWN = {"cooldown": "50ms"}
 """The teacher fails so often that cooldowns of up to 30 s would outlast several loads."""
 _HUNG = """
 model: hung

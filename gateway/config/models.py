@@ -83,19 +83,8 @@ class BreakerSettings(StrictModel):
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
     """Consecutive failures that open the breaker: of connections and probes for all, of calls for their tenant."""
     cooldown_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="cooldown")
-    """First cooldown, in which no call is made. The next call after it is a trial."""
-    max_cooldown_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(
-        30.0, alias="max_cooldown", validate_default=True
-    )
-    """Longest cooldown. Each failed trial doubles the cooldown up to this limit."""
-
-    @field_validator("max_cooldown_s")
-    @classmethod
-    def _not_below_first_cooldown(cls, max_cooldown_s: float, info: ValidationInfo) -> float:
-        cooldown_s = info.data.get("cooldown_s", 0.0)
-        if max_cooldown_s < cooldown_s:
-            raise InvalidValue(f"must be at least breaker.cooldown, which is {cooldown_s:g}s")
-        return max_cooldown_s
+    """First cooldown, in which no call is made. The next call after it is a trial. Each failed trial doubles the
+    cooldown, up to 30 times the first one."""
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")

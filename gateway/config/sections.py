@@ -276,10 +276,6 @@ class TracingSettings(StrictModel):
     """Whether a caller's traceparent header continues its trace, with the caller's sampling decision."""
     propagate: Flag = True
     """Whether calls to engines carry a traceparent header."""
-    max_queue: Annotated[Whole, Field(ge=64, le=1_000_000)] = 8192
-    """Most spans of one process that wait for export. Further spans are dropped and counted."""
-    timeout_s: Annotated[Duration, duration_between("100ms", "1m")] = Field(10.0, alias="timeout")
-    """Timeout of one export, retries included."""
 
 
 class LogSettings(StrictModel):

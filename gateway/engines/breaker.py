@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BreakerState = Literal["closed", "open", "half_open"]
 
+# The upper bound on a cooldown, relative to the first one.
+_LONGEST_COOLDOWN = 30
 # The upper bound on a pause that an engine requests, and on a sleep that no probe confirms.
 _MAX_PAUSE_S = 60.0
 # During a requested pause, one call of the tenant passes in this time.
@@ -22,11 +24,10 @@ _PAUSE_TRIAL_S = 1.0
 
 
 class BreakerRule(NamedTuple):
-    """Refuse calls for `cooldown_s` after `failures` consecutive failures."""
+    """Refuse calls for `cooldown_s` after `failures` consecutive failures. Each failed trial doubles the cooldown."""
 
     failures: int = 5
     cooldown_s: float = 1.0
-    max_cooldown_s: float = 30.0  # each failed trial doubles the cooldown, up to this
 
 
 class BreakerCall(NamedTuple):
@@ -57,7 +58,7 @@ class _Circuit:
             return False
         self.failures += 1
         if self.is_open:
-            longer_s = min(2 * self.cooldown_s, self.rule.max_cooldown_s)
+            longer_s = min(2 * self.cooldown_s, _LONGEST_COOLDOWN * self.rule.cooldown_s)
             self.cooldown_s = longer_s if was_open else self.rule.cooldown_s
             self.cools_until, self.trial_until = now + self.cooldown_s * spread, 0.0
         return self.is_open and not was_open

@@ -59,7 +59,7 @@ async def build(
         engine.state.address = model.api_base
         if tracing is not None:
             engine = _traced(engine, model)
-        breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s, model.breaker.max_cooldown_s))
+        breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.cooldown_s))
         slots = CallSlots(
             model.name,
             model.max_concurrency if "max_concurrency" in model.model_fields_set else None,

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT_SHARE = 0.2
-DEFAULT_FLOOR = 10
+_SHARE = 0.2
+_FLOOR = 10
 
 # The weight of a success or retry decays by 1/e in this time.
 _WINDOW_S = 10.0
@@ -58,16 +58,16 @@ class RetryBudgets:
         for recent in self._recent_of(engine, tenant):
             recent.successes += 1
 
-    def try_acquire(self, engine: str, tenant: str, share: float = DEFAULT_SHARE, floor: int = DEFAULT_FLOOR) -> bool:
+    def try_acquire(self, engine: str, tenant: str) -> bool:
         """Take one retry from the budgets of the tenant and of the engine. Return False if either is exhausted.
 
-        The budget is `share` retries per success, and `floor` retries in ten seconds without any success.
+        The budget is 0.2 retries per success, and 10 retries in ten seconds without any success.
         """
         own, total = self._recent_of(engine, tenant)
-        if own.retries + 1 > floor + share * own.successes:
+        if own.retries + 1 > _FLOOR + _SHARE * own.successes:
             return False
-        is_earned = own.retries + 1 <= share * own.successes
-        if not is_earned and total.retries + 1 > _SHARED_FLOORS * floor + share * total.successes:
+        is_earned = own.retries + 1 <= _SHARE * own.successes
+        if not is_earned and total.retries + 1 > _SHARED_FLOORS * _FLOOR + _SHARE * total.successes:
             return False
         own.retries += 1
         total.retries += 1

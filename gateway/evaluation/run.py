@@ -296,7 +296,7 @@ class StagedRun:
 
     def _engine_set(self, student: RecordingEngine) -> EngineSet:
         # The circuit breaker is disabled, since the run retries calls itself.
-        guarded = GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), self._metrics)
+        guarded = GuardedEngine(student, Breaker(BreakerRule(failures=10**6)), self._metrics)
         return EngineSet({STUDENT: guarded}, self._prices.prices, self._prices.encodings)
 
     async def _run_stage(

@@ -36,7 +36,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._:/-]+", re.ASCII)
 _MAX_NAME = 128
 NAME_RULE = "names are unique, and have only letters, digits and . _ : / -"
 _MAX_FIRST_S = "3600"
-_DEFAULT_CONNECT_S, _DEFAULT_TOTAL_S, _DEFAULT_MAX_COOLDOWN_S = 2, 300, 30
+_DEFAULT_CONNECT_S, _DEFAULT_TOTAL_S = 2, 300
 
 
 class EngineDefaults(NamedTuple):
@@ -297,8 +297,6 @@ class DeploymentConverter:
         if cooldown is not None and (number := context.number(cooldown)) is not None:
             number = context.clamped(cooldown, number, "0.01", "600")
             model.put("breaker", "cooldown", value=duration(number), field=cooldown)
-            if number > _DEFAULT_MAX_COOLDOWN_S:
-                model.put("breaker", "max_cooldown", value=duration(number), field=cooldown)
 
     def _timeouts(self, model: DataBuilder, total_field: SourceField | None, stream_field: SourceField | None) -> None:
         """Add the timeouts. LiteLLM's `timeout` bounds the first token, too, unless there is a `stream_timeout`."""

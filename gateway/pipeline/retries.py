@@ -106,8 +106,7 @@ class RequestRetries:
         """
         if self._remaining() <= others:
             return self._refuse(engine, "request")
-        rule = self._builder.plan.retries
-        if not self._budgets.try_acquire(engine, self._builder.tenant, rule.share, rule.floor):
+        if not self._budgets.try_acquire(engine, self._builder.tenant):
             return self._refuse(engine, "engine")
         return True
 

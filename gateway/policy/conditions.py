@@ -6,7 +6,6 @@ matched.
 
 from __future__ import annotations
 
-import operator
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT_CHARS = 64_000
 _MAX_NUMBER = 2**53
-_BOUNDS = (
-    ("eq", "", operator.eq), ("gte", "at least ", operator.ge), ("gt", "more than ", operator.gt),
-    ("lte", "at most ", operator.le), ("lt", "less than ", operator.lt),
-)  # fmt: skip
 _MAX_REASONS = 3
 
 
@@ -45,37 +40,29 @@ class NumberRange(StrictModel):
 
     gte: Bound | None = None
     """At least this number."""
-    gt: Bound | None = None
-    """More than this number."""
-    lte: Bound | None = None
-    """At most this number."""
     lt: Bound | None = None
     """Less than this number."""
-    eq: Bound | None = None
-    """Exactly this number."""
 
     @model_validator(mode="after")
     def _is_satisfiable(self) -> NumberRange:
-        low = max(0, self.gte or 0, -1 if self.gt is None else self.gt + 1, self.eq or 0)
-        high = min(
-            _MAX_NUMBER if one is None else one for one in (self.lte, None if self.lt is None else self.lt - 1, self.eq)
-        )
-        if not self.model_fields_set:
-            raise InvalidValue("empty: write a number, or one or two of gte, gt, lte, lt")
-        if low > high:
+        if self.gte is None and self.lt is None:
+            raise InvalidValue("empty: write a number, or bounds: gte, lt or both")
+        if self.lt is not None and self.lt <= (self.gte or 0):
             raise InvalidValue("no number satisfies all bounds")
         return self
 
     def mismatch(self, number: int) -> str | None:
         """Return the first bound that the number violates; None if it satisfies all."""
-        for name, sign, holds in _BOUNDS:
-            if (bound := getattr(self, name)) is not None and not holds(number, bound):
-                return f"not {sign}{bound}"
+        if self.gte is not None and number < self.gte:
+            return f"not at least {self.gte}"
+        if self.lt is not None and number >= self.lt:
+            return f"not less than {self.lt}"
         return None
 
 
 def _bounds(value: object) -> object:
-    return {"eq": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    """Return the bounds of a single number."""
+    return {"gte": value, "lt": value + 1} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 NumberIs: TypeAlias = Annotated[NumberRange, BeforeValidator(_bounds, json_schema_input_type=Bound | NumberRange)]

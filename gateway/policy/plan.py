@@ -148,8 +148,6 @@ class Plan(Record, frozen=True):
 
     @property
     def max_retries(self) -> int:
-        """Return the maximum retries over all engines."""
-        if self.retries.max_per_request is not None:
-            return self.retries.max_per_request
+        """Return the most retries over all engines: `num_retries`, and one for each further student and the teacher."""
         others = max(0, len(self.students) - 1)
         return self.retries.num_retries + others + int(self.guidance is not None)

@@ -63,8 +63,6 @@ class QualityRule(StrictModel):
     min_agreement: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Lowest mean agreement of guided answers with the teacher's. Below it, guidance of the route is switched off until
     an operator switches it on. None: it is never switched off."""
-    min_samples: Annotated[Whole, Field(ge=10, le=10_000)] = 20
-    """Fewest comparisons that may switch guidance off."""
     fallback: Literal["teacher", "student"] = "teacher"
     """Engine that answers while guidance is switched off by min_agreement. The teacher costs more than guidance."""
 
@@ -109,13 +107,6 @@ class RetryRule(StrictModel):
     """Retries at the same engine before the next student is called."""
     backoff_s: Annotated[Duration, duration_between("1ms", "10s")] = Field(0.1, alias="backoff")
     """The first pause; each later pause is twice as long, with jitter."""
-    max_per_request: Annotated[Whole, Field(ge=0, le=30)] | None = None
-    """Retries of one request at its teacher and all its students together. Default: num_retries, one for each further
-    student, and one for the teacher of a guided answer."""
-    share: Annotated[Number, Field(ge=0, le=10)] = 0.2
-    """Retries of a tenant at one engine, relative to its calls there that succeeded in the last 10 s."""
-    floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10
-    """Additional retries in 10 s. All tenants of one engine together have twice as many."""
     content_filter: Literal["final", "next_engine"] = "final"
     """A request that the content filter of the teacher or a student refuses. final: the caller gets the refusal.
     next_engine: the student answers instead of the teacher, or the next student instead of the first."""

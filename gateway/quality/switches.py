@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MIN_SAMPLES = 20
+"""Fewer comparisons switch no route off."""
 ENOUGH_EVIDENCE = math.log(10_000)
 """A route whose mean agreement is exactly the bound is switched off once in at least 10,000 comparisons on average."""
 _KEPT_S = 35 * 86_400
@@ -71,7 +73,7 @@ class GuidanceSwitchStore:
         """
         keys = [*self._names, self._keys.window(tenant, route, window)]
         what = (tenant, route, arrived_s * _MICRO, repr(agreement), repr(float(rule.min_agreement or 0)))
-        decides = (rule.min_samples, repr(ENOUGH_EVIDENCE), rule.fallback, secrets.token_hex(8), _KEPT_S, _MAX_AUDIT)
+        decides = (MIN_SAMPLES, repr(ENOUGH_EVIDENCE), rule.fallback, secrets.token_hex(8), _KEPT_S, _MAX_AUDIT)
         (reply,) = await self._bound.run([(keys, (*what, *decides))])
         return QualityFall(int(reply[1]), float(reply[2])) if reply[0] else None
 

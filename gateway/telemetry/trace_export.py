@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_MAX_BATCH = 512
+MAX_QUEUE = 8192
+"""Most spans of one process that wait for export."""
+MAX_BATCH = 512
+"""Most spans of one export."""
 _SEND_INTERVAL_MS = 1000
 _SHUTDOWN_TIMEOUT_S = 2.0
 
@@ -40,7 +43,8 @@ class TraceExport:
     """A tracer that exports spans to the configured collector.
 
     The library also reads its own variables: OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_CERTIFICATE and similar,
-    OTEL_EXPORTER_OTLP_COMPRESSION, OTEL_SPAN_*_LIMIT, OTEL_SDK_DISABLED. It does not change global state.
+    OTEL_EXPORTER_OTLP_COMPRESSION, OTEL_EXPORTER_OTLP_TIMEOUT, OTEL_SPAN_*_LIMIT, OTEL_SDK_DISABLED. It does not
+    change global state.
     """
 
     def __init__(self, settings: TracingSettings, instance: str, metrics: Metrics) -> None:
@@ -54,9 +58,8 @@ class TraceExport:
             metrics,
             endpoint=f"{settings.endpoint}/v1/traces",
             headers={name: value.get_secret_value() for name, value in settings.headers.items()} or None,
-            timeout=settings.timeout_s,
         )
-        self._queue = _Bounded(self._exporter, settings.max_queue, metrics)
+        self._queue = _Bounded(self._exporter, metrics)
         provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample)), resource=resource, shutdown_on_exit=False
         )
@@ -101,10 +104,9 @@ class _Counted(OTLPSpanExporter):
 class _Bounded(BatchSpanProcessor):
     """Drop and count spans when the queue is full. The library drops them without a count."""
 
-    def __init__(self, exporter: _Counted, limit: int, metrics: Metrics) -> None:
-        batch = min(_MAX_BATCH, limit)
-        super().__init__(exporter, limit, schedule_delay_millis=_SEND_INTERVAL_MS, max_export_batch_size=batch)
-        self.exporter, self.limit, self.queued = exporter, limit, 0
+    def __init__(self, exporter: _Counted, metrics: Metrics) -> None:
+        super().__init__(exporter, MAX_QUEUE, schedule_delay_millis=_SEND_INTERVAL_MS, max_export_batch_size=MAX_BATCH)
+        self.exporter, self.queued = exporter, 0
         self.dropped = metrics.spans.labels("dropped")
 
     @property
@@ -113,7 +115,7 @@ class _Bounded(BatchSpanProcessor):
         return self.queued - self.exporter.processed
 
     def on_end(self, span: ReadableSpan) -> None:
-        if self.waiting >= self.limit:
+        if self.waiting >= MAX_QUEUE:
             self.dropped.inc()
             return
         self.queued += 1

@@ -31,7 +31,7 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-RULE = BreakerRule(failures=2, cooldown_s=1.0, max_cooldown_s=5.0)
+RULE = BreakerRule(failures=2, cooldown_s=1.0)
 WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
 _ids = itertools.count()
 Play = list[dict[str, Any] | EngineError]

@@ -16,7 +16,7 @@ class Clock:
 def taken(budgets: RetryBudgets, engine: str = "small", tenant: str = "acme") -> int:
     """Take all remaining retries, and return their number."""
     count = 0
-    while budgets.try_acquire(engine, tenant, share=0.2, floor=10):
+    while budgets.try_acquire(engine, tenant):
         count += 1
     return count
 

@@ -265,7 +265,7 @@ def test_the_sample_needs_exactly_its_variables() -> None:
                                                                          "total": "20s"}}),
         ("model: openai/m, stream_timeout: 400", {"timeouts": {"first_token": "400s", "idle": "400s",
                                                               "total": "400s"}}),
-        ("model: openai/m, cooldown_time: 90", {"breaker": {"cooldown": "90s", "max_cooldown": "90s"}}),
+        ("model: openai/m, cooldown_time: 90", {"breaker": {"cooldown": "90s"}}),
     ],
 )  # fmt: skip
 def test_a_deployment_becomes_a_model(params: str, expected: dict[str, Any]) -> None:

@@ -217,7 +217,7 @@ WHEN = "  - {{model: x, mode: student, student: small, when: {}}}\n"
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("{max_tokens: 80}", "{max_tokens: {eq: 80}}"),
+        ("{max_tokens: 80}", "{max_tokens: {gte: 80, lt: 81}}"),
         ("{header: {X-Team: blue}, tools: true}", "{tools: true, header: {x-team: {equals: blue}}}"),
         ("{contains: a}", "{contains: [a]}"),
         ("{matches: 'a+'}", '{matches: "a+"}'),

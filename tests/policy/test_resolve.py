@@ -339,13 +339,12 @@ def test_a_teacher_that_takes_no_prompts_is_compared_with_on_none() -> None:
         ("guided", ["small"], {}, 3),
         ("guided", ["small", "small-b"], {"num_retries": 5}, 7),
         ("guided", ["small"], {"num_retries": 0}, 1),
-        ("guided", ["small", "small-b"], {"max_per_request": 0}, 0),
     ],
 )
 def test_a_request_may_make_a_bounded_number_of_calls_in_the_place_of_failed_ones(
     mode: str, students: list[str], retries: dict[str, int], most: int
 ) -> None:
-    """By default num_retries, one for each further student, and one for the teacher of a guided answer."""
+    """num_retries, one for each further student, and one for the teacher of a guided answer."""
     route = {"model": "chat", "mode": mode, "teacher": "big", "students": students, "retries": retries}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing")))

@@ -15,7 +15,7 @@ from gateway.keys.audit import AuditTrail
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.guidance_off import GuidanceOff, GuidanceScope, GuidanceSwitches
 from gateway.policy.route_rules import QualityRule
-from gateway.quality.switches import GuidanceSwitchStore, QualityFall, SwitchFollower
+from gateway.quality.switches import MIN_SAMPLES, GuidanceSwitchStore, QualityFall, SwitchFollower
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.gauges import GuidanceOffGauge
 from gateway.telemetry.series import SeriesLimit
@@ -41,8 +41,8 @@ class Process:
         return dict(self.switches.off)
 
     async def count(self, agreement: float, window: str = "w", **more: Any) -> QualityFall | None:
-        rule, arrived_s = more.get("rule", RULE), more.get("arrived_s", int(time.time()) + 1)
-        return await self.store.count("acme", "chat", window, rule, arrived_s=arrived_s, agreement=agreement)
+        arrived_s = more.get("arrived_s", int(time.time()) + 1)
+        return await self.store.count("acme", "chat", window, RULE, arrived_s=arrived_s, agreement=agreement)
 
     async def fall_after(self, draw: Any, most: int) -> int | None:
         """Return the number of comparisons until the route falls, or None."""
@@ -120,7 +120,7 @@ async def test_bad_answers_switch_the_route_off_once_over_all_processes(
 ) -> None:
     falls = await asyncio.gather(*(processes[number % 2].count(0.3) for number in range(100)))
     (fall,) = [fall for fall in falls if fall is not None]
-    assert fall.samples >= RULE.min_samples
+    assert fall.samples >= MIN_SAMPLES
     assert fall.agreement == 0.3
     for process in processes:
         (switch,) = (await process.off()).values()
@@ -150,9 +150,8 @@ async def test_a_fall_after_many_good_answers_is_found_soon(processes: list[Proc
 
 
 async def test_few_comparisons_decide_nothing(processes: list[Process]) -> None:
-    rule = QualityRule(min_agreement=0.8, min_samples=40)
-    falls = [await processes[0].count(0.0, rule=rule) for _ in range(40)]
-    assert [number for number, fall in enumerate(falls, 1) if fall is not None] == [40]
+    falls = [await processes[0].count(0.0) for _ in range(MIN_SAMPLES)]
+    assert [number for number, fall in enumerate(falls, 1) if fall is not None] == [MIN_SAMPLES]
 
 
 async def test_a_restoration_begins_anew_and_older_samples_do_not_count(processes: list[Process]) -> None:
@@ -174,7 +173,7 @@ async def test_switching_a_wider_scope_off_and_on_begins_anew(processes: list[Pr
     await one.store.switch(GuidanceScope("acme"), None, "ann")
     number = await one.fall_after(lambda: 0.3, 100)
     assert number is not None
-    assert number >= RULE.min_samples
+    assert number >= MIN_SAMPLES
 
 
 async def test_comparisons_of_other_settings_do_not_decide(processes: list[Process]) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 from redis import Redis
 
 from gateway.local.redis import EmbeddedRedis
+from gateway.quality.switches import MIN_SAMPLES
 from tests.fakes import FakeEngine, says, served
 from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model, sha256
 from tests.quality_world import ADMIN_KEY, ALL, GUIDED, goes_on, opens
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-BOUND = ALL | {"min_agreement": 0.8, "min_samples": 10}
+BOUND = ALL | {"min_agreement": 0.8}
 HALVES = {"by": "caller", "variants": {"alone": {"share": "50%"}, "guided": {"share": "50%", "mode": "guided"}}}
 STRICT = GUIDED["guidance"] | {"on_failure": "reject"}
 BUDGETS = {
@@ -278,7 +279,7 @@ def test_a_route_with_bad_answers_falls_back_once_until_an_operator_restores_it(
     _fall(fleet, route)
     (fall,) = fleet.falls(route)
     assert (fall["tenant"], fall["route"], fall["answer_by"], fall["min_agreement"]) == ("acme", route, mode, 0.8)
-    assert fall["samples"] >= 10
+    assert fall["samples"] >= MIN_SAMPLES
     assert fall["agreement"] < 0.8
     until(lambda: any(one.get("route") == route for one in fleet.posted), "the webhook receives the fallback")
     (posted,) = (one for one in fleet.posted if one.get("route") == route)

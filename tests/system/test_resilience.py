@@ -124,7 +124,7 @@ def route(name: str, students: list[str], mode: str = "student", **more: Any) ->
 def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack:
         teacher, first, second = (stack.enter_context(FakeEngine(says("x")).running()) for _ in range(3))
-        fast = {"failures": 3, "cooldown": "2s", "max_cooldown": "4s"}
+        fast = {"failures": 3, "cooldown": "2s"}
         gateway = stack.enter_context(
             running_gateway(
                 tmp_path_factory.mktemp("resilience"),
@@ -140,9 +140,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     engine("slow-teacher", second.url, breaker=fast),
                     engine("busy", first.url),
                     engine("gone", "http://127.0.0.1:9"),
-                    engine(
-                        "down", "http://127.0.0.1:9", breaker={"failures": 2, "cooldown": "60s", "max_cooldown": "60s"}
-                    ),
+                    engine("down", "http://127.0.0.1:9", breaker={"failures": 2, "cooldown": "60s"}),
                 ],
                 routes=[
                     route("alone", ["first"]),

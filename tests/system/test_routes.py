@@ -46,7 +46,7 @@ def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFa
             TO_STUDENT | {"when": {"max_tokens": {"gte": 80}, "stream": True}},
             FREE,
             vectors | {"when": {"header": {"x-team": {"matches": "^(red|blue)$"}}}},
-            vectors | {"when": {"prompt_bytes": {"lte": 60}}},
+            vectors | {"when": {"prompt_bytes": {"lt": 61}}},
         ],
     ) as process:
         wait_until_looked_at(process.admin_url)

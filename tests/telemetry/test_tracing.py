@@ -15,6 +15,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from gateway.telemetry.trace_export import MAX_BATCH, MAX_QUEUE
 from tests.collector import Collector, Trace
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
@@ -570,19 +571,23 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(
 
 @pytest.mark.long
 def test_a_silent_collector_fills_a_bounded_queue_and_does_not_delay_the_exit(
-    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The collector accepts the connection and never replies. Spans beyond the queue are dropped and counted."""
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(64)
-        tracing = {"endpoint": f"http://127.0.0.1:{mute.getsockname()[1]}", "max_queue": 64, "timeout": "1m"}
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+        tracing = {"endpoint": f"http://127.0.0.1:{mute.getsockname()[1]}"}
         with start(tmp_path, redis_url, engines, tracing) as gateway:
             world = World(gateway, Collector(), *engines)
-            answers = [world.ask() for _ in range(40)]
-            assert {answer.status_code for answer in answers} == {200}
-            # 40 requests of five spans each; 64 are queued, and at most 64 are with the sending thread.
-            assert 200 - 2 * 64 <= world.counted("dropped") <= 200 - 64
+            with ThreadPoolExecutor(8) as pool:
+                # Identical requests would share a call of the teacher.
+                said = [[{"role": "user", "content": f"{QUESTION} {number}"}] for number in range(2000)]
+                answers = list(pool.map(lambda messages: world.ask(messages=messages).status_code, said))
+            assert set(answers) == {200}
+            # 2000 requests of five spans each; the queue is full, and at most one batch is with the sending thread.
+            assert 10_000 - MAX_QUEUE - MAX_BATCH <= world.counted("dropped") <= 10_000 - MAX_QUEUE
             assert gateway.terminate() == 0
             gateway.wait_for_log("traces_unsent")
 
