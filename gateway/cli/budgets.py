@@ -50,9 +50,10 @@ def list_budgets(
 ) -> None:
     """Show the spent, reserved and remaining amount of every budget, and the end of its period.
 
-    Reserved amounts belong to requests in flight; amounts that these do not spend are released. The bar shows all
-    three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted. Budgets of
-    tokens are shown if they were used in the present period or are raised.
+    Reserved amounts belong to requests in flight; amounts that these do not spend are released. Used is spent and
+    reserved as a share of the budget. The remaining amount is yellow above the soft budget and red when a tenth or less
+    is left. Expired keys are omitted. Budgets of tokens are shown if they were used in the present period or are
+    raised.
     """
     client = AdminClient(url, config, keyed=True)
     unreadable: list[dict[str, Any]] = []
@@ -165,21 +166,18 @@ def print_rebuilt(rebuilt: Rebuilt) -> None:
         typer.echo(f"Warning: receipts have the key {key_id} of tenant {tenant}, which does not exist.", err=True)
 
 
-_BAR = 20
-_BLOCKS, _LETTERS = "█▒░", "#+."  # spent, reserved, left
-
-
 def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
     """Print a table of budgets."""
     console = console_for(pipe_width=200)
-    blocks = console.is_terminal and console.encoding.startswith("utf")
-    table = plain_table("tenant", "key", "budget", "", "spent", "reserved", "left", "ends", "raised", right=slice(4, 7))
+    table = plain_table(
+        "tenant", "key", "budget", "used", "spent", "reserved", "left", "ends", "raised", right=slice(3, 7)
+    )
     for budget in budgets:
         table.add_row(
             Text(budget["tenant"]),
             Text(_scope_of(budget) or "all keys"),
             Text(f"{_usd(budget['max_budget'])} USD / {budget['budget_duration']}"),
-            bar_of(budget, _BLOCKS if blocks else _LETTERS),
+            f"{(budget['spent_usd'] + budget['reserved_usd']) / _limit(budget):.1%}",
             _usd(budget["spent_usd"]),
             _usd(budget["reserved_usd"]),
             Text(_usd(budget["left_usd"]), color_of(budget)),
@@ -212,21 +210,6 @@ def raise_result(budget: dict[str, Any]) -> str:
 
 def _limit(budget: dict[str, Any]) -> Decimal:
     return Decimal(budget["max_budget"]) + (Decimal(budget["raise"]["usd"]) if budget["raise"] else 0)
-
-
-def bar_of(budget: dict[str, Any], signs: str) -> Text:
-    """Return a bar of the spent, reserved and remaining shares, rounded down but at least one cell if not 0."""
-    limit, cells = _limit(budget), _BAR
-    bar = Text()
-    for sign, name, color in ((signs[0], "spent_usd", color_of(budget)), (signs[1], "reserved_usd", "blue")):
-        share = max(int(_BAR * budget[name] / limit), 1 if budget[name] else 0)
-        bar.append(sign * min(share, cells), color)
-        cells -= min(share, cells)
-    if not budget["left_usd"] and cells:  # lost by rounding
-        bar.append(signs[0] * cells, color_of(budget))
-        cells = 0
-    bar.append(signs[2] * cells, "dim")
-    return bar
 
 
 def color_of(budget: dict[str, Any]) -> str:

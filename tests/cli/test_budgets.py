@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.cli.budgets import bar_of, color_of, print_budgets
+from gateway.cli.budgets import color_of, print_budgets
 from tests.cli import in_process
 from tests.cli.in_process import ADMIN_KEY
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
@@ -50,7 +50,7 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
     listed = run("list", *at)
     assert listed.returncode == 0, listed.stderr
     tenant, key = (line for line in listed.stdout.splitlines() if " acme " in line)
-    for cell in ("all keys", "100 USD / 1mo", "." * 20, " 00:00:00 UTC", " - "):
+    for cell in ("all keys", "100 USD / 1mo", " 0.0% ", " 00:00:00 UTC", " - "):
         assert cell in tenant
     for cell in ("only", "2.5 USD / 12h", "rolling"):
         assert cell in key
@@ -111,31 +111,20 @@ def test_options_that_cannot_be(arguments: list[str], words: str) -> None:
     assert words in re.sub(r"\s+", " ", done.stderr)
 
 
-def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: str | None = None) -> tuple[str, str]:
-    """Return the bar and the color of the remainder."""
+@pytest.mark.parametrize(
+    ("left", "soft", "color"),
+    [("80", None, "green"), ("20", "81", "green"), ("20", "80", "yellow"), ("10", "80", "red"), ("0", None, "red")],
+)
+def test_the_color_of_the_rest_shows_the_soft_budget_and_the_end(left: str, soft: str | None, color: str) -> None:
     budget: dict[str, Any] = {
-        "max_budget": Decimal(most),
+        "max_budget": Decimal(100),
         "soft_budget": soft and Decimal(soft),
-        "spent_usd": Decimal(spent),
-        "reserved_usd": Decimal(reserved),
-        "raise": raised and {"usd": Decimal(raised), "until": ""},
+        "spent_usd": Decimal(99) - Decimal(left),
+        "reserved_usd": Decimal(1),
+        "left_usd": Decimal(left),
+        "raise": None,
     }
-    used = Decimal(spent) + Decimal(reserved)
-    budget["left_usd"] = max(Decimal(0), Decimal(most) + Decimal(raised or 0) - used)
-    return bar_of(budget, "#+.").plain, color_of(budget)
-
-
-def test_a_bar_shows_spent_reserved_and_remaining() -> None:
-    """Each non-zero part is visible. Only a spent budget has a full bar."""
-    assert bar("0", "0", "100") == ("." * 20, "green")
-    assert bar("50", "10", "100") == ("#" * 10 + "++" + "." * 8, "green")
-    assert bar("0.000001", "0.000001", "100") == ("#+" + "." * 18, "green")
-    assert bar("80", "1", "100", soft="81")[1] == "yellow"
-    assert bar("80", "1", "100", soft="81.1")[1] == "green"
-    assert bar("89", "1", "100") == ("#" * 17 + "+" + "..", "red")
-    assert bar("99.9", "0.1", "100") == ("#" * 19 + "+", "red")
-    assert bar("300", "50", "100") == ("#" * 20, "red")
-    assert bar("300", "50", "100", raised="600") == ("#" * 8 + "+" + "." * 11, "green")
+    assert color_of(budget) == color
 
 
 def test_without_a_terminal_all_figures_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +136,7 @@ def test_without_a_terminal_all_figures_are_complete(capsys: pytest.CaptureFixtu
     }  # fmt: skip
     print_budgets([row])
     printed = capsys.readouterr().out
-    figures = ("1000000 USD / 366d", "123456.654321", "<0.000001", "876543.3456", "2026-12-01 00:00:00 UTC")
+    figures = ("1000000 USD / 366d", "12.3%", "123456.654321", "<0.000001", "876543.3456", "2026-12-01 00:00:00 UTC")
     assert [figure for figure in (*figures, "+1.5 until 2026-11-30 12:00:00 UTC") if figure not in printed] == []
 
 
