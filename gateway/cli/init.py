@@ -17,7 +17,6 @@ from rich.console import Console
 from gateway.cli import init_engines, init_files, new_files
 from gateway.cli.guided_answer import QUESTION, curl_command, print_answer, probed_gateway
 from gateway.cli.init_answers import Answers, EngineOptions
-from gateway.cli.init_engines import RejectedKey
 from gateway.cli.init_files import NewGateway, Ports
 from gateway.cli.interrupts import INTERRUPTED, run_until_interrupted
 from gateway.config.scalars import Label, Name
@@ -75,8 +74,8 @@ def init(
     --student-price 0.10,0.10`
 
     On a terminal, missing options are asked for. The engines are called: for their API and models, whether the student
-    continues a text, and the time of one answer. Keys of engines are read from the environment, or typed without echo
-    for a provider. They are not written.
+    continues a text, and the time of one answer. Keys of engines are read from the environment, and are
+    not written.
 
     The new API key is printed once; the policy has its SHA-256. The admin key opens the dashboard. It is in the file
     admin.key, which only its owner may read. Files are written at the end, so that Ctrl-C or an error before leaves
@@ -95,7 +94,7 @@ def init(
         )
         redis_url = answers.redis(redis)
         measured = (_measured(answers, chosen[0], tokens), _measured(answers, chosen[1], tokens))
-        _print_measured(console, measured[1], tokens)
+        _print_measured(measured[1], tokens)
         plan = NewGateway(
             tenant,
             model_name,
@@ -117,15 +116,15 @@ def init(
         )
     try:
         *names, last = (display_path(out / path) for path in files)
-        _say(console, f"written  {', '.join(names)} and {last}, which pass `gkt-gateway check`")
+        typer.echo(f"written  {', '.join(names)} and {last}, which pass `gkt-gateway check`")
         if copies:
-            _say(console, f"kept     {' and '.join(map(display_path, copies))}: the replaced files")
+            typer.echo(f"kept     {' and '.join(map(display_path, copies))}: the replaced files")
         if not no_question:
             run_until_interrupted(_ask(console, plan, settings, book), "question")
     except StartupError as error:
         raise StartupError(f"The files are written, but the question failed: {error.message}") from error
     finally:
-        _print_next(console, plan, out, answers.typed)
+        _print_next(plan, out)
 
 
 def _check_name(option: str, value: str, kind: TypeAdapter[str]) -> None:
@@ -141,46 +140,31 @@ def _nothing_written() -> Iterator[None]:
     """Exit with 130 and a message after Ctrl-C, or after the end of the input."""
     try:
         yield
-    except (KeyboardInterrupt, EOFError, typer.Exit):
+    except (KeyboardInterrupt, typer.Abort, typer.Exit):
         typer.echo("\nStopped. Nothing was written.", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _measured(answers: Answers, engine: ChosenEngine, tokens: int) -> MeasuredEngine:
-    """Measure an engine, and print its speed. A terminal asks again for a rejected key. Raises StartupError."""
-    while True:
-        try:
-            with answers.console.status(f"measuring an answer of the {engine.role}: {tokens} tokens"):
-                measuring = init_engines.measure_engine(engine, tokens, answers.folder)
-                found = run_until_interrupted(measuring, "init")
-        except RejectedKey as error:
-            answers.type_other_key(error)
-        else:
-            _say(answers.console, f"{engine.role:8} {init_files.speed_of(found)}")
-            return found
+    """Measure an engine, and print its speed. Raises StartupError."""
+    with answers.console.status(f"measuring an answer of the {engine.role}: {tokens} tokens"):
+        found = run_until_interrupted(init_engines.measure_engine(engine, tokens, answers.folder), "init")
+    typer.echo(f"{engine.role:8} {init_files.speed_of(found)}")
+    return found
 
 
-def _print_measured(console: Console, student: MeasuredEngine, tokens: int) -> None:
+def _print_measured(student: MeasuredEngine, tokens: int) -> None:
     """Print how the student continues a text, and the deadline of guidance."""
     if student.placement == "prefix" and student.continuation is not None:
-        _say(console, f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
+        typer.echo(f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
     else:
-        _say(
-            console,
-            f"student  does not continue a text: the guidance goes into its prompt (placement {student.placement})",
+        typer.echo(
+            f"student  does not continue a text: the guidance goes into its prompt (placement {student.placement})"
         )
-    _say(
-        console,
+    typer.echo(
         f"guidance {tokens} tokens of the teacher begin each answer. More tokens: an answer closer to the teacher's, "
-        "at a higher cost",
-    )
-    _say(
-        console,
-        "         its deadline follows the teacher's times. Without guidance in time, the student answers alone",
+        "at a higher cost\n         its deadline follows the teacher's times. Without guidance in time, the student "
+        "answers alone"
     )
 
 
@@ -225,17 +209,14 @@ async def _ask(console: Console, plan: NewGateway, settings: Settings, book: Pol
         )
 
 
-def _print_next(console: Console, plan: NewGateway, out: Path, typed: list[str]) -> None:
+def _print_next(plan: NewGateway, out: Path) -> None:
     folder = "" if out == Path() else f"cd {shlex.quote(str(out))} && "
     curl = curl_command(f"http://127.0.0.1:{plan.ports.server}", plan.key, plan.route)
     policy = display_path(out / init_files.policy_path(plan.tenant))
     admin_key = display_path(out / init_files.ADMIN_KEY)
     if names := init_files.overriding():
-        _say(console, f"\nIn this shell, {', '.join(names)} would override config.yaml.")
-    if typed:
-        _say(console, f"\nTyped keys are not stored. Before `gkt-gateway serve`, export {' and '.join(typed)}.")
-    _say(
-        console,
+        typer.echo(f"\nIn this shell, {', '.join(names)} would override config.yaml.")
+    typer.echo(
         f"\nNext:\n\n{folder}gkt-gateway serve\n\nThen call the gateway from another terminal. The command has the new "
         f"API key, which is shown only once; {policy} has its SHA-256:\n\n{curl}\n\n"
         f"The dashboard is at http://127.0.0.1:{plan.ports.admin}/. Log in with the admin key in {admin_key}. "

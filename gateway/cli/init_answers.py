@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import typer
-from rich.prompt import Prompt
-from rich.text import Text
 
 from gateway.cli.eval_options import NUMBER
 from gateway.cli.init_engines import (
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from gateway.cli.init_engines import RejectedKey, Role
+    from gateway.cli.init_engines import Role
     from gateway.pricing import Price
     from gateway.protocol.body import Json
 
@@ -72,7 +69,6 @@ class Answers:
     console: Console
     folder: Path  # of the files to write
     interactive: bool
-    typed: list[str] = field(default_factory=list)  # environment variables whose keys were typed
 
     @classmethod
     def of_terminal(cls, console: Console, folder: Path) -> Answers:
@@ -84,7 +80,7 @@ class Answers:
         given: dict[Role, EngineOptions] = {"teacher": teacher, "student": student}
         self._require({f"--{role}": options.url for role, options in given.items()})
         if self.interactive:
-            self._print("Ctrl-C stops. Nothing is written before the engines are measured.\n", "dim")
+            typer.echo("Ctrl-C stops. Nothing is written before the engines are measured.\n")
         found = {role: self._engine(role, options) for role, options in given.items()}
         self._require(
             {f"--{role}-price": options.price for role, options in given.items() if listed_price(found[role]) is None}
@@ -137,25 +133,21 @@ class Answers:
         prompt: str,
         parse: Callable[[str], T],
         default: str | None = None,
-        *,
-        secret: bool = False,
     ) -> T:
-        """Return the parsed option, or the parsed answer on a terminal, which is asked for until it is valid.
-
-        A terminal does not show a secret answer.
-        """
+        """Return the parsed option, or the parsed answer on a terminal, which is asked for until it is valid."""
         if given is not None or not self.interactive:
             text = given if given is not None else default
             assert text is not None, f"{option} is required before"
             return parse(text)
-        while True:
-            # Without a default, rich passes an empty answer on.
-            more: dict[str, Any] = {} if default is None else {"default": default}
-            text = Prompt.ask(Text(prompt), console=self.console, password=secret, **more)
+
+        def parsed(answer: str) -> T:
             try:
-                return parse(text.strip())
+                return parse(answer.strip())
             except StartupError as error:
-                self._print(f"  {error.message}", "red")
+                raise typer.BadParameter(error.message) from None  # typer prints it and asks again
+
+        found: T = typer.prompt(prompt, default=default, value_proc=parsed)
+        return found
 
     def _engine(self, role: Role, options: EngineOptions) -> ChosenEngine:
         """Return an engine without its price."""
@@ -190,11 +182,8 @@ class Answers:
             keys["api_key"] = key
         engine = ChosenEngine(role, shown, {"name": NAMES[role], **keys})
         engine.settings(self.folder, price=_FREE)
-        self._print(f"{role:8} {shown}: {PROTOCOLS[keys['protocol']]}")
+        typer.echo(f"{role:8} {shown}: {PROTOCOLS[keys['protocol']]}")
         return engine
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _api(self, role: Role, url: str, key: str | None) -> tuple[EngineApi, str | None]:
         """Return the API of an engine, and the reference to its key, which is asked for if the engine requires one."""
@@ -212,33 +201,16 @@ class Answers:
     def _provider_key(self, role: Role, model: str, keys: Json) -> str | None:
         """Return the reference to a provider's key; None for the provider's own environment variables.
 
-        A terminal asks for a missing key, which only this process gets.
+        Raises StartupError for a variable that is not set.
         """
         with self.console.status("looking for the provider's key"):
             variable = run_until_interrupted(missing_key(keys), "init")
-        if variable is None:
-            return keys.get("api_key")
-        if not self.interactive:
+        if variable is not None:
             raise StartupError(
                 f"--{role}: {model} requires a key, and {variable} is not set: export {variable}, or name another "
                 f"variable with --{role}-key env:NAME"
             )
-        prompt = f"Key of {model}, since {variable} is not set. It is neither shown nor stored"
-        os.environ[variable] = self._resolved(f"--{role}-key", None, prompt, _typed_key, secret=True)
-        self.typed.append(variable)
-        return f"env:{variable}"
-
-    def type_other_key(self, rejected: RejectedKey) -> None:
-        """Ask for another key of the engine, which only this process gets. Raise the error if there is no terminal."""
-        if not self.interactive:
-            raise rejected
-        engine = rejected.engine
-        self._print(f"  {rejected.message}", "red")
-        prompt = f"Another key of {engine.shown}. It is neither shown nor stored"
-        key = self._resolved(f"--{engine.role}-key", None, prompt, _typed_key, secret=True)
-        os.environ[rejected.variable] = key
-        if rejected.variable not in self.typed:
-            self.typed.append(rejected.variable)
+        return keys.get("api_key")
 
     def _key(self, role: Role, text: str) -> str:
         """Return a reference to a key. Raises StartupError, which never quotes the text: it may be a key."""
@@ -261,7 +233,7 @@ class Answers:
             raise typer.BadParameter(f"needed, since {models}", param_hint=option)
 
         def parse(text: str) -> str:
-            if not text or chosen_model(api, role, text) is None:
+            if chosen_model(api, role, text) is None:
                 raise StartupError("name one of the listed models")
             return text
 
@@ -284,13 +256,6 @@ class Answers:
             return priced
 
         return self._resolved(option, given, prompt, parse, default)
-
-
-def _typed_key(text: str) -> str:
-    """Return a key that may be sent in a header. Raises StartupError, which does not quote it."""
-    if not text or " " in text or not (text.isascii() and text.isprintable()):
-        raise StartupError("a key has no spaces, and at least one character")
-    return text
 
 
 async def _require_redis(url: str) -> None:

@@ -100,15 +100,6 @@ class ChosenEngine:
             raise StartupError(f"--{self.role}{option}: {message}") from None
 
 
-class RejectedKey(StartupError):
-    """A provider rejects the key of an engine. `variable` is the environment variable that has it."""
-
-    def __init__(self, message: str, engine: ChosenEngine) -> None:
-        super().__init__(message)
-        self.engine = engine
-        self.variable = str(engine.keys["api_key"]).removeprefix(_ENV)
-
-
 class MeasuredEngine(NamedTuple):
     """Facts of an engine from probes and one measured answer. Times are in seconds."""
 
@@ -257,9 +248,7 @@ def names_of(api: EngineApi) -> str:
 
 
 async def measure_engine(engine: ChosenEngine, tokens: int, folder: Path) -> MeasuredEngine:
-    """Probe an engine, and measure one answer of `tokens` tokens.
-
-    Raises StartupError with a remedy; RejectedKey, if another key may help.
+    """Probe an engine, and measure one answer of `tokens` tokens. Raises StartupError with a remedy.
 
     A model that reasons before it answers is measured again with its reasoning switched off.
     """
@@ -275,11 +264,7 @@ async def measure_engine(engine: ChosenEngine, tokens: int, folder: Path) -> Mea
         except EngineError as error:
             if measured is not None and isinstance(error, EngineRejected) and error.blames_request:
                 break  # the engine has no such switch
-            key = engine.keys.get("api_key")
-            problem = explained(error, engine.role, engine.place, key)
-            if key is not None and rejects_key(error):
-                raise RejectedKey(problem.message, engine) from error
-            raise problem from error
+            raise explained(error, engine.role, engine.place, engine.keys.get("api_key")) from error
         if not is_reasoning:
             return found
         measured = found

@@ -100,15 +100,6 @@ class Terminal:
         self.wait_for(": ")
         self.type(text + "\n")
 
-    def answer_hidden(self, prompt: str, text: str) -> None:
-        """Wait for a prompt that shows no input, and type a line. Input before it is hidden would be dropped."""
-        self.wait_for(prompt)
-        give_up = time.monotonic() + LIMIT_S
-        while termios.tcgetattr(self._own)[3] & termios.ECHO:
-            assert time.monotonic() < give_up, f"input is shown:\n{self.screen}"
-            time.sleep(0.01)
-        self.type(text + "\n")
-
     def interrupt(self) -> None:
         """Press Ctrl-C at a prompt, and again if the command does not end within 20 s.
 

@@ -172,52 +172,6 @@ def test_a_terminal_asks_for_the_key_and_the_model_that_an_engine_requires(
     assert (big["api_key"], big["model"]) == ("env:TEACHER_KEY", "org/two")
 
 
-@pytest.mark.long
-def test_a_terminal_asks_for_a_providers_missing_key_and_stores_none(engines: tuple[str, str], tmp_path: Path) -> None:
-    keys: set[str | None] = set()
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        keys.add(request.headers.get("Authorization"))
-        return await says("One two three four", "length")(request, body)
-
-    options = ("--teacher", "groq/large", "--student", engines[1], *PRICES, "--redis", "embedded", "--no-question")
-    with (
-        FakeEngine(behave).running() as engine,
-        terminal("init", *options, folder=tmp_path, GROQ_API_BASE=f"{engine.url}/v1") as run,
-    ):
-        run.answer_hidden("Key of groq/large, since GROQ_API_KEY is not set. It is neither shown nor stored", "a key")
-        run.wait_for("a key has no spaces")
-        run.answer_hidden("Key of groq/large, since GROQ_API_KEY is not set", "typed-secret")
-        assert run.end() == 0, run.screen
-    assert keys == {"Bearer typed-secret"}
-    assert "Typed keys are not stored. Before `gkt-gateway serve`, export GROQ_API_KEY." in run.screen
-    big, _ = YAML(typ="safe").load(tmp_path / "config.yaml")["models"]
-    assert (big["model"], big["api_key"]) == ("groq/large", "env:GROQ_API_KEY")
-    assert "typed-secret" not in run.screen + "".join(path.read_text() for path in tmp_path.rglob("*.yaml"))
-
-
-@pytest.mark.long
-def test_a_terminal_asks_again_for_a_key_that_a_provider_rejects(engines: tuple[str, str], tmp_path: Path) -> None:
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if request.headers.get("Authorization") != "Bearer right-secret":
-            return web.json_response({"error": {"message": "invalid key", "type": "invalid_request_error"}}, status=401)
-        return await says("One two three four", "length")(request, body)
-
-    options = ("--teacher", "groq/large", "--student", engines[1], *PRICES, "--redis", "embedded", "--no-question")
-    with (
-        FakeEngine(behave).running() as engine,
-        terminal("init", *options, folder=tmp_path, GROQ_API_BASE=f"{engine.url}/v1", GROQ_API_KEY="") as run,
-    ):
-        run.answer_hidden("Key of groq/large, since GROQ_API_KEY is not set", "wrong-secret")
-        run.wait_for("rejects the key in env:GROQ_API_KEY (401)")
-        run.answer_hidden("Another key of groq/large. It is neither shown nor stored", "right-secret")
-        assert run.end() == 0, run.screen
-    assert "export GROQ_API_KEY." in run.screen
-    texts = run.screen + "".join(path.read_text() for path in tmp_path.rglob("*.yaml"))
-    assert "wrong-secret" not in texts
-    assert "right-secret" not in texts
-
-
 @pytest.mark.parametrize("key", ["Ctrl-C", "Ctrl-D"])
 def test_a_prompt_that_is_interrupted_writes_nothing(key: str, tmp_path: Path) -> None:
     with terminal("init", folder=tmp_path) as run:
