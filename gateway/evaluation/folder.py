@@ -198,11 +198,7 @@ class RunFolder:
                 raise StartupError(f"{file} is not a run's manifest: {error}. Name another folder.") from error
         for line in stored_lines(self.path / EXAMPLES):
             self.keep(msgspec.convert(line, Example, strict=False))
-        lines = list(stored_lines(self.path / STAGES))
-        self.stages = [msgspec.convert({"concurrency": 0} | line, StageRecord) for line in lines]
-        if any("concurrency" not in line for line in lines):
-            # The file predates `concurrency`: rewrite it for other readers.
-            write_lines(self.path / STAGES, self.stages)
+        self.stages = [msgspec.convert(line, StageRecord) for line in stored_lines(self.path / STAGES)]
 
 
 def new_manifest(

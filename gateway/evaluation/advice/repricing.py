@@ -69,8 +69,7 @@ class Repricing:
             raise StartupError(
                 f"{path}: the engine of the {missing[0]} reported no cache reads, so there is no measured rate: give "
                 "one like --cache-hits 95%, or measure with --config and an engine of protocol openai that reports "
-                "them (llama.cpp; vLLM with --enable-prompt-tokens-details). A teacher of protocol tgi does not. "
-                "`gkt-gateway eval run --rescore` adds those of an earlier version"
+                "them (llama.cpp; vLLM with --enable-prompt-tokens-details). A teacher of protocol tgi does not"
             )
 
     def notes(self, among: Sequence[SettingSummary]) -> Iterator[str]:

@@ -35,7 +35,7 @@ class InvalidLine(Exception):
         self.message = message
 
 
-def with_choices(question: str, choices: Mapping[str, str]) -> str:
+def _with_choices(question: str, choices: Mapping[str, str]) -> str:
     """Return the question with its choices by letter, as models read it (paper, Appendix D)."""
     return f"{question} Answer Choices: {' '.join(f'({letter}) {text}' for letter, text in choices.items())}"
 
@@ -107,7 +107,7 @@ def _build(line: Json, text: str, answer: str, choices: Mapping[str, str], defau
         letter = _letter(answer, choices)
         # Scorers that compare texts need the choice's text; a plug-in gets the letter, like the scorer choice.
         answer = choices[letter] if scorer in KNOWN and scorer != "choice" else letter
-        text = with_choices(text, choices)
+        text = _with_choices(text, choices)
     elif scorer == "choice":
         raise InvalidLine("choices", 'missing: the scorer choice needs them, as {"a": "...", "b": "..."}')
     if scorer == "numeric":
