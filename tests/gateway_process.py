@@ -117,11 +117,9 @@ class GatewayProcess:
             "redis": {"url": redis_url, "lease": "60s", "prefix": redis_prefix(folder), **sections.get("redis", {})},
             "log": {"format": "json", **sections.get("log", {})},
             # A usage worker takes a second of CPU to start: tests that read usage set `run: host`.
-            "usage": {"run": "command", **(sections.get("usage") or {})},
+            "usage": {"run": "command", **sections.get("usage", {})},
             "models": models,
         }
-        if sections.get("usage", {}) is None:  # an earlier version has no such section
-            del config["usage"]
         yaml = YAML()
         yaml.dump(config, folder / "config.yaml")
         keys = {"acme": KEY, "globex": OTHER_KEY}

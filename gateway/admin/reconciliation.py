@@ -141,7 +141,7 @@ def _sides(wall_usd: Decimal | None, charged_usd: Decimal) -> dict[str, Any]:
         "wall_usd": None if wall_usd is None else _text(wall_usd),
         "charged_usd": _text(charged_usd),
         "difference_usd": None if wall_usd is None else _text(wall_usd - charged_usd),
-        "utilisation": round(float(charged_usd / wall_usd), 4) if wall_usd else None,
+        "utilization": round(float(charged_usd / wall_usd), 4) if wall_usd else None,
     }
 
 

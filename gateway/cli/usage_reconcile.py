@@ -69,7 +69,7 @@ def _amounts(entry: dict[str, Any]) -> list[str | Text]:
     if entry["wall_usd"] is None:
         return ["", _usd(entry["charged_usd"]), "", ""]
     is_negative = entry["difference_usd"].startswith("-")
-    used = "-" if entry["utilisation"] is None else f"{entry['utilisation']:.1%}"
+    used = "-" if entry["utilization"] is None else f"{entry['utilization']:.1%}"
     return [
         _usd(entry["wall_usd"]),
         _usd(entry["charged_usd"]),

@@ -177,7 +177,7 @@ def test_an_intent_contains_no_text_of_the_request() -> None:
 
 
 def test_the_tags_of_a_dead_process_are_kept() -> None:
-    """A request without tags has none in its intent, which an earlier version also reads."""
+    """A request without tags has none in its intent."""
     tagged = msgspec.structs.replace(builder(plan()), tags=("a", "b"))
     one = Intent.from_json(intend(tagged, tagged.plan, worst_case(tagged.plan, chat(), PRICES), "ann").to_json())
     assert abandoned(one, now=one.created + 1).tags == ("a", "b")

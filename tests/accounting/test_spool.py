@@ -407,8 +407,7 @@ async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:
     assert b"messages" not in line
 
 
-def test_a_line_without_tags_is_that_of_an_earlier_version(tmp_path: Path) -> None:
-    """An earlier version's lines have no tags, and a replay after the upgrade reads them."""
+def test_tags_are_spooled_where_there_are_any(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "ann.jsonl")
     plain = SpoolEntry("ann", closed(guided()), intent())
     tagged = SpoolEntry("ann", msgspec.structs.replace(plain.receipt, stored_tags=("a", "b")), plain.intent)

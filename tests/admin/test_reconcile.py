@@ -28,7 +28,7 @@ def test_engine_hours_are_charged_independent_of_requests() -> None:
             "wall_usd": "27.6",
             "charged_usd": "3.45",
             "difference_usd": "24.15",
-            "utilisation": 0.125,
+            "utilization": 0.125,
         }
     ]
 
@@ -38,7 +38,7 @@ def test_an_engine_that_was_charged_more_than_it_cost_has_a_negative_difference(
     watched = {"small": EngineUptime(Decimal(1), 60, 60)}
     _, (one,) = reconciled_day(DAY, AFTER, {"small": pico("1.5")}, watched)
     view = engine_view(one)
-    assert (view["difference_usd"], view["utilisation"]) == ("-0.5", 1.5)
+    assert (view["difference_usd"], view["utilization"]) == ("-0.5", 1.5)
 
 
 def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in_the_sum() -> None:
@@ -50,9 +50,9 @@ def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in
     hosted, idle, _ = map(engine_view, engines)
     assert (hosted["minutes"], hosted["wall_usd"], hosted["difference_usd"]) == (None, None, None)
     assert hosted["charged_usd"] == "0.000000000001"
-    assert (idle["charged_usd"], idle["wall_usd"], idle["utilisation"]) == ("0", "1", 0)
+    assert (idle["charged_usd"], idle["wall_usd"], idle["utilization"]) == ("0", "1", 0)
     assert totals([*engines, *engines]) == {
-        "by_hour": {"wall_usd": "8", "charged_usd": "0.2", "difference_usd": "7.8", "utilisation": 0.025},
+        "by_hour": {"wall_usd": "8", "charged_usd": "0.2", "difference_usd": "7.8", "utilization": 0.025},
         "by_token_usd": "0.000000000002",
         "charged_usd": "0.200000000002",
     }
@@ -65,9 +65,9 @@ def test_of_a_day_that_is_not_over_only_the_minutes_so_far_are_missed() -> None:
     assert engine_view(one)["minutes"] == {"up": 4, "down": 5, "unseen": 2}
 
 
-def test_an_engine_that_was_never_up_has_no_utilisation() -> None:
+def test_an_engine_that_was_never_up_has_no_utilization() -> None:
     _, (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 0, 1_440)})
-    assert (engine_view(one)["wall_usd"], engine_view(one)["utilisation"]) == ("0", None)
+    assert (engine_view(one)["wall_usd"], engine_view(one)["utilization"]) == ("0", None)
 
 
 def test_an_hour_has_no_last_digit_and_is_rounded_to_the_picodollar() -> None:

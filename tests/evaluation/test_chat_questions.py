@@ -68,7 +68,7 @@ def test_exemplars_stand_after_the_system_prompt(tmp_path: Path) -> None:
 def test_the_turns_distinguish_data_sets_and_plain_questions_keep_their_hash() -> None:
     plain = Question("a", "user: b", "", "judge")
     assert digest([plain]) != digest([Question("a", "user: b", "", "judge", messages=(("user", "b"),))])
-    # As computed by earlier versions, which wrote it to the folders of runs.
+    # Folders of recorded runs have this hash.
     assert digest([Question("q1", "What?", "4", "numeric")]) == (
         "212dd1d1e3b2666265caec520bc78f534cb14c97871c38bc26f2757bb36b35ff"
     )

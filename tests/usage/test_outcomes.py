@@ -1,4 +1,4 @@
-"""Outcomes in a usage database: each counts once, and earlier versions can use the same database."""
+"""Outcomes in a usage database: each counts once."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ async def test_a_locked_database_is_waited_for(in_sqlite: Outboxes, tmp_path: Pa
 async def test_unreadable_entries_block_no_others(outboxes: Outboxes) -> None:
     settled = receipts(3)
     await outboxes.settle(*settled)
-    await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": b'{"id": "of a newer version"}'})
+    await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": b'{"id": "unreadable"}'})
     worker = await outboxes.worker()
     await worker.round()
     await outboxes.check(settled)
@@ -321,7 +321,7 @@ async def test_unreadable_sums_are_reported_and_lose_nothing(outboxes: Outboxes)
     await worker.round()
     with outboxes.store.engine.writing() as connection:
         held = connection.execute(SUMS.select()).all()
-        connection.execute(SUMS.update().values(row=b"of a later version"))
+        connection.execute(SUMS.update().values(row=b"unknown"))
     await outboxes.settle(*then)
     await worker.round()
     await worker.publish_once()
