@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from gateway.cli.tables import console_for, plain_table
+from gateway.cli.tables import console_for, decision_of, plain_table, values_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from gateway.cli.explain import ExplainedLabel, Explanation
     from gateway.config.limits import BudgetRule, LimitsRule
@@ -24,34 +24,14 @@ def print_explanation(body: Json) -> None:
     console = console_for(pipe_width=160)
     routes = plain_table("route", "place", "decision")
     for route in body["routes"]:
-        routes.add_row(f"routes[{route['index']}]", Text(route["place"]), Text(_decision(route)))
+        routes.add_row(f"routes[{route['index']}]", Text(route["place"]), Text(decision_of(route)))
     if routes.row_count:
         console.print(routes)
-    values = plain_table("name", "value")
     refused = body["refused"]
     shown = {name: body[name] for name in body if name not in {"routes", "refused"}}
-    for name, value in _values("", shown if refused is None else {"request": body["request"]}):
-        values.add_row(Text(name), Text(value))
-    console.print(values)
+    console.print(values_table(shown if refused is None else {"request": body["request"]}))
     if refused is not None:
         console.print(Text(f"rejected with {refused['status']}: {refused['message']}", "bold red"), soft_wrap=True)
-
-
-def _decision(route: Json) -> str:
-    if route["takes"]:
-        return "match"
-    return "not checked: an earlier route matches" if route["why"] is None else f"no: {route['why']}"
-
-
-def _values(name: str, value: object) -> Iterator[tuple[str, str]]:
-    """Yield the values inside `value` as text, with their dotted names. A list has one line for each entry."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _values(f"{name}.{key}" if name else key, inner)
-    elif isinstance(value, list):
-        yield from ((name, str(entry)) for entry in value)
-    elif value is not None:
-        yield name, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_json(request: Json, routes: Sequence[Json], explanation: Explanation) -> Json:

@@ -11,7 +11,7 @@ import orjson
 import typer
 from rich.text import Text
 
-from gateway.cli.tables import console_for, plain_table
+from gateway.cli.tables import console_for, decision_of, plain_table
 from gateway.config.claims import without_unverified_email
 from gateway.keys.identity.document import parse_object
 from gateway.keys.identity.issuers import Issuers
@@ -128,15 +128,9 @@ def _print(file: str, found: _Claims, rules: list[Json], result: Caller | TokenR
     console.print(Text(f"{file}: {kind}, of issuer {found.issuer}", "bold"), soft_wrap=True)
     table = plain_table("tenant", "rule", "place", "decision")
     for rule in rules:
-        table.add_row(*(Text(text) for text in (rule["tenant"], rule["id"], rule["place"], _decision(rule))))
+        table.add_row(*(Text(text) for text in (rule["tenant"], rule["id"], rule["place"], decision_of(rule))))
     console.print(table)
     if isinstance(result, TokenRejected):
         console.print(Text(f"rejected with {result.status}: {result.message}", "bold red"), soft_wrap=True)
     else:
         console.print(Text(f"tenant {result.policy.tenant}, key {result.key.id}"), soft_wrap=True)
-
-
-def _decision(rule: Json) -> str:
-    if rule["takes"]:
-        return "match"
-    return "not used: an earlier rule matches" if rule["why"] is None else f"no: {rule['why']}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 import typer
@@ -10,6 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TEACHER_STYLE = "bold cyan"
 ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -35,6 +38,34 @@ def plain_table(*titles: str, right: slice = slice(0)) -> Table:
     for column in table.columns[right]:
         column.justify = "right"
     return table
+
+
+def values_table(body: dict[str, Any]) -> Table:
+    """Return a table of the values in a JSON object that are not null, with their dotted names.
+
+    A list has a row for each entry.
+    """
+    table = plain_table("name", "value")
+    for name, value in _values("", body):
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _values(name: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _values(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, list):
+        yield from ((name, str(entry)) for entry in value)
+    elif value is not None:
+        yield name, str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def decision_of(candidate: dict[str, Any]) -> str:
+    """Return whether a route or a rule matches, in words. `why` is the reason that it does not match."""
+    if candidate["takes"]:
+        return "match"
+    return "not used: an earlier one matches" if candidate["why"] is None else f"no: {candidate['why']}"
 
 
 class MarkedText:

@@ -6,19 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from gateway.cli.lazy import CONFIG
 from gateway.cli.stores import ConfigOption, result_of, settings_of, stores, usage_store
-from gateway.cli.tables import JsonOption, counted, in_json
+from gateway.cli.tables import JsonOption, console_for, in_json, values_table
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.partitions import days_in_default, partitions
 from gateway.usage.queries import UsageQueries
-from gateway.usage.repair import COMMAND
 from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S, RECEIPTS
@@ -30,13 +27,14 @@ if TYPE_CHECKING:
 def status(as_json: JsonOption = False, config: ConfigOption = CONFIG) -> None:
     """Show the database's URL, its content, and the number of receipts that wait in Redis.
 
-    Exits with 1 if the database is unavailable or no usage worker writes it.
+    `gkt-gateway usage repair` writes unreadable entries again. Exits with 1 if the database is unavailable or no usage
+    worker writes it.
     """
     found = result_of(_status(settings_of(config)))
     if as_json:
         typer.echo(in_json(found))
     else:
-        _show(found)
+        console_for(pipe_width=160).print(values_table(found))
     if not (found["up"] and found["reachable"]):
         raise typer.Exit(1)
 
@@ -93,28 +91,3 @@ def _partitions(queries: UsageQueries) -> dict[str, Any] | None:
         return None
     last = rfc3339(days[-1] * DAY_S)[:10] if days else None
     return {"days": len(days), "until": last, "in_default": len(days_in_default(queries.connection))}
-
-
-def _show(found: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False)
-    rows = {
-        "database": found["database"],
-        "written": f"yes, by {found['by']}" if found["up"] else f"no: {found['error']}",
-        "waiting": f"{counted(found['waiting'], 'receipt')}, the oldest for {found['lag_s']:.1f} s",
-        "holds": counted(found["receipts"], "receipt") if found["reachable"] else "it is unavailable",
-    }
-    if found["reachable"] and found["receipts"]:
-        rows["from, to"] = f"{found['first']}, {found['last']}"
-    if found.get("partitions"):
-        of_days = found["partitions"]
-        rows["partitions"] = f"{of_days['days']} days, the last is {of_days['until']}"
-        if of_days["in_default"]:
-            rows["partitions"] += f"; {of_days['in_default']} more days are in the default partition"
-    if "replica" in found:
-        lag = found["replica_lag_s"]
-        rows["replica"] = f"{found['replica']}, " + ("unavailable" if lag is None else f"{lag:.1f} s behind")
-    if found.get("unreadable"):
-        rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`. Run `{COMMAND}`"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)

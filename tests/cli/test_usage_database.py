@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 import sqlite3
 from contextlib import closing
 from decimal import Decimal
@@ -133,7 +134,7 @@ def test_status_shows_the_backlog_and_the_writing_worker(place: Place) -> None:
     assert (found["first"], found["last"]) == ("2025-12-01T00:00:00Z", "2025-12-01T00:02:00Z")
     asyncio.run(work())
     done = place.run("status")
-    assert "4 receipts, the oldest for" in done.stdout
+    assert re.search(r"^ +waiting +4 *$", done.stdout, re.MULTILINE)
     assert "no usage worker runs" not in done.stdout
 
 
@@ -159,8 +160,7 @@ def test_unreadable_entries_are_shown_and_repaired(place: Place) -> None:
     with closing(sqlite3.connect(place.data / "usage.db")) as file:
         file.executemany("INSERT INTO usage_unreadable VALUES (?, ?, ?, ?)", rows)
         file.commit()
-    shown = " ".join(place.run("status").stdout.split())
-    assert "unreadable 2, in the table `usage_unreadable`. Run `gkt-gateway usage repair`" in shown
+    assert re.search(r"^ +unreadable +2 *$", place.run("status").stdout, re.MULTILINE)
     done = place.run("repair")
     assert (done.returncode, done.stdout) == (1, "1 entries written, 1 entries unreadable\n")
     found = json.loads(place.run("status", "--json").stdout)
@@ -177,4 +177,6 @@ def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
         done = place.run(command, USAGE="postgresql://gkt:s3cret-word@127.0.0.1:1/receipts")
         assert done.returncode == 1
         assert "s3cret-word" not in done.stdout + done.stderr
-        assert "unavailable" in done.stdout or "The usage database cannot be read or written" in done.stderr
+        assert (
+            re.search(r"reachable +false", done.stdout) or "The usage database cannot be read or written" in done.stderr
+        )
