@@ -26,7 +26,6 @@ Off the path:
     admin/       serves the dashboard and the operators' API from these sums and from live state
     quality/     compares a sample of the answers with each engine's own, and switches guidance off
     live/        applies edits of config.yaml: builds, probes and closes engines
-    backup/      copies all state to one file
     migration/   converts configurations of other gateways
     evaluation/  measures the path on data sets
     planning/    estimates the GPUs for a load

@@ -26,8 +26,6 @@ SECTIONS = {
         "guidance": "Switch guidance off and on for a route, a tenant or everything.",
         "usage": "Show usage and cost, and maintain the usage database.",
         "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",
-        "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
-        "restore": "Write a backup to Redis and the usage database that config.yaml names.",
     },
     "evaluate": {
         "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",

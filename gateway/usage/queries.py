@@ -14,7 +14,7 @@ from gateway.quality.book import ComparisonScope
 from gateway.quality.comparison import QualityTally
 from gateway.quality.outcome import OutcomeSums
 from gateway.quality.trend import AgreementSums, RouteScope
-from gateway.usage.entries import OutboxEntry, batched
+from gateway.usage.entries import batched
 from gateway.usage.packing import unpack
 from gateway.usage.partitions import day_windows, keep_few_locks
 from gateway.usage.receipt_search import search, shadows_of
@@ -202,11 +202,6 @@ class UsageQueries:
     def count_unreadable(self) -> int:
         """Return the number of unreadable entries."""
         return self.connection.execute(select(func.count()).select_from(UNREADABLE)).scalar_one()
-
-    def unreadable(self) -> list[OutboxEntry]:
-        """Return the unreadable entries."""
-        rows = self.connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
-        return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in rows]
 
     def comparisons(
         self, since: int, until: int, tenant: str | None, route: str | None

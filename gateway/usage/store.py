@@ -32,7 +32,7 @@ _EVERYTHING = ReceiptFilter()
 
 
 class UsageStore:
-    """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
+    """Read and write the usage database. All methods raise the errors of `UsageEngine.open`.
 
     `address` is a URL for SQLAlchemy; `wait_s` as in `UsageEngine`. `read` uses the replica if there is one. Each
     thread uses one connection. `clock` returns Unix seconds. Raises StartupError if the driver is not installed or the
@@ -56,10 +56,6 @@ class UsageStore:
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
         self._upkeep = ThreadPoolExecutor(1, "usage-upkeep")
-
-    async def open(self) -> None:
-        """See `UsageEngine.open`."""
-        await self._in(self._writer, self.engine.open)
 
     async def exists(self) -> bool:
         """See `UsageEngine.exists`."""

@@ -1,22 +1,16 @@
-"""Add sums to the sums in the database, and write those that it lacks, within the caller's transaction."""
+"""Add sums to the sums in the database, within the caller's transaction."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from sqlalchemy import delete
+from typing import TYPE_CHECKING, Any
 
 from gateway.usage.rollup import SumDimensions, SumRow, merge_in
 from gateway.usage.sql import SumKey, TenantPeriod, sql_of
 from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS, Period
-from gateway.usage.tables import SUMS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Connection
 
     from gateway.usage.sql import UsageSql
@@ -25,9 +19,6 @@ if TYPE_CHECKING:
 
 TOTAL = SumDimensions(ALL_TENANTS, "", "", "", "", "")
 """The dimensions of the sums over all tenants."""
-
-PeriodSums: TypeAlias = "Mapping[SumDimensions, bytes]"
-"""All encoded sums of a period, including `TOTAL`."""
 
 
 def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
@@ -93,57 +84,3 @@ def key_of(period: Period, dims: SumDimensions) -> SumKey:
 
 def _start_of(period: Period) -> tuple[int, int]:
     return (SECONDS[period.granularity], period.start)
-
-
-def fill_sums(
-    connection: Connection, sums: Mapping[Period, PeriodSums], closed: float = math.inf, first: float = math.inf
-) -> int:
-    """Write sums of periods whose receipts the database lacks.
-
-    In a closed period, the larger sums are the complete ones, and replace the smaller. An open period has receipts on
-    both sides: only parts before the first receipt in the database are written, and added to longer periods.
-
-    Args:
-        sums: periods of all lengths, or of one length. A call with a day includes its hours and minutes.
-        closed: Unix seconds. A period that ended before this time gets no new receipts.
-        first: time of the request of the first receipt in the database, in Unix seconds.
-
-    Returns the number of periods that were written. Raises SQLAlchemyError.
-    """
-    sql = sql_of(connection)
-    held = sql.held_sums([key_of(period, TOTAL) for period in sums])
-    missing = {period for period in sums if key_of(period, TOTAL) not in held and end_of(period) <= max(closed, first)}
-    larger = {
-        period
-        for period in sums
-        if (total := held.get(key_of(period, TOTAL)))
-        and end_of(period) <= closed
-        and _size(sums[period][TOTAL]) > _size(total)
-    }
-    added: dict[SumKey, SumRow] = {}
-    for period in missing | larger:
-        of_period = (SUMS.c.seconds == SECONDS[period.granularity], SUMS.c.start == period.start)
-        connection.execute(delete(SUMS).where(*of_period))
-        sql.put_sums([(*key_of(period, dims), raw) for dims, raw in sums[period].items()])
-    for period in (candidate for candidate in missing if end_of(candidate) <= first):
-        longer = [name for name, seconds in SECONDS.items() if seconds > SECONDS[period.granularity]]
-        for wider in (Period.of(name, period.start) for name in longer):
-            if wider not in sums or wider in missing or end_of(wider) <= closed:
-                break
-            for dims, raw in sums[period].items():
-                added.setdefault(key_of(wider, dims), SumRow()).merge(SumRow.from_bytes(raw))
-    for key, raw in sql.held_sums(list(added)).items():
-        added[key].merge(SumRow.from_bytes(raw))
-    sql.put_sums([(*key, row.to_bytes()) for key, row in added.items()])
-    return len(missing | larger)
-
-
-def end_of(period: Period) -> int:
-    """Return the end of a period in Unix seconds."""
-    return period.start + SECONDS[period.granularity]
-
-
-def _size(raw: bytes) -> tuple[int, int, int]:
-    row = SumRow.from_bytes(raw)
-    tokens = (row.teacher, row.student, row.failed)
-    return row.requests, row.cost_pico, sum(of_role.read + of_role.output for of_role in tokens)

@@ -6,110 +6,17 @@ import asyncio
 import json
 import stat
 import time
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from redis.asyncio import Redis
 
-from gateway.accounting.budgets import Account, Budgets, Raise
-from gateway.accounting.token_budgets import TokenBudgets
-from gateway.keys.audit import AuditTrail
-from gateway.keys.follower import KeyFollower
-from gateway.keys.held import Keyring, KeyTerms
-from gateway.keys.redis_keyring import NEVER, KeyExpiry, RedisKeyring
-from gateway.keys.token import digest_of, hint_of, new_token
-from gateway.policy.guidance_off import GuidanceOff, GuidanceScope
-from gateway.quality.switches import GuidanceSwitchStore
-from gateway.redis.client import RedisClient
-from gateway.telemetry.metrics import Metrics
-from tests.accounting.budget_fixture import budget
-from tests.cli import in_process
-from tests.cli.usage_place import Place
+from gateway.accounting.budgets import Raise
+from gateway.policy.guidance_off import GuidanceScope
+from tests.cli.installation import TENANT, Installation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from gateway.accounting.scopes import Scope
-
-TENANT = budget("10")
-KEY = budget("5", name="key:ci")
-TOKENS = budget("2", name="key:staff:ada")
-LABEL = budget("3", name="label:team=a b:budget")
-TEACHER = GuidanceOff(0.0, actor="carol", reason="new teacher", answer_by="teacher")
-
-
-class Installation(Place):
-    """The Redis of one deployment, and what the test reads and changes there."""
-
-    def __init__(self, folder: Path, redis_url: str) -> None:
-        folder.mkdir()
-        super().__init__(folder, redis_url)
-
-    def keys_run(self, command: str, *more: object) -> in_process.Done:
-        return in_process.run("keys", command, *map(str, more), "--config", str(self.config))
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[RedisClient]:
-        client = RedisClient(self.url, timeout_s=20, metrics=Metrics())
-        yield client
-        await client.close()
-
-    async def create(self, key_id: str, *, expiry: KeyExpiry = NEVER) -> str:
-        token = new_token()
-        limits: dict[str, Any] = {"max_budget": Decimal("0.10"), "budget_duration": "2w"}
-        terms = KeyTerms(hint_of(token), "carol", models=("chat",), budget=limits, labels={"team": "search"})
-        async with self.opened() as client:
-            keyring = RedisKeyring(client.commands, self.keys)
-            await keyring.create(digest_of(token), "acme", key_id, terms, expiry, "carol")
-            await keyring.record_use([digest_of(token)])
-        return token
-
-    async def revoke(self, key_id: str) -> None:
-        async with self.opened() as client:
-            await RedisKeyring(client.commands, self.keys).revoke("acme", key_id, "carol")
-
-    async def rotate(self, key_id: str) -> None:
-        async with self.opened() as client:
-            ring = Keyring()
-            keyring = RedisKeyring(client.commands, self.keys)
-            await KeyFollower(client, keyring, ring).catch_up()
-            old = ring.by_id("acme", key_id)
-            assert old is not None
-            await keyring.rotate(old, digest_of(new_token()), old.terms, grace_s=600, expiry=NEVER, actor="carol")
-
-    async def raise_budget(self, scope: Scope, usd: str, until_s: int) -> None:
-        async with self.opened() as client:
-            await Budgets(client.commands, self.keys).put_raise(Account("acme", scope), Raise(Decimal(usd), until_s))
-
-    async def switch_off(self, scope: GuidanceScope) -> None:
-        async with self.opened() as client:
-            await GuidanceSwitchStore(client.commands, self.keys).switch(scope, TEACHER, "carol")
-
-    async def state(self) -> dict[str, Any]:
-        """Return all that an import must reproduce."""
-        async with self.opened() as client:
-            redis, ring = client.commands, Keyring()
-            keyring = RedisKeyring(redis, self.keys)
-            await KeyFollower(client, keyring, ring).catch_up()
-            held = sorted(ring.all(), key=lambda key: key.id)
-            scopes = (TENANT, KEY, TOKENS, LABEL)
-            balances = await Budgets(redis, self.keys).read([Account("acme", scope) for scope in scopes])
-            return {
-                "keys": held,
-                "used": await keyring.last_used([key.sha256 for key in held]),
-                "raises": [balance.raised for balance in balances],
-                "tokens": await TokenBudgets(client, self.keys).listed(["acme"]),
-                "switches": await GuidanceSwitchStore(redis, self.keys).read(),
-                "audit": (await self.audit())[::-1],
-            }
-
-    async def audit(self) -> list[Any]:
-        async with Redis.from_url(self.url) as redis:
-            trail = AuditTrail(redis, self.keys.keyring().audit)
-            return [entry for entry in await trail.read(1000) if entry.action != "keys.import"]
 
 
 @pytest.fixture
@@ -122,27 +29,6 @@ def there(tmp_path: Path, redis_url: str) -> Installation:
     return Installation(tmp_path / "there", redis_url)
 
 
-def filled(here: Installation) -> list[str]:
-    """Give an installation keys in every state, raises, switches and an audit trail. Return the keys."""
-    until_s = int(time.time()) + 86_400
-
-    async def fill() -> list[str]:
-        tokens = [await here.create(one) for one in ("ci", "old", "rotated")]
-        tokens.append(await here.create("dated", expiry=KeyExpiry(in_s=3600)))
-        await here.revoke("old")
-        await here.rotate("rotated")
-        for number, scope in enumerate((TENANT, KEY, LABEL), 1):
-            await here.raise_budget(scope, f"{number}.25", until_s + number)
-        async with here.opened() as client:
-            await TokenBudgets(client, here.keys).keep("acme", "staff:ada", until_s)
-        await here.raise_budget(TOKENS, "0.000000000001", until_s)
-        for off in (GuidanceScope(), GuidanceScope("acme"), GuidanceScope("acme", "org/chat")):
-            await here.switch_off(off)
-        return tokens
-
-    return asyncio.run(fill())
-
-
 def exported(here: Installation, file: Path) -> list[dict[str, Any]]:
     done = here.keys_run("export", "-o", file)
     assert done.returncode == 0, done
@@ -152,7 +38,7 @@ def exported(here: Installation, file: Path) -> list[dict[str, Any]]:
 def test_an_import_reproduces_keys_raises_switches_and_the_audit_trail(
     here: Installation, there: Installation, tmp_path: Path
 ) -> None:
-    tokens, file = filled(here), tmp_path / "keys.jsonl"
+    tokens, file = here.fill(), tmp_path / "keys.jsonl"
     before = asyncio.run(here.state())
     lines = exported(here, file)
     assert [line["type"] for line in lines].count("key") == 5
@@ -169,7 +55,7 @@ def test_an_import_reproduces_keys_raises_switches_and_the_audit_trail(
 
 
 def test_a_second_import_changes_nothing(here: Installation, there: Installation, tmp_path: Path) -> None:
-    filled(here)
+    here.fill()
     exported(here, tmp_path / "keys.jsonl")
     there.keys_run("import", tmp_path / "keys.jsonl")
     before = exported(there, tmp_path / "first.jsonl")
@@ -183,7 +69,7 @@ def test_a_second_import_changes_nothing(here: Installation, there: Installation
 def test_what_redis_has_stays_and_is_listed(here: Installation, there: Installation, tmp_path: Path) -> None:
     """A key with another hash, another raise and another switch. All other lines are imported."""
     until_s = int(time.time()) + 3600
-    filled(here)
+    here.fill()
     file = tmp_path / "keys.jsonl"
     lines = exported(here, file)
     asyncio.run(there.create("ci"))
@@ -209,7 +95,7 @@ def test_what_redis_has_stays_and_is_listed(here: Installation, there: Installat
 
 
 def test_a_key_under_another_name_is_different(here: Installation, there: Installation, tmp_path: Path) -> None:
-    filled(here)
+    here.fill()
     file = tmp_path / "keys.jsonl"
     exported(here, file)
     there.keys_run("import", file)

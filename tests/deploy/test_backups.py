@@ -1,4 +1,4 @@
-"""The guide's edits for backups: with them `backup` and `restore` find Redis and the database while no gateway runs."""
+"""The guide's commands for backups: they find Redis and the database while no gateway runs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_with_systemd_secrets_are_read_from_their_source(tmp_path: Path) -> None
     assert settings.redis.url.get_secret_value() == (tmp_path / "secrets/redis_url").read_text("utf-8").strip()
 
 
-def test_with_compose_the_backup_runs_in_the_gateways_service() -> None:
-    names = set(re.findall(r"run --rm --no-deps -v /backups:/backups (\w+) (?:backup|restore)", SECTION))
+def test_with_compose_the_commands_run_in_the_gateways_service() -> None:
+    names = set(re.findall(r"run --rm --no-deps -v /backups:/backups (\w+) (?:keys|budgets)", SECTION))
     assert names == {"gateway"} <= COMPOSE["services"].keys()
     assert "user" not in COMPOSE["services"]["gateway"], "the image's, 10001"
     assert "install -d -o 10001" in SECTION

@@ -14,9 +14,10 @@ FILES = ("accounting/test_redis_ledger.py", "keys/test_redis_keyring.py", "quali
 MORE = (
     "accounting/test_budgets.py",
     "accounting/test_limits.py",
-    "backup",
     "batching/test_redis_scheduler.py",
     "batching/test_view.py",
+    "cli/test_budgets_rebuild.py",
+    "cli/test_keys_export.py",
     "collected",
     "keys",
     "quality",

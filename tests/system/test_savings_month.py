@@ -48,7 +48,6 @@ async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, caps
     store = UsageStore(f"sqlite:///{tmp_path}/usage.db", RETENTION)
     threads = QueryThreads(store.engine.reading)
     try:
-        await store.open()
         await store.write([OutboxEntry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
         print_usage(await holds_usage(DatabaseReader(threads)))
         holds_table(capsys.readouterr().out)

@@ -90,14 +90,6 @@ async def test_receipts_come_once_and_in_order_however_small_the_lists(address: 
             assert await store.count(where) == len(chosen(where))
 
 
-async def test_entries_that_cannot_be_read_can_be_listed(address: str) -> None:
-    bad = entry(receipt())._replace(raw=b"?")
-    async with a_store(address) as store:
-        assert await store.write([bad]) == WriteResult(unreadable=1)
-        assert await store.read(UsageQueries.count_unreadable) == 1
-        assert await store.read(UsageQueries.unreadable) == [bad]
-
-
 async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"sqlite:///{tmp_path}/usage.db"
     async with a_store(address) as store, a_finder(address) as finder:

@@ -1,1 +1,0 @@
-"""Back up API keys, budgets and receipts to one file, and restore them."""
