@@ -29,7 +29,7 @@ _UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE_UNITS = {unit.lower(): factor for unit, factor in _BYTES.items()}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}", re.ASCII)
 ANY_NAME = "*"
 """Name of a route for all models that no other route names."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -226,13 +226,13 @@ def file_path(value: object, info: ValidationInfo) -> Path:
 
 
 def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
+    if not NAME.fullmatch(value):
         raise InvalidValue("must be 1 to 128 letters, digits or any of . _ : / -")
     return value
 
 
 def _route_name(value: str) -> str:
-    if value != ANY_NAME and not _NAME.fullmatch(value):
+    if value != ANY_NAME and not NAME.fullmatch(value):
         raise InvalidValue("must be 1 to 128 letters, digits or any of . _ : / -, or '*' for every other model")
     return value
 
@@ -301,9 +301,9 @@ Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_in
 """A secret; in YAML only as a reference. It is never printed."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
 """A secret as a reference or as plain text. It is never printed."""
-Name: TypeAlias = Annotated[str, AfterValidator(_name), text_pattern(_NAME.pattern)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name), text_pattern(NAME.pattern)]
 """Name of a model or a route: 1 to 128 of [A-Za-z0-9._:/-]."""
-RouteName: TypeAlias = Annotated[str, AfterValidator(_route_name), text_pattern(rf"\*|{_NAME.pattern}")]
+RouteName: TypeAlias = Annotated[str, AfterValidator(_route_name), text_pattern(rf"\*|{NAME.pattern}")]
 """Name of a route: a Name, or * for every other model."""
 HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), text_pattern("https?://[^?#@ ]+")]
 """http(s) URL without user, query, fragment or trailing slash."""

@@ -3,242 +3,155 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from itertools import groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.config.scalars import ANY_NAME, NAME
 from gateway.config.yaml_messages import suggestion
 from gateway.errors import StartupError
-from gateway.migration.builder import DataBuilder
-from gateway.migration.litellm_models import NAME_RULE, find_provider, route_name, whole
-from gateway.policy.schema import Route
-from gateway.pricing import litellm_providers
+from gateway.migration.source import SourceKeys
+from gateway.pricing import without_trailing_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from gateway.migration.context import ImportContext
     from gateway.migration.litellm_models import Deployment
-    from gateway.migration.litellm_settings import RouterSettings
+    from gateway.migration.notes import ImportNotes
     from gateway.migration.source import SourceField
 
+_UNKNOWN = "no imported model has this name"
 _MAX_STUDENTS = 8
-_MAX_RETRIES = "10"
 _MAX_WEIGHT, _MIN_WEIGHT = Decimal(100), Decimal("0.01")
 
 
 class RequestedGuidance(NamedTuple):
-    """Guidance of the new routes: the teacher, and the only student; without a student, each route keeps its own."""
+    """Guidance of one route: the teacher's model_name, whose route is guided, and that of its student."""
 
     teacher: str
-    student: str | None = None
+    student: str
 
 
 class RouteConverter:
-    """Builds one route for each model group and each alias."""
+    """Builds a route for each model_name. Aliases are further names of its route, and fallbacks its last students."""
 
-    def __init__(
-        self,
-        deployments: Sequence[Deployment],
-        settings: RouterSettings,
-        context: ImportContext,
-        guidance: RequestedGuidance | None,
-    ) -> None:
+    def __init__(self, deployments: Iterable[Deployment], notes: ImportNotes) -> None:
+        self._notes = notes
         self._groups: dict[str, list[Deployment]] = {}
         for one in deployments:
-            group = self._groups.setdefault(one.group, [])
-            if group and group[0].embeds != one.embeds:
-                context.notice(one.entry, f"no route uses it: {one.group} has chats and embeddings. Name them apart")
-            else:
-                group.append(one)
-        self._settings = settings
-        self._context = context
-        self._aliases = self._read_aliases()
-        self._default_fallbacks: list[str] = []
-        self._fallbacks = self._read_fallbacks()
-        self._guidance = None
-        if guidance is not None:
-            student = None if guidance.student is None else self._known(guidance.student)
-            self._guidance = RequestedGuidance(self._known(guidance.teacher), student)
-            for other in self._groups[self._guidance.teacher][1:]:
-                context.notice(other.entry, "not a teacher: a route has one, the first deployment of its model_name")
-        self.guided_students: set[str] = set()
+            self._groups.setdefault(one.group, []).append(one)
+        self._aliases: dict[str, str] = {}  # model_name by alias
+        self._fallbacks: dict[str, list[str]] = {}
 
-    def routes(self) -> list[DataBuilder]:
-        """Return the routes, in the order of the file; aliases come last."""
-        named = {name: name for name in self._groups} | self._aliases
+    def add_aliases(self, field: SourceField | None) -> None:
+        """Read model_group_alias: the model_name of each alias, or a mapping with it."""
+        for alias in self._notes.children(field, dict):
+            target = alias
+            if isinstance(alias.value, dict):
+                keys = SourceKeys(alias)
+                target = keys.take("model") or alias
+                self._notes.add_rest(keys)
+            if not self._is_group(target.value):
+                self._notes.add(alias, _UNKNOWN)
+            elif alias.name in self._groups or not NAME.fullmatch(alias.name):
+                self._notes.add(alias, "must be no model_name, and have only letters, digits and . _ : / -")
+            else:
+                self._aliases[alias.name] = target.value
+
+    def add_fallbacks(self, field: SourceField | None, default: SourceField | None) -> None:
+        """Read fallbacks and default_fallbacks, after the aliases.
+
+        As in LiteLLM, the first entry of a model_name applies, and the last entry `*`. `default_fallbacks` override it.
+        """
+        entries = [one for entry in self._notes.children(field, list) for one in self._notes.children(entry, dict)]
+        named = [(one.name, one) for one in entries]
+        chosen: dict[str, SourceField] = {}
+        for name, targets in named if default is None else [*named, (ANY_NAME, default)]:
+            if name != ANY_NAME and name not in self._groups:
+                self._notes.add(targets, _UNKNOWN)
+            elif name == ANY_NAME or name not in chosen:
+                self._add_overridden(chosen.get(name))
+                chosen[name] = targets
+            else:
+                self._add_overridden(targets)
+        self._fallbacks = {name: self._targets(targets, name) for name, targets in chosen.items()}
+
+    def routes(self, guidance: RequestedGuidance | None) -> list[dict[str, Any]]:
+        """Return the routes in the order of the file. Raise StartupError for an unknown name in `guidance`."""
+        teacher = student = None
+        if guidance is not None:
+            teacher, student = self._known(guidance.teacher), self._known(guidance.student)
         routes = []
-        for name, group in named.items():
-            route = self._route(name, group)
-            issue = route.validate(Route, self._context)
-            assert issue is None, f"route {name}: {issue}"
-            routes.append(route)
+        for group in self._groups:
+            route: dict[str, Any] = {"model": group}
+            if aliases := [alias for alias, target in self._aliases.items() if target == group]:
+                route["aliases"] = aliases
+            guided = student if group == teacher else None
+            routes.append(route | (self._engines(group) if guided is None else self._guided_engines(group, guided)))
         return routes
 
-    def _route(self, name: str, group: str) -> DataBuilder:
-        route = DataBuilder({"model": name})
-        guidance = self._guidance
-        if guidance is None or group not in self._guided_groups(guidance):
-            mode = "embeddings" if self._groups[group][0].embeds else "student"
-            route.data |= {"mode": mode, **self._students(group, self._fallbacks_of(name, group))}
-        else:
-            teacher = self._groups[guidance.teacher][0].name
-            if guidance.student is None:
-                students = self._students(group, self._fallbacks_of(name, group), teacher)
-            else:
-                students = self._students(guidance.student, [guidance.teacher], teacher)
-            route.data |= {"mode": "guided", "teacher": teacher, **students, "guidance": {"deadline": "auto"}}
-            self.guided_students |= _names(students)
-        self._common(route, group)
-        return route
+    def _engines(self, group: str) -> dict[str, Any]:
+        """Return mode and students of a route without guidance."""
+        embeds = self._groups[group][0].embeds
+        fallbacks = self._fallbacks.get(group, self._fallbacks.get(ANY_NAME, []))
+        others = [one for one in fallbacks if one != group and self._groups[one][0].embeds == embeds]
+        return {"mode": "embeddings" if embeds else "student", **self._students(group, others)}
 
-    def _guided_groups(self, guidance: RequestedGuidance) -> set[str]:
-        """Return the groups whose routes are guided: the teacher's alone with a student, else all others."""
-        if guidance.student is not None:
-            return {guidance.teacher}
-        return {name for name, group in self._groups.items() if name != guidance.teacher and not group[0].embeds}
+    def _guided_engines(self, teacher: str, student: str) -> dict[str, Any]:
+        """Return mode and engines of the guided route.
 
-    def _fallbacks_of(self, name: str, group: str) -> list[str]:
-        """Return the fallback groups of a route: its own, those of its group, or the default ones."""
-        targets = self._fallbacks.get(name, self._fallbacks.get(group, self._default_fallbacks))
-        return [one for one in targets if one != group and self._have_one_mode(one, group)]
-
-    def _have_one_mode(self, group: str, other: str) -> bool:
-        """Return whether both groups make embeddings, or neither does."""
-        return self._groups[group][0].embeds == self._groups[other][0].embeds
-
-    def _common(self, route: DataBuilder, group: str) -> None:
-        """Add retries and the default of max_tokens."""
-        members, context = self._groups[group], self._context
-        own = next((one.num_retries for one in members if one.num_retries is not None), None)
-        retries = own or self._settings.num_retries
-        if retries is not None and (number := context.number(retries)) is not None:
-            number = context.clamped(retries, number, "0", _MAX_RETRIES)
-            route.put("retries", "num_retries", value=whole(number), field=retries)
-        longest = [one.max_tokens for one in members if one.max_tokens is not None]
-        if longest and not members[0].embeds and (number := context.number(longest[0])) is not None:
-            route.put("default_max_tokens", value=whole(number), field=longest[0])
-        chosen = {id(own), id(longest[0]) if longest and not members[0].embeds else None}
-        for field in filter(None, (field for one in members for field in (one.num_retries, one.max_tokens))):
-            if id(field) not in chosen:
-                context.notice(field, "not imported: a route has one value, from its first deployment")
-
-    def _students(self, group: str, fallbacks: Sequence[str], teacher: str | None = None) -> dict[str, Any]:
-        """Return the key `student` or `students`: the deployments of a group, then those of its fallbacks.
-
-        A teacher is a fallback only where the students have no weights, since a drawn student differs from its teacher.
+        The teacher is the last student, except where the students have weights: a drawn student is no teacher.
         """
-        tiers = [tier for name in (group, *fallbacks) for tier in self._tiers(name)]
-        first, later = tiers[0], [one for tier in tiers[1:] for one in tier]
-        if len(first) > 1:
-            if any(one.name == teacher for one in later):
-                message = f"{teacher} is no fallback of its route, because several deployments share the requests"
-                self._context.notice(first[0].entry, message)
-            later = [one for one in later if one.name != teacher]
-        names = list(dict.fromkeys(one.name for one in (*first, *later)))
+        fallbacks = [teacher] if len(self._groups[student]) == 1 else []
+        for one in chain.from_iterable(self._groups[name] for name in (student, *fallbacks)):
+            if "protocol" not in one.data:
+                one.data["continuation"] = "auto"  # the default of a provider's model is none
+        students = self._students(student, fallbacks)
+        name = self._groups[teacher][0].name
+        return {"mode": "guided", "teacher": name, **students, "guidance": {"deadline": "auto"}}
+
+    def _students(self, group: str, fallbacks: Sequence[str]) -> dict[str, Any]:
+        """Return the key `student` or `students`: deployments of a group that share requests, then all others.
+
+        Requests are shared by weight. A deployment without weight is called after those with one.
+        """
+        own, *later = (sorted(self._groups[name], key=lambda one: one.order) for name in (group, *fallbacks))
+        first = [one for one in own if one.order == own[0].order]
+        drawn = [one for one in first if one.weight] or first
+        ordered = [*drawn, *(one for one in own if one not in drawn), *(one for tier in later for one in tier)]
+        names = list(dict.fromkeys(one.name for one in ordered))
         if len(names) > _MAX_STUDENTS:
-            message = f"a route has at most {_MAX_STUDENTS} students: {', '.join(names[_MAX_STUDENTS:])} not called"
-            self._context.notice(first[0].entry, message)
+            unused = ", ".join(names[_MAX_STUDENTS:])
+            self._notes.add(own[0].field, f"a route has at most {_MAX_STUDENTS} students; without {unused}")
             names = names[:_MAX_STUDENTS]
         if len(names) == 1:
             return {"student": names[0]}
-        if len(first) == 1:
+        if len(drawn) == 1:
             return {"students": names}
-        weights = _weights(first, scale=bool(later))
-        if later:
-            message = "fallbacks of several deployments have the smallest weight, so a few first calls go to them"
-            self._context.notice(first[0].entry, message)
-        return {"students": [{"model": name, "weight": whole(weights.get(name, _MIN_WEIGHT))} for name in names]}
+        weights = _weights(drawn, scale=len(drawn) < len(ordered))
+        return {"students": [{"model": name, "weight": weights.get(name, _MIN_WEIGHT)} for name in names]}
 
-    def _tiers(self, group: str) -> list[list[Deployment]]:
-        """Return the deployments of a group by `order`; those with weight 0 are called last."""
-        by_order = sorted(self._groups[group], key=lambda one: one.order)
-        tiers = [list(tier) for _, tier in groupby(by_order, key=lambda one: one.order)]
-        unused = [one for one in tiers[0] if one.weights.get("weight") == 0]
-        if unused and len(unused) < len(tiers[0]):
-            tiers = [[one for one in tiers[0] if one not in unused], *tiers[1:], unused]
-        return tiers
-
-    def _read_aliases(self) -> dict[str, str]:
-        """Return the groups of model_group_alias by alias."""
-        aliases: dict[str, str] = {}
-        for alias in self._context.entries(self._settings.aliases, dict):
-            parts = {child.name: child for child in alias.children()}
-            target = parts.get("model", alias)
-            name, group = route_name(alias.name), route_name(str(target.value))
-            if name in self._groups:
-                self._context.notice(alias, f"not imported: model_list has {name}, too")
-            elif group not in self._groups:
-                self._context.notice(alias, f"not imported: no imported model is called {group}")
-            else:
-                aliases[name] = group
-                if name != alias.name:
-                    self._context.notice(alias, f"callers must send {name}: {NAME_RULE}")
-            if "hidden" in parts:
-                self._context.notice(parts["hidden"], "GET /v1/models lists all routes that the key may use")
-        return aliases
-
-    def _read_fallbacks(self) -> dict[str, list[str]]:
-        """Return the fallback groups by group or alias, and set the default ones.
-
-        The precedence is that of LiteLLM: the first entry of the name, then the last one of the name with or without
-        its provider. `default_fallbacks`, else the last entry `*`, are for all other names.
-        """
-        own: dict[str, SourceField] = {}
-        similar: dict[str, SourceField] = {}
-        default: SourceField | None = None
-        for targets in (one for entry in self._settings.fallbacks for one in self._context.entries(entry, dict)):
-            if targets.name == "*":
-                self._unused(default, "a later entry * applies")
-                default = targets
-                continue
-            key = route_name(targets.name)
-            names = [name for name in (*self._groups, *self._aliases) if name == key or _is_same_model(name, key)]
-            if not names:
-                self._context.notice(targets, f"not imported: no imported model is called {targets.name}")
-            for name in names:
-                if name != key:
-                    self._unused(similar.get(name), f"later fallbacks of {name} apply")
-                    similar[name] = targets
-                elif name in own:
-                    self._unused(targets, f"the first fallbacks of {name} apply")
-                else:
-                    own[name] = targets
-        if self._settings.default_fallbacks is not None:
-            self._unused(default, "default_fallbacks apply")
-            default = self._settings.default_fallbacks
-        for name in own.keys() & similar.keys():
-            self._unused(similar[name], f"fallbacks of exactly {name} apply")
-        self._default_fallbacks = self._targets(default)
-        return {name: self._targets(field, self._aliases.get(name, name)) for name, field in (similar | own).items()}
-
-    def _unused(self, field: SourceField | None, why: str) -> None:
-        """Report fallbacks that others override, if there are any."""
+    def _add_overridden(self, field: SourceField | None) -> None:
         if field is not None:
-            self._context.notice(field, f"not imported: {why}, as in LiteLLM")
+            self._notes.add(field, "other fallbacks of this name apply, as in LiteLLM")
 
-    def _targets(self, field: SourceField | None, group: str | None = None) -> list[str]:
-        """Return the groups that a list names. A notice states one that cannot be a fallback of `group`."""
+    def _targets(self, field: SourceField, name: str) -> list[str]:
+        """Return the model_names that a list of fallbacks names."""
         found = []
-        for one in self._context.entries(field, list):
-            for target in self._target(one):
-                if group is None or self._have_one_mode(target, group):
-                    found.append(target)
-                else:
-                    embedding = target if self._groups[target][0].embeds else group
-                    self._context.notice(one, f"not imported: only {embedding} makes embeddings")
+        for one in self._notes.children(field, list):
+            target = self._aliases.get(str(one.value), one.value)
+            if not self._is_group(target):
+                self._notes.add(one, _UNKNOWN)
+            elif name != ANY_NAME and self._groups[target][0].embeds != self._groups[name][0].embeds:
+                self._notes.add(one, f"{name} and {target} are not both for chats, or both for embeddings")
+            else:
+                found.append(target)
         return found
 
-    def _target(self, field: SourceField) -> list[str]:
-        name = route_name(field.value) if isinstance(field.value, str) else ""
-        group = self._aliases.get(name, name)
-        if group in self._groups:
-            return [group]
-        why = f"no imported model is called {name}" if name else "a fallback with messages or parameters of its own"
-        self._context.notice(field, f"not imported: {why}")
-        return []
+    def _is_group(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._groups
 
     def _known(self, name: str) -> str:
-        """Return the group of a name on the command line. Raise StartupError for an unknown name."""
+        """Return the model_name of a name on the command line. Raise StartupError for an unknown one."""
         group = self._aliases.get(name, name)
         if group not in self._groups:
             known = ", ".join([*self._groups, *self._aliases])
@@ -248,28 +161,11 @@ class RouteConverter:
         return group
 
 
-def _is_same_model(name: str, key: str) -> bool:
-    """Return whether a name and a key differ in the provider only, like gpt-4o and openai/gpt-4o."""
-    prefix, slash, model = name.partition("/")
-    if slash:
-        return prefix in litellm_providers() and model == key
-    provider = find_provider(name)
-    return provider is not None and key == f"{provider.name}/{name}"
-
-
-def _weights(tier: Sequence[Deployment], *, scale: bool) -> Mapping[str, Decimal]:
-    """Return the weights of deployments, as LiteLLM's simple-shuffle draws: by weight, else rpm, else tpm.
-
-    With `scale`, the largest weight is the largest that is permitted.
-    """
-    for name in ("weight", "rpm", "tpm"):
-        values = {one.name: max(one.weights.get(name, Decimal(0)), Decimal(0)) for one in tier}
-        if largest := max(values.values()):
-            factor = _MAX_WEIGHT / largest if scale or largest > _MAX_WEIGHT else Decimal(1)
-            return {name: max(round(value * factor, 2), _MIN_WEIGHT) for name, value in values.items()}
-    return {one.name: _MAX_WEIGHT if scale else Decimal(1) for one in tier}
-
-
-def _names(students: Mapping[str, Any]) -> set[str]:
-    named = [*students.get("students", ()), *filter(None, [students.get("student")])]
-    return {one if isinstance(one, str) else one["model"] for one in named}
+def _weights(drawn: Sequence[Deployment], *, scale: bool) -> dict[str, Decimal]:
+    """Return the weights by name, equal ones if there are none. With `scale`, the largest is the largest possible."""
+    largest = max(one.weight for one in drawn)
+    weights = {one.name: one.weight / largest if largest else Decimal(1) for one in drawn}
+    factor = _MAX_WEIGHT if scale or largest > _MAX_WEIGHT else largest or Decimal(1)
+    return {
+        name: without_trailing_zeros(max(round(weight * factor, 2), _MIN_WEIGHT)) for name, weight in weights.items()
+    }

@@ -71,9 +71,9 @@ def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) ->
 
 def test_the_guides_conversion_lists_what_it_shows(tmp_path: Path) -> None:
     page = "docs/litellm.md"
-    notices = convert_litellm(written(page, tmp_path) / "litellm.yaml", {}).notices
+    listed = convert_litellm(written(page, tmp_path) / "litellm.yaml").not_converted
     shown = re.findall(r"^  (litellm\.yaml:.*)$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
-    assert [str(one).removeprefix(f"{tmp_path}/") for one in notices] == shown
+    assert [str(one).removeprefix(f"{tmp_path}/") for one in listed] == shown
 
 
 def test_of_the_guides_configuration_check_warns_for_its_well_known_key_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ model_list:
       api_key: os.environ/AZURE_EU_KEY
       api_version: "2024-10-21"
       rpm: 600
-    model_info: {{base_model: azure/gpt-4o, id: azure-eu}}
+    model_info: {{input_cost_per_token: 0.0000025, output_cost_per_token: 0.00001, id: azure-eu}}
   - model_name: gpt-4o
     litellm_params: {{model: gpt-4o, api_key: {LITERAL_KEY}, rpm: 300, organization: org-1}}
   - model_name: claude
@@ -48,5 +48,5 @@ general_settings:
   database_url: os.environ/DATABASE_URL
   max_parallel_requests: 8
 """
-VARIABLES = ("ANTHROPIC_API_KEY", "AZURE_EU_KEY", "GPT_4O_API_KEY", "LITELLM_MASTER_KEY", "OPENAI_API_KEY")
+VARIABLES = ("ANTHROPIC_API_KEY", "AZURE_EU_KEY", "GPT_4O_2_API_KEY", "LITELLM_MASTER_KEY", "OPENAI_API_KEY")
 """Environment variables that the converted configuration needs."""

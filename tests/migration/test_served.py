@@ -43,12 +43,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
                     }
                     for name, engine in entries.items()
                 ],
-                "router_settings": {"model_group_alias": {"alias": "down"}, "num_retries": 0},
+                "router_settings": {"model_group_alias": {"alias": "down"}},
                 "litellm_settings": {"fallbacks": [{"down": ["small"]}]},
             },
             file,
         )
-        texts = convert_litellm(file, {}, RequestedGuidance("big", "small")).files
+        texts = convert_litellm(file, RequestedGuidance("big", "small")).files
         config, policy = (YAML(typ="safe").load(texts[name]) for name in (CONFIG_FILE, POLICY_FILE))
         routes = policy["routes"]
         with running_gateway(folder, redis_url=redis_url, models=config["models"], routes=routes) as process:
