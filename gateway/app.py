@@ -89,8 +89,8 @@ from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess
-from gateway.usage.anomalies import AnomalyReporter, AnomalyStore
 from gateway.usage.rejections import Rejections
+from gateway.usage.spend_watch import SpendWatch
 from gateway.usage.uptime import Uptime
 
 if TYPE_CHECKING:
@@ -177,7 +177,10 @@ async def gateway(
         uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models), redis.now)
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        anomalies = AnomalyReporter(AnomalyStore(redis.commands, redis_keys.ledger()), process_id, metrics, alarm)
+        ledger_keys = redis_keys.ledger()
+        spend = SpendWatch(
+            redis, ledger_keys, usage.database, usage.workers, settings.alerts, metrics, alarm, redis.now
+        )
         local_limits = LocalLimits(batcher.processes, batcher.joined_s, by_tenant=redis.is_cluster)
         store = ReceiptStore(
             redis, in_redis, local=local_limits, on_event=alarm.send, archive=usage.receipts.find, metrics=metrics
@@ -334,7 +337,6 @@ async def gateway(
         admin[keys.LEDGER] = ledger
         admin[keys.LABEL_VALUES] = label_values
         admin[keys.TOKEN_BUDGETS] = token_budgets
-        admin[keys.ANOMALIES] = anomalies
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower, TokenCallers(policies, issuers))
         admin[keys.ISSUERS] = issuers
@@ -360,7 +362,7 @@ async def gateway(
         stack.push_async_callback(tasks.close)
         issuers.use(settings.identity)
         if watched is not None:
-            parts = live_engines, policies, admission, ledger, alarm, labeler, issuers
+            parts = live_engines, policies, admission, ledger, alarm, spend, labeler, issuers
             running = RunningSettings(settings, *parts)
             reloader = Reloader(watched.files, policies, running, metrics, watched.now)
             admin[keys.RELOADER] = reloader
@@ -375,7 +377,7 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("usage_board", usage.workers.follow(redis))
-        tasks.keep("anomalies", anomalies.follow(redis))
+        tasks.keep("spend", spend.run())
         tasks.keep("outbox_trimmer", usage.trimmer.run())
         watch_budgets = BudgetMonitor(redis, budgets, policies, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())

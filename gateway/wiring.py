@@ -67,6 +67,7 @@ def init_engine_series(metrics: Metrics, engines: Iterable[str]) -> None:
     for engine in engines:
         for reason in filter(None, get_args(UsageError)):
             metrics.engine_usage_errors.labels(engine, reason)
+        metrics.engine_usage_missing.labels(engine)
 
 
 def set_deadlines(metrics: Metrics, book: PolicySet) -> None:

@@ -83,6 +83,8 @@ class ReceiptCounters:
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self._count_share(tenant, "failed", attempt.share)
+        if receipt.estimated and receipt.status == "ok" and receipt.edge_of is None:
+            self._count_missing_usage(teacher, student)
         if receipt.guidance is not None and teacher is not None:
             adder(metrics.guidance, teacher.model, teacher.shared or "teacher")(1)
 
@@ -94,6 +96,11 @@ class ReceiptCounters:
                 if receipt.edge_of is None:
                     self._adder(metrics.label_requests, *series)(1)
                 self._adder(metrics.label_cost_usd, *series)(float(receipt.cost_usd))
+
+    def _count_missing_usage(self, *shares: EngineShare | None) -> None:
+        for share in shares:
+            if share is not None and share.estimated:
+                self._adder(self._metrics.engine_usage_missing, share.model)(1)
 
     def count_stages(self, timings: Timings, mode: str) -> None:
         """Count the times of the stages of a request."""

@@ -29,7 +29,7 @@ from gateway.admin.problems import (
 from gateway.admin.quality_trend import trend_shown
 from gateway.admin.replies import json_reply, time_shown
 from gateway.admin.usage import check_tenant
-from gateway.api.keys import ANOMALIES, ENGINES, POLICIES, REDIS, USAGE, USAGE_DATABASE
+from gateway.api.keys import ENGINES, POLICIES, REDIS, USAGE, USAGE_DATABASE
 from gateway.pricing import dollars
 from gateway.usage.counters import ClassSum
 from gateway.usage.rollup import SumRow
@@ -37,13 +37,12 @@ from gateway.usage.span import RequestedRange, span
 from gateway.usage.usage import UsageQuery, costs_of, usd_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from aiohttp import web
 
     from gateway.admin.engine_states import SharedEngineState
     from gateway.admin.period import ReportPeriod
-    from gateway.usage.anomalies import Anomaly
 
 UNGUIDED_THRESHOLD = 0.2
 """The unguided share from which a banner warns. The alert GktGuidanceFallingBack has the same."""
@@ -91,7 +90,6 @@ async def show_summary(request: web.Request) -> web.Response:
             "banners": [
                 *_engine_banners(app, {name: one for name, one in states.items() if name in in_use}),
                 *_unguided_banner(last.total, recent.since),
-                *_anomaly_banners(app[ANOMALIES].current, only.get("tenant")),
             ],
         }
     )
@@ -212,9 +210,3 @@ def _unguided_banner(row: SumRow, since: int) -> list[dict[str, Any]]:
             "reasons": dict(sorted(reasons.items())),
         }
     ]
-
-
-def _anomaly_banners(current: Iterable[Anomaly], tenant: str | None) -> list[dict[str, Any]]:
-    """Return the anomalies. Those of other tenants do not concern a filter by tenant."""
-    shown = (one for one in current if tenant is None or one.tenant in {None, tenant})
-    return [{"kind": f"unusual_{one.kind}", **one.figures()} for one in shown]

@@ -35,7 +35,6 @@ from gateway.policy.reload import Reloader
 from gateway.quality.feedback import FeedbackStore
 from gateway.redis.client import RedisClient
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.anomalies import AnomalyReporter
 from gateway.usage.database_reader import DatabaseReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.rejections import Rejections
@@ -97,7 +96,6 @@ AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
 USAGE_DATABASE = web.AppKey("usage_database", DatabaseReader)
 USAGE = web.AppKey("usage", UsageReader)
-ANOMALIES = web.AppKey("anomalies", AnomalyReporter)
 USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
 REJECTIONS = web.AppKey("rejections", Rejections)  # on the callers' listener only

@@ -22,14 +22,13 @@ LIVE: frozenset[Loc] = frozenset(
     {
         _MODELS,
         ("defaults",),
-        ("alerts", "webhook"),
-        ("alerts", "webhook_secret"),
+        ("alerts",),
         ("identity",),
         ("labels",),
         ("log", "requests"),
     }
 )
-"""Settings that take effect while the gateway runs. Usage workers read theirs at their start."""
+"""Settings that take effect while the gateway runs."""
 # Settings of a model that its engine does not read.
 _NOT_OF_ENGINE = frozenset({"price_rule", "max_output_tokens", "guidance_cache_bytes", "batch"})
 

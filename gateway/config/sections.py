@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.config.admin_oidc import OidcSettings
 from gateway.config.cors import ANY_ORIGIN, CorsSettings, HeaderName
@@ -302,45 +302,13 @@ class Defaults(StrictModel):
     """Budget of each key."""
 
 
-class SpendAlertSettings(StrictModel):
-    """Alerts on tenants and labels that spend more in an hour than in the same hour of their previous weeks."""
-
-    enabled: Flag = True
-    """Check the spend in usage workers."""
-    min_usd: Annotated[Number, Field(ge=0.01, le=1_000_000)] = 5.0
-    """Least amount in USD above the expected spend of an hour."""
-    factor: Annotated[Number, Field(ge=1.1, le=100)] = 1.5
-    """Least ratio of the spend to the expected spend. A tenant or value whose spend varies more gets a higher one."""
-    min_history_s: Annotated[Duration, duration_between("8d", "28d")] = Field(14 * 86_400.0, alias="min_history")
-    """Least time since the first request of a tenant or value. Before, its spend raises no alert."""
-
-
-class MissingUsageSettings(StrictModel):
-    """Alerts on engines that report the tokens of fewer calls than in the previous week."""
-
-    enabled: Flag = True
-    """Check the reports in usage workers."""
-    share: Annotated[Number, Field(gt=0, le=1)] = 0.2
-    """Rise of the share of requests without reported tokens, over the median hour of the previous week."""
-    min_requests: Annotated[Whole, Field(ge=5, le=1_000_000)] = 30
-    """Least requests of the engine in the hour."""
-
-
-class WorkerAlerts(StrictModel):
-    """The section `alerts` as a usage worker reads it. Gateways send the events, so a worker needs no webhook."""
-
-    spend: SpendAlertSettings = SpendAlertSettings()
-    missing_usage: MissingUsageSettings = MissingUsageSettings()
-    model_config = ConfigDict(extra="ignore")
-
-
 class AlertSettings(StrictModel):
-    """Notifications about budgets, the quality fallback, unusual spend and missing usage reports."""
+    """Notifications about budgets, the quality fallback and unusual spend."""
 
-    spend: SpendAlertSettings = SpendAlertSettings()
-    """Alerts on unusual spend of tenants and of values of labels."""
-    missing_usage: MissingUsageSettings = MissingUsageSettings()
-    """Alerts on engines that stop reporting tokens."""
+    spend_factor: Annotated[Number, Field(ge=1.1, le=100)] = 3.0
+    """The spend of a tenant in an hour is unusual above this multiple of the same hour's median in four weeks."""
+    spend_min_usd: Annotated[Number, Field(ge=0.01, le=1_000_000)] = 5.0
+    """Least unusual spend of an hour in USD."""
     webhook: SecretOrText | None = None
     """http(s) URL that receives the events as JSON. It may contain a token."""
     webhook_secret: Secret | None = None

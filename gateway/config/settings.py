@@ -76,7 +76,6 @@ class WorkerSettings(StrictModel):
     usage: sections.UsageSettings = sections.UsageSettings()
     data: _Folder = Field(Path("data"), validate_default=True)
     log: sections.LogSettings = sections.LogSettings()
-    alerts: sections.WorkerAlerts = sections.WorkerAlerts()
 
 
 class Settings(StrictModel):
@@ -106,7 +105,7 @@ class Settings(StrictModel):
     defaults: sections.Defaults = sections.Defaults()
     """Limits and budgets of tenants and keys whose policy sets none."""
     alerts: sections.AlertSettings = sections.AlertSettings()
-    """Notifications about budgets."""
+    """Notifications about budgets, the quality fallback and unusual spend."""
     identity: IdentitySettings = IdentitySettings()
     """Issuers whose tokens identify callers, beside API keys."""
     policies: _Folder = Field(Path("policies"), validate_default=True)
@@ -155,7 +154,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
     source, issues = read(path, environ=environ)
     if source is None:
         raise ConfigError(issues)
-    names = (*(WorkerSettings.model_fields.keys() - {"alerts"}), "alerts.spend", "alerts.missing_usage")
+    names = tuple(WorkerSettings.model_fields)
     issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(names)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or issues:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.admission import Admission
     from gateway.policy.book import PolicySet
     from gateway.policy.policies import Policies
+    from gateway.usage.spend_watch import SpendWatch
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class RunningSettings:
     admission: Admission
     ledger: Ledger
     alerts: BudgetAlerts
+    spend: SpendWatch
     labeler: Labeler
     issuers: Issuers
 
@@ -56,6 +58,7 @@ class RunningSettings:
         self.policies.defaults = settings.defaults
         self.admission.use_defaults(settings.defaults)
         self.alerts.use(*wiring.webhook_of(settings))
+        self.spend.settings = settings.alerts
         self.labeler.use(wiring.hash_key_of(settings))
         self.ledger.sample = log_sample_of(settings)
         self.issuers.use(settings.identity)

@@ -115,13 +115,16 @@ class LedgerKeys(NamedTuple):
     trimmer: str  # the process that trims outboxes; expires when it does not renew it
     written: str  # hash: result -> number of receipts that usage workers wrote with it
     lost_of: str  # hash in a cluster: tenant -> the part of its lost receipts that `written` contains
-    anomalies: str  # hash: id of an unusual hour of spend or of engines' usage reports -> its state as JSON
-    anomaly_check: str  # the usage worker that looks for anomalies; expires when it does not renew it
     base: str
 
-    def reported(self, anomaly_id: str) -> str:
-        """Return the key of the process that reported an anomaly."""
-        return f"{self.base}reported:{anomaly_id}"
+    def spend_check(self, hour: int) -> str:
+        """Return the key that exists while and after a process checks the spend of an hour. `hour`: its start in Unix
+        seconds."""
+        return f"{self.base}spend_check:{hour}"
+
+    def spend_reported(self, tenant: str) -> str:
+        """Return the key that exists for a day after the unusual spend of a tenant was reported."""
+        return f"{self.base}spend_reported:{tenant}"
 
     def worker(self, number: int) -> str:
         """Return the key of a usage worker's state as JSON. It expires when the worker does not renew it."""

@@ -29,8 +29,6 @@ from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.anomalies import AnomalyStore
-from gateway.usage.anomaly_watch import AnomalyWatch
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import replica_lag_of, store_of
@@ -116,7 +114,6 @@ async def _running(
         await lease.join()
         feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
-        found = AnomalyStore(client.commands, keys.ledger())
         worker = UsageWorker(
             client,
             feed,
@@ -131,7 +128,6 @@ async def _running(
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
         tasks.keep("partitions", keep_partitions(store))
-        tasks.keep("anomalies", AnomalyWatch(found, store, lease.process_id, settings.alerts, clock=client.now).run())
         if replica is not None:
             tasks.keep("replica", replica.run())
         log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)

@@ -5,7 +5,6 @@ They are not summed over workers. A plain gauge would keep the series of a value
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
@@ -85,43 +84,4 @@ class GuidanceOffGauge(Collector):
         for labels in sorted(off):
             if labels[:2] != (ALL, ALL):
                 family.add_metric(labels, 1.0)
-        yield family
-
-
-class AnomalyGauges(Collector):
-    """The anomalies that this process read last: spend by tenant and by label, and missing usage reports by engine.
-
-    Values of labels have no series, because callers may choose them.
-    """
-
-    def __init__(self) -> None:
-        self._names: frozenset[tuple[str, str]] = frozenset()
-        self._labels: Mapping[tuple[str, str], int] = {}
-
-    def set(self, names: Iterable[tuple[str, str]], labels: Iterable[tuple[str, str]]) -> None:
-        """Replace the anomalies: kind and name of tenants and engines, and tenant and label of each label's value."""
-        self._names, self._labels = frozenset(names), Counter(labels)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges, in the thread that renders."""
-        names, by_label = self._names, self._labels  # the event loop may replace the attributes meanwhile
-        for kind, metric, label, text in (
-            ("spend", "gkt_spend_unusual", "tenant", "1 while a tenant spends unusually much."),
-            (
-                "usage",
-                "gkt_usage_not_reported",
-                "engine",
-                "1 while an engine reports tokens of fewer calls than usual.",
-            ),
-        ):
-            family = GaugeMetricFamily(metric, text, labels=(label,))
-            family.add_metric((ALL,), 0.0)  # an alert needs a series before the first anomaly
-            for name in sorted(name for one, name in names if one == kind):
-                family.add_metric((name,), 1.0)
-            yield family
-        text = "Values of a label that spend unusually much."
-        family = GaugeMetricFamily("gkt_label_spend_unusual", text, labels=("tenant", "label"))
-        family.add_metric((ALL, ALL), 0.0)
-        for labels, count in sorted(by_label.items()):
-            family.add_metric(labels, float(count))
         yield family

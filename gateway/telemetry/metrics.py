@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 
 from gateway.runtime.fair_share import ANONYMOUS
 from gateway.telemetry.engine_figures import figures_of
-from gateway.telemetry.gauges import AnomalyGauges, BudgetGauges, GuidanceOffGauge
+from gateway.telemetry.gauges import BudgetGauges, GuidanceOffGauge
 from gateway.telemetry.metric_files import all_workers_registry, count_in_worker_files
 from gateway.telemetry.series import OTHER, LabelSeries, SeriesLimit
 from gateway.telemetry.usage_metrics import UsageMetrics
@@ -130,6 +130,11 @@ class Metrics:
             "Calls whose reported usage is impossible for the sent and received text: too_high is charged up to the "
             "reservation, too_low at the gateway's own upper bound.",
             ("engine", "reason"),
+        )
+        self.engine_usage_missing = counter(
+            "gkt_engine_usage_missing",
+            "Calls of successful requests whose tokens the gateway counted, since the engine reported no usage.",
+            ("engine",),
         )
         self.savings_usd = counter(
             "gkt_savings_usd",
@@ -275,10 +280,8 @@ class Metrics:
             "Budgets that reached their soft limit (soft) or had no room for a request (hard).",
             ("tenant", "kind"),
         )
-        self.anomaly_events = counter(
-            "gkt_anomaly_events",
-            "Reported anomalies: spend (unusual spend of a tenant or label), usage (an engine that reports no tokens).",
-            ("kind",),
+        self.spend_unusual = counter(
+            "gkt_spend_unusual", "Reports of tenants with unusual spend, at most one a day for each tenant."
         )
         self.webhooks = counter("gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",))
         self.spans = counter(
@@ -331,14 +334,13 @@ class Metrics:
         self.build.labels(__version__, platform.python_version()).set(1)
         self._followed: list[tuple[Gauge, Callable[[], int]]] = []
         self._deadlines: Mapping[str, float] = {}
-        self.budgets, self.anomalies, self.guidance_off = BudgetGauges(), AnomalyGauges(), GuidanceOffGauge(self.series)
-        self._of_fleet = (self.budgets, self.guidance_off, self.anomalies)
+        self.budgets, self.guidance_off = BudgetGauges(), GuidanceOffGauge(self.series)
+        self._of_fleet = (self.budgets, self.guidance_off)
         for collector in self._of_fleet:
             registry.register(collector)
         # Series used in alerts must exist at 0 first: Prometheus sees no increase in a new series.
         for metric, values in (
             (self.webhooks, ("ok", "failed")),
-            (self.anomaly_events, ("spend", "usage")),
             (self.policy_reloads, ("loaded", "refused")),
             (self.config_reloads, ("loaded", "refused")),
             (self.quality_samples, ("made", "unscored", "failed", "refused", "over_budget", "dropped")),

@@ -48,7 +48,7 @@ HANDOVER_BUCKETS = 128  # buckets of its histogram
 BUCKETS = 512  # buckets of the histograms of FIXED_STAGES
 BUCKET_STEP = 512
 BATCHES = 4_096  # plus the size of the batch
-ERROR, UNGUIDED, ENGINE, OTHER_CLASS, VARIANT, ESTIMATE = "e:", "u:", "p:", "c:", "v:", "s:"
+ERROR, UNGUIDED, ENGINE, OTHER_CLASS, VARIANT = "e:", "u:", "p:", "c:", "v:"
 _PICOS = Decimal("1E12")
 
 
@@ -145,8 +145,6 @@ def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
     ]
     if receipt.status != "ok":
         sparse[ERROR + receipt.status if served else FAILED_SHADOWS] = 1
-    elif receipt.estimated and requests:
-        sparse |= {ESTIMATE + one.model: 1 for one in (receipt.teacher, receipt.student) if one and one.estimated}
     if receipt.unguided is not None and requests and served:
         sparse[UNGUIDED + receipt.unguided] = 1
     if receipt.batch is not None:

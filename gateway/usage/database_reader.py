@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gateway.errors import UsageUnavailable
 from gateway.runtime.fair_share import FairSemaphore
 from gateway.usage.rollup import SumRow
+from gateway.usage.unusual_spend import find_unusual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Granularity, Period, StoredRow
     from gateway.usage.threads import QueryThreads
+    from gateway.usage.unusual_spend import UnusualSpend
     from gateway.usage.uptime import EngineUptime
 
 T = TypeVar("T")
@@ -93,6 +95,10 @@ class DatabaseReader:
     ) -> list[ReceiptSum]:
         """Return the sums by tag, labels and other dimensions. Raises InvalidRequest if there are too many."""
         return await self._threads.scan(lambda queries: queries.receipt_sums(when, by, only, granularity))
+
+    async def unusual_spend(self, hour: int, factor: float, min_usd: float) -> list[UnusualSpend]:
+        """Return the tenants with unusual spend in an hour; see `find_unusual`."""
+        return await self._threads.scan(lambda queries: find_unusual(queries, hour, factor, min_usd))
 
     async def uptime(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the uptime by engine for each day. `days` are starts in Unix seconds."""

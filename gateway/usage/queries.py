@@ -125,6 +125,11 @@ class UsageQueries:
         rows = with_pauses(self._of_tenant(periods, ALL_TENANTS))
         return {stored.period: blake2b(stored.row, digest_size=16).digest() for stored in rows}
 
+    def first_day(self, tenant: str, days: Sequence[int]) -> int | None:
+        """Return the first of these days with requests of a tenant, or None. `days` are starts in Unix seconds."""
+        of_tenant = _C.seconds == DAY_S, _C.start.in_(days), _C.tenant == tenant
+        return self.connection.execute(select(func.min(_C.start)).where(*of_tenant)).scalar()
+
     def search(self, where: ReceiptSearch, limit: int, before: str | None) -> SearchPage:
         """Return a page of receipts; see `receipt_search.search`."""
         return search(self.connection, where, limit, before)

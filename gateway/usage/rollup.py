@@ -109,11 +109,6 @@ class SumRow(msgspec.Struct):
         return self._named(counters.UNGUIDED)
 
     @property
-    def estimates(self) -> dict[str, int]:
-        """Return successful receipts by the engine whose tokens the gateway counted."""
-        return self._named(counters.ESTIMATE)
-
-    @property
     def engines(self) -> dict[str, int]:
         """Return the part of `cost_pico` of each engine, including failed calls."""
         return self._named(counters.ENGINE)

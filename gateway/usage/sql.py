@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateway.usage.tables import HOURS, LABELS, RECEIPTS, SUM_KEY, SUMS, TAGS
+from gateway.usage.tables import LABELS, RECEIPTS, SUM_KEY, SUMS, TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +30,6 @@ _RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
 _TAG_COLUMNS = tuple(TAGS.columns)
 _LABEL_COLUMNS = tuple(LABELS.columns)
-_HOUR_COLUMNS = tuple(HOURS.columns)
 _HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
 _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
 _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
@@ -69,11 +68,6 @@ class UsageSql:
         """Insert or replace rows of receipts' labels."""
         if rows:
             self._insert("usage_labels", _LABEL_COLUMNS, rows, _or_update(_LABEL_COLUMNS))
-
-    def put_hours(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert or replace rows of the sums by hour and series."""
-        if rows:
-            self._insert("usage_hours", _HOUR_COLUMNS, rows, _or_update(_HOUR_COLUMNS))
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
         """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""

@@ -166,20 +166,6 @@ UPTIME = Table(
 )
 """Minutes of a day in which an hourly paid engine was up, and minutes in which any process checked it."""
 
-HOURS = Table(
-    "usage_hours",
-    METADATA,
-    Column("dimension", Text, primary_key=True),  # see hours.py
-    Column("name", Text, primary_key=True),
-    Column("start", BigInteger, primary_key=True, autoincrement=False),  # Unix seconds
-    Column("requests", BigInteger, nullable=False),
-    Column("estimated", BigInteger, nullable=False),
-    Column("cost_pico", BigInteger, nullable=False),
-    Index("usage_hours_by_start", "start"),
-    sqlite_with_rowid=False,
-)
-"""Requests and spend of each hour by series, for alerts on unusual hours. SUMS has fewer weeks and more dimensions."""
-
 UNREADABLE = Table(
     "usage_unreadable",
     METADATA,

@@ -51,6 +51,19 @@ def test_a_receipt_is_counted_once_for_each_call() -> None:
     assert value("gkt_tokens_total", written) == 3 * receipt.student.output_tokens
 
 
+def test_calls_without_reported_usage_are_counted_by_engine() -> None:
+    """Failed requests do not count: an engine that fails often reports nothing."""
+    metrics, receipt = Metrics(), closed(guided())
+    counters = ReceiptCounters(metrics)
+    assert receipt.student is not None
+    missing = replace(receipt, estimated=True, student=replace(receipt.student, estimated=True))
+    for one in (receipt, missing, missing, replace(missing, status="engine_timeout", savings_class=None)):
+        counters.count(one)
+    assert samples(metrics, "gkt_engine_usage_missing_total") == {
+        ("gkt_engine_usage_missing_total", (("engine", "small"),)): 2
+    }
+
+
 def test_savings_are_counted_by_class_and_a_route_has_all_series_of_guidance() -> None:
     """A query that subtracts one series from another has no result where one of them is missing."""
     metrics = Metrics()

@@ -43,7 +43,7 @@ def model(**more: object) -> ModelSettings:
         ("admin: {cors: {origins: ['https://a.example']}}", ["admin.cors"]),
         ("policies: other", ["policies"]),
         ("log: {level: debug, requests: {sample: 0.5}}", ["log.level"]),
-        ("defaults: {limits: {rpm_limit: 5}}\nalerts: {webhook: 'http://h/'}", []),
+        ("defaults: {limits: {rpm_limit: 5}}\nalerts: {webhook: 'http://h/', spend_factor: 2}", []),
         ("server: {port: 8080}", []),  # its default
     ],
 )

@@ -95,29 +95,18 @@ const QualityTile = ({ quality }) => {
 
 const REASONS = (reasons) => Object.entries(reasons).sort((a, b) => b[1] - a[1]).map(([name, count]) => `${name} ${whole(count)}`).join(", ");
 
-const SPENDER = {
-  tenant: (one) => `Tenant ${one.name}`,
-  label: (one) => `${one.label} ${one.value} of tenant ${one.tenant}`,
-};
-
 /** The text of each kind of banner: its first sentence and the rest. */
 const BANNERS = {
   engine: (one) => [`Engine ${one.engine} is unavailable${one.since ? ` since ${utc(one.since)}` : ""}.`,
     `Reason: ${one.reason}. Circuit breaker: ${one.breaker}.`],
   unguided: (one) => [`${share(one.share)} of ${counted(one.requests, "request")} ${one.requests === 1 ? "is" : "are"} without guidance${one.since ? ` since ${utc(one.since)}` : ""}.`,
     `The threshold is ${share(one.threshold)}. Reasons: ${REASONS(one.reasons)}.`],
-  unusual_spend: (one) => [`${SPENDER[one.dimension]?.(one) ?? `${one.dimension} ${one.name}`} spends more than usual since ${utc(one.since)}.`,
-    `${money(one.spent_usd)} in the hour of ${utc(one.hour)}; ${money(one.expected_usd)} were expected, the limit is ${money(one.limit_usd)}.`],
-  unusual_usage: (one) => [`Engine ${one.name} reports no tokens for ${share(one.share)} of its requests since ${utc(one.since)}.`,
-    `Usually it is ${share(one.usual_share)}. The gateway counts the tokens itself, which may cost tenants more.`],
 };
-const DETAILS = { unusual_spend: ["/dashboard/spend", "Spend"] };
 
 function Banner({ banner }) {
   const [title, text] = BANNERS[banner.kind]?.(banner) ?? [`${banner.kind}.`, ""];
-  const [path, label] = DETAILS[banner.kind] ?? ["/dashboard/reliability", "Reliability"];
   return html`<div class="banner" role="alert" aria-relevant="additions"><strong>${title}</strong> ${text}${" "}
-    <${Link} href=${link(path)}>${label}<//></div>`;
+    <${Link} href=${link("/dashboard/reliability")}>Reliability<//></div>`;
 }
 
 /** `total` has the exact sums of the range: the rows may cover whole days or hours beyond it. */

@@ -137,14 +137,3 @@ def upgrade() -> None:
         postgresql_partition_by="RANGE (day)",
     )
     op.create_index("usage_labels_by_label", "usage_labels", ["tenant", "label", "created"])
-    op.create_table(
-        "usage_hours",
-        Column("dimension", Text, primary_key=True),
-        Column("name", Text, primary_key=True),
-        Column("start", BigInteger, primary_key=True, autoincrement=False),
-        Column("requests", BigInteger, nullable=False),
-        Column("estimated", BigInteger, nullable=False),
-        Column("cost_pico", BigInteger, nullable=False),
-        sqlite_with_rowid=False,
-    )
-    op.create_index("usage_hours_by_start", "usage_hours", ["start"])
