@@ -30,6 +30,7 @@ from gateway.accounting.store import ReceiptStore
 from gateway.accounting.token_budgets import TokenBudgets
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.collected import SAMPLES
+from gateway.admin.cookies import no_issuer
 from gateway.admin.guidance import GUIDANCE
 from gateway.admin.login_state import LoginStates
 from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
@@ -39,7 +40,7 @@ from gateway.admin.quality import QUALITY
 from gateway.admin.reliability import REJECTED
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.routes import access_checks
-from gateway.admin.session import SESSIONS, Sessions, no_issuer
+from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.cors import allow_origins
 from gateway.api.decoding import BODY_DECODER, BodyDecoder

@@ -1,8 +1,7 @@
 """State of a login at an identity provider between its start and the callback, in a signed cookie.
 
-The cookie has a random id. State, nonce and PKCE verifier are derived from the id and the issuer's URL with the
-gateway's secrets. Every process can therefore verify a callback, and a copy of the cookie does not contain them. A
-login that began at another issuer is not finished.
+Every process can therefore verify a callback. A login that began at another issuer is not finished. A callback ends
+the login: the browser deletes the cookie, and the provider accepts a code once.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import time
 from base64 import urlsafe_b64encode
 from hashlib import sha256
 from hmac import compare_digest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.admin.session import CookieSigner, no_issuer
+from gateway.admin.cookies import CookieSigner, no_issuer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,18 +45,16 @@ def page_or_first(path: str) -> str:
     return path if is_page else FIRST_PAGE
 
 
-class _Cookie(msgspec.Struct, frozen=True, array_like=True):
-    began: int  # Unix seconds
-    id: str
+class PendingLogin(msgspec.Struct, frozen=True, array_like=True):
+    """A login that waits for its callback: the content of the cookie.
+
+    Attributes:
+        began: its start in Unix seconds.
+        page: the page to open after the login.
+    """
+
+    began: int
     page: str
-
-
-class PendingLogin(NamedTuple):
-    """A login that waits for its callback."""
-
-    id: str
-    page: str
-    """The page to open after the login."""
     state: str
     nonce: str
     verifier: str
@@ -65,7 +62,7 @@ class PendingLogin(NamedTuple):
     @property
     def challenge(self) -> str:
         """Return the PKCE challenge of the method S256 (RFC 7636, section 4.2)."""
-        return _base64(sha256(self.verifier.encode()).digest())
+        return urlsafe_b64encode(sha256(self.verifier.encode()).digest()).decode().rstrip("=")
 
 
 class LoginStates:
@@ -78,21 +75,21 @@ class LoginStates:
         clock: Callable[[], float] = time.time,
         issuer_url: Callable[[], str] = no_issuer,
     ) -> None:
-        self._signer = CookieSigner("login 1", key, oidc.session_secret, issuer_url=issuer_url)
+        self._signer = CookieSigner("login", key, oidc.session_secret, issuer_url=issuer_url)
         self._clock = clock
         self._is_https = oidc.public_url.startswith("https:")
         self.cookie = f"gkt_login_{self._signer.mark}"
 
-    def begin(self, page: str) -> tuple[PendingLogin, str]:
-        """Return a new login, and the value of its cookie."""
-        content = _Cookie(int(self._clock()), secrets.token_hex(16), page_or_first(page))
-        return self._pending(content), self._signer.sign(msgspec.json.encode(content))
+    def begin(self, page: str) -> PendingLogin:
+        """Return a new login."""
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        return PendingLogin(int(self._clock()), page_or_first(page), state, nonce, verifier)
 
-    def set_cookie(self, response: web.StreamResponse, value: str) -> None:
+    def set_cookie(self, response: web.StreamResponse, login: PendingLogin) -> None:
         """Set the cookie of a login. It replaces that of an earlier login of the browser."""
         response.set_cookie(
             self.cookie,
-            value,
+            self._signer.sign(msgspec.to_builtins(login)),
             max_age=LOGIN_LIMIT_S,
             path=CALLBACK_PATH,
             httponly=True,
@@ -106,23 +103,9 @@ class LoginStates:
 
     def pending(self, request: web.Request, state: str) -> PendingLogin | None:
         """Return the login of the browser, or None: there is none, it is too old, or `state` is of another login."""
-        content = self._signer.verify(request.cookies.get(self.cookie, ""))
-        if content is None:
-            return None
         try:
-            cookie = msgspec.json.decode(content, type=_Cookie)
-        except msgspec.DecodeError:
+            login = msgspec.convert(self._signer.verify(request.cookies.get(self.cookie, "")), PendingLogin)
+        except msgspec.ValidationError:
             return None
-        login, age_s = self._pending(cookie), self._clock() - cookie.began
-        is_current = age_s < LOGIN_LIMIT_S and compare_digest(login.state.encode(), state.encode("utf-8", "replace"))
-        return login if is_current else None
-
-    def _pending(self, cookie: _Cookie) -> PendingLogin:
-        state, nonce, verifier = (
-            _base64(self._signer.derive(one, cookie.id)) for one in ("state", "nonce", "verifier")
-        )
-        return PendingLogin(cookie.id, cookie.page, state, nonce, verifier)
-
-
-def _base64(value: bytes) -> str:
-    return urlsafe_b64encode(value).decode().rstrip("=")
+        is_current = self._clock() - login.began < LOGIN_LIMIT_S
+        return login if is_current and compare_digest(login.state.encode(), state.encode("utf-8", "replace")) else None

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import structlog
 from aiohttp import web
 
-from gateway.admin.login_state import FIRST_PAGE, LOGIN_LIMIT_S, LoginStates, page_or_first
+from gateway.admin.login_state import FIRST_PAGE, LoginStates, page_or_first
 from gateway.admin.login_throttle import ATTEMPTS
 from gateway.admin.oidc import OIDC, LoginError
 from gateway.admin.session import SESSIONS
@@ -29,14 +29,14 @@ LOGIN_STATES = web.AppKey("login_states", LoginStates)
 async def start_login(request: web.Request) -> web.Response:
     """GET /login/oidc: redirect the browser to the provider. `next` is the page to open afterwards."""
     oidc, states, page = _oidc(request), request.app[LOGIN_STATES], page_or_first(request.query.get("next", ""))
-    login, cookie = states.begin(page)
+    login = states.begin(page)
     try:
         with oidc.call(request.remote or ""):
             url = await oidc.authorization_url(login, again="again" in request.query)
     except LoginError as error:
         return await _rejected(request, error, page)
     response = _redirect(url)
-    states.set_cookie(response, cookie)
+    states.set_cookie(response, login)
     return response
 
 
@@ -52,8 +52,6 @@ async def finish_login(request: web.Request) -> web.Response:
         page = login.page
         with oidc.call(request.remote or ""):
             is_used = True
-            if not await request.app[SESSIONS].use_once(login.id, LOGIN_LIMIT_S):
-                raise LoginError("expired", "the login was finished before")
             person = await oidc.person_of(login, request.query)
     except LoginError as error:
         response = await _rejected(request, error, page)

@@ -2,23 +2,23 @@
 
 A session ends at logout, after twelve hours, or after two hours without a request. Signatures depend on the admin key,
 the session secret, the rules for roles, and the URL of the issuer. A change of one of them ends all sessions. Redis
-stores only the ids of sessions that ended at logout, and of finished logins.
+stores only the ids of sessions that ended at logout.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
 from hashlib import sha256
-from hmac import compare_digest, digest
+from hmac import compare_digest
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 from redis.exceptions import RedisError
 
+from gateway.admin.cookies import CookieSigner, no_issuer
 from gateway.admin.roles import KEY_HOLDER, Operator, Role
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ IDLE_S = 2 * 3600
 _RENEW_AFTER_S = 60
 _CLOCKS_APART_S = 60
 _MAX_ENDED = 10_000
-_MAX_COOKIE_CHARS = 3_000
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):
@@ -65,48 +64,6 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
         return Operator(self.name, self.role, is_person=self.subject is not None)
 
 
-def no_issuer() -> str:
-    """Return the URL of the issuer where no provider is configured."""
-    return ""
-
-
-class CookieSigner:
-    """Signs values of cookies for one purpose. A change of a secret, or of the issuer's URL, invalidates all values.
-
-    Args:
-        secrets_: secrets of the gateway.
-        issuer_url: returns the present URL of the issuer, which an edit of config.yaml may change at any time.
-    """
-
-    def __init__(self, purpose: str, *secrets_: SecretStr | None, issuer_url: Callable[[], str] = no_issuer) -> None:
-        # Hashes have one length, so that no two lists of secrets give the same key.
-        hashes = [sha256(one.get_secret_value().encode()).digest() if one else bytes(32) for one in secrets_]
-        self._key = digest(b"".join(hashes), f"gkt-gateway {purpose}".encode(), "sha256") if any(secrets_) else None
-        # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
-        self.mark = "" if self._key is None else digest(self._key, b"name ", "sha256").hex()[:8]
-        self._issuer_url = issuer_url
-
-    def derive(self, purpose: str, value: str) -> bytes:
-        """Return a secret for a value. Without secrets of the gateway there is none: raises RuntimeError."""
-        if self._key is None:
-            raise RuntimeError("the gateway has no secret to sign with")
-        return digest(self._key, f"{purpose} {value} {self._issuer_url()}".encode(), "sha256")
-
-    def sign(self, content: bytes) -> str:
-        """Return the content with its signature, for a cookie."""
-        text = urlsafe_b64encode(content).decode().rstrip("=")
-        return f"{text}.{self.derive('signature', text).hex()}"
-
-    def verify(self, value: str) -> bytes | None:
-        """Return the content of a cookie, or None if its signature is wrong."""
-        text, _, signature = value.partition(".")
-        if self._key is None or not text or len(value) > _MAX_COOKIE_CHARS or not value.isascii():
-            return None
-        if not compare_digest(signature, self.derive("signature", text).hex()):
-            return None
-        return urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
 class Sessions:
     """Issues and verifies session cookies. `clock` returns Unix seconds, and `issuer_url` the issuer's present URL.
 
@@ -128,14 +85,13 @@ class Sessions:
         self._key_hash = None if key is None else sha256(key.get_secret_value().encode()).digest()
         rules = b"" if oidc is None else oidc.model_dump_json(include={"issuer", "client_id", "roles"}).encode()
         secret = None if oidc is None else oidc.session_secret
-        self._signer = CookieSigner(f"session 3 {sha256(rules).hexdigest()}", key, secret, issuer_url=issuer_url)
+        self._signer = CookieSigner(f"session {sha256(rules).hexdigest()}", key, secret, issuer_url=issuer_url)
         self._clock = clock
         # Behind a proxy that does not report TLS, too.
         self._persons_use_https = oidc is not None and oidc.public_url.startswith("https:")
         self._redis = redis
         self._keys = keys
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._used: OrderedDict[str, None] = OrderedDict()  # ids of logins
         self.cookie = f"gkt_session_{self._signer.mark}"
 
     @property
@@ -155,32 +111,19 @@ class Sessions:
 
     async def end(self, session_id: str) -> bool:
         """End a session at logout, with all its cookies. Return whether all processes reject it from now on."""
-        # For as long as a cookie of the session could be valid.
-        return await self._mark(self._ended, session_id, LONGEST_S) is not None
-
-    async def use_once(self, login_id: str, valid_s: int) -> bool:
-        """Return whether this is the first use of a login's id. While Redis is away, only this process is asked.
-
-        Anyone can start logins. So their ids are kept for `valid_s` only, and never displace those of ended sessions.
-        """
-        if login_id in self._used:
-            return False
-        return await self._mark(self._used, login_id, valid_s) is not False
-
-    async def _mark(self, ids: OrderedDict[str, None], id_: str, valid_s: int) -> bool | None:
-        """Return whether the id was new, or None if other processes do not know of it because Redis is away."""
-        ids[id_] = None
-        if len(ids) > _MAX_ENDED:
-            ids.popitem(last=False)
+        self._ended[session_id] = None
+        if len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
         if self._redis is None or self._keys is None:
             return True
         if not self._redis.up:
-            return None
+            return False
         try:
-            key, keep_s = self._keys.ended_session(id_), valid_s + _CLOCKS_APART_S
-            return bool(await self._redis.commands.set(key, 1, ex=keep_s, nx=True))
+            # For as long as a cookie of the session could be valid.
+            await self._redis.commands.set(self._keys.ended_session(session_id), 1, ex=LONGEST_S + _CLOCKS_APART_S)
         except (RedisError, OSError):
-            return None
+            return False
+        return True
 
     async def of(self, request: web.Request) -> Session | None:
         """Return the session of a request; None: it has none, or the session has ended."""
@@ -198,12 +141,9 @@ class Sessions:
             return False
 
     def _in_cookie(self, request: web.Request) -> Session | None:
-        content = self._signer.verify(request.cookies.get(self.cookie, ""))
-        if content is None:
-            return None
         try:
-            session = msgspec.json.decode(content, type=Session)
-        except msgspec.DecodeError:  # of another version
+            session = msgspec.convert(self._signer.verify(request.cookies.get(self.cookie, "")), Session)
+        except msgspec.ValidationError:
             return None
         return session if session.seen - _CLOCKS_APART_S <= self._clock() < session.until else None
 
@@ -216,7 +156,7 @@ class Sessions:
         """Set the session's cookie on a reply."""
         response.set_cookie(
             self.cookie,
-            self._signer.sign(msgspec.json.encode(session)),
+            self._signer.sign(msgspec.to_builtins(session)),
             max_age=max(1, session.until - int(self._clock())),
             path="/",
             httponly=True,
