@@ -1,4 +1,4 @@
-"""The list of what an import did not convert, and the environment variables for secrets of the file."""
+"""List of settings that an import did not convert, and environment variables for secrets of the file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ EQUIVALENTS: Mapping[str, str] = MappingProxyType(
 
 
 class ImportNotes:
-    """What an import did not convert. A literal secret is in the list, too: the operator sets a variable to it."""
+    """List of settings that an import did not convert.
+
+    A literal secret is in the list, too: the operator sets an environment variable to it.
+    """
 
     def __init__(self, issues: Iterable[ConfigIssue], variables: Iterable[str]) -> None:
         """Begin the list with issues of the file. `variables` are names that no literal secret gets."""
