@@ -207,7 +207,7 @@ def _explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], se
         return Explanation(choice, None, error, tenant, key)
     excluding = _excluding(route, request)
     assumed, fields = (
-        tuple(_assumed(caller, plan, settings, excluding)),
+        tuple(_assumed(caller, plan, route, settings, excluding)),
         tuple(_fields(route, request, plan, excluding)),
     )
     max_output = max_output_of(settings.models)
@@ -267,12 +267,18 @@ def _fields(route: Route, request: AnyRequest, plan: Plan, excluding: Iterable[E
     return {one.path: None for one in excluding if one.reason == reason and (prefix or one.placement == "none")}
 
 
-def _assumed(caller: Caller, plan: Plan, settings: Settings, excluding: Collection[ExcludingField]) -> list[str]:
+def _assumed(
+    caller: Caller, plan: Plan, route: Route, settings: Settings, excluding: Collection[ExcludingField]
+) -> list[str]:
     engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.students]
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     assumed = ["every engine answers, and no circuit is open", *probes]
+    if any(one.weight is not None for one in route.all_students):
+        assumed.append("students are tried in the order of the file; the gateway draws the first one by weight")
+    if plan.shadow is not None:
+        assumed.append(f"the request is in the sample of shadow requests, {route.shadow.sample:.4g} of all")
     if plan.max_tokens and plan.mode != "embeddings":
         assumed.append("the contexts of the engines leave room for max_tokens beside the prompt")
     if any(rule.claim is not None for rule in caller.policy.labels.values()):

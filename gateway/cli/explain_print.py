@@ -87,6 +87,8 @@ def _plan_json(plan: Plan) -> Json:
             plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required warm_student"
         )
         guidance["projection"] = plan.guidance.projection.name
+        bounds = plan.guidance.auto_deadline
+        guidance["auto_deadline"] = None if bounds is None else _fields(bounds, "min_s max_s")
     return {
         "mode": plan.mode,
         "students": [one.engine for one in plan.students],

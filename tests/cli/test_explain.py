@@ -234,7 +234,19 @@ def test_the_text_has_the_values_of_the_json(folder: Path) -> None:
     assert rows["budgets.tenant.soft_budget"] == ["80.5"]
     assert rows["reserved_usd"] == [found["reserved_usd"]]
     assert rows["assumed"] == found["assumed"]
-    assert shown(body=chat("my refund"))["plan.students"] == ["small", "big"]
+    assert "the request is in the sample of shadow requests, 0.25 of all" in rows["assumed"]
+    rows = shown(body=chat("my refund"))
+    assert rows["plan.students"] == ["small", "big"]
+    assert "students are tried in the order of the file; the gateway draws the first one by weight" in rows["assumed"]
+
+
+def test_the_bounds_of_an_automatic_deadline_are_explained(folder: Path) -> None:
+    assert explained(body=chat("my refund"))["plan"]["guidance"]["auto_deadline"] is None
+    policy = folder / "policies/acme.yaml"
+    policy.write_text(
+        policy.read_text().replace("    mode: guided\n", "    mode: guided\n    guidance: {deadline: auto}\n")
+    )
+    assert explained(body=chat("my refund"))["plan"]["guidance"]["auto_deadline"] == {"min_s": 0.5, "max_s": 15.0}
 
 
 @pytest.mark.parametrize(
