@@ -7,10 +7,7 @@ to the sum of its receipts, since Redis may know of spend whose receipts were de
 from __future__ import annotations
 
 from collections import defaultdict
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
 
 from gateway.accounting.budgets import KEPT_S, SHARES, Account, Budgets, period_id, period_start
 from gateway.accounting.slices import parts_of, share
@@ -18,40 +15,16 @@ from gateway.pricing import dollars, picodollars, without_trailing_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from decimal import Decimal
 
     from redis.asyncio import Redis
 
+    from gateway.accounting.receipt import Receipt
     from gateway.accounting.scopes import BudgetTerms
 
 _MICRO = 1_000_000
 _CALENDAR = 0
 """The slot of a calendar period, which has one sum."""
-
-
-class _Timings(msgspec.Struct):
-    total_ms: float
-
-
-class ReceiptCharge(msgspec.Struct):
-    """The fields of a receipt that decide which budgets it was charged to."""
-
-    id: str
-    created: int
-    tenant: str
-    key: str
-    cost_usd: Decimal
-    timings: _Timings
-    labels: dict[str, str] = {}
-
-    @classmethod
-    def from_json(cls, raw: bytes) -> ReceiptCharge:
-        """Decode a stored receipt. Raises msgspec.MsgspecError."""
-        return msgspec.json.decode(raw, type=cls)
-
-    @property
-    def ended_us(self) -> int:
-        """Return the end of the request, in Unix microseconds."""
-        return self.created * _MICRO + round(self.timings.total_ms * 1000)
 
 
 class RebuiltBudget(NamedTuple):
@@ -73,10 +46,10 @@ class PeriodSpend:
         self._slots: dict[tuple[str, str], dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._accounts: dict[tuple[str, str], Account] = {}
 
-    def add(self, receipt: ReceiptCharge, accounts: Iterable[Account]) -> None:
+    def add(self, receipt: Receipt, accounts: Iterable[Account]) -> None:
         """Add the cost of a receipt to the budgets that its request was charged to."""
         pico = int(picodollars(receipt.cost_usd))
-        ended_us = min(self._now_us, receipt.ended_us)
+        ended_us = min(self._now_us, receipt.created * _MICRO + round(receipt.timings.total_ms * 1000))
         for account in accounts:
             slot = self._slot(account.terms, ended_us)
             if pico and slot is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.accounting.budget_rebuild import BudgetRebuild, PeriodSpend, ReceiptCharge, running_since
+from gateway.accounting.budget_rebuild import BudgetRebuild, PeriodSpend, running_since
 from gateway.accounting.budgets import Account, Budgets
+from gateway.accounting.receipt import Receipt
 from gateway.accounting.scopes import Scopes, key_scope, label_scope, tenant_scope
 from gateway.accounting.token_budgets import TokenBudgets
 from gateway.cli.stores import stores
@@ -51,7 +53,7 @@ class ChargedBudgets:
         self._entries: dict[tuple[str, str], KeyEntry] = {}
         self.unknown: set[tuple[str, str]] = set()
 
-    def of(self, receipt: ReceiptCharge) -> list[Account]:
+    def of(self, receipt: Receipt) -> list[Account]:
         """Return the budgets that the request of a receipt was charged to."""
         policy = self._policies.policy_of(receipt.tenant)
         if policy is None:
@@ -147,37 +149,29 @@ async def _require_no_gateway(opened: Stores) -> None:
         )
 
 
-async def _receipts(opened: Stores, since_s: int) -> AsyncIterator[ReceiptCharge]:
+async def _receipts(opened: Stores, since_s: int) -> AsyncIterator[Receipt]:
     """Yield each receipt of a request that ended at `since_s` or later, and some earlier ones."""
     # A usage worker may move receipts to the database meanwhile. So read the outboxes first.
     waiting = await _waiting(opened)
     async for batch in opened.usage.receipts(ReceiptFilter(since=since_s - _LONGEST_REQUEST_S)):
         for raw in batch:
-            receipt = ReceiptCharge.from_json(raw)
+            receipt = Receipt.from_json(raw)
             if (receipt.tenant, receipt.id) not in waiting:
                 yield receipt
     for receipt in waiting.values():
         yield receipt
 
 
-async def _waiting(opened: Stores) -> Mapping[tuple[str, str], ReceiptCharge]:
+async def _waiting(opened: Stores) -> Mapping[tuple[str, str], Receipt]:
     """Return the receipts of all outboxes by tenant and id. Of two entries with one id, the later one counts."""
     redis: Any = opened.client.commands
-    found: dict[tuple[str, str], ReceiptCharge] = {}
+    found: dict[tuple[str, str], Receipt] = {}
     for raw_name in await redis.smembers(opened.keys.ledger().tenants):
         outbox, after = opened.keys.outbox(raw_name.decode()), "-"
         while entries := await redis.xrange(outbox, after, "+", count=_PER_CALL):
             for _, fields in entries:
-                receipt = _decoded(fields.get(b"receipt", b""))
-                if receipt is not None:
+                with suppress(msgspec.MsgspecError):  # the usage worker cannot read such an entry either
+                    receipt = Receipt.from_json(fields.get(b"receipt", b""))
                     found[receipt.tenant, receipt.id] = receipt
             after = f"({entries[-1][0].decode()}"
     return found
-
-
-def _decoded(raw: bytes) -> ReceiptCharge | None:
-    """Return a receipt; None for an entry that the usage worker cannot read either."""
-    try:
-        return ReceiptCharge.from_json(raw)
-    except msgspec.MsgspecError:
-        return None

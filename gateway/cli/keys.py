@@ -24,7 +24,7 @@ from gateway.cli.admin_client import (
     without_none,
 )
 from gateway.cli.lazy import CONFIG, SETTINGS, config_option
-from gateway.cli.tables import JsonOption, console_for, in_json, plain_table, when
+from gateway.cli.tables import JsonOption, console_for, counted, in_json, plain_table, when
 from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError, ConfigIssue, StartupError
 from gateway.keys.token import digest_of, new_token
@@ -203,16 +203,18 @@ def export(
     The file has the SHA-256 of each key, never a key or another secret. Gateways may run. The command reads the Redis
     of config.yaml. It needs no admin key. See `gkt-gateway docs deployment#backups`.
     """
-    from gateway.cli.keys_export import export as exported  # imported here: it imports the usage database
+    from gateway.cli import keys_export  # imported here: it imports the usage database
     from gateway.cli.new_files import write_all
     from gateway.cli.stores import result_of, settings_of
+    from gateway.keys.export_lines import line_text
 
-    found = result_of(exported(settings_of(config)))
+    lines = result_of(keys_export.export(settings_of(config)))
+    text = "".join(f"{line_text(line)}\n" for line in lines)
     if output is None:
-        typer.echo(found.text, nl=False)
+        typer.echo(text, nl=False)
     else:
-        write_all({output: found.text}, private={output})
-    typer.echo(found.summary + (f" in {output}" if output is not None else ""), err=True)
+        write_all({output: text}, private={output})
+    typer.echo(keys_export.summary(lines), err=True)
 
 
 @keys.command(name="import")
@@ -232,17 +234,20 @@ def import_(
     Gateways may run. They use imported keys within two seconds. Raises that ended are omitted. The audit trail keeps
     its order, and gets an entry of this import.
     """
-    from gateway.cli.keys_export import import_lines  # imported here: it imports the usage database
+    from gateway.cli import keys_export  # imported here: it imports the usage database
     from gateway.cli.stores import result_of, settings_of
 
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise StartupError(f"{file} cannot be read: {error.strerror}.") from None
-    imported = result_of(import_lines(settings_of(config), raw, str(file), actor or login_name()))
-    typer.echo(imported.summary())
-    if imported.differing:
-        typer.echo("\n".join([*imported.differing, "Redis was not changed where it differs."]), err=True)
+    imported = result_of(keys_export.import_lines(settings_of(config), raw, str(file), actor or login_name()))
+    typer.echo(f"Imported: {keys_export.summary(imported.added)}")
+    typer.echo(f"Already in Redis: {keys_export.summary(imported.present)}")
+    if imported.ended:
+        typer.echo(f"Omitted: {counted(len(imported.ended), 'raise')} that ended")
+    if imported.different:
+        typer.echo("\n".join([*imported.different, "Redis was not changed where it differs."]), err=True)
         raise typer.Exit(1)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gateway.accounting.budgets import Account, Budgets, Raise
 from gateway.accounting.scopes import Scope, key_of
 from gateway.accounting.token_budgets import TokenBudgets
 from gateway.cli.stores import stores
-from gateway.cli.tables import counted
 from gateway.keys.audit import AuditTrail
 from gateway.keys.export import KeyExport
-from gateway.keys.export_lines import AuditLine, KeyLine, NumberedLine, RaiseLine, SwitchLine, line_text, read_lines
+from gateway.keys.export_lines import AuditLine, KeyLine, RaiseLine, SwitchLine, read_lines
 from gateway.policy.guidance_off import GuidanceScope
 from gateway.policy.identities import is_token_key
 from gateway.quality.switches import GuidanceSwitchStore
@@ -34,18 +33,10 @@ _NOUNS: dict[type[ExportLine], str] = {
 }
 
 
-class Exported(NamedTuple):
-    """The text of an export, and a summary of its contents."""
-
-    text: str
-    summary: str
-
-
-async def export(settings: Settings) -> Exported:
+async def export(settings: Settings) -> list[ExportLine]:
     """Return the state that only Redis has. Raises RedisError, OSError and StartupError."""
     async with stores(settings) as opened:
-        lines = await _present(opened)
-    return Exported("".join(f"{line_text(line)}\n" for line in lines), _summary(Counter(map(type, lines))))
+        return await _present(opened)
 
 
 async def _present(opened: Stores) -> list[ExportLine]:
@@ -63,19 +54,12 @@ async def _present(opened: Stores) -> list[ExportLine]:
 
 @dataclass
 class Imported:
-    """The result of an import. `differing` names the lines that differ from Redis, whose state stays."""
+    """The result of an import. `different` names the lines that differ from Redis, whose state stays."""
 
-    added: Counter[type[ExportLine]] = field(default_factory=Counter)
-    present: Counter[type[ExportLine]] = field(default_factory=Counter)
-    expired: int = 0
-    differing: list[str] = field(default_factory=list)
-
-    def summary(self) -> str:
-        """Return the counts for the operator."""
-        lines = [f"Imported: {_summary(self.added)}", f"Already in Redis: {_summary(self.present)}"]
-        if self.expired:
-            lines.append(f"Omitted: {counted(self.expired, 'raise')} that ended")
-        return "\n".join(lines)
+    added: list[ExportLine] = field(default_factory=list)
+    present: list[ExportLine] = field(default_factory=list)
+    ended: list[ExportLine] = field(default_factory=list)  # raises
+    different: list[str] = field(default_factory=list)
 
 
 async def import_lines(settings: Settings, raw: bytes, file: str, actor: str) -> Imported:
@@ -87,60 +71,50 @@ async def import_lines(settings: Settings, raw: bytes, file: str, actor: str) ->
         raw: the content of the file.
         file: the name of the file for messages.
     """
-    lines = read_lines(raw, file)
+    lines, found = read_lines(raw, file), Imported()
     async with stores(settings) as opened:
-        return await _import(opened, file, lines, actor)
+        now_s, _ = await opened.client.commands.time()
+        present = {line.name: line for line in await _present(opened)}
+        hashes = {line.key.sha256 for line in present.values() if isinstance(line, KeyLine)}
+        for number, line in lines:
+            held = present.get(line.name)
+            if isinstance(line, RaiseLine) and line.until <= now_s:
+                found.ended.append(line)
+            elif held is None and not (isinstance(line, KeyLine) and line.key.sha256 in hashes):
+                found.added.append(line)
+            elif held is not None and held.equals(line):
+                found.present.append(line)
+            else:
+                found.different.append(f"{file}:{number}: {line.name} is different in Redis")
+        if found.added:
+            await _add(opened, found.added, actor)
+    return found
 
 
-async def _import(opened: Stores, file: str, lines: Iterable[NumberedLine], actor: str) -> Imported:
-    result, new = Imported(), dict[str, NumberedLine]()
-    now_s, _ = await opened.client.commands.time()
-    present = {line.name: line for line in await _present(opened)}
-    hashes = {line.sha256 for line in present.values() if isinstance(line, KeyLine)}
-    for numbered in lines:
-        line, held = numbered.line, present.get(numbered.line.name)
-        if isinstance(line, RaiseLine) and line.until <= now_s:
-            result.expired += 1
-        elif held is None and not (isinstance(line, KeyLine) and line.sha256 in hashes):
-            new[line.name] = numbered
-        elif held is not None and held.equals(line):
-            result.present[type(line)] += 1
-        else:
-            result.differing.append(_difference(file, numbered))
-    if new:
-        added = Counter(type(numbered.line) for numbered in new.values())
-        what = json.dumps({_NOUNS[kind]: number for kind, number in added.items()})
-        trail = AuditTrail(opened.client.commands, opened.keys.keyring().audit)
-        await trail.write(actor=actor, action="keys.import", tenant="", subject="", after=what)
-        rejected = await _add(opened, [numbered.line for numbered in new.values()])
-        result.differing += [_difference(file, new[line.name]) for line in rejected]
-        result.added = added - Counter(map(type, rejected))
-    return result
-
-
-async def _add(opened: Stores, lines: Sequence[ExportLine]) -> list[ExportLine]:
-    """Write new lines. Return those that another process has written differently in the meantime."""
+async def _add(opened: Stores, lines: Sequence[ExportLine], actor: str) -> None:
     redis, keys = opened.client.commands, opened.keys
     exported, budgets, switches = KeyExport(redis, keys), Budgets(redis, keys), GuidanceSwitchStore(redis, keys)
-    rejected: list[ExportLine] = [*await exported.add_keys([line for line in lines if isinstance(line, KeyLine)])]
+    trail = AuditTrail(redis, keys.keyring().audit)
+    await trail.write(actor=actor, action="keys.import", tenant="", subject="", after=json.dumps(counts(lines)))
+    await exported.add_keys([line for line in lines if isinstance(line, KeyLine)])
     for line in lines:
-        if isinstance(line, RaiseLine):
-            key_id = key_of(line.scope)
-            if key_id is not None and is_token_key(key_id):
+        if isinstance(line, SwitchLine):
+            await switches.restore(GuidanceScope(line.tenant, line.route), line.off)
+        elif isinstance(line, RaiseLine):
+            await budgets.put_raise(Account(line.tenant, Scope(line.scope, 0, 0, 0)), Raise(line.usd, line.until))
+            if (key_id := key_of(line.scope)) is not None and is_token_key(key_id):
                 tenant = line.tenant.partition("#")[0]  # without the number of a slice
                 await TokenBudgets(opened.client, keys).keep(tenant, key_id, line.until)
-            await budgets.put_raise(Account(line.tenant, Scope(line.scope, 0, 0, 0)), Raise(line.usd, line.until))
-        elif isinstance(line, SwitchLine) and not await switches.restore(
-            GuidanceScope(line.tenant, line.route), line.off
-        ):
-            rejected.append(line)
-    await exported.add_audit([line for line in lines if isinstance(line, AuditLine)])
-    return rejected
+    if entries := [line for line in lines if isinstance(line, AuditLine)]:
+        await exported.add_audit(entries)
 
 
-def _difference(file: str, numbered: NumberedLine) -> str:
-    return f"{file}:{numbered.number}: {numbered.line.name} is different in Redis"
+def counts(lines: Iterable[ExportLine]) -> dict[str, int]:
+    """Return the number of lines of each type."""
+    found = Counter(map(type, lines))
+    return {noun: found[kind] for kind, noun in _NOUNS.items()}
 
 
-def _summary(counts: Counter[type[ExportLine]]) -> str:
-    return ", ".join(f"{noun}: {counts[kind]}" for kind, noun in _NOUNS.items())
+def summary(lines: Iterable[ExportLine]) -> str:
+    """Return the number of lines of each type in one line."""
+    return ", ".join(f"{noun}: {number}" for noun, number in counts(lines).items())

@@ -9,22 +9,19 @@ from decimal import Decimal
 from typing import Annotated, NamedTuple, TypeAlias
 
 import msgspec
-from msgspec.structs import replace
 from pydantic import ValidationError
 
+from gateway.config.scalars import LABEL
 from gateway.errors import StartupError
-from gateway.keys.held import HeldKey, KeyTerms
+from gateway.keys.held import HeldKey
 from gateway.policy.guidance_off import GuidanceOff, GuidanceScope
 
 _MAX_PROBLEMS = 20
 _MAX_USD = 1_000_000
-_MICRO = 1_000_000
-_Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 _Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _Namespace: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}(#[0-9]+)?$")]
 _Scope: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(tenant|key:.+|label:[a-z][a-z0-9_]*=.*)$")]
 _EntryId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,17}-[0-9]{1,18}$")]
-_Micro: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -44,48 +41,27 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
 
 class KeyLine(_Line, frozen=True, tag="key", omit_defaults=True):
-    """An API key of the admin API, with its last use. Times are Unix microseconds by Redis' clock; 0: none."""
+    """An API key of the admin API. Times are Unix seconds by Redis' clock."""
 
-    tenant: _Name
-    id: _Name
-    sha256: _Sha256
-    terms: KeyTerms
-    created_us: _Micro
-    expires_us: _Micro = 0
-    revoked_us: _Micro = 0
-    replaces: str = ""
-    replaced: bool = False
-    last_used_us: _Micro = 0
+    key: HeldKey
+    last_used_s: float | None = None
 
     @property
     def name(self) -> str:
-        return f"key '{self.id}' of tenant '{self.tenant}'"
-
-    @property
-    def held(self) -> HeldKey:
-        """Return the key as processes have it in memory."""
-        return HeldKey(
-            self.sha256,
-            self.tenant,
-            self.id,
-            self.terms,
-            created_s=self.created_us / _MICRO,
-            expires_s=self.expires_us / _MICRO or None,
-            revoked_s=self.revoked_us / _MICRO or None,
-            replaces=self.replaces or None,
-            replaced=self.replaced,
-        )
+        return f"key '{self.key.id}' of tenant '{self.key.tenant}'"
 
     def equals(self, other: object) -> bool:
         """Return whether both are the same key. The times of the last use may differ."""
-        return isinstance(other, KeyLine) and replace(self, last_used_us=0) == replace(other, last_used_us=0)
+        return isinstance(other, KeyLine) and self.key == other.key
 
     def problem(self) -> str | None:
+        if not all(LABEL.fullmatch(name) for name in (self.key.tenant, self.key.replaces or "none")):
+            return "key: tenant and replaces must be 1 to 64 letters, digits or any of . _ -"
         try:
-            _ = self.held.entry
+            _ = self.key.entry
         except ValidationError as error:
             issue = error.errors(include_url=False)[0]
-            return f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}"
+            return f"key.{'.'.join(map(str, issue['loc']))}: {issue['msg']}"
         return None
 
 

@@ -77,13 +77,12 @@ class GuidanceSwitchStore:
         (reply,) = await self._bound.run([(keys, (*what, *decides))])
         return QualityFall(int(reply[1]), float(reply[2])) if reply[0] else None
 
-    async def restore(self, scope: GuidanceScope, off: GuidanceOff) -> bool:
-        """Switch guidance off as in an export, with its time. Return whether the scope was not off."""
+    async def restore(self, scope: GuidanceScope, off: GuidanceOff) -> None:
+        """Switch guidance off as in an export, with its time, unless it is off."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hsetnx(self._keys.off, _field(scope), b"%d|%b" % (round(off.since_s * _MICRO), _encode(off)))
             pipe.set(self._keys.version, secrets.token_hex(8))
-            is_new, _ = await pipe.execute()
-        return bool(is_new)
+            await pipe.execute()
 
     async def version(self) -> bytes | None:
         """Return a word that differs after each change; None where no change is known."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.budget_rebuild import BudgetRebuild, PeriodSpend, ReceiptCharge, running_since
+from gateway.accounting.budget_rebuild import BudgetRebuild, PeriodSpend, running_since
 from gateway.accounting.budgets import SHARES, Account, Budgets
 from gateway.config.limits import BudgetDuration
 from gateway.pricing import dollars
 from tests.accounting.budget_fixture import BudgetFixture, budget
+from tests.accounting.receipt_builders import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from gateway.accounting.receipt import Receipt
 
 MONTH = Account("acme", budget("10"))
 HOURS = Account("acme", budget("10", name="key:ci", period=BudgetDuration(6, "h")))
@@ -31,12 +36,13 @@ def seconds(text: str) -> int:
 NOW_S = seconds("2026-03-02 13:30")
 
 
-def charge(usd: str, created_s: float, total_ms: float = 0.0) -> ReceiptCharge:
-    text = f'{{"id":"a","created":{int(created_s)},"tenant":"acme","key":"ci","cost_usd":"{usd}","timings":'
-    return ReceiptCharge.from_json(f'{text}{{"total_ms":{total_ms}}}}}'.encode())
+def charge(usd: str, created_s: float, total_ms: float = 0.0) -> Receipt:
+    base = closed(guided())
+    timings = msgspec.structs.replace(base.timings, total_ms=total_ms)
+    return msgspec.structs.replace(base, created=int(created_s), cost_usd=Decimal(usd), timings=timings)
 
 
-def spent(account: Account, *charges: ReceiptCharge, now_s: int = NOW_S) -> Mapping[int, int]:
+def spent(account: Account, *charges: Receipt, now_s: int = NOW_S) -> Mapping[int, int]:
     spend = PeriodSpend(now_s)
     for one in charges:
         spend.add(one, [account])

@@ -80,7 +80,7 @@ def test_what_redis_has_stays_and_is_listed(here: Installation, there: Installat
     numbers = {
         number
         for number, line in enumerate(lines, 1)
-        if (line.get("id"), line.get("scope"), line.get("route", "")) == ("ci", None, "")
+        if line.get("key", {}).get("id") == "ci"
         or line.get("scope") == "tenant"
         or (line["type"] == "guidance_off" and line["tenant"] == "acme" and line["route"] is None)
     }
@@ -145,7 +145,7 @@ def test_a_raise_that_ended_is_omitted(there: Installation, tmp_path: Path) -> N
         ('{"type":"raise","tenant":"acme","scope":"chat","usd":5,"until":1}', "at `$.scope`"),
         ('{"type":"audit","id":"0-0"}', "at `$.id`"),
         ('{"type":"guidance_off","tenant":null,"route":"chat","off":{"since_s":1}}', "route: needs a tenant"),
-        ('{"type":"key","tenant":"a|b"}', "at `$.tenant`"),
+        ("tenant", "key: tenant and replaces must be"),
         ("budget", "max_budget"),
         ("again", "key 'ci' of tenant 'acme' is also in line 1"),
     ],
@@ -157,7 +157,11 @@ def test_an_invalid_line_is_named_and_nothing_is_written(
     file = tmp_path / "keys.jsonl"
     exported(here, file)
     first = file.read_text().splitlines()[0]
-    known = {"budget": first.replace("0.1", "-1").replace("ci", "other"), "again": first}
+    known = {
+        "budget": first.replace("0.1", "-1").replace('"id":"ci"', '"id":"other"'),
+        "again": first,
+        "tenant": first.replace('"acme"', '"a|b"'),
+    }
     file.write_text(f"{file.read_text()}\n{known.get(line, line)}\n")
     done = there.keys_run("import", file)
     assert done.returncode == 1

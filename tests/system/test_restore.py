@@ -49,7 +49,7 @@ def new_database(server: Postgres) -> str:
     """Return the URL of an empty database."""
     name = f"d{secrets.token_hex(6)}"
     with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {name}")
     return server.url.replace("/postgres?", f"/{name}?")
 
 
