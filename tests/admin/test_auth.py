@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
 from pydantic import SecretStr
 
-from gateway.admin.auth import authorize
-from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES, ROUTES_BY_ROLE
+from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES_BY_ROLE
 from gateway.admin.session import Sessions
-from gateway.api import keys
-from gateway.api.error_body import render_errors
-from gateway.api.not_found import Endpoints
-from gateway.pipeline.admission import Admission
-from gateway.telemetry.metrics import Metrics
-from tests.listener_server import ListenerServer
+from tests.kit.admin_listener import KEY, admin_listener
 
 if TYPE_CHECKING:
     from tests.gateway_process import GatewayProcess
-
-ADMIN_KEY = "an-admin-key-for-tests"
 
 
 async def answer(_: web.Request) -> web.Response:
@@ -35,38 +26,37 @@ async def secret(_: web.Request) -> web.Response:
 
 
 async def ask(
-    path: str, *, key: str | None = ADMIN_KEY, method: str = "GET", **headers: str
+    path: str, *, key: str | None = KEY, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, Any] | str]:
     """Return status and body from a listener with one open and one protected route."""
     open_to_all = [web.get("/open", answer)]
-    guard = authorize(Sessions(None if key is None else SecretStr(key)), open_to_all, {})
-    app = web.Application(middlewares=[render_errors, guard])
-    app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
-    app[keys.METRICS] = metrics = Metrics()
-    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-    app[keys.ENDPOINTS] = Endpoints(open_to_all)
-    async with TestClient(ListenerServer(app)) as client, client.request(method, path, headers=headers) as reply:
+    sessions = Sessions(None if key is None else SecretStr(key))
+    closed = [web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)]
+    async with (
+        admin_listener(sessions, open_to_all, closed) as client,
+        client.request(method, path, headers=headers) as reply,
+    ):
         body = await reply.text()
         return reply.status, (await reply.json()) if body.startswith("{") else body
 
 
-@pytest.mark.parametrize("key", [None, ADMIN_KEY])
+@pytest.mark.parametrize("key", [None, KEY])
 async def test_a_public_route_needs_no_key(key: str | None) -> None:
     assert await ask("/open", key=key) == (200, "said")
     assert await ask("/open", key=key, method="HEAD") == (200, "")
 
 
 async def test_any_other_route_wants_the_whole_key() -> None:
-    assert await ask("/secret", Authorization=f"Bearer {ADMIN_KEY}") == (200, "secret")
-    assert await ask("/secret", Authorization=f"bearer  {ADMIN_KEY} ") == (200, "secret")
-    wrong = ["", ADMIN_KEY[:-1], ADMIN_KEY + "x", ADMIN_KEY.upper(), ADMIN_KEY[:12], "gk-dev", "é\udcff", "x" * 4000]
+    assert await ask("/secret", Authorization=f"Bearer {KEY}") == (200, "secret")
+    assert await ask("/secret", Authorization=f"bearer  {KEY} ") == (200, "secret")
+    wrong = ["", KEY[:-1], KEY + "x", KEY.upper(), KEY[:12], "gk-dev", "é\udcff", "x" * 4000]
     for shown in wrong:
         status, body = await ask("/secret", Authorization=f"Bearer {shown}")
         assert status == 401, shown
         assert isinstance(body, dict)
         assert body["error"]["code"] == "invalid_api_key"
         assert len(shown) < 5 or shown not in str(body)
-    for scheme in (ADMIN_KEY, f"Basic {ADMIN_KEY}", f"Token {ADMIN_KEY}"):
+    for scheme in (KEY, f"Basic {KEY}", f"Token {KEY}"):
         assert (await ask("/secret", Authorization=scheme))[0] == 401
     assert (await ask("/secret"))[0] == 401
 
@@ -109,14 +99,9 @@ def test_only_probes_metrics_queues_and_pages_are_open() -> None:
 
 async def test_every_other_route_of_the_listener_requires_the_key() -> None:
     """The test reads the router, so it covers routes that are added later."""
-    guard = authorize(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES, ROUTES_BY_ROLE)
-    app = web.Application(middlewares=[render_errors, guard])
-    app.add_routes(ROUTES)
-    app[keys.METRICS] = metrics = Metrics()
-    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     opened = {route.handler for route in OPEN_ROUTES}
-    async with TestClient(ListenerServer(app)) as client:
-        for route in app.router.routes():
+    async with admin_listener(Sessions(SecretStr(KEY)), OPEN_ROUTES, by_role=ROUTES_BY_ROLE) as client:
+        for route in client.app.router.routes():
             resource = route.resource
             assert resource is not None
             path = resource.canonical.replace("{", "").replace("}", "")

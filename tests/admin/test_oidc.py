@@ -10,32 +10,25 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import authorize
 from gateway.admin.bodies import actor_of
 from gateway.admin.login_state import LOGIN_LIMIT_S, LoginStates, page_or_first
-from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
+from gateway.admin.login_throttle import LoginThrottle
 from gateway.admin.oidc import OIDC, LoginError, OidcProvider
 from gateway.admin.oidc_login import LOGIN_STATES
 from gateway.admin.roles import Role
 from gateway.admin.routes import PAGE_ROUTES
-from gateway.admin.session import SESSIONS, Sessions
-from gateway.api import keys
-from gateway.api.error_body import render_errors
-from gateway.api.not_found import Endpoints
+from gateway.admin.session import Sessions
 from gateway.config.admin_oidc import OidcSettings
 from gateway.config.identity import IdentitySettings
 from gateway.keys.identity.issuers import Issuers
-from gateway.pipeline.admission import Admission
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.certificates import Authority
 from tests.identity_provider import published, signed, signing_key
-from tests.listener_server import ListenerServer
+from tests.kit.admin_listener import HERE, KEY, Clock, admin_listener
 from tests.login_provider import CLIENT_ID, CLIENT_SECRET, ROLES, LoginProvider, login_provider
 
 if TYPE_CHECKING:
@@ -43,16 +36,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from ssl import SSLContext
 
-KEY = "an-admin-key-for-tests"
-HERE = {"Sec-Fetch-Site": "same-origin"}
+    from aiohttp.test_utils import TestClient
+
 PUBLIC = "http://127.0.0.1:8081"
-
-
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def answer(request: web.Request) -> web.Response:
@@ -136,15 +122,10 @@ async def listener(
         for close in (issuers.close, tasks.close, login.close):
             stack.push_async_callback(close)
         routes = {Role.VIEWER: [web.get("/data", answer)], Role.OPERATOR: [web.post("/data", change)]}
-        app = web.Application(middlewares=[render_errors, authorize(sessions, PAGE_ROUTES, routes, login)])
-        app.add_routes([*PAGE_ROUTES, *routes[Role.VIEWER], *routes[Role.OPERATOR]])
-        app[SESSIONS], app[OIDC], app[ASSETS] = sessions, login, Assets()
-        app[LOGIN_STATES] = LoginStates(admin_key, oidc, clock, login.issuer_url)
-        app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
-        app[keys.METRICS] = metrics
-        app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-        app[keys.ENDPOINTS] = Endpoints(PAGE_ROUTES)
-        async with TestClient(ListenerServer(app)) as client:
+        parts = {OIDC: login, LOGIN_STATES: LoginStates(admin_key, oidc, clock, login.issuer_url)}
+        async with admin_listener(
+            sessions, PAGE_ROUTES, by_role=routes, oidc=login, attempts=attempts, parts=parts
+        ) as client:
             yield Listener(client, provider, clock, issuers, login)
 
 

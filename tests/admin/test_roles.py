@@ -6,23 +6,16 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, make_mocked_request
+from aiohttp.test_utils import make_mocked_request
 from pydantic import SecretStr
 
-from gateway.admin.auth import authorize
 from gateway.admin.bodies import actor_of
 from gateway.admin.roles import KEY_HOLDER, OPERATOR, Operator, Role, required_roles
 from gateway.admin.routes import OPEN_ROUTES, ROUTES, ROUTES_BY_ROLE
-from gateway.admin.session import SESSIONS, Sessions
-from gateway.api import keys
-from gateway.api.error_body import render_errors
+from gateway.admin.session import Sessions
 from gateway.errors import InvalidRequest
-from gateway.pipeline.admission import Admission
-from gateway.telemetry.metrics import Metrics
-from tests.listener_server import ListenerServer
+from tests.kit.admin_listener import HERE, KEY, admin_listener
 
-KEY = "an-admin-key-for-tests"
-HERE = {"Sec-Fetch-Site": "same-origin"}
 NEEDED = {
     "GET /audit": "admin",
     "GET /budgets": "viewer",
@@ -85,16 +78,11 @@ def test_a_handler_of_two_roles_needs_the_higher_one() -> None:
 async def refused(role: Role, path: str, method: str, listed: dict[Role, list[web.RouteDef]]) -> dict[str, Any] | None:
     """Return the error that a session of this role gets, or None."""
     sessions = Sessions(SecretStr(KEY))
-    app = web.Application(middlewares=[render_errors, authorize(sessions, [], listed)])
-    app.add_routes([*listed[Role.VIEWER], *listed[Role.OPERATOR], web.post("/unlisted", secret)])
-    app[SESSIONS] = sessions
-    app[keys.METRICS] = metrics = Metrics()
-    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     response = web.Response()
     sessions.set_cookie(make_mocked_request("GET", "/"), response, sessions.begin(person(role), "sub-1"))
     cookie = f"{sessions.cookie}={response.cookies[sessions.cookie].value}"
     async with (
-        TestClient(ListenerServer(app)) as client,
+        admin_listener(sessions, [], [web.post("/unlisted", secret)], listed) as client,
         client.request(method, path, headers={**HERE, "Cookie": cookie}) as reply,
     ):
         if reply.status == 200:

@@ -15,35 +15,19 @@ from aiohttp.test_utils import TestClient, make_mocked_request
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import authorize
 from gateway.admin.cookies import CookieSigner
-from gateway.admin.login_throttle import ATTEMPTS, LoginThrottle
+from gateway.admin.login_throttle import LoginThrottle
 from gateway.admin.roles import Operator, Role
 from gateway.admin.routes import PAGE_ROUTES
-from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
-from gateway.api import keys
-from gateway.api.error_body import render_errors
-from gateway.api.not_found import Endpoints
+from gateway.admin.session import IDLE_S, LONGEST_S, Sessions
 from gateway.config.admin_oidc import OidcSettings, RoleRules
-from gateway.pipeline.admission import Admission
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from tests.listener_server import ListenerServer
+from tests.kit.admin_listener import HERE, KEY, Clock, admin_listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-KEY = "an-admin-key-for-tests"
-HERE = {"Sec-Fetch-Site": "same-origin"}
-
-
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def answer(request: web.Request) -> web.Response:
@@ -60,15 +44,8 @@ async def listener(
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """Run the pages, the session routes, and one route that requires the key."""
     sessions = Sessions(None if key is None else SecretStr(key), clock, redis, redis_keys)
-    app = web.Application(middlewares=[render_errors, authorize(sessions, PAGE_ROUTES, {})])
-    app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
-    app[SESSIONS] = sessions
-    app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
-    app[ASSETS] = Assets()
-    app[keys.METRICS] = metrics = Metrics()
-    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
-    app[keys.ENDPOINTS] = Endpoints(PAGE_ROUTES)
-    async with TestClient(ListenerServer(app)) as client:
+    closed = [web.get("/secret", answer), web.post("/secret", answer)]
+    async with admin_listener(sessions, PAGE_ROUTES, closed, attempts=attempts) as client:
         yield client
 
 
