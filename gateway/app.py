@@ -288,7 +288,6 @@ async def gateway(
         admin[keys.ENDPOINTS] = Endpoints(ADMIN_ROUTES)
         admin[SESSIONS] = sessions
         if oidc is not None and settings.admin.oidc is not None:
-            stack.push_async_callback(oidc.close)
             admin[OIDC] = oidc
             admin[LOGIN_STATES] = LoginStates(settings.admin.key, settings.admin.oidc, issuer_url=issuer_url)
         admin[QUALITY] = quality

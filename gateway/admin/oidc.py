@@ -19,7 +19,7 @@ from gateway.admin.login_throttle import AddressSlots
 from gateway.admin.roles import Operator, Role
 from gateway.config.claims import claim_of, mismatch, without_unverified_email
 from gateway.errors import RoleRequired
-from gateway.keys.identity.document import DocumentError, DocumentReader, parse_object
+from gateway.keys.identity.document import DocumentError, parse_object
 from gateway.keys.identity.token import TokenRejected
 
 if TYPE_CHECKING:
@@ -88,12 +88,8 @@ class OidcProvider:
         max_calls: int = _MAX_CALLS,
         max_per_address: int = _MAX_CALLS_PER_ADDRESS,
     ) -> None:
-        self._settings, self._issuers, self._reader = settings, issuers, DocumentReader()
+        self._settings, self._issuers = settings, issuers
         self._calls = AddressSlots(max_calls, max_per_address)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._reader.close()
 
     @property
     def title(self) -> str:
@@ -256,7 +252,7 @@ class OidcProvider:
         """Return the JSON object that an endpoint replies with. Raises LoginError."""
         url = await self._endpoint(name)
         try:
-            status, body = await self._reader.request(
+            status, body = await self._issuers.reader.request(
                 "GET" if form is None else "POST", url, form, headers, ca=self._issuer().settings.ca
             )
         except DocumentError as error:

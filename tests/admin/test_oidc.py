@@ -119,7 +119,7 @@ async def listener(
         issuers.use(identity)
         login = OidcProvider(oidc, issuers, max_calls, max_per_address)
         sessions = Sessions(admin_key, clock, oidc=oidc, issuer_url=login.issuer_url)
-        for close in (issuers.close, tasks.close, login.close):
+        for close in (issuers.close, tasks.close):
             stack.push_async_callback(close)
         routes = {Role.VIEWER: [web.get("/data", answer)], Role.OPERATOR: [web.post("/data", change)]}
         parts = {OIDC: login, LOGIN_STATES: LoginStates(admin_key, oidc, clock, login.issuer_url)}

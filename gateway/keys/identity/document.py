@@ -14,7 +14,6 @@ from gateway.config.identity import trusting
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
 MAX_BYTES = 512_000
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0, connect=3.0)
@@ -32,17 +31,8 @@ class DocumentError(Exception):
 class DocumentReader:
     """Read documents, without cookies and without following redirects. Opens its session for the first document."""
 
-    def __init__(self, timeout: aiohttp.ClientTimeout = _TIMEOUT) -> None:
-        self._timeout = timeout
+    def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> DocumentReader:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def read(self, url: str, ca: Path | None = None) -> bytes:
         """Return the body of a reply with status 200. Raises DocumentError, also for more than MAX_BYTES bytes."""
@@ -70,7 +60,7 @@ class DocumentReader:
             raise DocumentError(f"the file of the issuer's `ca` cannot be used ({type(error).__name__})") from None
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout,
+                timeout=_TIMEOUT,
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -64,6 +64,9 @@ class Issuers:
     Tokens are cached by the SHA-256 of the whole token until they expire. All tokens of an issuer leave the
     cache when its keys change.
 
+    Attributes:
+        reader: reads documents of issuers; until `close`.
+
     Args:
         now: returns the time in Unix seconds.
         unknown_key_interval_s: minimum time between readings of an issuer's keys that unknown keys of tokens cause.
@@ -77,7 +80,7 @@ class Issuers:
         unknown_key_interval_s: float = UNKNOWN_KEY_INTERVAL_S,
     ) -> None:
         self._tasks, self._metrics, self._now = tasks, metrics, now
-        self._unknown_key_interval_s, self._reader = unknown_key_interval_s, DocumentReader()
+        self._unknown_key_interval_s, self.reader = unknown_key_interval_s, DocumentReader()
         self._followed: dict[str, _Followed] = {}  # by `iss`
         self._cache: OrderedDict[str, tuple[VerifiedToken, int]] = OrderedDict()  # each with the token's length
         self._cached_chars = 0
@@ -99,7 +102,7 @@ class Issuers:
                 self._followed[one.issuer] = before.pop(one.issuer)
             else:
                 follows = self._drop_outdated, self._unknown_key_interval_s
-                issuer = Issuer(one, self._reader, self._tasks, self._metrics, *follows)
+                issuer = Issuer(one, self.reader, self._tasks, self._metrics, *follows)
                 task = self._tasks.keep(f"issuer_keys:{one.name}", issuer.run())
                 self._followed[one.issuer] = _Followed(issuer, task)
         names = {one.name for one in settings.issuers}
@@ -112,7 +115,7 @@ class Issuers:
 
     async def close(self) -> None:
         """Close the connections to the issuers. The tasks end with the process' tasks."""
-        await self._reader.close()
+        await self.reader.close()
 
     def all(self) -> list[Issuer]:
         """Return the issuers, in the order of config.yaml."""
