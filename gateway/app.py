@@ -92,7 +92,7 @@ from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import UsageAccess
 from gateway.usage.rejections import Rejections
 from gateway.usage.spend_watch import SpendWatch
-from gateway.usage.uptime import Uptime
+from gateway.usage.uptime import UptimeReporter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -175,7 +175,6 @@ async def gateway(
         )
         usage = UsageAccess(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
-        uptime = Uptime(redis, redis_keys, wiring.hourly_of(settings.models), redis.now)
         alarm = BudgetAlerts(*wiring.webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         ledger_keys = redis_keys.ledger()
@@ -386,12 +385,12 @@ async def gateway(
         if worker is not None:
             tasks.keep("gauges", metrics.publish())
         tasks.keep("loop_lag", signs.watch_loop())
-        tasks.keep("uptime", uptime.run())
+        tasks.keep("uptime", UptimeReporter(redis, ledger_keys, engines, redis.now).run())
         tasks.keep("rejections", rejections.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
         tasks.keep("guidance_switches", switch_follower.follow())
-        live_engines.start(batcher, uptime, limits_of)
+        live_engines.start(batcher, limits_of)
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

@@ -11,7 +11,6 @@ from gateway.redis.keys import slice_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from decimal import Decimal
 
     from aiohttp.typedefs import Middleware
 
@@ -91,12 +90,6 @@ def hash_key_of(settings: Settings) -> str | None:
     """Return the secret of hashed labels."""
     secret = settings.labels.hash_key
     return None if secret is None else secret.get_secret_value()
-
-
-def hourly_of(models: Iterable[ModelSettings]) -> dict[str, Decimal]:
-    """Return the hourly prices in USD of the engines that are priced by the hour."""
-    priced = {model.name: model.price_rule.hourly_usd for model in models if model.price_rule is not None}
-    return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
 def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:

@@ -14,7 +14,7 @@ from gateway.engines.failures import cause_of
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from gateway.engines.base import Engine
     from gateway.telemetry.metrics import Metrics
@@ -38,12 +38,8 @@ async def watch(
     metrics: Metrics,
     interval: ProbeInterval = ProbeInterval(),
     probe_now: asyncio.Event | None = None,
-    on_probe: Callable[[str, bool], None] | None = None,
 ) -> None:
-    """Probe an engine until canceled. Call `on_probe` after each probe with the name and whether the engine is up.
-
-    `probe_now` ends the wait between two probes; the watch clears the event.
-    """
+    """Probe an engine until canceled. `probe_now` ends the wait between two probes; the watch clears the event."""
     probe_now = probe_now or asyncio.Event()
     retry_s = interval.first_retry_s
     while True:
@@ -64,8 +60,6 @@ async def watch(
         wait_s = interval.up_s if state.up else retry_s
         retry_s = interval.first_retry_s if state.up else min(interval.max_retry_s, retry_s * 2)
         metrics.engine_up.labels(engine.name).set(int(state.up))
-        if on_probe is not None:
-            on_probe(engine.name, state.up)
         if state.up != was_up:
             state.since = time.time()
             log.log(20 if state.up else 30, "engine", engine=engine.name, up=state.up, detail=state.detail)

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
-    from gateway.usage.uptime import Uptime
 
     LimitsOf = Callable[[str], Callable[[], TeacherLimits]]
 
@@ -83,7 +82,6 @@ class LiveEngines:
         self._editing = asyncio.Lock()
         self._unused = asyncio.Event()  # a former set may have lost its last request
         self._batcher: Batcher
-        self._uptime: Uptime
         self._limits_of: LimitsOf
         policies.on_change(self._follow_policies)
 
@@ -93,9 +91,9 @@ class LiveEngines:
         self.engines.engine_set = EngineSet.of(models, built)
         wiring.init_engine_series(self._metrics, built)
 
-    def start(self, batcher: Batcher, uptime: Uptime, limits_of: LimitsOf) -> None:
+    def start(self, batcher: Batcher, limits_of: LimitsOf) -> None:
         """Start to probe the engines and to publish their calls. `limits_of` returns the limits of a new teacher."""
-        self._batcher, self._uptime, self._limits_of = batcher, uptime, limits_of
+        self._batcher, self._limits_of = batcher, limits_of
         for engine in self._open:
             self._probe(engine)
         self._tasks.keep("calls", self._publish())
@@ -151,7 +149,6 @@ class LiveEngines:
         for engine in self._probing.keys() - set(after.by_name.values()):
             self._probing.pop(engine).task.cancel()
         wiring.init_engine_series(self._metrics, changes.added)
-        self._uptime.use_prices(wiring.hourly_of(after.models.values()))
         for name in changes.added:
             self._batcher.add(name, self._limits_of(name))
         self._update_limits()
@@ -160,7 +157,7 @@ class LiveEngines:
         """Start to probe an engine."""
         now = asyncio.Event()
         engine.on_lost(now.set)
-        probing = watch(engine, self._metrics, probe_now=now, on_probe=self._uptime.record)
+        probing = watch(engine, self._metrics, probe_now=now)
         task = self._tasks.keep(f"engine:{engine.name}", probing)
         self._probing[engine] = _Probing(task, now, self.policy_set.only_embeds(engine.name))
 

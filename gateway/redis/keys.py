@@ -130,13 +130,9 @@ class LedgerKeys(NamedTuple):
         """Return the key of a usage worker's state as JSON. It expires when the worker does not renew it."""
         return f"{self.base}worker:{number}"
 
-    def up(self, engine: str, day: int) -> str:
-        """Return the key of a bitmap: the minutes of a day in which the engine was up. `day` is its start in Unix s."""
-        return f"{self.base}up:{day}:{engine}"
-
-    def seen_up(self, engine: str, day: int) -> str:
-        """Return the key of a bitmap: the minutes of a day in which any process checked the engine."""
-        return f"{self.base}looked:{day}:{engine}"
+    def engine_minute(self, minute: int) -> str:
+        """Return the key of a hash: `up:` or `seen:` and an engine -> USD per hour. `minute`: since the Unix epoch."""
+        return f"{self.base}engine_minute:{minute}"
 
     def quality_spent(self, day: int) -> str:
         """Return the key of a hash: tenant/route -> picodollars that comparisons spent or reserved on that day."""
@@ -154,10 +150,6 @@ class LedgerKeys(NamedTuple):
     def rejections_of(self, seconds: int, start: int) -> str:
         """Return the key of a hash: status, error and tenant -> number of rejected requests of an hour or a day."""
         return f"{self.rejections()}:{seconds}:{start}"
-
-    def rates(self, day: int) -> str:
-        """Return the key of a hash: engine with an hourly price -> USD per hour on that day."""
-        return f"{self.base}rates:{day}"
 
 
 class RedisKeys(NamedTuple):

@@ -261,6 +261,7 @@ class UsageQueries:
         days = [start // DAY_S for start in starts]
         query = select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)
         for row in self.connection.execute(query):
-            up, seen = (int.from_bytes(bitmap).bit_count() for bitmap in (row.up, row.seen))
-            uptimes[row.day * DAY_S][row.engine] = EngineUptime(dollars(row.hourly_pico), up, seen)
+            uptimes[row.day * DAY_S][row.engine] = EngineUptime(
+                dollars(row.hourly_pico), row.minutes_up, row.minutes_seen
+            )
         return [uptimes[start] for start in starts]

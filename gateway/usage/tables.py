@@ -160,11 +160,13 @@ UPTIME = Table(
     Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
     Column("engine", Text, primary_key=True),
     Column("hourly_pico", BigInteger, nullable=False),  # price of an hour
-    Column("up", LargeBinary, nullable=False),  # bitmaps of minutes, in the encoding of Redis (uptime.py)
-    Column("seen", LargeBinary, nullable=False),
+    Column("minutes_up", Integer, nullable=False),
+    Column("minutes_seen", Integer, nullable=False),
+    Column("last_up", BigInteger, nullable=False),  # the last counted minutes since the Unix epoch; 0: none
+    Column("last_seen", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Minutes of a day in which an hourly paid engine was up, and minutes in which any process checked it."""
+"""Minutes of a day in which an engine that is paid by the hour was up, and in which a process probed it."""
 
 UNREADABLE = Table(
     "usage_unreadable",

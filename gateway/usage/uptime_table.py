@@ -1,86 +1,88 @@
-"""Uptime of engines in the usage database: a worker copies the bitmaps of the last days from Redis."""
+"""Count the minutes of engines from Redis in the usage database.
+
+A row has the last counted minutes. So a minute counts once, even if several workers count it, or if a worker counts it
+again after a crash. The current minute is read again later, because an engine may come up in it.
+"""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.usage.counters import pico
-from gateway.usage.tables import DAY_S, UPTIME
-from gateway.usage.uptime import MINUTES_A_DAY
+from gateway.usage.tables import UPTIME
+from gateway.usage.uptime import MINUTES_A_DAY, SEEN, UP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from redis.asyncio import Redis
     from sqlalchemy import Connection
 
     from gateway.redis.keys import LedgerKeys
+    from gateway.usage.queries import UsageQueries
 
-_BYTES = MINUTES_A_DAY // 8
 
+class EngineMinute(NamedTuple):
+    """A minute (since the Unix epoch) in which an engine was seen. `hourly_pico` is the price of an hour."""
 
-class EngineMinutes(NamedTuple):
-    """Bitmaps of an engine and day (since the Unix epoch): minutes in which it was up, and in which it was checked.
-
-    The first minute is the highest bit of the first byte, as in Redis. `hourly_pico` is the price of an hour.
-    """
-
-    day: int
+    minute: int
     engine: str
     hourly_pico: int
-    up: bytes
-    seen: bytes
+    is_up: bool
 
 
-async def minutes_in_redis(redis: Redis, keys: LedgerKeys, starts: Sequence[int]) -> list[EngineMinutes]:
-    """Return the bitmaps of the days that begin at these Unix seconds. Raises RedisError and OSError."""
+async def minutes_in_redis(redis: Redis, keys: LedgerKeys, minutes: Sequence[int]) -> list[EngineMinute]:
+    """Return the engines that were seen in these minutes, in the same order. Raises RedisError and OSError."""
     async with redis.pipeline(transaction=False) as pipe:
-        for start in starts:
-            pipe.hgetall(keys.rates(start))
-        rates = await pipe.execute()
-    days = [
-        (start, name.decode(), Decimal(rate.decode()))
-        for start, day_rates in zip(starts, rates, strict=True)
-        for name, rate in day_rates.items()
+        for minute in minutes:
+            pipe.hgetall(keys.engine_minute(minute))
+        replies = await pipe.execute() if minutes else []
+    found = []
+    for minute, reply in zip(minutes, replies, strict=True):
+        prices = {name.decode(): price.decode() for name, price in reply.items()}
+        found += [
+            EngineMinute(minute, engine, pico(Decimal(price)), f"{UP}:{engine}" in prices)
+            for kind, _, engine, price in ((*name.partition(":"), price) for name, price in prices.items())
+            if kind == SEEN
+        ]
+    return found
+
+
+def add_minutes(connection: Connection, minutes: Sequence[EngineMinute]) -> None:
+    """Add the minutes that are not counted yet, and replace the price of the day. Raises SQLAlchemyError.
+
+    `minutes` are in the order of time.
+    """
+    c = UPTIME.c
+    statement = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(UPTIME)
+    new = statement.excluded
+    up, seen = new.last_up > c.last_up, new.last_seen > c.last_seen
+    values = {
+        "hourly_pico": new.hourly_pico,
+        "minutes_up": c.minutes_up + case((up, 1), else_=0),
+        "minutes_seen": c.minutes_seen + case((seen, 1), else_=0),
+        "last_up": case((up, new.last_up), else_=c.last_up),
+        "last_seen": case((seen, new.last_seen), else_=c.last_seen),
+    }
+    rows = [
+        {
+            "day": one.minute // MINUTES_A_DAY,
+            "engine": one.engine,
+            "hourly_pico": one.hourly_pico,
+            "minutes_up": int(one.is_up),
+            "minutes_seen": 1,
+            "last_up": one.minute if one.is_up else 0,
+            "last_seen": one.minute,
+        }
+        for one in minutes
     ]
-    if not days:
-        return []
-    async with redis.pipeline(transaction=False) as pipe:
-        for start, name, _ in days:
-            pipe.get(keys.up(name, start))
-            pipe.get(keys.seen_up(name, start))
-        bitmaps = iter(await pipe.execute())
-    return [
-        EngineMinutes(start // DAY_S, name, pico(rate), next(bitmaps) or b"", next(bitmaps) or b"")
-        for start, name, rate in days
-    ]
+    connection.execute(statement.on_conflict_do_update(index_elements=[c.day, c.engine], set_=values), rows)
 
 
-def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> None:
-    """Merge minutes into the stored minutes, and replace the price. Raises SQLAlchemyError."""
-    new = {(engine_day.day, engine_day.engine): engine_day for engine_day in minutes}
-    query = select(UPTIME).where(UPTIME.c.day.in_({day for day, _ in new}))
-    stored = {(row.day, row.engine): EngineMinutes(*row) for row in connection.execute(query)} if new else {}
-    rows: list[dict[str, Any]] = []
-    for key, engine_day in new.items():
-        old = stored.get(key)
-        up, seen = (old.up, old.seen) if old else (b"", b"")
-        merged = engine_day._replace(up=_union(engine_day.up, up), seen=_union(engine_day.seen, seen))
-        if merged != old:
-            rows.append(merged._asdict())
-    if rows:
-        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        statement = build(UPTIME)
-        values = {name: statement.excluded[name] for name in ("hourly_pico", "up", "seen")}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=[UPTIME.c.day, UPTIME.c.engine], set_=values), rows
-        )
-
-
-def _union(left: bytes, right: bytes) -> bytes:
-    pairs = zip(left[:_BYTES].ljust(_BYTES, b"\0"), right[:_BYTES].ljust(_BYTES, b"\0"), strict=True)
-    return bytes(a | b for a, b in pairs)
+def last_minute(queries: UsageQueries) -> int:
+    """Return the last counted minute, or 0 if no minute is counted. Raises SQLAlchemyError."""
+    return queries.connection.execute(select(func.max(UPTIME.c.last_seen))).scalar() or 0

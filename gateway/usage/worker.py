@@ -25,8 +25,8 @@ from gateway.usage.database import ROW_ERRORS, add_comparisons, add_outcomes
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch, OutcomeEntry
 from gateway.usage.state import PUBLISH_INTERVAL_S, WorkerState
-from gateway.usage.tables import DAY_S
-from gateway.usage.uptime_table import add_minutes
+from gateway.usage.uptime import KEPT_MINUTES
+from gateway.usage.uptime_table import add_minutes, last_minute
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerLease
     from gateway.usage.store import UsageStore
-    from gateway.usage.uptime_table import EngineMinutes
+    from gateway.usage.uptime_table import EngineMinute
 
 log = structlog.get_logger()
 
@@ -51,8 +51,7 @@ _FIRST_RETRY_S = 0.5
 _MAX_RETRY_S = 5.0
 _CHECK_EVERY_S = 10.0
 _DELETE_EVERY_S = 600.0
-_UPTIME_EVERY_S = 60.0
-_UPTIME_DAYS = 9  # the retention in Redis: the database may have been unavailable for that long
+_UPTIME_EVERY_S = 10.0
 
 _OTHER_KINDS: dict[type[OutboxEntry], tuple[Callable[[bytes], Comparison | Outcome], Callable[..., None]]] = {
     ComparisonEntry: (Comparison.from_json, add_comparisons),
@@ -72,7 +71,7 @@ class UsageWorker:
 
     Args:
         lease: the number of this worker, already joined.
-        minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
+        minutes: reads the uptime of engines from Redis, given minutes since the Unix epoch.
         keep_s: retention of receipts in seconds; None: forever.
         replica_lag: returns the lag of the read replica in seconds, which is published; None: there is no replica.
         max_entries: limit of entries of one transaction.
@@ -87,7 +86,7 @@ class UsageWorker:
         feed: OutboxFeed,
         store: UsageStore,
         lease: WorkerLease,
-        minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinutes]]],
+        minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinute]]],
         *,
         keep_s: float | None,
         replica_lag: Callable[[], float] | None = None,
@@ -101,6 +100,7 @@ class UsageWorker:
         self._lease, self._minutes, self._clock = lease, minutes, clock
         self._keep_s, self._replica_lag = keep_s, replica_lag
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
+        self._minute: int | None = None  # up to which engines are counted; None: not known yet
         self._check_pending = True  # Redis may have more pending entries of this consumer
         client.on_restart = self._expect_pending
         self._backlog = Backlog()
@@ -169,7 +169,7 @@ class UsageWorker:
         elif not self._up or self._error is not None:
             await _database(self._store.write([]))
         if self._is_due("uptime", _UPTIME_EVERY_S):
-            await self._copy_uptime()
+            await self._count_uptime()
         if not more and self._is_due("delete", _DELETE_EVERY_S):
             more = await self._delete()
         return more
@@ -240,12 +240,15 @@ class UsageWorker:
             return False
         return True
 
-    async def _copy_uptime(self) -> None:
-        """Copy the uptime of engines of the last days from Redis."""
-        today = int(self._client.now()) // DAY_S
-        minutes = await self._minutes([day * DAY_S for day in range(today - _UPTIME_DAYS + 1, today + 1)])
-        if minutes:
-            await _database(self._store.change(add_minutes, minutes))
+    async def _count_uptime(self) -> None:
+        """Count the minutes of engines in Redis, beginning with the minute that was the current one last time."""
+        minute = int(self._client.now()) // 60
+        if self._minute is None:
+            self._minute = await _database(self._store.read(last_minute))
+        found = await self._minutes(range(max(self._minute, minute - KEPT_MINUTES), minute + 1))
+        if found:
+            await _database(self._store.change(add_minutes, found))
+        self._minute = minute
 
     async def _delete(self) -> bool:
         """Delete some expired receipts and sums. Return whether more may remain."""

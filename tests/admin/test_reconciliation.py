@@ -21,7 +21,7 @@ from tests.readiness import wait_until_up
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gateway.telemetry.metrics import Metrics
 from tests.engines.fake_server import NAME, engine_http, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 UP = {"model_id": "org/model", "max_concurrent_requests": 128}
 DOWN = None
@@ -62,7 +62,6 @@ async def watching(
     *script: Any,
     pace: ProbeInterval = FAST,
     probe_now: asyncio.Event | None = None,
-    on_probe: Callable[[str, bool], None] | None = None,
 ) -> AsyncIterator[Watched]:
     watched = Watched(list(script))
     tasks = BackgroundTasks()
@@ -70,7 +69,7 @@ async def watching(
         watched.engine = TGIEngine(NAME, http, max_concurrency=200)
         assert watched.engine.state.up is None
         try:
-            tasks.keep("watch", watch(watched.engine, watched.metrics, pace, probe_now, on_probe))
+            tasks.keep("watch", watch(watched.engine, watched.metrics, pace, probe_now))
             yield watched
         finally:
             await tasks.close()
@@ -91,14 +90,6 @@ async def test_an_engine_without_calls_has_the_detail_not_called_yet() -> None:
         watched.engine.state.called = False
         await watched.probes(3)
         assert (watched.engine.state.up, watched.engine.state.detail) == (True, "not called yet")
-
-
-async def test_each_probe_is_reported_to_the_callback() -> None:
-    """Successful and failed probes are reported."""
-    probes: list[tuple[str, bool]] = []
-    async with watching(UP, DOWN, UP, on_probe=lambda engine, up: probes.append((engine, up))) as watched:
-        await watched.probes(3)
-    assert probes[:3] == [(NAME, True), (NAME, False), (NAME, True)]
 
 
 async def test_an_unresponsive_engine_is_down_with_the_reason() -> None:

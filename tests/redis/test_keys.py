@@ -19,7 +19,7 @@ KEYS = RedisKeys("gkt")
         ([KEYS.wakeups("ann")], redis_keys.BOARD),
         ([KEYS.outbox("acme"), KEYS.owners("acme"), *KEYS.scope("acme", "tenant")], redis_keys.TENANT),
         ([KEYS.receipt("acme", "req_1")], redis_keys.RECEIPT),
-        ([KEYS.ledger().tenants, KEYS.ledger().up("big", 0)], redis_keys.LEDGER),
+        ([KEYS.ledger().tenants, KEYS.ledger().engine_minute(0)], redis_keys.LEDGER),
         (list(KEYS.keyring()), redis_keys.KEYRING),
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
         ([KEYS.ended_session("1f")], redis_keys.SESSION),

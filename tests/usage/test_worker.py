@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,7 +26,6 @@ from gateway.usage.feed import OutboxFeed
 from gateway.usage.queries import UsageQueries
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
 from gateway.usage.tables import COMPARISONS, DAY_S, OUTCOME_ROWS, SUMS, UPTIME
-from gateway.usage.uptime import Uptime
 from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
@@ -335,24 +333,31 @@ async def test_unreadable_sums_are_reported_and_lose_nothing(outboxes: Outboxes)
     await outboxes.check([*first, *then])
 
 
-async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
-    """Each copy includes the days of the retention in Redis."""
-    now = time.time()
-    keys, days_ago = outboxes.keys.ledger(), int(now) // DAY_S * DAY_S - 8 * DAY_S
-    await outboxes.redis.hset(keys.rates(days_ago), "big", "2")
-    await outboxes.redis.setbit(keys.up("big", days_ago), 7, 1)
-    await outboxes.redis.setbit(keys.seen_up("big", days_ago), 7, 1)
+async def test_the_minutes_of_engines_are_counted(outboxes: Outboxes) -> None:
+    """A new worker begins with the last counted minute, which may lack its end."""
+    minute, keys = int(outboxes.client.now()) // 60, outboxes.keys.ledger()
+
+    async def publish(minute: int, *kinds: str) -> None:
+        await outboxes.redis.hset(keys.engine_minute(minute), mapping={f"{kind}:big": "2" for kind in kinds})
+
+    async def counted() -> tuple[int, int]:
+        with outboxes.store.engine.reading() as connection:
+            rows = connection.execute(UPTIME.select()).all()
+        return sum(row.minutes_up for row in rows), sum(row.minutes_seen for row in rows)
+
+    await publish(minute - 100, "up", "seen")
+    await publish(minute - 50, "seen")
     worker = await outboxes.worker()
     await worker.round()
-    uptime = Uptime(outboxes.client, outboxes.keys, {"big": Decimal(2)}, lambda: now)
-    uptime.record("big", up=False)
-    await uptime.flush()
+    assert await counted() == (1, 2)
+    await publish(minute - 50, "up")
+    await publish(minute, "up", "seen")
+    restarted = await outboxes.worker("bob")
+    await restarted.round()
+    assert await counted() == (3, 3)
     outboxes.later_s += 60
     await worker.round()
-    with outboxes.store.engine.reading() as connection:
-        rows = connection.execute(UPTIME.select().order_by(UPTIME.c.day)).all()
-    minutes = [(sum(map(int.bit_count, row.up)), sum(map(int.bit_count, row.seen))) for row in rows]
-    assert minutes == [(1, 1), (0, 1)]
+    assert await counted() == (3, 3)
 
 
 async def test_on_stop_pending_receipts_are_written(outboxes: Outboxes) -> None:

@@ -69,8 +69,10 @@ def upgrade() -> None:
         Column("day", Integer, primary_key=True, autoincrement=False),
         Column("engine", Text, primary_key=True),
         Column("hourly_pico", BigInteger, nullable=False),
-        Column("up", LargeBinary, nullable=False),
-        Column("seen", LargeBinary, nullable=False),
+        Column("minutes_up", Integer, nullable=False),
+        Column("minutes_seen", Integer, nullable=False),
+        Column("last_up", BigInteger, nullable=False),
+        Column("last_seen", BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
