@@ -305,10 +305,10 @@ async def test_the_limits_of_a_teacher_and_of_its_calls_follow_an_edit(begin: Be
         await world.applied()
         assert world.parts.batcher.queue("small") is queue
         assert (queue._limits().max_in_flight, queue._limits().max_size) == (3, 2)
-        assert world.engine("small")._guard.slots.limit == 2
+        assert world.engine("small")._slots.limit == 2
         engines[0].resume.set()
         await answer.text()
-    await world.until(lambda: world.engine("small")._guard.slots.limit == 3)
+    await world.until(lambda: world.engine("small")._slots.limit == 3)
 
 
 async def test_a_lease_follows_the_deadline_of_an_added_teacher(begin: Begin, engines: list[Engine]) -> None:
