@@ -31,7 +31,7 @@ from gateway.telemetry.logs import set_up_logs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.cli.init_engines import ChosenEngine, MeasuredEngine
+    from gateway.cli.init_engines import ChosenEngine, ProbedEngine
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
 
@@ -74,8 +74,7 @@ def init(
     --student-price 0.10,0.10`
 
     On a terminal, missing options are asked for. The engines are called: for their API and models, whether the student
-    continues a text, and the time of one answer. Keys of engines are read from the environment, and are
-    not written.
+    continues a text, and for one short answer. Keys of engines are read from the environment, and are not written.
 
     The new API key is printed once; the policy has its SHA-256. The admin key opens the dashboard. It is in the file
     admin.key, which only its owner may read. Files are written at the end, so that Ctrl-C or an error before leaves
@@ -93,8 +92,8 @@ def init(
             EngineOptions(student, student_model, student_key, student_price),
         )
         redis_url = answers.redis(redis)
-        measured = (_measured(answers, chosen[0], tokens), _measured(answers, chosen[1], tokens))
-        _print_measured(measured[1], tokens)
+        probed = (_probed(answers, chosen[0]), _probed(answers, chosen[1]))
+        _print_guidance(probed[1], tokens)
         plan = NewGateway(
             tenant,
             model_name,
@@ -102,8 +101,8 @@ def init(
             _free_ports(chosen),
             tokens,
             (
-                (init_engines.with_measured_keys(chosen[0], measured[0]), measured[0]),
-                (init_engines.with_measured_keys(chosen[1], measured[1]), measured[1]),
+                (init_engines.with_probed_keys(chosen[0], probed[0]), probed[0]),
+                (init_engines.with_probed_keys(chosen[1], probed[1]), probed[1]),
             ),
             new_token(),
             secrets.token_urlsafe(32),
@@ -145,15 +144,13 @@ def _nothing_written() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _measured(answers: Answers, engine: ChosenEngine, tokens: int) -> MeasuredEngine:
-    """Measure an engine, and print its speed. Raises StartupError."""
-    with answers.console.status(f"measuring an answer of the {engine.role}: {tokens} tokens"):
-        found = run_until_interrupted(init_engines.measure_engine(engine, tokens, answers.folder), "init")
-    typer.echo(f"{engine.role:8} {init_files.speed_of(found)}")
-    return found
+def _probed(answers: Answers, engine: ChosenEngine) -> ProbedEngine:
+    """Probe an engine. Raises StartupError."""
+    with answers.console.status(f"probing the {engine.role}"):
+        return run_until_interrupted(init_engines.probe_engine(engine, answers.folder), "init")
 
 
-def _print_measured(student: MeasuredEngine, tokens: int) -> None:
+def _print_guidance(student: ProbedEngine, tokens: int) -> None:
     """Print how the student continues a text, and the deadline of guidance."""
     if student.placement == "prefix" and student.continuation is not None:
         typer.echo(f"student  continues a text that the teacher began (continuation {student.continuation.mode})")
@@ -185,7 +182,7 @@ def _free_ports(engines: tuple[ChosenEngine, ...]) -> Ports:
 
 async def _ask(console: Console, plan: NewGateway, settings: Settings, book: PolicySet) -> None:
     """Ask a question through a gateway in this process, on free ports, with the written configuration."""
-    (teacher, _), (student, measured) = plan.engines
+    (teacher, _), (student, probed) = plan.engines
     async with AsyncExitStack() as exits:
         with console.status("starting the gateway") as status:
             redis_url = settings.redis.url.get_secret_value()
@@ -201,11 +198,11 @@ async def _ask(console: Console, plan: NewGateway, settings: Settings, book: Pol
             session,
             at.admin,
             QUESTION,
-            placement=measured.placement,
+            placement=probed.placement,
             models={"teacher": teacher.shown, "student": student.shown},
             tenant=plan.tenant,
             route=plan.route,
-            temperature=measured.temperature,
+            temperature=probed.temperature,
         )
 
 

@@ -80,7 +80,7 @@ class Answers:
         given: dict[Role, EngineOptions] = {"teacher": teacher, "student": student}
         self._require({f"--{role}": options.url for role, options in given.items()})
         if self.interactive:
-            typer.echo("Ctrl-C stops. Nothing is written before the engines are measured.\n")
+            typer.echo("Ctrl-C stops. Nothing is written before the engines have answered.\n")
         found = {role: self._engine(role, options) for role, options in given.items()}
         self._require(
             {f"--{role}-price": options.price for role, options in given.items() if listed_price(found[role]) is None}

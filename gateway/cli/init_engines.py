@@ -1,8 +1,7 @@
-"""Engines for `init`: their API and models, how they continue a text, their speed, and the settings that follow."""
+"""Engines for `init`: their API and models, how they continue a text, and the settings that follow."""
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from gateway.cli.timed_stream import time_stream
-from gateway.config.models import ModelSettings, TimeoutSettings
+from gateway.config.models import ModelSettings
 from gateway.config.providers import OPENAI, completed
 from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import environment
@@ -34,7 +33,6 @@ from gateway.policy.guidance_rule import GuidanceRule
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.cli.timed_stream import TimedStream
     from gateway.policy.projections import Placement
     from gateway.protocol.body import Json
     from gateway.protocol.capabilities.continuation import Continuation
@@ -50,13 +48,9 @@ PROTOCOLS = {
 }
 
 DEFAULT_TOKENS = GuidanceRule().tokens
-_FIRST_TOKEN_FACTOR = 10.0
-_ANSWER_TOKENS = 1000  # an answer of this length must end within timeouts.total
-
 _CALL_LIMITS = EngineDeadlines(connect_s=5.0, first_token_s=15.0, idle_s=15.0, total_s=30.0)
-_MEASURING: Json = {"connect": "5s", "first_token": "2m", "idle": "1m", "total": "5m"}
-_WARM_UP = (8, 4)  # words of the prompt, tokens of the answer
-_WORDS = 150
+_PROBE_LIMITS: Json = {"connect": "5s", "first_token": "2m", "idle": "1m", "total": "5m"}  # it may load its model
+_PROBE = (8, 16)  # words of the prompt, tokens of the answer
 _MOST_NAMES = 20
 _ENV = "env:"
 _KEY_NAMES = ("_KEY", "_TOKEN")  # ends of the names of variables with API keys
@@ -100,15 +94,12 @@ class ChosenEngine:
             raise StartupError(f"--{self.role}{option}: {message}") from None
 
 
-class MeasuredEngine(NamedTuple):
-    """Facts of an engine from probes and one measured answer. Times are in seconds."""
+class ProbedEngine(NamedTuple):
+    """Facts of an engine from probes and one short answer."""
 
     continuation: Continuation | None  # None: not supported, or the engine is a teacher
     reasoning: Reasoning
     temperature: float  # 0, or 1 for a model that accepts no other value
-    first_s: float | None  # to the first text; None: the model only reasons
-    guidance_s: float  # of an answer with as many tokens as the guidance
-    tokens_per_s: float | None  # None: the answer arrived at once
 
     @property
     def placement(self) -> Placement:
@@ -247,94 +238,65 @@ def names_of(api: EngineApi) -> str:
     return ", ".join(api.served[:_MOST_NAMES]) + (f" or one of {more} more" if more > 0 else "")
 
 
-async def measure_engine(engine: ChosenEngine, tokens: int, folder: Path) -> MeasuredEngine:
-    """Probe an engine, and measure one answer of `tokens` tokens. Raises StartupError with a remedy.
+async def probe_engine(engine: ChosenEngine, folder: Path) -> ProbedEngine:
+    """Probe an engine, and request one short answer. Raises StartupError with a remedy.
 
-    A model that reasons before it answers is measured again with its reasoning switched off.
+    A model that reasons before it answers is probed again with its reasoning switched off.
     """
     teaches = engine.role == "teacher"
     switchable: tuple[Reasoning, ...] = () if engine.keys["protocol"] == "tgi" else ("switchable",)
-    measured: MeasuredEngine | None = None
+    probed: ProbedEngine | None = None
     # A teacher continues no text, and its probes would take time.
-    more: Json = {"continuation": "none" if teaches else "auto", "timeouts": _MEASURING, "name": engine.role}
+    more: Json = {"continuation": "none" if teaches else "auto", "timeouts": _PROBE_LIMITS, "name": engine.role}
     for reasoning in ("none", *switchable):
         settings = engine.settings(folder, reasoning=reasoning, **more)
         try:
-            found, is_reasoning = await _measure(settings, tokens)
+            found, is_reasoning = await _probe(settings)
         except EngineError as error:
-            if measured is not None and isinstance(error, EngineRejected) and error.blames_request:
+            if probed is not None and isinstance(error, EngineRejected) and error.blames_request:
                 break  # the engine has no such switch
             raise explained(error, engine.role, engine.place, engine.keys.get("api_key")) from error
         if not is_reasoning:
             return found
-        measured = found
-    assert measured is not None
+        probed = found
+    assert probed is not None
     if teaches:
         raise StartupError(
             f"{engine.place} reasons before it answers, or writes no text: its first tokens are no guidance. "
             "Switch its reasoning off at the server, or use another teacher"
         )
-    return measured._replace(reasoning="always")
+    return probed._replace(reasoning="always")
 
 
-async def _measure(settings: ModelSettings, tokens: int) -> tuple[MeasuredEngine, bool]:
+async def _probe(settings: ModelSettings) -> tuple[ProbedEngine, bool]:
     """Return the facts of an engine, and whether its answer has only reasoning. Raises EngineError."""
     generator = random.Random()  # noqa: S311  another text each time, no secret
     temperature = 0.0
     async with built(settings) as engine:
-        timed_stream = partial(time_stream, engine, generator, reasoning=settings.reasoning)
+        timed_stream = partial(time_stream, engine, generator, *_PROBE, reasoning=settings.reasoning)
         await engine.probe()
         try:
-            await timed_stream(*_WARM_UP)
+            answer = await timed_stream()
         except EngineRejected as error:
             if "temperature" not in error.message.lower():
                 raise
             temperature = 1.0
-            await timed_stream(*_WARM_UP, temperature=temperature)
-        timed = await timed_stream(_WORDS, tokens, temperature=temperature)
+            answer = await timed_stream(temperature=temperature)
         known = engine.state.continuation
         assert known != "not_probed"
-        return _facts(timed, tokens, known, settings.reasoning, temperature), timed.is_reasoning
+        return ProbedEngine(known, settings.reasoning, temperature), answer.is_reasoning
 
 
-def _facts(
-    timed: TimedStream, tokens: int, continuation: Continuation | None, reasoning: Reasoning, temperature: float
-) -> MeasuredEngine:
-    if not timed.events_s:
-        return MeasuredEngine(continuation, reasoning, temperature, None, 0.0, None)
-    first_s, last_s = (moment - timed.started_s for moment in (timed.events_s[0], timed.events_s[-1]))
-    count = timed.usage.get("completion_tokens") or len(timed.events_s)
-    rate = (count - 1) / (last_s - first_s) if count > 1 and last_s > first_s else None
-    missing = max(0, tokens - count)  # the model ended its answer before the limit
-    guidance_s = last_s + (missing / rate if rate is not None else 0.0)
-    return MeasuredEngine(continuation, reasoning, temperature, first_s, guidance_s, rate)
-
-
-def timeouts_of(measured: MeasuredEngine) -> dict[str, float]:
-    """Return the timeouts in seconds that a slow engine needs in place of the defaults, by their key."""
-    defaults, needed = TimeoutSettings(), {}
-    first_s = float(math.ceil(_FIRST_TOKEN_FACTOR * (measured.first_s or 0.0)))
-    if first_s > defaults.first_token_s:
-        needed["first_token"] = first_s
-    answer_s = _ANSWER_TOKENS / measured.tokens_per_s if measured.tokens_per_s is not None else 0.0
-    total_s = max(first_s, float(math.ceil((measured.first_s or 0.0) + answer_s)))
-    if total_s > defaults.total_s:
-        needed["total"] = total_s
-    return needed
-
-
-def with_measured_keys(engine: ChosenEngine, measured: MeasuredEngine) -> ChosenEngine:
-    """Return the engine with the keys of config.yaml that follow from its measurement."""
+def with_probed_keys(engine: ChosenEngine, probed: ProbedEngine) -> ChosenEngine:
+    """Return the engine with the keys of config.yaml that follow from its probes."""
     keys = dict(engine.keys)
-    if engine.role == "student" and measured.continuation is None:
+    if engine.role == "student" and probed.continuation is None:
         keys["continuation"] = "none"
     elif keys["protocol"] == "litellm" or keys.get("api_base") == OPENAI["api_base"]:
         # `auto` would make a paid call at each start.
-        keys["continuation"] = measured.continuation.mode if measured.continuation is not None else "none"
-    elif keys["protocol"] == "tgi" and measured.continuation is not None and measured.continuation.mode != "trailing":
-        keys["continuation"] = measured.continuation.mode
-    if measured.reasoning != "none":
-        keys["reasoning"] = measured.reasoning
-    if timeouts := timeouts_of(measured):
-        keys["timeouts"] = {name: f"{seconds:g}s" for name, seconds in timeouts.items()}
+        keys["continuation"] = probed.continuation.mode if probed.continuation is not None else "none"
+    elif keys["protocol"] == "tgi" and probed.continuation is not None and probed.continuation.mode != "trailing":
+        keys["continuation"] = probed.continuation.mode
+    if probed.reasoning != "none":
+        keys["reasoning"] = probed.reasoning
     return replace(engine, keys=keys)

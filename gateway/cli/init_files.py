@@ -16,14 +16,12 @@ from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigError, StartupError
 from gateway.keys.token import digest_of
 from gateway.migration.yaml_text import yaml_text
-from gateway.pipeline.guidance_deadlines import as_duration, recommended_s
 from gateway.policy.book import check_book
-from gateway.policy.route_rules import AutoDeadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gateway.cli.init_engines import ChosenEngine, MeasuredEngine
+    from gateway.cli.init_engines import ChosenEngine, ProbedEngine
     from gateway.config.settings import Settings
     from gateway.config.yaml_messages import Loc
     from gateway.policy.book import PolicySet
@@ -60,7 +58,7 @@ class NewGateway:
     redis: str  # as in config.yaml: embedded, a URL or a reference
     ports: Ports
     tokens: int
-    engines: tuple[tuple[ChosenEngine, MeasuredEngine], tuple[ChosenEngine, MeasuredEngine]]  # teacher, student
+    engines: tuple[tuple[ChosenEngine, ProbedEngine], tuple[ChosenEngine, ProbedEngine]]  # teacher, student
     key: str  # the API key; only its SHA-256 is written
     admin_key: str
 
@@ -84,8 +82,8 @@ class NewGateway:
         if self.ports != Ports():
             data = {"server": {"port": self.ports.server}, **data, "admin": {"port": self.ports.admin, **admin}}
             comments["server", "port"] = f"{Ports().server} or {Ports().admin} was in use"
-        for index, (engine, measured) in enumerate(self.engines):
-            comments |= {("models", index, name): text for name, text in _comments(engine, measured)}
+        for index, (engine, probed) in enumerate(self.engines):
+            comments |= {("models", index, name): text for name, text in _comments(engine, probed)}
         return yaml_text(data, comments, _CONFIG_HEAD)
 
     def _policy(self) -> str:
@@ -95,9 +93,6 @@ class NewGateway:
             "tokens": "the teacher's part of an answer. More tokens: closer to its own answer, at a higher cost",
             "deadline": "longest wait for it: follows the teacher's measured times",
         }
-        if (longest_s := recommended_s(teacher.guidance_s)) > AutoDeadline().max_s:
-            guidance["auto_deadline"] = {"max": as_duration(longest_s)}
-            comments["auto_deadline"] = f"the teacher took {as_duration(float(f'{teacher.guidance_s:.3g}'))}"
         if student.placement != "prefix":
             guidance["placement"] = student.placement
             why = "reasons before it answers" if student.reasoning == "always" else "continues no text"
@@ -118,9 +113,8 @@ def policy_path(tenant: str) -> Path:
     return _POLICIES / f"{tenant}.yaml"
 
 
-def _comments(engine: ChosenEngine, measured: MeasuredEngine) -> Iterator[tuple[str, str]]:
+def _comments(engine: ChosenEngine, probed: ProbedEngine) -> Iterator[tuple[str, str]]:
     """Yield the comments of a model's keys."""
-    yield "name", f"measured: {speed_of(measured)}"
     if engine.keys["protocol"] == "tgi":
         yield "protocol", f"{PROTOCOLS['tgi']}: {engine.shown}"
         yield "model", "an adapter"
@@ -129,15 +123,7 @@ def _comments(engine: ChosenEngine, measured: MeasuredEngine) -> Iterator[tuple[
     if engine.role == "teacher":
         yield "continuation", "auto, for a student, makes a paid call at each start"
     else:
-        yield "continuation", "continues no text" if measured.continuation is None else "as probed"
-
-
-def speed_of(measured: MeasuredEngine) -> str:
-    """Return the measured speed as text."""
-    if measured.first_s is None:
-        return "no text, only reasoning"
-    rate = "the answer arrived at once" if measured.tokens_per_s is None else f"{measured.tokens_per_s:.3g} tokens/s"
-    return f"first token {measured.first_s:.2f} s, {rate}"
+        yield "continuation", "continues no text" if probed.continuation is None else "as probed"
 
 
 def checked(files: Mapping[Path, str], folder: Path) -> tuple[Settings, PolicySet]:

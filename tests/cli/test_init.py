@@ -282,7 +282,7 @@ def test_a_teacher_that_accepts_only_temperature_1_gets_it(vllm: str, tmp_path: 
     assert written(tmp_path)[2]["guidance"]["temperature"] == 1
 
 
-def test_an_engine_that_fails_during_the_measurement_is_reported(vllm: str, tmp_path: Path) -> None:
+def test_an_engine_that_fails_its_probe_is_reported(vllm: str, tmp_path: Path) -> None:
     async def behave(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "out of memory"}}, status=500)
 

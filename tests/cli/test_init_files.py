@@ -14,12 +14,11 @@ import pytest
 from gateway.cli.init_engines import (
     ChosenEngine,
     EngineApi,
-    MeasuredEngine,
+    ProbedEngine,
     chosen_model,
     keys_of_provider,
     missing_key,
-    timeouts_of,
-    with_measured_keys,
+    with_probed_keys,
     without_route,
 )
 from gateway.cli.init_files import NewGateway, Ports, checked
@@ -29,7 +28,7 @@ from gateway.errors import ConfigError
 from gateway.protocol.capabilities.continuation import Continuation
 
 ROOT = Path(__file__).parents[2]
-QUICK = MeasuredEngine(None, "none", 0, 0.21, 1.18, 40.2)
+ANSWERS = ProbedEngine(None, "none", 0)
 TEACHER = ChosenEngine(
     "teacher",
     "Qwen/Qwen2.5-72B-Instruct",
@@ -51,36 +50,14 @@ STUDENT = ChosenEngine(
         "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
     },
 )
-CONTINUES = MeasuredEngine(Continuation("vllm", echo=False), "none", 0, 0.06, 0.41, 112)
+CONTINUES = ProbedEngine(Continuation("vllm", echo=False), "none", 0)
 
 
 def gateway(**more: Any) -> NewGateway:
     known = {"tenant": "default", "route": "chat", "redis": "embedded", "ports": Ports(), "tokens": 40}
-    known |= {"engines": ((TEACHER, QUICK), (STUDENT, CONTINUES)), "key": "gk-dev"}
+    known |= {"engines": ((TEACHER, ANSWERS), (STUDENT, CONTINUES)), "key": "gk-dev"}
     known |= {"admin_key": "an-admin-key-for-tests"}
     return NewGateway(**{**known, **more})
-
-
-@pytest.mark.parametrize(
-    ("first_s", "tokens_per_s", "timeouts"),
-    [
-        (0.2, 40.0, {}),
-        (3.0, None, {}),
-        (4.0, 20.0, {"first_token": 40.0}),
-        (0.2, 2.0, {"total": 501.0}),
-        (40.0, 20.0, {"first_token": 400.0, "total": 400.0}),
-        (None, None, {}),
-    ],
-)
-def test_a_slow_engine_gets_longer_timeouts(
-    first_s: float | None, tokens_per_s: float | None, timeouts: dict[str, float]
-) -> None:
-    measured = QUICK._replace(first_s=first_s, tokens_per_s=tokens_per_s)
-    assert timeouts_of(measured) == timeouts
-    keys = with_measured_keys(TEACHER, measured).keys
-    assert keys.get("timeouts", {}) == {name: f"{seconds:g}s" for name, seconds in timeouts.items()}
-    files = gateway(engines=((with_measured_keys(TEACHER, measured), measured), (STUDENT, CONTINUES))).files()
-    assert checked(files, Path())[0].by_name["big"].timeouts.first_token_s == timeouts.get("first_token", 30)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +75,8 @@ def test_a_slow_engine_gets_longer_timeouts(
 def test_continuation_is_written_where_the_gateway_would_not_find_it(
     keys: dict[str, str], mode: Any, continuation: str | None
 ) -> None:
-    measured = CONTINUES._replace(continuation=None if mode is None else Continuation(mode))
-    assert with_measured_keys(ChosenEngine("student", "it", keys), measured).keys.get("continuation") == continuation
+    probed = CONTINUES._replace(continuation=None if mode is None else Continuation(mode))
+    assert with_probed_keys(ChosenEngine("student", "it", keys), probed).keys.get("continuation") == continuation
 
 
 @pytest.mark.parametrize(
@@ -179,7 +156,7 @@ def test_names_with_any_characters_are_quoted() -> None:
     student = ChosenEngine("student", name, {**STUDENT.keys, "model": name})
     adapter = ChosenEngine("teacher", "large\n- evil: 1", {**TEACHER.keys, "model": "yes"})
     files = gateway(
-        engines=((adapter, QUICK), (student, CONTINUES)), tenant="on", route="no", redis="redis://127.0.0.1:6379/0"
+        engines=((adapter, ANSWERS), (student, CONTINUES)), tenant="on", route="no", redis="redis://127.0.0.1:6379/0"
     ).files()
     settings, book = checked(files, Path())
     assert (settings.by_name["small"].model, settings.by_name["big"].model) == (name, "yes")
@@ -187,17 +164,15 @@ def test_names_with_any_characters_are_quoted() -> None:
     assert (book.policies[0].tenant, book.policies[0].routes[0].model) == ("on", "no")
 
 
-def test_other_ports_and_the_longer_deadline_of_a_slow_teacher_are_written() -> None:
-    engines = ((TEACHER, QUICK._replace(guidance_s=18.0)), (STUDENT, CONTINUES))
-    settings, book = checked(gateway(ports=Ports(8100, 8101), engines=engines).files(), Path())
+def test_other_ports_are_written() -> None:
+    settings, book = checked(gateway(ports=Ports(8100, 8101)).files(), Path())
     assert (settings.server.port, settings.admin.port) == (8100, 8101)
     assert settings.admin.key is not None
     assert settings.admin.key.get_secret_value() == "an-admin-key-for-tests"
-    guidance = book.policies[0].routes[0].guidance
-    assert (guidance.deadline, guidance.max_deadline_s) == ("auto", 23.0)
+    assert book.policies[0].routes[0].guidance.deadline == "auto"
 
 
 def test_files_with_an_issue_are_an_error() -> None:
     own_address = ChosenEngine("teacher", "it", {**TEACHER.keys, "api_base": "http://127.0.0.1:8080"})
     with pytest.raises(ConfigError, match="is the address of this gateway itself"):
-        checked(gateway(engines=((own_address, QUICK), (STUDENT, CONTINUES))).files(), Path())
+        checked(gateway(engines=((own_address, ANSWERS), (STUDENT, CONTINUES))).files(), Path())
