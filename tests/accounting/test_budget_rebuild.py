@@ -102,6 +102,14 @@ async def test_a_rolling_budget_is_raised_slot_by_slot(fixture: BudgetFixture) -
     assert 0 < await fixture.redis.ttl(ring) <= SLOT_S * (SHARES + 2)
 
 
+async def test_a_calendar_budget_gets_what_is_missing(fixture: BudgetFixture) -> None:
+    now_s, _ = await fixture.redis.time()
+    await fixture.ask("1", MONTH.scope)
+    await fixture.settle(fixture.last, "1")
+    assert await rebuilt(fixture, MONTH, {0: 3 * 10**12}, now_s) == ("1", "3")
+    assert (await fixture.money(MONTH.scope))[0] == 3
+
+
 async def test_a_budget_of_an_earlier_period_begins_a_new_one(fixture: BudgetFixture) -> None:
     """Events of the earlier period may be sent again."""
     now_s, _ = await fixture.redis.time()

@@ -69,18 +69,19 @@ def test_a_receipt_in_an_outbox_and_in_the_database_counts_once(books: Installat
 
 
 def test_old_receipts_do_not_count(books: Installation) -> None:
-    """Receipts before the longest period are not read. Those of unknown tenants are not charged."""
+    """Receipts before the longest period are not read. A request that began before and ended in the period counts."""
     day_s = 86_400
     books.add([books.receipt("1", ago_s=31 * day_s), books.receipt("2", ago_s=29 * day_s)])
     books.add([books.receipt("4", ago_s=90 * day_s), books.receipt("8", tenant="globex")])
     books.edit("30d", "40d")
     for name in ("12mo", "366d"):
         books.edit(name, "1d")
+    books.add([books.receipt("16", ago_s=40 * day_s - 3600, lasted_s=20 * 3600)])
     output = books.rebuild()
-    assert "3 receipts read" in output.stdout
+    assert "4 receipts read" in output.stdout
     assert "receipts have the key" in output.stderr
     _, key = books.scopes()
-    assert books.spent(key) == ["3"]
+    assert books.spent(key) == ["19"]
 
 
 def test_the_budgets_of_slices_share_the_spend(books: Installation) -> None:

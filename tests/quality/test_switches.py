@@ -101,6 +101,16 @@ async def test_every_process_reads_a_switch_with_its_time_actor_and_reason(
     ]
 
 
+async def test_an_imported_switch_replaces_none_and_reaches_every_process(processes: list[Process]) -> None:
+    ann, bob = processes
+    imported = GuidanceOff(1_700_000_000.123456, "quality", "", None, "teacher")
+    assert await bob.off() == {}
+    await ann.store.restore(CHAT, imported)
+    assert await bob.off() == {CHAT: imported}
+    await ann.store.restore(CHAT, OFF)
+    assert await bob.off() == {CHAT: imported}
+
+
 async def test_the_gauge_has_the_switches_and_bounds_its_series(processes: list[Process]) -> None:
     one, _ = processes
     for tenant in ("acme", "globex", "initech"):
