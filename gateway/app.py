@@ -27,7 +27,6 @@ from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.slice_events import SliceEvents
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.token_budgets import TokenBudgets
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.collected import SAMPLES
 from gateway.admin.cookies import no_issuer
@@ -209,14 +208,12 @@ async def gateway(
         )
         namespaces = partial(wiring.namespaces_of, policies)
         sweeper = IntentReaper(redis, in_redis, ledger, holds=store.holds, tenants=namespaces, lease_s=lease_s)
-        token_budgets = TokenBudgets(redis, redis_keys, redis.now)
         admission = Admission(
             settings.server.max_in_flight,
             ledger,
             metrics,
             defaults=settings.defaults,
             on_redis_failure=settings.redis.on_failure,
-            token_budgets=token_budgets,
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
@@ -335,7 +332,6 @@ async def gateway(
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.LEDGER] = ledger
         admin[keys.LABEL_VALUES] = label_values
-        admin[keys.TOKEN_BUDGETS] = token_budgets
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower, TokenCallers(policies, issuers))
         admin[keys.ISSUERS] = issuers
@@ -371,7 +367,6 @@ async def gateway(
         tasks.keep("spooler", spooler.run())
         tasks.keep("label_values", label_values.run())
         tasks.keep("answer_lengths", lengths.run())
-        tasks.keep("token_budgets", token_budgets.run())
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())

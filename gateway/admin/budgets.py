@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from heapq import nsmallest
-from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,7 +17,7 @@ from gateway.accounting.scopes import key_of, key_scope, label_of, tenant_scope
 from gateway.admin.balances import read_key_changes, readable_balances
 from gateway.admin.bodies import ReasonText, actor_of, number_of, only_query, read_shape
 from gateway.admin.replies import ENCODER, json_reply, needs_redis, time_shown
-from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES, TOKEN_BUDGETS
+from gateway.api.keys import AUDIT, BUDGETS, KEY_FOLLOWER, KEYRING, POLICIES
 from gateway.config.scalars import Duration, InvalidValue, Moment, Usd, duration_between
 from gateway.config.yaml_messages import suggestion
 from gateway.config.yaml_source import StrictModel
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PAGE = 500
-_TENANTS_AT_ONCE = 4
-"""Tenants whose budgets of tokens are read at once. Each has up to `MAX_LISTED`."""
 _VALID = {"active", "grace"}
 
 
@@ -74,7 +71,7 @@ class NewRaise(StrictModel):
 
 @needs_redis
 async def list_budgets(request: web.Request) -> web.Response:
-    """GET /budgets: the budgets of tenants, of their valid keys, and of tokens in use, 500 at a time, after `after`."""
+    """GET /budgets: the budgets of tenants and of their valid keys, 500 at a time, after `after`."""
     only_query(request, "tenant", "after", "limit")
     return await _listed(request, request.query.get("tenant"))
 
@@ -86,14 +83,22 @@ async def show_budgets(request: web.Request) -> web.Response:
     return await _listed(request, policy_of(request).tenant)
 
 
+@needs_redis
+async def show_key_budget(request: web.Request) -> web.Response:
+    """GET /budgets/{tenant}/keys/{id}: the budget of a valid key, or of a key id of tokens."""
+    only_query(request)
+    _, account = await _existing(request)
+    (balance,) = await request.app[BUDGETS].read([account])
+    return json_reply(budget_view(account, balance))
+
+
 async def _listed(request: web.Request, tenant: str | None) -> web.Response:
     limit, after = number_of(request, "limit", default=_PAGE, maximum=_PAGE), request.query.get("after", "")
     is_current = await read_key_changes(request.app)
     ring, policies = request.app[KEYRING], request.app[POLICIES].policy_set.policies
-    of_tokens, unknown = await _token_owners(request.app, tenant, after, limit)
     page, following = await asyncio.to_thread(
         _page_of,
-        chain(_owners(policies, list(ring.all()), ring.now()), of_tokens),
+        _owners(policies, list(ring.all()), ring.now()),
         request.app[POLICIES].defaults,
         tenant=tenant,
         after=after,
@@ -102,7 +107,6 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
     accounts = [account for _, account in page]
     rows = list(zip(accounts, await readable_balances(request.app, accounts), strict=True))
     unreadable = [(account.tenant, key_of(account.scope.name)) for account, balance in rows if balance is None]
-    unreadable += [(one, None) for one in unknown if one not in {name for name, _ in unreadable}]
     if tenant is not None and unreadable:
         raise StoreUnavailable(f"The node of Redis with the budgets of tenant '{tenant}' does not answer. Try again.")
     body = {
@@ -112,30 +116,6 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
         "next": following,
     }
     return json_reply(body)
-
-
-async def _token_owners(
-    app: web.Application, tenant: str | None, after: str, limit: int
-) -> tuple[list[BudgetOwner], list[str]]:
-    """Return the registered budgets of tokens on the page of `limit` budgets after `after`, and perhaps further ones.
-    Also return the tenants whose node of a cluster failed.
-
-    Only tenants whose rules identify callers have such budgets. The budgets of later tenants are not read once the page
-    is full.
-    """
-    found, unknown = list[BudgetOwner](), list[str]()
-    start, policies = after.partition("/")[::2], app[POLICIES].policy_set.policies
-    of_rules = [policy for policy in policies if any(rule.key is not None for rule in policy.identities)]
-    chosen = sorted(
-        (one for one in of_rules if tenant in {None, one.tenant} and one.tenant >= start[0]), key=lambda one: one.tenant
-    )
-    for batch in (chosen[at : at + _TENANTS_AT_ONCE] for at in range(0, len(chosen), _TENANTS_AT_ONCE)):
-        listed = await app[TOKEN_BUDGETS].listed([policy.tenant for policy in batch])
-        unknown += [policy.tenant for policy in batch if policy.tenant not in listed]
-        found += await asyncio.to_thread(_with_budgets, batch, listed, start, app[POLICIES].defaults)
-        if len(found) > limit:
-            break
-    return found, unknown
 
 
 @needs_redis
@@ -160,9 +140,6 @@ async def put_raise(request: web.Request, account: Account, subject: str, new: N
         before=ENCODER.encode(_audited(before.raised)).decode(),
         after=ENCODER.encode(after).decode(),
     )
-    key_id = key_of(account.scope.name)
-    if raised is not None and key_id is not None and is_token_key(key_id):
-        await request.app[TOKEN_BUDGETS].keep(account.tenant, key_id, raised.until_s)
     await budgets.put_raise(account, raised)
     log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=subject)
     (now,) = await budgets.read([account])
@@ -241,7 +218,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
         owner_text = f"Tenant '{policy.tenant}'" if key_id is None else f"Key '{key_id}' of tenant '{policy.tenant}'"
         where = "budget" if key_id is None else "key_budget"
         raise NotFound(
-            f"{owner_text} has no budget to raise. Set `{where}` in its tenant's policy file, or "
+            f"{owner_text} has no budget. Set `{where}` in its tenant's policy file, or "
             f"defaults.{where} in config.yaml for all tenants.",
             param="tenant" if key_id is None else "id",
         )
@@ -295,30 +272,11 @@ class BudgetOwner(NamedTuple):
         return (own or self.policy.key_budget or defaults.key_budget) is not None
 
 
-def _owners_of_tokens(policies: Iterable[TenantPolicy], key_ids: Mapping[str, Iterable[str]]) -> list[BudgetOwner]:
-    """Return the owners of budgets of tokens, without key ids that no rule of their tenant gives to callers."""
-    found = []
-    for policy in policies:
-        rules = {rule.id: rule for rule in policy.identities}
-        for key_id in key_ids.get(policy.tenant, ()):
-            rule = rules.get(key_id.partition(":")[0])
-            if rule is not None and rule.has_key(key_id):
-                found.append(BudgetOwner(policy, rule.entry(key_id)))
-    return found
-
-
-def _with_budgets(
-    policies: Iterable[TenantPolicy], key_ids: Mapping[str, Iterable[str]], start: tuple[str, ...], defaults: Defaults
-) -> list[BudgetOwner]:
-    """Return the owners of budgets of tokens whose names follow `start`."""
-    owners = _owners_of_tokens(policies, key_ids)
-    return [owner for owner in owners if owner.name > start and owner.has_budget(defaults)]
-
-
 def _owner_of(policy: TenantPolicy, key_id: str | None, ring: Keyring) -> BudgetOwner | None:
     """Return the owner of the budget of a tenant (`key_id` is None), of a valid key, or of a key id of tokens."""
     if key_id is not None and is_token_key(key_id):
-        return next(iter(_owners_of_tokens([policy], {policy.tenant: [key_id]})), None)
+        rule = next((rule for rule in policy.identities if rule.has_key(key_id)), None)
+        return None if rule is None else BudgetOwner(policy, rule.entry(key_id))
     key = ring.by_id(policy.tenant, key_id) if key_id else None
     return next((one for one in _owners([policy], [key] if key else [], ring.now()) if one.key_id == key_id), None)
 

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.admin.assets import show_file, show_login, show_page, show_root
 from gateway.admin.audit import show_audit
 from gateway.admin.auth import authorize, log_in, log_out, show_session
-from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
+from gateway.admin.budgets import list_budgets, raise_budget, show_budgets, show_key_budget
 from gateway.admin.collected import delete_samples, read_requests, show_samples
 from gateway.admin.config import show_config
 from gateway.admin.guidance import list_guidance, switch_guidance_off, switch_guidance_on
@@ -89,6 +89,7 @@ ROUTES_BY_ROLE = {
         web.get("/keys", list_keys),
         web.get("/budgets", list_budgets),
         web.get("/budgets/{tenant}", show_budgets),
+        web.get("/budgets/{tenant}/keys/{id}", show_key_budget),
         web.get("/budgets/{tenant}/labels", list_label_budgets),
         web.get("/guidance", list_guidance),
         web.get("/collected/{tenant}", show_samples),

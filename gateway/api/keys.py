@@ -13,7 +13,6 @@ from gateway.accounting.label_values import LabelValues
 from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.token_budgets import TokenBudgets
 from gateway.api.not_found import Endpoints
 from gateway.batching.batcher import Batcher
 from gateway.keys.audit import AuditTrail
@@ -110,7 +109,6 @@ EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LABELER = web.AppKey("labeler", Labeler)
 LABEL_VALUES = web.AppKey("label_values", LabelValues)
-TOKEN_BUDGETS = web.AppKey("token_budgets", TokenBudgets)
 LEDGER = web.AppKey("ledger", Ledger)
 FEEDBACK_STORE = web.AppKey("feedback", FeedbackStore)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)

@@ -41,6 +41,12 @@ def list_budgets(
     tenant: Annotated[
         str | None, typer.Option("--tenant", "-t", help="Show only this tenant and its keys. Default: all.")
     ] = None,
+    key_id: Annotated[
+        str | None,
+        typer.Option(
+            "--key", help="Show this key, or this key id of tokens, RULE:VALUE; needs --tenant.", metavar="ID"
+        ),
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="Show the budgets of this label's values; needs --tenant.", metavar="NAME")
     ] = None,
@@ -52,20 +58,24 @@ def list_budgets(
 
     Reserved amounts belong to requests in flight; amounts that these do not spend are released. Used is spent and
     reserved as a share of the budget. The remaining amount is yellow above the soft budget and red when a tenth or less
-    is left. Expired keys are omitted. Budgets of tokens are shown if they were used in the present period or are
-    raised.
+    is left. Expired keys are omitted. A budget of tokens that one caller has is shown with --key; `usage show --by key`
+    lists the callers by spend.
     """
     client = AdminClient(url, config, keyed=True)
     unreadable: list[dict[str, Any]] = []
-    if label is None:
+    if (key_id is not None or label is not None) and tenant is None:
+        raise typer.BadParameter("needs --tenant", param_hint="--label" if key_id is None else "--key")
+    of_tenant = f"/budgets/{quote(tenant or '', safe='')}"
+    if key_id is not None:
+        if label is not None:
+            raise typer.BadParameter("cannot be combined with --label", param_hint="--key")
+        entries = [client.call("GET", f"{of_tenant}/keys/{quote(key_id, safe='')}")]
+    elif label is not None:
+        entries = client.call("GET", f"{of_tenant}/labels?label={quote(label, safe='')}")["budgets"]
+    else:
         pages = list(client.pages("/budgets", tenant=tenant))
         entries = [entry for page in pages for entry in page["budgets"]]
         unreadable = [one for page in pages for one in page.get("unreadable", ())]  # earlier gateways omit it
-    elif tenant is None:
-        raise typer.BadParameter("needs --tenant, since each tenant has its own labels", param_hint="--label")
-    else:
-        path = f"/budgets/{quote(tenant, safe='')}/labels?label={quote(label, safe='')}"
-        entries = client.call("GET", path)["budgets"]
     if as_json:
         typer.echo(in_json({"budgets": entries, "unreadable": unreadable}))
     else:

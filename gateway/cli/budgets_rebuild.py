@@ -13,7 +13,6 @@ from gateway.accounting.budget_rebuild import BudgetRebuild, PeriodSpend, runnin
 from gateway.accounting.budgets import Account, Budgets
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.scopes import Scopes, key_scope, label_scope, tenant_scope
-from gateway.accounting.token_budgets import TokenBudgets
 from gateway.cli.stores import stores
 from gateway.errors import StartupError
 from gateway.keys.follower import KeyFollower
@@ -128,14 +127,11 @@ async def rebuild(settings: Settings, policies: PolicySet) -> Rebuilt:
         done.unknown = charged.unknown
         await _require_no_gateway(opened)
         writer = BudgetRebuild(redis, Budgets(redis, opened.keys), now_s)
-        tokens = TokenBudgets(opened.client, opened.keys)
         kept_since_s = -math.inf if settings.usage.keep_s is None else now_s - settings.usage.keep_s
         for account, slots in spend:
             done.budgets.append(await writer.restore(account, slots))
-            tokens.record(account.tenant, [account.scope])
             if running_since(account.terms, now_s) < kept_since_s:
                 done.incomplete.append(account)
-        await tokens.register()
         return done
 
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.accounting.budgets import Account, Budgets, Raise
-from gateway.accounting.scopes import Scope, key_of
-from gateway.accounting.token_budgets import TokenBudgets
+from gateway.accounting.scopes import Scope
 from gateway.cli.stores import stores
 from gateway.keys.audit import AuditTrail
 from gateway.keys.export import KeyExport
 from gateway.keys.export_lines import AuditLine, KeyLine, RaiseLine, SwitchLine, read_lines
 from gateway.policy.guidance_off import GuidanceScope
-from gateway.policy.identities import is_token_key
 from gateway.quality.switches import GuidanceSwitchStore
 
 if TYPE_CHECKING:
@@ -102,9 +100,6 @@ async def _add(opened: Stores, lines: Sequence[ExportLine], actor: str) -> None:
             await switches.restore(GuidanceScope(line.tenant, line.route), line.off)
         elif isinstance(line, RaiseLine):
             await budgets.put_raise(Account(line.tenant, Scope(line.scope, 0, 0, 0)), Raise(line.usd, line.until))
-            if (key_id := key_of(line.scope)) is not None and is_token_key(key_id):
-                tenant = line.tenant.partition("#")[0]  # without the number of a slice
-                await TokenBudgets(opened.client, keys).keep(tenant, key_id, line.until)
     if entries := [line for line in lines if isinstance(line, AuditLine)]:
         await exported.add_audit(entries)
 

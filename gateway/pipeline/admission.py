@@ -18,7 +18,6 @@ from gateway.accounting.scopes import Scopes
 from gateway.accounting.verdict import refusal_error
 from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
-from gateway.policy.identities import is_token_key
 from gateway.policy.plan_variants import AS_PLANNED, cheaper_plans
 from gateway.policy.policies import NO_DEFAULTS
 from gateway.runtime.fair_share import FairShare
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.accounting.scopes import Scope
-    from gateway.accounting.token_budgets import TokenBudgets
     from gateway.config.limits import OnRedisFailure
     from gateway.config.sections import Defaults
     from gateway.policy.book import Caller
@@ -46,8 +44,7 @@ class Admission:
     """Admit requests to the `max_in_flight` slots of this process, and count those in flight.
 
     `defaults` are limits and budgets of tenants and keys whose policy sets none. A tenant's policy may override
-    `on_redis_failure`, which decides about requests while Redis is unavailable. `token_budgets` registers the budgets
-    of tokens.
+    `on_redis_failure`, which decides about requests while Redis is unavailable.
     """
 
     def __init__(
@@ -58,10 +55,8 @@ class Admission:
         *,
         defaults: Defaults = NO_DEFAULTS,
         on_redis_failure: OnRedisFailure = "degrade",
-        token_budgets: TokenBudgets | None = None,
     ) -> None:
         self._ledger = ledger
-        self._token_budgets = token_budgets
         self._metrics = metrics
         self._scopes = Scopes(defaults)
         self._on_redis_failure = on_redis_failure
@@ -119,8 +114,6 @@ class Admission:
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
         slices = caller.policy.redis_slices
         admitted = await self._ledger.admit(builder, request, plans, scopes, on_failure=on_failure, slices=slices)
-        if self._token_budgets is not None and is_token_key(caller.key.id):
-            self._token_budgets.record(builder.tenant, scopes)
         builder.admitted = time.perf_counter()
         if admitted is None:
             if scopes:

@@ -206,10 +206,6 @@ class RedisKeys(NamedTuple):
         """Return the key of a sorted set: the values of a label in a month, from claims or chosen by callers."""
         return f"{self.tenant_base(tenant)}label_values:{label}:{'claim' if trusted else 'caller'}:{month}"
 
-    def token_budgets(self, tenant: str) -> str:
-        """Return the key of a sorted set: key ids of tokens with a budget, by the end of its period in Unix seconds."""
-        return f"{self.tenant_base(tenant)}token_budgets"
-
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
 

@@ -20,6 +20,7 @@ NEEDED = {
     "GET /audit": "admin",
     "GET /budgets": "viewer",
     "GET /budgets/{tenant}": "viewer",
+    "GET /budgets/{tenant}/keys/{id}": "viewer",
     "GET /budgets/{tenant}/labels": "viewer",
     "POST /budgets/{tenant}/labels/{label}/raise": "operator",
     "POST /budgets/{tenant}/keys/{id}/raise": "operator",

@@ -290,7 +290,8 @@ def test_no_route_of_the_admin_api_was_left_out(world: World) -> None:
         "/config",
     }
     compared |= {"/usage", "/receipts", "/receipts/{id}", "/playground/options", "/playground/receipts/{tenant}/{id}"}
-    from_shared_stores = {"/budgets/{tenant}", "/budgets/{tenant}/labels", "/usage/split", "/reconciliation"}
+    from_shared_stores = {"/budgets/{tenant}", "/budgets/{tenant}/keys/{id}", "/budgets/{tenant}/labels"}
+    from_shared_stores |= {"/usage/split", "/reconciliation"}
     from_shared_stores |= {"/collected/{tenant}", "/collected/{tenant}/requests"}
     open_to_all = {route.path for route in OPEN_ROUTES}
     routes = {route.path for route in ROUTES if route.method == "GET"} - open_to_all

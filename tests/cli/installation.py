@@ -16,7 +16,6 @@ from sqlalchemy import select
 from gateway.accounting.budgets import Account, Budgets, Raise
 from gateway.accounting.redis_ledger import Settlement
 from gateway.accounting.scopes import Scopes
-from gateway.accounting.token_budgets import TokenBudgets
 from gateway.keys.audit import AuditTrail
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import Keyring, KeyTerms
@@ -257,7 +256,6 @@ class Installation(Place):
                 "keys": held,
                 "used": await keyring.last_used([key.sha256 for key in held]),
                 "raises": [balance.raised for balance in balances],
-                "tokens": await TokenBudgets(client, self.keys).listed(["acme"]),
                 "switches": await GuidanceSwitchStore(redis, self.keys).read(),
                 "audit": (await self.audit())[::-1],
             }
@@ -278,8 +276,6 @@ class Installation(Place):
             await self.rotate("rotated")
             for number, scope in enumerate((TENANT, KEY, LABEL), 1):
                 await self.raise_budget(scope, f"{number}.25", until_s + number)
-            async with self.opened() as client:
-                await TokenBudgets(client, self.keys).keep("acme", "staff:ada", until_s)
             await self.raise_budget(TOKENS, "0.000000000001", until_s)
             for off in (GuidanceScope(), GuidanceScope("acme"), GuidanceScope("acme", "org/chat")):
                 await self.switch_off(off)

@@ -69,6 +69,10 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
         run("raise", "acme", "--key", "only", "--usd", "1", "--json", "--actor", "dave", *at).stdout
     )
     assert (raise_view["key"], raise_view["left_usd"]) == ("only", 3.5)
+    one = run("list", "--tenant", "acme", "--key", "only", *at).stdout
+    assert ("+1 until 20" in one, " all keys " in one) == (True, False)
+    for wrong in (("--key", "only"), ("--label", "team"), ("-t", "acme", "--key", "only", "--label", "team")):
+        assert run("list", *wrong, *at).returncode == 2
     ended = run("raise", "acme", "--usd", "0", *at)
     assert ended.stdout == "the raise has ended: tenant acme has 100 USD / 1mo; 100 USD are left\n"
     assert "There are no budgets." in run("list", "-t", "globex", *at).stdout
@@ -83,7 +87,7 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
     ("arguments", "words"),
     [
         (["raise", "acmee", "--usd", "5"], "No policy file defines tenant 'acmee'. Did you mean 'acme'?"),
-        (["raise", "globex", "--usd", "5"], "Tenant 'globex' has no budget to raise."),
+        (["raise", "globex", "--usd", "5"], "Tenant 'globex' has no budget."),
         (["raise", "acme", "--key", "a/../b", "--usd", "5"], "no valid key 'a/../b'"),
         (["raise", "acme", "--usd", "5", "--for", "1w"], "'for': must be a duration"),
         (["raise", "acme", "--usd", "5", "--for", "1d", "--until", "2099-01-01"], "'for' sets the end too"),
