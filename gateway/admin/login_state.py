@@ -81,9 +81,9 @@ class LoginStates:
         self.cookie = f"gkt_login_{self._signer.mark}"
 
     def begin(self, page: str) -> PendingLogin:
-        """Return a new login."""
+        """Return a new login that opens a page, the result of `page_or_first`."""
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        return PendingLogin(int(self._clock()), page_or_first(page), state, nonce, verifier)
+        return PendingLogin(int(self._clock()), page, state, nonce, verifier)
 
     def set_cookie(self, response: web.StreamResponse, login: PendingLogin) -> None:
         """Set the cookie of a login. It replaces that of an earlier login of the browser."""

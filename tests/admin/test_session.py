@@ -251,6 +251,7 @@ def test_a_signed_cookie_of_another_form_or_purpose_is_no_session() -> None:
     assert not holds(sessions, other.sign(good))
     for content in (None, "", [], {}, [*good[:4], 4, None], good[:2]):
         assert not holds(sessions, signer.sign(content)), content
+    assert signer.verify("\udcff.\udcff") is None, "bytes of a header that are no UTF-8"
 
 
 async def test_changes_in_a_session_require_the_origin_of_this_listener() -> None:

@@ -136,7 +136,7 @@ class IssuerKeys(NamedTuple):
     def find(self, kid: str | None, algorithm: str) -> Key | None:
         """Return the key with this id for an algorithm, or None. Without an id, the issuer must have one key."""
         try:
-            return self.keys.get_by_kid(kid, {"alg": algorithm, "use": "sig"})
+            return self.keys.get_by_kid(kid, {"alg": algorithm})
         except InvalidKeyIdError:
             return None
 

@@ -487,6 +487,7 @@ async def test_an_unexpected_error_does_not_end_the_readings(monkeypatch: pytest
         ({"keys": [signing_key("k1").as_dict(private=True)]}, "a secret key is published"),
         ({"keys": [published("k1") | {"use": "enc"}]}, "not for signatures"),
         ({"keys": [published("k1") | {"key_ops": ["encrypt"], "use": "enc"}]}, "not for signatures"),
+        ({"keys": [published("k1", key_ops=["sign"])]}, "not for signatures"),
         ({"keys": [published("k1", alg="RSA-OAEP")]}, "not supported"),
         ({"keys": [{"kty": "RSA", "n": part(b"\x80" + bytes(126) + b"\x01"), "e": "AQAB"}]}, "at least 2048 bits"),
         ({"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "k1"}]}, "keys\\[0\\]"),
