@@ -1,6 +1,6 @@
 """Fleet size seen by one process, and its share of the teacher's calls while Redis is unavailable.
 
-Each process has an equal share of the teacher's limit; processes of other versions count too. Right after Redis
+Each process has an equal share of the teacher's limit. Right after Redis
 becomes unavailable, other processes may hold more than their shares: all permits that this process does not hold. Their
 calls end by their deadlines. Until the longest recent deadline has passed, a process therefore has no more calls than
 its share or than it had at the start. Afterwards it uses its full share.
@@ -34,7 +34,6 @@ class Membership:
 
     def __init__(self) -> None:
         self._fleet_sizes = _RecentMaximum()
-        self._other_layouts = _RecentMaximum()
         self._inherited = _RecentMaximum()
         self._deadlines = _RecentMaximum()
         self.outage_since: float | None = None  # None while Redis replies
@@ -52,25 +51,23 @@ class Membership:
 
     @property
     def processes(self) -> int:
-        """Return `fleet_size` plus the processes of versions that have their own scheduler."""
-        known = self.fleet_size + int(self._other_layouts.maximum(0))
-        return max(known, int(self._inherited.maximum(1)))
+        """Return the fleet size, or the inherited count if that is larger."""
+        return max(self.fleet_size, int(self._inherited.maximum(1)))
 
     def inherit(self, processes: int, joined_s: float, now: float) -> None:
         """Start with the counts of this process's other queues. A count holds for a lease, and during an outage."""
         self._inherited.add(processes, math.inf, now)
         self.joined_s = joined_s
 
-    def record_fleet(self, fleet_size: int, lease_s: float, now: float, other_layout_processes: int = 0) -> None:
-        """Record the process counts of a reply from Redis."""
+    def record_fleet(self, fleet_size: int, lease_s: float, now: float) -> None:
+        """Record the fleet size of a reply from Redis."""
         self.joined_s = min(self.joined_s, now)
         if self.outage_since is not None:
             # The counts did not expire during the outage.
-            for counts in (self._fleet_sizes, self._other_layouts, self._inherited):
+            for counts in (self._fleet_sizes, self._inherited):
                 counts.samples = deque([(now, value) for _, value in list(counts.samples)[:1]])
             self.outage_since = None
         self._fleet_sizes.add(fleet_size, lease_s, now)
-        self._other_layouts.add(other_layout_processes, lease_s, now)
         self._inherited.add(1, lease_s, now)
 
     def record_deadline(self, deadline_s: float, lease_s: float, now: float) -> None:

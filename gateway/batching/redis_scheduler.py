@@ -36,7 +36,6 @@ class RedisScheduler:
         self._process_id = process_id
         self._teacher = teacher
         self._keys = list(keys.teacher(teacher))
-        self._layout = keys.board
         self._channel_prefix = keys.wakeups("")
         self._script = redis.register_script(SCRIPT)
 
@@ -46,7 +45,7 @@ class RedisScheduler:
             *(self._process_id, self._channel_prefix, self._teacher),
             *(int(update.complete), update.fleet_size, int(update.rejoining), int(update.leaving)),
             *(limits.max_in_flight, limits.max_size, limits.max_prompt_tokens, limits.low_water, limits.max_queue),
-            *(limits.max_cache_bytes, _us(limits.lease_s), self._layout),
+            *(limits.max_cache_bytes, _us(limits.lease_s)),
             len(update.released),
             *update.released,
             len(update.finished),
@@ -57,12 +56,12 @@ class RedisScheduler:
             for ticket in tickets:
                 args += _arguments(ticket)
         reply = await self._script(keys=self._keys, args=args)
-        next_us, fleet_size, other_layouts, in_flight, waiting, window, reclaimed, unreadable, opened, outcomes = reply
+        next_us, fleet_size, in_flight, waiting, window, reclaimed, unreadable, opened, outcomes = reply
         next_s = None if int(next_us) < 0 else int(next_us) / SECOND
         window_s = None if int(window) < 0 else int(window) / SECOND
         ended = (outcomes[at : at + 4] for at in range(0, len(outcomes), 4))
         by_id = {one.decode(): _outcome(kind, value.decode(), size.decode()) for one, kind, value, size in ended}
-        state = (fleet_size, in_flight, waiting, window_s, opened, reclaimed, unreadable, other_layouts)
+        state = (fleet_size, in_flight, waiting, window_s, opened, reclaimed, unreadable)
         return SchedulerDecision(by_id, next_s, *state)
 
 

@@ -2,28 +2,25 @@
 -- The rules are those of window.py and scheduler.py, function by function. Times are microseconds of Redis TIME, and no
 -- process clock is used. An exchange is idempotent: a process that lost the reply sends its update again.
 --
--- Versions with another layout have a scheduler of their own, with other key names. The schedulers share the teacher's
--- limit through `boards`, the only key that all versions use.
---
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled,
---       boards (TeacherKeys)
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled
+--       (TeacherKeys)
 -- ARGV  process id, channel prefix, teacher, 1 if the update is complete, fleet size, 1 if rejoining, 1 if leaving,
---       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
---       layout; count of released ids, ids; count of finished tickets, per ticket: id, guidance;
+--       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease;
+--       count of released ids, ids; count of finished tickets, per ticket: id, guidance;
 --       count of held tickets, then of arrived tickets, per ticket: id, tenant, stride, prompt_tokens, max_wait,
 --       deadline, cache_ttl, dedupe key
--- Returns {time until the next exchange or -1, fleet size, processes with other layouts, in flight, waiting,
+-- Returns {time until the next exchange or -1, fleet size, in flight, waiting,
 --       window or -1, reclaimed, unreadable, {sizes of opened batches}, {outcomes}},
 --       where the outcomes are, per ticket of this process: id, kind, two values:
 --       G batch size | S guidance - | C guidance - | R retry_after - | X - -
 
 local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local passes, idle, owners, state, cache, cache_ends, settled, boards = unpack(KEYS, 7)
+local passes, idle, owners, state, cache, cache_ends, settled = unpack(KEYS, 7)
 local process_id, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
 local complete, fleet, rejoining, leaving = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
 local max_in_flight, max_size, max_tokens = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local low_water, max_queue = tonumber(ARGV[11]), tonumber(ARGV[12])
-local max_bytes, lease, layout = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+local max_bytes, lease = tonumber(ARGV[13]), tonumber(ARGV[14])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -31,12 +28,11 @@ local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local max_accumulation, default_retry, keep_keys_s = 2000000, 10000000, 86400
 local cache_overhead, max_expired_evictions, max_evictions = 100, 20, 1000
 local max_forgotten, max_reclaimed, soon = 1000, 2000, 10000
-local poll_others = 20000
 
 local cap = 0 -- permits that may be in use now
 local outcomes, wake, queried, opened, reclaimed, unreadable_count = {}, {}, {}, {}, 0, 0
 
-local at = 15
+local at = 14
 local function argument()
   at = at + 1
   return ARGV[at]
@@ -55,8 +51,7 @@ for i, value in ipairs(redis.call('HMGET', state, unpack(names))) do
 end
 
 -- A ticket is stored as one line. Letters: W waiting, F following, G granted, S shared; `more` is the grant or text.
--- The line begins with the layout; lines of other layouts cannot be decoded.
-local line_of = '^' .. layout .. '|([WFGS])|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$'
+local line_of = '^([WFGS])|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$'
 
 local function read(id)
   local line = redis.call('HGET', tickets, id)
@@ -69,8 +64,8 @@ local function read(id)
 end
 
 local function write(t)
-  redis.call('HSET', tickets, t.id, string.format('%s|%s|%s|%s|%.0f|%.0f|%.0f|%.0f|%.0f|%.0f|%s|', layout, t.letter,
-    t.process_id, t.tenant, t.stride, t.tokens, t.wait, t.since, t.seq, t.ttl, t.dedupe_key) .. t.more)
+  redis.call('HSET', tickets, t.id, string.format('%s|%s|%s|%.0f|%.0f|%.0f|%.0f|%.0f|%.0f|%s|', t.letter, t.process_id,
+    t.tenant, t.stride, t.tokens, t.wait, t.since, t.seq, t.ttl, t.dedupe_key) .. t.more)
 end
 
 local function deliver(t, kind, one, two)
@@ -351,7 +346,7 @@ local function tickets_of(holders, from, limit)
     local page = redis.call('HSCAN', tickets, integer(from), 'COUNT', 500)
     from = tonumber(page[1])
     for i = 1, #page[2], 2 do
-      local holder = string.match(page[2][i + 1], '^%d+|%u|([^|]*)|')
+      local holder = string.match(page[2][i + 1], '^%u|([^|]*)|')
       if holder and holders[holder] then ids[#ids + 1] = page[2][i] end
     end
     seen = seen + #page[2] / 2
@@ -426,39 +421,13 @@ if leaving then
   redis.call('ZREM', owners, process_id)
 end
 
--- The schedulers of a teacher divide its limit by their numbers of processes. Each leaves room for the calls of the
--- others. Fractions of a permit rotate every second, so that the shares add up to the limit.
-local other_processes, in_flight_elsewhere, older_processes, limit_share = 0, 0, 0, max_in_flight
-local others = redis.call('HGETALL', boards)
-for i = 1, #others, 2 do
-  local last_exchange, processes, calls = string.match(others[i + 1], '^(%d+)|(%d+)|(%d+)')
-  if last_exchange and (gap < 0 or gap > jump) then
-    last_exchange = now -- they could not exchange, so their lease begins now
-    redis.call('HSET', boards, others[i], (string.gsub(others[i + 1], '^%d+', integer(now))))
-  end
-  if not last_exchange or math.abs(now - last_exchange) >= lease then
-    redis.call('HDEL', boards, others[i]) -- all of its processes are dead
-  elseif others[i] ~= layout then
-    other_processes, in_flight_elsewhere = other_processes + processes, in_flight_elsewhere + calls
-    if tonumber(others[i]) < tonumber(layout) then older_processes = older_processes + processes end
-  end
-end
-if other_processes > 0 and cap > 0 then
-  local all = other_processes + redis.call('ZCARD', owners)
-  local turn = math.floor(now / second) % all
-  local function share_up_to(processes) return math.floor((max_in_flight * processes + turn) / all) end
-  local share = share_up_to(older_processes + all - other_processes) - share_up_to(older_processes)
-  limit_share = math.max(1, share)
-  cap = math.max(0, math.min(share, max_in_flight - in_flight_elsewhere))
-end
-
 count('a', 0)
 count('g', 0)
 for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
 
 -- Fair order. Tenants are read in the order of their passes, equal passes by name. After a grant a tenant follows those
 -- with an equal pass.
-local limit = math.min(max_size, limit_share)
+local limit = math.min(max_size, max_in_flight)
 local tenants, next_tenants, tenants_read, next_rank = {}, nil, 0, 1000000000
 local moved = {} -- new passes by tenant, written after the order is read
 
@@ -548,7 +517,7 @@ local function open_batch()
     fits = fits + 1
   end
   local full = overflows or #head >= limit or tokens >= max_tokens
-  local enough = full and math.min(fits, math.max(1, math.floor(limit_share / 3))) or fits
+  local enough = full and math.min(fits, math.max(1, math.floor(max_in_flight / 3))) or fits
   local fill = full and time_for('g', 3 * enough) or not full and time_for('a', limit)
   local due, wait_of_due = nil, 0
   for _, t in ipairs(head) do
@@ -568,10 +537,7 @@ while not late do
   next_exchange = -1
   if cap - in_flight <= 0 then
     s.room_since = 0
-    if now < s.settle_until then next_exchange = s.settle_until - now
-    elseif cap < max_in_flight and unread > 0 then
-      next_exchange = poll_others -- no wake-up announces permits returned to other schedulers
-    end
+    if now < s.settle_until then next_exchange = s.settle_until - now end
     break
   end
   if s.room_since <= 0 or s.room_since > now then s.room_since = now end
@@ -630,11 +596,5 @@ for _, name in ipairs(names) do
   written[#written + 1] = integer(s[name])
 end
 redis.call('HSET', state, unpack(written))
-local fleet_now = redis.call('ZCARD', owners)
-if fleet_now == 0 and in_flight == 0 then
-  redis.call('HDEL', boards, layout)
-else
-  redis.call('HSET', boards, layout, string.format('%.0f|%d|%d', now, fleet_now, in_flight))
-end
-return { integer(next_exchange), fleet_now, other_processes, in_flight, redis.call('ZCARD', queue), integer(window),
+return { integer(next_exchange), redis.call('ZCARD', owners), in_flight, redis.call('ZCARD', queue), integer(window),
          reclaimed, unreadable_count, opened, outcomes }

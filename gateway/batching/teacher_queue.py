@@ -282,7 +282,7 @@ class TeacherQueue:
             log.info("fleet_rejoined", teacher=self._teacher)
         if update.rejoining:
             self._wakeups_trusted_at = _now() + _WAKEUP_DELAY_S
-        self.membership.record_fleet(decision.fleet_size, limits.lease_s, _now(), decision.other_layout_processes)
+        self.membership.record_fleet(decision.fleet_size, limits.lease_s, _now())
         return decision
 
     def _exchange_locally(self, limits: TeacherLimits) -> SchedulerDecision:

@@ -91,4 +91,3 @@ class SchedulerDecision(Record, frozen=True):
     opened: Sequence[int] = ()  # sizes of the batches opened by this exchange
     reclaimed: int = 0  # permits and tickets taken from processes that no longer exchange
     unreadable: int = 0  # tickets dropped because they could not be decoded
-    other_layout_processes: int = 0  # processes of versions with another layout, which have their own scheduler

@@ -29,8 +29,8 @@ MAX_PERMITS = 256
 MAX_PROCESSES = 100
 _MAX_LINE_BYTES = 512
 _STATE = ("batches", "cache_bytes", "a_start", "a_before", "a_current", "g_start", "g_before", "g_current")
-# `scheduler.lua` stores a ticket as: layout, letter, process, tenant, stride, five more numbers, key, payload.
-_LINE = re.compile(r"\d{1,9}\|([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){5}[^|]*\|.*", re.DOTALL | re.ASCII)
+# `scheduler.lua` stores a ticket as: letter, process, tenant, stride, five more numbers, key, payload.
+_LINE = re.compile(r"([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){5}[^|]*\|.*", re.DOTALL | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

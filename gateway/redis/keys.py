@@ -1,8 +1,7 @@
 """The names of all Redis keys and channels of the gateway.
 
 Keys of one script call share a hash tag, so that they are in one slot of a Redis Cluster. `prefix` separates
-deployments that share a Redis. The number after `v` is the version of a layout. A new layout uses new names, so that
-two versions can run at the same time. CONTRIBUTING.md explains when to increase a number.
+deployments that share a Redis. The number after `v` is the version of the layout.
 
 A policy may divide a very large tenant into slices, for several nodes of a cluster. The name of a slice
 takes the place of the tenant's name in the keys of limits, budgets, requests under way, receipts and outboxes.
@@ -13,17 +12,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-BOARD = 4
-"""The layout of teachers' queues and of wakeup channels. Each ticket contains it, too."""
-TENANT = 2
-"""The layout of tenants' keys: limits, budgets, requests under way, and the outbox."""
-RECEIPT = 1
-LEDGER = 1
-KEYRING = 1
-HEARTBEAT = 1
-SESSION = 1
-STORED_RESPONSE = 1
-COLLECTED = 1
+LAYOUT = 1
+"""Version of the names and formats of all keys. Increase it with each change of a format."""
 
 OUTCOMES = "(outcomes)"
 """The name, in place of a tenant, of the outbox for all tenants' outcomes."""
@@ -56,7 +46,6 @@ class TeacherKeys(NamedTuple):
     cache: str  # hash: dedupe key -> guidance
     cache_ends: str  # sorted set: dedupe key by the expiry of its guidance
     settled: str  # set: ids of the processes that reported all their tickets since the queue began or one returned
-    boards: str  # hash: layout of a queue of this teacher -> its last use, its processes, its calls in flight
 
 
 class KeyringKeys(NamedTuple):
@@ -156,7 +145,6 @@ class RedisKeys(NamedTuple):
     """The names of all keys."""
 
     prefix: str  # of the deployment
-    board: int = BOARD  # the layout of teachers' queues that this process uses
 
     def escaped(self) -> RedisKeys:
         """Return the names for patterns of SCAN, which match the prefix literally."""
@@ -164,17 +152,15 @@ class RedisKeys(NamedTuple):
 
     def teacher(self, name: str) -> TeacherKeys:
         teacher = f"{{{self.prefix}:teacher:{name}}}:"
-        # Layouts find each other by `boards`. Its name and format never change.
-        names = [name for name in TeacherKeys._fields if name != "boards"]
-        return TeacherKeys(**{one: f"{teacher}v{self.board}:{one}" for one in names}, boards=teacher + "boards")
+        return TeacherKeys(**{one: f"{teacher}v{LAYOUT}:{one}" for one in TeacherKeys._fields})
 
     def wakeups(self, process_id: str) -> str:
         """Return the channel on which a process is notified of tickets that another process's script granted."""
-        return f"{self.prefix}:v{self.board}:wakeups:{process_id}"
+        return f"{self.prefix}:v{LAYOUT}:wakeups:{process_id}"
 
     def heartbeat(self, process_id: str) -> str:
         """Return the key of a process's heartbeat. The process renews it several times per lease."""
-        return f"{self.prefix}:v{HEARTBEAT}:alive:{process_id}"
+        return f"{self.prefix}:v{LAYOUT}:alive:{process_id}"
 
     def intents(self, tenant: str, process_id: str) -> str:
         """Return the key of a hash of one tenant's requests in one process: request id -> its time slot and intent."""
@@ -207,14 +193,14 @@ class RedisKeys(NamedTuple):
         return f"{self.tenant_base(tenant)}label_values:{label}:{'claim' if trusted else 'caller'}:{month}"
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
-        return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
+        return f"{self.tenant_base(tenant)}receipt:{receipt_id}"
 
     def stored_response(self, tenant: str, response_id: str) -> StoredResponseKeys:
-        base = self.tenant_base(tenant, STORED_RESPONSE) + "stored_response"
+        base = self.tenant_base(tenant) + "stored_response"
         return StoredResponseKeys(f"{base}:{response_id}", f"{base}s:ends", f"{base}s:total")
 
     def collected(self, tenant: str, route: str) -> CollectedKeys:
-        base = self.tenant_base(tenant, COLLECTED) + "collected"
+        base = self.tenant_base(tenant) + "collected"
         state, order, requests = (f"{base}:{name}:{route}" for name in ("state", "order", "requests"))
         return CollectedKeys(state, order, requests, f"{base}_routes")
 
@@ -250,7 +236,7 @@ class RedisKeys(NamedTuple):
 
     def ended_session(self, session_id: str) -> str:
         """Return the key of a dashboard session that was logged out. It expires with the session's cookies."""
-        return f"{self.prefix}:v{SESSION}:ended_session:{session_id}"
+        return f"{self.prefix}:v{LAYOUT}:ended_session:{session_id}"
 
     def keyring(self) -> KeyringKeys:
         return KeyringKeys(*(self.keyring_base + name for name in KeyringKeys._fields))
@@ -263,13 +249,13 @@ class RedisKeys(NamedTuple):
     @property
     def keyring_base(self) -> str:
         """Return the common prefix of the keys in `KeyringKeys` and `GuidanceOffKeys`."""
-        return f"{{{self.prefix}:admin}}:v{KEYRING}:"
+        return f"{{{self.prefix}:admin}}:v{LAYOUT}:"
 
     @property
     def ledger_base(self) -> str:
         """Return the common prefix of the keys in `LedgerKeys`."""
-        return f"{{{self.prefix}:ledger}}:v{LEDGER}:"
+        return f"{{{self.prefix}:ledger}}:v{LAYOUT}:"
 
-    def tenant_base(self, tenant: str, layout: int = TENANT) -> str:
+    def tenant_base(self, tenant: str) -> str:
         """Return the common prefix of the keys of a tenant, or of one of its slices."""
-        return f"{{{self.prefix}:tenant:{tenant}}}:v{layout}:"
+        return f"{{{self.prefix}:tenant:{tenant}}}:v{LAYOUT}:"

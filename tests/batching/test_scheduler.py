@@ -542,7 +542,7 @@ async def script(redis: Redis, keys: RedisKeys) -> Fleet:
     return Fleet(ScriptScheduler(redis, keys))
 
 
-GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"4|W|ann|acme|x|x|x|x|x|x||", b"4|Z|ann|acme|1|1|1|1|1|1||"]
+GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"W|ann|acme|x|x|x|x|x|x||", b"Z|ann|acme|1|1|1|1|1|1||"]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)

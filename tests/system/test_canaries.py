@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis.keys import BOARD
+from gateway.redis.keys import LAYOUT
 from tests.canaries.engine import PLAYS
 from tests.canaries.search import Canaries
 from tests.canaries.world import TENANTS, World, arguments_of_all, said_in
@@ -377,7 +377,7 @@ def _search_everywhere(callers: Callers) -> None:
         canaries.search("admin page", answer.text)
     cached = 0
     for key, text in world.kept():
-        is_cache = key.endswith(f":v{BOARD}:cache")
+        is_cache = key.endswith(f":v{LAYOUT}:cache")
         canaries.search("key in Redis", text, allowed=_GUIDANCE if is_cache else ())
         cached += is_cache and canaries["acme-guidance"] in text
     assert cached == 1, "guidance is kept"
@@ -408,7 +408,7 @@ def _check_that_the_cache_ends(world: World) -> None:
     """Check that each cached text expires, no later than the policy allows."""
     seconds, microseconds = world.redis.time()
     now = seconds + microseconds / 1e6
-    for key in world.redis.scan_iter(f"*:v{BOARD}:cache"):
+    for key in world.redis.scan_iter(f"*:v{LAYOUT}:cache"):
         ends = dict(world.redis.zrange(f"{key}_ends", 0, -1, withscores=True))
         assert world.redis.hkeys(key)
         assert ends.keys() == set(world.redis.hkeys(key))
