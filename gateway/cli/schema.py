@@ -1,4 +1,4 @@
-"""`gkt-gateway schema`: JSON Schemas and reference pages of config.yaml, policies, projections and curves."""
+"""`gkt-gateway schema`: JSON Schemas of config.yaml, policies, projections and curves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import orjson
 import typer
 
-from gateway.reference import editor_schema, reference
+from gateway.cli.json_schema import editor_schema
 
 
 def schema(
@@ -18,10 +18,6 @@ def schema(
             "policies/projections/. **curve**: files that `gkt-gateway plan` reads."
         ),
     ],
-    *,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a reference page of all keys in Markdown instead.")
-    ] = False,
 ) -> None:
     """Print a JSON Schema, for completion and validation in editors.
 
@@ -33,7 +29,7 @@ def schema(
 
     Rules that concern several values or files, such as an unknown model in a policy, need `gkt-gateway check`.
     """
-    typer.echo(reference(which) if markdown else schema_json(which), nl=False)
+    typer.echo(schema_json(which), nl=False)
 
 
 def schema_json(which: str) -> str:

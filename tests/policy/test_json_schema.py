@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 
+from gateway.cli.json_schema import SCHEMAS, json_schema
 from gateway.cli.schema import schema_json
 from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import Settings, check_settings
 from gateway.config.yaml_source import read
 from gateway.policy.schema import TenantPolicy
-from gateway.reference import SCHEMAS, json_schema, reference
+from tests.settings_reference import reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,11 +70,11 @@ def test_the_committed_schema_is_current(which: str) -> None:
 
 @pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy.md")])
 def test_the_committed_page_is_current(which: str, page: str) -> None:
-    """Update the page: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
+    """Update the page: python -m tests.settings_reference NAME > docs/reference/PAGE"""
     assert (REPOSITORY / "docs" / "reference" / page).read_text("utf-8") == reference(which)
 
 
-@pytest.mark.parametrize("which", SCHEMAS)
+@pytest.mark.parametrize("which", ["config", "policy"])
 def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(which: str) -> None:
     """Each pattern is described in words."""
     page = reference(which)
