@@ -268,9 +268,14 @@ class EngineError(GatewayError, label="engine_error", status=502):
 
 
 class EngineUnreachable(EngineError, label="engine_unreachable"):
-    """No connection, or the connection closed before the reply."""
+    """No connection, or the connection closed before the reply.
+
+    Attributes:
+        connected: whether there was a connection. A request may cause its end, and no request prevents a connection.
+    """
 
     retryable = True
+    connected = True
 
 
 class EngineTimeout(EngineError, label="engine_timeout", status=504):

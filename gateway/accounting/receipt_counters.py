@@ -99,7 +99,7 @@ class ReceiptCounters:
 
     def _count_missing_usage(self, *shares: EngineShare | None) -> None:
         for share in shares:
-            if share is not None and share.estimated:
+            if share is not None and share.estimated and not share.shared and not share.usage_error:
                 self._adder(self._metrics.engine_usage_missing, share.model)(1)
 
     def count_stages(self, timings: Timings, mode: str) -> None:

@@ -75,7 +75,7 @@ def list_budgets(
     else:
         pages = list(client.pages("/budgets", tenant=tenant))
         entries = [entry for page in pages for entry in page["budgets"]]
-        unreadable = [one for page in pages for one in page.get("unreadable", ())]  # earlier gateways omit it
+        unreadable = [one for page in pages for one in page["unreadable"]]
     if as_json:
         typer.echo(in_json({"budgets": entries, "unreadable": unreadable}))
     else:

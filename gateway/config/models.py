@@ -84,7 +84,7 @@ class BreakerSettings(StrictModel):
     """Consecutive failures that open the breaker: of connections and probes for all, of calls for their tenant."""
     cooldown_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="cooldown")
     """First cooldown, in which no call is made. The next call after it is a trial. Each failed trial doubles the
-    cooldown, up to 30 times the first one."""
+    cooldown, up to 30 times the first one and 30 s."""
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 BreakerState = Literal["closed", "open", "half_open"]
 
-# The upper bound on a cooldown, relative to the first one.
-_LONGEST_COOLDOWN = 30
+# Failed trials prolong a cooldown to 30 times the first one, and not above 30 s.
+_MAX_LONGER, _MAX_COOLDOWN_S = 30, 30.0
 # The upper bound on a pause that an engine requests, and on a sleep that no probe confirms.
 _MAX_PAUSE_S = 60.0
 # During a requested pause, one call of the tenant passes in this time.
@@ -58,7 +58,8 @@ class _Circuit:
             return False
         self.failures += 1
         if self.is_open:
-            longer_s = min(2 * self.cooldown_s, _LONGEST_COOLDOWN * self.rule.cooldown_s)
+            first_s = self.rule.cooldown_s
+            longer_s = min(2 * self.cooldown_s, _MAX_LONGER * first_s, max(_MAX_COOLDOWN_S, first_s))
             self.cooldown_s = longer_s if was_open else self.rule.cooldown_s
             self.cools_until, self.trial_until = now + self.cooldown_s * spread, 0.0
         return self.is_open and not was_open
@@ -159,9 +160,15 @@ class Breaker:
         self._connected()
         self._failing.pop(call.tenant, None)
 
-    def failed(self, call: BreakerCall, now: float) -> bool:
-        """Record a failure that the request may have caused. Return whether the circuit of the tenant opened."""
-        self._connected()
+    def failed(self, call: BreakerCall, now: float, *, replied: bool = True) -> bool:
+        """Record a failure that the request may have caused. Return whether the circuit of the tenant opened.
+
+        Without a reply, such as at a timeout, the circuit for all stays as it is, and the next call may be its trial.
+        """
+        if replied:
+            self._connected()
+        elif call.is_trial:
+            self._all.trial_until = 0.0
         circuit = self._failing.setdefault(call.tenant, _Circuit(self._rule))
         return circuit.fail(now, self._spread(), is_trial=call.is_trial)
 

@@ -25,6 +25,7 @@ from gateway.errors import (
     EngineFailed,
     EngineOverloaded,
     EngineRejected,
+    EngineTimeout,
     EngineUnreachable,
     EngineUnsupported,
 )
@@ -266,10 +267,15 @@ class GuardedEngine:
             self._lost_connection(now)
         if isinstance(error, EngineError) and not call.started and now - call.sent > _LONGEST_RETRIED_S:
             error.retryable = False
-        if isinstance(error, EngineFailed) and await self._is_caused_by_request(call, error):
-            self._breaker.rejected(call.permit)
+        try:
+            if isinstance(error, EngineFailed) and await self._is_caused_by_request(call, error):
+                self._breaker.rejected(call.permit)
+                self._report()
+                raise callers_error(error) from error
+        except asyncio.CancelledError:
+            self._record_outcome(call, error, now)
             self._report()
-            raise callers_error(error) from error
+            raise
         self._record_outcome(call, error, now)
         self._report()
 
@@ -286,10 +292,11 @@ class GuardedEngine:
                 breaker.rejected(call.permit)
             case EngineOverloaded() if error.engine_retry_after_s:
                 breaker.pause(call.permit, now, error.engine_retry_after_s)
-            case EngineUnreachable() if not error.may_have_run:
+            case EngineUnreachable() if not error.connected:
                 breaker.unconnected(call.permit, now)
             case EngineError():
-                if breaker.failed(call.permit, now):
+                replied = not isinstance(error, EngineTimeout | EngineUnreachable)
+                if breaker.failed(call.permit, now, replied=replied):
                     log.warning("tenant_paused", engine=self.name, tenant=call.permit.tenant)
             case _:
                 breaker.abandoned(call.permit)

@@ -293,14 +293,14 @@ class EngineHttp:
         if isinstance(error, TimeoutError):
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
-            kind = EngineUnreachable if connecting else EngineTimeout
-            action = "connect" if connecting else "answer"
-            failed = kind(f"Engine '{self.name}' did not {action} within {limit_s:g} s.", engine=self.name)
-            failed.may_have_run = not connecting
+            if not connecting:
+                return EngineTimeout(f"Engine '{self.name}' did not answer within {limit_s:g} s.", engine=self.name)
+            failed = EngineUnreachable(f"Engine '{self.name}' did not connect within {limit_s:g} s.", engine=self.name)
+            failed.may_have_run = failed.connected = False
             return failed
         if isinstance(error, TooManyInformational):
             return bad_reply(self.name, str(error))
-        return connection_failed(self.name, may_have_run=not isinstance(error, aiohttp.ClientConnectorError))
+        return connection_failed(self.name, connected=not isinstance(error, aiohttp.ClientConnectorError))
 
     async def _decoded(self, raw: bytes) -> Any:
         try:

@@ -275,7 +275,7 @@ class LiteLLMEngine:
             failed.may_have_run = call.sent
             return failed
         if call.broke is not None:
-            return connection_failed(self.name, may_have_run=call.sent)
+            return connection_failed(self.name, connected=call.sent)
         if call.status is not None and call.status != HTTPStatus.OK:
             return refusal(self.name, call.status, read_error(call.error_body, self._hidden), call.retry_after)
         if started:

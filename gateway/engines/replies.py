@@ -104,8 +104,8 @@ def reject_foreign_tool(engine: str, own: MessagesFields, body: Json, reads: fro
         raise unsupported(engine, predicate, 400, at)
 
 
-def connection_failed(engine: str, *, may_have_run: bool) -> EngineUnreachable:
+def connection_failed(engine: str, *, connected: bool) -> EngineUnreachable:
     """Return the error for a lost connection. Its message omits the cause, which may contain the address."""
     error = EngineUnreachable(f"The connection to engine '{engine}' failed or was closed.", engine=engine)
-    error.may_have_run = may_have_run
+    error.may_have_run = error.connected = connected
     return error

@@ -95,8 +95,7 @@ def _line(sha256: bytes, terms: bytes, dates: bytes, last_used_us: float | None)
     except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):
         tenant, key_id, *_ = dates.decode(errors="replace").split("|")
         raise StartupError(
-            f"Key '{key_id}' of tenant '{tenant}' cannot be read by this version of the gateway. Export the keys with "
-            "the version that created it."
+            f"Key '{key_id}' of tenant '{tenant}' is damaged in Redis. Revoke it, and create a new one."
         ) from None
     return KeyLine(held, None if last_used_us is None else last_used_us / _MICRO)
 

@@ -54,7 +54,7 @@ def find_unusual(queries: UsageQueries, hour: int, factor: float, min_usd: float
     same_hours = [Period("hour", hour - day * DAY_S) for day in range(1, DAYS + 1)] if spenders else []
     known = [period.start for period in queries.totals(same_hours)]
     today = hour // DAY_S * DAY_S
-    days = range(today - DAYS * DAY_S, today + 1, DAY_S)
+    days = range(today - (DAYS + 1) * DAY_S, today + 1, DAY_S)
     found = []
     for tenant, spent in spenders.items():
         first_day = queries.first_day(tenant, days) or today

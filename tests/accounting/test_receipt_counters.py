@@ -57,7 +57,10 @@ def test_calls_without_reported_usage_are_counted_by_engine() -> None:
     counters = ReceiptCounters(metrics)
     assert receipt.student is not None
     missing = replace(receipt, estimated=True, student=replace(receipt.student, estimated=True))
-    for one in (receipt, missing, missing, replace(missing, status="engine_timeout", savings_class=None)):
+    rejected = replace(missing, student=replace(missing.student, usage_error="too_low"))
+    cached = replace(missing, student=replace(missing.student, shared="cache"))
+    failed = replace(missing, status="engine_timeout", savings_class=None)
+    for one in (receipt, missing, missing, rejected, cached, failed):
         counters.count(one)
     assert samples(metrics, "gkt_engine_usage_missing_total") == {
         ("gkt_engine_usage_missing_total", (("engine", "small"),)): 2

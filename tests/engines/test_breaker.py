@@ -251,6 +251,20 @@ def test_failed_probes_refuse_all_tenants() -> None:
     assert one.state(1.0) == "half_open", "no later probe prolongs the cooldown"
 
 
+def test_a_call_without_a_reply_leaves_the_circuit_for_all_open() -> None:
+    """The engine accepts connections and hangs. The timeout of a call is no sign of life."""
+    one = breaker()
+    earlier = one.start_call("a", 0.0)
+    for _ in range(3):
+        one.probe_failed(0.0, asleep=False)
+    one.failed(earlier, 0.5, replied=False)
+    assert one.refuses_for_s("b", 0.5) == 0.5
+    trial = one.start_call("b", 1.0)
+    one.failed(trial, 1.5, replied=False)
+    assert one.state(1.5) == "half_open"
+    assert one.refuses_for_s("c", 1.5) == 0
+
+
 def test_failed_probes_of_an_engine_that_answers_calls_refuse_nobody() -> None:
     one = breaker()
     for _ in range(9):
@@ -302,7 +316,9 @@ def test_a_successful_probe_makes_the_trial_of_a_tenant_due() -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["succeeded", "failed", "unconnected", "rejected", "abandoned", "started", "pause", "probe"]),
+        st.sampled_from(
+            ["succeeded", "failed", "timeout", "unconnected", "rejected", "abandoned", "started", "pause", "probe"]
+        ),
         st.sampled_from("abc"),
         st.sampled_from([0.0, 0.1, 1.0, 6.0]),
     ),
@@ -322,9 +338,9 @@ def test_replies_to_one_tenant_reject_no_other_tenant(events: list[tuple[str, st
         meet(one, kind, tenant, now)
         if kind == "unconnected":
             unconnected += 1
-        elif kind != "abandoned":
+        elif kind not in {"abandoned", "timeout"}:
             unconnected = 0
-        if kind in {"failed", "pause"}:
+        if kind in {"failed", "timeout", "pause"}:
             own[tenant] += 1
         if unconnected < RULE.failures:
             assert one.state(now) == "closed"
@@ -342,6 +358,7 @@ def meet(one: Breaker, kind: str, tenant: str, now: float) -> None:
     reports: dict[str, Callable[[], object]] = {
         "succeeded": lambda: one.succeeded(call),
         "failed": lambda: one.failed(call, now),
+        "timeout": lambda: one.failed(call, now, replied=False),
         "unconnected": lambda: one.unconnected(call, now),
         "rejected": lambda: one.rejected(call),
         "started": lambda: one.started(call),

@@ -169,6 +169,13 @@ async def test_a_call_that_failed_for_many_is_one_failure() -> None:
 
 def unreachable() -> EngineUnreachable:
     error = EngineUnreachable("It is not there.", engine="small")
+    error.may_have_run = error.connected = False
+    return error
+
+
+def closed_before_the_model() -> EngineUnreachable:
+    """Return the error of a connection that ended while the engine rendered the prompt."""
+    error = EngineUnreachable("gone", engine="small")
     error.may_have_run = False
     return error
 
@@ -331,6 +338,33 @@ class PickyWorld:
         return None
 
 
+async def test_a_caller_that_leaves_while_its_request_is_hashed_ends_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, hashing = PickyWorld(), asyncio.Event()
+    world.fake.broken = True
+    for number in range(4):
+        await world.call({"plain": number})
+    assert isinstance(await world.call({}), CircuitOpen)
+
+    async def hash_forever(*_: object) -> bytes:
+        hashing.set()
+        return await asyncio.get_running_loop().create_future()
+
+    await asyncio.sleep(0)
+    while world.engine.in_cooldown_for("acme"):
+        pass  # the clock advances at each reading
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "to_thread", hash_forever)
+        trial = asyncio.get_running_loop().create_task(world.call({}))
+        await hashing.wait()
+        trial.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trial
+    world.fake.broken = False
+    while isinstance(refused := await world.call({}), CircuitOpen):
+        assert not world.engine.must_wait("acme"), "the trial has ended"
+    assert refused is None
+
+
 async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     """With the engine's text, and without a retry."""
     world = PickyWorld()
@@ -432,6 +466,7 @@ ATTACKS: dict[str, Play] = {
     "429 with Retry-After": [EngineOverloaded("429", engine="small", retry_after_s=20.0)],
     "no answer in time": [EngineTimeout("504", engine="small")],
     "a closed connection": [EngineUnreachable("gone", engine="small")],
+    "a closed connection before the model was called": [closed_before_the_model()],
     "garbage": [EngineProtocolError("It is no JSON.", engine="small")],
     "a broken stream": [WORD, failed()],
 }

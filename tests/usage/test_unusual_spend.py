@@ -91,6 +91,15 @@ async def test_hours_without_any_receipts_are_gaps(book: UsageBook) -> None:
     assert await found(book) == {"alone": (pico(61), pico(20))}
 
 
+async def test_the_hour_four_weeks_before_counts(book: UsageBook) -> None:
+    """One of four weeks is a gap, so that three of the same weekday are known."""
+    book.add(days("weekly", lambda day: None if day == 14 else 30 if day % 7 == 0 else 1, 35))
+    book.add([spent("weekly", 40)])
+    assert await found(book) == {}
+    book.add([spent("weekly", 51)])
+    assert await found(book) == {"weekly": (pico(91), pico(30))}
+
+
 async def test_a_tenant_needs_a_week_of_history(book: UsageBook) -> None:
     """The first day does not count: the tenant may have begun after that hour."""
     book.add([*days("week", lambda _: 2, 8), *days("new", lambda _: 2, 7), spent("week", 50), spent("new", 50)])
