@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,13 +59,12 @@ from gateway.keys.held import Keyring
 from gateway.keys.identity.issuers import Issuers
 from gateway.keys.redis_keyring import RedisKeyring
 from gateway.keys.token_callers import TokenCallers
-from gateway.live.engines import LiveEngines
-from gateway.live.settings import RunningSettings, log_sample_of
 from gateway.pipeline.admission import Admission, Slots
 from gateway.pipeline.completion import Completions
 from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
 from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
+from gateway.pipeline.engine_upkeep import EngineUpkeep
 from gateway.pipeline.guidance_deadlines import GuidanceDeadlines, GuidanceTimes, keep_written, read_times
 from gateway.pipeline.quality_sampler import QualitySampler
 from gateway.pipeline.redis_responses import RedisResponses
@@ -96,6 +96,7 @@ from gateway.usage.uptime import UptimeReporter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gateway.config.edits import EditResult
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
     from gateway.policy.config_files import ConfigFiles
@@ -117,11 +118,18 @@ class Gateway(NamedTuple):
     tasks: BackgroundTasks
 
 
-class WatchedFiles(NamedTuple):
-    """The configuration and policy files that the process reloads. The event `now` triggers a reload at once."""
+@dataclass(frozen=True, slots=True)
+class WatchedFiles:
+    """The configuration of the process, whose policies it reloads.
+
+    Attributes:
+        now: triggers a reload at once.
+        edits: the results of edits of config.yaml.
+    """
 
     files: ConfigFiles
     now: asyncio.Event
+    edits: asyncio.Queue[EditResult] = field(default_factory=asyncio.Queue)
 
 
 @asynccontextmanager
@@ -152,10 +160,10 @@ async def gateway(
         if tracing is not None:
             stack.push_async_callback(tracing.close)
         retry_budgets = RetryBudgets()
-        live_engines = LiveEngines(policies, metrics, tasks, tracing, retry_budgets)
-        stack.push_async_callback(live_engines.close)
-        await live_engines.open(settings.models)
-        engines = live_engines.engines
+        upkeep = EngineUpkeep(policies, metrics, tasks)
+        stack.push_async_callback(upkeep.close)
+        engines = await upkeep.open(settings.models, tracing, retry_budgets)
+        wiring.init_engine_series(metrics, engines.by_name)
         limits_of = partial(
             wiring.limits_of, engines=engines, lease_of=wiring.leases_of(settings.redis.lease_s, policies)
         )
@@ -198,7 +206,7 @@ async def gateway(
             process_id=process_id,
             metrics=metrics,
             tasks=tasks,
-            sample=log_sample_of(settings),
+            sample=wiring.log_sample_of(settings),
             spans=spans,
             lengths=lengths,
             slice_events=SliceEvents(redis, budgets, alarm.send, tasks),
@@ -215,6 +223,7 @@ async def gateway(
             defaults=settings.defaults,
             on_redis_failure=settings.redis.on_failure,
         )
+        policies.on_change(lambda _: admission.forget_policies())
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
         warmup = StudentWarmup(metrics, tasks)
@@ -339,7 +348,7 @@ async def gateway(
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
-        startup = Readiness(redis, engines.engine_set.by_name.values())
+        startup = Readiness(redis, engines.by_name.values())
         for app in (public, admin):
             app[keys.POLICIES] = policies
             app[keys.COMPLETIONS] = completions
@@ -357,11 +366,9 @@ async def gateway(
         stack.push_async_callback(tasks.close)
         issuers.use(settings.identity)
         if watched is not None:
-            parts = live_engines, policies, admission, ledger, alarm, spend, labeler, issuers
-            running = RunningSettings(settings, *parts)
-            reloader = Reloader(watched.files, policies, running, metrics, watched.now)
-            admin[keys.RELOADER] = reloader
+            admin[keys.RELOADER] = reloader = Reloader(watched.files, policies, metrics, watched.now)
             tasks.keep("reload", reloader.run())
+            tasks.keep("config_edits", reloader.follow(watched.edits))
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
         tasks.keep("spooler", spooler.run())
@@ -386,6 +393,6 @@ async def gateway(
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
         tasks.keep("guidance_switches", switch_follower.follow())
-        live_engines.start(batcher, limits_of)
+        upkeep.start(batcher.processes)
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from gateway.accounting.request_log import LogSample
 from gateway.accounting.shares import UsageError
 from gateway.batching.ticket import TeacherLimits
 from gateway.errors import StartupError
@@ -14,9 +15,8 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from gateway.accounting.engine_set import CurrentEngines
+    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.spans import ReceiptSpans
-    from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
     from gateway.policy.policies import Policies
@@ -117,23 +117,16 @@ def namespaces_of(policies: Policies) -> list[str]:
     return [name for tenant in policies.tenants() for name in slice_names(tenant, policies.slices_of(tenant))]
 
 
-def limits_of(name: str, engines: CurrentEngines, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
-    """Return a function that returns a teacher's current limits, capped by the engine's own limit.
-
-    A teacher that config.yaml no longer has keeps its last limits for its last requests.
-    """
-    model: ModelSettings | None = None
-    last = TeacherLimits(max_in_flight=1, max_size=1, max_prompt_tokens=1)
+def limits_of(name: str, engines: EngineSet, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
+    """Return a function that returns a teacher's current limits, capped by the engine's own limit."""
+    model, state = engines.models[name], engines.by_name[name].state
+    last: TeacherLimits | None = None
 
     def current() -> TeacherLimits:
-        nonlocal last, model
-        engine_set = engines.engine_set
-        if (configured := engine_set.models.get(name)) is None:
-            return last
-        own, lease_s = engine_set.by_name[name].state.max_concurrency, lease_of(name)
-        cap = configured.max_concurrency if own is None else min(own, configured.max_concurrency)
-        if configured is not model or (cap, lease_s) != (last.max_in_flight, last.lease_s):
-            model = configured
+        nonlocal last
+        own, lease_s = state.max_concurrency, lease_of(name)
+        cap = model.max_concurrency if own is None else min(own, model.max_concurrency)
+        if last is None or (cap, lease_s) != (last.max_in_flight, last.lease_s):
             last = TeacherLimits(
                 max_in_flight=cap,
                 max_size=model.batch.max_size,
@@ -146,3 +139,8 @@ def limits_of(name: str, engines: CurrentEngines, lease_of: Callable[[str], floa
         return last
 
     return current
+
+
+def log_sample_of(settings: Settings) -> LogSample:
+    """Return which requests are logged."""
+    return LogSample(settings.log.requests.sample, settings.log.requests.slow_s)

@@ -52,6 +52,11 @@ class ChildProcess:
         """Return the ids of the command's process and its descendants, without its parent watch."""
         return proc.tree(self._parent_watch.pid)[1:]
 
+    def main_pid(self) -> int:
+        """Return the id of a gateway's worker, or else of the command's own process."""
+        pids = self.pids()
+        return next((pid for pid in pids if "-m gateway.server.worker " in proc.command(pid)), pids[0])
+
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes."""
         return sum(proc.cpu_s(pid) for pid in self.pids())

@@ -111,7 +111,7 @@ class Measured:
 
     @property
     def pid(self) -> int:
-        return self.child.pids()[0]
+        return self.child.main_pid()
 
 
 def main(

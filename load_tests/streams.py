@@ -191,7 +191,7 @@ def main(
         watched = {"upstream": slow.pids()[0], "client": os.getpid()}
         # Its parent watch has the same command line, and comes before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
-        pid, url = ours.child.pids()[0], f"{ours.url}{_PATH}"
+        pid, url = ours.child.main_pid(), f"{ours.url}{_PATH}"
         targets = {
             STUDENT: StreamTarget(pid, url, "student-stream", ours.headers),
             GUIDED: StreamTarget(pid, url, "guided-stream", ours.headers),

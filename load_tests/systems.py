@@ -150,7 +150,7 @@ def start_bare(site: Site) -> System:
 
 @dataclass(frozen=True)
 class StartUp:
-    """The start of a gateway: seconds until /readyz answers 200, and its resident memory after the first probes."""
+    """The start of a gateway: seconds until /readyz answers 200, and its worker's memory after the first probes."""
 
     ready_s: float
     rss_mb: float
@@ -192,7 +192,7 @@ def start_up(site: Site) -> StartUp:
         gateway.child.wait_until(lambda: _is_ready(gateway.admin_url), _START_WITHIN_S, every_s=0.01)
         ready_s = time.monotonic() - began
         gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
-        return StartUp(ready_s, proc.rss_bytes(gateway.child.pids()[0]) / 1e6)
+        return StartUp(ready_s, proc.rss_bytes(gateway.child.main_pid()) / 1e6)
 
 
 def _serve(

@@ -119,10 +119,6 @@ class BudgetAlerts:
         self._session: aiohttp.ClientSession | None = None
         self._posting = 0
 
-    def use(self, webhook: str | None, secret: str | None) -> None:
-        """Post later events to another webhook."""
-        self._webhook, self._secret = webhook, secret
-
     def send(self, tenant_event: TenantEvent) -> None:
         """Log and count an event, and post it to the webhook in the background."""
         event = tenant_event.event

@@ -1,8 +1,7 @@
-"""The engines of config.yaml, with their settings, prices and tokenizers, as one request sees them."""
+"""The engines of config.yaml, with their settings, prices and tokenizers."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from gateway.policy.affinity import EngineLoad
 from gateway.policy.plan import EngineSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from gateway.accounting.worst_case import MaxOutputOf
     from gateway.config.models import ModelSettings
@@ -21,12 +20,9 @@ if TYPE_CHECKING:
     from gateway.pricing import Price
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineSet:
-    """The engines of one edition of config.yaml. A request uses one set until its end.
-
-    Only the number of users changes. An edit of config.yaml creates a new set, which contains the engines that the edit
-    did not change.
+    """The engines of the process.
 
     Attributes:
         by_name: the engines.
@@ -34,7 +30,6 @@ class EngineSet:
         encodings: the tokenizer, by model.
         max_output: returns the longest answer of a model.
         models: the settings, by model.
-        on_unused: called when the last user has released the set.
     """
 
     by_name: Mapping[str, GuardedEngine]
@@ -42,8 +37,6 @@ class EngineSet:
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     max_output: MaxOutputOf = unknown_max_output
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
-    on_unused: Callable[[], object] = lambda: None
-    _users: int = 0
 
     @classmethod
     def of(cls, models: Iterable[ModelSettings], engines: Mapping[str, GuardedEngine]) -> EngineSet:
@@ -57,30 +50,6 @@ class EngineSet:
             max_output_of(by_name.values(), own),
             by_name,
         )
-
-    @property
-    def is_used(self) -> bool:
-        """Return whether a request holds the set."""
-        return self._users > 0
-
-    def hold(self) -> None:
-        """Keep the engines open until `release`."""
-        self._users += 1
-
-    def release(self) -> None:
-        """End one `hold`."""
-        self._users -= 1
-        if not self._users:
-            self.on_unused()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the set for the block."""
-        self.hold()
-        try:
-            yield
-        finally:
-            self.release()
 
     def snapshot(self, name: str, tenant: str = "") -> EngineSnapshot:
         """Return the current state of an engine for a tenant."""
@@ -101,13 +70,6 @@ class EngineSet:
         """Return the calls of an engine in this process."""
         engine = self.by_name[name]
         return EngineLoad(engine.calls, engine.is_full)
-
-
-class CurrentEngines:
-    """Hold the engine set for new requests."""
-
-    def __init__(self, engine_set: EngineSet) -> None:
-        self.engine_set = engine_set
 
 
 def encoding_of(model: ModelSettings) -> Encoding:

@@ -32,11 +32,6 @@ class Labeler:
 
     def __init__(self, values: LabelValues | None, hash_key: str | None = None) -> None:
         self._values = values
-        self._hash_key = b""
-        self.use(hash_key)
-
-    def use(self, hash_key: str | None) -> None:
-        """Use another secret for new requests."""
         self._hash_key = (hash_key or "").encode()
 
     def of_request(self, caller: Caller, headers: Mapping[str, str], request: AnyRequest) -> dict[str, str]:

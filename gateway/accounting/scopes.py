@@ -98,6 +98,11 @@ class Scopes:
         found = [self._of_label(caller.policy, name, labels[name]) for name in limited if name in labels]
         return (*scopes, *[scope for scope in found if scope is not None])
 
+    def clear(self) -> None:
+        """Forget former policies."""
+        self._cache.clear()
+        self._of_labels.clear()
+
     def _of_label(self, policy: TenantPolicy, name: str, value: str) -> Scope | None:
         cached = self._of_labels.get((policy.tenant, name, value))
         if cached is None or cached[0] is not policy:

@@ -14,8 +14,8 @@ from gateway.errors import NotFound
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from gateway.config.edits import EditResult
     from gateway.config.effective import EffectiveSetting
-    from gateway.policy.reload import ReloadResult
 
 
 async def show_config(request: web.Request) -> web.Response:
@@ -48,11 +48,10 @@ def _setting(one: EffectiveSetting) -> dict[str, Any]:
         "from": one.origin,
         "variable": one.variable,
         "line": one.line,
-        "restart": one.needs_restart,
     }
 
 
-def _result(last: ReloadResult | None) -> dict[str, Any] | None:
+def _result(last: EditResult | None) -> dict[str, Any] | None:
     if last is None:
         return None
     return {

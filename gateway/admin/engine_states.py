@@ -34,7 +34,7 @@ async def engine_states(app: web.Application) -> Mapping[str, SharedEngineState]
     """Return the state of each engine."""
     fleet = await asyncio.to_thread(app[METRICS].engine_figures)
     states = {}
-    for name, engine in app[ENGINES].engine_set.by_name.items():
+    for name, engine in app[ENGINES].by_name.items():
         of_all, is_down = fleet.get(name, EngineFigures()), engine.state.up is False
         breaker = max(engine.breaker, of_all.breaker, key=BREAKER_STATES.index)
         states[name] = SharedEngineState(is_down or of_all.is_down, is_down, breaker)

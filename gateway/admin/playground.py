@@ -63,7 +63,7 @@ async def show_options(request: web.Request) -> web.Response:
     only_query(request)
     app = request.app
     states = await engine_states(app)
-    engines = [_engine(app[keys.ENGINES].engine_set.by_name[name], state) for name, state in states.items()]
+    engines = [_engine(app[keys.ENGINES].by_name[name], state) for name, state in states.items()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
     shown = await asyncio.to_thread(_options, app[keys.POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
@@ -80,7 +80,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(request.app[keys.REDIS].now()),
         request[keys.INFO].started,
         NO_HEADERS,
-        request[keys.INFO].use_engines(request.app[keys.ENGINES].engine_set),
+        request.app[keys.ENGINES],
         labeler=request.app[keys.LABELER],
         route_override=run.route_override(request.app[keys.POLICIES].policy_set.projections),
     )

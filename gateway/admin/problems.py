@@ -148,7 +148,7 @@ async def failures_shown(
     engine = _most_common(_FAILED_DECODER.decode(found.receipt).engine for found in page.found)
     if not error.startswith("engine_"):
         engine = None
-    known = None if engine is None else app[ENGINES].engine_set.by_name.get(engine)
+    known = None if engine is None else app[ENGINES].by_name.get(engine)
     since: float | None = None
     if known is not None and known.state.up is False:
         error, since = known.state.problem or error, known.state.since

@@ -58,9 +58,7 @@ async def show_reliability(request: web.Request) -> web.Response:
             "period": {**period.shown(), "month": period.month},
             "filters": only,
             "worker": app[WORKER],
-            "engines": [
-                _engine(app, name, sums, fleet.get(name, EngineFigures())) for name in app[ENGINES].engine_set.by_name
-            ],
+            "engines": [_engine(app, name, sums, fleet.get(name, EngineFigures())) for name in app[ENGINES].by_name],
             "requests": counts["total"],
             "answers": counts["answers"],
             "disconnected": counts["disconnected"],
@@ -113,7 +111,7 @@ def _sums(usage: UsageResult) -> _Sums:
 
 def _engine(app: web.Application, name: str, sums: _Sums, fleet: EngineFigures) -> dict[str, Any]:
     """Return the state of an engine as this worker sees it, and its calls over all workers."""
-    engine = app[ENGINES].engine_set.by_name[name]
+    engine = app[ENGINES].by_name[name]
     return {
         "name": name,
         "up": engine.state.up,

@@ -182,7 +182,7 @@ def _engine_banners(app: web.Application, states: Mapping[str, SharedEngineState
     for name, one in states.items():
         if not (one.is_down or one.is_open):
             continue
-        own = app[ENGINES].engine_set.by_name[name].state
+        own = app[ENGINES].by_name[name].state
         if one.is_down_here:
             reason = detail_of(own)
         elif one.is_down:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.api.connection import connection_of
 from gateway.api.headers import is_messages
-from gateway.api.keys import CALLERS, ENGINES, INFO
+from gateway.api.keys import CALLERS, INFO
 from gateway.errors import NotAuthenticated
 from gateway.telemetry.logs import allow_content_in_logs
 
@@ -79,10 +79,7 @@ async def authenticate(request: web.Request) -> Caller:
     """
     callers, key = request.app[CALLERS], caller_key(request)
     caller = callers.known(key) or await callers.authenticate(key)
-    # In the same step as the policy, so that the set contains all engines that the policy names.
-    info = request[INFO]
-    info.use_engines(request.app[ENGINES].engine_set)
-    info.tenant = caller.policy.tenant
+    request[INFO].tenant = caller.policy.tenant
     connection_of(request).authenticated(caller.policy)
     if caller.policy.log_content:
         allow_content_in_logs(allowed=True)

@@ -13,7 +13,7 @@ from gateway.api.decoding import read_parsed
 from gateway.api.direct_reply import DirectReply
 from gateway.api.events import COMPLETION_WRITER, PART_BYTES, as_events, reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, INFO, LABELER, REDIS, engine_set_of
+from gateway.api.keys import ADMISSION, COMPLETIONS, EMBEDDINGS, ENGINES, INFO, LABELER, REDIS
 from gateway.engines.reply_json import converted, encoded
 from gateway.pipeline.completion import RequestContext, RequestState
 from gateway.protocol.chat import ChatRequest, parse_chat
@@ -57,7 +57,7 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 def new_context(request: web.Request, caller: Caller) -> RequestContext:
     """Return the context of a request that starts now. The request keeps its allowance and state."""
-    info, engine_set, now = request[INFO], engine_set_of(request), int(request.app[REDIS].now())
+    info, engine_set, now = request[INFO], request.app[ENGINES], int(request.app[REDIS].now())
     info.allowance, info.state = allowance, state = Allowance(), RequestState()
     return RequestContext(
         info.id,

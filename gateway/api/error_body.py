@@ -96,8 +96,6 @@ async def render_errors(
     except Exception:
         log.exception("request_broke", id=info.id)
         response = error_response(internal_error(info.id), info.id, path=request.path)
-    finally:
-        info.release_engines()
     if not response.prepared:
         name_reply(request, info, response)
         if request.app[ADMISSION].draining:

@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.api.auth import authenticate
 from gateway.api.completions import answered
 from gateway.api.decoding import read_parsed
-from gateway.api.keys import EDGE_ACCOUNTS, HANDOVER, engine_set_of
+from gateway.api.keys import EDGE_ACCOUNTS, ENGINES, HANDOVER
 from gateway.api.lookups import shows_cost
 from gateway.errors import EdgeVersion
 from gateway.protocol.chat import parse_chat
@@ -35,7 +35,7 @@ async def guidance_usage(request: web.Request) -> web.Response:
     caller = await _device(request)
     usage = await read_parsed(request, caller, parse_edge_usage)
     accounts = request.app[EDGE_ACCOUNTS]
-    return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage, engine_set_of(request)))
+    return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage, request.app[ENGINES]))
 
 
 async def offline_usage(request: web.Request) -> web.Response:
@@ -43,7 +43,7 @@ async def offline_usage(request: web.Request) -> web.Response:
     caller = await _device(request)
     report = await read_parsed(request, caller, parse_offline_usage)
     accounts = request.app[EDGE_ACCOUNTS]
-    return _reply(caller, await accounts.add_offline(caller, report, engine_set_of(request), request.headers))
+    return _reply(caller, await accounts.add_offline(caller, report, request.app[ENGINES], request.headers))
 
 
 async def _device(request: web.Request) -> Caller:

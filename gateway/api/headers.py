@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from gateway.api.keys import ADMISSION
 from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ def client_request_id(request: web.Request) -> str | None:
 def name_reply(request: web.Request, info: RequestInfo, response: web.StreamResponse) -> None:
     """Set the headers that every reply has. Call it just before the head is sent.
 
+    In a process that another one replaces, the reply closes its connection.
     `openai-processing-ms` of a stream is the time until its head.
     """
+    if request.app[ADMISSION].retiring:
+        response.force_close()
     headers = response.headers
     headers["x-request-id"] = info.id
     if info.client_id is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from gateway.accounting.budgets import Budgets, LimitUsage
-from gateway.accounting.engine_set import CurrentEngines, EngineSet
+from gateway.accounting.engine_set import EngineSet
 from gateway.accounting.label_values import LabelValues
 from gateway.accounting.labels import Labeler
 from gateway.accounting.ledger import Ledger
@@ -69,19 +69,6 @@ class RequestInfo:
     tenant: str | None = None  # of the authenticated caller
     allowance: Allowance | None = None  # the remainder of the caller's limits; None: the caller is not known yet
     state: RequestState | None = None  # decides whether a request continues after a disconnect
-    engine_set: EngineSet | None = None  # set with the caller's policy, which names its engines
-
-    def use_engines(self, engine_set: EngineSet) -> EngineSet:
-        """Keep the engines open until the end of the request."""
-        assert self.engine_set is None, "a request has one set"
-        engine_set.hold()
-        self.engine_set = engine_set
-        return engine_set
-
-    def release_engines(self) -> None:
-        """Release the engines at the end of the request, if it uses any."""
-        if self.engine_set is not None:
-            self.engine_set.release()
 
 
 POLICIES = web.AppKey("policies", Policies)
@@ -116,17 +103,10 @@ STORED_RESPONSES = web.AppKey("stored_responses", StoredResponses)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
-ENGINES = web.AppKey("engines", CurrentEngines)
+ENGINES = web.AppKey("engines", EngineSet)
 WORKER = web.AppKey("worker", int)
 PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
 ENDPOINTS = web.AppKey("endpoints", Endpoints)  # of this listener
 BATCHER = web.AppKey("batcher", Batcher)
 
 INFO = web.RequestKey("info", RequestInfo)
-
-
-def engine_set_of(request: web.Request) -> EngineSet:
-    """Return the engines of a request whose caller is authenticated."""
-    engine_set = request[INFO].engine_set
-    assert engine_set is not None, "authenticate() sets it"
-    return engine_set

@@ -7,6 +7,7 @@ complete. Before, the gateway does not know whether a student continues answers,
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ from aiohttp import web
 from gateway.api import keys
 from gateway.engines.watch import wait_until_probed
 from gateway.keys.identity.issuer import IssuerState
-from gateway.policy.reload import ConfigState
 from gateway.protocol.capabilities.continuation import Continuation
 
 if TYPE_CHECKING:
@@ -36,19 +36,20 @@ _FIRST_PROBES_S = 5.0
 
 
 class Readiness:
-    """The startup of one process: every engine is probed, and Redis answers afterwards. `done`: it is complete.
+    """The startup of one process: every engine is probed, and Redis answers afterwards. `finished` is
+    set when it is complete.
 
     Redis must answer after all startup work is done: that work may block the event loop for longer than Redis' timeout.
     """
 
     def __init__(self, redis: RedisClient, engines: Iterable[Engine]) -> None:
-        self._redis, self._engines, self.done = redis, tuple(engines), False
+        self._redis, self._engines, self.finished = redis, tuple(engines), asyncio.Event()
 
     async def run(self, first_probes_s: float = _FIRST_PROBES_S) -> None:
         """Wait until the startup is complete. An unavailable Redis delays it."""
         await wait_until_probed(self._engines, first_probes_s)
         await self._redis.wait_answered()
-        self.done = True
+        self.finished.set()
 
 
 STARTUP = web.AppKey("startup", Readiness)
@@ -69,7 +70,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     """GET /readyz on the admin listener: the status of one worker, with details."""
     status, redis = status_of(request.app), request.app[keys.REDIS]
     engines = {}
-    for name, engine in request.app[keys.ENGINES].engine_set.by_name.items():
+    for name, engine in request.app[keys.ENGINES].by_name.items():
         state, known = engine.state, engine.state.continuation
         engines[name] = {
             "up": state.up,
@@ -100,7 +101,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
 
 def warnings_of(app: web.Application, engine: str) -> list[str]:
     """Return the warnings of an engine, and the routes that miss its guidance too often."""
-    return [*app[keys.ENGINES].engine_set.by_name[engine].state.warnings, *app[keys.DEADLINES].warnings(engine)]
+    return [*app[keys.ENGINES].by_name[engine].state.warnings, *app[keys.DEADLINES].warnings(engine)]
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
@@ -116,15 +117,14 @@ def policies_shown(policies: Policies) -> dict[str, object]:
 
 
 def config_shown(reloader: Reloader | None) -> dict[str, object]:
-    """Return the version of config.yaml in use, and the parts of the current file that are not in use."""
-    state = reloader.config if reloader is not None else ConfigState()
+    """Return the version of config.yaml in use, and the issues of a newer file that is not used."""
+    if reloader is None:
+        return {"version": None, "loaded_at": None, "stale": False, "error": []}
     return {
-        "version": state.version or None,
-        "loaded_at": time_to_ms(state.loaded_at) if state.version else None,
-        "changed": state.is_stale,
-        "needs": "a restart" if state.restart else None,
-        "restart": _first(state.restart),
-        "error": _first(state.issues),
+        "version": reloader.files.version,
+        "loaded_at": time_to_ms(reloader.loaded_at),
+        "stale": bool(reloader.config_issues),
+        "error": _first(reloader.config_issues),
     }
 
 
@@ -155,7 +155,7 @@ def status_of(app: web.Application) -> str:
     """Return `starting`, `ready`, `degraded` or `draining`."""
     if app[keys.ADMISSION].draining:
         return "draining"
-    if not app[STARTUP].done:
+    if not app[STARTUP].finished.is_set():
         return "starting"
-    down = any(engine.state.up is False for engine in app[keys.ENGINES].engine_set.by_name.values())
+    down = any(engine.state.up is False for engine in app[keys.ENGINES].by_name.values())
     return "degraded" if down or not app[keys.REDIS].is_whole else "ready"

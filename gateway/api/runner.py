@@ -79,6 +79,18 @@ class Runner(web.AppRunner):
             dropped=metrics.holdings_dropped,
         )
 
+    @property
+    def open_connections(self) -> int:
+        """The number of open connections."""
+        return len(self._shared.by_tenant)
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for a request."""
+        assert self.server is not None
+        for connection in self.server.connections:
+            if isinstance(connection, Connection) and connection.waits:
+                connection.force_close()
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(

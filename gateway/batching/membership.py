@@ -34,7 +34,6 @@ class Membership:
 
     def __init__(self) -> None:
         self._fleet_sizes = _RecentMaximum()
-        self._inherited = _RecentMaximum()
         self._deadlines = _RecentMaximum()
         self.outage_since: float | None = None  # None while Redis replies
         self._held = 0
@@ -49,26 +48,14 @@ class Membership:
         """
         return int(self._fleet_sizes.maximum(1))
 
-    @property
-    def processes(self) -> int:
-        """Return the fleet size, or the inherited count if that is larger."""
-        return max(self.fleet_size, int(self._inherited.maximum(1)))
-
-    def inherit(self, processes: int, joined_s: float, now: float) -> None:
-        """Start with the counts of this process's other queues. A count holds for a lease, and during an outage."""
-        self._inherited.add(processes, math.inf, now)
-        self.joined_s = joined_s
-
     def record_fleet(self, fleet_size: int, lease_s: float, now: float) -> None:
         """Record the fleet size of a reply from Redis."""
         self.joined_s = min(self.joined_s, now)
         if self.outage_since is not None:
             # The counts did not expire during the outage.
-            for counts in (self._fleet_sizes, self._inherited):
-                counts.samples = deque([(now, value) for _, value in list(counts.samples)[:1]])
+            self._fleet_sizes.samples = deque([(now, value) for _, value in list(self._fleet_sizes.samples)[:1]])
             self.outage_since = None
         self._fleet_sizes.add(fleet_size, lease_s, now)
-        self._inherited.add(1, lease_s, now)
 
     def record_deadline(self, deadline_s: float, lease_s: float, now: float) -> None:
         """Record a request's deadline; other processes may have requests with the same deadline."""
@@ -80,8 +67,8 @@ class Membership:
 
     def share(self, max_in_flight: int, lease_s: float, now: float) -> int:
         """Return how many of the teacher's calls this process may have in flight without Redis."""
-        share = max_in_flight // self.processes
-        if self.processes > 1 and self.outage_since is not None:
+        share = max_in_flight // self.fleet_size
+        if self.fleet_size > 1 and self.outage_since is not None:
             longest_s = min(lease_s, self._deadlines.maximum(lease_s))
             if now < self.outage_since + longest_s:
                 return min(share, self._held)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, SecretStr
 
-from gateway.config.changes import is_live
 from gateway.config.scalars import duration_text
 from gateway.config.variables import Substituted
 from gateway.config.yaml_messages import field_path
@@ -29,10 +28,9 @@ class EffectiveSetting(NamedTuple):
     Attributes:
         value: as in the file if it is there, else the default; None for a secret.
         is_secret: whether the value is a secret that is set.
-        origin: where the value comes from; None: the file has changed since, perhaps by an edit that needs a restart.
+        origin: where the value comes from; None: the file has changed since.
         variable: the environment variable that overrides the file.
         line: line of the file.
-        needs_restart: whether an edit takes effect only after a restart.
     """
 
     name: str
@@ -41,7 +39,6 @@ class EffectiveSetting(NamedTuple):
     origin: Literal["file", "environment", "default"] | None
     variable: str | None
     line: int | None
-    needs_restart: bool
 
 
 class ReadSettings(NamedTuple):
@@ -51,26 +48,11 @@ class ReadSettings(NamedTuple):
     source: YamlSource
 
 
-def settings_in_effect(started: ReadSettings, current: ReadSettings, *, is_unchanged: bool) -> list[EffectiveSetting]:
-    """Return the settings in the order of their models.
-
-    Args:
-        started: the settings of the start, of which those that need a restart are in effect.
-        current: the last valid settings, of which the others are in effect.
-        is_unchanged: whether the file still is that of `current`.
-    """
-    now = dict(_leaves(current.settings, ()))
-    settings = []
-    for loc, value in _leaves(started.settings, ()):
-        if not is_live(loc):
-            is_same = loc in now and now[loc] == value
-            source = current.source if is_same else started.source
-            settings.append(_setting(loc, value, source, is_in_file=is_same and is_unchanged))
-    settings += [
-        _setting(loc, value, current.source, is_in_file=is_unchanged) for loc, value in now.items() if is_live(loc)
-    ]
-    sections = list(type(started.settings).model_fields)
-    return sorted(settings, key=lambda one: sections.index(re.split(r"\W", one.name)[0]))
+def settings_in_effect(read: ReadSettings, *, is_unchanged: bool) -> list[EffectiveSetting]:
+    """Return the settings in the order of their models. `is_unchanged`: the file is still as it was read."""
+    settings = [_setting(loc, value, read.source, is_in_file=is_unchanged) for loc, value in _leaves(read.settings, ())]
+    sections = list(type(read.settings).model_fields)
+    return sorted(settings, key=lambda setting: sections.index(re.split(r"\W", setting.name)[0]))
 
 
 def _leaves(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
@@ -100,7 +82,7 @@ def _setting(loc: Loc, value: object, source: YamlSource, *, is_in_file: bool) -
         origin = "environment" if variable is not None else "default" if raw is None else "file"
     line = source.issue(loc, "").line if origin == "file" else None
     variable = variable if is_in_file else None
-    return EffectiveSetting(field_path(loc), shown, is_secret, origin, variable, line, not is_live(loc))
+    return EffectiveSetting(field_path(loc), shown, is_secret, origin, variable, line)
 
 
 def _shown(value: Any) -> object:

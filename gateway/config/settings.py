@@ -47,8 +47,6 @@ OVERRIDES: Mapping[str, Loc] = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
     "OTEL_SERVICE_NAME": ("tracing", "service"),
 }
-SUPERVISED_VARIABLE = "GKT_SUPERVISED"
-"""Environment variable of a worker: the variables above that the supervisor has set, separated by commas."""
 _NUMBERS: Mapping[str | int, str] = {
     "port": "must be a port: a whole number up to 65535",
     "workers": f"must be a number of processes: a whole number up to {MAX_WORKERS}",
@@ -184,13 +182,6 @@ def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr
 def environment() -> Mapping[str, str]:
     """Return a copy of this process's environment."""
     return dict(os.environ)
-
-
-def operator_environment() -> Mapping[str, str]:
-    """Return the environment without the variables that the supervisor has set for a worker."""
-    environ = environment()
-    supervised = environ.get(SUPERVISED_VARIABLE, "").split(",")
-    return {name: value for name, value in environ.items() if name not in supervised}
 
 
 def check_settings(

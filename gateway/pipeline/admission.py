@@ -66,11 +66,12 @@ class Admission:
         self._empty.set()
         self._cancellable: set[_CancelOnDrain] = set()
         self.draining = False
+        self.retiring = False  # each connection closes with its next reply: other processes accept new ones
         self.cancelling = False
 
-    def use_defaults(self, defaults: Defaults) -> None:
-        """Use other defaults for new requests."""
-        self._scopes = Scopes(defaults)
+    def forget_policies(self) -> None:
+        """Release former policies, whose limits are cached."""
+        self._scopes.clear()
 
     @property
     def in_flight(self) -> int:

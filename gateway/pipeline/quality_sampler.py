@@ -31,7 +31,6 @@ from gateway.scoring.agreement import agreement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt_builder import ReceiptBuilder
     from gateway.pipeline.admission import Admission
@@ -130,13 +129,11 @@ class QualitySampler:
             self._count("refused")  # the rest of a budget past its soft threshold is for callers
         else:
             self._in_flight[route] += 1
-            source.engine_set.hold()
             sample = _Sample(source, without_streaming(request), caller, answer, quality)
             task = self.tasks.spawn(f"{source.id}-quality", self._run_counted(sample))
-            task.add_done_callback(lambda _: self._release(route, source.engine_set))
+            task.add_done_callback(lambda _: self._release(route))
 
-    def _release(self, route: tuple[str, str], engine_set: EngineSet) -> None:
-        engine_set.release()
+    def _release(self, route: tuple[str, str]) -> None:
         self._in_flight[route] -= 1
         if not self._in_flight[route]:
             del self._in_flight[route]

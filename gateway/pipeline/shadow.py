@@ -47,7 +47,6 @@ class ShadowRequests:
             self.metrics.shadows.labels("dropped").inc()
         else:
             self._in_flight += 1
-            builder.engine_set.hold()
             self.tasks.spawn(builder.id, self._run_counted(builder, without_streaming(request), caller))
 
     async def _run_counted(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
@@ -61,7 +60,6 @@ class ShadowRequests:
             if builder.refused or builder.admitted is None or isinstance(error, Overloaded):
                 result = "refused"
         finally:
-            builder.engine_set.release()
             self._in_flight -= 1
             self.metrics.shadows.labels(result).inc()
 

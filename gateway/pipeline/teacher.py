@@ -53,7 +53,7 @@ from gateway.pipeline.retries import RequestRetries
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.accounting.engine_set import EngineSet
     from gateway.accounting.receipt_builder import ReceiptBuilder
@@ -251,7 +251,7 @@ class TeacherCall:
         builder.guidance_requested = time.perf_counter()
         queue = self.batcher.queue(guidance_plan.teacher)
         try:
-            flight = await self.flights.join(queue, ticket, _holding(builder.engine_set, ask), granted, deadline)
+            flight = await self.flights.join(queue, ticket, ask, granted, deadline)
             if warmup is not None and warming is not None and not warming.done():
                 warmup.outlasted(request, builder)
         finally:
@@ -311,18 +311,6 @@ class TeacherCall:
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
             ) from cause
         return UNGUIDED
-
-
-def _holding(
-    engine_set: EngineSet, call: Callable[[Grant], Awaitable[TeacherReply]]
-) -> Callable[[Grant], Awaitable[TeacherReply]]:
-    """Return a call that holds the set of its engine: it outlasts its own request if others share it."""
-
-    async def held(grant: Grant) -> TeacherReply:
-        with engine_set.held():
-            return await call(grant)
-
-    return held
 
 
 async def _check_length(teacher: str, request: CompletionRequest, engines: EngineSet) -> None:

@@ -30,7 +30,7 @@ from gateway.runtime.fair_share import FairSemaphore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gateway.accounting.engine_set import CurrentEngines
+    from gateway.accounting.engine_set import EngineSet
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
@@ -49,7 +49,7 @@ class TokenCounter:
     thread for a number of seconds.
     """
 
-    def __init__(self, engines: CurrentEngines, rest: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, engines: EngineSet, rest: Callable[[float], object] = time.sleep) -> None:
         self._engines = engines
         self._rest = rest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="count-tokens")
@@ -63,7 +63,7 @@ class TokenCounter:
         """
         students = route.all_students
         model = students[0].model if students else route.teacher
-        encoding = self._engines.engine_set.encodings.get(model or "", Encoding(FALLBACK))
+        encoding = self._engines.encodings.get(model or "", Encoding(FALLBACK))
         return await self.run(tenant, partial(prompt_bound, chat, encoding))
 
     async def run(self, tenant: str, count: Callable[[], int]) -> int:

@@ -41,14 +41,11 @@ async def running_module(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a Python module in a child process, and `end` it when `stop` is set. Raises ProcessNotStarted.
 
-    The child's stdin is never written to. It closes when this process ends, and then the child stops. Ctrl-C at the
-    terminal does not reach the child.
+    The child's stdin closes when this process ends, and then the child stops. Ctrl-C at the terminal does not reach the
+    child.
     """
-    command = (sys.executable, "-P", "-m", module, *arguments)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, **options
-        )
+        process = await start_module(module, arguments, **options)
     except OSError as error:
         raise ProcessNotStarted(error.strerror) from error
 
@@ -61,6 +58,14 @@ async def running_module(
         yield process
     finally:
         stopping.cancel()
+
+
+async def start_module(module: str, arguments: Iterable[str], **options: Any) -> asyncio.subprocess.Process:
+    """Start a Python module in a process group of its own. Raises OSError."""
+    command = (sys.executable, "-P", "-m", module, *arguments)
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, **options
+    )
 
 
 class RestartPause:

@@ -44,6 +44,11 @@ class BackgroundTasks:
         task.add_done_callback(ended)
         return task
 
+    @property
+    def finite(self) -> int:
+        """The number of running tasks that end by themselves."""
+        return len(self._finite)
+
     async def drain(self, timeout_s: float) -> int:
         """Wait for finite tasks, including those they spawn. Return how many still run after `timeout_s`."""
         with suppress(TimeoutError):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import resource
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,16 +16,18 @@ from aiohttp import web
 
 from gateway.api import keys
 from gateway.api.loop_scheduler import LoopScheduler
+from gateway.api.probes import STARTUP
 from gateway.api.runner import Runner
 from gateway.app import gateway
-from gateway.errors import StartupError
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import GatewayAddresses, ListeningSockets
+from gateway.server.ports import listen_error
 from gateway.telemetry.logs import log_loop_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.app import WatchedFiles
+    from gateway.app import Gateway, WatchedFiles
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
 
@@ -39,6 +40,11 @@ _MACOS_MAX_FILES = 10_240
 
 # At most 1/8 of `max_in_flight` handlers may continue after their caller disconnected.
 _DETACHED_SHARE = 8
+
+# A caller that reuses its connection within this time, after other workers replaced this one, gets a reply that closes
+# the connection. An earlier end could meet a request that is under way.
+_IDLE_AFTER_RETIRE_S = 10.0
+_RETIRE_POLL_S = 0.05
 
 # Time after the drain for handlers that are canceled.
 _CANCEL_S = 2.0
@@ -56,14 +62,20 @@ async def serve(
     *,
     stop: asyncio.Event,
     announce: Callable[[GatewayAddresses], None],
+    retire: asyncio.Event | None = None,
     worker: int | None = None,  # number among the workers that share the ports; None: they are not shared
     sockets: ListeningSockets = ListeningSockets(),
+    waits_until_ready: bool = False,
     watched: WatchedFiles | None = None,
 ) -> None:
     """Serve until `stop` is set. Then drain: reject new requests, finish requests in flight, store all receipts.
 
     Call `announce` when the ports are open. With `sockets`, listen on these instead of opening ports. Raises
     StartupError if a port is in use or Redis is unavailable.
+
+    Args:
+        retire: set it to accept no more connections, and to end with the last request. Other workers accept them.
+        waits_until_ready: open the ports after the first probes of the engines.
     """
     async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
         _allow_open_files(settings)
@@ -87,20 +99,24 @@ async def serve(
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-        shared = worker is not None
+        if waits_until_ready:
+            await parts.public[STARTUP].finished.wait()
         server, operators = settings.server, settings.admin
-        await _listen(public, server.host, server.port, "server.port", sockets.public, shared=shared)
-        await _listen(admin, operators.host, operators.port, "admin.port", sockets.admin, shared=shared)
+        inherited = await _listen(public, server.host, server.port, "server.port", sockets.public)
+        await _listen(admin, operators.host, operators.port, "admin.port", sockets.admin)
         public_address = parts.admin[keys.CALLERS_LISTENER]
         public_address.host, public_address.port = public.addresses[0][:2]
         asyncio.get_running_loop().set_exception_handler(log_loop_exception)
         announce(GatewayAddresses(_url(public), _url(admin), parts.admin[keys.PROCESS_ID]))
-        await stop.wait()
+        if retire is None:
+            await stop.wait()
+        elif await _is_set_first(retire, stop):
+            log.info("retiring", in_flight=parts.admission.in_flight)
+            await _end_with_last_request(stop, parts, public, admin)
+        else:
+            await _leave_to_others(public, inherited, shared=sockets.shared)
 
         log.info("draining", in_flight=parts.admission.in_flight)
-        if shared:  # the other workers accept new connections
-            for site in list(public.sites):
-                await site.stop()
         # During the drain, new requests get a 503, so that callers use another replica.
         canceled = await parts.admission.drain(settings.server.drain_timeout_s)
         await public.cleanup()
@@ -138,24 +154,52 @@ def _set_limit(soft: int, hard: int) -> bool:
 
 
 async def _listen(
-    runner: web.AppRunner, host: str, port: int, field: str, descriptors: Sequence[int], *, shared: bool
-) -> None:
+    runner: web.AppRunner, host: str, port: int, field: str, descriptors: Sequence[int]
+) -> list[socket.socket]:
+    """Listen on inherited sockets, and return them; without any, open the port."""
+    inherited = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     try:
-        for descriptor in descriptors:
-            await web.SockSite(runner, socket.socket(fileno=descriptor)).start()
-        if not descriptors:
-            await web.TCPSite(runner, host, port, reuse_port=shared).start()
+        for one in inherited:
+            await web.SockSite(runner, one).start()
+        if not inherited:
+            await web.TCPSite(runner, host, port).start()
     except OSError as error:
         raise listen_error(error, host, port, field) from error
+    return inherited
 
 
-def listen_error(error: OSError, host: str, port: int, field: str) -> StartupError:
-    """Return the error for an address that cannot be opened. `field` is the setting of the port, or an option."""
-    reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-    where = field if field.startswith("--") else f"{field} in config.yaml"
-    return StartupError(
-        f"{host}:{port} {reason}. Stop the process that listens there, or choose another port: {where}."
-    )
+async def _leave_to_others(runner: Runner, inherited: Sequence[socket.socket], *, shared: bool) -> None:
+    """Leave new connections to the workers that share the port of inherited sockets."""
+    for one in () if shared else inherited:
+        # Closing is not enough: the supervisor has the socket, too, and its connections would wait for a restart.
+        one.shutdown(socket.SHUT_RDWR)
+    for site in list(runner.sites) if inherited else ():
+        await site.stop()
+
+
+async def _is_set_first(event: asyncio.Event, other: asyncio.Event) -> bool:
+    """Wait until one of two events is set. Return whether it is `event`."""
+    waits = BackgroundTasks()
+    waiting = [waits.spawn("event", one.wait()) for one in (event, other)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await waits.close()
+    return not other.is_set()
+
+
+async def _end_with_last_request(stop: asyncio.Event, parts: Gateway, *runners: Runner) -> None:
+    """Accept no more connections, and wait until the open ones and their tasks have ended, or `stop` is set."""
+    for runner in runners:
+        for site in list(runner.sites):
+            await site.stop()
+    parts.admission.retiring = True
+    public = runners[0]
+    close_idle_at = asyncio.get_running_loop().time() + _IDLE_AFTER_RETIRE_S
+    while not stop.is_set() and (public.open_connections or parts.admission.in_flight or parts.tasks.finite):
+        if asyncio.get_running_loop().time() >= close_idle_at:
+            public.close_idle()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETIRE_POLL_S):
+                await stop.wait()
 
 
 def _url(runner: web.AppRunner) -> str:

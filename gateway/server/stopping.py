@@ -1,4 +1,4 @@
-"""Set events on signals, and when the parent process has ended."""
+"""Set events on signals, on messages of the supervisor, and when the parent process has ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import asyncio
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway.server import SupervisorMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USAGE_FINISH_S = 5.0  # time for a usage worker to write waiting receipts after the signal to stop
 
@@ -32,14 +40,25 @@ def reload_on_sighup(stop: asyncio.Event) -> asyncio.Event:
     return reload
 
 
-def stop_at_end_of_stdin(stop: asyncio.Event) -> None:
-    """Set `stop` when stdin ends. The parent has the other end, and the kernel closes it when the parent ends."""
+def stop_at_end_of_stdin(
+    stop: asyncio.Event, on_message: Callable[[SupervisorMessage], object] = lambda _: None
+) -> None:
+    """Set `stop` when stdin ends, and call `on_message` with each message before.
+
+    The parent has the other end of stdin, and the kernel closes it when the parent ends.
+    """
     loop = asyncio.get_running_loop()
-    stdin = sys.stdin.fileno()
+    stdin, received = sys.stdin.fileno(), bytearray()
 
     def on_readable() -> None:
-        if not os.read(stdin, 4096):
+        part = os.read(stdin, 65_536)
+        if not part:
             loop.remove_reader(stdin)
             stop.set()
+        received.extend(part)
+        *lines, rest = received.split(b"\n")
+        received[:] = rest
+        for line in lines:
+            on_message(msgspec.json.decode(line, type=SupervisorMessage))
 
     loop.add_reader(stdin, on_readable)

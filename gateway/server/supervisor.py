@@ -1,179 +1,223 @@
-"""Run the child processes of `gkt-gateway serve`: start them, restart those that end, and stop them at shutdown.
+"""Run the processes of `gkt-gateway serve`: start workers, replace them after an edit of config.yaml, and stop them.
 
-The children are the workers, and one usage worker per host.
+A valid edit starts new workers. When all of them are ready they take over the ports, and the earlier workers end with
+their last request. An invalid edit, or one with which the workers do not start, changes nothing and is reported.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 import tempfile
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
+from time import time
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
-from gateway.config.settings import OVERRIDES, SUPERVISED_VARIABLE, environment
+from gateway.config.changes import changed_settings
+from gateway.config.edits import EditResult
+from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
-from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
+from gateway.policy.config_files import version_of
+from gateway.policy.reload import MAX_LOGGED, log_issues
 from gateway.runtime.tasks import BackgroundTasks
-from gateway.server import ListeningSockets, WorkerStarted
-from gateway.server.ports import shared_port
-from gateway.server.stopping import USAGE_FINISH_S
-from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, remove_gauges
+from gateway.server.generation import Generation, HostParts
+from gateway.server.ports import SharedPort
+from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from gateway.config.settings import Settings
-    from gateway.server import GatewayAddresses
-    from gateway.server.ports import HeldPort
+    from gateway.policy.config_files import ConfigReading
+    from gateway.server.config_watch import ConfigWatch
 
 log = structlog.get_logger()
 
-_WORKER = "gateway.server.worker"
-_USAGE_WORKER = "gateway.server.usage_worker"
-_DRAIN_MARGIN_S = 10.0
-_USAGE_STOP_LIMIT_S = USAGE_FINISH_S + 5.0
-_MESSAGE_LIMIT_BYTES = 2**20
-_STOPPED = {0, -signal.SIGTERM}  # exit codes of a stopped worker. SIGTERM itself ends a worker that is still starting
+MAX_RETIRED = 3
+"""Maximum number of earlier editions whose workers still finish requests. A further edit waits for one of them."""
+_READY_LIMIT_S = 120.0
 
 
 class Supervisor:
-    """Run `count` workers, each of which reads `config` when it starts.
+    """Run the workers of the gateway.
 
-    `redis_url` is the URL of the embedded Redis; None: the configuration has the URL.
+    Args:
+        workers: the number of workers; None: `server.workers`.
     """
 
-    def __init__(self, settings: Settings, config: Path, count: int, *, redis_url: str | None) -> None:
-        self._settings = settings
-        self._config = config
-        self._count = count
-        self._redis_url = redis_url
-        self._stop_limit_s = settings.server.drain_timeout_s + _DRAIN_MARGIN_S
+    def __init__(self, config: Path, watch: ConfigWatch, workers: int | None) -> None:
+        self._config, self._watch, self._workers = config, watch, workers
         self._tasks = BackgroundTasks()
-        self._ready: set[int] = set()
-        self._serving: set[asyncio.subprocess.Process] = set()
-        self._failure: StartupError | None = None
+        self._host: HostParts
+        self._current: Generation
+        self._open: set[Generation] = set()  # the current one, one that starts, and the retired
+        self._ending: set[asyncio.Task[None]] = set()
         self._drained = True
-        self._sockets = ListeningSockets()
+        self._issues: tuple[str, ...] = ()
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> bool:
         """Keep the workers running until `stop` is set. Then drain them. Return whether all ended regularly in time.
 
-        Each time `reload` is set, send SIGHUP to the workers, so that they read their files again.
+        Each time `reload` is set, read config.yaml, and let the workers read their policies.
 
-        Raises StartupError if a port is in use, or if a worker cannot start before any worker has started.
+        Raises StartupError if a port is in use, or if a worker does not start.
         """
-        server, admin = self._settings.server, self._settings.admin
-        with ExitStack() as stack:
-            public = stack.enter_context(shared_port(server.host, server.port, "server.port"))
-            operators = stack.enter_context(shared_port(admin.host, admin.port, "admin.port"))
-            environ = {
-                **_environment(self._redis_url),
-                "GKT_HOST": server.host,
-                "GKT_PORT": str(public.number),
-                "GKT_ADMIN_HOST": admin.host,
-                "GKT_ADMIN_PORT": str(operators.number),
-                MULTIPROCESS_FOLDER: stack.enter_context(_shared_folder()),
-            }
-            environ[SUPERVISED_VARIABLE] = ",".join(OVERRIDES.keys() & environ.keys() - environment().keys())
-            self._sockets = ListeningSockets(public.descriptors, operators.descriptors)
-            forwarding = self._tasks.spawn("reload", self._forward_reload(reload))
-            stack.callback(forwarding.cancel)
-            closing = self._tasks.spawn("close_ports", _close_at(stop, public, operators))
-            stack.callback(closing.cancel)
-            await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
-        if self._failure is not None:
-            raise self._failure
+        settings = self._watch.settings
+        async with AsyncExitStack() as stack:
+            redis_url = None
+            if settings.redis.url.get_secret_value() == "embedded":
+                from gateway.local.redis import EmbeddedRedis
+
+                redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
+            folder = stack.enter_context(_shared_folder())
+            self._host = HostParts(self._config, folder, redis_url)
+            ports = self._ports_of(settings, None)
+            for port in ports:
+                stack.callback(port.close)
+            self._current = self._generation_of(settings, ports, replaces=False)
+            serving = self._tasks.spawn("serve", self._serve(reload))
+            stopped = self._tasks.spawn("stop", stop.wait())
+            try:
+                await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    await serving  # raises the error of the start
+            finally:
+                serving.cancel()
+                stopped.cancel()
+                for port in (self._current.public, self._current.admin):
+                    port.close()
+                await self._stop_all()
         return self._drained
 
-    async def _keep(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> None:
-        restart = RestartPause()
-        while not stop.is_set():
-            exit_code, error = await self._run_once(number, environ, stop)
-            remove_gauges(environ[MULTIPROCESS_FOLDER], number)
-            if stop.is_set():
-                if self._failure is None and exit_code not in _STOPPED:
-                    self._drained = False
-                    log.error("worker_not_drained", worker=number, exit_code=exit_code)
-                return
-            if not self._ready:
-                # No worker has started yet: a retry would fail, too, so report the error to the operator.
-                reason = f"worker {number} ended during its start with exit code {exit_code}: see its output"
-                self._failure = StartupError(error or reason)
-                stop.set()
-                return
-            pause_s = restart.after_end()
-            log.error("worker_ended", worker=number, exit_code=exit_code, error=error, restart_in_s=pause_s)
-            await restart.wait(pause_s, stop)
+    async def _serve(self, reload: asyncio.Event) -> None:
+        """Start the first workers, and then apply edits of config.yaml until canceled."""
+        await self._current.start()
+        self._announce("listening", version=__version__)
+        now = asyncio.Event()
 
-    async def _run_once(
-        self, number: int, environ: Mapping[str, str], stop: asyncio.Event
-    ) -> tuple[int | None, str | None]:
-        """Run one worker. Return its exit code, which is negative for a signal, and the error of its start."""
-        arguments = (str(self._config), str(number), msgspec.json.encode(self._sockets).decode())
-        options = {
-            "env": environ,
-            "stdout": asyncio.subprocess.PIPE,
-            "limit": _MESSAGE_LIMIT_BYTES,
-            "pass_fds": (*self._sockets.public, *self._sockets.admin),
-        }
+        async def forward() -> None:
+            while True:
+                await reload.wait()
+                reload.clear()
+                now.set()
+                self._current.reload_policies()
+
+        forwarding = self._tasks.spawn("forward_reload", forward())
         try:
-            async with running_module(_WORKER, arguments, stop, self._stop_limit_s, **options) as process:
-                try:
-                    started = await _read_started(process)
-                    if started.addresses is not None:
-                        self._serving.add(process)
-                        self._on_ready(number, process.pid, started.addresses)
-                    return await process.wait(), started.error
-                finally:
-                    self._serving.discard(process)
-        except ProcessNotStarted as error:
-            return None, f"cannot start a process: {error}"
+            while True:
+                await self._apply(await self._watch.next(now))
+        finally:
+            forwarding.cancel()
 
-    async def _forward_reload(self, reload: asyncio.Event) -> None:
-        while True:
-            await reload.wait()
-            reload.clear()
-            for process in self._serving:  # SIGHUP would end a starting worker, which reads the files anyway
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGHUP)
+    async def _apply(self, edit: ConfigReading) -> None:
+        """Put an edit into effect, or report why it is not used."""
+        settings = edit.settings
+        if settings is None:
+            self._refuse(edit.issues)
+        elif edit.digest == self._watch.digest and settings == self._watch.settings:
+            self._watch.accept(edit, settings)
+            if self._issues:
+                self._issues = ()
+                log.info("config_valid_again", version=version_of(edit.digest))
+                self._current.report(EditResult(time(), "applied"))
+        elif len(self._open) > MAX_RETIRED:
+            where = display_path(self._config)
+            self._refuse((f"{where}: waits until workers of earlier edits have finished their requests",), retries=True)
+        else:
+            await self._replace(edit, settings)
 
-    def _on_ready(self, number: int, pid: int, addresses: GatewayAddresses) -> None:
-        log.info("worker_ready", worker=number, pid=pid, process=addresses.process)
-        if number in self._ready:
+    async def _replace(self, edit: ConfigReading, settings: Settings) -> None:
+        """Start the workers of an edit, and retire the current ones when the new ones are ready."""
+        former, opened = self._current, list[SharedPort]()
+        former.is_replaced = True
+        try:
+            embedded = settings.redis.url.get_secret_value() == "embedded"
+            if embedded != (self._host.redis_url is not None):
+                raise StartupError("redis.url: restart the gateway to begin or end the use of the embedded Redis.")
+            ports = self._ports_of(settings, (former.public, former.admin))
+            opened = [port for port in ports if port not in (former.public, former.admin)]
+            new = self._generation_of(settings, ports, replaces=True)
+            try:
+                await new.start(_READY_LIMIT_S)
+            except StartupError:
+                new.stop()
+                await new.ended()
+                self._open.discard(new)
+                raise
+        except StartupError as error:
+            former.is_replaced = False
+            for port in opened:
+                port.close()
+            self._refuse((f"{display_path(self._config)}: {error.message}",), retries=True)
             return
-        self._ready.add(number)
-        if len(self._ready) == self._count:
-            urls = {"public": addresses.public, "admin": addresses.admin}
-            log.info("listening", **urls, version=__version__, workers=self._count)
+        self._retire(former, new)
+        before, self._current, self._issues = self._watch.settings, new, ()
+        self._watch.accept(edit, settings)
+        set_up_logs(settings.log.level, settings.log.format)
+        changed = changed_settings(before, settings)
+        self._announce("config_loaded", version=version_of(edit.digest), settings=changed)
+        new.report(EditResult(time(), "applied", settings=changed))
 
+    def _retire(self, former: Generation, new: Generation) -> None:
+        former.retire()
+        for port in (former.public, former.admin):
+            if port in (new.public, new.admin):
+                port.keep(new.workers)
+            else:
+                port.close()
+        ending = self._tasks.spawn("retired", self._end(former))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
-async def _close_at(stop: asyncio.Event, *ports: HeldPort) -> None:
-    await stop.wait()
-    for port in ports:
-        port.close()
+    def _refuse(self, issues: tuple[str, ...], *, retries: bool = False) -> None:
+        """Report why the current config.yaml is not used."""
+        self._watch.refuse(retries=retries)
+        if issues != self._issues:
+            self._issues = issues
+            log_issues("config_refused", version_of(self._watch.digest), issues)
+            self._current.report(EditResult(time(), "refused", issues=issues[:MAX_LOGGED]))
 
+    def _generation_of(self, settings: Settings, ports: tuple[SharedPort, SharedPort], *, replaces: bool) -> Generation:
+        workers = self._workers or settings.server.workers
+        generation = Generation(settings, self._host, ports, workers, replaces=replaces)
+        self._open.add(generation)
+        return generation
 
-def _environment(redis_url: str | None) -> dict[str, str]:
-    # A child imports the modules of this process, independent of the working directory.
-    environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
-    return environ if redis_url is None else {**environ, "GKT_REDIS_URL": redis_url}
+    @staticmethod
+    def _ports_of(settings: Settings, current: tuple[SharedPort, SharedPort] | None) -> tuple[SharedPort, SharedPort]:
+        """Return the two ports of the settings: those of `current` where host and port did not change."""
+        own = set() if current is None else {port.number for port in current}
+        server, admin = settings.server, settings.admin
+        listeners = (server.host, server.port, "server.port"), (admin.host, admin.port, "admin.port")
+        ports = list[SharedPort]()
+        for (host, number, field), port in zip(listeners, current or (None, None), strict=True):
+            if port is not None and port.address == (host, number):
+                ports.append(port)
+            else:
+                ports.append(SharedPort(host, number, field, exclusive=number not in own))
+        public, operators = ports
+        return public, operators
 
+    def _announce(self, event: str, **facts: object) -> None:
+        addresses, workers = self._current.addresses, self._current.workers
+        urls = {"public": addresses.public, "admin": addresses.admin}
+        log.info(event, **facts, **urls, workers=workers)
 
-async def _read_started(process: asyncio.subprocess.Process) -> WorkerStarted:
-    """Return the worker's start message; an empty one if it ended without a message."""
-    assert process.stdout is not None
-    try:
-        return msgspec.json.decode(await process.stdout.readline(), type=WorkerStarted)
-    except ValueError:  # no JSON, or no end of line
-        return WorkerStarted()
+    async def _end(self, generation: Generation) -> None:
+        """Wait until a generation has ended."""
+        drained = await generation.ended()
+        self._open.discard(generation)
+        self._drained = self._drained and drained
+
+    async def _stop_all(self) -> None:
+        """Drain all workers."""
+        for generation in self._open:
+            generation.stop()
+        retired = set(self._ending)
+        await asyncio.gather(*(self._end(one) for one in set(self._open)), *retired)
 
 
 @contextmanager
@@ -184,43 +228,7 @@ def _shared_folder() -> Iterator[str]:
     except OSError as error:
         raise StartupError(
             f"The folder for shared metrics of workers cannot be created ({error.strerror}). Set TMPDIR to a writable "
-            "folder, or run one worker."
+            "folder."
         ) from error
     with folder as path:
         yield path
-
-
-@asynccontextmanager
-async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None]:
-    """Run a usage worker until the context ends. Then it writes waiting receipts, and ends.
-
-    `redis_url` is the URL of the embedded Redis; None: the configuration has the URL.
-    """
-    stop = asyncio.Event()
-    environ = _environment(redis_url)
-    environ.pop(MULTIPROCESS_FOLDER, None)
-    running = BackgroundTasks().spawn("usage_worker", _keep_usage_worker(config, environ, stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await asyncio.wait([running])
-
-
-async def _keep_usage_worker(config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
-    restart = RestartPause()
-    while not stop.is_set():
-        exit_code = None
-        try:
-            options = {"env": environ, "stdout": asyncio.subprocess.DEVNULL}
-            async with running_module(_USAGE_WORKER, (str(config),), stop, _USAGE_STOP_LIMIT_S, **options) as process:
-                exit_code = await process.wait()
-        except ProcessNotStarted as error:
-            log.error("usage_worker_not_started", error=str(error))
-        if stop.is_set():
-            if exit_code not in _STOPPED:
-                log.warning("usage_worker_unfinished", exit_code=exit_code)
-            return
-        pause_s = restart.after_end()
-        log.error("usage_worker_ended", exit_code=exit_code, restart_in_s=pause_s)
-        await restart.wait(pause_s, stop)

@@ -133,7 +133,8 @@ def set_up_logs(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
+        # An edit of config.yaml changes the log of the supervisor, which is no worker.
+        cache_logger_on_first_use=worker is not None,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

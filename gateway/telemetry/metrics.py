@@ -303,7 +303,7 @@ class Metrics:
             "gkt_config_reloads", "Edits of config.yaml, by result: loaded, refused.", ("result",)
         )
         self.config_stale = largest(
-            "gkt_config_stale", "1 while config.yaml is invalid, or some worker needs a restart to apply all of it."
+            "gkt_config_stale", "1 while config.yaml is invalid, so that an earlier version is in use."
         )
         self.policy_loaded = smallest(
             "gkt_policy_loaded_timestamp_seconds",
@@ -375,17 +375,6 @@ class Metrics:
         for teacher, deadline_s in shortest_s.items():
             self.guidance_deadline.labels(teacher).set(deadline_s)
         self._deadlines = {**self._deadlines, **shortest_s}
-
-    def remove_engine(self, name: str) -> None:
-        """Set the gauges of an engine that config.yaml no longer has. Its counters remain.
-
-        Several workers cannot remove a series: their files keep it until all of them restart.
-        """
-        self.engine_up.labels(name).set(math.nan)  # neither up nor down
-        engine_gauges = self.engine_in_flight, self.engine_waiting, self.engine_breaker, self.engine_paused_tenants
-        teacher_gauges = self.queue_depth, self.queue_age, self.batch_window, self.teacher_in_flight, self.teacher_cap
-        for gauge in (*engine_gauges, *teacher_gauges):
-            gauge.labels(name).set(0)
 
     def has_own_series(self, tenant: str) -> bool:
         """Return whether a tenant has its own series."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
 
-    from gateway.accounting.engine_set import CurrentEngines
+    from gateway.accounting.engine_set import EngineSet
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import LedgerKeys
 
@@ -38,7 +38,7 @@ class UptimeReporter:
     """Publish the engines of a process. `clock` returns Unix seconds."""
 
     def __init__(
-        self, client: RedisClient, keys: LedgerKeys, engines: CurrentEngines, clock: Callable[[], float] = time.time
+        self, client: RedisClient, keys: LedgerKeys, engines: EngineSet, clock: Callable[[], float] = time.time
     ) -> None:
         self._client, self._keys, self._engines, self._clock = client, keys, engines, clock
 
@@ -48,7 +48,7 @@ class UptimeReporter:
 
     async def publish(self) -> None:
         """Publish the engines in the current minute. Raises RedisError and OSError."""
-        engine_set, found = self._engines.engine_set, dict[Any, str]()
+        engine_set, found = self._engines, dict[Any, str]()
         for name, model in engine_set.models.items():
             hourly_usd = None if model.price_rule is None else model.price_rule.hourly_usd
             is_up = engine_set.by_name[name].state.up

@@ -203,7 +203,7 @@ class _Start:
         self.child.wait_until(
             lambda: orjson.loads(_get(f"{admin_url}/readyz"))["status"] != "starting", _START_WITHIN_S
         )
-        return SoakGateway(self._name, url, admin_url, self.child, self._log, self.child.pids()[0])
+        return SoakGateway(self._name, url, admin_url, self.child, self._log, self.child.main_pid())
 
 
 def _models(engines: Mapping[str, SoakEngine], slow: FakeEngine, odd: FaultEngine) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 import pytest
 
-from gateway.accounting.engine_set import CurrentEngines
 from gateway.accounting.estimate import TextSize, count_text, token_error
 from gateway.api import messages
 from gateway.api.keys import READS, TOKEN_COUNTER
@@ -38,7 +37,7 @@ class World:
         self.slots = Slots(4 * MANY, "reads", Metrics())
         self.end = threading.Event()
         self.counted: list[Any] = []
-        app = {READS: self.slots, TOKEN_COUNTER: TokenCounter(CurrentEngines(NO_ENGINES))}
+        app = {READS: self.slots, TOKEN_COUNTER: TokenCounter(NO_ENGINES)}
         self._request = SimpleNamespace(app=app, headers={})
 
         async def route(*_: Any) -> Any:
@@ -110,7 +109,7 @@ def chat_of(text: str) -> ChatRequest:
 
 
 async def counted(text: str, counter: TokenCounter | None = None) -> int:
-    counter = counter or TokenCounter(CurrentEngines(NO_ENGINES))
+    counter = counter or TokenCounter(NO_ENGINES)
     return await counter.count("acme", chat_of(text), cast("Any", SimpleNamespace(all_students=(), teacher="big")))
 
 
@@ -150,7 +149,7 @@ async def test_the_thread_rests_three_times_as_long_as_it_counted(monkeypatch: p
 
     clock = iter([1.0, 1.5, 2.0, 2.25])
     monkeypatch.setattr(token_count, "time", SimpleNamespace(thread_time=lambda: next(clock)))
-    counter = TokenCounter(CurrentEngines(NO_ENGINES), rest)
+    counter = TokenCounter(NO_ENGINES, rest)
     async with asyncio.timeout(5):
         first = await counted("Hello", counter)
         second = asyncio.get_running_loop().create_task(counted("Hello", counter))

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.accounting.engine_set import CurrentEngines, EngineSet
+from gateway.accounting.engine_set import EngineSet
 from gateway.api import keys
 from gateway.api.probes import STARTUP, Readiness, readyz
 from gateway.engines.base import EngineState
@@ -59,7 +59,7 @@ async def ready(
     app[keys.ADMISSION] = admission = Admission(1, None, Metrics())  # type: ignore[arg-type]
     admission.draining = draining
     engines, client = probed(*ups), Redis(up=redis)
-    app[keys.ENGINES] = CurrentEngines(EngineSet(engines))
+    app[keys.ENGINES] = EngineSet(engines)
     app[STARTUP] = await started(client, engines, first_probes_s)
     client.up = client.up and up_later
     app[keys.REDIS] = client  # type: ignore[assignment]
@@ -95,7 +95,7 @@ async def test_a_process_is_starting_until_redis_has_answered_after_the_engines_
     await started(client, engines)
     assert client.calls == 0
     engines["1"].state.up = False
-    assert (await started(client, engines)).done
+    assert (await started(client, engines)).finished.is_set()
     assert client.calls == 1
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import os
 import random
 import signal
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,21 +18,19 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from gateway.batching.batcher import Batcher
 from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.single_flight import SingleFlight
 from gateway.batching.teacher_queue import QueueTimes
 from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.errors import PermitUnavailable, QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis.client import RedisClient
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from gateway.batching.teacher_queue import OnFailure, TeacherQueue
     from gateway.redis.keys import RedisKeys
@@ -792,39 +789,3 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
         await asyncio.sleep(QueueTimes().heartbeat_s + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
         await until(lambda: ben.membership._fleet_sizes.samples[-1][1] == 1)
-
-
-@asynccontextmanager
-async def batcher_of(url: str, keys: RedisKeys, *teachers: str) -> AsyncIterator[Batcher]:
-    """A running batcher for some teachers."""
-    metrics, tasks = Metrics(), BackgroundTasks()
-    client = RedisClient(url, timeout_s=REDIS_TIMEOUT_S, metrics=metrics)
-    limits = dict.fromkeys(teachers, lambda: LIMITS)
-    batcher = Batcher(client, keys, process_id="ann", limits=limits, on_failure="degrade", metrics=metrics)
-    batcher.start(tasks)
-    tasks.keep("redis", client.watch())
-    try:
-        await until(lambda: batcher.joined_s() < math.inf)
-        yield batcher
-    finally:
-        await tasks.close()
-        await client.close()
-
-
-async def test_a_teacher_may_be_removed_while_the_process_stops(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    async with batcher_of(redis_url, keys, "big", "other") as batcher:
-        stopping = asyncio.ensure_future(batcher.stop())  # noqa: TID251  awaited below
-        await asyncio.sleep(0)  # the process begins to leave the first fleet
-        await batcher.remove("other")
-        await stopping
-        assert not await redis.exists(*(keys.teacher(name).owners for name in ("big", "other")))
-
-
-async def test_a_renamed_teacher_keeps_the_number_of_processes(redis_url: str, keys: RedisKeys) -> None:
-    """Limits are shared by this number. The last known one is valid while Redis has not replied for the new teacher."""
-    async with batcher_of(redis_url, keys, "big") as batcher, process(redis_url, keys, LIMITS, process_id="ben"):
-        await until(lambda: batcher.processes() == 2)
-        joined_s = batcher.joined_s()
-        batcher.add("renamed", lambda: LIMITS)
-        await batcher.remove("big")
-        assert (batcher.processes(), batcher.joined_s()) == (2, joined_s)

@@ -76,19 +76,6 @@ def test_those_that_were_there_within_a_lease_count() -> None:
     assert one.fleet_size == 1
 
 
-def test_a_new_teacher_starts_with_the_counts_of_the_others() -> None:
-    """Without Redis, a process has its share of a teacher that config.yaml got during the outage."""
-    one = Membership()
-    one.inherit(4, 1.0, 20.0)
-    one.record_outage(0, 20.0)
-    assert (one.processes, one.fleet_size, one.joined_s) == (4, 1, 1.0)
-    assert one.share(10, LEASE_S, 20.0 + LEASE_S) == 2
-    one.record_fleet(1, LEASE_S, 5000.0)  # the others have not read the file yet
-    assert one.processes == 4
-    one.record_fleet(2, LEASE_S, 5010.5)
-    assert one.processes == 2
-
-
 def test_while_redis_is_away_nothing_is_forgotten() -> None:
     """An outage may last for hours; the first look after it knows of nobody else yet."""
     one = Membership()

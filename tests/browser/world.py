@@ -418,7 +418,7 @@ def audit(_: dict[str, str]) -> dict[str, Any]:
 
 
 def config(_: dict[str, str]) -> dict[str, Any]:
-    setting = {"from": "file", "line": None, "restart": False}
+    setting = {"from": "file", "line": None}
     return {
         "object": "config",
         "file": "config.yaml",
@@ -426,9 +426,9 @@ def config(_: dict[str, str]) -> dict[str, Any]:
         "loaded_at": "2026-11-25T09:00:00.120+00:00",
         "worker": 1,
         "settings": [
-            {**setting, "name": "server.port", "value": 8080, "line": 3, "restart": True},
-            {**setting, "name": "server.workers", "value": 4, "line": 4, "restart": True},
-            {**setting, "name": "server.host", "value": "127.0.0.1", "from": "default", "restart": True},
+            {**setting, "name": "server.port", "value": 8080, "line": 3},
+            {**setting, "name": "server.workers", "value": 4, "line": 4},
+            {**setting, "name": "server.host", "value": "127.0.0.1", "from": "default"},
             {
                 **setting,
                 "name": "redis.url",
@@ -436,7 +436,6 @@ def config(_: dict[str, str]) -> dict[str, Any]:
                 "secret": True,
                 "from": "environment",
                 "variable": "GKT_REDIS_URL",
-                "restart": True,
             },
             {**setting, "name": "models[0].name", "value": "big", "line": 20},
             {**setting, "name": "models[0].api_base", "value": "http://10.0.0.5:8000/v1", "line": 21},
@@ -448,7 +447,6 @@ def config(_: dict[str, str]) -> dict[str, Any]:
             "settings": [],
             "issues": ["config.yaml:12: models[0].timeouts.total: expected a duration like 60s, got '60 seconds'"],
         },
-        "restart": ["config.yaml:3: server.port: restart the gateway to apply it"],
         "policies": {
             "version": "9a41c2",
             "loaded_at": "2026-11-25T09:00:00Z",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from gateway.config.changes import live_changes, needs_restart
 from gateway.config.identity import DEFAULT_ALGORITHMS, IdentitySettings
 from gateway.config.settings import check_settings
 from tests.certificates import Authority
@@ -141,14 +140,3 @@ def test_names_and_urls_are_unique(tmp_path: Path) -> None:
     one = {"name": "a", "issuer": "https://h", "audience": "x"}
     with pytest.raises(ValidationError, match="must be unique"):
         IdentitySettings.model_validate({"issuers": [one, one]})
-
-
-def test_an_edit_takes_effect_at_once(tmp_path: Path) -> None:
-    before, _ = checked(tmp_path)
-    after, _ = checked(tmp_path, ISSUER)
-    assert before is not None
-    assert after is not None
-    assert live_changes(before, after) == ["identity.issuers"]
-    _, source, _ = check_settings(tmp_path / "config.yaml", {})
-    assert source is not None
-    assert needs_restart(before, after, source) == []

@@ -12,11 +12,8 @@ from pydantic import ValidationError
 
 from gateway.config.settings import (
     OVERRIDES,
-    SUPERVISED_VARIABLE,
     Settings,
     check_settings,
-    environment,
-    operator_environment,
 )
 from gateway.errors import ConfigError
 from gateway.pricing import Price, litellm_table
@@ -499,11 +496,3 @@ def test_a_missing_file_is_an_issue(folder: Path) -> None:
         ConfigError, match=r"config\.yaml: cannot be read: no such file or directory: gkt-gateway init writes"
     ):
         load_settings(folder / "config.yaml")
-
-
-def test_variables_that_the_supervisor_sets_are_not_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker compares the operator's settings with config.yaml, not the ports that the supervisor reserved."""
-    for name, value in {"GKT_PORT": "40001", "GKT_ADMIN_PORT": "40002", "GKT_HOST": "::"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(SUPERVISED_VARIABLE, "GKT_PORT,GKT_ADMIN_PORT")
-    assert environment().keys() - operator_environment().keys() == {"GKT_PORT", "GKT_ADMIN_PORT"}

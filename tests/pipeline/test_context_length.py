@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounting.engine_set import CurrentEngines
 from gateway.accounting.estimate import FALLBACK, Encoding, count_text
 from gateway.errors import InvalidRequest
 from gateway.pipeline import context_length
@@ -211,7 +210,7 @@ def route(**more: Any) -> Any:
 
 
 async def limit_of(request: CompletionRequest, route: Any, known: EngineSet) -> int | None:
-    return await fitting_limit(request, route, known, TokenCounter(CurrentEngines(known)), "acme")
+    return await fitting_limit(request, route, known, TokenCounter(known), "acme")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ async def test_a_prompt_that_does_not_fit_leaves_the_limit_to_the_engine() -> No
 async def test_a_count_that_takes_too_long_is_replaced_by_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another count of the tenant holds the turn."""
     known = planned(small=8192).engine_set
-    counter, end = TokenCounter(CurrentEngines(known)), Event()
+    counter, end = TokenCounter(known), Event()
     monkeypatch.setattr(context_length, "_COUNT_LIMIT_S", 0.01)
     before = asyncio.get_running_loop().create_task(counter.run("acme", lambda: int(end.wait(10))))
     await asyncio.sleep(0)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.settings import OVERRIDES, check_settings
-from gateway.errors import StartupError
-from gateway.policy import book, config_files
+from gateway.config.edits import EditDebounce, EditResult
+from gateway.config.settings import OVERRIDES
+from gateway.policy import book
 from gateway.policy.config_files import ConfigFiles
 from gateway.policy.policies import Policies
-from gateway.policy.reload import EditDebounce, Reloader, ReloadInterval, SettingsChange
+from gateway.policy.reload import Reloader, ReloadInterval
 from gateway.telemetry.metrics import Metrics
 from gateway.wiring import namespaces_of
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from gateway.config.settings import Settings
-    from gateway.policy.book import PolicySet
 
 LIMIT_S = 20.0
 FAST = ReloadInterval(poll_every_s=0.01, latest_s=0.2)
@@ -59,29 +57,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Live:
-    """Settings that apply at once, unless the process `lacks` something for them or `breaks`."""
-
-    def __init__(self) -> None:
-        self.models: list[list[str]] = []
-        self.lacks, self.breaks = "", False
-
-    async def apply(self, settings: Settings, _: PolicySet, commit: Callable[[], None]) -> SettingsChange:
-        if self.lacks:
-            raise StartupError(self.lacks)
-        if self.breaks:
-            raise ZeroDivisionError
-        self.models.append([model.name for model in settings.models])
-        commit()
-        return SettingsChange()
-
-
 @dataclass
 class Following:
     policies: Policies
     metrics: Metrics
     reloader: Reloader
-    live: Live
     now: asyncio.Event
     log: list[Any]
 
@@ -104,12 +84,12 @@ class Following:
 @asynccontextmanager
 async def following(folder: Path, pace: ReloadInterval = FAST) -> AsyncIterator[Following]:
     _, policy_set, files = ConfigFiles.open(folder / "config.yaml")
-    policies, metrics, now, live = Policies(policy_set, files.edition()), Metrics(), asyncio.Event(), Live()
-    reloader = Reloader(files, policies, live, metrics, now, pace)
+    policies, metrics, now = Policies(policy_set, files.edition()), Metrics(), asyncio.Event()
+    reloader = Reloader(files, policies, metrics, now, pace)
     with capture_logs() as log:
         running = asyncio.create_task(reloader.run())  # noqa: TID251
         try:
-            yield Following(policies, metrics, reloader, live, now, log)
+            yield Following(policies, metrics, reloader, now, log)
         finally:
             running.cancel()
             await asyncio.wait({running})
@@ -270,155 +250,29 @@ async def test_only_changed_files_are_parsed_again(folder: Path, monkeypatch: py
         assert seen.policies.policy_set.policies[1] is untouched
 
 
-TINY = CONFIG.replace("name: small", "name: tiny")
-
-
-async def test_config_yaml_and_policies_apply_together(folder: Path) -> None:
-    """Whichever is written first is refused until the other fits."""
-    config, shelf = folder / "config.yaml", folder / "policies"
+async def test_policies_are_checked_with_the_models_of_the_process(folder: Path) -> None:
+    """An edit of config.yaml starts other workers, and has no effect on this process."""
     async with following(folder) as seen:
-        before = seen.reloader.config.version
-        config.write_text(TINY)
-        await seen.until(lambda: seen.reloader.config.issues)
-        assert {one.split(" ")[0] for one in seen.reloader.config.issues} == {
-            "policies/acme.yaml:3:", "policies/globex.yaml:3:",
-        }  # fmt: skip
-        assert seen.counted("gkt_config_stale") == 1
-        assert (seen.reloader.config.version, seen.live.models[1:]) == (before, [])
-        assert not seen.policies.issues, "the policies fit the models in use"
-        for tenant in ("acme", "globex"):
-            (shelf / f"{tenant}.yaml").write_text(policy(tenant, "other", student="tiny"))
-        await seen.until(lambda: seen.reloader.config.version != before)
-        assert seen.live.models[-1] == ["big", "tiny"]
-        assert seen.models() == {"acme": ["other"], "globex": ["other"]}
-        assert (seen.counted("gkt_config_stale"), seen.reloader.config.issues) == (0, ())
-        (shelf / "acme.yaml").write_text(policy("acme"))
+        (folder / "config.yaml").write_text(CONFIG.replace("name: small", "name: tiny"))
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", student="tiny"))
         await seen.until(lambda: seen.policies.issues)
-        (shelf / "globex.yaml").write_text(policy("globex"))
-        config.write_text(CONFIG)
-        await seen.until(lambda: seen.reloader.config.version == before)
-        assert seen.models() == {"acme": ["chat"], "globex": ["chat"]}
-        assert not seen.policies.issues
-    assert [line["version"] for line in seen.lines_of("config_loaded")][-1] == before
-    assert seen.counted("gkt_config_reloads_total", result="loaded") == 2
-    assert seen.counted("gkt_config_reloads_total", result="refused") == 1
-
-
-async def test_policies_follow_their_edits_while_config_yaml_is_invalid(folder: Path) -> None:
-    async with following(folder) as seen:
-        (folder / "config.yaml").write_text("models: 1\n")
-        await seen.until(lambda: seen.reloader.config.issues)
-        assert seen.reloader.config.issues == ("config.yaml:1: models: must be a list: one '- ...' per entry",)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
-        (folder / "config.yaml").write_text(CONFIG)
-        await seen.until(lambda: not seen.reloader.config.issues)
-    assert len(seen.lines_of("config_refused")) == 1
-    assert seen.lines_of("config_valid_again")
 
 
-async def test_config_yaml_waits_for_valid_policies(folder: Path) -> None:
+async def test_results_of_edits_of_config_yaml_are_recorded(folder: Path) -> None:
     async with following(folder) as seen:
-        (folder / "policies" / "acme.yaml").write_text("tenant: [\n")
-        await seen.until(lambda: seen.policies.issues)
-        assert seen.reloader.config.issues == ()
-        (folder / "config.yaml").write_text(CONFIG + "log: {level: debug}\n")
-        await seen.until(lambda: seen.reloader.config.issues)
-        assert seen.reloader.config.issues == ("config.yaml: not used while the policies have issues",)
-        (folder / "policies" / "acme.yaml").write_text(policy("acme"))
-        await seen.until(lambda: seen.reloader.config.restart)
-        assert seen.reloader.config.restart == ("config.yaml:4: log.level: restart the gateway to apply it",)
-
-
-async def test_settings_that_the_process_cannot_use_are_refused(folder: Path) -> None:
-    """Policies still follow their edits."""
-    async with following(folder) as seen:
-        seen.live.lacks = "LiteLLM is not installed"
-        (folder / "config.yaml").write_text(CONFIG + "# edited\n")
-        await seen.until(lambda: seen.reloader.config.issues)
-        assert seen.reloader.config.issues == ("config.yaml: LiteLLM is not installed",)
-        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-        await seen.until(lambda: seen.models()["acme"] == ["other"])
-        seen.live.lacks = ""
-        seen.now.set()
-        await seen.until(lambda: not seen.reloader.config.issues)
-
-
-async def test_policies_follow_their_edits_while_config_yaml_cannot_be_applied(folder: Path) -> None:
-    async with following(folder) as seen:
-        seen.live.breaks = True
-        (folder / "config.yaml").write_text(CONFIG + "# edited\n")
-        await seen.until(lambda: seen.reloader.config.issues)
-        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-        await seen.until(lambda: seen.models()["acme"] == ["other"])
-        seen.live.breaks = False
-        seen.now.set()
-        await seen.until(lambda: not seen.reloader.config.issues)
-    assert len(seen.lines_of("config_not_applied")) == 1
-    [line] = seen.lines_of("config_refused")
-    assert line["issues"] == ("config.yaml: not used after an internal error: see config_not_applied in the log",)
-
-
-async def test_a_secret_that_is_gone_stays_an_issue(folder: Path) -> None:
-    """Edits of policies do not end it: a restart would fail."""
-    secret = folder / "key"
-    secret.write_text("the-secret")
-    (folder / "config.yaml").write_text(CONFIG.replace("name: big,", f"name: big, api_key: 'file:{secret}',"))
-    async with following(folder) as seen:
-        secret.unlink()
-        seen.now.set()
-        await seen.until(lambda: seen.reloader.config.issues)
-        issues = seen.reloader.config.issues
-        assert issues[0].startswith("config.yaml:2: models[0].api_key: ")
-        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-        await seen.until(lambda: seen.models()["acme"] == ["other"])
-        assert (seen.reloader.config.issues, seen.counted("gkt_config_stale")) == (issues, 1)
-        secret.write_text("the-secret")
-        seen.now.set()
-        await seen.until(lambda: not seen.reloader.config.issues)
-    assert len(seen.lines_of("config_refused")) == 1
-
-
-async def test_a_file_that_changes_while_it_is_read_is_not_mixed_with_the_next(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hash and the settings are those of one content."""
-    _, _, files = ConfigFiles.open(folder / "config.yaml")
-    first, second = CONFIG + "log: {level: debug}\n", CONFIG + "log: {level: error}\n"
-    (folder / "config.yaml").write_text(first)
-
-    def replacing(*arguments: Any) -> Any:
-        (folder / "config.yaml").write_text(second)
-        return check_settings(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(config_files, "check_settings", replacing)
-        files.read()
-    (folder / "config.yaml").write_text(first)
-    settings = files.read().settings
-    assert settings is not None
-    assert settings.log.level == "debug"
-
-
-async def test_a_request_to_reload_reads_the_secrets_again(folder: Path) -> None:
-    """config.yaml names their files, whose changes are not watched."""
-    secret = folder / "key"
-    secret.write_text("first-secret")
-    (folder / "config.yaml").write_text(CONFIG.replace("name: big,", f"name: big, api_key: 'file:{secret}',"))
-    keys: list[str] = []
-    async with following(folder) as seen:
-
-        async def noting(settings: Settings, _: PolicySet, commit: Callable[[], None]) -> SettingsChange:
-            key = settings.by_name["big"].api_key
-            keys.append(key.get_secret_value() if key is not None else "")
-            commit()
-            return SettingsChange()
-
-        seen.live.apply = noting  # type: ignore[method-assign]
-        secret.write_text("second-secret")
-        seen.now.set()
-        await seen.until(lambda: keys and keys[-1] == "second-secret")
-    assert "second-secret" not in str(seen.log)
+        edits = asyncio.Queue[EditResult]()
+        recording = asyncio.create_task(seen.reloader.follow(edits))  # noqa: TID251
+        edits.put_nowait(EditResult(1.0, "refused", issues=("config.yaml:1: no",)))
+        await seen.until(lambda: seen.counted("gkt_config_stale") == 1)
+        assert seen.reloader.config_issues == ("config.yaml:1: no",)
+        edits.put_nowait(EditResult(2.0, "applied", settings=("log.level",)))
+        await seen.until(lambda: seen.counted("gkt_config_stale") == 0)
+        assert seen.reloader.config_issues == ()
+        for result in ("loaded", "refused"):
+            assert seen.counted("gkt_config_reloads_total", result=result) == 1
+        recording.cancel()
 
 
 async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.errors import StartupError
 from gateway.server import ports
-from gateway.server.ports import reserved_port, shared_port
+from gateway.server.ports import SharedPort, reserved_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HOST = "127.0.0.1"
 
@@ -76,32 +80,81 @@ def test_a_foreign_host_is_reported() -> None:
         pytest.fail("kept")
 
 
-def test_no_socket_is_inherited_where_workers_listen_themselves() -> None:
-    with shared_port(HOST, 0, "server.port") as held, listening(held.number), listening(held.number):
-        assert held.descriptors == ()
+def inherited(port: SharedPort, slot: int) -> socket.socket:
+    """Listen on the socket of a slot like its worker, on a copy of the descriptor."""
+    (descriptor,) = port.descriptors(slot)
+    copy = socket.socket(fileno=os.dup(descriptor))
+    copy.listen(64)
+    copy.setblocking(False)
+    return copy
 
 
-def test_a_port_accepts_connections_at_once_where_workers_inherit_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of the descriptors stand for those of workers."""
+@pytest.fixture
+def port() -> Iterator[SharedPort]:
+    held = SharedPort(HOST, 0, "server.port")
+    yield held
+    held.close()
+
+
+def accepted(server: socket.socket) -> int:
+    """Accept all connections that wait."""
+    count = 0
+    while True:
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_a_port_gets_no_connections_before_a_worker_listens(port: SharedPort) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((HOST, port.number), timeout=10)
+
+
+def test_a_new_worker_accepts_the_connections_that_wait_for_the_former_one(port: SharedPort) -> None:
+    with inherited(port, 1) as former, ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(socket.create_connection((HOST, port.number), timeout=10))
+        new = stack.enter_context(inherited(port, 1))
+        former.close()
+        for _ in range(8):
+            stack.enter_context(socket.create_connection((HOST, port.number), timeout=10))
+        assert accepted(new) == 16
+
+
+@pytest.mark.skipif(not ports.DISTRIBUTES_CONNECTIONS, reason="all workers share one socket")
+def test_the_slot_of_an_ended_worker_gets_no_connections(port: SharedPort) -> None:
+    """The former socket is closed, and the new one gets none before the worker listens again."""
+    with ExitStack() as stack:
+        other = stack.enter_context(inherited(port, 2))
+        inherited(port, 1).close()
+        port.renew(1)
+        for _ in range(16):
+            stack.enter_context(socket.create_connection((HOST, port.number), timeout=10))
+        assert accepted(other) == 16
+        again = stack.enter_context(inherited(port, 1))
+        for _ in range(64):
+            stack.enter_context(socket.create_connection((HOST, port.number), timeout=10))
+        assert accepted(again) > 0
+        port.keep(1)
+        assert accepted(other) + accepted(again) > 0
+
+
+def test_all_workers_share_one_socket_where_the_kernel_distributes_no_connections(
+    port: SharedPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ports, "DISTRIBUTES_CONNECTIONS", False)
-    with shared_port(HOST, 0, "server.port") as held:
-        (descriptor,) = held.descriptors
-        workers = [socket.socket(fileno=os.dup(descriptor)) for _ in range(2)]
-        for worker in workers:
-            with socket.create_connection((HOST, held.number), timeout=10) as caller, worker.accept()[0] as accepted:
-                assert accepted.getpeername() == caller.getsockname()
-        held.close()
-        workers[0].close()
-        with socket.create_connection((HOST, held.number), timeout=10):
-            workers[1].accept()[0].close()
-        workers[1].close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((HOST, held.number), timeout=10)
+    assert port.descriptors(1) == port.descriptors(2)
+    with inherited(port, 1) as one, socket.create_connection((HOST, port.number), timeout=10):
+        port.renew(1)
+        with inherited(port, 2) as two:
+            assert accepted(two) == 1
+        assert accepted(one) == 0
 
 
-def test_a_port_in_use_is_rejected_where_workers_inherit_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "DISTRIBUTES_CONNECTIONS", False)
-    with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(StartupError, match=rf":{port} is already in use"), shared_port(HOST, port, "admin.port"):
-            pytest.fail("kept")
+def test_an_edit_may_bind_the_gateways_own_port_on_another_host(port: SharedPort) -> None:
+    with inherited(port, 1):
+        other = SharedPort("0.0.0.0", port.number, "server.port", exclusive=False)
+        assert other.number == port.number
+        other.close()

@@ -344,9 +344,9 @@ def test_workers_share_the_embedded_redis(tmp_path: Path, engine: FakeEngine) ->
 
 
 def test_a_process_alone_is_worker_1(tmp_path: Path, engine: FakeEngine, redis_url: str) -> None:
-    """A single worker has its metrics in memory, and no supervisor."""
+    """A single worker has a supervisor, too, which starts others after an edit."""
     with two_workers(tmp_path, engine, redis_url, server={"workers": 1}) as gateway:
         assert detail(gateway.admin_url)["worker"] == 1
         assert ask(gateway.url).status_code == 200
         until(lambda: measured(gateway.admin_url, "gkt_requests_total") == 1, "a request is not counted")
-        assert logged(gateway, "worker_ready") == []
+        assert [line["worker"] for line in logged(gateway, "worker_ready")] == [1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import threading
 import time
@@ -224,7 +223,7 @@ async def test_receipts_of_a_resumed_process_replace_abandoned_ones(redis_url: s
                 # A call that was still connecting when it hung would come too late for its time-out.
                 while sum(body["messages"] == ALONE["messages"] for body in part.student.requests) < 3:
                     await asyncio.sleep(0.01)
-                os.kill(hung.process.pid, signal.SIGSTOP)
+                hung.process.send_signal(signal.SIGSTOP)
                 try:
                     await until(lambda: _has(part.receipts, 3), 5 * LEASE_S)
                     assert {one["status"] for one in await part.receipts()} == {"abandoned"}
@@ -232,7 +231,7 @@ async def test_receipts_of_a_resumed_process_replace_abandoned_ones(redis_url: s
                         await asyncio.sleep(0.01)
                     part.go.set()
                 finally:
-                    os.kill(hung.process.pid, signal.SIGCONT)
+                    hung.process.send_signal(signal.SIGCONT)
                 answers = await asyncio.gather(*asking)
                 assert [answer.status_code for answer in answers] == [200] * 3
 

@@ -139,7 +139,7 @@ class Fleet:
 
 
 def _owner(process: GatewayProcess) -> str:
-    return str(next(line for line in process.log if line.get("event") == "listening")["process"])
+    return str(next(line for line in process.log if line.get("event") == "worker_ready")["process"])
 
 
 async def until(true: Any, limit_s: float = 30.0) -> None:

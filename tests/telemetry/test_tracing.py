@@ -499,10 +499,10 @@ def test_the_export_has_the_key_and_the_process_attributes(world: World) -> None
     answer = world.ask()
     resource = world.collector.trace_of(answer.headers["x-request-id"]).root.resource
     assert {headers["authorization"] for headers in world.collector.headers} == {EXPORT_KEY}
-    listening = world.gateway.wait_for_log("listening")
+    listening, worker = (world.gateway.wait_for_log(name) for name in ("listening", "worker_ready"))
     assert resource["service.name"] == "gkt-gateway"
     assert resource["service.version"] == listening["version"]
-    assert resource["service.instance.id"] == listening["process"]
+    assert resource["service.instance.id"] == worker["process"]
     assert resource["deployment.environment.name"] == "test"
     assert EXPORT_KEY not in world.gateway.raw_log
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
 
-from gateway.accounting.engine_set import CurrentEngines, EngineSet
+from gateway.accounting.engine_set import EngineSet
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
@@ -40,7 +40,7 @@ class Fleet:
         rule = SimpleNamespace(hourly_usd=None if price is None else Decimal(price))
         engines: Any = {name: SimpleNamespace(state=SimpleNamespace(up=is_up)) for name, is_up in up.items()}
         models: Any = {name: SimpleNamespace(price_rule=rule) for name in up}
-        current = CurrentEngines(EngineSet(engines, models=models))
+        current = EngineSet(engines, models=models)
         now = (FIRST + minute) * 60.0 + 59.0
         await UptimeReporter(self.client, self.keys, current, lambda: now).publish()
 

@@ -13,7 +13,6 @@ const settings = (file) => [
   { title: "Value", wide: true, value: text, show: (row) => (row.secret || row.value === null ? html`<span
     class="soft">${text(row)}</span>` : html`<code>${text(row)}</code>`) },
   { title: "From", value: (row) => origin(row, file) },
-  { title: "An edit applies", value: (row) => (row.restart ? "after a restart" : "at once") },
 ];
 
 const POLICIES = [
@@ -41,8 +40,6 @@ export function Configuration({ parameters }) {
   return html`<${Loaded} of=${config}>${(data) => html`
     <${Card} title="Last edits" note="Edits of both apply while the gateway runs.">
       <h3>${data.file ?? "config.yaml"}</h3><${Reload} of=${data.last_reload} since=${data.loaded_at} />
-      ${data.restart.length > 0 && html`<p><${Badge} kind="warn">Restart the gateway to apply these edits<//></p>
-        <ul>${data.restart.map((one) => html`<li key=${one}>${one}</li>`)}</ul>`}
       <h3>Policies</h3><${Reload} of=${data.policies.last_reload} since=${data.policies.loaded_at} />
       <${Facts} items=${[
         ["Policy files", whole(data.policies.files)],

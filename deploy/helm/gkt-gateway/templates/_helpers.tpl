@@ -139,10 +139,7 @@ annotations:
 {{- omit ($config.log | default dict) "requests" | toYaml -}}
 {{- else if $root.Values.restartOnConfigChange -}}
 {{- toYaml $config -}}
-{{- else -}}
-{{- /* Running gateways apply the rest: docs/operations.md#edit-configyaml */ -}}
-{{- omit $config "models" "defaults" "alerts" "log" | toYaml -}}
-{{- omit ($config.log | default dict) "requests" | toYaml -}}
+{{- /* Else running gateways apply the edit: docs/operations.md#edit-configyaml */ -}}
 {{- end -}}
 {{- end }}
 

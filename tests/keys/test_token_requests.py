@@ -1,4 +1,4 @@
-"""Callers with tokens, at a running gateway: permissions, receipts, limits, and edits of issuers and rules."""
+"""Callers with tokens, at a running gateway: permissions, receipts, limits, and edits of rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.redis.keys import RedisKeys
 from tests.certificates import Authority
 from tests.gateway_process import KEY, redis_prefix, sha256
 from tests.identity_provider import TokenIssuer, published, token_issuer
-from tests.live.world import ADMIN_HEADERS, CHAT, Engine, World, following, route, student
+from tests.in_process_gateway import ADMIN_HEADERS, CHAT, Engine, World, following, route, student
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,9 +40,6 @@ class TokenWorld:
         known = [{"id": "only", "sha256": sha256(KEY)}] if tenant == "acme" else []
         policy = {"tenant": tenant, "keys": known, "identities": list(identities), "routes": ROUTES, **more}
         self.world._write(f"policies/{tenant}.yaml", policy)
-
-    def write_config(self, *issuers: dict[str, Any]) -> None:
-        self.world.write_config([student("small", self.engine)], identity={"issuers": list(issuers)})
 
     @property
     def version(self) -> str | None:
@@ -209,12 +206,6 @@ async def test_an_issuer_with_a_private_ca(tmp_path: Path, redis_url: str, monke
     authority = Authority(tmp_path / "certs")
     async with running(tmp_path, redis_url, monkeypatch, STAFF, tls=authority.server(), ca="certs/ca.pem") as one:
         assert (await one.ask(one.token()))[0] == 200
-        one.write_config(one.issuer.settings(ca="certs/missing.pem"))
-        await one.world.until(lambda: one.world.lines_of("config_refused"))
-        (line,) = [line for line in one.world.config["error"] if "missing.pem" in line]
-        assert line.startswith("config.yaml:")
-        assert "identity.issuers[0].ca: cannot read certs/missing.pem" in line
-        assert (await one.ask(one.token(sub="grace")))[0] == 200
 
 
 async def test_callers_who_left_keep_no_former_policy_in_memory(one: TokenWorld) -> None:
@@ -252,7 +243,7 @@ async def test_a_token_of_one_tenant_does_not_reach_another(one: TokenWorld) -> 
     assert line["rules"] == ["policies/acme.yaml:5", "policies/globex.yaml:3"] or len(line["rules"]) == 2
 
 
-async def test_edits_of_rules_and_issuers_apply_at_once(one: TokenWorld) -> None:
+async def test_edits_of_rules_apply_at_once(one: TokenWorld) -> None:
     token = one.token()
     assert (await one.ask(token))[0] == 200
     before = one.version
@@ -263,25 +254,6 @@ async def test_edits_of_rules_and_issuers_apply_at_once(one: TokenWorld) -> None
     one.write_policy(STAFF)
     await one.reloaded(before)
     assert (await one.ask(token))[0] == 200
-    one.write_config(one.issuer.settings(audience="another-gateway"))
-    await one.world.applied()
-    assert (await one.ask(token))[0] == 401
-    assert (await one.ask(one.token(aud="another-gateway")))[0] == 200
-    (line,) = one.world.lines_of("config_loaded")
-    assert line["settings"] == ["identity.issuers"]
-
-
-async def test_an_issuer_with_rules_cannot_be_removed(one: TokenWorld) -> None:
-    """The policies would name an unknown issuer, so the edit is refused as a whole."""
-    one.write_config()
-    await one.world.until(lambda: one.world.lines_of("config_refused"))
-    assert any("no issuer in config.yaml is called 'corp'" in line for line in one.world.config["error"])
-    assert (await one.ask(one.token()))[0] == 200
-    before = one.version
-    one.write_policy()
-    await one.reloaded(before)
-    status, body, _ = await one.ask(one.token())
-    assert (status, body["error"]["message"].partition(".")[0]) == (401, "Unknown API key")
 
 
 async def test_a_new_key_of_the_issuer_works_at_once_and_a_failing_issuer_is_shown(one: TokenWorld) -> None:

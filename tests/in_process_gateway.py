@@ -1,4 +1,4 @@
-"""A gateway in this process that follows edits of its files, and engines in the same event loop."""
+"""A gateway in this process that follows edits of its policies, and engines in the same event loop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from structlog.testing import capture_logs
 
 from gateway.api import keys
 from gateway.api.loop_scheduler import LoopScheduler
-from gateway.api.probes import config_shown
 from gateway.api.runner import Runner
 from gateway.app import WatchedFiles, gateway
 from gateway.config.settings import OVERRIDES
-from gateway.live.settings import RunningSettings
 from gateway.policy.config_files import ConfigFiles
 from tests.fakes import begin_events, chunk, event, reply
 from tests.gateway_process import KEY, model, redis_prefix, sha256
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from gateway.accounting.engine_set import EngineSet
     from gateway.app import Gateway
     from gateway.engines.guard import GuardedEngine
-    from gateway.live.engines import LiveEngines
 
 LIMIT_S = 60.0
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -93,14 +90,13 @@ class Engine:
 
 
 class World:
-    """A gateway, the files that it follows, its engines and its log."""
+    """A gateway, its files, its engines and its log."""
 
     def __init__(self, folder: Path, redis_url: str, session: aiohttp.ClientSession, log: list[Any]) -> None:
         self.folder, self.log = folder, log
         self.parts: Gateway
         self.url = self.admin_url = ""
         self._redis_url, self._session = redis_url, session
-        self._version: str | None = None
 
     def write_config(self, models: list[dict[str, Any]], **sections: Any) -> None:
         config = {
@@ -124,13 +120,7 @@ class World:
 
     @property
     def engine_set(self) -> EngineSet:
-        return self.parts.public[keys.ENGINES].engine_set
-
-    @property
-    def live_engines(self) -> LiveEngines:
-        running = self.parts.admin[keys.RELOADER]._live
-        assert isinstance(running, RunningSettings)
-        return running.engines
+        return self.parts.public[keys.ENGINES]
 
     def engine(self, name: str) -> GuardedEngine:
         return self.engine_set.by_name[name]
@@ -146,22 +136,6 @@ class World:
             while not true():
                 await asyncio.sleep(0.01)
 
-    async def applied(self) -> dict[str, Any]:
-        """Wait until another version of config.yaml is in use than at the last call. Return its state."""
-        state = self.config
-        async with asyncio.timeout(LIMIT_S):
-            while state["version"] == self._version or state["error"]:
-                await asyncio.sleep(0.01)
-                state = self.config
-        self._version = state["version"]
-        return state
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The state of config.yaml that the admin listener shows."""
-        shown: dict[str, Any] = config_shown(self.parts.admin[keys.RELOADER])
-        return shown
-
     async def get(self, path: str, *, admin: bool = False) -> Any:
         url, headers = (self.admin_url, ADMIN_HEADERS) if admin else (self.url, HEADERS)
         async with self._session.get(f"{url}{path}", headers=headers) as answer:
@@ -175,13 +149,6 @@ class World:
         async with self.post(route, stream=False) as answer:
             await answer.read()
             return answer.status, answer.headers["x-request-id"]
-
-    async def send(self, body: AsyncIterator[bytes]) -> int:
-        """Return the status of a request whose body arrives in parts."""
-        headers = HEADERS | {"Content-Type": "application/json"}
-        async with self._session.post(f"{self.url}{CHAT}", data=body, headers=headers) as answer:
-            await answer.read()
-            return answer.status
 
     @staticmethod
     def body(route: str, *, stream: bool = False) -> bytes:
@@ -260,5 +227,4 @@ async def following(
                 urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
             world.url, world.admin_url = urls
             await world.until(lambda: all(one.state.up is not None for one in world.engine_set.by_name.values()))
-            await world.applied()
             yield world
