@@ -125,7 +125,7 @@ def test_a_terminal_shows_one_short_line_in_colours_for_each_request(tmp_path: P
     assert COLOURS.search(line)
     plain = COLOURS.sub("", line).rstrip()
     assert re.fullmatch(
-        rf"\S+Z \[info +\] request +id={request_id} tenant=acme route=chat-student mode=student status=ok "
+        rf"\S+Z \[info +\] request +worker=1 id={request_id} tenant=acme route=chat-student mode=student status=ok "
         r"tokens=\d+>\d+ cost=\$0\.\d+ saved=\$\d\S* total_ms=[\d.]+",
         plain,
     ), plain

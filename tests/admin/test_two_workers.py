@@ -188,20 +188,21 @@ def test_both_workers_show_the_same_reliability_and_name_the_worker_of_their_own
     until(same, seen)  # a request is counted within seconds
 
 
-def test_both_workers_have_the_same_configuration_and_apply_its_edits(world: World) -> None:
-    file = world.gateway.config
-    file.write_text(file.read_text("utf-8") + "\nalerts: {webhook: 'http://127.0.0.1:9/hook'}\n", "utf-8")
+def test_both_workers_have_the_same_configuration_and_apply_edits_of_policies(world: World) -> None:
+    file = world.gateway.config.parent / "policies" / "acme.yaml"
+    file.write_text(file.read_text("utf-8") + "\n# edited\n", "utf-8")
     versions: list[Any] = []
 
     def applied() -> bool:
-        versions[:] = [(one["version"], one["last_reload"]) for one in world.both("/config")]
+        policies = [one["policies"] for one in world.both("/config")]
+        versions[:] = [(one["version"], one["last_reload"]) for one in policies]
         return all(last is not None and last["result"] == "applied" for _, last in versions)
 
     until(applied, versions)
     replies = world.both("/config")
     assert [one["worker"] for one in replies] == [1, 2]
     for one in replies:
-        del one["last_reload"]["at"]
+        del one["policies"]["last_reload"]["at"]
         del one["policies"]["loaded_at"]
     assert without(replies[0], "worker", "loaded_at") == without(replies[1], "worker", "loaded_at")
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from gateway.telemetry.trace_export import MAX_BATCH, MAX_QUEUE
 from tests.collector import Collector, Trace
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
-from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import detail, wait_until_looked_at
 
 if TYPE_CHECKING:
@@ -622,16 +622,22 @@ _IMPORTS = (
     "opentelemetry.exporter",
     "requests",
 )
-_TELLS = f"""\
+_TELLS = f"""
 import atexit, json, sys
 def tell():
     modules = [one for one in {_IMPORTS} if one in sys.modules]
     print(json.dumps({{"event": "imported", "modules": modules}}), file=sys.stderr)
-atexit.register(tell)
-from gateway.cli import main
-main()
+if "gateway.server.worker" in sys.orig_argv:
+    atexit.register(tell)
 """
 _WITHOUT = "import sys; sys.modules['opentelemetry'] = None\n"
+
+
+def beginning_with(code: str, folder: Path) -> dict[str, str]:
+    """Return the environment in which each process of a gateway runs this code first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.mark.long
@@ -642,7 +648,8 @@ def test_a_gateway_without_a_collector_does_not_even_import_the_library(
     """The library need not be installed, and no trace id is sent to an engine."""
     with Collector().running() as collector:
         tracing = {"endpoint": collector.url} if on else {}
-        with start(tmp_path, redis_url, engines, tracing, entry=("-c", before + _TELLS)) as gateway:
+        environ = beginning_with(before + _TELLS, tmp_path / "site")
+        with start(tmp_path, redis_url, engines, tracing, entry=COMMAND, environ=environ) as gateway:
             assert World(gateway, collector, *engines).ask(headers={"traceparent": PARENT}).status_code == 200
             assert gateway.terminate() == 0
             assert gateway.wait_for_log("imported")["modules"] == (list(_IMPORTS) if on else [])
@@ -653,9 +660,9 @@ def test_a_collector_without_the_extra_is_an_issue_with_the_package(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
     """OpenTelemetry's environment variable names it."""
-    entry = ("-c", _WITHOUT + "from gateway.cli import main\nmain()")
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
-    gateway = start(tmp_path, redis_url, engines, {}, entry=entry, environ=environ)
+    environ = beginning_with(_WITHOUT, tmp_path / "site")
+    environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:4318"
+    gateway = start(tmp_path, redis_url, engines, {}, entry=COMMAND, environ=environ)
     with pytest.raises(AssertionError, match="no log line 'listening'") as never:
         gateway.__enter__()
     assert "pip install 'gkt-gateway[otel]'" in str(never.value)
