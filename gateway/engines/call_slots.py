@@ -58,13 +58,10 @@ class CallSlots:
         """Return whether the next call must wait."""
         return self.limit is not None and self.in_flight >= self.limit
 
-    def update(self, reported: int | None, processes: int, others: int = 0) -> None:
-        """Set the limit of this process: its share of the lower of the engine's own limit and the configured one.
-
-        `others` are calls of this process that use the share, but not these slots.
-        """
+    def update(self, reported: int | None, processes: int) -> None:
+        """Set the limit of this process: its share of the lower of the engine's own limit and the configured one."""
         limits = [limit for limit in (self._configured, reported) if limit is not None]
-        self.limit = max(1, min(limits) // processes - others) if limits else None
+        self.limit = max(1, min(limits) // processes) if limits else None
         if self._waiting:
             self._grant()
 

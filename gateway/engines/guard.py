@@ -157,12 +157,9 @@ class GuardedEngine:
             await asyncio.wait([self._trial_ended], timeout=min(trial_s, left_s))
         self._check_permitted(tenant)
 
-    def update_limit(self, processes: int, others: int = 0) -> None:
-        """Follow the engine's own limit on calls in flight, and the number of processes that share it.
-
-        `others` are calls of this process to the server by an earlier engine.
-        """
-        self._slots.update(self.state.max_concurrency, processes, others)
+    def update_limit(self, processes: int) -> None:
+        """Follow the engine's own limit on calls in flight, and the number of processes that share it."""
+        self._slots.update(self.state.max_concurrency, processes)
 
     def is_closed_for(self, tenant: str) -> bool:
         """Return whether calls of the tenant pass, and none of them is a trial."""

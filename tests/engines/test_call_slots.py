@@ -165,9 +165,6 @@ async def test_the_limit_follows_the_engine_and_the_fleet() -> None:
     for reported, limit in ((8, 6), (4, 4), (None, 6)):
         lower.slots.update(reported, 1)
         assert lower.slots.limit == limit
-    for others, limit in ((0, 6), (2, 4), (9, 1)):
-        lower.slots.update(None, 1, others)
-        assert lower.slots.limit == limit
 
 
 @pytest.mark.parametrize("limit", [3, None])
