@@ -94,6 +94,13 @@ class Connection(web.RequestHandler):
         """Return whether the connection is idle: no complete head has arrived since the last reply."""
         return self._waiter is not None and not self._waiter.done()
 
+    @property
+    def idle_s(self) -> float:
+        """Return for how many seconds the connection has been idle."""
+        if not self.waits:
+            return 0.0
+        return self._loop.time() - (self._next_keepalive_close_time - self._keepalive_timeout)
+
     def authenticated(self, policy: TenantPolicy) -> None:
         """Attribute the connection to the tenant of the current request's key."""
         self._authenticated = True

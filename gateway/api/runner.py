@@ -84,12 +84,20 @@ class Runner(web.AppRunner):
         """The number of open connections."""
         return len(self._shared.by_tenant)
 
-    def close_idle(self) -> None:
-        """Close the connections that wait for a request."""
-        assert self.server is not None
-        for connection in self.server.connections:
-            if isinstance(connection, Connection) and connection.waits:
+    @property
+    def has_requests(self) -> bool:
+        """Return whether a connection has a request."""
+        return any(not connection.waits for connection in self._connections())
+
+    def close_idle(self, idle_s: float) -> None:
+        """Close the connections that have been idle for `idle_s` seconds."""
+        for connection in self._connections():
+            if connection.waits and connection.idle_s >= idle_s:
                 connection.force_close()
+
+    def _connections(self) -> list[Connection]:
+        assert self.server is not None
+        return [one for one in self.server.connections if isinstance(one, Connection)]
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

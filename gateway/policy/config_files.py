@@ -79,6 +79,7 @@ class ConfigReading(NamedTuple):
     digest: str  # a hash of config.yaml
     settings: Settings | None  # None: config.yaml or the policies have issues
     issues: tuple[str, ...] = ()
+    policies: Path | None = None  # the folder of policies that was checked
 
 
 def read_config(config: Path, used: Settings, used_digest: str, cache: PolicyFileCache) -> ConfigReading:
@@ -90,7 +91,8 @@ def read_config(config: Path, used: Settings, used_digest: str, cache: PolicyFil
     settings, _, issues = check_settings(config, raw=raw)
     if settings is not None and (digest != used_digest or settings != used):
         _, issues = check_policies(settings, cache)
-    return ConfigReading(digest, None if issues else settings, tuple(map(str, issues)))
+    policies = None if settings is None else settings.policies
+    return ConfigReading(digest, None if issues else settings, tuple(map(str, issues)), policies)
 
 
 def check_policies(settings: Settings, cache: PolicyFileCache) -> tuple[PolicySet | None, list[ConfigIssue]]:

@@ -80,6 +80,7 @@ class Reloader:
         self._now, self._pace = now, pace
         self._debounce = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
+        self._is_retired = False
         self.loaded_at = time()
         self.last_config: EditResult | None = None
         self.last_policies: EditResult | None = None
@@ -99,9 +100,15 @@ class Reloader:
             self._metrics.config_reloads.labels("refused" if edit.result == "refused" else "loaded").inc()
             self._metrics.config_stale.set(int(bool(edit.issues)))
 
+    def retire(self) -> None:
+        """Stop polling, and report no invalid files: other workers, which replace this one, report them."""
+        self._is_retired = True
+        self._metrics.policy_stale.set(0)
+        self._metrics.config_stale.set(0)
+
     async def run(self) -> None:
-        """Poll the policies until canceled."""
-        while True:
+        """Poll the policies until `retire`."""
+        while not self._is_retired:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.poll_every_s):
                     await self._now.wait()
@@ -121,7 +128,10 @@ class Reloader:
         seen = await self._in_thread(self.files.signature)
         if not self._debounce.is_complete(seen, asyncio.get_running_loop().time()) and not requested:
             return
-        self._put(await self._in_thread(self.files.read), requested=requested)
+        reading = await self._in_thread(self.files.read)
+        if self._is_retired:
+            return
+        self._put(reading, requested=requested)
         self._debounce.mark_read(seen)
 
     def _put(self, reading: PolicyReading, *, requested: bool) -> None:
@@ -144,7 +154,7 @@ class Reloader:
         self._metrics.policy_stale.set(int(bool(policies.issues)))
 
     def _refuse(self, issues: tuple[str, ...]) -> None:
-        if issues == self._policies.issues:
+        if self._is_retired or issues == self._policies.issues:
             return
         self._policies.issues = issues
         self.last_policies = EditResult(time(), "refused", issues=issues[:MAX_LOGGED])

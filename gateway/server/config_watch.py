@@ -37,20 +37,20 @@ class ConfigWatch:
         self.settings, _, _ = load_all(config)
         self._debounce = EditDebounce(self._pace.latest_s)
         self._cache = PolicyFileCache()
-        self._is_refused = False
+        self._refused_policies: Path | None = None
         self._retry_at: float | None = None
 
     def accept(self, edit: ConfigReading, settings: Settings) -> None:
         """Record that the workers use an edit."""
         self.digest, self.settings = edit.digest, settings
-        self._is_refused, self._retry_at = False, None
+        self._refused_policies, self._retry_at = None, None
 
-    def refuse(self, *, retries: bool) -> None:
-        """Record that an edit is not used. A change of the policies, which name its models, makes it worth a try.
+    def refuse(self, edit: ConfigReading, *, retries: bool) -> None:
+        """Record that an edit is not used. A change of its policies, which name its models, makes it worth a try.
 
         `retries`: read it again after a while, because the reason may go away by itself.
         """
-        self._is_refused = True
+        self._refused_policies = edit.policies or self.settings.policies
         self._retry_at = asyncio.get_running_loop().time() + _RETRY_S if retries else None
 
     async def next(self, now: asyncio.Event) -> ConfigReading:
@@ -73,6 +73,6 @@ class ConfigWatch:
     def _signature(self) -> Signature:
         """Return a signature of the files whose change may be an edit of config.yaml, or make a refused one valid."""
         signature = config_signature(self._config)
-        if not self._is_refused:
+        if self._refused_policies is None:
             return signature
-        return (*signature, *policy_signature(self.settings.policies, self._cache))
+        return (*signature, *policy_signature(self._refused_policies, self._cache))

@@ -89,6 +89,12 @@ class Generation:
 
     addresses: GatewayAddresses
 
+    @property
+    def outbox(self) -> tuple[str, str]:
+        """Return what identifies the outbox from which the usage worker reads receipts."""
+        redis = self._settings.redis
+        return redis.url.get_secret_value(), redis.prefix
+
     def __init__(
         self,
         settings: Settings,
@@ -107,6 +113,7 @@ class Generation:
         self._tasks = BackgroundTasks()
         self._keeping: list[asyncio.Task[None]] = []
         self._usage: asyncio.Task[None] | None = None
+        self._starting: set[asyncio.subprocess.Process] = set()
         self._serving: set[asyncio.subprocess.Process] = set()
         self._all_ready, self._failed = asyncio.Event(), asyncio.Event()
         self._ending, self._stopping, self._usage_stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -141,9 +148,16 @@ class Generation:
                 process.send_signal(signal.SIGHUP)
 
     def retire(self) -> None:
-        """Let each worker end with its last request. Other workers accept new connections."""
+        """Let each worker end with its last request, one that is starting at once. Others accept new connections."""
         self._ending.set()
         self._send_all(SupervisorMessage(retire=True))
+        for process in self._starting:
+            with suppress(ProcessLookupError):
+                process.terminate()
+
+    def stop_usage_worker(self) -> None:
+        """Let the usage worker end before the workers. Another one writes their last receipts."""
+        self._usage_stopping.set()
 
     def stop(self) -> None:
         """Drain the workers, within `server.drain_timeout`."""
@@ -181,18 +195,28 @@ class Generation:
                 self._failed.set()
                 return
             if not self.is_replaced:
-                self.public.renew(slot)
-                self.admin.renew(slot)
+                self._renew_sockets(slot)
             pause_s = restart.after_end()
             log.error("worker_ended", worker=number, exit_code=exit_code, error=error, restart_in_s=pause_s)
             await restart.wait(pause_s, self._ending)
 
+    def _renew_sockets(self, slot: int) -> None:
+        try:
+            self.public.renew(slot)
+            self.admin.renew(slot)
+        except StartupError as error:
+            # The restarted worker gets the former sockets. Connections to them wait until then.
+            log.warning("sockets_not_renewed", error=error.message)
+
     async def _run_worker(self, number: int, slot: int) -> tuple[int | None, str | None]:
         """Run one worker. Return its exit code, which is negative for a signal, and the error of its start."""
-        shared = not ports.DISTRIBUTES_CONNECTIONS
-        sockets = ListeningSockets(self.public.descriptors(slot), self.admin.descriptors(slot), shared)
-        is_first = not self._all_ready.is_set()
-        settings = WorkerOptions(number, sockets, self._host.redis_url, replaces=self._replaces and is_first)
+        replaces = self._replaces and not self._all_ready.is_set()
+        shared = replaces or not ports.DISTRIBUTES_CONNECTIONS
+        try:
+            sockets = ListeningSockets(self.public.descriptors(slot), self.admin.descriptors(slot), shared)
+        except StartupError as error:
+            return None, error.message
+        settings = WorkerOptions(number, sockets, self._host.redis_url, replaces)
         arguments = (str(self._host.config), msgspec.json.encode(settings).decode())
         options = {
             "env": {**child_environment(), MULTIPROCESS_FOLDER: self._host.metrics},
@@ -202,18 +226,23 @@ class Generation:
         }
         try:
             async with running_module(_WORKER, arguments, self._stopping, self._stop_limit_s, **options) as process:
+                self._starting.add(process)
+                if self._ending.is_set():
+                    process.terminate()
                 try:
                     started = await _read_started(process)
                     if started.addresses is not None:
                         self._on_ready(number, process, started.addresses)
                     return await process.wait(), started.error
                 finally:
+                    self._starting.discard(process)
                     self._serving.discard(process)
         except ProcessNotStarted as error:
             return None, f"cannot start a process: {error}"
 
     def _on_ready(self, number: int, process: asyncio.subprocess.Process, addresses: GatewayAddresses) -> None:
         log.info("worker_ready", worker=number, pid=process.pid, process=addresses.process)
+        self._starting.discard(process)
         self._serving.add(process)
         self.addresses = addresses
         if len(self._serving) == self.workers:

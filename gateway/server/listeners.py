@@ -41,8 +41,8 @@ _MACOS_MAX_FILES = 10_240
 # At most 1/8 of `max_in_flight` handlers may continue after their caller disconnected.
 _DETACHED_SHARE = 8
 
-# A caller that reuses its connection within this time, after other workers replaced this one, gets a reply that closes
-# the connection. An earlier end could meet a request that is under way.
+# A caller that reuses its connection within this time gets a reply that closes it. An earlier end could meet a request
+# that is under way.
 _IDLE_AFTER_RETIRE_S = 10.0
 _RETIRE_POLL_S = 0.05
 
@@ -99,8 +99,8 @@ async def serve(
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-        if waits_until_ready:
-            await parts.public[STARTUP].finished.wait()
+        if waits_until_ready and not await _is_set_first(parts.public[STARTUP].finished, stop):
+            return
         server, operators = settings.server, settings.admin
         inherited = await _listen(public, server.host, server.port, "server.port", sockets.public)
         await _listen(admin, operators.host, operators.port, "admin.port", sockets.admin)
@@ -112,6 +112,8 @@ async def serve(
             await stop.wait()
         elif await _is_set_first(retire, stop):
             log.info("retiring", in_flight=parts.admission.in_flight)
+            if (reloader := parts.admin.get(keys.RELOADER)) is not None:
+                reloader.retire()
             await _end_with_last_request(stop, parts, public, admin)
         else:
             await _leave_to_others(public, inherited, shared=sockets.shared)
@@ -172,7 +174,8 @@ async def _leave_to_others(runner: Runner, inherited: Sequence[socket.socket], *
     """Leave new connections to the workers that share the port of inherited sockets."""
     for one in () if shared else inherited:
         # Closing is not enough: the supervisor has the socket, too, and its connections would wait for a restart.
-        one.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it no longer listens
+            one.shutdown(socket.SHUT_RDWR)
     for site in list(runner.sites) if inherited else ():
         await site.stop()
 
@@ -183,20 +186,20 @@ async def _is_set_first(event: asyncio.Event, other: asyncio.Event) -> bool:
     waiting = [waits.spawn("event", one.wait()) for one in (event, other)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     await waits.close()
-    return not other.is_set()
+    return event.is_set()
 
 
-async def _end_with_last_request(stop: asyncio.Event, parts: Gateway, *runners: Runner) -> None:
-    """Accept no more connections, and wait until the open ones and their tasks have ended, or `stop` is set."""
-    for runner in runners:
-        for site in list(runner.sites):
-            await site.stop()
+async def _end_with_last_request(stop: asyncio.Event, parts: Gateway, public: Runner, admin: Runner) -> None:
+    """Accept no more connections, and wait until all requests and their tasks have ended, or `stop` is set."""
+    for site in (*public.sites, *admin.sites):
+        await site.stop()
     parts.admission.retiring = True
-    public = runners[0]
     close_idle_at = asyncio.get_running_loop().time() + _IDLE_AFTER_RETIRE_S
-    while not stop.is_set() and (public.open_connections or parts.admission.in_flight or parts.tasks.finite):
+    while not stop.is_set() and (
+        public.open_connections or admin.has_requests or parts.admission.in_flight or parts.tasks.finite
+    ):
         if asyncio.get_running_loop().time() >= close_idle_at:
-            public.close_idle()
+            public.close_idle(_IDLE_AFTER_RETIRE_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(_RETIRE_POLL_S):
                 await stop.wait()

@@ -54,10 +54,14 @@ class SharedPort:
         return tuple(one.fileno() for one in self._by_slot[slot])
 
     def renew(self, slot: int) -> None:
-        """Replace the sockets of a slot whose worker has ended, so that they get no connections before its restart."""
+        """Replace the sockets of a slot whose worker has ended, so that they get no connections before its restart.
+
+        Raises StartupError if the port cannot be bound again. The sockets stay as they are then.
+        """
         if DISTRIBUTES_CONNECTIONS and slot in self._by_slot:
-            former = self._by_slot.pop(slot)
-            self.descriptors(slot)  # before the former are closed, so that no other process takes the port
+            former = self._by_slot[slot]
+            # Before the former are closed, so that no other process takes the port.
+            self._by_slot[slot] = _bind_all(self.address[0], self.number, self._field, exclusive=False)
             _close(former)
 
     def keep(self, slots: int) -> None:
@@ -105,6 +109,8 @@ def _bind_all(host: str, port: int, field: str, *, exclusive: bool) -> list[sock
                 bound = stack.enter_context(_bound(family, address, shared=True))
                 port = bound.getsockname()[1]
                 sockets.append(bound)
+        except UnicodeError as error:  # a label of the host name is empty or too long
+            raise StartupError(f"{host!r} is no host name or address: correct the host beside {field}.") from error
         except OSError as error:
             raise listen_error(error, host, port, field) from error
         stack.pop_all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from time import time
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,13 @@ class Supervisor:
         forwarding = self._tasks.spawn("forward_reload", forward())
         try:
             while True:
-                await self._apply(await self._watch.next(now))
+                edit = await self._watch.next(now)
+                try:
+                    await self._apply(edit)
+                except Exception as error:
+                    # The loop must survive any error to see the next edit.
+                    log.exception("edit_failed")
+                    self._refuse(edit, f"failed with {type(error).__name__}: see the log", retries=True)
         finally:
             forwarding.cancel()
 
@@ -116,7 +122,7 @@ class Supervisor:
         """Put an edit into effect, or report why it is not used."""
         settings = edit.settings
         if settings is None:
-            self._refuse(edit.issues)
+            self._refuse(edit, *edit.issues)
         elif edit.digest == self._watch.digest and settings == self._watch.settings:
             self._watch.accept(edit, settings)
             if self._issues:
@@ -125,35 +131,25 @@ class Supervisor:
                 self._current.report(EditResult(time(), "applied"))
         elif len(self._open) > MAX_RETIRED:
             where = display_path(self._config)
-            self._refuse((f"{where}: waits until workers of earlier edits have finished their requests",), retries=True)
+            waiting = f"{where}: waits until workers of earlier edits have finished their requests"
+            self._refuse(edit, waiting, retries=True)
         else:
             await self._replace(edit, settings)
 
     async def _replace(self, edit: ConfigReading, settings: Settings) -> None:
         """Start the workers of an edit, and retire the current ones when the new ones are ready."""
-        former, opened = self._current, list[SharedPort]()
+        former = self._current
         former.is_replaced = True
         try:
-            embedded = settings.redis.url.get_secret_value() == "embedded"
-            if embedded != (self._host.redis_url is not None):
-                raise StartupError("redis.url: restart the gateway to begin or end the use of the embedded Redis.")
-            ports = self._ports_of(settings, (former.public, former.admin))
-            opened = [port for port in ports if port not in (former.public, former.admin)]
-            new = self._generation_of(settings, ports, replaces=True)
-            try:
-                await new.start(_READY_LIMIT_S)
-            except StartupError:
-                new.stop()
-                await new.ended()
-                self._open.discard(new)
-                raise
+            new = await self._started(settings, former)
         except StartupError as error:
-            former.is_replaced = False
-            for port in opened:
-                port.close()
-            self._refuse((f"{display_path(self._config)}: {error.message}",), retries=True)
+            self._refuse(edit, f"{display_path(self._config)}: {error.message}", retries=True)
             return
+        finally:
+            former.is_replaced = False
         self._retire(former, new)
+        if former.outbox == new.outbox:
+            former.stop_usage_worker()
         before, self._current, self._issues = self._watch.settings, new, ()
         self._watch.accept(edit, settings)
         set_up_logs(settings.log.level, settings.log.format)
@@ -161,20 +157,35 @@ class Supervisor:
         self._announce("config_loaded", version=version_of(edit.digest), settings=changed)
         new.report(EditResult(time(), "applied", settings=changed))
 
-    def _retire(self, former: Generation, new: Generation) -> None:
-        former.retire()
-        for port in (former.public, former.admin):
-            if port in (new.public, new.admin):
-                port.keep(new.workers)
+    async def _started(self, settings: Settings, former: Generation) -> Generation:
+        """Start workers beside the former ones. Raises StartupError if they do not become ready."""
+        embedded = settings.redis.url.get_secret_value() == "embedded"
+        if embedded != (self._host.redis_url is not None):
+            raise StartupError("redis.url: restart the gateway to begin or end the use of the embedded Redis.")
+        ports = self._ports_of(settings, (former.public, former.admin))
+        new = self._generation_of(settings, ports, replaces=True)
+        try:
+            await new.start(_READY_LIMIT_S)
+        except Exception:
+            self._retire(new, former)  # those that are ready may have requests
+            raise
+        return new
+
+    def _retire(self, retired: Generation, current: Generation) -> None:
+        """Let workers end with their last request. The current workers keep the ports that both have."""
+        retired.retire()
+        for port in (retired.public, retired.admin):
+            if port in (current.public, current.admin):
+                port.keep(current.workers)
             else:
                 port.close()
-        ending = self._tasks.spawn("retired", self._end(former))
+        ending = self._tasks.spawn("retired", self._end(retired))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
-    def _refuse(self, issues: tuple[str, ...], *, retries: bool = False) -> None:
+    def _refuse(self, edit: ConfigReading, *issues: str, retries: bool = False) -> None:
         """Report why the current config.yaml is not used."""
-        self._watch.refuse(retries=retries)
+        self._watch.refuse(edit, retries=retries)
         if issues != self._issues:
             self._issues = issues
             log_issues("config_refused", version_of(self._watch.digest), issues)
@@ -193,11 +204,14 @@ class Supervisor:
         server, admin = settings.server, settings.admin
         listeners = (server.host, server.port, "server.port"), (admin.host, admin.port, "admin.port")
         ports = list[SharedPort]()
-        for (host, number, field), port in zip(listeners, current or (None, None), strict=True):
-            if port is not None and port.address == (host, number):
-                ports.append(port)
-            else:
-                ports.append(SharedPort(host, number, field, exclusive=number not in own))
+        with ExitStack() as opened:
+            for (host, number, field), port in zip(listeners, current or (None, None), strict=True):
+                if port is not None and port.address == (host, number):
+                    ports.append(port)
+                else:
+                    ports.append(SharedPort(host, number, field, exclusive=number not in own))
+                    opened.callback(ports[-1].close)
+            opened.pop_all()
         public, operators = ports
         return public, operators
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -96,3 +97,35 @@ async def test_each_path_is_answered_as_by_aiohttp(method: str, path: str, heade
     own = await replies(own=True, method=method, path=path, headers=headers)
     assert own == await replies(own=False, method=method, path=path, headers=headers)
     assert own[1]["x-outer"] == "seen"
+
+
+async def test_only_connections_that_have_been_idle_for_long_enough_are_closed() -> None:
+    resumed = asyncio.Event()
+
+    async def hold(_: web.Request) -> web.Response:
+        await resumed.wait()
+        return web.Response(text="done")
+
+    app, metrics = application()
+    app.router.add_get("/v1/held", hold)
+    runner = Runner(app, metrics=metrics, listener="public", max_connections=9, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        (used, to_used), (busy, to_busy) = [await asyncio.open_connection(*runner.addresses[0][:2]) for _ in range(2)]
+        to_used.write(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await used.readline()).startswith(b"HTTP/1.1 200")
+        assert not runner.has_requests
+        to_busy.write(b"GET /v1/held HTTP/1.1\r\nHost: a\r\n\r\n")
+        while not runner.has_requests:
+            await asyncio.sleep(0)
+        runner.close_idle(60.0)
+        assert runner.open_connections == 2
+        runner.close_idle(0.0)
+        await used.read()  # until its end
+        resumed.set()
+        assert (await busy.readline()).startswith(b"HTTP/1.1 200")
+        to_used.close()
+        to_busy.close()
+    finally:
+        await runner.cleanup()

@@ -79,7 +79,7 @@ async def test_config_yaml_and_policies_are_checked_together(folder: Path) -> No
     edit = await seen.next()
     assert edit.settings is None
     assert [issue.split(" ")[0] for issue in edit.issues] == ["policies/acme.yaml:3:"]
-    seen.watch.refuse(retries=False)
+    seen.watch.refuse(edit, retries=False)
     (folder / "policies" / "acme.yaml").write_text(policy("acme", "tiny"))
     edit = await seen.next()
     while edit.issues:  # the first reading after `refuse` sees the policies for the first time
@@ -90,6 +90,22 @@ async def test_config_yaml_and_policies_are_checked_together(folder: Path) -> No
     (folder / "policies" / "acme.yaml").write_text("tenant: [\n")
     seen.now.set()
     assert (await seen.next()).issues == (), "the workers report it"
+
+
+async def test_an_edit_that_names_an_invalid_folder_of_policies_is_read_again_after_its_change(folder: Path) -> None:
+    seen = Watching(folder)
+    await seen.begin()
+    new = folder / "new"
+    new.mkdir()
+    (new / "acme.yaml").write_text(policy("acme", "unknown"))
+    (folder / "config.yaml").write_text(CONFIG + "policies: new\n")
+    edit = await seen.next()
+    assert edit.settings is None
+    seen.watch.refuse(edit, retries=False)
+    (new / "acme.yaml").write_text(policy("acme"))
+    while edit.issues:  # the first reading after `refuse` sees the policies for the first time
+        edit = await seen.next()
+    assert edit.settings is not None
 
 
 async def test_a_request_to_reload_reads_the_secrets_again(folder: Path) -> None:
@@ -120,5 +136,5 @@ async def test_an_edit_that_could_not_be_used_is_read_again(folder: Path, monkey
     await seen.begin()
     (folder / "config.yaml").write_text(TINY.replace("tiny", "small") + "log: {level: debug}\n")
     first = await seen.next()
-    seen.watch.refuse(retries=True)
+    seen.watch.refuse(first, retries=True)
     assert await seen.next() == first

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import socket
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -13,11 +17,10 @@ from ruamel.yaml import YAML
 
 from gateway.server.supervisor import MAX_RETIRED
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
-from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
     from aiohttp import web
 
@@ -118,6 +121,10 @@ class Running:
         async with self.session.get(f"{self.process.admin_url}/readyz") as reply:
             detail: dict[str, Any] = await reply.json()
         return detail
+
+    async def metrics(self) -> str:
+        async with self.session.get(f"{self.process.admin_url}/metrics") as reply:
+            return await reply.text()
 
     async def ask(self) -> int:
         async with self.session.post(
@@ -222,14 +229,103 @@ async def test_an_invalid_edit_is_reported_and_changes_nothing(
                 await asyncio.sleep(0.02)
 
 
+async def test_workers_that_do_not_start_leave_the_requests_to_the_former_ones(
+    tmp_path: Path, redis_url: str, engine: FakeEngine
+) -> None:
+    """One of them is ready before another fails, so it has requests. Then a valid edit is used."""
+    async with running(tmp_path, redis_url, engine, server={"workers": 2}, entry=COMMAND) as gateway:
+        callers = Callers(gateway.process.url)
+        async with callers.calling():
+            gateway.write(server=gateway.config["server"] | {"workers": 3})
+            async with asyncio.timeout(LIMIT_S):
+                while (pid := worker_pid(gateway, 4)) is None:
+                    await asyncio.sleep(0.002)
+            os.kill(pid, signal.SIGSTOP)
+            await gateway.until(lambda: len(gateway.lines("worker_ready")) == 2 + 2)
+            answered = len(callers.ids)
+            await gateway.until(lambda: len(callers.ids) > answered + 20)
+            os.kill(pid, signal.SIGKILL)
+            await gateway.until(lambda: gateway.lines("config_refused"))
+            answered = len(callers.ids)
+            await gateway.until(lambda: len(callers.ids) > answered + 50)
+        assert callers.failed == []
+        (issue,) = gateway.lines("config_refused")[0]["issues"]
+        assert "worker 4 ended during its start with exit code -9" in issue
+        await gateway.until(lambda: len(gateway.lines("stopped")) == 2)
+        line = await gateway.edit(server=gateway.config["server"] | {"workers": 2, "max_in_flight": 500})
+        assert line["settings"] == ["server.max_in_flight"]
+        assert await gateway.ask() == 200
+        assert gateway.lines("worker_ended") == []
+        assert gateway.process.terminate() == 0
+
+
+def worker_pid(gateway: Running, number: int) -> int | None:
+    """Return the process of a worker that may still be starting; None: there is none."""
+    supervisor = gateway.process.process.pid
+    for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+        try:
+            command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # the process has ended
+            continue
+        if b"gateway.server.worker" in command and json.loads(command[-2])["number"] == number:
+            return int(child)
+    return None
+
+
+async def test_an_edit_with_an_invalid_host_is_refused_and_the_next_one_is_used(
+    tmp_path: Path, redis_url: str, engine: FakeEngine
+) -> None:
+    async with running(tmp_path, redis_url, engine) as gateway:
+        own = gateway.config["server"]
+        gateway.write(server=own | {"host": f"{'a' * 64}.example"})
+        await gateway.until(lambda: gateway.lines("config_refused"))
+        (issue,) = gateway.lines("config_refused")[0]["issues"]
+        assert "is no host name or address" in issue
+        await gateway.edit(server=own | {"max_in_flight": 500})
+        assert await gateway.ask() == 200
+
+
+async def test_a_retired_worker_reports_no_invalid_policies(tmp_path: Path, redis_url: str, engine: FakeEngine) -> None:
+    """A policy names a model that a later edit of config.yaml adds. The worker of a stream has only the former one."""
+    held = HeldStreams()
+    engine.behave = held.answer
+    policy = tmp_path / "policies" / "acme.yaml"
+    async with running(tmp_path, redis_url, engine) as gateway, gateway.streaming() as stream:
+        policy.write_text(policy.read_text().replace("student: small", "student: tiny"))
+        await gateway.until(lambda: gateway.lines("policies_refused"))
+        small = gateway.config["models"]
+        await gateway.edit(models=[*small, model("tiny", "openai", f"{engine.url}/v1", continuation="none")])
+        async with asyncio.timeout(LIMIT_S):
+            while "gkt_policy_stale 0.0" not in await gateway.metrics():
+                await asyncio.sleep(0.02)
+        assert gateway.lines("stopped") == []
+        held.resume()
+        assert (await stream.text()).endswith("data: [DONE]\n\n")
+
+
+async def test_receipts_are_written_by_one_usage_worker_after_an_edit(
+    tmp_path: Path, redis_url: str, engine: FakeEngine
+) -> None:
+    """A stream keeps a worker of the former edition. Its usage worker ends, since the settings of usage may differ."""
+    held = HeldStreams()
+    engine.behave = held.answer
+    usage = {"run": "host", "url": f"sqlite:///{tmp_path / 'usage.db'}"}
+    async with running(tmp_path, redis_url, engine, usage=usage) as gateway, gateway.streaming() as stream:
+        await gateway.until(lambda: gateway.lines("usage_worker"))
+        await gateway.edit(receipts={"ttl": "2d"})
+        await gateway.until(lambda: len(gateway.lines("usage_worker")) == 2 and gateway.lines("usage_worker_stopped"))
+        assert gateway.lines("stopped") == []
+        held.resume()
+        assert (await stream.text()).endswith("data: [DONE]\n\n")
+
+
 async def _shows(gateway: Running, version: str, issue: str) -> None:
     """Wait until /readyz and the metrics show the issue, and check that the earlier version is in use."""
     async with asyncio.timeout(LIMIT_S):
         while (config := (await gateway.detail())["config"])["error"] != [issue]:
             await asyncio.sleep(0.02)
     assert (config["version"], config["stale"]) == (version, True)
-    async with gateway.session.get(f"{gateway.process.admin_url}/metrics") as reply:
-        assert "gkt_config_stale 1.0" in await reply.text()
+    assert "gkt_config_stale 1.0" in await gateway.metrics()
 
 
 async def test_an_edit_moves_the_gateway_to_another_port(tmp_path: Path, redis_url: str, engine: FakeEngine) -> None:
