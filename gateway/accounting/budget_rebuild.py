@@ -96,14 +96,20 @@ class BudgetRebuild:
         Each slice of a tenant gets its share of the missing amount.
         """
         parts = [(part, await self._held(part)) for part in account.parts]
-        missing = {slot: pico - sum(held.slots.get(slot, 0) for _, held in parts) for slot, pico in spent.items()}
-        missing = {slot: pico for slot, pico in missing.items() if pico > 0}
+        before = sum(sum(held.slots.values()) for _, held in parts)
+        left = sum(spent.values()) - before
+        missing: dict[int, int] = {}
+        # Redis may count a cost in a later slot than its receipt. So the sum decides, and the latest slots come first.
+        for slot, pico in sorted(spent.items(), reverse=True):
+            lacking = min(left, pico - sum(held.slots.get(slot, 0) for _, held in parts))
+            if lacking > 0:
+                missing[slot] = lacking
+                left -= lacking
         number_of_parts = parts_of(account.scope, account.slices)
         for number, (part, held) in enumerate(parts):
             added = {slot: share(pico, number, number_of_parts) for slot, pico in missing.items()}
             if any(added.values()):
                 await self._add(part, held, added)
-        before = sum(sum(held.slots.values()) for _, held in parts)
         return RebuiltBudget(account, _usd(before), _usd(before + sum(missing.values())))
 
     async def _held(self, account: Account) -> _Held:

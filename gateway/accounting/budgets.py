@@ -211,8 +211,10 @@ class Budgets:
             for key in owners:
                 pipe.hmget(key, "raise", "raise_until")
             (now_s, _), *replies = await pipe.execute()
-        raises = {owner: (usd, int(until or 0)) for owner, (usd, until) in zip(owners.values(), replies, strict=True)}
-        return {owner: Raise(_usd(usd), until_s) for owner, (usd, until_s) in raises.items() if usd and until_s > now_s}
+        raises = {
+            owner: _raise(usd, until, now_s) for owner, (usd, until) in zip(owners.values(), replies, strict=True)
+        }
+        return {owner: raised for owner, raised in raises.items() if raised is not None}
 
     async def claim_event(self, account: Account, kind: str, lasts_s: int) -> bool:
         """Return whether no process has sent this event of a budget with slices in the last `lasts_s` seconds."""
@@ -233,15 +235,20 @@ def _balance(terms: BudgetTerms, held: Sequence[bytes | None], ring: dict[bytes,
     else:
         present = (period or b"").decode() == period_id(terms.unit, terms.count, now_s)
         spent_pico = int(spent or 0) if present else 0
-    is_current = raised is not None and int(raised_until or 0) * _MICRO > now_us
     return Balance(
         spent_usd=_usd(spent_pico),
         reserved_usd=_usd(reserved),
         max_usd=_usd(terms.max),
-        raised=Raise(_usd(raised), int(raised_until or 0)) if is_current else None,
+        raised=_raise(raised, raised_until, now_s),
         ends_s=period_end(terms.unit, terms.count, now_s) if terms.aligned else None,
         now_s=now_s,
     )
+
+
+def _raise(pico: bytes | None, until: bytes | None, now_s: int) -> Raise | None:
+    """Return a raise from its fields. None: it ended, or is 0 as in a slice without a part."""
+    until_s = int(until or 0)
+    return Raise(_usd(pico), until_s) if int(pico or 0) and until_s > now_s else None
 
 
 def _usd(pico: bytes | str | int | None) -> Decimal:

@@ -84,20 +84,24 @@ async def rebuilt(fixture: BudgetFixture, account: Account, slots: Mapping[int, 
     return str(result.before_usd), str(result.after_usd)
 
 
-async def test_a_rolling_budget_is_raised_slot_by_slot(fixture: BudgetFixture) -> None:
-    """Redis has one slot with less and one with more than its receipts. Old slots expire as before."""
+async def test_a_rolling_budget_is_raised_to_the_sum_of_its_receipts(fixture: BudgetFixture) -> None:
+    """Redis has one slot with less and one with more than its receipts. Latest slots come first, old ones expire."""
     now_s, _ = await fixture.redis.time()
     now = int(now_s / SLOT_S)
     await fixture.ask("1", ROLLING.scope)
     await fixture.settle(fixture.last, "1")
     slots = {now - 50: 2 * 10**12, now: 5 * 10**11}
-    assert await rebuilt(fixture, ROLLING, slots, now_s) == ("1", "3")
-    assert await rebuilt(fixture, ROLLING, slots, now_s) == ("3", "3")
-    assert await rebuilt(fixture, ROLLING, {now - 50: 3 * 10**12, now - 60: 10**12}, now_s) == ("3", "5")
+    assert await rebuilt(fixture, ROLLING, {now - 1: 10**12}, now_s) == ("1", "1"), "settled in the slot after its end"
+    assert await rebuilt(fixture, ROLLING, slots, now_s) == ("1", "2.5")
+    assert await rebuilt(fixture, ROLLING, slots, now_s) == ("2.5", "2.5")
+    slots = {now - 50: 2 * 10**12, now - 60: 3 * 10**12}
+    assert await rebuilt(fixture, ROLLING, slots, now_s) == ("2.5", "5")
     refused = (await fixture.ask("5.1", ROLLING.scope)).refusal
     assert refused is not None
     assert dollars(refused.used) == 5
     ring = f"{fixture.keys.scope('acme', 'key:app')[2]}:86400"
+    added = await fixture.redis.hmget(ring, f"u{now - 50}", f"u{now - 60}")
+    assert added == [str(2 * 10**12).encode(), str(2 * 10**12).encode()]
     assert await fixture.redis.hget(ring, "from") == str(now - 60).encode()
     assert 0 < await fixture.redis.ttl(ring) <= SLOT_S * (SHARES + 2)
 

@@ -433,6 +433,15 @@ async def test_a_raise_is_put_and_seen_and_ended(budgets_fixture: BudgetFixture)
     assert (await budgets_fixture.ask("0.1", scope)).refusal is not None
 
 
+async def test_a_slice_without_a_part_of_a_raise_has_no_raise(budgets_fixture: BudgetFixture) -> None:
+    budgets, account = Budgets(budgets_fixture.redis, budgets_fixture.keys), Account("acme", budget("1"), 3)
+    now_s, _ = await budgets_fixture.redis.time()
+    raised = Raise(Decimal("0.000000000001"), now_s + 60)
+    await budgets.put_raise(account, raised)
+    assert list((await budgets.raises()).values()) == [raised]
+    assert [balance.raised for balance in await budgets.read(account.parts)] == [raised, None, None]
+
+
 async def test_a_budget_that_is_spent_again_after_a_raise_sends_another_event(budgets_fixture: BudgetFixture) -> None:
     scope = budget("1")
     account, budgets = Account("acme", scope), Budgets(budgets_fixture.redis, budgets_fixture.keys)
