@@ -31,6 +31,11 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     def name(self) -> str:
         raise NotImplementedError
 
+    @property
+    def unique(self) -> tuple[str, ...]:
+        """Return what no other line of an export may have."""
+        return (self.name,)
+
     def equals(self, other: object) -> bool:
         """Return whether a line and one from Redis have the same content."""
         return self == other
@@ -49,6 +54,10 @@ class KeyLine(_Line, frozen=True, tag="key", omit_defaults=True):
     @property
     def name(self) -> str:
         return f"key '{self.key.id}' of tenant '{self.key.tenant}'"
+
+    @property
+    def unique(self) -> tuple[str, ...]:
+        return self.name, f"key.sha256 {self.key.sha256}"
 
     def equals(self, other: object) -> bool:
         """Return whether both are the same key. The times of the last use may differ."""
@@ -134,18 +143,19 @@ def read_lines(raw: bytes, file: str) -> list[NumberedLine]:
     found: list[NumberedLine] = []
     problems: list[str] = []
     numbers: dict[str, int] = {}
-    for number, text in enumerate(raw.splitlines(), 1):
-        if not text.strip():
+    for number, raw_line in enumerate(raw.splitlines(), 1):
+        if not raw_line.strip():
             continue
         try:
-            line = _DECODER.decode(text)
+            line = _DECODER.decode(raw_line)
             problem = line.problem()
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problems.append(f"{file}:{number}: {error}. Correct the line, or delete it.")
             continue
-        first = numbers.setdefault(line.name, number)
-        if problem is None and first != number:
-            problem = f"{line.name} is also in line {first}"
+        for name in line.unique:
+            first = numbers.setdefault(name, number)
+            if problem is None and first != number:
+                problem = f"{name} is also in line {first}"
         if problem is not None:
             problems.append(f"{file}:{number}: {problem}. Correct the line, or delete it.")
         found.append(NumberedLine(number, line))

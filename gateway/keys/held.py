@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Status: TypeAlias = Literal["active", "grace", "expired", "replaced", "revoked"]
 _MICRO = 1_000_000
+_Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_EndS: TypeAlias = Annotated[float, msgspec.Meta(ge=1)]  # Redis has 0 for a key without an end
 
 
 class KeyTerms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -63,13 +65,13 @@ def policy_fields(rule: BaseModel | None) -> dict[str, Any] | None:
 class HeldKey:
     """A key in memory. Times are Unix seconds by Redis' clock."""
 
-    sha256: str
+    sha256: _Sha256
     tenant: str
     id: str
     terms: KeyTerms
     created_s: float
-    expires_s: float | None
-    revoked_s: float | None
+    expires_s: _EndS | None
+    revoked_s: _EndS | None
     replaces: str | None  # id of the key that this key replaced by rotation
     replaced: bool  # by another key; then `expires_s` is the end of the grace period
 

@@ -148,6 +148,11 @@ def test_a_raise_that_ended_is_omitted(there: Installation, tmp_path: Path) -> N
         ("tenant", "key: tenant and replaces must be"),
         ("budget", "max_budget"),
         ("again", "key 'ci' of tenant 'acme' is also in line 1"),
+        ("same hash", " is also in line 1. Correct the line, or delete it."),
+        ("short hash", "'^[0-9a-f]{64}$' - at `$.key.sha256`. Correct the line, or delete it."),
+        ("upper case", "'^[0-9a-f]{64}$' - at `$.key.sha256`"),
+        ("expires", "Expected `float` >= 1.0 - at `$.key.expires_s`"),
+        ("revoked", "Expected `float` >= 1.0 - at `$.key.revoked_s`"),
     ],
 )
 def test_an_invalid_line_is_named_and_nothing_is_written(
@@ -157,9 +162,15 @@ def test_an_invalid_line_is_named_and_nothing_is_written(
     file = tmp_path / "keys.jsonl"
     exported(here, file)
     first = file.read_text().splitlines()[0]
+    other, sha256 = first.replace('"id":"ci"', '"id":"other"'), json.loads(first)["key"]["sha256"]
     known = {
-        "budget": first.replace("0.1", "-1").replace('"id":"ci"', '"id":"other"'),
+        "budget": other.replace("0.1", "-1"),
         "again": first,
+        "same hash": other,
+        "short hash": other.replace(sha256, "ab" * 31),
+        "upper case": other.replace(sha256, "AB" * 32),
+        "expires": other.replace('"expires_s":null', '"expires_s":0'),
+        "revoked": other.replace('"revoked_s":null', '"revoked_s":-1.5'),
         "tenant": first.replace('"acme"', '"a|b"'),
     }
     file.write_text(f"{file.read_text()}\n{known.get(line, line)}\n")
