@@ -12,7 +12,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc.errors import (
     ClaimError,
     ExpiredTokenError,
-    InvalidKeyIdError,
     JoseError,
     SecurityWarning,
     UnsupportedAlgorithmError,
@@ -135,10 +134,10 @@ class IssuerKeys(NamedTuple):
 
     def find(self, kid: str | None, algorithm: str) -> Key | None:
         """Return the key with this id for an algorithm, or None. Without an id, the issuer must have one key."""
-        try:
-            return self.keys.get_by_kid(kid, {"alg": algorithm})
-        except InvalidKeyIdError:
-            return None
+        # KeySet.get_by_kid compares no types: keys of different types may have the same id (RFC 7517, section 4.5).
+        only = kid is None and len(self.keys.keys) == 1
+        fits = (key for key in self.keys if (only or key.kid == kid) and _ALL.filter_algorithms(key, [algorithm]))
+        return next(fits, None)
 
 
 def _signing_key(entry: dict[str, Any]) -> Key:

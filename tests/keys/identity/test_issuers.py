@@ -250,7 +250,18 @@ async def test_a_key_verifies_only_algorithms_of_its_kind_and_its_alg() -> None:
         forged = signed({"alg": "PS256", "kid": "k1"}, one.issuer.claims(), signing_key("k1"))
         await one.rejected(forged, "unknown_key")
         confused = signed({"alg": "RS256", "kid": "e"}, one.issuer.claims(), signing_key("k1"))
-        await one.rejected(confused, "signature")
+        await one.rejected(confused, "unknown_key")
+
+
+async def test_of_keys_with_one_id_that_of_the_algorithm_verifies() -> None:
+    """RFC 7517, section 4.5: keys of different types may have the same id."""
+    algorithms = ["RS256", "ES256", "ES384", "EdDSA"]
+    async with world(algorithms=algorithms) as one:
+        one.issuer.keys = [published("k1", algorithm) for algorithm in algorithms[:3]]
+        for algorithm in algorithms[:3]:
+            assert await one.verify(algorithm=algorithm)
+        with pytest.warns():
+            await one.rejected(one.issuer.token(algorithm="EdDSA"), "unknown_key")
 
 
 @pytest.mark.parametrize("kid", ["../../../../dev/null", "' UNION SELECT 'key' -- ", "k1\x00", "k2", "", "x" * 9000])
@@ -273,7 +284,7 @@ async def test_keys_that_a_token_brings_are_not_used(member: str) -> None:
             "x5c": ["MIIB"],
         }
         token = one.issuer.token(algorithm="ES256", header={member: values[member]})
-        await one.rejected(token, "signature")
+        await one.rejected(token, "unknown_key")
         assert evil.reads == []
         assert await one.verify(header={member: values[member]}), "the issuer's own signature counts"
 
@@ -521,7 +532,7 @@ async def test_a_token_without_a_key_id_needs_an_issuer_with_a_single_key() -> N
         assert await one.issuers.verify(signed({"alg": "RS256"}, one.issuer.claims(), signing_key("k1")))
         one.issuer.keys = [published("e", "ES256")]
         await one.refresh()
-        await one.rejected(signed({"alg": "RS256"}, one.issuer.claims(sub="a"), signing_key("k1")), "signature")
+        await one.rejected(signed({"alg": "RS256"}, one.issuer.claims(sub="a"), signing_key("k1")), "unknown_key")
         one.issuer.keys = [published("k1"), published("k2")]
         await one.refresh()
         await one.rejected(signed({"alg": "RS256"}, one.issuer.claims(sub="b"), signing_key("k1")), "unknown_key")
