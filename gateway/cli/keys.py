@@ -198,7 +198,8 @@ def export(
 ) -> None:
     """Write what only Redis has to a file: API keys, raises of budgets, switched-off guidance, and the audit trail.
 
-    `gkt-gateway keys export -o keys.jsonl` writes one line of JSON for each. `keys import` reads the file.
+    `gkt-gateway keys export -o keys.jsonl` writes one line of JSON for each. `keys import` reads the file. A complete
+    export replaces an existing file in one step, without a copy.
 
     The file has the SHA-256 of each key, never a key or another secret. Gateways may run. The command reads the Redis
     of config.yaml. It needs no admin key. See `gkt-gateway docs deployment#backups`.
@@ -213,7 +214,7 @@ def export(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        write_all({output: text}, private={output})
+        write_all({output: text}, private={output}, copy=False)
     typer.echo(keys_export.summary(lines), err=True)
 
 

@@ -35,10 +35,10 @@ def require_new(targets: Iterable[Path], *, force: bool) -> None:
         raise StartupError(f"{names} {verb}: overwrite with --force, or choose another folder with --out")
 
 
-def write_all(texts: Mapping[Path, str], private: Container[Path] = ()) -> list[Path]:
+def write_all(texts: Mapping[Path, str], private: Container[Path] = (), *, copy: bool = True) -> list[Path]:
     """Write all files, or none: each gets its content by a rename. Raises StartupError.
 
-    Only their owner may read the files in `private`.
+    Only their owner may read the files in `private`. Without `copy`, replaced files are neither kept nor restored.
 
     Return the copies of replaced files with another content: FILE.bak, or FILE.bak.2 if that exists.
     """
@@ -58,10 +58,10 @@ def write_all(texts: Mapping[Path, str], private: Container[Path] = ()) -> list[
             for target, text in texts.items():
                 if not target.exists():
                     undo.callback(target.unlink, missing_ok=True)
-                elif (before := target.read_bytes()) != text.encode():
-                    copies.append(copy := _reserved_copy(target))
-                    undo.callback(copy.unlink)
-                    shutil.copy2(target, copy)
+                elif copy and (before := target.read_bytes()) != text.encode():
+                    copies.append(kept := _reserved_copy(target))
+                    undo.callback(kept.unlink)
+                    shutil.copy2(target, kept)
                     undo.callback(target.write_bytes, before)
                 unfinished[target].replace(target)
             undo.pop_all()

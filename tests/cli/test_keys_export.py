@@ -182,6 +182,20 @@ def test_an_invalid_line_is_named_and_nothing_is_written(
     assert exported(there, tmp_path / "after.jsonl") == []
 
 
+def test_an_export_replaces_its_file_without_a_copy(here: Installation, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    (folder / "keys.jsonl").write_text("of yesterday")
+    asyncio.run(here.create("ci"))
+    assert [line["type"] for line in exported(here, folder / "keys.jsonl")] == ["key", "audit"]
+    assert list(folder.iterdir()) == [folder / "keys.jsonl"]
+    assert stat.S_IMODE((folder / "keys.jsonl").stat().st_mode) == 0o600
+    (folder / "taken.jsonl").mkdir()
+    done = here.keys_run("export", "-o", folder / "taken.jsonl")
+    assert (done.returncode, "taken.jsonl cannot be written: is a directory" in done.stderr) == (1, True)
+    assert sorted(folder.iterdir()) == [folder / "keys.jsonl", folder / "taken.jsonl"]
+
+
 def test_without_a_file_the_export_is_on_standard_output(here: Installation, tmp_path: Path) -> None:
     asyncio.run(here.create("ci"))
     done = here.keys_run("export")
