@@ -78,7 +78,7 @@ class Supervisor:
             for port in ports:
                 stack.callback(port.close)
             self._current = self._generation_of(settings, ports, replaces=False)
-            serving = self._tasks.spawn("serve", self._serve(reload))
+            serving = asyncio.get_running_loop().create_task(self._serve(reload), name="serve")  # its error is raised
             stopped = self._tasks.spawn("stop", stop.wait())
             try:
                 await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
