@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.pair import ConfiguredPair
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Question, StageRecord
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, STAGES, Example, Question, StageRecord
 from gateway.evaluation.setting import Setting
 from tests.evaluation.run_folders import read_lines
 from tests.evaluation.run_world import QUESTIONS, SETTINGS, SHORT, lines, pair_of, settings_for, staged
@@ -100,26 +100,6 @@ async def test_examples_are_recomputed_without_a_model(tmp_path: Path, engines: 
     nowhere = ConfiguredPair(settings_for("http://127.0.0.1:9", "http://127.0.0.1:9"), "big", "small")
     await staged(tmp_path, nowhere, SETTINGS[:3], QUESTIONS[:3], rescore=True)
     assert (tmp_path / EXAMPLES).read_bytes() == before
-
-
-async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: LocalStack) -> None:
-    """An older measurement has no manifest."""
-    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
-    before = (tmp_path / EXAMPLES).read_bytes()
-    for name in (EXAMPLES, MANIFEST):
-        (tmp_path / name).unlink()
-    stages = lines(tmp_path / STAGES)
-    old = b"".join(
-        b'{"stage": "%s", "set": "ours", "setting": "%s", "calls": 3, "seconds": 1.5, "at": 5}\n'
-        % (one["stage"].encode(), one["setting"].encode())
-        for one in stages
-    )
-    (tmp_path / STAGES).write_bytes(old)
-    calls = len(lines(tmp_path / GENERATIONS))
-    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
-    assert len(lines(tmp_path / GENERATIONS)) == calls
-    assert (tmp_path / EXAMPLES).read_bytes() == before
-    assert [one.calls for one in read_lines(tmp_path / STAGES, StageRecord)] == [3] * len(stages)
 
 
 @pytest.mark.long
