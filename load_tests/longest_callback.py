@@ -26,6 +26,8 @@ from load_tests.compare import gates_table
 from load_tests.figures import PACED_AT, Gate, pause_ms
 from load_tests.machine import machine
 from load_tests.systems import Site
+from tests import timed_gateway
+from tests.gateway_process import beginning_with
 
 _LIMIT_MS, _GOAL_MS = 20.0, 5.0
 _SHOWN_MS = 1.0
@@ -59,8 +61,8 @@ def main(
     with interruptible(), TemporaryDirectory(prefix="gkt-callbacks-") as folder, ExitStack() as stack:
         site = Site(Path(folder), stack)
         systems.start_upstream(site)
-        bounds = {"CALLBACK_BOUND_MS": f"{_SHOWN_MS:g}", "CALL_BOUND_MS": "inf"}
-        ours = systems.run_gateway(site, program=("-m", "tests.timed_gateway"), env=bounds)
+        timed = beginning_with(timed_gateway.AT_START, site.folder / "site")
+        ours = systems.run_gateway(site, env={"CALLBACK_BOUND_MS": f"{_SHOWN_MS:g}", **timed})
         target = wrk.Target(f"{ours.url}/v1/chat/completions", model, ours.headers)
         err.print("measuring the largest rate")
         largest = wrk.run(target, kind, concurrency=_LARGEST_AT, seconds=_LARGEST_S, first=0)

@@ -30,7 +30,7 @@ from load_tests.installs import PEERS
 from load_tests.wrk import Api, Kind, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
 RESPONSES, MESSAGES = f"{STUDENT}, /v1/responses", f"{STUDENT}, /v1/messages"
@@ -41,7 +41,6 @@ OURS = (UPSTREAM, BARE, STUDENT, RESPONSES, MESSAGES, GUIDED, STUDENT_LIMITED, G
 
 _START_WITHIN_S = 90.0
 _MAX_REQUESTS = 4096  # at once
-_GATEWAY = ("-m", "gateway")  # Python's arguments
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
 _EXPECTED_TEXT = "and the rest of it follows here"
 _LAST_EVENT: Mapping[Api, str] = {"chat": "[DONE]", "responses": "response.completed", "messages": "message_stop"}
@@ -171,15 +170,11 @@ def run_gateway(
     more: str = "",
     *,
     workers: int = 1,
-    program: Sequence[str | Path] = _GATEWAY,
     env: Mapping[str, str] | None = None,
     max_requests: int = _MAX_REQUESTS,
 ) -> GatewayProcess:
-    """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`.
-
-    `program` are Python's arguments for a program that takes the gateway's arguments.
-    """
-    gateway = _serve(site, more, workers, program, max_requests, env)
+    """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`."""
+    gateway = _serve(site, more, workers, max_requests, env)
     gateway.child.wait_until(lambda: probed(gateway.admin_url), _START_WITHIN_S)
     return gateway
 
@@ -187,7 +182,7 @@ def run_gateway(
 def start_up(site: Site) -> StartUp:
     """Start a gateway with an empty Redis, wait until it is ready, and end it."""
     with ExitStack() as stack:
-        gateway = _serve(Site(site.folder, stack, site.ports), "", 1, _GATEWAY, _MAX_REQUESTS)
+        gateway = _serve(Site(site.folder, stack, site.ports), "", 1, _MAX_REQUESTS)
         began = time.monotonic()
         gateway.child.wait_until(lambda: _is_ready(gateway.admin_url), _START_WITHIN_S, every_s=0.01)
         ready_s = time.monotonic() - began
@@ -199,7 +194,6 @@ def _serve(
     site: Site,
     more: str,
     workers: int,
-    program: Sequence[str | Path],
     max_requests: int,
     env: Mapping[str, str] | None = None,
 ) -> GatewayProcess:
@@ -211,7 +205,7 @@ def _serve(
     config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")
-    command = (sys.executable, *program, "serve", "--config", config, "--workers", str(workers))
+    command = (sys.executable, "-m", "gateway", "serve", "--config", config, "--workers", str(workers))
     child = site.start("gateway" if workers == 1 else f"gateway {workers} workers", *command, env=env)
     url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
     return GatewayProcess(child, url, admin_url, {"Authorization": f"Bearer {_KEY}"})

@@ -1,9 +1,9 @@
-"""The gateway with a clock on its event loop: logs whatever used more CPU time than a bound without a break.
+"""A clock on the event loop of a gateway's workers: logs whatever used more CPU time than a bound without a break.
 
-Run as `python -m tests.timed_gateway serve ...`. Environment variables hold the bounds: `CALLBACK_BOUND_MS` for each
-callback of the event loop, `CALL_BOUND_MS` for each call of a C function in another thread. Such a call holds the
-interpreter lock, and the event loop waits. CPU time of the thread is measured, so other processes hardly change it.
-uvloop has no hook for callbacks, so asyncio's own loop runs instead.
+Run the gateway with AT_START as the code with which its processes begin. Environment variables hold the bounds:
+`CALLBACK_BOUND_MS` for each callback of the event loop, `CALL_BOUND_MS` for each call of a C function in another
+thread. Such a call holds the interpreter lock, and the event loop waits. CPU time of the thread is measured, so other
+processes hardly change it. uvloop has no hook for callbacks, so asyncio's own loop runs instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from asyncio import events
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -24,10 +25,23 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _BOUNDS_MS = {
-    "slow_callback": float(os.environ["CALLBACK_BOUND_MS"]),
-    "slow_call": float(os.environ["CALL_BOUND_MS"]),
+    "slow_callback": float(os.environ.get("CALLBACK_BOUND_MS", "inf")),
+    "slow_call": float(os.environ.get("CALL_BOUND_MS", "inf")),
 }
 _run_handle = events.Handle._run
+AT_START = f"""
+import sys
+if "gateway.server.worker" in sys.orig_argv:
+    sys.path.append({str(Path(__file__).parents[1])!r})
+    from tests import timed_gateway
+    timed_gateway.install()
+"""
+
+
+def install() -> None:
+    events.Handle._run = _timed_run  # type: ignore[method-assign]
+    threading.setprofile(_time_call)
+    uvloop.run = asyncio.run
 
 
 def _timed_run(handle: events.Handle) -> None:
@@ -69,12 +83,3 @@ def _name(callback: Any) -> str:
     if isinstance(owner, asyncio.Task):
         return f"task {owner.get_name()}: {getattr(owner.get_coro(), '__qualname__', '?')}"
     return getattr(callback, "__qualname__", repr(callback))
-
-
-if __name__ == "__main__":
-    events.Handle._run = _timed_run  # type: ignore[method-assign]
-    threading.setprofile(_time_call)
-    uvloop.run = asyncio.run
-    from gateway.cli import main
-
-    main()

@@ -17,7 +17,16 @@ from redis.exceptions import RedisError
 from tests.canaries.engine import engine
 from tests.collector import Collector
 from tests.fakes import FakeEngine, served
-from tests.gateway_process import STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, sha256
+from tests.gateway_process import (
+    COMMAND,
+    STUDENT_ONLY,
+    TEACHER_ONLY,
+    GatewayProcess,
+    beginning_with,
+    guided,
+    model,
+    sha256,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +45,12 @@ TENANTS: dict[str, dict[str, Any]] = {
 
 COMPARED = {"sample": 1, "max_budget": 100, "max_in_flight": 64}
 
-# The command, with two faults of its own that quote what they met, and without the filter that hides what has the
-# shape of a key: here it must not be needed.
-ENTRY = """
+# Two faults of the gateway's own that quote what they met, and no filter that hides what has the shape of a key: here
+# it must not be needed.
+FAULTS = """
 import gateway.telemetry.logs
 from gateway.api import completions
 from gateway.pipeline.stream import StreamRelay
-from gateway.cli import main
 
 gateway.telemetry.logs.without_secrets = lambda line: line
 parse, feed = completions.parse_chat, StreamRelay.feed
@@ -60,7 +68,6 @@ def fed(self, chunk):
     return feed(self, chunk)
 
 completions.parse_chat, StreamRelay.feed = parsed, fed
-main()
 """
 
 
@@ -83,8 +90,6 @@ class World:
         self.student = FakeEngine(engine(self._words, "student"))
         self._temporary = folder / "tmp"
         self._temporary.mkdir(parents=True)
-        entry = folder / "entry.py"
-        entry.write_text(ENTRY, "utf-8")
         self.secrets = {
             "TEACHER_KEY": canaries["teacher-key"],
             "TRANSLATED_KEY": canaries["translated-key"],
@@ -94,7 +99,6 @@ class World:
             "REDIS_URL": f"unix://:{canaries['redis-password']}@{redis_socket}",
         }
         (folder / "student.key").write_text(canaries["student-key"], "utf-8")
-        self._entry = entry
 
     def _words(self, tenant: str, role: str) -> str:
         kind = "guidance" if role == "teacher" else "answer"
@@ -160,8 +164,8 @@ class World:
                 for tenant, rules in TENANTS.items()
             },
             alerts={"webhook": "env:WEBHOOK", "webhook_secret": "env:WEBHOOK_SECRET"},
-            entry=(str(self._entry),),
-            environ={**self.secrets, "TMPDIR": str(self._temporary), "PYTHONPATH": str(Path(__file__).parents[2])},
+            entry=COMMAND,
+            environ={**self.secrets, "TMPDIR": str(self._temporary), **beginning_with(FAULTS, self.folder / "site")},
         )  # fmt: skip
         return self.process
 

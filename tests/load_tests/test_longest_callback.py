@@ -12,10 +12,9 @@ from load_tests.longest_callback import longest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, time
-from asyncio import events
 from tests import timed_gateway
 
-events.Handle._run = timed_gateway._timed_run
+timed_gateway.install()
 
 def blocks(seconds):
     end = time.thread_time() + seconds

@@ -11,7 +11,7 @@ import pytest
 
 from tests.admin.dashboard_world import ADMIN_KEY, dashboard_world
 from tests.fakes import FakeEngine, says
-from tests.gateway_process import KEY, STUDENT_ONLY, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, STUDENT_ONLY, beginning_with, model, running_gateway
 from tests.prometheus_world import until
 from tests.usage.databases import receipt
 
@@ -23,10 +23,9 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
-def shifted(days: int) -> tuple[str, ...]:
-    """Return the arguments of a Python that runs the gateway with a shifted clock."""
-    code = f"import time; now = time.time; time.time = lambda: now() + {days * DAY_S}; import gateway.__main__"
-    return ("-c", code)
+def shifted(days: int, folder: Path) -> dict[str, str]:
+    """Return the environment in which all processes of a gateway have a shifted clock."""
+    return beginning_with(f"import time; now = time.time; time.time = lambda: now() + {days * DAY_S}", folder)
 
 
 @pytest.mark.parametrize("days", [2, -2])
@@ -43,9 +42,10 @@ def test_receipts_of_a_gateway_with_a_shifted_clock_are_in_the_usage(redis_url: 
         settings["models"] = [
             model(name, "openai", f"{engine.url}/v1", continuation="trailing", echo=False) for name in ("big", "small")
         ]
+        environ = settings["environ"] | shifted(days, tmp_path / "site")
         with (
             running_gateway(tmp_path / "right", usage={"run": "host"}, **settings) as right,
-            running_gateway(tmp_path / "wrong", entry=shifted(days), **settings) as wrong,
+            running_gateway(tmp_path / "wrong", entry=COMMAND, **settings | {"environ": environ}) as wrong,
         ):
             skew = wrong.wait_for_log("clock_skew")
             reply = httpx.post(f"{wrong.url}/v1/chat/completions", json=body, headers=HEADERS, timeout=60)
@@ -74,7 +74,8 @@ def usage_of(url: str) -> int | None:
 
 @pytest.mark.parametrize("days", [2, -2])
 def test_queries_of_a_gateway_with_a_shifted_clock_find_receipts(redis_url: str, tmp_path: Path, days: int) -> None:
-    with dashboard_world(tmp_path, redis_url, entry=shifted(days)) as world:
+    environ = {"THE_ADMIN_KEY": ADMIN_KEY, "THE_USAGE_URL": "sqlite", **shifted(days, tmp_path / "site")}
+    with dashboard_world(tmp_path, redis_url, entry=COMMAND, environ=environ) as world:
         world.gateway.wait_for_log("clock_skew")
         world.add(receipt(int(time.time()) - 60))
         assert usage_of(world.gateway.url) == 1

@@ -23,7 +23,8 @@ from load_tests.hostile_bodies import (
     text_body,
 )
 from tests.fakes import FakeEngine, begin_events, says
-from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, GatewayProcess, beginning_with, guided, model, running_gateway
+from tests.timed_gateway import AT_START
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,8 +115,12 @@ def _timed(redis_url: str, folder: Path, replies: LargeReplies) -> Iterator[Gate
                 {"model": "large-vectors", "mode": "embeddings", "student": "large"},
             ],
             tenants={"acme": {"log_content": True, "budget": {"max_budget": 1000000}}},
-            entry=("-m", "tests.timed_gateway"),
-            environ={"CALLBACK_BOUND_MS": str(BOUND_MS), "CALL_BOUND_MS": str(CALL_BOUND_MS)},
+            entry=COMMAND,
+            environ={
+                "CALLBACK_BOUND_MS": str(BOUND_MS),
+                "CALL_BOUND_MS": str(CALL_BOUND_MS),
+                **beginning_with(AT_START, folder / "site"),
+            },
         ) as process,
     ):
         yield process

@@ -18,7 +18,7 @@ from aiohttp import web
 from gateway.telemetry.trace_export import MAX_BATCH, MAX_QUEUE
 from tests.collector import Collector, Trace
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
-from tests.gateway_process import COMMAND, KEY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import COMMAND, KEY, GatewayProcess, beginning_with, guided, model, running_gateway
 from tests.readiness import detail, wait_until_looked_at
 
 if TYPE_CHECKING:
@@ -631,13 +631,6 @@ if "gateway.server.worker" in sys.orig_argv:
     atexit.register(tell)
 """
 _WITHOUT = "import sys; sys.modules['opentelemetry'] = None\n"
-
-
-def beginning_with(code: str, folder: Path) -> dict[str, str]:
-    """Return the environment in which each process of a gateway runs this code first."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.mark.long
