@@ -136,7 +136,7 @@ async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: Loo
 
 async def test_a_wait_has_an_end() -> None:
     """The caller gets an error and may retry."""
-    scheduler = LoopScheduler(Metrics(), max_wait_s=0.0)
+    scheduler = LoopScheduler(Metrics(), clock=lambda: 5.0, max_wait_s=0.0)
     steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(50)) if step is not None]
     assert steps
     for step in steps:

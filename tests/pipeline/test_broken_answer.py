@@ -97,7 +97,7 @@ class Engine:
     def failure(self) -> EngineError:
         more: dict[str, Any] = {"status_sent": 400} if self.error is EngineRejected else {}
         error = self.error("It failed.", engine=self.name, **more)
-        error.may_have_run = self.connects
+        error.may_have_run = error.connected = self.connects
         return error
 
 

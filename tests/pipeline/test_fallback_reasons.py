@@ -65,7 +65,7 @@ class Engine:
 
 
 def guard(engine: Any, metrics: Metrics, *, always_streams: bool = False) -> GuardedEngine:
-    return GuardedEngine(engine, Breaker(BreakerRule(5, 1.0, 5.0)), metrics, always_streams=always_streams)
+    return GuardedEngine(engine, Breaker(BreakerRule()), metrics, always_streams=always_streams)
 
 
 async def answer(*engines: Engine, form: str, guided: bool) -> str | GatewayError:
