@@ -19,6 +19,7 @@ from joserfc.errors import (
 from joserfc.jwk import JWKRegistry, KeySet, RSAKey
 from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
+from joserfc.registry import HeaderParameter
 
 from gateway.config.identity import Algorithm
 from gateway.keys.identity.document import parse_object
@@ -35,16 +36,20 @@ _ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 _MIN_RSA_BITS = 2048
 _TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 """Accepted values of the header `typ`. Tokens of other types, such as logout tokens, identify no caller."""
+_UNSUPPORTED = HeaderParameter("not supported", "none")
 
 
 class _Registry(JWSRegistry):
-    """Accept some algorithms, and ignore members of a header that the library does not know (RFC 7515, section 4)."""
+    """Accept some algorithms, and ignore members of a header that the library does not know (RFC 7515, section 4).
+
+    `crit` and `b64` change how a token is read, so a header with one of them is rejected, whatever its value.
+    """
 
     max_header_length = MAX_TOKEN_CHARS
     max_signature_length = 2_048  # base64 of a signature with 12,288 bits
 
     def __init__(self, accepted: Collection[str]) -> None:
-        super().__init__(algorithms=accepted, strict_check_header=False)
+        super().__init__({"crit": _UNSUPPORTED, "b64": _UNSUPPORTED}, algorithms=accepted, strict_check_header=False)
         self._accepted = accepted
 
     def get_alg(self, name: str) -> JWSAlgModel:
