@@ -35,7 +35,7 @@ class ListeningSockets(msgspec.Struct, frozen=True):
 
 
 class WorkerOptions(msgspec.Struct, frozen=True):
-    """How a worker runs, as JSON in its command line.
+    """The options of a worker, as JSON in its command line.
 
     Attributes:
         number: the number of the worker in metrics, logs and `/readyz`.

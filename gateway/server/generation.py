@@ -61,7 +61,7 @@ class WorkerNumbers:
 
 @dataclass(frozen=True, slots=True)
 class HostParts:
-    """What the generations of one supervisor share.
+    """The parts that the generations of one supervisor share.
 
     Attributes:
         metrics: the folder of the workers' metrics.

@@ -158,7 +158,8 @@ def test_failures_have_a_share_and_a_cause_in_words(redis_url: str, tmp_path: Pa
     usage, spare = {"url": "env:THE_USAGE_URL", "run": "host"}, model("spare", "openai", "http://127.0.0.1:9/v1")
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
     headers = {"Authorization": f"Bearer {KEY}"}
-    with dashboard_world(tmp_path, redis_url, usage=usage, models=[*NOWHERE, spare]) as world:
+    patient = [one | {"breaker": {"failures": 1000}} for one in NOWHERE]  # else a paused engine is the cause
+    with dashboard_world(tmp_path, redis_url, usage=usage, models=[*patient, spare]) as world:
         until(lambda: failures_of(world), "the usage worker has made its tables")
         assert failures_of(world) | {"since": ""} == {
             "since": "", "requests": 0, "failed": 0, "share": None, "cause": None, "text": "no requests"

@@ -55,7 +55,7 @@ async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -
     app = web.Application(middlewares=[render_errors])
     app.add_routes([web.get(path.partition("?")[0].replace("req_" + "0" * 24, "{id}"), PATHS[path])])
     app[METRICS] = Metrics()
-    app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))
+    app[ADMISSION] = cast("Any", SimpleNamespace(draining=False, retiring=False))
     app[REDIS] = cast("Any", SimpleNamespace(now=time.time))
     app[USAGE_DATABASE] = DatabaseReader(threads)
     app[USAGE] = UsageReader(app[USAGE_DATABASE], KEPT)

@@ -45,7 +45,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     timeouts = {"connect": "1s", "first_token": "3s", "total": "3s"}
-    patient = {"num_retries": 10, "backoff": "10ms", "floor": 10_000}
+    patient = {"num_retries": 10, "backoff": "10ms"}
     with ExitStack() as stack:
         engine = stack.enter_context(FakeEngine(drops, drops).running())
         gateway = stack.enter_context(
